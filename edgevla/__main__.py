@@ -1,0 +1,3 @@
+from edgevla.cli import main
+
+raise SystemExit(main())

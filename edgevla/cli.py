@@ -1,0 +1,111 @@
+"""The command line: verbs and where they live, no work.
+
+Each verb's module is imported when its verb is named, and offers two functions:
+`add_arguments(parser)` and `run(args) -> int` (exit code). Such a module imports nothing heavy at its top,
+so `--help` is instant. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+
+from edgevla import __version__
+from edgevla.errors import EdgeVLAError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("edgevla.train.cli", "train a policy on a LeRobot dataset"),
+    "export": ("edgevla.export.cli", "compile a checkpoint into a policy bundle"),
+    "deploy": ("edgevla.nodes.deploy_cli", "run a bundle on a robot, real or emulated"),
+    "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
+    "demo": ("edgevla.demo.cli", "the whole story on a simulated arm, in minutes"),
+    "emulate": ("edgevla.robots.emulator.cli", "servos behind a pseudo-terminal, real protocol"),
+    "inspect": ("edgevla.inspect_cli", "say what is in a dataset, checkpoint or bundle, and check it"),
+    "doctor": ("edgevla.robots.doctor", "find out what is wrong with a robot's ports and servos"),
+}
+
+
+def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:
+    module_name, summary = VERBS[verb]
+    module = importlib.import_module(module_name)
+    parser = argparse.ArgumentParser(prog=f"edgevla {verb}", description=module.__doc__ or summary)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    module.add_arguments(parser)
+    return parser, module
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, (_, summary) in VERBS.items())
+    return (
+        "usage: edgevla VERB [options]      edgevla VERB --help says more\n\n"
+        f"{verbs}\n\nStart with: edgevla demo\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and turns its outcome into an exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview(), end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"edgevla {__version__}")
+        return 0
+    verb = argv[0]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        print(f"edgevla: unknown verb '{verb}'{hint}\n\n{_overview()}", end="", file=sys.stderr)
+        return 2
+    verbose = "--verbose" in argv
+    try:
+        parser, module = _parser_for(verb)
+        args = parser.parse_args(argv[1:])
+        return int(module.run(args) or 0)  # type: ignore[attr-defined]
+    except EdgeVLAError as error:
+        if verbose:
+            raise
+        print(f"edgevla {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if verbose:
+            raise
+        print(f"edgevla {verb}: {_missing_module(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nedgevla {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `edgevla inspect ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+EXTRA_OF_MODULE = {
+    "torch": "train",
+    "safetensors": "train",
+    "transformers": "train",
+    "huggingface_hub": "train",
+    "matplotlib": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "peft": "train",
+    "pyarrow": "record",
+    "av": "record",
+    "onnxruntime": "cpu",
+    "mujoco": "sim",
+}
+
+
+def _missing_module(error: ModuleNotFoundError) -> str:
+    module = (error.name or "").split(".")[0]
+    extra = EXTRA_OF_MODULE.get(module)
+    if extra is None:
+        return (
+            f"the Python module '{module}' is missing; reinstall with: pip install --force-reinstall edgevla"
+        )
+    return f'{module} is not installed. Install it with: pip install "edgevla[{extra}]"'

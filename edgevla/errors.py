@@ -1,0 +1,110 @@
+"""Every error a user can meet, as one tree.
+
+    EdgeVLAError                 1   something a person must act on
+      UsageError                 2   the command line asked for something that cannot be
+      ConfigError                1   a TOML or JSON file says something wrong (file, table, key)
+      MissingExtraError          1   an optional dependency is not installed; names the extra
+      DatasetError               1   a dataset is damaged or does not fit (file, feature, episode)
+      CheckpointError            1   a policy folder is damaged or unknown
+      BundleError                1   a policy bundle is damaged or does not fit the robot
+      ParityError                1   an exported graph does not compute what torch computes
+      EngineError                1   an inference engine or device is not there, or failed
+      WireError                  1   a message broke the wire format
+      CameraError                1   a camera cannot be opened or gives other frames than declared
+      BusError                   1   a servo bus failed (port, motor, register)
+        CalibrationError         1   calibration missing, implausible, or different from the servos'
+      SafetyStop                 1   the arm was stopped on purpose
+
+A message is one sentence: what happened, to what thing, with which value, what was expected, what to do.
+Callers catch by class and read fields; nobody searches the text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EdgeVLAError(Exception):
+    """Base of the tree. `exit_code` is what the command line ends with; `fields` are for programs."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
+class UsageError(EdgeVLAError):
+    exit_code = 2
+
+
+class ConfigError(EdgeVLAError):
+    pass
+
+
+class MissingExtraError(EdgeVLAError):
+    """`MissingExtraError("cpu", "onnxruntime")`: the one place that says which extra to install."""
+
+    def __init__(self, extra: str, module: str, why: str = "") -> None:
+        reason = f" ({why})" if why else ""
+        super().__init__(
+            f'{module} is not installed{reason}. Install it with: pip install "edgevla[{extra}]"',
+            extra=extra,
+            module=module,
+        )
+
+
+class DatasetError(EdgeVLAError):
+    pass
+
+
+class CheckpointError(EdgeVLAError):
+    pass
+
+
+class BundleError(EdgeVLAError):
+    pass
+
+
+class ParityError(EdgeVLAError):
+    pass
+
+
+class EngineError(EdgeVLAError):
+    pass
+
+
+class WireError(EdgeVLAError):
+    """`reason` is the counter's name: schema, session, type, range, size, format."""
+
+    def __init__(self, message: str, reason: str = "format", **fields: Any) -> None:
+        super().__init__(message, reason=reason, **fields)
+        self.reason = reason
+
+
+class CameraError(EdgeVLAError):
+    pass
+
+
+class BusError(EdgeVLAError):
+    """A servo bus failed. `port`, `motor_id`, `register` are None where they do not apply."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        port: str | None = None,
+        motor_id: int | None = None,
+        register: str | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(message, port=port, motor_id=motor_id, register=register, **fields)
+        self.port, self.motor_id, self.register = port, motor_id, register
+
+
+class CalibrationError(BusError):
+    pass
+
+
+class SafetyStop(EdgeVLAError):
+    pass

@@ -1,0 +1,75 @@
+"""What passes between the parts: features, observations, action chunks. Frozen, with shapes and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+FeatureKind = Literal["camera", "absent_camera", "state", "environment_state", "action"]
+JointUnits = Literal["degrees", "range100"]
+"""How body joints of a LeRobot dataset are expressed: degrees from mid range, or -100..100 of the range."""
+
+STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One named input or output of a policy, as the robot sees it.
+
+    shape: (H, W, 3) for cameras, (D,) for vectors, () for an absent camera.
+    names: one per element of a vector (`shoulder_pan.pos`), empty for cameras.
+    units: one per element: `deg`, `rad`, `range100` (-100..100), `percent` (0..100), `unit` (0..1), `m`.
+    zero: convention of angle zero, `mid_range` for LeRobot's SO101; None where it does not apply.
+    """
+
+    name: str
+    kind: FeatureKind
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    names: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    zero: str | None = None
+    encoding: str | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Everything the policy sees at one grid moment.
+
+    images: feature name -> uint8 (H, W, 3) RGB at the camera's declared size; a lost camera has no entry.
+    state: float32 (S,), robot units, manifest order. task: the instruction, may be empty.
+    """
+
+    state: np.ndarray
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    environment_state: np.ndarray | None = None
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Actions a policy predicted from one observation.
+
+    actions: float32 (chunk_size, D), robot units, joints in profile order.
+    tick: control tick of the observation; action j belongs to tick `tick + j * ticks_per_step`.
+    """
+
+    actions: np.ndarray
+    tick: int
+    ticks_per_step: int = 1
+    seq: int = 0
+
+    def first_current(self, now: int) -> int:
+        """Index of the first action that is not yet past at tick `now`; may equal `len(self.actions)`."""
+        steps = -(-(now - self.tick) // self.ticks_per_step)
+        return min(max(0, steps), len(self.actions))
+
+    @property
+    def end_tick(self) -> int:
+        """First tick that the chunk no longer covers."""
+        return self.tick + len(self.actions) * self.ticks_per_step

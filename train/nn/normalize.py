@@ -1,0 +1,82 @@
+"""Normalisation as LeRobot defines it, as a module whose constants the exporter folds into the graph (common.md 2.2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+
+from ..processors import Stats
+
+_NEEDS = {
+    "MEAN_STD": ("mean", "std"),
+    "MIN_MAX": ("min", "max"),
+    "QUANTILES": ("q01", "q99"),
+    "QUANTILE10": ("q10", "q90"),
+}
+
+
+class Normalizer(nn.Module):
+    """y = (x - offset) / divisor * gain + bias of one feature, and its inverse as the reference computes it.
+
+    MEAN_STD: (x - mean) / (std + eps), inverse x * std + mean (without eps: not an exact inverse, as in LeRobot).
+    MIN_MAX and the quantile modes map low..high to -1..1 without clipping; a zero range is replaced by eps.
+    A feature without statistics passes unchanged. Shapes broadcast: vectors (..., D), images (..., 3, H, W).
+    """
+
+    a: Tensor | None
+    b: Tensor | None
+
+    def __init__(
+        self, mode: str, stats: dict[str, np.ndarray] | None, eps: float, *, feature: str, is_image: bool
+    ):
+        super().__init__()
+        self.mode = mode if stats and mode != "IDENTITY" else "IDENTITY"
+        self.eps = eps
+        a = b = None
+        if self.mode != "IDENTITY":
+            assert stats is not None
+            if mode not in _NEEDS:
+                raise CheckpointError(f"normalisation mode '{mode}' of feature '{feature}' is unknown")
+            missing = [s for s in _NEEDS[mode] if s not in stats]
+            if missing:
+                raise CheckpointError(
+                    f"feature '{feature}' is normalised by {mode}, but its statistics lack {', '.join(missing)}; "
+                    "recompute them from the dataset"
+                )
+            a, b = (torch.as_tensor(np.asarray(stats[s], np.float32)) for s in _NEEDS[mode])
+            if is_image and a.ndim == 1:
+                a, b = a.reshape(-1, 1, 1), b.reshape(-1, 1, 1)
+        # Not persistent: LeRobot keeps statistics in the pipeline files, not among the weights.
+        self.register_buffer("a", a, persistent=False)
+        self.register_buffer("b", b, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.a is None or self.b is None:
+            return x
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        if self.mode == "MEAN_STD":
+            return (x - a) / (b + self.eps)
+        return 2 * (x - a) / self._range(a, b) - 1
+
+    def inverse(self, y: Tensor) -> Tensor:
+        if self.a is None or self.b is None:
+            return y
+        a, b = self.a.to(y.dtype), self.b.to(y.dtype)
+        if self.mode == "MEAN_STD":
+            return y * b + a
+        return (y + 1) / 2 * self._range(a, b) + a
+
+    def _range(self, low: Tensor, high: Tensor) -> Tensor:
+        return torch.where(high == low, torch.full_like(low, self.eps), high - low)
+
+
+def normalizer(
+    feature: str, kind: str, norm_map: dict[str, str], stats: Stats, eps: float = 1e-8
+) -> Normalizer:
+    """The normaliser of one feature. kind: its type (`STATE`, `VISUAL`, ...); a type absent from the map is IDENTITY."""
+    return Normalizer(
+        norm_map.get(kind, "IDENTITY"), stats.get(feature), eps, feature=feature, is_image=kind == "VISUAL"
+    )

@@ -1,0 +1,190 @@
+"""What every policy is: a loss, and three graphs (`encode`, `denoise`, `decode`) that one sampler walks.
+
+A policy file tells its whole story: configuration with LeRobot's field names, network, loss, the three methods.
+Written once, here: sampling (edgevla.policy.Sampler over the torch methods), the plain action queue that parity
+with LeRobot's `select_action` needs, drawing of random numbers, and the signature from which the exporter traces.
+
+Everything is raw at the door: images uint8 (B, H, W, 3) RGB, state and actions in robot units. Normalisation,
+resizing and padding happen inside, so what was trained is what is exported.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevla.graph import GraphSpec
+from edgevla.policy import Sampler, Schedule
+
+from ..processors import Processors
+from .config import PolicyConfig
+
+Batch = Mapping[str, Any]
+"""Raw training batch, batch first. Keys:
+
+    <camera feature>         uint8 (B, H, W, 3); with an observation window (B, n_obs, H, W, 3)
+    observation.state        float32 (B, S), robot units; with a window (B, n_obs, S)
+    observation.environment_state  the same
+    action                   float32 (B, T, A), robot units;   action_is_pad  bool (B, T)
+    tokens, token_mask       int64, bool (B, L): policies with a prompt recipe
+    camera_present           bool (B, N), optional: cameras in the order of `config.image_features`
+    domain_id                int64 (B,), X-VLA only
+"""
+
+
+class Policy(nn.Module, ABC):
+    """Base of all policies. Subclasses set `type` and `Config` and write the methods marked abstract."""
+
+    type: ClassVar[str]
+    Config: ClassVar[type[PolicyConfig]]
+    Prefix: ClassVar[str] = "model."
+    """Prefix of this policy's keys in LeRobot's `model.safetensors`."""
+
+    def __init__(self, config: PolicyConfig, processors: Processors) -> None:
+        super().__init__()
+        self.config = config
+        self.processors = processors
+        self.camera_sizes: dict[str, tuple[int, int]] = {}
+        """Feature name -> (H, W) as the camera delivers, set by `set_cameras` before export; empty: config's shapes."""
+        self.absent_cameras: frozenset[str] = frozenset()
+
+    # -- the policy's story -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of a raw batch, and its parts by LeRobot's log names. Randomness comes in `draws`."""
+
+    @abstractmethod
+    def draw(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The random numbers that one `loss` needs (`noise`, `time`, `latent_eps`, ...), on the batch's device."""
+
+    @abstractmethod
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Context of one moment. `inputs` is keyed by source (graphs.md 1.1): `camera:<feature>`, `state`, ..."""
+
+    def predict(
+        self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The network alone at time `tau` (B,): velocity, epsilon or action, normalised, shape of x."""
+        raise TypeError(f"{self.type} has no denoise step")
+
+    def denoise(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        tau: Tensor,
+        tau_next: Tensor,
+        extras: Mapping[str, Tensor],
+    ) -> Tensor:
+        """One solver step, integrator and guidance inside. `extras` is keyed by source (`noise:step`, `rtc:*`, ...)."""
+        raise TypeError(f"{self.type} has no denoise step")
+
+    @abstractmethod
+    def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        """Normalised chunk -> (B, T, A) robot units, from the observation's moment on. `extras`: `state` if declared."""
+
+    @abstractmethod
+    def graphs(self) -> dict[str, GraphSpec]:
+        """Signature of `encode`, `denoise` (absent for ACT), `decode`, and `time` where the policy has it; batch 1."""
+
+    @property
+    def schedule(self) -> Schedule | None:
+        return None
+
+    @property
+    def sample_shape(self) -> tuple[int, int] | None:
+        """(T, W) of the running sample x; None where `encode` yields it."""
+        return None
+
+    rtc_mode: ClassVar[str | None] = None
+    """`guided`, `inpaint`, `trained` or None (graphs.md 1.5)."""
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The manifest's `settings` block: name -> {dtype, default, values}."""
+        return {}
+
+    def prompt_recipe(self) -> dict[str, Any] | None:
+        """The manifest's `prompt` block (graphs.md 3), or None for policies without language."""
+        return None
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the published preset, trainable parameters only."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    # -- written once -------------------------------------------------------------------------------------
+
+    def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
+        """Fixes the live camera sizes (H, W) that the graphs take, and which listed cameras the robot lacks."""
+        self.camera_sizes = dict(sizes)
+        self.absent_cameras = frozenset(absent)
+
+    def camera_size(self, feature: str) -> tuple[int, int]:
+        """(H, W) of a camera's raw frames: as set for export, else the shape in the config."""
+        return self.camera_sizes.get(feature) or tuple(self.config.input_features[feature].shape[1:])  # type: ignore[return-value]
+
+    @property
+    def live_cameras(self) -> list[str]:
+        """Cameras the robot has, in the network's order."""
+        return [name for name in self.config.image_features if name not in self.absent_cameras]
+
+    def sampler(self) -> Sampler:
+        """The runtime's own sampler over this module's torch methods."""
+        return Sampler(
+            {name: TorchGraph(self, name, spec) for name, spec in self.graphs().items()}, self.schedule
+        )
+
+    @torch.no_grad()
+    def sample(
+        self, moments: Sequence[Mapping[str, Any]], values: Mapping[str, Any] | None = None, **solve: Any
+    ) -> Tensor:
+        """(B, T, A) robot units from observations by source, oldest first. See `edgevla.policy.Sampler.sample`."""
+        return self.sampler().sample(moments, values, **solve)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+class TorchGraph:
+    """One of a policy's methods in the shape of an exported graph: input name -> tensor in, the same out."""
+
+    def __init__(self, policy: Policy, name: str, spec: GraphSpec) -> None:
+        self.policy, self.name, self.spec = policy, name, spec
+        self._source = {s.name: s.source or "" for s in spec.inputs}
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        values = {self._source[name]: self._tensor(value) for name, value in inputs.items()}
+        return run_method(self.policy, self.name, values, [o.name for o in self.spec.outputs])
+
+    def stack(self, arrays: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(arrays), dim=1)
+
+    def _tensor(self, value: Any) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+        return tensor.to(self.policy.device)
+
+
+def run_method(
+    policy: Policy, name: str, values: Mapping[str, Tensor], output_names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Calls `encode`, `denoise`, `decode` or `time` with values by source. The exporter traces exactly this."""
+    if name == "encode":
+        context = policy.encode(values)
+        return {output: context[output] for output in output_names}
+    if name == "time":
+        rows = policy.time(values["schedule:tau"])  # type: ignore[operator]
+        return {output: rows[output] for output in output_names}
+    extras = {source: v for source, v in values.items() if not source.startswith("context:")}
+    if name == "decode":
+        return {output_names[0]: policy.decode(extras.pop("x"), extras)}
+    context = {
+        source.removeprefix("context:"): v for source, v in values.items() if source.startswith("context:")
+    }
+    x, tau, tau_next = (extras.pop(s) for s in ("x", "schedule:tau", "schedule:tau_next"))
+    return {output_names[0]: policy.denoise(context, x, tau, tau_next, extras)}

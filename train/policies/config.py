@@ -1,0 +1,134 @@
+"""Policy configurations with LeRobot's field names, and the rules that turn features into inputs.
+
+A checkpoint's `config.json` decides everything; defaults serve training from scratch. Reading is tolerant (an
+unknown key is a warning), writing is strict (LeRobot refuses unknown keys). common.md 2 and 4.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from edgevla.errors import CheckpointError
+from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE
+
+
+@dataclass(frozen=True)
+class PolicyFeature:
+    """type: STATE, VISUAL, ENV, ACTION, REWARD or LANGUAGE. shape: channel first (3, H, W) for VISUAL."""
+
+    type: str
+    shape: tuple[int, ...]
+
+
+Features = dict[str, PolicyFeature]
+
+
+@dataclass
+class PolicyConfig:
+    """Fields that every policy's `config.json` has. Subclasses add theirs with LeRobot's names and defaults."""
+
+    type: ClassVar[str] = ""
+
+    n_obs_steps: int = 1
+    input_features: Features = field(default_factory=dict)
+    output_features: Features = field(default_factory=dict)
+    normalization_mapping: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    use_amp: bool = False
+    use_peft: bool = False
+    push_to_hub: bool = False
+    repo_id: str | None = None
+    private: bool | None = None
+    tags: list[str] | None = None
+    license: str | None = None
+    pretrained_path: str | None = None
+
+    # -- features (common.md 2.1) -------------------------------------------------------------------------
+
+    @property
+    def image_features(self) -> Features:
+        """VISUAL inputs in the order of `input_features`, which fixes the cameras' order in the network."""
+        return {k: f for k, f in self.input_features.items() if f.type == "VISUAL"}
+
+    @property
+    def state_dim(self) -> int | None:
+        feature = self.input_features.get(STATE)
+        return feature.shape[0] if feature is not None and feature.type == "STATE" else None
+
+    @property
+    def environment_state_dim(self) -> int | None:
+        feature = next((f for f in self.input_features.values() if f.type == "ENV"), None)
+        return feature.shape[0] if feature is not None else None
+
+    @property
+    def environment_state_key(self) -> str:
+        return next((k for k, f in self.input_features.items() if f.type == "ENV"), ENVIRONMENT_STATE)
+
+    @property
+    def action_dim(self) -> int:
+        feature = self.output_features.get(ACTION)
+        if feature is None:
+            raise CheckpointError("the policy's config.json names no output feature 'action'")
+        return feature.shape[0]
+
+    # -- what differs between policies --------------------------------------------------------------------
+
+    @property
+    def observation_indices(self) -> list[int] | None:
+        """Frames relative to the current one that `observation.*` keys are windowed over; None: no time axis."""
+        return None
+
+    @property
+    def action_indices(self) -> list[int]:
+        return list(range(self.chunk_length))
+
+    @property
+    def chunk_length(self) -> int:
+        """Length of the predicted action window in training (`chunk_size`, Diffusion: `horizon`)."""
+        return int(getattr(self, "chunk_size"))  # noqa: B009  every other policy has this field
+
+    drop_n_last_frames: ClassVar[int] = 0
+
+    def validate(self) -> None:
+        """Raises CheckpointError on settings that cannot work together. Called after reading and by training."""
+
+    # -- config.json --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PolicyConfig:
+        """Reads LeRobot's flat JSON. Unknown keys warn and are ignored; missing ones take the defaults here."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - set(fields) - {"type", *cls.ignored_keys})
+        if unknown:
+            warnings.warn(
+                f"config.json of a {cls.type} policy: unknown keys ignored: {', '.join(unknown)}",
+                stacklevel=2,
+            )
+        values = {k: v for k, v in data.items() if k in fields}
+        for key in ("input_features", "output_features"):
+            values[key] = {
+                name: PolicyFeature(str(f["type"]), tuple(f["shape"]))
+                for name, f in (values.get(key) or {}).items()
+            }
+        values["normalization_mapping"] = dict(
+            values.get("normalization_mapping") or cls().normalization_mapping
+        )
+        config = cls(**values)
+        config.validate()
+        return config
+
+    ignored_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
+    """Keys of other LeRobot versions that change nothing here and need no warning."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The flat JSON that LeRobot reads back; only LeRobot's own keys."""
+        data: dict[str, Any] = {"type": self.type}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if f.name in ("input_features", "output_features"):
+                value = {k: {"type": v.type, "shape": list(v.shape)} for k, v in value.items()}
+            data[f.name] = list(value) if isinstance(value, tuple) else value
+        return data

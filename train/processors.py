@@ -1,0 +1,155 @@
+"""LeRobot's processor pipelines on disk: two lists of named steps beside a checkpoint (common.md 5).
+
+A pipeline is kept as it was read, step by step, so that saving gives back what was loaded; policies ask it for
+what they need (statistics, prompt settings, domain id, ...). Nothing is computed here: the arithmetic of every
+step lives in the policy or its `nn` parts, where the exporter sees it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevla.errors import CheckpointError
+
+Stats = dict[str, dict[str, np.ndarray]]
+"""Feature name -> statistic (`mean`, `std`, `min`, `max`, `q01`, `q10`, `q50`, `q90`, `q99`) -> float32 array."""
+
+PRE, POST = "policy_preprocessor", "policy_postprocessor"
+
+
+@dataclass
+class Step:
+    """One processor: LeRobot's registry name (or class path), its constructor arguments, its tensors if it has any."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, np.ndarray] | None = None
+    artifacts: dict[str, str] | None = None
+    is_class: bool = False
+
+
+@dataclass
+class Processors:
+    """Pre- and post-processing of one checkpoint. `folder` is where relative files (tokenizer) are looked up."""
+
+    pre: list[Step] = field(default_factory=list)
+    post: list[Step] = field(default_factory=list)
+    folder: Path | None = None
+
+    def step(self, *names: str) -> Step | None:
+        """First pre-processing step with one of these registry names (old and new spellings), or None."""
+        return next((s for s in self.pre if s.name in names), None)
+
+    def post_step(self, *names: str) -> Step | None:
+        return next((s for s in self.post if s.name in names), None)
+
+    @property
+    def stats(self) -> Stats:
+        """Statistics of the normaliser (else of the unnormaliser); empty when the checkpoint has none."""
+        for step in (self.step("normalizer_processor"), self.post_step("unnormalizer_processor")):
+            if step is not None and step.state:
+                return unflatten_stats(step.state)
+        return {}
+
+    @property
+    def eps(self) -> float:
+        step = self.step("normalizer_processor")
+        return float(step.config.get("eps", 1e-8)) if step else 1e-8
+
+    @property
+    def norm_map(self) -> dict[str, str] | None:
+        """Feature type -> mode as the pipeline says (it wins over config.json), or None without a normaliser."""
+        step = self.step("normalizer_processor")
+        return dict(step.config["norm_map"]) if step and "norm_map" in step.config else None
+
+    @property
+    def rename_map(self) -> dict[str, str]:
+        """Dataset key -> policy key, applied to observations first."""
+        step = self.step("rename_observations_processor")
+        return dict(step.config.get("rename_map") or {}) if step else {}
+
+    # -- on disk ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, folder: Path) -> Processors:
+        """Reads both pipelines; missing files give empty pipelines (checkpoints before LeRobot 0.4).
+
+        Raises:
+            CheckpointError: unreadable JSON, or a state file that the JSON names and the folder lacks.
+        """
+        return cls(_read(folder, PRE), _read(folder, POST), folder)
+
+    def save(self, folder: Path) -> None:
+        for name, steps in ((PRE, self.pre), (POST, self.post)):
+            _write(folder, name, steps)
+
+
+def unflatten_stats(state: dict[str, np.ndarray]) -> Stats:
+    """`<feature>.<stat>` -> nested; split at the last dot, because feature names hold dots."""
+    stats: Stats = {}
+    for key, value in state.items():
+        feature, _, stat = key.rpartition(".")
+        stats.setdefault(feature, {})[stat] = np.asarray(value)
+    return stats
+
+
+def flatten_stats(stats: Stats) -> dict[str, np.ndarray]:
+    return {f"{feature}.{stat}": np.asarray(v) for feature, by in stats.items() for stat, v in by.items()}
+
+
+def _read(folder: Path, name: str) -> list[Step]:
+    from safetensors.numpy import load_file
+
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return []
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the checkpoint again") from error
+    steps = []
+    for entry in data.get("steps", []):
+        state = None
+        if entry.get("state_file"):
+            state_path = folder / entry["state_file"]
+            if not state_path.is_file():
+                raise CheckpointError(
+                    f"{path} names {entry['state_file']}, which {folder} lacks; fetch it again"
+                )
+            state = load_file(state_path)
+        is_class = "registry_name" not in entry
+        steps.append(
+            Step(
+                name=entry.get("registry_name") or entry.get("class", ""),
+                config=dict(entry.get("config") or {}),
+                state=state,
+                artifacts=entry.get("artifacts"),
+                is_class=is_class,
+            )
+        )
+    return steps
+
+
+def _write(folder: Path, name: str, steps: list[Step]) -> None:
+    from safetensors.numpy import save_file
+
+    entries = []
+    for i, step in enumerate(steps):
+        entry: dict[str, Any] = {
+            "class" if step.is_class else "registry_name": step.name,
+            "config": step.config,
+        }
+        if step.state is not None:
+            entry["state_file"] = f"{name}_step_{i}_{step.name.rpartition('.')[2]}.safetensors"
+            save_file(
+                {k: np.ascontiguousarray(v) for k, v in step.state.items()}, folder / entry["state_file"]
+            )
+        if step.artifacts:
+            entry["artifacts"] = step.artifacts
+        entries.append(entry)
+    (folder / f"{name}.json").write_text(json.dumps({"name": name, "steps": entries}, indent=2))
