@@ -38,9 +38,9 @@ Batch = Mapping[str, Any]
 
 
 class Policy(nn.Module, ABC):
-    """Base of all policies. Subclasses set `type` and `Config` and write the methods marked abstract."""
+    """Base of all policies. Subclasses set `policy_type` and `Config` and write the methods marked abstract."""
 
-    type: ClassVar[str]
+    policy_type: ClassVar[str]
     Config: ClassVar[type[PolicyConfig]]
     Prefix: ClassVar[str] = "model."
     """Prefix of this policy's keys in LeRobot's `model.safetensors`."""
@@ -71,7 +71,7 @@ class Policy(nn.Module, ABC):
         self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
     ) -> Tensor:
         """The network alone at time `tau` (B,): velocity, epsilon or action, normalised, shape of x."""
-        raise TypeError(f"{self.type} has no denoise step")
+        raise TypeError(f"{self.policy_type} has no denoise step")
 
     def denoise(
         self,
@@ -82,7 +82,7 @@ class Policy(nn.Module, ABC):
         extras: Mapping[str, Tensor],
     ) -> Tensor:
         """One solver step, integrator and guidance inside. `extras` is keyed by source (`noise:step`, `rtc:*`, ...)."""
-        raise TypeError(f"{self.type} has no denoise step")
+        raise TypeError(f"{self.policy_type} has no denoise step")
 
     @abstractmethod
     def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
