@@ -1,0 +1,56 @@
+# The two commands of the README. Each makes its own environment from nothing but python3 and make.
+#   make demo    the whole story on a simulated arm        make test    all that CI runs
+# Variables: PYTHON (default python3), TORCH (what pip installs first), ARGS (passed on to pytest / the demo).
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+ARGS   ?=
+VENV        := .venv
+VENV_TEST   := .venv-test
+RUNTIME_PYTHONS := 3.10 3.13
+RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/monitor tests/demo
+
+.PHONY: demo test lint types test-torch test-runtime clean
+
+demo: $(VENV)/ready
+	$(VENV)/bin/edgevla demo $(ARGS)
+
+test: lint types test-torch test-runtime
+
+lint: $(VENV_TEST)/ready
+	$(VENV_TEST)/bin/ruff check .
+	$(VENV_TEST)/bin/ruff format --check .
+
+types: $(VENV_TEST)/ready
+	$(VENV_TEST)/bin/mypy
+
+# One thread per worker: two workers on two cores, no oversubscription.
+test-torch: $(VENV_TEST)/ready
+	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/pytest -n 2 --dist loadfile $(ARGS)
+
+# The robot's half on the oldest and newest Python, in environments that hold no torch.
+test-runtime: $(RUNTIME_PYTHONS:%=test-runtime-%)
+
+test-runtime-%: .venv-runtime-%/ready
+	.venv-runtime-$*/bin/pytest -n 2 --dist loadfile $(RUNTIME_TESTS) $(ARGS)
+
+$(VENV)/ready: pyproject.toml
+	sh .ci/venv $(PYTHON) $(VENV)
+	$(VENV)/bin/pip install --quiet $(TORCH)
+	$(VENV)/bin/pip install --quiet -e '.[cpu,train]'
+	touch $@
+
+$(VENV_TEST)/ready: pyproject.toml
+	sh .ci/venv $(PYTHON) $(VENV_TEST)
+	$(VENV_TEST)/bin/pip install --quiet $(TORCH)
+	$(VENV_TEST)/bin/pip install --quiet -e '.[dev]'
+	touch $@
+
+# The wheel, not the tree: what a robot would install.
+.venv-runtime-%/ready: pyproject.toml
+	sh .ci/venv "$$(sh .ci/find-python $*)" .venv-runtime-$*
+	.venv-runtime-$*/bin/pip install --quiet -e '.[dev-runtime]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-test .venv-runtime-* build dist

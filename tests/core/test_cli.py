@@ -1,0 +1,50 @@
+"""The command line as a person meets it: fast, helpful, honest exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from edgevla.cli import VERBS
+
+HEAVY = ("numpy", "zmq", "cv2", "torch", "onnxruntime", "textual", "pyarrow", "transformers", "matplotlib")
+
+
+def edgevla(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgevla", *argv], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_without_arguments_it_lists_every_verb() -> None:
+    done = edgevla()
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+def test_an_unknown_verb_suggests_the_nearest() -> None:
+    done = edgevla("deplyo")
+    assert done.returncode == 2
+    assert "did you mean 'deploy'" in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    """Imports, not seconds: a timed assertion would measure the machine's neighbours."""
+    code = (
+        "import sys\nfrom edgevla.cli import main\n"
+        f"try: main([{verb!r}, '--help'])\nexcept SystemExit as e: assert e.code == 0, e.code\n"
+        f"bad = [m for m in {HEAVY!r} if m in sys.modules]\nassert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: edgevla " + verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_option_is_wrong_usage(verb: str) -> None:
+    done = edgevla(verb, "--no-such-option")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,87 @@
+"""What a robot would install: the wheel, in an empty environment, with the walls it promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TORCH_FREE = ("edgevla", "robots")
+FORBIDDEN = ("torch", "transformers", "peft", "accelerate", "safetensors")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, timeout=240)
+    (path,) = out.glob("edgevla-*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_linked_packages_and_their_data(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for expected in (
+        "edgevla/cli.py",
+        "edgevla/robots/so101.toml",
+        "edgevla/robots/guardian.py",
+        "edgevla/train/policies/act.py",
+        "edgevla/train/recipes/act.toml",
+        "edgevla/export/cli.py",
+        "edgevla/monitor/monitor.tcss",
+    ):
+        assert expected in names
+    top_level = {name.split("/")[0] for name in names}
+    assert {n for n in top_level if not n.endswith(".dist-info")} == {"edgevla"}
+
+
+def _modules() -> list[str]:
+    found = []
+    for folder in TORCH_FREE:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if folder == "edgevla" and parts[1] in ("train", "export", "robots"):
+                continue
+            name = ".".join(parts if folder == "edgevla" else ("edgevla", *parts))
+            found.append(name.removesuffix(".__init__"))
+    return [m for m in found if not m.endswith("__main__")]
+
+
+def test_no_module_of_the_runtime_imports_torch() -> None:
+    modules = _modules()
+    assert len(modules) > 20
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"bad = [m for m in {FORBIDDEN!r} if m in sys.modules]\n"
+        "assert not bad, bad\n"
+        "core = [m for m in sys.modules if m.startswith('edgevla.train') or m.startswith('edgevla.export')]\n"
+        "assert not core, core\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_the_core_imports_no_upper_floor() -> None:
+    modules = [m for m in _modules() if not m.startswith("edgevla.robots")]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "up = [m for m in sys.modules if m.startswith(('edgevla.train', 'edgevla.export', 'edgevla.robots'))]\n"
+        "assert not up, up\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_the_robots_loop_and_guardian_import_neither_camera_nor_engine_code() -> None:
+    code = (
+        "import sys, edgevla.robots.guardian\n"
+        "assert 'numpy' not in sys.modules, 'the guardian must stay tiny'\n"
+        "import edgevla.robots.node\n"
+        "bad = [m for m in ('cv2', 'onnxruntime', 'av') if m in sys.modules]\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
