@@ -38,7 +38,9 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
         f"try: main([{verb!r}, '--help'])\nexcept SystemExit as e: assert e.code == 0, e.code\n"
         f"bad = [m for m in {HEAVY!r} if m in sys.modules]\nassert not bad, bad\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "usage: edgevla " + verb in done.stdout
 

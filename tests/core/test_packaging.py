@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,7 +18,17 @@ FORBIDDEN = ("torch", "transformers", "peft", "accelerate", "safetensors")
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(out),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True, timeout=240)
     (path,) = out.glob("edgevla-*.whl")
     return path
@@ -85,3 +96,22 @@ def test_the_robots_loop_and_guardian_import_neither_camera_nor_engine_code() ->
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("python", ["310", "313"])
+def test_every_runtime_dependency_has_a_wheel_for_an_arm_computer(python: str, tmp_path: Path) -> None:
+    """pip resolves the default install, `cpu` and `record` for aarch64 from wheels alone (needs the package index)."""
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = _requirements(project, "dependencies = [") + _requirements(project, "cpu = [")
+    wanted += _requirements(project, "record = [")
+    platforms = [f"manylinux_2_{n}_aarch64" for n in (34, 28, 17)] + ["manylinux2014_aarch64"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
+    command += ["--target", str(tmp_path), *[f"--platform={p}" for p in platforms], *wanted]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _requirements(project: str, opening: str) -> list[str]:
+    block = project.split(f"\n{opening}", 1)[1].split("]", 1)[0]
+    return re.findall(r'"([A-Za-z][^";]*)[";]', block)
