@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgevla.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .policies.config import Features, PolicyConfig
 
 Stats = dict[str, dict[str, np.ndarray]]
 """Feature name -> statistic (`mean`, `std`, `min`, `max`, `q01`, `q10`, `q50`, `q90`, `q99`) -> float32 array."""
@@ -87,6 +90,37 @@ class Processors:
     def save(self, folder: Path) -> None:
         for name, steps in ((PRE, self.pre), (POST, self.post)):
             _write(folder, name, steps)
+
+
+def normalizing_processors(config: PolicyConfig, stats: Stats) -> Processors:
+    """The pipelines that ACT and Diffusion have and the others extend: rename, to_batch, device, normalizer; and back."""
+
+    def features(named: Features) -> dict[str, Any]:
+        return {k: {"type": f.type, "shape": list(f.shape)} for k, f in named.items()}
+
+    device = config.device or "cpu"
+    norm_map = dict(config.normalization_mapping)
+    state = flatten_stats(
+        {f: {s: np.asarray(v, np.float32) for s, v in by.items()} for f, by in stats.items()}
+    )
+    normalizer = {
+        "eps": 1e-8,
+        "features": features({**config.input_features, **config.output_features}),
+        "norm_map": norm_map,
+    }
+    unnormalizer = {"eps": 1e-8, "features": features(config.output_features), "norm_map": norm_map}
+    return Processors(
+        pre=[
+            Step("rename_observations_processor", {"rename_map": {}}),
+            Step("to_batch_processor"),
+            Step("device_processor", {"device": device, "float_dtype": None}),
+            Step("normalizer_processor", normalizer, state or None),
+        ],
+        post=[
+            Step("unnormalizer_processor", unnormalizer, dict(state) or None),
+            Step("device_processor", {"device": "cpu", "float_dtype": None}),
+        ],
+    )
 
 
 def unflatten_stats(state: dict[str, np.ndarray]) -> Stats:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
-from ..processors import Stats
+from ..policies.config import Features, PolicyConfig
+from ..processors import Processors, Stats, Step, unflatten_stats
 
 _NEEDS = {
     "MEAN_STD": ("mean", "std"),
@@ -80,3 +81,45 @@ def normalizer(
     return Normalizer(
         norm_map.get(kind, "IDENTITY"), stats.get(feature), eps, feature=feature, is_image=kind == "VISUAL"
     )
+
+
+class Normalizers(nn.Module):
+    """The normaliser of every feature of a policy, by feature name: `forward` in, `inverse` out.
+
+    A feature that the pipeline's own list does not name passes unchanged, as in LeRobot. The inverse takes the
+    statistics of the post-processor, which may differ from the pre-processor's.
+    """
+
+    def __init__(self, config: PolicyConfig, processors: Processors) -> None:
+        super().__init__()
+        pre, post = processors.step("normalizer_processor"), processors.post_step("unnormalizer_processor")
+        features = {**config.input_features, **config.output_features}
+        self.forwards = _of_step(pre, features, config, processors)
+        self.inverses = _of_step(post, config.output_features, config, processors)
+
+    def forward(self, feature: str, x: Tensor) -> Tensor:
+        return self.forwards[_module_name(feature)](x)
+
+    def inverse(self, feature: str, y: Tensor) -> Tensor:
+        inverse: Normalizer = self.inverses[_module_name(feature)]  # type: ignore[assignment]
+        return inverse.inverse(y)
+
+
+def _of_step(
+    step: Step | None, features: Features, config: PolicyConfig, processors: Processors
+) -> nn.ModuleDict:
+    modules = nn.ModuleDict()
+    settings = step.config if step is not None else {}
+    listed = settings.get("features") or {k: {"type": f.type} for k, f in features.items()}
+    norm_map = settings.get("norm_map") or config.normalization_mapping
+    stats = unflatten_stats(step.state) if step is not None and step.state else processors.stats
+    for name in features:
+        kind = str(listed[name]["type"]) if name in listed else "IDENTITY"
+        modules[_module_name(name)] = normalizer(
+            name, kind, norm_map, stats, float(settings.get("eps", 1e-8))
+        )
+    return modules
+
+
+def _module_name(feature: str) -> str:
+    return feature.replace(".", "__")

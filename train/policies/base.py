@@ -1,8 +1,8 @@
 """What every policy is: a loss, and three graphs (`encode`, `denoise`, `decode`) that one sampler walks.
 
 A policy file tells its whole story: configuration with LeRobot's field names, network, loss, the three methods.
-Written once, here: sampling (edgevla.policy.Sampler over the torch methods), the plain action queue that parity
-with LeRobot's `select_action` needs, drawing of random numbers, and the signature from which the exporter traces.
+Written once, here: sampling (edgevla.policy.Sampler over the torch methods), the hooks by which checkpoints are
+loaded and saved, and the signature from which the exporter traces.
 
 Everything is raw at the door: images uint8 (B, H, W, 3) RGB, state and actions in robot units. Normalisation,
 resizing and padding happen inside, so what was trained is what is exported.
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevla.graph import GraphSpec
+from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Sampler, Schedule
 
-from ..processors import Processors
+from ..processors import Processors, Stats, normalizing_processors
 from .config import PolicyConfig
 
 Batch = Mapping[str, Any]
@@ -52,6 +53,11 @@ class Policy(nn.Module, ABC):
         self.camera_sizes: dict[str, tuple[int, int]] = {}
         """Feature name -> (H, W) as the camera delivers, set by `set_cameras` before export; empty: config's shapes."""
         self.absent_cameras: frozenset[str] = frozenset()
+        self.config_keys: tuple[str, ...] | None = None
+        """Keys of the `config.json` that this policy came from: saving writes the same set. None: a fresh policy."""
+        self.extra_folders: dict[str, Path] = {}
+        """Sub-folder name -> folder that `save_policy` copies beside the weights (`tokenizer`, `vlm_config`, ...).
+        Those of `processors.folder`, where the checkpoint was read, are copied anyway."""
 
     # -- the policy's story -------------------------------------------------------------------------------
 
@@ -117,6 +123,31 @@ class Policy(nn.Module, ABC):
         """Parameter groups of the published preset, trainable parameters only."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
+    # -- loading and saving (train/checkpoint.py) ---------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls, config: PolicyConfig, processors: Processors, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> Policy:
+        """The module before its weights arrive. `shapes`: those of the checkpoint's weights (our names, after
+        `repair_keys`), for sizes that no config holds; None for a fresh policy."""
+        return cls(config, processors)
+
+    @classmethod
+    def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
+        """LeRobot's names as found in the file -> LeRobot's names as this class knows them: drops what is known to
+        be unused, renames what older versions called otherwise. Whatever is then missing or left over is an error."""
+        return weights
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """What `model.safetensors` holds, by LeRobot's names: `Prefix` + our names."""
+        return {self.Prefix + name: tensor for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
+        """LeRobot's pipelines for a fresh policy (common.md 5.3): rename, batch, device, normalise; and back."""
+        return normalizing_processors(config, stats)
+
     # -- written once -------------------------------------------------------------------------------------
 
     def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
@@ -132,6 +163,19 @@ class Policy(nn.Module, ABC):
     def live_cameras(self) -> list[str]:
         """Cameras the robot has, in the network's order."""
         return [name for name in self.config.image_features if name not in self.absent_cameras]
+
+    def camera_specs(self) -> tuple[TensorSpec, ...]:
+        """One graph input per live camera, in the network's order: named by the last part of its feature, made unique."""
+        specs: list[TensorSpec] = []
+        taken = {"x", "t", "state", "environment_state"}
+        for feature in self.live_cameras:
+            stem = name = feature.rpartition(".")[2]
+            number = 2
+            while name in taken:
+                name, number = f"{stem}_{number}", number + 1
+            taken.add(name)
+            specs.append(TensorSpec(name, "uint8", (1, *self.camera_size(feature), 3), f"camera:{feature}"))
+        return tuple(specs)
 
     def sampler(self) -> Sampler:
         """The runtime's own sampler over this module's torch methods."""
