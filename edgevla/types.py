@@ -25,6 +25,7 @@ class Feature:
     names: one per element of a vector (`shoulder_pan.pos`), empty for cameras.
     units: one per element: `deg`, `rad`, `range100` (-100..100), `percent` (0..100), `unit` (0..1), `m`.
     zero: convention of angle zero, `mid_range` for LeRobot's SO101; None where it does not apply.
+    camera: the robot's camera that feeds this feature; None: the one named like the last part of `name`.
     """
 
     name: str
@@ -35,6 +36,12 @@ class Feature:
     units: tuple[str, ...] = ()
     zero: str | None = None
     encoding: str | None = None
+    camera: str | None = None
+
+    @property
+    def camera_name(self) -> str:
+        """Name of the robot's camera that is bound to this feature."""
+        return self.camera or self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,461 @@
+"""`manifest.json` of a policy bundle as frozen dataclasses: every key of schema 1, and what must agree (graphs.md 3).
+
+Reading refuses unknown keys, sources outside the closed vocabulary, paths that leave the folder, and parts that
+contradict each other, each with one sentence. Writing gives back the JSON that was read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from edgevla.errors import BundleError
+from edgevla.graph import GraphSpec, TensorSpec, is_source
+from edgevla.policy import Schedule
+from edgevla.strict import Mismatch, nearest, read, write
+from edgevla.types import ACTION, STATE, Feature
+
+SCHEMA = 1
+UNITS = ("deg", "rad", "range100", "percent", "unit", "m")
+EXECUTIONS = ("sync", "ensemble", "async", "rtc")
+GRAPH_NAMES = ("encode", "time", "denoise", "decode")
+
+
+@dataclass(frozen=True)
+class Batch:
+    min: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Range:
+    """1st and 99th percentile per element, robot units."""
+
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """How Pi0.5 writes the state into its prompt. a, b: q01/q99, min/max or mean/std, as `mode` says."""
+
+    mode: str
+    eps: float
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    n_bins: int
+    pad_to: int | None
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """add_bos: the tokenizer's own special tokens are added. padding_side right, or left as GR00T's reference."""
+
+    file: str
+    n_tokens: int
+    padding: Literal["max_length"]
+    padding_side: Literal["right", "left"]
+    add_bos: bool
+    pad_id: int
+    truncation: bool = True
+
+
+@dataclass(frozen=True)
+class PromptRecipe:
+    """From a task (and a state) to tokens: see `edgevla/prompt.py`."""
+
+    recipe: str
+    template: str
+    clean_task: tuple[str, ...]
+    state: PromptState | None
+    tokenizer: TokenizerRecipe
+    default_task: str | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The running sample x. shape: with the batch axis (1, T, W). action_dim: width of `actions`."""
+
+    dtype: Literal["float32"]
+    shape: tuple[int, ...]
+    action_dim: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """values: what a deployment may choose; None: any number."""
+
+    dtype: str
+    default: float
+    values: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rtc:
+    mode: Literal["guided", "inpaint", "trained"]
+    weights: str
+    guidance_end: int
+    max_guidance: float
+
+
+@dataclass(frozen=True)
+class GraphFile(GraphSpec):
+    """A graph's signature and its file. data: external weights beside it."""
+
+    file: str = ""
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """default: `kind` and that strategy's options. ensemble_decay: 1 / grid moment."""
+
+    default: dict[str, Any]
+    allowed: tuple[str, ...]
+    ensemble_decay: float
+
+
+@dataclass(frozen=True)
+class Target:
+    engine: str
+    provider: str
+    opset: int
+    ir_version: int
+    precision: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    max_abs: float
+    tolerance: float
+    per_step: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ActionParity:
+    """Robot units. min_cosine: worst sample, quantised bundles only."""
+
+    max_abs_per_joint: tuple[float, ...]
+    tolerance_per_joint: tuple[float, ...]
+    min_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given."""
+
+    reference: str
+    n_samples: int
+    stages: dict[str, Stage]
+    actions: ActionParity
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one run of each graph, and of the whole chunk in eager PyTorch, measured in one process."""
+
+    machine: str
+    encode_ms: Percentiles
+    decode_ms: Percentiles
+    eager_ms: Percentiles
+    denoise_ms: Percentiles | None = None
+    time_ms: Percentiles | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointOrigin:
+    path: str
+    sha256: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class DatasetOrigin:
+    repo_id: str
+    sha256: str
+    fps: float
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """options: choices of the export that change what the bundle computes or how it was judged."""
+
+    checkpoint: CheckpointOrigin
+    dataset: DatasetOrigin | None
+    features_from: str
+    edgevla: str
+    torch: str
+    onnx: str
+    onnxruntime: str
+    exported_at: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of `manifest.json`. None means "does not apply"."""
+
+    schema: int
+    policy: str
+    name: str
+    fps: float
+    chunk_size: int
+    n_action_steps: int
+    n_obs_steps: int
+    batch: Batch
+    features: dict[str, Feature]
+    trained_range: dict[str, Range] | None
+    trained_speed_p999: dict[str, tuple[float, ...]] | None
+    prompt: PromptRecipe | None
+    sample: Sample | None
+    schedule: Schedule | None
+    settings: dict[str, Setting]
+    rtc: Rtc | None
+    graphs: dict[str, GraphFile]
+    execution: Execution
+    target: Target
+    parity: Parity | None
+    latency: Latency | None
+    provenance: Provenance
+    files: tuple[FileEntry, ...]
+
+    @property
+    def cameras(self) -> list[str]:
+        """Features of cameras the robot must have, in the order of `camera_present`."""
+        return [name for name, f in self.features.items() if f.kind == "camera"]
+
+    @property
+    def state(self) -> Feature | None:
+        return self.features.get(STATE)
+
+    @property
+    def action(self) -> Feature:
+        return self.features[ACTION]
+
+    @property
+    def is_quantised(self) -> bool:
+        return any(p not in ("fp32", "fp16", "bf16") for p in self.target.precision.values())
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "manifest.json") -> Manifest:
+        """Raises BundleError: newer schema, unknown key, wrong type, or parts that contradict each other."""
+        if not isinstance(data, dict):
+            raise BundleError(f"{where} must hold a JSON object")
+        schema = data.get("schema")
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise BundleError(
+                f"{where} has schema {schema}, this EdgeVLA reads up to {SCHEMA}; upgrade EdgeVLA on this machine"
+            )
+        body = dict(data)
+        if isinstance(body.get("features"), dict):
+            body["features"] = {
+                name: {"shape": [], **f, "name": name} if isinstance(f, dict) else f
+                for name, f in body["features"].items()
+            }
+        try:
+            body["schedule"] = _read_schedule(body.get("schedule"), where)
+            manifest = read(cls, body, where)
+            _check(manifest, where)
+        except Mismatch as error:
+            raise BundleError(f"{error}") from None
+        return manifest
+
+    def to_json(self) -> dict[str, Any]:
+        data = write(self)
+        for name, f in self.features.items():
+            entry = data["features"][name]
+            del entry["name"]
+            if f.kind == "absent_camera":
+                del entry["shape"]
+            else:
+                # `dtype` has a default in types.Feature, but a manifest always says it.
+                data["features"][name] = {"kind": entry.pop("kind"), "dtype": f.dtype, **entry}
+        if self.schedule is not None:
+            data["schedule"] = _write_schedule(self.schedule)
+        return data
+
+    def dumps(self) -> str:
+        return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+
+
+def _read_schedule(data: Any, where: str) -> Any:
+    """A schedule's JSON without `spacing`, of which there is one kind."""
+    if not isinstance(data, dict) or data.get("kind") != "timesteps":
+        return data
+    rest = dict(data)
+    spacing = rest.pop("spacing", None)
+    if spacing != "leading":
+        raise Mismatch(f"{where}.schedule.spacing is {spacing!r}, expected 'leading'")
+    return rest
+
+
+def _write_schedule(s: Schedule) -> dict[str, Any]:
+    times = (
+        {"start": s.start, "end": s.end}
+        if s.kind == "linear"
+        else {"n_train": s.n_train, "spacing": "leading"}
+    )
+    return {"kind": s.kind, **times, "n_steps": s.n_steps, "n_steps_allowed": list(s.n_steps_allowed)}
+
+
+def is_safe_path(path: str) -> bool:
+    """Relative, inside the folder, forward slashes."""
+    parts = PurePosixPath(path).parts
+    return (
+        bool(parts)
+        and not path.startswith("/")
+        and ".." not in parts
+        and "\\" not in path
+        and ":" not in path
+    )
+
+
+def _check(m: Manifest, where: str) -> None:
+    """What types cannot say. Each generator yields sentences; the first is raised."""
+    for check in (_features, _graphs, _sampling, _execution, _files):
+        for sentence in check(m):
+            raise Mismatch(f"{where}: {sentence}")
+
+
+def _features(m: Manifest) -> Iterator[str]:
+    if m.schema != SCHEMA:
+        yield f"schema {m.schema} is unknown, expected {SCHEMA}"
+    if m.fps <= 0 or m.chunk_size < 1 or m.n_obs_steps < 1 or not 1 <= m.n_action_steps <= m.chunk_size:
+        yield (
+            f"fps {m.fps}, chunk_size {m.chunk_size}, n_action_steps {m.n_action_steps} and n_obs_steps "
+            f"{m.n_obs_steps} cannot work together"
+        )
+    if ACTION not in m.features or m.features[ACTION].kind != "action":
+        yield "features lack 'action'"
+    for name, f in m.features.items():
+        if f.kind == "camera" and (len(f.shape) != 3 or f.shape[2] != 3 or f.dtype != "uint8"):
+            yield f"camera '{name}' must be uint8 (H, W, 3), not {f.dtype} {f.shape}"
+        if f.kind == "camera" and f.encoding != "rgb8":
+            yield f"camera '{name}' has encoding {f.encoding!r}, expected 'rgb8'"
+        if f.kind in ("state", "action") and not len(f.shape) == 1 == len(
+            {f.shape[0], len(f.names), len(f.units)}
+        ):
+            yield f"'{name}' has shape {f.shape}, {len(f.names)} names and {len(f.units)} units; they must agree"
+        for unit in f.units:
+            if unit not in UNITS:
+                yield f"'{name}' has the unknown unit '{unit}'{nearest(unit, UNITS)}"
+    for block, by_feature in (
+        ("trained_range", m.trained_range),
+        ("trained_speed_p999", m.trained_speed_p999),
+    ):
+        for name, value in (by_feature or {}).items():
+            sizes = {len(value.q01), len(value.q99)} if isinstance(value, Range) else {len(value)}
+            if name not in m.features or sizes != {m.features[name].shape[0]}:
+                yield f"{block} of '{name}' does not fit the feature"
+
+
+def _graphs(m: Manifest) -> Iterator[str]:
+    for name in ("encode", "decode"):
+        if name not in m.graphs:
+            yield f"graphs lack '{name}'"
+    context = {o.name for o in m.graphs["encode"].outputs}
+    rows = {o.name for o in m.graphs["time"].outputs} if "time" in m.graphs else set()
+    for name, graph in m.graphs.items():
+        if name not in GRAPH_NAMES:
+            yield f"graph '{name}' is unknown{nearest(name, GRAPH_NAMES)}"
+        if not graph.file:
+            yield f"graph '{name}' lacks the key 'file'"
+        for spec in graph.inputs:
+            yield from _input(m, name, spec, context, rows)
+    batch = m.graphs["decode"].outputs[0].shape[:1]
+    wanted = (*batch, m.chunk_size, *m.features[ACTION].shape)
+    if m.graphs["decode"].outputs[0].shape != wanted:
+        yield f"decode yields {m.graphs['decode'].outputs[0].shape}, but chunk_size and 'action' say {wanted}"
+
+
+def _input(m: Manifest, graph: str, spec: TensorSpec, context: set[str], rows: set[str]) -> Iterator[str]:
+    said = f"input '{spec.name}' of {graph}"
+    source = spec.source or ""
+    kind, _, key = source.partition(":")
+    if not is_source(source):
+        yield f"{said} has the unknown source '{source}'"
+    if spec.name == "t":
+        yield f"{said} has a reserved name"
+    if kind == "camera":
+        f = m.features.get(key)
+        if f is None or f.kind != "camera" or tuple(spec.shape[1:]) != f.shape:
+            yield f"{said} takes {source} with shape {spec.shape}, which features do not declare so"
+    if kind == "context" and key not in context:
+        yield f"{said} takes '{source}', which encode does not yield"
+    if kind == "time" and key not in rows:
+        yield f"{said} takes '{source}', which no time graph yields"
+    if kind == "setting" and key not in m.settings:
+        yield f"{said} takes '{source}', which settings do not declare"
+    if source in ("state", "environment_state"):
+        f = m.features.get(f"observation.{source}")
+        if f is None or tuple(spec.shape[1:]) != f.shape:
+            yield f"{said} has shape {spec.shape}, which features do not declare so"
+    if kind == "prompt" and m.prompt is None:
+        yield f"{said} takes a prompt, but there is no prompt recipe"
+    if kind == "rtc" and m.rtc is None:
+        yield f"{said} takes '{source}', but rtc is null"
+
+
+def _sampling(m: Manifest) -> Iterator[str]:
+    given = {
+        "denoise": "denoise" in m.graphs,
+        "schedule": m.schedule is not None,
+        "sample": m.sample is not None,
+    }
+    if len(set(given.values())) != 1:
+        yield f"a policy has all of denoise, schedule and sample or none; here: {given}"
+    if m.schedule is not None and m.schedule.kind == "timesteps" and m.schedule.n_train is None:
+        yield "a schedule of kind 'timesteps' needs n_train"
+    if m.sample is not None and m.sample.action_dim != m.features[ACTION].shape[0]:
+        yield f"sample.action_dim {m.sample.action_dim} is not the width of 'action'"
+    for key, setting in m.settings.items():
+        if setting.values is not None and setting.default not in setting.values:
+            yield f"setting '{key}' has the default {setting.default}, which its values do not hold"
+    if m.prompt is not None and m.prompt.state is not None and len(m.prompt.state.a) != len(m.prompt.state.b):
+        yield "prompt.state has statistics of different lengths"
+
+
+def _execution(m: Manifest) -> Iterator[str]:
+    default = m.execution.default.get("kind")
+    for kind in (*m.execution.allowed, default):
+        if kind not in EXECUTIONS:
+            yield f"execution '{kind}' is unknown{nearest(str(kind), EXECUTIONS)}"
+    if default not in m.execution.allowed:
+        yield f"execution '{default}' is the default, but not allowed"
+    if "rtc" in m.execution.allowed and m.rtc is None:
+        yield f"execution 'rtc' is allowed, but {m.policy} has no rtc"
+    if set(m.target.precision) != set(m.graphs):
+        yield f"target.precision must name the graphs {', '.join(m.graphs)}"
+
+
+def _files(m: Manifest) -> Iterator[str]:
+    listed = {f.path for f in m.files}
+    for path in listed:
+        if not is_safe_path(path):
+            yield f"the path '{path}' leaves the bundle; paths are relative, without '..'"
+    if len(listed) != len(m.files):
+        yield "files lists a path twice"
+    needed = [p for g in m.graphs.values() for p in (g.file, g.data) if p is not None]
+    needed += [m.prompt.tokenizer.file] if m.prompt is not None else []
+    for path in needed:
+        if not is_safe_path(path):
+            yield f"the path '{path}' leaves the bundle; paths are relative, without '..'"
+        if path not in listed:
+            yield f"'{path}' is used but not listed in files"

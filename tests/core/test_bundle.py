@@ -1,0 +1,216 @@
+"""A policy bundle is read as graphs.md says, or refused with one sentence that names the thing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgevla.bundle import load_bundle, sha256_of
+from edgevla.errors import BundleError
+from edgevla.manifest import Manifest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+NAMES = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+
+
+def example(name: str = "act") -> dict[str, Any]:
+    return json.loads((FIXTURES / f"manifest_{name}.json").read_text())
+
+
+def edited(path: str, value: Any, name: str = "act") -> dict[str, Any]:
+    """The example with one place changed; `path` is dotted with `/`, list indices are numbers."""
+    data = example(name)
+    *parents, last = path.split("/")
+    place: Any = data
+    for part in parents:
+        place = place[int(part)] if isinstance(place, list) else place[part]
+    if isinstance(place, list):
+        place[int(last)] = value
+    else:
+        place[last] = value
+    return data
+
+
+@pytest.mark.parametrize("name", ["act", "pi05"])
+def test_the_documented_manifests_read_and_write_back_unchanged(name: str) -> None:
+    data = example(name)
+    assert Manifest.from_json(copy.deepcopy(data)).to_json() == data
+
+
+def test_a_diffusion_schedule_keeps_its_spacing() -> None:
+    data = example("pi05")
+    data["schedule"] = {
+        "kind": "timesteps",
+        "n_train": 100,
+        "spacing": "leading",
+        "n_steps": 100,
+        "n_steps_allowed": [1, 100],
+    }
+    assert Manifest.from_json(copy.deepcopy(data)).to_json()["schedule"] == data["schedule"]
+    data["schedule"]["spacing"] = "trailing"
+    with pytest.raises(BundleError, match="spacing is 'trailing'"):
+        Manifest.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("schema", 2, "schema 2, this EdgeVLA reads up to 1"),
+        ("schema", 0, "schema 0 is unknown"),
+        ("fpz", 30, "unknown key 'fpz'; did you mean 'fps'"),
+        ("features/action/unitz", [], "did you mean 'units'"),
+        ("fps", "30", r"fps must be a number, not '30'"),
+        ("chunk_size", 100.5, "chunk_size must be a whole number"),
+        ("chunk_size", 50, "cannot work together"),
+        ("graphs/encode/inputs/0/source", "frame:front", "unknown source 'frame:front'"),
+        ("graphs/encode/inputs/0/source", "camera:observation.images.top", "features do not declare"),
+        ("graphs/encode/inputs/2/source", "context:kv", "encode does not yield"),
+        ("graphs/encode/inputs/2/source", "prompt:tokens", "no prompt recipe"),
+        ("graphs/encode/inputs/2/name", "t", "reserved name"),
+        ("graphs/encode/file", "../encode.onnx", "leaves the bundle"),
+        ("graphs/encode/file", "other.onnx", "not listed in files"),
+        ("files/0/path", "/etc/passwd", "leaves the bundle"),
+        ("graphs/decode/outputs/0/shape", [1, 99, 6], "chunk_size and 'action' say"),
+        ("features/observation.state/units", ["deg"] * 5, "they must agree"),
+        ("features/action/units/0", "degrees", "unknown unit 'degrees'; did you mean 'deg'"),
+        ("features/observation.images.front/encoding", "bgr8", "expected 'rgb8'"),
+        ("execution/allowed", ["sync", "rtc"], "act has no rtc"),
+        ("execution/default", {"kind": "rtc"}, "not allowed"),
+        ("trained_speed_p999/action", [1.0], "does not fit the feature"),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(path: str, value: Any, sentence: str) -> None:
+    with pytest.raises(BundleError, match=sentence):
+        Manifest.from_json(edited(path, value))
+
+
+def test_a_missing_key_is_named() -> None:
+    data = example()
+    del data["features"]["action"]["shape"]
+    with pytest.raises(BundleError, match="'action' has shape"):
+        Manifest.from_json(data)
+    data = example()
+    del data["provenance"]
+    with pytest.raises(BundleError, match="lacks the key 'provenance'"):
+        Manifest.from_json(data)
+
+
+# -- on disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle whose files are text: enough for everything that is checked before a graph is loaded."""
+    data = example()
+    for entry in data["files"]:
+        path = tmp_path / entry["path"]
+        path.write_text(f"content of {path.name}")
+        entry["bytes"], entry["sha256"] = path.stat().st_size, sha256_of(path)
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    return tmp_path
+
+
+def test_a_sound_bundle_loads_from_its_folder_or_its_manifest(folder: Path) -> None:
+    assert load_bundle(folder).manifest.policy == "act"
+    assert load_bundle(folder / "manifest.json").sha256 == sha256_of(folder / "manifest.json")
+
+
+def test_damage_is_refused(folder: Path) -> None:
+    graph = folder / "encode.onnx"
+    sound = graph.read_bytes()
+    graph.write_bytes(sound[:-1] + b"X")
+    with pytest.raises(BundleError, match=r"'encode.onnx' is damaged"):
+        load_bundle(folder)
+    load_bundle(folder, verify=False)
+    graph.write_bytes(sound[:-1])
+    with pytest.raises(BundleError, match=r"'encode.onnx' has \d+ bytes"):
+        load_bundle(folder, verify=False)
+    graph.unlink()
+    with pytest.raises(BundleError, match=r"'encode.onnx' is missing"):
+        load_bundle(folder)
+    (folder / "manifest.json").write_text('{"schema": 1, "fps": NaN}')
+    with pytest.raises(BundleError, match="not valid JSON"):
+        load_bundle(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="no policy bundle"):
+        load_bundle(folder)
+    with pytest.raises(BundleError, match="edgevla export"):
+        load_bundle(folder / "nowhere")
+
+
+# -- against a robot ------------------------------------------------------------------------------------------
+
+
+def robot(unit: str = "deg", half: float = 90.0, **camera: Any) -> dict[str, Any]:
+    joints = [{"name": n, "unit": unit, "range_deg": [-half, half], "zero": "mid_range"} for n in NAMES[:5]]
+    joints.append({"name": "gripper", "unit": "percent"})
+    cameras = [
+        {"name": "front", "height": 480, "width": 640, **camera},
+        {"name": "wrist", "height": 240, "width": 320},
+    ]
+    return {"robot": "so101", "joints": joints, "cameras": cameras}
+
+
+def test_the_same_units_pass_unchanged() -> None:
+    fit = load(example()).fits(robot())
+    assert fit.cameras == {"observation.images.front": "front", "observation.images.wrist": "wrist"}
+    assert fit.state is not None
+    assert fit.state.is_identity
+    assert fit.action.is_identity
+
+
+def test_degrees_of_the_policy_become_the_robots_range100_and_come_back() -> None:
+    fit = load(example()).fits(robot("range100", half=110.0))
+    degrees = np.array([[110.0, -110.0, 55.0, 0.0, 11.0, 42.0]], np.float32)
+    there = fit.action.to_robot(degrees)
+    np.testing.assert_allclose(there, [[100, -100, 50, 0, 10, 42]], rtol=1e-6)
+    np.testing.assert_allclose(fit.action.to_policy(there), degrees, rtol=1e-6)
+    np.testing.assert_allclose(
+        fit.action.speeds_to_robot([110.0] * 5 + [300.0]), [100] * 5 + [300], rtol=1e-6
+    )
+
+
+def test_joints_are_matched_by_name_not_by_place() -> None:
+    described = robot("rad")
+    described["joints"].reverse()
+    fit = load(example()).fits(described)
+    degrees = np.array([180.0, 0, 0, 0, -90.0, 42.0], np.float32)
+    np.testing.assert_allclose(
+        fit.action.to_robot(degrees), [42, -np.pi / 2, 0, 0, 0, np.pi], rtol=1e-6, atol=1e-9
+    )
+
+
+def test_what_does_not_fit_is_named() -> None:
+    bundle = load(example())
+    without = robot()
+    without["joints"].pop(2)
+    with pytest.raises(BundleError, match="so101 lacks elbow_flex"):
+        bundle.fits(without)
+    uncalibrated = robot("range100")
+    del uncalibrated["joints"][0]["range_deg"]
+    with pytest.raises(BundleError, match=r"'shoulder_pan'.*calibrated range"):
+        bundle.fits(uncalibrated)
+    other_zero = robot()
+    other_zero["joints"][1]["zero"] = "urdf"
+    with pytest.raises(BundleError, match=r"'shoulder_lift'.*'mid_range'"):
+        bundle.fits(other_zero)
+    with pytest.raises(BundleError, match=r"delivers 1280x720.*--camera-size front=1280x720"):
+        bundle.fits(robot(height=720, width=1280))
+    assert (
+        "differs from training" in bundle.fits(robot(height=720, width=1280, fit="area_resize")).warnings[0]
+    )
+    blind = robot()
+    blind["cameras"].pop()
+    with pytest.raises(BundleError, match="camera 'wrist'"):
+        bundle.fits(blind)
+
+
+def load(data: dict[str, Any]) -> Any:
+    from edgevla.bundle import Bundle
+
+    return Bundle(Path(), Manifest.from_json(data), "")
