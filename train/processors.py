@@ -93,7 +93,7 @@ class Processors:
 
 
 def normalizing_processors(config: PolicyConfig, stats: Stats) -> Processors:
-    """The pipelines that ACT and Diffusion have and the others extend: rename, to_batch, device, normalizer; and back."""
+    """The pipelines of ACT and Diffusion, which the others extend: rename, to_batch, device, normalizer; and back."""
 
     def features(named: Features) -> dict[str, Any]:
         return {k: {"type": f.type, "shape": list(f.shape)} for k, f in named.items()}

@@ -143,6 +143,10 @@ class Policy(nn.Module, ABC):
         """What `model.safetensors` holds, by LeRobot's names: `Prefix` + our names."""
         return {self.Prefix + name: tensor for name, tensor in self.state_dict().items()}
 
+    def trunks(self) -> list[nn.Module]:
+        """Vision trunks with torchvision's names, which a fresh policy may start from ImageNet weights."""
+        return []
+
     @classmethod
     def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
         """LeRobot's pipelines for a fresh policy (common.md 5.3): rename, batch, device, normalise; and back."""
@@ -165,7 +169,7 @@ class Policy(nn.Module, ABC):
         return [name for name in self.config.image_features if name not in self.absent_cameras]
 
     def camera_specs(self) -> tuple[TensorSpec, ...]:
-        """One graph input per live camera, in the network's order: named by the last part of its feature, made unique."""
+        """One graph input per live camera, in network order, named by the last part of its feature, made unique."""
         specs: list[TensorSpec] = []
         taken = {"x", "t", "state", "environment_state"}
         for feature in self.live_cameras:

@@ -1,0 +1,340 @@
+"""LeRobot's checkpoint folder, read and written: config.json, model.safetensors, the two pipelines (common.md 4).
+
+Reading is strict about weights (a missing or left-over name is an error that lists them) and tolerant about
+versions: 0.4 to 0.6, and the folders before 0.4 that kept normalisation among the weights. Weights are mapped from
+the file, never copied twice. Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refuses
+unknown keys in its own files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+
+from .fresh import new_policy as new_policy
+from .legacy import split_legacy
+from .policies import policy_class
+from .policies.base import Policy
+from .policies.config import PolicyConfig
+from .processors import Processors
+
+CONFIG, WEIGHTS, FACTS = "config.json", "model.safetensors", "edgevla.json"
+MAPPED_BYTES = 1 << 30
+"""Files above this stay mapped. Smaller ones are copied into aligned memory, so that kernels give the same bits
+for a loaded policy as for the one that was saved."""
+
+
+class Facts(Protocol):
+    """What the trainer knows about the dataset; `edgevla.dataset.facts.DatasetFacts`."""
+
+    def to_json(self) -> Any: ...
+
+
+def load_policy(path: str | Path, *, device: str | torch.device | None = None) -> Policy:
+    """The policy of a LeRobot folder, or of a hub id when no such folder exists; in eval mode.
+
+    Raises:
+        CheckpointError: no such folder or hub id; unknown policy type; a damaged file; weights that do not fit.
+    """
+    folder = checkpoint_folder(path)
+    config, keys = read_config(folder)
+    cls = policy_class(config.type)
+    processors = Processors.load(folder)
+    weights, aliases, n_bytes = _open_weights(folder / WEIGHTS)
+    weights, stats = split_legacy(weights, config)
+    if stats and not processors.pre:
+        processors = cls.default_processors(config, stats)
+        processors.folder = folder
+    weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
+    with _no_init():
+        policy = cls.build(config, processors, {name: tuple(w.shape) for name, w in weights.items()})
+    _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
+    policy.config_keys = keys
+    return policy.to(device or "cpu").eval()
+
+
+def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) -> Path:
+    """Writes a folder that LeRobot reads, whole or not at all; an existing one is replaced. Returns it."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (scratch / CONFIG).write_text(json.dumps(config_to_save(policy), indent=4))
+        save_weights(policy.saved_weights(), scratch / WEIGHTS)
+        policy.processors.save(scratch)
+        for name, source in _companions(policy).items():
+            shutil.copytree(source, scratch / name)
+        _write_facts(policy, facts, scratch)
+        _open_modes(scratch)
+        _replace(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The local folder of a checkpoint: as it is, its `pretrained_model`, or fetched from the hub.
+
+    Raises:
+        CheckpointError: neither a folder with a config.json nor a hub id that can be fetched.
+    """
+    folder = Path(path)
+    for candidate in (folder, folder / "pretrained_model"):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if folder.exists():
+        raise CheckpointError(f"{folder} holds no {CONFIG}, so it is not a LeRobot checkpoint folder")
+    name = str(path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"checkpoint {name} does not exist; give a folder or a hub id like lerobot/act_aloha"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.model", "*/*.txt", "*/*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {name} is no folder here and could not be fetched from the hub: {reason}"
+        ) from error
+
+
+def read_config(folder: Path) -> tuple[PolicyConfig, tuple[str, ...]]:
+    """The typed config of a folder, and the keys that its file has.
+
+    Raises:
+        CheckpointError: unreadable JSON, no or an unknown `type`, settings that cannot work together.
+    """
+    path = folder / CONFIG
+    try:
+        data = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+        raise CheckpointError(f"{path} names no policy 'type', so it is not a LeRobot policy config")
+    cls = policy_class(data["type"])
+    try:
+        config = cls.Config.from_json(data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a value of an unexpected form: {error!r}") from error
+    return config, tuple(data)
+
+
+def config_to_save(policy: Policy) -> dict[str, Any]:
+    """A config.json with the keys that the loaded one had, plus what has since left its default; a fresh one: all."""
+    data = policy.config.to_json()
+    if policy.config_keys is None:
+        return data
+    defaults = type(policy.config)().to_json()
+    return {k: v for k, v in data.items() if k in policy.config_keys or v != defaults.get(k)}
+
+
+# -- weights ----------------------------------------------------------------------------------------------
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """One safetensors file; of tensors that share memory the alphabetically first name stays, metadata maps the rest."""
+    from safetensors.torch import save_file
+
+    kept: dict[tuple[Any, ...], str] = {}
+    metadata = {"format": "pt"}
+    out: dict[str, Tensor] = {}
+    for name in sorted(weights):
+        tensor = weights[name].detach()
+        identity = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and identity in kept:
+            metadata[name] = kept[identity]
+            continue
+        kept[identity] = name
+        out[name] = tensor.contiguous()
+    save_file(out, str(path), metadata=metadata)
+
+
+def _open_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], int]:
+    """Mapped tensors by name, names that share another's tensor (dropped name -> kept name), and the file's size."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        adapter = path.parent / "adapter_model.safetensors"
+        hint = (
+            " (it holds only a PEFT adapter: merge it into its base policy first)"
+            if adapter.is_file()
+            else ""
+        )
+        raise CheckpointError(f"{path.parent} holds no {path.name}{hint}; fetch the checkpoint again")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
+    aliases = {
+        dropped: kept for dropped, kept in metadata.items() if kept in weights and dropped not in weights
+    }
+    return weights, aliases, path.stat().st_size
+
+
+def _own_names(weights: Mapping[str, Tensor], prefix: str, folder: Path) -> dict[str, Tensor]:
+    strangers = [name for name in weights if not name.startswith(prefix)]
+    if strangers:
+        raise _misfit(folder, [], strangers)
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+
+
+def _assign(
+    policy: Policy, weights: dict[str, Tensor], aliases: Mapping[str, str], folder: Path, *, is_mapped: bool
+) -> None:
+    """Puts every weight in its place, without a second copy of the whole; the module's dtype wins.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit; lists them.
+    """
+    prefix = type(policy).Prefix
+    own = policy.state_dict(keep_vars=True)
+    first_names: dict[int, str] = {}
+    shared = {name: first_names.setdefault(id(tensor), name) for name, tensor in own.items()}
+    for dropped, kept in aliases.items():
+        name, source = dropped.removeprefix(prefix), kept.removeprefix(prefix)
+        if name in own and name not in weights and source in weights:
+            weights[name] = weights[source]
+    # Parameters that are one tensor here need only one of their names in the file.
+    found = {shared[name] for name in weights if name in shared}
+    missing = [prefix + name for name in own if name not in weights and shared[name] not in found]
+    unexpected = [prefix + name for name in weights if name not in own]
+    if missing or unexpected:
+        raise _misfit(folder, missing, unexpected)
+    wrong = [
+        f"{prefix + n} {tuple(w.shape)}, expected {tuple(own[n].shape)}"
+        for n, w in weights.items()
+        if w.shape != own[n].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {_some(wrong)}")
+    modules = dict(policy.named_modules())
+    done: dict[int, Tensor] = {}
+    for name in own:
+        place = own[name]
+        if id(place) not in done:
+            source = name if name in weights else next(n for n in weights if shared.get(n) == shared[name])
+            tensor = weights.pop(source).to(place.dtype)
+            done[id(place)] = tensor if is_mapped else _aligned(tensor)
+        _put(modules, name, place, done)
+
+
+def _put(modules: Mapping[str, nn.Module], name: str, place: Tensor, done: dict[int, Tensor]) -> None:
+    owner, _, leaf = name.rpartition(".")
+    tensor = done[id(place)]
+    if isinstance(place, nn.Parameter):
+        if not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=place.requires_grad)
+            done[id(place)] = tensor  # tied parameters stay one parameter
+        modules[owner]._parameters[leaf] = tensor
+    else:
+        modules[owner]._buffers[leaf] = tensor
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
+
+
+def _misfit(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> CheckpointError:
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    said = [
+        f"{kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    return CheckpointError(
+        f"{folder / WEIGHTS} does not fit its {CONFIG}; {'; '.join(said)}",
+        missing=missing,
+        unexpected=unexpected,
+    )
+
+
+def _some(names: list[str], limit: int = 20) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+@contextlib.contextmanager
+def _no_init() -> Iterator[None]:
+    """Modules are built without filling their parameters: untouched memory costs nothing, and is replaced anyway."""
+    names = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]
+    originals = {n: getattr(nn.init, n) for n in names}
+    try:
+        for n in names:
+            setattr(nn.init, n, lambda tensor, *args, **kwargs: tensor)
+        yield
+    finally:
+        for n, original in originals.items():
+            setattr(nn.init, n, original)
+
+
+# -- writing ----------------------------------------------------------------------------------------------
+
+_COMPANION_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+
+def _companions(policy: Policy) -> dict[str, Path]:
+    """Sub-folders that belong to the policy: tokenizers and backbone configs beside what was loaded, and named ones."""
+    found: dict[str, Path] = {}
+    source = policy.processors.folder
+    if source is not None and source.is_dir():
+        for child in sorted(source.iterdir()):
+            if child.is_dir() and any((child / name).is_file() for name in _COMPANION_FILES):
+                found[child.name] = child
+    return {**found, **policy.extra_folders}
+
+
+def _write_facts(policy: Policy, facts: Facts | None, folder: Path) -> None:
+    if facts is not None:
+        data = facts.to_json()
+        text = data if isinstance(data, str) else json.dumps(data, indent=2)
+        (folder / FACTS).write_text(text)
+        return
+    source = policy.processors.folder
+    if source is not None and (source / FACTS).is_file():
+        shutil.copyfile(source / FACTS, folder / FACTS)
+
+
+def _open_modes(folder: Path) -> None:
+    """Temporary folders and safetensors files are private; a checkpoint has the modes that the umask gives."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _replace(scratch: Path, folder: Path) -> None:
+    """Renames `scratch` to `folder`; an existing folder is moved aside first and removed afterwards."""
+    for path in scratch.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    old = None
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / folder.name
+        folder.rename(old)
+    scratch.rename(folder)
+    if old is not None:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def config_fields(cls: type[PolicyConfig]) -> list[str]:
+    """Names that `--policy.<name>` and `overrides` accept."""
+    return [f.name for f in dataclasses.fields(cls)]

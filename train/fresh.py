@@ -1,0 +1,205 @@
+"""A policy that no checkpoint holds yet: features from the dataset, LeRobot's default pipelines, ImageNet trunks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError, ConfigError
+from edgevla.types import ACTION, ENVIRONMENT_STATE
+
+from .policies import policy_class
+from .policies.base import Policy
+from .policies.config import Features, PolicyConfig, PolicyFeature
+from .processors import Stats
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_LOG = logging.getLogger(__name__)
+
+
+def new_policy(
+    policy_type: str,
+    features: Mapping[str, Mapping[str, Any]],
+    stats: Stats,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    use_imagenet_stats: bool = True,
+    backbone_weights: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Policy:
+    """A fresh policy for a dataset, in train mode, initialised from torch's global generator.
+
+    features: as in the dataset's info.json. stats: of the dataset. overrides: config fields by LeRobot's names.
+    use_imagenet_stats: cameras are normalised by ImageNet's mean and std instead of the dataset's.
+    backbone_weights: a torchvision ResNet file (.pth, .safetensors) to start the vision trunk from; else the
+    config's `pretrained_backbone_weights` is looked for in torch's and the hub's caches and on the hub.
+    say: told where the trunk's weights came from.
+
+    Raises:
+        ConfigError: an override that the policy has no field for.
+        CheckpointError: unknown policy, settings that cannot work together, a weight file that does not fit.
+    """
+    cls = policy_class(policy_type)
+    config = fresh_config(cls.Config, features, overrides or {})
+    stats = imagenet_stats(stats, config) if use_imagenet_stats else stats
+    policy = cls.build(config, cls.default_processors(config, stats))
+    _start_trunks(policy, backbone_weights, say)
+    return policy.train()
+
+
+def fresh_config(
+    cls: type[PolicyConfig], features: Mapping[str, Mapping[str, Any]], overrides: Mapping[str, Any]
+) -> PolicyConfig:
+    """Defaults, then the dataset's features, then `overrides` (LeRobot's field names; a mapping merges into a map)."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    defaults = cls()
+    for name, value in overrides.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"policy '{cls.type}' has no setting '{name}'{hint}")
+        default = getattr(defaults, name)
+        if name in ("input_features", "output_features"):
+            value = {k: _as_feature(f) for k, f in value.items()}
+        elif isinstance(default, dict) and isinstance(value, Mapping):
+            value = {**default, **value}
+        elif isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    found = policy_features(features)
+    outputs = {k: f for k, f in found.items() if f.type == "ACTION"}
+    values.setdefault("output_features", outputs)
+    values.setdefault("input_features", {k: f for k, f in found.items() if f.type != "ACTION"})
+    config = cls(**values)
+    config.validate()
+    return config
+
+
+def policy_features(features: Mapping[str, Mapping[str, Any]]) -> Features:
+    """Dataset features -> policy features, in the dataset's order (common.md 2.1; the first rule that fits holds).
+
+    Raises:
+        CheckpointError: a camera whose shape is not (height, width, 3) or (3, height, width).
+    """
+    found: Features = {}
+    for name, feature in features.items():
+        shape = tuple(int(n) for n in feature["shape"])
+        if feature["dtype"] in ("image", "video"):
+            if len(shape) != 3:
+                raise CheckpointError(
+                    f"camera '{name}' has shape {shape}; expected (height, width, channels)"
+                )
+            names = feature.get("names") or ()
+            if len(names) == 3 and names[2] in ("channel", "channels"):
+                shape = (shape[2], shape[0], shape[1])
+            found[name] = PolicyFeature("VISUAL", shape)
+        elif name == ENVIRONMENT_STATE:
+            found[name] = PolicyFeature("ENV", shape)
+        elif name.startswith("observation"):
+            found[name] = PolicyFeature("STATE", shape)
+        elif name.startswith(ACTION):
+            found[name] = PolicyFeature("ACTION", shape)
+    return found
+
+
+def imagenet_stats(stats: Stats, config: PolicyConfig) -> Stats:
+    """A copy of `stats` with ImageNet's mean and std, shaped (3, 1, 1), for every camera of the policy."""
+    replaced = copy.copy(stats)
+    for camera in config.image_features:
+        moments = {k: np.array(v, np.float32).reshape(3, 1, 1) for k, v in IMAGENET.items()}
+        replaced[camera] = {**replaced.get(camera, {}), **moments}
+    return replaced
+
+
+def _as_feature(feature: Any) -> PolicyFeature:
+    if isinstance(feature, PolicyFeature):
+        return feature
+    return PolicyFeature(str(feature["type"]), tuple(feature["shape"]))
+
+
+# -- ImageNet trunks --------------------------------------------------------------------------------------
+
+
+def _start_trunks(policy: Policy, path: str | Path | None, say: Callable[[str], None]) -> None:
+    """Loads the vision trunk's ImageNet weights where a policy has ResNet trunks and its config wants them."""
+    trunks = policy.trunks()
+    wanted = getattr(policy.config, "pretrained_backbone_weights", None)
+    if not trunks:
+        return
+    name = str(getattr(policy.config, "vision_backbone", "resnet"))
+    if path is None and wanted is None:
+        say(f"The vision trunk ({name}) starts from random weights, as the configuration asks.")
+        return
+    file = Path(path) if path is not None else find_trunk_weights(name, str(wanted))
+    if file is None:
+        say(
+            f"The vision trunk ({name}) starts from RANDOM weights: {wanted} is neither in torch's cache nor to be "
+            "had from the hub. Training takes longer and reaches less; give a torchvision file with --backbone-weights."
+        )
+        return
+    weights = read_trunk_weights(file)
+    for trunk in trunks:
+        load_trunk(trunk, weights, file)
+    say(f"The vision trunk ({name}) starts from the weights in {file}.")
+
+
+def find_trunk_weights(backbone: str, wanted: str) -> Path | None:
+    """A local file of torchvision's weights: torch's download cache, then the hub (its cache, then the network)."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    found = sorted(cache.glob(f"{backbone}-*.pth")) if cache.is_dir() else []
+    if found:
+        return found[0]
+    from huggingface_hub import hf_hub_download
+
+    version = "tv2_in1k" if wanted.endswith("V2") else "tv_in1k"
+    try:
+        return Path(hf_hub_download(f"timm/{backbone}.{version}", "model.safetensors", etag_timeout=5))
+    except Exception as error:  # the hub's client raises many kinds; none of them may stop a training
+        _LOG.info("no ImageNet weights from the hub: %s", error)
+        return None
+
+
+def read_trunk_weights(file: Path) -> dict[str, Tensor]:
+    """Names and tensors of a torchvision ResNet, without its classifier.
+
+    Raises:
+        CheckpointError: no such file, or one that is not a plain table of tensors.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"backbone weights {file} do not exist")
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(str(file))
+        else:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        return {k: v for k, v in weights.items() if not k.startswith("fc.")}
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(f"backbone weights {file} cannot be read: {error}") from error
+
+
+def load_trunk(trunk: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    """Raises CheckpointError when the file is of another ResNet than the trunk."""
+    own = trunk.state_dict()
+    missing = sorted(set(own) - set(weights))
+    left_over = sorted(k for k in set(weights) - set(own) if not k.endswith("num_batches_tracked"))
+    wrong = sorted(k for k in set(own) & set(weights) if own[k].shape != weights[k].shape)
+    # Batch norm's counter is not among old files' weights; it only counts.
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if missing or left_over or wrong:
+        names = [*missing, *left_over, *wrong]
+        raise CheckpointError(
+            f"backbone weights {file} are of another trunk: {len(names)} names or shapes differ, e.g. {names[0]}"
+        )
+    trunk.load_state_dict({k: v for k, v in weights.items() if k in own}, strict=False)
