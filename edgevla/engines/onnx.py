@@ -1,0 +1,182 @@
+"""ONNX Runtime: one session per graph, few threads and no spinning, and no silent step down to the CPU.
+
+Why these settings: with as many threads as cores, spinning workers steal the control loop's core and slow
+inference itself (specs/export.md 8, measured on two cores).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevla.engines import EngineOptions, to_numpy
+from edgevla.errors import BundleError, EngineError, MissingExtraError
+from edgevla.graph import GraphSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDER_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class OnnxGraph:
+    """One session. Inputs are numpy arrays or device values that another graph of the same provider gave."""
+
+    def __init__(self, path: Path, spec: GraphSpec, provider: str, options: EngineOptions) -> None:
+        self.spec = spec
+        self.path = path
+        self.provider = provider
+        self._options = options
+        self._session = _session(path, provider, options)
+        self._outputs = [o.name for o in spec.outputs]
+        _check_signature(self._session, spec, path)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Input name -> array to output name -> array (a device value with `keep_on_device`)."""
+        try:
+            if self.provider == "cpu":
+                values = self._session.run(self._outputs, {k: to_numpy(v) for k, v in inputs.items()})
+                return dict(zip(self._outputs, values, strict=True))
+            return self._run_bound(inputs)
+        except EngineError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise EngineError(f"{self.path.name} failed on {self.provider}: {_first_line(error)}") from error
+
+    def stack(self, arrays: Sequence[Any]) -> np.ndarray:
+        return np.stack([to_numpy(a) for a in arrays], axis=1)
+
+    def _run_bound(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        place = "cuda" if self._options.keep_on_device else "cpu"
+        for name in self._outputs:
+            binding.bind_output(name, place, self._options.device_id if place == "cuda" else 0)
+        self._session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        if not self._options.keep_on_device:
+            values = [v.numpy() for v in values]
+        return dict(zip(self._outputs, values, strict=True))
+
+
+def _session(path: Path, provider: str, options: EngineOptions) -> onnxruntime.InferenceSession:
+    """Raises what `load_graph` documents."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        extra = "cpu" if provider == "cpu" else "gpu"
+        raise MissingExtraError(extra, "onnxruntime", f"the {provider} provider needs it") from error
+    if not path.is_file():
+        raise EngineError(f"the graph {path} does not exist")
+    wanted = PROVIDER_NAMES[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise EngineError(
+            f"this onnxruntime has no {provider} provider; replace it: pip uninstall onnxruntime, then "
+            "pip install 'edgevla[gpu]'",
+            provider=provider,
+        )
+    if provider != "cpu" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = options.n_threads
+    settings.inter_op_num_threads = 1
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if not options.prepack:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), settings, providers=_providers(provider, path, options)
+        )
+    except Exception as error:
+        raise EngineError(
+            f"onnxruntime cannot open {path} on {provider}: {_first_line(error)}", provider=provider
+        ) from error
+    got = session.get_providers()[0]
+    if got != wanted:
+        # onnxruntime prints an error and steps down to the CPU when CUDA's libraries or device are missing.
+        raise EngineError(
+            f"{provider} was asked for, but onnxruntime runs {path.name} on {got}: its libraries or device are "
+            "missing; see `edgevla doctor`, or export and deploy for cpu",
+            provider=provider,
+        )
+    return session
+
+
+def _providers(provider: str, path: Path, options: EngineOptions) -> list[Any]:
+    if provider == "cpu":
+        return [PROVIDER_NAMES["cpu"]]
+    device = {"device_id": str(options.device_id)}
+    cuda = (PROVIDER_NAMES["cuda"], device)
+    if provider == "cuda":
+        return [(PROVIDER_NAMES["cuda"], {**device, **options.provider_options})]
+    from edgevla.engines.tensorrt import cache_folder
+
+    cache = cache_folder(options.cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    tensorrt = {
+        **device,
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(cache),
+        "trt_fp16_enable": "1" if _is_half(path) else "0",
+        **options.provider_options,
+    }
+    return [(PROVIDER_NAMES["tensorrt"], tensorrt), cuda]
+
+
+def _is_half(path: Path) -> bool:
+    """Whether the bundle beside the graph was exported in fp16, so that TensorRT may use fp16 kernels."""
+    manifest = path.parent / "manifest.json"
+    return manifest.is_file() and '"fp16"' in manifest.read_text()
+
+
+def _check_signature(session: onnxruntime.InferenceSession, spec: GraphSpec, path: Path) -> None:
+    for what, wanted, found in (
+        ("input", spec.inputs, session.get_inputs()),
+        ("output", spec.outputs, session.get_outputs()),
+    ):
+        by_name = {f.name: f for f in found}
+        if set(by_name) != {w.name for w in wanted}:
+            raise BundleError(
+                f"{path.name} has the {what}s {', '.join(sorted(by_name))}; "
+                f"the manifest says {', '.join(sorted(w.name for w in wanted))}"
+            )
+        for w in wanted:
+            f = by_name[w.name]
+            shape = tuple(d if isinstance(d, int) else None for d in f.shape)
+            fits = len(shape) == len(w.shape) and all(
+                a is None or a == b for a, b in zip(shape, w.shape, strict=True)
+            )
+            if _DTYPES.get(f.type, f.type) != w.dtype or not fits:
+                raise BundleError(
+                    f"{what} '{w.name}' of {path.name} is {_DTYPES.get(f.type, f.type)} {list(f.shape)}; "
+                    f"the manifest says {w.dtype} {list(w.shape)}"
+                )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
