@@ -1,0 +1,266 @@
+"""From a folder to checked arrays: metadata and the data table of either version, judged while read.
+
+Rows decide, counters are compared with them: totals, lengths and ranges that disagree with the table are findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevla.errors import DatasetError
+
+from . import stats as statistics
+from .layout import INFO, Episode, Findings, Info, VideoSpan, read_info, read_jsonl, relative_files
+from .stats import Stats
+from .tables import Frames, read_episode_rows, read_episode_stats, read_frames, read_tasks
+
+EPISODES_GLOB = "meta/episodes/*/*.parquet"
+
+
+@dataclass
+class Opened:
+    """What a dataset holds. order: for each row, its place in the files as read (None of them moved: arange)."""
+
+    info: Info
+    tasks: dict[int, str]
+    episodes: list[Episode]
+    frames: Frames
+    order: np.ndarray
+    stats: Stats
+
+
+def read_all(root: Path, findings: Findings) -> Opened:
+    """Reads everything but videos.
+
+    Raises:
+        DatasetError: what makes the dataset unreadable; with `findings.raise_errors` also the first defect.
+    """
+    info = read_info(root)
+    is_v2 = info.version[0] == 2
+    if info.version not in ((2, 0), (2, 1), (3, 0)):
+        findings.warn(
+            f"{INFO} says version {info.version_text}; read as v3.0, unknown extras are ignored", file=INFO
+        )
+    rows = _episode_rows_v2(root, findings) if is_v2 else _episode_rows_v3(root, findings)
+    files = _data_files(root, info, rows, findings)
+    frames = _with_bookkeeping(read_frames(root, files, info.features, findings), info, findings)
+    order = _sort_rows(frames, findings)
+    episodes = _episodes(root, info, rows, frames, findings)
+    _check_totals(info, episodes, frames, findings)
+    return Opened(
+        info=info,
+        tasks=_tasks(root, is_v2, findings),
+        episodes=episodes,
+        frames=frames,
+        order=order,
+        stats=_stored_stats(root, is_v2, findings),
+    )
+
+
+# -- metadata -----------------------------------------------------------------------------------------------
+
+
+def _guard(findings: Findings, read: Any, otherwise: Any) -> Any:
+    """Runs a reader; in collecting mode a DatasetError becomes a finding and `otherwise` is used."""
+    try:
+        return read()
+    except DatasetError as error:
+        findings.error(str(error), file=error.fields.get("file"))
+        return otherwise
+
+
+def _tasks(root: Path, is_v2: bool, findings: Findings) -> dict[int, str]:
+    if is_v2:
+        lines = _guard(findings, lambda: list(read_jsonl(root / "meta/tasks.jsonl")), [])
+        return {int(line["task_index"]): str(line["task"]) for line in lines}
+    if (root / "meta/tasks.parquet").is_file():
+        return _guard(findings, lambda: read_tasks(root), {})
+    findings.error(f"meta/tasks.parquet is missing in {root}", file="meta/tasks.parquet")
+    return {}
+
+
+def _episode_rows_v2(root: Path, findings: Findings) -> list[dict[str, Any]]:
+    rows = _guard(findings, lambda: list(read_jsonl(root / "meta/episodes.jsonl")), [])
+    return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+
+def _episode_rows_v3(root: Path, findings: Findings) -> list[dict[str, Any]]:
+    files = relative_files(root, EPISODES_GLOB)
+    if not files:
+        findings.error(
+            f"{root} has no episode table (meta/episodes/chunk-000/file-000.parquet)", file="meta/episodes"
+        )
+    rows = [
+        row for file in files for row in _guard(findings, lambda f=file: read_episode_rows(root, [f]), [])
+    ]
+    numbers = [row.get("episode_index") for row in rows]
+    if numbers != list(range(len(rows))):
+        findings.error(
+            f"the episode table of {root} lists episodes {numbers[:5]} ...; expected 0, 1, 2, ...",
+            file="meta/episodes",
+        )
+    return [row for row in rows if row.get("episode_index") is not None]
+
+
+def _stored_stats(root: Path, is_v2: bool, findings: Findings) -> Stats:
+    """stats.json, else merged from the episodes' statistics, else empty (then computed from the data)."""
+    path = root / "meta/stats.json"
+    if path.is_file():
+        try:
+            return statistics.read_stats(path)
+        except DatasetError as error:
+            findings.warn(f"{error}; they are rebuilt", file="meta/stats.json")
+    if is_v2 and (root / "meta/episodes_stats.jsonl").is_file():
+        lines = _guard(findings, lambda: list(read_jsonl(root / "meta/episodes_stats.jsonl")), [])
+        return statistics.merge([statistics.as_stats(line["stats"]) for line in lines])
+    files = [] if is_v2 else relative_files(root, EPISODES_GLOB)
+    parts = [p for p in (read_episode_stats(root, files) if files else []) if p]
+    source = "rebuilt from the episodes' statistics" if parts else "computed from the data"
+    findings.warn(f"meta/stats.json is missing in {root}: statistics are {source}", file="meta/stats.json")
+    return statistics.merge([statistics.as_stats(p) for p in parts])
+
+
+# -- the data table -----------------------------------------------------------------------------------------
+
+
+def _data_files(root: Path, info: Info, rows: list[dict[str, Any]], findings: Findings) -> list[str]:
+    """All data files there are; files that the episodes name and the folder lacks are findings.
+
+    For v3.0 the file numbers of episodes are only hints (LeRobot's converter writes wrong ones).
+    """
+    there = relative_files(root, info.data_glob())
+    have = set(there)
+    if info.version[0] == 2:
+        named = {info.episode_data_path(int(r["episode_index"])): int(r["episode_index"]) for r in rows}
+    else:
+        named = {}
+        for row in rows:
+            chunk, file = row.get("data/chunk_index"), row.get("data/file_index")
+            if chunk is not None and file is not None:
+                named.setdefault(
+                    info.data_path.format(chunk_index=chunk, file_index=file), row["episode_index"]
+                )
+    for file, episode in named.items():
+        if file not in have:
+            findings.error(
+                f"{file} is missing in {root}; it holds episode {episode}. Restore it, or open the other episodes only.",
+                file=file,
+                episode=episode,
+            )
+    if not there:
+        findings.error(f"{root} holds no data files ({info.data_path})", file="data")
+    return [f for f in there if f in named] if info.version[0] == 2 else there
+
+
+def _with_bookkeeping(frames: Frames, info: Info, findings: Findings) -> Frames:
+    """Makes the five bookkeeping columns that a third-party dataset may leave out."""
+    c, n = frames.columns, frames.n_rows
+    if "episode_index" not in c:
+        raise DatasetError(
+            "the data files have no column episode_index; the dataset cannot be read", feature="episode_index"
+        )
+    starts = np.flatnonzero(np.diff(c["episode_index"], prepend=-1))
+    made = {
+        "index": lambda: np.arange(n),
+        "frame_index": lambda: np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n))),
+        "timestamp": lambda: (c["frame_index"] / info.fps).astype(np.float32),
+        "task_index": lambda: np.zeros(n, np.int64),
+    }
+    for name, make in made.items():
+        if name not in c:
+            if name not in info.features:
+                findings.warn(f"the data files have no column '{name}'; it is computed", feature=name)
+            c[name] = make()
+    return frames
+
+
+def _sort_rows(frames: Frames, findings: Findings) -> np.ndarray:
+    """Brings rows into (episode, frame) order where the files hold them otherwise."""
+    c = frames.columns
+    order = np.lexsort((c["frame_index"], c["episode_index"]))
+    if not np.array_equal(order, np.arange(len(order))):
+        findings.warn(
+            "rows of the data files are not in order of episode_index and frame_index: sorted in memory"
+        )
+        for name in c:
+            c[name] = np.ascontiguousarray(c[name][order])
+        for name in frames.texts:
+            frames.texts[name] = frames.texts[name][order]
+    return order
+
+
+def _episodes(
+    root: Path, info: Info, rows: list[dict[str, Any]], frames: Frames, findings: Findings
+) -> list[Episode]:
+    """Episodes by what the table holds; a length that the metadata states otherwise is an error."""
+    numbers, first, counts = np.unique(frames.columns["episode_index"], return_index=True, return_counts=True)
+    at = {int(n): (int(f), int(c)) for n, f, c in zip(numbers, first, counts, strict=True)}
+    listed = {int(r["episode_index"]) for r in rows}
+    orphans = sorted(set(at) - listed)
+    if orphans and rows:
+        findings.warn(
+            f"the data files hold rows of episode {orphans[0]}, which the episode table does not list (a recording was "
+            f"killed while saving it): {sum(at[o][1] for o in orphans)} rows ignored",
+            episode=orphans[0],
+            feature="episode_index",
+        )
+    episodes = []
+    for row in rows:
+        number, stated = int(row["episode_index"]), int(row.get("length") or 0)
+        start, n = at.get(number, (0, 0))
+        if n == 0:
+            findings.error(
+                f"episode {number} of {root} has no rows in the data files", episode=number, file="data"
+            )
+            continue
+        if n != stated:
+            findings.error(
+                f"episode {number} of {root} has {n} rows in the data files; the episode table says {stated}",
+                episode=number,
+                file="meta/episodes",
+            )
+        spans = _spans(root, info, row, n)
+        episodes.append(Episode(number, n, start, start + n, tuple(row.get("tasks") or ()), spans))
+    _drop_rows(frames, episodes)
+    return episodes
+
+
+def _drop_rows(frames: Frames, episodes: list[Episode]) -> None:
+    """Orphan rows stand after the listed episodes: a view without them. Gaps inside keep their rows."""
+    end = max((e.to_index for e in episodes), default=0)
+    if end < frames.n_rows:
+        frames.columns.update({k: v[:end] for k, v in frames.columns.items()})
+        frames.texts.update({k: v[:end] for k, v in frames.texts.items()})
+
+
+def _spans(root: Path, info: Info, row: Mapping[str, Any], length: int) -> dict[str, VideoSpan]:
+    spans = {}
+    for camera in info.cameras:
+        if info.features[camera].dtype != "video":
+            continue
+        if info.version[0] == 2:
+            file = info.episode_video_path(camera, int(row["episode_index"]))
+            spans[camera] = VideoSpan(file, 0.0, length / info.fps)
+            continue
+        chunk, number = row.get(f"videos/{camera}/chunk_index"), row.get(f"videos/{camera}/file_index")
+        start = row.get(f"videos/{camera}/from_timestamp")
+        if chunk is None or number is None or start is None:
+            continue
+        end = row.get(f"videos/{camera}/to_timestamp")
+        file = info.video_file(camera, int(chunk), int(number))
+        spans[camera] = VideoSpan(
+            file, float(start), float(start + length / info.fps if end is None else end)
+        )
+    return spans
+
+
+def _check_totals(info: Info, episodes: list[Episode], frames: Frames, findings: Findings) -> None:
+    for key, count in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
+        stated = info.raw.get(key)
+        if stated is not None and stated != count:
+            findings.warn(f"{INFO} says {key} = {stated}; the tables hold {count}, which is used", file=INFO)

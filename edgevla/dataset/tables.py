@@ -1,0 +1,183 @@
+"""Parquet tables as numpy arrays: frames, tasks, episodes. One read per file and column, no Python per row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from edgevla.errors import DatasetError
+
+from .layout import FeatureInfo, Findings
+
+_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_NUMPY_NAME = {"bool": "bool_", "float": "float32"}
+
+
+def open_parquet(root: Path, file: str) -> pq.ParquetFile:
+    """Opens one parquet file of a dataset.
+
+    Raises:
+        DatasetError: missing, or without its footer (the recording was killed before the file was closed).
+    """
+    path = root / file
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise DatasetError(f"{file} is missing in {root}", file=file) from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{file} in {root} is not a complete parquet file ({_first_line(error)}); a recording killed before it "
+            "closed its files leaves this behind. Restore the file or delete its episodes.",
+            file=file,
+        ) from error
+
+
+def read_table(root: Path, file: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads (some columns of) one file; damage inside it is a DatasetError too."""
+    parquet = open_parquet(root, file)
+    try:
+        return parquet.read(columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{file} in {root} is damaged: {_first_line(error)}. Restore it from a copy.", file=file
+        ) from error
+    finally:
+        parquet.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@dataclass
+class Frames:
+    """The data table. columns: contiguous numeric arrays (N, ...); texts: string columns; files: row ranges.
+
+    row_starts[i] is the first row of files[i] in the order read.
+    """
+
+    columns: dict[str, np.ndarray]
+    texts: dict[str, np.ndarray]
+    files: list[str]
+    row_starts: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
+
+def read_frames(
+    root: Path, files: Sequence[str], features: dict[str, FeatureInfo], findings: Findings
+) -> Frames:
+    """Reads all data files. A feature that no file has is a finding; `index` and co. are required."""
+    parts: dict[str, list[np.ndarray]] = {}
+    wanted = [f for f in features.values() if f.is_numeric or f.dtype == "string"]
+    missing: set[str] = set()
+    kept, starts, row = [], [], 0
+    for file in files:
+        try:
+            schema = open_parquet(root, file).schema_arrow.names
+            table = read_table(root, file, [f.name for f in wanted if f.name in schema])
+            arrays = {f.name: _to_numpy(table, f, file) for f in wanted if f.name in schema}
+        except DatasetError as error:
+            findings.error(str(error), file=file, feature=error.fields.get("feature"))
+            continue
+        missing |= {f.name for f in wanted if f.name not in schema}
+        kept.append(file)
+        starts.append(row)
+        row += table.num_rows
+        for name, array in arrays.items():
+            parts.setdefault(name, []).append(array)
+    for name in sorted(missing):
+        parts.pop(name, None)
+        text = f"feature '{name}' of meta/info.json is not a column of the data files in {root}"
+        findings.error(text, feature=name, file=next(iter(files), None))
+    joined = {
+        name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in parts.items()
+    }
+    return Frames(
+        columns={n: a for n, a in joined.items() if a.dtype != object},
+        texts={n: a for n, a in joined.items() if a.dtype == object},
+        files=kept,
+        row_starts=np.asarray(starts, np.int64),
+    )
+
+
+def _to_numpy(table: pa.Table, feature: FeatureInfo, file: str) -> np.ndarray:
+    """(N,) for shape [1], else (N, *shape), cast to the declared dtype; strings as an object array."""
+    column = table.column(feature.name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    n = len(column)
+    if feature.dtype == "string":
+        return np.array(column.to_pylist(), dtype=object)
+    values = flat_values(column)
+    dtype = np.dtype(_NUMPY_NAME.get(feature.dtype, feature.dtype))
+    size = int(np.prod(feature.shape))
+    if len(values) != n * size:
+        raise DatasetError(
+            f"{file}: feature '{feature.name}' holds {len(values)} numbers in {n} rows; its shape "
+            f"{list(feature.shape)} in meta/info.json wants {n * size}",
+            file=file,
+            feature=feature.name,
+        )
+    array = values.to_numpy(zero_copy_only=False)
+    if array.dtype == object or (values.null_count and not np.issubdtype(dtype, np.floating)):
+        raise DatasetError(
+            f"{file}: feature '{feature.name}' has empty cells", file=file, feature=feature.name
+        )
+    shape = (n,) if feature.shape == (1,) else (n, *feature.shape)
+    return np.ascontiguousarray(array.reshape(shape).astype(dtype, copy=False))
+
+
+def flat_values(column: pa.Array) -> pa.Array:
+    """The numbers below any nesting of lists (fixed, variable, extension types), in order."""
+    while True:
+        if isinstance(column, pa.ExtensionArray):
+            column = column.storage
+        elif any(is_kind(column.type) for is_kind in _LIST_KINDS):
+            column = column.flatten()
+        else:
+            return column
+
+
+def read_tasks(root: Path, file: str = "meta/tasks.parquet") -> dict[int, str]:
+    """task_index -> instruction, by the value of `task_index` whatever the order of rows."""
+    table = read_table(root, file)
+    names = [n for n in table.column_names if n != "task_index"]
+    if "task_index" not in table.column_names or not names:
+        raise DatasetError(
+            f"{file} has the columns {table.column_names}; expected task_index and the task's text", file=file
+        )
+    text = next((n for n in ("task", "__index_level_0__") if n in names), names[0])
+    return dict(zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True))
+
+
+def read_episode_rows(root: Path, files: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of meta/episodes without the bulky statistics columns, in file order."""
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        names = [n for n in open_parquet(root, file).schema_arrow.names if not n.startswith("stats/")]
+        rows += read_table(root, file, names).to_pylist()
+    return rows
+
+
+def read_episode_stats(root: Path, files: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
+    """Per episode {feature: {statistic: nested list}} from the `stats/<feature>/<statistic>` columns."""
+    episodes = []
+    for file in files:
+        names = [n for n in open_parquet(root, file).schema_arrow.names if n.startswith("stats/")]
+        for row in read_table(root, file, names).to_pylist():
+            stats: dict[str, dict[str, Any]] = {}
+            for name, value in row.items():
+                feature, statistic = name.removeprefix("stats/").rsplit("/", 1)
+                if value is not None:
+                    stats.setdefault(feature, {})[statistic] = value
+            episodes.append(stats)
+    return episodes
