@@ -73,8 +73,8 @@ class Joints(Static):
             return
         n_lines = max(1, self.size.height - 1)
         n_columns = 2 if len(model.joints) > n_lines else 1
-        heads = ("joint", "present", "   goal") + (("range",) if n_columns == 1 else ())
-        table = Table.grid(padding=(0, 1))
+        heads = ("joint", "present", "   goal", "range") if n_columns == 1 else ("joint", "   now", "  goal")
+        table = Table.grid(padding=(0, 1, 0, 0))
         table.add_row(*(Text(t, style="bold dim") for t in heads * n_columns))
         n_rows = -(-len(model.joints) // n_columns)
         for row in range(n_rows):
