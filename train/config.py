@@ -1,0 +1,359 @@
+"""What one training run does: dataclass defaults, then a recipe (TOML), then the command line; frozen after that.
+
+A recipe is a published preset as data (`recipes/*.toml`, each names its source). The result is written beside
+every checkpoint as `edgevla-train.toml` and loads back equal; what LeRobot wants to know about a run is written
+as its `train_config.json`. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgevla.errors import ConfigError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+OWN_CONFIG = "edgevla-train.toml"
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Weight decay is decoupled for adamw and added to the gradient for adam. grad_clip_norm 0 only measures."""
+
+    type: Literal["adam", "adamw"] = "adamw"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    grad_clip_norm: float = 10.0
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How every group's learning rate moves. Formulas: common.md 7 for the first three, xvla.md 6.2 for `two_phase`.
+
+    decay_lr: rate at the end of `cosine_decay_with_warmup`, for a group at the optimizer's `lr`.
+    freeze_steps, final_ratio: `two_phase` only; rate zero for groups `frozen_first`, share of the peak at the end.
+    """
+
+    type: Literal["none", "cosine_decay_with_warmup", "cosine", "two_phase"] = "none"
+    warmup_steps: int = 0
+    decay_steps: int = 30_000
+    decay_lr: float = 0.0
+    freeze_steps: int = 0
+    final_ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters whose lower-case name contains `match` (the first matching group has them), with their own rates."""
+
+    name: str
+    match: str
+    lr_scale: float = 1.0
+    weight_decay_scale: float = 1.0
+    frozen_first: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's outcome or its files.
+
+    dataset: folder or hub id.  start: checkpoint folder or hub id to fine-tune from; empty: from scratch.
+    episodes: `0:40`, `3,5,8:12`; empty: all.  eval_episodes: the same form, or one number N for the last N.
+    cameras: `NAME=KEY` or `NAME=none` as given on the command line.
+    settings: fields of the policy's own config.json.  accumulate: batches per optimizer step.
+    train_only: parameters whose lower-case name does not contain this are frozen; empty: the policy decides.
+    precision: `auto` follows the policy's config (`dtype`, `use_bf16`, `use_amp`).
+    """
+
+    policy: str = "act"
+    recipe: str = ""
+    source: str = ""
+    dataset: str = ""
+    root: str = ""
+    start: str = ""
+    output: str = ""
+    episodes: str = ""
+    eval_episodes: str = ""
+    steps: int = 100_000
+    batch_size: int = 8
+    accumulate: int = 1
+    seed: int = 1000
+    device: str = ""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = 0
+    workers: int = 2
+    log_freq: int = 10
+    save_freq: int = 20_000
+    eval_freq: int = 0
+    tensorboard: bool = True
+    image_transforms: bool = False
+    imagenet_stats: bool = True
+    joint_units: str = ""
+    gradient_checkpointing: bool = False
+    lora: int = 0
+    lora_alpha: int = 0
+    lora_targets: str = ""
+    merge_lora: bool = False
+    train_only: str = ""
+    cameras: dict[str, str] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    groups: tuple[Group, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_freq"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not (math.isfinite(self.optimizer.lr) and self.optimizer.lr > 0):
+            raise UsageError(f"the learning rate is {self.optimizer.lr}; it must be positive")
+        if self.merge_lora and not self.lora:
+            raise UsageError("--merge-lora was given without --lora; say the rank, such as --lora 16")
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def resolve(cls, recipe: str, overrides: Mapping[str, Any]) -> TrainConfig:
+        """Defaults < recipe (a name in `recipes/` or a TOML file) < overrides (nested, as in the TOML).
+
+        A learning rate in `overrides` scales all rates of the recipe by the same factor, so that the groups
+        and the schedule keep their proportions.
+        """
+        data = read_recipe(recipe)
+        merged = _merge(data, overrides)
+        merged["recipe"] = recipe
+        config = from_dict(cls, merged, recipe)
+        lr = overrides.get("optimizer", {}).get("lr")
+        preset = data.get("optimizer", {}).get("lr", OptimizerConfig.lr)
+        return config if lr is None else _scale_rates(config, lr / preset, overrides)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainConfig:
+        """Reads what `save` wrote."""
+        return from_dict(cls, _read_toml(path), str(path))
+
+    def save(self, path: Path) -> None:
+        path.write_text(to_toml(dataclasses.asdict(self)))
+
+
+def recipe_names() -> list[str]:
+    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The recipe of this name, or of this TOML file.
+
+    Raises:
+        UsageError: neither; names the nearest recipe.
+    """
+    path = RECIPES / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+        if not path.is_file():
+            near = difflib.get_close_matches(name, recipe_names(), n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise UsageError(f"there is no recipe '{name}'; {hint}known: {', '.join(recipe_names())}")
+    return _read_toml(path)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return merged
+
+
+def _scale_rates(config: TrainConfig, factor: float, overrides: Mapping[str, Any]) -> TrainConfig:
+    """Rates that the recipe states absolutely, beside the optimizer's own."""
+    scheduler, settings = config.scheduler, dict(config.settings)
+    if "decay_lr" not in overrides.get("scheduler", {}):
+        scheduler = dataclasses.replace(scheduler, decay_lr=scheduler.decay_lr * factor)
+    backbone = "optimizer_lr_backbone"
+    if backbone in settings and backbone not in overrides.get("settings", {}):
+        settings[backbone] = settings[backbone] * factor
+    return dataclasses.replace(config, scheduler=scheduler, settings=settings)
+
+
+# -- typed values -----------------------------------------------------------------------------------------
+
+
+def from_dict(cls: Any, data: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from nested plain values, every key known and every value of its field's type."""
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            raise ConfigError(f"{where}: {unknown(key, hints)}")
+    return cls(**{key: convert(value, hints[key], f"{where}: {key}") for key, value in data.items()})
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def convert(value: Any, hint: Any, what: str) -> Any:
+    """`value` (from TOML, or a word of the command line) as the annotated type.
+
+    Raises:
+        ConfigError: it is not of that type; says what was expected.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
+            if type(None) in args:
+                return None
+        return _first(value, [a for a in args if a is not type(None)], what)
+    if origin is typing.Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{what} is '{value}'; expected one of: {', '.join(map(str, args))}")
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return from_dict(hint, value, what)
+    elif origin in (list, tuple, dict):
+        return _container(value, origin, args, what)
+    elif hint is Any or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
+        return value
+    elif hint is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    elif hint in (int, float) and not isinstance(value, bool):
+        try:
+            return hint(value)
+        except (TypeError, ValueError):
+            pass
+    raise ConfigError(f"{what} is '{value}'; expected {getattr(hint, '__name__', hint)}")
+
+
+def _first(value: Any, hints: list[Any], what: str) -> Any:
+    error: ConfigError | None = None
+    for hint in hints:
+        try:
+            return convert(value, hint, what)
+        except ConfigError as e:
+            error = e
+    assert error is not None
+    raise error
+
+
+def _container(value: Any, origin: Any, args: tuple[Any, ...], what: str) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"{what} is '{value}'; expected JSON, such as [1, 2]") from error
+    if origin is dict and isinstance(value, Mapping):
+        return {k: convert(v, args[1], f"{what}.{k}") for k, v in value.items()}
+    if origin is dict or not isinstance(value, list | tuple):
+        raise ConfigError(f"{what} is '{value}'; expected a {origin.__name__}")
+    if origin is tuple and args[-1] is not Ellipsis:
+        if len(value) != len(args):
+            raise ConfigError(f"{what} has {len(value)} entries; expected {len(args)}")
+        return tuple(convert(v, a, what) for v, a in zip(value, args, strict=True))
+    return origin(convert(v, args[0] if args else Any, what) for v in value)
+
+
+# -- writing ----------------------------------------------------------------------------------------------
+
+
+def to_toml(data: Mapping[str, Any]) -> str:
+    """TOML of plain nested values: scalars first, then tables, then arrays of tables. None is written as "none"."""
+    lines: list[str] = []
+    tables = {k: v for k, v in data.items() if isinstance(v, Mapping)}
+    arrays = {k: v for k, v in data.items() if _is_table_array(v)}
+    for key, value in data.items():
+        if key not in tables and key not in arrays:
+            lines.append(f"{_key(key)} = {_value(value)}")
+    for key, table in tables.items():
+        lines += ["", f"[{_key(key)}]"] + [f"{_key(k)} = {_value(v)}" for k, v in table.items()]
+    for key, rows in arrays.items():
+        for row in rows:
+            lines += ["", f"[[{_key(key)}]]"] + [f"{_key(k)} = {_value(v)}" for k, v in row.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table_array(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, float):
+        text = repr(value)  # the shortest text that reads back equal
+        if math.isfinite(value) and not any(c in text for c in ".e"):
+            text += ".0"
+        return text
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def parse_episodes(text: str, n_episodes: int, *, what: str = "--episodes") -> list[int]:
+    """`0:40` or `3,5,8:12` -> episode numbers, ascending.
+
+    Raises:
+        UsageError: not of that form, empty, or beyond the dataset's episodes.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        low, colon, high = part.strip().partition(":")
+        try:
+            first = int(low or 0)
+            last = (int(high) if high else n_episodes) if colon else first + 1
+        except ValueError:
+            raise UsageError(f"{what} '{text}' is not of the form 0:40 or 3,5,8:12") from None
+        if not 0 <= first < last <= n_episodes:
+            raise UsageError(
+                f"{what} '{text}' names episodes outside 0 ... {n_episodes - 1}, all that the dataset has"
+            )
+        chosen.update(range(first, last))
+    return sorted(chosen)
+
+
+def split_episodes(config: TrainConfig, n_episodes: int) -> tuple[list[int], list[int]]:
+    """Episodes to train on and, disjoint from them, to evaluate on."""
+    chosen = parse_episodes(config.episodes, n_episodes) if config.episodes else list(range(n_episodes))
+    if not config.eval_episodes:
+        return chosen, []
+    if config.eval_episodes.isdigit():
+        n = int(config.eval_episodes)
+        if not 0 < n < len(chosen):
+            raise UsageError(f"--eval-episodes {n} of {len(chosen)} episodes leaves none to train on")
+        return chosen[:-n], chosen[-n:]
+    held_out = parse_episodes(config.eval_episodes, n_episodes, what="--eval-episodes")
+    rest = [e for e in chosen if e not in held_out]
+    if not rest:
+        raise UsageError("--eval-episodes holds out every episode; none is left to train on")
+    return rest, held_out

@@ -1,0 +1,200 @@
+"""The training loop, on one page.
+
+Each step: batches -> random draws -> loss -> gradients -> clip -> optimizer -> schedule -> log, and now and then
+evaluate and save. Everything it needs is in a `Job`; nothing here knows a policy by name.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgevla.errors import EdgeVLAError
+
+from .config import TrainConfig
+from .policies.base import Batch, Policy
+from .progress import TrainingLog, draw_curves
+from .state import PRETRAINED, TRAINING, new_checkpoint, save_training_state
+from .worker import Worker
+
+BatchesFrom = Callable[[int], Iterator[Batch]]
+"""Batch number (of this process) -> endless batches from that number on; a pure function of seed and number."""
+
+
+@dataclass
+class Job:
+    """One run, ready to go.
+
+    held_out: batches of the episodes that are not trained on; None without evaluation.
+    write_policy: fills a checkpoint's `pretrained_model` folder.
+    """
+
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    scheduler: Any | None
+    config: TrainConfig
+    worker: Worker
+    run: Path
+    batches: BatchesFrom
+    write_policy: Callable[[Path], None]
+    log: TrainingLog
+    held_out: Callable[[], Iterable[Batch]] | None = None
+    trainable: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.worker.prepare(self.policy, self.optimizer)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """step: finished steps. signal: the one that ended the run early, None when it came to its end."""
+
+    step: int
+    signal: int | None
+
+
+def train(job: Job, done: int = 0) -> Outcome:
+    """Trains from step `done` to `config.steps`; the last step is always saved.
+
+    Raises:
+        EdgeVLAError: the loss or its gradient is no longer finite; nothing of that step is kept.
+    """
+    config, worker = job.config, job.worker
+    batches = job.batches(done * config.accumulate)
+    step = done
+    with Interruption() as interruption:
+        while step < config.steps:
+            step += 1
+            numbers = _gradients(job, batches)
+            grad_norm = worker.clip(job.trainable, config.optimizer.grad_clip_norm)
+            numbers["grad_norm"] = float(grad_norm)
+            _refuse_non_finite(job, step, numbers)
+            lr = job.optimizer.param_groups[0]["lr"]
+            job.optimizer.step()
+            job.optimizer.zero_grad(set_to_none=True)
+            if job.scheduler is not None:
+                job.scheduler.step()
+            job.log.step(step, numbers, lr)
+            stop = worker.any(interruption.signal is not None)
+            if stop or step == config.steps or _is_due(step, config.save_freq):
+                save(job, step)
+            if job.held_out and (step == config.steps or _is_due(step, config.eval_freq or config.save_freq)):
+                job.log.evaluation(step, evaluate(job))
+            if stop:
+                break
+    if worker.rank == 0:
+        draw_curves(job.run, f"{config.policy} on {Path(config.dataset).name}")
+    return Outcome(step, interruption.signal)
+
+
+def _gradients(job: Job, batches: Iterator[Batch]) -> dict[str, float]:
+    """Adds up the gradients of one step's batches; returns the means of loss and parts, and the wait for data."""
+    worker, n = job.worker, job.config.accumulate
+    job.policy.train()
+    sums: dict[str, torch.Tensor] = {}
+    waited = 0.0
+    for i in range(n):
+        begun = time.monotonic()
+        batch = worker.place(next(batches))
+        waited += time.monotonic() - begun
+        draws = job.policy.draw(batch)
+        assert worker.loss is not None
+        with worker.accumulating(is_last=i == n - 1):
+            with worker.autocast():
+                loss, parts = worker.loss(batch, draws)
+            worker.backward(loss / n)
+        for name, value in {"loss": loss, **parts}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach().float().mean() / n
+    # One transfer from the device for all of them.
+    values = worker.mean(torch.stack([v.to(worker.device) for v in sums.values()])).tolist()
+    return {**dict(zip(sums, values, strict=True)), "data_s": waited}
+
+
+def _refuse_non_finite(job: Job, step: int, numbers: dict[str, float]) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(numbers[name]):
+            what = "loss" if name == "loss" else "norm of the gradient"
+            raise EdgeVLAError(
+                f"the {what} became {numbers[name]} at step {step} (learning rate "
+                f"{job.optimizer.param_groups[0]['lr']:.3g}); look for wild values in the dataset with "
+                "`edgevla inspect`, or lower the rate with --lr. Earlier checkpoints of the run are unharmed",
+                step=step,
+            )
+
+
+def _is_due(step: int, freq: int) -> bool:
+    return freq > 0 and step % freq == 0
+
+
+@torch.no_grad()
+def evaluate(job: Job) -> dict[str, float]:
+    """Mean loss and parts over the held-out batches, in eval mode, with the same random draws every time."""
+    assert job.held_out is not None
+    sums: dict[str, float] = {}
+    n = 0
+    devices = [job.worker.device] if job.worker.device.type == "cuda" else []
+    job.policy.eval()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(job.config.seed)
+        for raw in job.held_out():
+            batch = job.worker.place(raw)
+            with job.worker.autocast():
+                loss, parts = job.policy.loss(batch, job.policy.draw(batch))
+            size = len(batch["action"])
+            n += size
+            for name, value in {"loss": loss, **parts}.items():
+                sums[name] = sums.get(name, 0.0) + float(value.float().mean()) * size
+    return {name: total / n for name, total in sums.items()}
+
+
+def save(job: Job, step: int) -> None:
+    """Writes one checkpoint, whole or not at all, and the picture of the loss."""
+    if job.worker.rank == 0:
+        with new_checkpoint(job.run, step, job.config.steps) as folder:
+            (folder / PRETRAINED).mkdir()
+            job.write_policy(folder / PRETRAINED)
+            save_training_state(
+                folder / TRAINING,
+                step,
+                job.optimizer,
+                job.scheduler,
+                job.config.batch_size,
+                job.worker.n_ranks,
+            )
+        draw_curves(job.run, f"{job.config.policy} on {Path(job.config.dataset).name}")
+    job.worker.wait()
+
+
+class Interruption:
+    """While open, the first SIGINT or SIGTERM is remembered instead of ending the process; the second does end it."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._remember)
+            except ValueError:  # not in the main thread: whoever runs us handles signals
+                break
+        return self
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
