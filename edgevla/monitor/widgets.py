@@ -95,11 +95,12 @@ class Joints(Static):
 
 
 def short_name(name: str) -> str:
-    """`left_forearm_roll` -> `l forear`: enough to tell joints apart in eight cells."""
-    for side in ("left_", "right_"):
-        if name.startswith(side):
-            return f"{side[0]} {name.removeprefix(side)[:6]}"
-    return name[:8]
+    """`left_forearm_roll` -> `l for_rol`: enough to tell joints apart in nine cells."""
+    side = ""
+    if name.startswith(("left_", "right_")):
+        side, name = f"{name[0]} ", name.split("_", 1)[1]
+    words = name.split("_")
+    return side + (words[0][:7] if len(words) == 1 else "_".join(word[:3] for word in words[:2]))
 
 
 class Timing(Static):
@@ -141,10 +142,14 @@ class Servos(Static):
         table = Table.grid(padding=(0, 1))
         heads = ("servo", "°C", "   V", "load", "on ", "retry")
         table.add_row(*(Text(t, style="bold dim") for t in heads))
-        for servo in model.servos:
+        room = max(1, self.size.height - 1)
+        shown = model.servos
+        if len(shown) > room:  # the worst first: what fits must be what matters
+            shown = sorted(shown, key=lambda s: (not s.is_worrying, -s.temperature_c))[:room]
+        for servo in shown:
             style = "bold red" if servo.is_worrying else ""
             table.add_row(
-                Text(servo.name.removesuffix(".pos")[:13], style=style),
+                Text(_servo_name(servo.name), style=style),
                 Text(f"{servo.temperature_c:2.0f}", style=style),
                 Text(f"{servo.voltage_v:4.1f}"),
                 Text(f"{servo.load_percent:3.0f}%", style=style),
@@ -152,6 +157,11 @@ class Servos(Static):
                 Text(f"{servo.n_retries}", style="yellow" if servo.n_retries else "dim"),
             )
         self.update(table)
+
+
+def _servo_name(name: str) -> str:
+    name = name.removesuffix(".pos")
+    return name if len(name) <= 13 else short_name(name)
 
 
 class Cameras(Static):
