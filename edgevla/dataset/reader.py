@@ -272,7 +272,7 @@ class Dataset:
             )
             raise DatasetError(
                 f"episode {episode.index}, camera '{camera}': {file} has no frame at {seconds[at]:.4f} s ({gap}; the "
-                f"file has {index.n_frames} frames, {index.duration:.3f} s). Frames were dropped, or the file was cut short.",
+                f"file has {index.n_frames} frames, {index.duration:.3f} s). Frames were dropped or the file cut short.",
                 file=file,
                 feature=camera,
                 episode=episode.index,
