@@ -1,0 +1,262 @@
+"""What a policy must remember of the data it was trained on: names, units, ranges, speeds, camera sizes and ages.
+
+A checkpoint does not hold these; the trainer writes them beside it as `edgevla.json`, the exporter reads them into
+the bundle, and the robot is judged by them. Needs neither pyarrow nor PyAV to be read back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+
+from edgevla import strict
+from edgevla.errors import DatasetError, UsageError
+from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Feature, FeatureKind, JointUnits
+
+from .layout import STATED, camera_age_key
+from .stats import Stats
+
+if TYPE_CHECKING:
+    from .reader import Dataset
+
+MID_RANGE = "mid_range"
+"""Zero of an angle in LeRobot's SO arms: the middle of the calibrated range."""
+
+BODY_LIMIT_100 = 100.0
+
+
+@dataclass(frozen=True)
+class Range:
+    """Statistics of a feature's elements, in its units."""
+
+    q01: list[float]
+    q99: list[float]
+
+
+@dataclass(frozen=True)
+class CameraAge:
+    """How old a camera's frames were at their rows' moments while recording, ms."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """Facts of one dataset. features: as the robot sees them, keyed by dataset name; cameras at their stored size.
+
+    joint_units: `degrees` or `range100` as stated (by the recording or the user), None when nobody said.
+    units_guess: what the statistics suggest, with the reason; only ever used to warn.
+    trained_speed_p999: per joint, 99.9th percentile of |action change| between rows, unit/s.
+    """
+
+    fps: float
+    features: dict[str, Feature]
+    robot_type: str | None
+    joint_units: str | None
+    units_guess: str | None
+    units_reason: str
+    trained_range: dict[str, Range]
+    trained_speed_p999: dict[str, list[float]]
+    camera_ages: dict[str, CameraAge]
+    repo_id: str | None
+    sha256: str
+    n_episodes: int
+    n_frames: int
+    tasks: list[str] = field(default_factory=list)
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """Camera feature -> (H, W)."""
+        return {n: (f.shape[0], f.shape[1]) for n, f in self.features.items() if f.kind == "camera"}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fps": self.fps,
+            "features": {n: _feature_json(f) for n, f in self.features.items()},
+            **{
+                name: strict.write(getattr(self, name))
+                for name in self.__dataclass_fields__
+                if name not in ("fps", "features")
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "edgevla.json") -> DatasetFacts:
+        """The inverse of `to_json`.
+
+        Raises:
+            DatasetError: a key is missing or holds something else.
+        """
+        try:
+            values = {name: data[name] for name in cls.__dataclass_fields__}
+            values["features"] = {n: _feature_from(n, f) for n, f in data["features"].items()}
+            values["trained_range"] = {n: Range(**r) for n, r in data["trained_range"].items()}
+            values["camera_ages"] = {n: CameraAge(**a) for n, a in data["camera_ages"].items()}
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(f"{where} is not a description of a dataset: {error!r}", file=where) from error
+
+
+def _feature_json(feature: Feature) -> dict[str, Any]:
+    data = {"kind": feature.kind, "dtype": feature.dtype, "shape": list(feature.shape)}
+    optional = {
+        "names": list(feature.names),
+        "units": list(feature.units),
+        "zero": feature.zero,
+        "encoding": feature.encoding,
+    }
+    return {**data, **{k: v for k, v in optional.items() if v}}
+
+
+def _feature_from(name: str, data: Mapping[str, Any]) -> Feature:
+    return Feature(
+        name=name,
+        kind=cast(FeatureKind, data["kind"]),
+        shape=tuple(data["shape"]),
+        dtype=data["dtype"],
+        names=tuple(data.get("names", ())),
+        units=tuple(data.get("units", ())),
+        zero=data.get("zero"),
+        encoding=data.get("encoding"),
+    )
+
+
+def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
+    """Gathers the facts. joint_units: what the user says; wins over what the recording stated, if anything.
+
+    Raises:
+        UsageError: joint_units is neither `degrees` nor `range100`.
+    """
+    if joint_units is not None and joint_units not in get_args(JointUnits):
+        raise UsageError(f"joint units '{joint_units}' are unknown; say degrees or range100")
+    stats = dataset.true_stats
+    names = feature_names(dataset, ACTION)
+    guess, reason = infer_joint_units(stats, names)
+    units = joint_units or stated_units(dataset.root)
+    vectors = [n for n in (STATE, ENVIRONMENT_STATE, ACTION) if n in dataset.columns]
+    features = {c: _camera(c, dataset) for c in dataset.cameras}
+    features.update({n: _vector(n, dataset, units) for n in vectors})
+    return DatasetFacts(
+        fps=dataset.fps,
+        features=features,
+        robot_type=dataset.info.robot_type,
+        joint_units=units,
+        units_guess=guess,
+        units_reason=reason,
+        trained_range={
+            n: Range(stats[n]["q01"].ravel().tolist(), stats[n]["q99"].ravel().tolist())
+            for n in vectors
+            if n.startswith("observation")
+        },
+        trained_speed_p999={ACTION: action_speeds(dataset).tolist()} if ACTION in vectors else {},
+        camera_ages=_camera_ages(dataset),
+        repo_id=dataset.repo_id,
+        sha256=dataset.sha256,
+        n_episodes=dataset.n_episodes,
+        n_frames=dataset.n_frames,
+        tasks=list(dataset.tasks),
+    )
+
+
+def feature_names(dataset: Dataset, name: str) -> tuple[str, ...]:
+    """Names of a vector's elements, or () when info.json gives none that fit."""
+    feature = dataset.info.features.get(name)
+    if feature is None or len(feature.names) != int(np.prod(feature.shape)):
+        return ()
+    return feature.names
+
+
+def _camera(name: str, dataset: Dataset) -> Feature:
+    return Feature(name, "camera", (*dataset.camera_size(name), 3), "uint8", encoding="rgb8")
+
+
+def _vector(name: str, dataset: Dataset, units: str | None) -> Feature:
+    kind: FeatureKind = "action" if name == ACTION else "state" if name == STATE else "environment_state"
+    shape = dataset.info.features[name].shape
+    names = feature_names(dataset, name) or tuple(f"{i}" for i in range(int(np.prod(shape))))
+    if kind == "environment_state" or units is None:
+        return Feature(name, kind, shape, names=names)
+    return Feature(name, kind, shape, names=names, units=joint_unit_names(names, units), zero=MID_RANGE)
+
+
+def joint_unit_names(names: Sequence[str], units: str) -> tuple[str, ...]:
+    """Unit of each joint: grippers are 0..100 in either convention."""
+    body = "deg" if units == "degrees" else "range100"
+    return tuple("percent" if is_gripper(name) else body for name in names)
+
+
+def is_gripper(name: str) -> bool:
+    return "gripper" in name.lower()
+
+
+def stated_units(root: Path) -> str | None:
+    """What the recording itself says in meta/edgevla.json.
+
+    Raises:
+        DatasetError: it says something unknown.
+    """
+    path = root / STATED
+    if not path.is_file():
+        return None
+    try:
+        units = json.loads(path.read_text(encoding="utf-8")).get("joint_units")
+    except (ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} is not readable: {error}", file=STATED) from error
+    if units is not None and units not in get_args(JointUnits):
+        raise DatasetError(f"{path} says joint_units = '{units}'; known: degrees, range100", file=STATED)
+    return units
+
+
+def infer_joint_units(stats: Stats, names: Sequence[str]) -> tuple[str | None, str]:
+    """(`degrees`, `range100` or None, why), from the ranges of body joints in action and state.
+
+    Beyond +-100 it cannot be range100. Joints that end exactly at +-100 and never pass it are a clipped range100.
+    Everything else is ambiguous: an arm in degrees may well stay within +-100.
+    """
+    seen = []
+    for feature in (ACTION, STATE):
+        by = stats.get(feature, {})
+        if "min" in by and "max" in by and by["min"].size == (len(names) or by["min"].size):
+            is_body = np.array([not is_gripper(n) for n in names] or [True] * by["min"].size)
+            seen += [by["min"].ravel()[is_body], by["max"].ravel()[is_body]]
+    if not seen:
+        return None, "there are no statistics of joints"
+    values = np.concatenate(seen)
+    most = float(np.abs(values).max())
+    if most > BODY_LIMIT_100 + 0.5:
+        if most > 1000:
+            return None, f"values up to {most:.0f} are neither degrees nor -100..100"
+        return "degrees", f"a joint reaches {most:.1f}, beyond -100..100"
+    at_end = int((np.abs(np.abs(values) - BODY_LIMIT_100) < 0.05).sum())
+    if at_end >= 2:
+        return "range100", f"joints end {at_end} times exactly at 100 and never pass it"
+    if most <= 2 * np.pi + 0.1:
+        return None, f"no joint passes {most:.2f}: perhaps radians, or hardly any motion"
+    return None, f"all joints stay within {most:.1f}, which both degrees and -100..100 allow"
+
+
+def action_speeds(dataset: Dataset) -> np.ndarray:
+    """float64 (D,): 99.9th percentile over rows of |action change| to the next row of the episode, unit/s."""
+    actions = dataset.columns[ACTION].astype(np.float64)
+    actions = actions.reshape(len(actions), -1)
+    is_inside = np.ones(max(0, len(actions) - 1), bool)
+    is_inside[[e.from_index - 1 for e in dataset.episodes if e.from_index > 0]] = False
+    steps = np.abs(np.diff(actions, axis=0))[is_inside] * dataset.fps
+    return np.quantile(steps, 0.999, axis=0) if len(steps) else np.zeros(actions.shape[1])
+
+
+def _camera_ages(dataset: Dataset) -> dict[str, CameraAge]:
+    ages = {}
+    for camera in dataset.cameras:
+        column = dataset.columns.get(camera_age_key(camera))
+        if column is not None and len(column):
+            p50, p99 = np.quantile(column, [0.5, 0.99])
+            ages[camera] = CameraAge(float(p50), float(p99), float(column.max()))
+    return ages
