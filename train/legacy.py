@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
+from torch import Tensor
 
 from edgevla.errors import CheckpointError
 
@@ -22,10 +21,8 @@ PREFIXES = (
     "unnormalize_targets.",
 )
 
-Weight = TypeVar("Weight")
 
-
-def split_legacy(weights: dict[str, Weight], config: PolicyConfig) -> tuple[dict[str, Weight], Stats]:
+def split_legacy(weights: dict[str, Tensor], config: PolicyConfig) -> tuple[dict[str, Tensor], Stats]:
     """Weights without the old normaliser buffers, and the statistics that those held (empty for newer files).
 
     Feature names were written with underscores for dots; they are resolved against the config's own features.
@@ -34,7 +31,7 @@ def split_legacy(weights: dict[str, Weight], config: PolicyConfig) -> tuple[dict
         CheckpointError: statistics of a feature that the config does not name.
     """
     features = {name.replace(".", "_"): name for name in {**config.input_features, **config.output_features}}
-    kept: dict[str, Weight] = {}
+    kept: dict[str, Tensor] = {}
     stats: Stats = {}
     for key, value in weights.items():
         prefix = next((p for p in PREFIXES if key.startswith(p + "buffer_")), None)
@@ -47,5 +44,5 @@ def split_legacy(weights: dict[str, Weight], config: PolicyConfig) -> tuple[dict
                 f"the weights hold statistics of '{written}', which is no feature of config.json; "
                 f"known: {', '.join(sorted(features.values()))}"
             )
-        stats.setdefault(features[written], {})[stat] = np.array(value, np.float32)
+        stats.setdefault(features[written], {})[stat] = value.float().numpy().astype(np.float32)
     return kept, stats

@@ -245,6 +245,9 @@ class Act(Policy):
             action = self.normalizers(ACTION, batch[ACTION])
             mean, log_variance = self.latent_distribution(state, action, batch["action_is_pad"])
             latent = mean + (log_variance / 2).exp() * draws["latent_eps"]
+        elif self.training:
+            # Zeros through the projection: its weight then has a gradient (zero), which data-parallel training needs.
+            latent = batch[ACTION].new_zeros(batch[ACTION].shape[0], self.config.latent_dim)
         return self.network(self.images(batch), state, environment, latent), mean, log_variance
 
     def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
