@@ -165,8 +165,9 @@ def normalise_state(state: np.ndarray, recipe: PromptState) -> np.ndarray:
     """Raw (S,) -> float32 normalised (S,), padded with zeros to `pad_to`. Bit-equal with the torch normaliser."""
     x = np.asarray(state, np.float32)
     a, b = np.asarray(recipe.a, np.float32), np.asarray(recipe.b, np.float32)
+    y: np.ndarray = x
     if recipe.mode == "IDENTITY":
-        y = x
+        pass
     elif x.shape != a.shape:
         raise BundleError(f"the prompt takes a state of {a.size} values, not {x.shape}")
     elif recipe.mode == "MEAN_STD":

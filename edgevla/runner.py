@@ -1,0 +1,321 @@
+"""A bundle that infers: its engine sessions, its prompts, the sampler, and what is remembered between observations.
+
+The same class serves the policy node, `serve`, `bench` and the exporter's parity check, so what was compared with
+torch is what drives the arm. It knows no policy by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from edgevla.bundle import Bundle
+from edgevla.engines import EngineOptions, load_graph, to_numpy
+from edgevla.errors import BundleError, EngineError
+from edgevla.policy import Sampler, initial_noise
+from edgevla.prompt import PromptBuilder
+from edgevla.strict import nearest
+from edgevla.types import Observation
+
+
+@dataclass(frozen=True)
+class RtcInputs:
+    """Real-time chunking, policy units and order (graphs.md 1.5).
+
+    committed: float32 (<= T, A), what will have been commanded from the observation's moment on.
+    weights: float32 (T,). max_guidance: None takes the manifest's.
+    """
+
+    committed: np.ndarray
+    weights: np.ndarray
+    max_guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """actions: float32 (T, A), policy units and order; action 0 belongs to the observation's moment.
+
+    timing_ns: `prompt`, `encode`, `denoise`, `decode`. With noise_seed and chunk_seq the inference can be replayed.
+    """
+
+    actions: np.ndarray
+    timing_ns: dict[str, int]
+    noise_seed: int
+    chunk_seq: int
+    n_steps: int
+    is_guided: bool
+    grid_index: int
+
+
+@dataclass
+class _Clock:
+    """Nanoseconds spent per part of one inference."""
+
+    spent: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("prompt", "encode", "denoise", "decode"), 0)
+    )
+    _since: int = field(default_factory=time.monotonic_ns)
+
+    def lap(self, part: str) -> None:
+        now = time.monotonic_ns()
+        self.spent[part] += now - self._since
+        self._since = now
+
+
+class BundlePolicy:
+    """Everything a bundle needs to turn observations into chunks. Not thread-safe: one inference at a time."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        provider: str | None = None,
+        seed: int = 0,
+        options: EngineOptions | None = None,
+        allow_lost_cameras: bool = False,
+    ) -> None:
+        """provider: None takes the bundle's target.
+
+        Raises:
+            BundleError: files made for another target. EngineError, MissingExtraError: as `load_graph`.
+        """
+        m = bundle.manifest
+        self.bundle, self.manifest, self.seed = bundle, m, seed
+        self.provider = provider or m.target.provider
+        self.allow_lost_cameras = allow_lost_cameras
+        if m.is_quantised and self.provider != m.target.provider:
+            raise BundleError(
+                f"{bundle.folder} is quantised for {m.target.provider} and cannot run on {self.provider}; "
+                f"export it again with --target {self.provider}"
+            )
+        options = options or EngineOptions()
+        graphs = {}
+        for name, graph in m.graphs.items():
+            # What depends on tau alone runs once per step count, on the CPU, in double where it must (G12).
+            on_cpu = name == "time"
+            keep = name in ("encode", "denoise") and self.provider != "cpu"
+            graphs[name] = load_graph(
+                bundle.path(graph.file),
+                graph,
+                provider="cpu" if on_cpu else self.provider,
+                options=replace(options, keep_on_device=keep),
+            )
+        self._sampler = Sampler(graphs, m.schedule)
+        self._prompts = PromptBuilder.from_recipe(m.prompt, bundle.folder) if m.prompt is not None else None
+        self._sources = {i.source: i for g in m.graphs.values() for i in g.inputs}
+        self._contexts: dict[int, dict[str, Any]] = {}
+        self._n_inferences = 0
+
+    # -- what the node asks -------------------------------------------------------------------------------
+
+    @property
+    def n_moments(self) -> int:
+        return self._sampler.n_moments
+
+    @property
+    def has_rtc(self) -> bool:
+        return "rtc:weights" in self._sources
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest without `files`, as the policy node's `describe` tells it."""
+        return {k: v for k, v in self.manifest.to_json().items() if k != "files"}
+
+    def missing_moments(self, grid_index: int) -> list[int]:
+        """Past grid moments, oldest first, whose observations `infer` would like in `past`."""
+        return [n for n in self._moments(grid_index)[:-1] if n not in self._contexts]
+
+    def reset(self) -> None:
+        """Forgets the past: session start, reset, pause."""
+        self._contexts.clear()
+
+    def warm_up(self, n: int = 3) -> list[int]:
+        """Runs n inferences on blank input, so that no allocation or autotuning is left; ns of each."""
+        m = self.manifest
+        images = {name: np.zeros(m.features[name].shape, np.uint8) for name in m.cameras}
+        state = m.state
+        blank = Observation(np.zeros(state.shape if state is not None else (0,), np.float32), images)
+        environment = self._sources.get("environment_state")
+        if environment is not None:
+            blank = replace(blank, environment_state=np.zeros(environment.shape[1:], np.float32))
+        spent = []
+        for i in range(n):
+            began = time.monotonic_ns()
+            self.infer(
+                blank, grid_index=i, task=(m.prompt and m.prompt.default_task) or "warm up", chunk_seq=0
+            )
+            spent.append(time.monotonic_ns() - began)
+        self.reset()
+        return spent
+
+    # -- inference ----------------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        observation: Observation,
+        *,
+        grid_index: int = 0,
+        task: str | None = None,
+        past: Mapping[int, Observation] | None = None,
+        n_steps: int | None = None,
+        rtc: RtcInputs | None = None,
+        settings: Mapping[str, float] | None = None,
+        chunk_seq: int | None = None,
+    ) -> InferenceResult:
+        """One chunk for the observation of one grid moment.
+
+        past: observations of earlier grid moments that were not seen before (see `missing_moments`).
+        task: None takes the observation's, then the bundle's default.
+
+        Raises:
+            BundleError: input that does not fit the bundle. EngineError: the engine failed or yielded NaN.
+        """
+        m = self.manifest
+        clock = _Clock()
+        seq = self._n_inferences if chunk_seq is None else chunk_seq
+        values = self._rtc(rtc) | self._settings(settings or {})
+        prompt = self._prompt(observation, task)
+        clock.lap("prompt")
+        self._encode_new(grid_index, {**(past or {}), grid_index: observation}, {**values, **prompt})
+        context = self._sampler.merge(self._history(grid_index))
+        clock.lap("encode")
+        noise = None if m.sample is None else initial_noise(m.sample.shape, self.seed, seq)
+        values |= self._raw(observation, vectors_only=True)
+        x = self._sampler.solve(
+            context, values, noise=noise, n_steps=n_steps, step_noise=self._step_noise(seq)
+        )
+        clock.lap("denoise")
+        actions = to_numpy(self._sampler.decode(x, values))[0]
+        clock.lap("decode")
+        if not np.all(np.isfinite(actions)):
+            raise EngineError(
+                f"the policy yielded actions that are not finite (grid moment {grid_index}, seed {seq})"
+            )
+        self._n_inferences = seq + 1
+        steps = 0 if m.schedule is None else n_steps or m.schedule.n_steps
+        return InferenceResult(actions, clock.spent, self.seed, seq, steps, rtc is not None, grid_index)
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _moments(self, grid_index: int) -> list[int]:
+        return list(range(grid_index - self.n_moments + 1, grid_index + 1))
+
+    def _encode_new(
+        self, grid_index: int, observations: Mapping[int, Observation], values: Mapping[str, Any]
+    ) -> None:
+        """Encodes the moments of this inference that were not encoded before; the newest always."""
+        wanted = self._moments(grid_index)
+        self._contexts = {n: c for n, c in self._contexts.items() if n in wanted[:-1]}
+        for n in wanted:
+            if n in observations and n not in self._contexts:
+                self._contexts[n] = self._sampler.encode({**values, **self._raw(observations[n])})
+
+    def _history(self, grid_index: int) -> list[dict[str, Any]]:
+        """One context per moment: a hole takes the newest before it, a missing past repeats the oldest."""
+        have = sorted(self._contexts)
+        return [
+            self._contexts[max((h for h in have if h <= n), default=have[0])]
+            for n in self._moments(grid_index)
+        ]
+
+    def _raw(self, observation: Observation, vectors_only: bool = False) -> dict[str, np.ndarray]:
+        """Values by source, batch axis added, checked against the bundle's signature."""
+        values: dict[str, np.ndarray] = {}
+        for source, vector in (
+            ("state", observation.state),
+            ("environment_state", observation.environment_state),
+        ):
+            if source in self._sources:
+                values[source] = self._vector(source, vector)
+        if vectors_only:
+            return values
+        present = []
+        for name in self.manifest.cameras:
+            image = observation.images.get(name)
+            present.append(image is not None)
+            values[f"camera:{name}"] = self._image(name, image)
+        values["camera_present"] = np.array([present], np.bool_)
+        return values
+
+    def _vector(self, source: str, vector: np.ndarray | None) -> np.ndarray:
+        shape = self._sources[source].shape[1:]
+        value = None if vector is None else np.asarray(vector, np.float32)
+        if value is None or value.shape != shape:
+            got = "nothing" if value is None else str(value.shape)
+            raise BundleError(f"observation.{source} must have the shape {shape}, got {got}")
+        if not np.all(np.isfinite(value)):
+            raise BundleError(f"observation.{source} holds values that are not finite: {value.tolist()}")
+        return value[None]
+
+    def _image(self, name: str, image: np.ndarray | None) -> np.ndarray:
+        shape = self.manifest.features[name].shape
+        if image is None:
+            if "camera_present" not in self._sources:
+                raise BundleError(
+                    f"the camera '{name}' is lost and {self.manifest.policy} cannot do without it"
+                )
+            if not self.allow_lost_cameras:
+                raise BundleError(
+                    f"the camera '{name}' is lost; --allow-lost-cameras lets the policy go on without it"
+                )
+            return np.zeros((1, *shape), np.uint8)
+        if image.shape != shape or image.dtype != np.uint8:
+            raise BundleError(
+                f"the camera '{name}' gave {image.dtype} {image.shape}, the bundle takes uint8 {shape} RGB"
+            )
+        return image[None]
+
+    def _prompt(self, observation: Observation, task: str | None) -> dict[str, np.ndarray]:
+        if self._prompts is None or self.manifest.prompt is None:
+            return {}
+        text = task or observation.task or self.manifest.prompt.default_task
+        if not text:
+            raise BundleError(
+                f"{self.manifest.policy} needs a task, such as --task 'put the cube into the bowl'"
+            )
+        prompt = self._prompts.build([text], np.asarray(observation.state, np.float32)[None])
+        return {"prompt:tokens": prompt.tokens, "prompt:mask": prompt.mask}
+
+    def _rtc(self, rtc: RtcInputs | None) -> dict[str, np.ndarray]:
+        m = self.manifest
+        if m.rtc is None or not self.has_rtc:
+            if rtc is not None:
+                raise BundleError(f"{m.policy} has no real-time chunking; choose sync, ensemble or async")
+            return {}
+        committed = np.zeros((1, m.chunk_size, m.action.shape[0]), np.float32)
+        weights = np.zeros((1, m.chunk_size), np.float32)
+        limit = m.rtc.max_guidance
+        if rtc is not None:
+            n = min(len(rtc.committed), m.chunk_size)
+            committed[0, :n] = rtc.committed[:n]
+            weights[0, : min(len(rtc.weights), n)] = rtc.weights[:n]
+            limit = rtc.max_guidance if rtc.max_guidance is not None else limit
+        return {
+            "rtc:committed": committed,
+            "rtc:weights": weights,
+            "rtc:max_guidance": np.full(1, limit, np.float32),
+        }
+
+    def _settings(self, chosen: Mapping[str, float]) -> dict[str, np.ndarray]:
+        known = self.manifest.settings
+        for key, value in chosen.items():
+            if key not in known:
+                raise BundleError(f"{self.manifest.policy} has no setting '{key}'{nearest(key, known)}")
+            allowed = known[key].values
+            if allowed is not None and value not in allowed:
+                raise BundleError(f"setting '{key}' is {value}, allowed: {', '.join(map(str, allowed))}")
+        return {
+            f"setting:{key}": np.full(1, chosen.get(key, s.default), np.dtype(s.dtype))
+            for key, s in known.items()
+        }
+
+    def _step_noise(self, seq: int) -> Any:
+        m = self.manifest
+        if m.sample is None or "noise:step" not in self._sources:
+            return None
+        generator = np.random.Generator(np.random.PCG64([self.seed, seq, 1]))
+        shape = m.sample.shape
+        return lambda _: generator.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,321 @@
+"""Fixtures that several areas share. Torch-free: these tests also run where torch is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
+T, A, H, W = 10, 6, 24, 32
+
+
+@pytest.fixture
+def make_bundle(tmp_path: Path) -> Callable[..., Path]:
+    """`make_bundle(kind, name="bundle", **manifest keys) -> folder`: a real bundle of a few nodes whose actions can
+    be worked out by hand. T = 10 actions of 6 joints, camera `front` 24x32.
+
+    act      actions[j] = state + j * mean(image) / 255            (encode yields x; no loop)
+    flow     x_next = x + (tau_next - tau) * (x - goal), goal = state plus a guidance towards `committed`;
+             with linear 1 -> 0 and one step the chunk is the goal itself. Takes tokens, camera_present, rtc.
+    history  n_obs_steps 2: actions[j] = oldest state + 0 * noise    (a schedule of timesteps, fresh noise per step)
+    """
+
+    def make(kind: str = "act", name: str = "bundle", **changes: Any) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        _BUILDERS[kind](folder, changes)
+        return folder
+
+    return make
+
+
+def _graph(
+    folder: Path, name: str, nodes: list[Any], inputs: list[tuple], outputs: list[tuple], constants: dict
+) -> dict:
+    """Saves one ONNX file; returns the manifest's entry. inputs: (name, dtype, shape, source)."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {
+        "float32": TensorProto.FLOAT,
+        "uint8": TensorProto.UINT8,
+        "int64": TensorProto.INT64,
+        "bool": TensorProto.BOOL,
+    }
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info(n, kinds[d], s) for n, d, s, _ in inputs],
+        [helper.make_tensor_value_info(o[0], kinds[o[1]], o[2]) for o in outputs],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / f"{name}.onnx"))
+    keys = ("name", "dtype", "shape", "source")
+    return {
+        "file": f"{name}.onnx",
+        "inputs": [dict(zip(keys, i, strict=True)) for i in inputs],
+        "outputs": [dict(zip(("name", "dtype", "shape", "history"), o, strict=False)) for o in outputs],
+    }
+
+
+def _node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
+    from onnx import helper
+
+    return helper.make_node(kind, inputs.split(), [output], **attributes)
+
+
+CAMERA = ("front", "uint8", [1, H, W, 3], "camera:observation.images.front")
+STATE = ("state", "float32", [1, A], "state")
+X = ("x", "float32", [1, T, A], "x")
+TAUS = [("tau", "float32", [1], "schedule:tau"), ("tau_next", "float32", [1], "schedule:tau_next")]
+
+
+def _act(folder: Path, changes: dict) -> None:
+    import numpy as np
+
+    nodes = [
+        _node("Cast", "front", "pixels", to=1),
+        _node("ReduceMean", "pixels", "mean", keepdims=0),
+        _node("Mul", "mean scale", "light"),
+        _node("Mul", "ramp light", "slope"),
+        _node("Unsqueeze", "state axis", "row"),
+        _node("Add", "slope row", "x"),
+    ]
+    ramp = np.arange(T, dtype=np.float32).reshape(1, T, 1)
+    constants = {"scale": np.float32(1 / 255), "ramp": ramp, "axis": np.array([1])}
+    graphs = {
+        "encode": _graph(folder, "encode", nodes, [CAMERA, STATE], [X[:3]], constants),
+        "decode": _decode(folder),
+    }
+    _manifest(folder, "act", graphs, ["sync", "ensemble", "async"], changes)
+
+
+def _decode(folder: Path) -> dict:
+    return _graph(folder, "decode", [_node("Identity", "x", "actions")], [X], [("actions", *X[1:3])], {})
+
+
+def _flow(folder: Path, changes: dict) -> None:
+    import json
+
+    import numpy as np
+
+    tokens = ("tokens", "int64", [1, 8], "prompt:tokens")
+    mask = ("token_mask", "bool", [1, 8], "prompt:mask")
+    present = ("camera_present", "bool", [1, 1], "camera_present")
+    encode = [
+        # Unused values still pass through, so that the signature is real.
+        _node("Cast", "front", "pixels", to=1),
+        _node("ReduceMax", "pixels", "light", keepdims=0),
+        _node("Cast", "tokens", "words", to=1),
+        _node("ReduceMax", "words", "word", keepdims=0),
+        _node("Cast", "token_mask", "masked", to=1),
+        _node("ReduceMax", "masked", "any_token", keepdims=0),
+        _node("Cast", "camera_present", "there", to=1),
+        _node("ReduceMin", "there", "all_there", keepdims=0),
+        _node("Mul", "light all_there", "seen"),
+        _node("Mul", "word any_token", "said"),
+        _node("Add", "seen said", "extra"),
+        _node("Mul", "extra zero", "nothing"),
+        _node("Unsqueeze", "state axis", "row"),
+        _node("Add", "row nothing", "goal"),
+    ]
+    denoise = [
+        _node("Sub", "committed goal", "error"),
+        _node("Unsqueeze", "weights last", "share"),
+        _node("Mul", "error share", "pull"),
+        _node("Unsqueeze", "max_guidance last", "limit"),
+        _node("Mul", "limit zero", "no_limit"),
+        _node("Add", "goal pull", "guided"),
+        _node("Sub", "x guided", "velocity"),
+        _node("Sub", "tau_next tau", "dt"),
+        _node("Mul", "velocity dt", "step"),
+        _node("Add", "x step", "moved"),
+        _node("Add", "moved no_limit", "x_next"),
+    ]
+    rtc = [
+        ("committed", "float32", [1, T, A], "rtc:committed"),
+        ("weights", "float32", [1, T], "rtc:weights"),
+        ("max_guidance", "float32", [1], "rtc:max_guidance"),
+    ]
+    goal = ("goal", "float32", [1, 1, A])
+    constants = {"zero": np.float32(0), "axis": np.array([1]), "last": np.array([-1])}
+    graphs = {
+        "encode": _graph(
+            folder,
+            "encode",
+            encode,
+            [CAMERA, present, tokens, mask, STATE],
+            [goal],
+            {k: constants[k] for k in ("zero", "axis")},
+        ),
+        "denoise": _graph(
+            folder,
+            "denoise",
+            denoise,
+            [X, *TAUS, (*goal, "context:goal"), *rtc],
+            [("x_next", *X[1:3])],
+            {k: constants[k] for k in ("zero", "last")},
+        ),
+        "decode": _decode(folder),
+    }
+    (folder / "tokenizer").mkdir()
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "go", "left", "right"])}
+    (folder / "tokenizer/tokenizer.json").write_text(
+        json.dumps(
+            {
+                "version": "1.0",
+                "pre_tokenizer": {"type": "Whitespace"},
+                "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+            }
+        )
+    )
+    prompt = {
+        "recipe": "smolvla",
+        "template": "{task}",
+        "clean_task": ["ensure_newline"],
+        "state": None,
+        "tokenizer": {
+            "file": "tokenizer/tokenizer.json",
+            "n_tokens": 8,
+            "padding": "max_length",
+            "padding_side": "right",
+            "add_bos": False,
+            "pad_id": 0,
+        },
+        "default_task": "go left",
+    }
+    more = {
+        "prompt": prompt,
+        "sample": {"dtype": "float32", "shape": [1, T, A], "action_dim": A},
+        "schedule": {"kind": "linear", "start": 1.0, "end": 0.0, "n_steps": 4, "n_steps_allowed": [1, 100]},
+        "rtc": {"mode": "guided", "weights": "linear", "guidance_end": 5, "max_guidance": 10.0},
+    }
+    _manifest(folder, "smolvla", graphs, ["sync", "ensemble", "async", "rtc"], {**more, **changes})
+
+
+def _history(folder: Path, changes: dict) -> None:
+    import numpy as np
+
+    noise = ("noise", "float32", [1, T, A], "noise:step")
+    features = ("features", "float32", [1, A])
+    stacked = ("features", "float32", [1, 2, A], "context:features")
+    encode = [
+        _node("Cast", "front", "pixels", to=1),
+        _node("ReduceMax", "pixels", "light", keepdims=0),
+        _node("Mul", "light zero", "nothing"),
+        _node("Add", "state nothing", "features"),
+    ]
+    denoise = [
+        _node("Gather", "features first", "oldest", axis=1),
+        _node("Add", "tau tau_next", "times"),
+        _node("Mul", "times zero", "no_time"),
+        _node("Mul", "stochastic zero", "no_choice"),
+        _node("Mul", "x zero", "no_x"),
+        _node("Mul", "noise zero", "no_noise"),
+        _node("Sum", "oldest no_time no_choice no_x no_noise", "x_next"),
+    ]
+    graphs = {
+        "encode": _graph(
+            folder, "encode", encode, [CAMERA, STATE], [(*features, 2)], {"zero": np.float32(0)}
+        ),
+        "denoise": _graph(
+            folder,
+            "denoise",
+            denoise,
+            [X, *TAUS, stacked, noise, ("stochastic", "float32", [1], "setting:stochastic")],
+            [("x_next", *X[1:3])],
+            {"zero": np.float32(0), "first": np.array([0])},
+        ),
+        "decode": _decode(folder),
+    }
+    more = {
+        "n_obs_steps": 2,
+        "sample": {"dtype": "float32", "shape": [1, T, A], "action_dim": A},
+        "schedule": {
+            "kind": "timesteps",
+            "n_train": 100,
+            "spacing": "leading",
+            "n_steps": 5,
+            "n_steps_allowed": [1, 100],
+        },
+        "settings": {"stochastic": {"dtype": "float32", "default": 1.0, "values": [0.0, 1.0]}},
+    }
+    _manifest(folder, "diffusion", graphs, ["sync", "async"], {**more, **changes})
+
+
+_BUILDERS = {"act": _act, "flow": _flow, "history": _history}
+
+
+def _manifest(folder: Path, policy: str, graphs: dict, allowed: list[str], changes: dict) -> None:
+    from edgevla.bundle import list_files, write_manifest
+    from edgevla.manifest import Manifest
+    from edgevla.strict import write
+
+    vector = {
+        "dtype": "float32",
+        "shape": [A],
+        "names": [f"{j}.pos" for j in JOINTS],
+        "units": ["deg"] * 5 + ["percent"],
+        "zero": "mid_range",
+    }
+    data = {
+        "schema": 1,
+        "policy": policy,
+        "name": "hand-made",
+        "fps": 30.0,
+        "chunk_size": T,
+        "n_action_steps": T,
+        "n_obs_steps": 1,
+        "batch": {"min": 1, "max": 1},
+        "features": {
+            "observation.images.front": {
+                "kind": "camera",
+                "dtype": "uint8",
+                "shape": [H, W, 3],
+                "encoding": "rgb8",
+            },
+            "observation.state": {"kind": "state", **vector},
+            "action": {"kind": "action", **vector},
+        },
+        "trained_range": {"observation.state": {"q01": [-90.0] * 5 + [0.0], "q99": [90.0] * 5 + [100.0]}},
+        "trained_speed_p999": {"action": [200.0] * A},
+        "prompt": None,
+        "sample": None,
+        "schedule": None,
+        "settings": {},
+        "rtc": None,
+        "graphs": graphs,
+        "execution": {
+            "default": {"kind": "sync", "n_action_steps": T},
+            "allowed": allowed,
+            "ensemble_decay": 0.01,
+        },
+        "target": {
+            "engine": "onnxruntime",
+            "provider": "cpu",
+            "opset": 20,
+            "ir_version": 10,
+            "precision": dict.fromkeys(graphs, "fp32"),
+        },
+        "parity": None,
+        "latency": None,
+        "provenance": {
+            "checkpoint": {"path": "hand-made", "sha256": "0" * 64, "layout": "none"},
+            "dataset": None,
+            "features_from": "tests/conftest.py",
+            "edgevla": "0",
+            "torch": "none",
+            "onnx": "none",
+            "onnxruntime": "none",
+            "exported_at": "2026-01-01T00:00:00Z",
+        },
+        "files": write(list_files(folder)),
+        **changes,
+    }
+    write_manifest(folder, Manifest.from_json(data))
