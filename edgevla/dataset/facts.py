@@ -28,6 +28,8 @@ MID_RANGE = "mid_range"
 """Zero of an angle in LeRobot's SO arms: the middle of the calibrated range."""
 
 BODY_LIMIT_100 = 100.0
+FULL_TURN = 400.0
+"""No joint of these arms turns further, in degrees."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def infer_joint_units(stats: Stats, names: Sequence[str]) -> tuple[str | None, s
     values = np.concatenate(seen)
     most = float(np.abs(values).max())
     if most > BODY_LIMIT_100 + 0.5:
-        if most > 1000:
+        if most > FULL_TURN:
             return None, f"values up to {most:.0f} are neither degrees nor -100..100"
         return "degrees", f"a joint reaches {most:.1f}, beyond -100..100"
     at_end = int((np.abs(np.abs(values) - BODY_LIMIT_100) < 0.05).sum())

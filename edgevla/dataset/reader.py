@@ -72,7 +72,7 @@ class Dataset:
         self.info: Info = opened.info
         self.findings = findings.all
         self._opened, self._findings = opened, findings
-        self._task_of = opened.tasks
+        self.task_table: dict[int, str] = opened.tasks
         self.tasks: list[str] = list(dict.fromkeys(opened.tasks.values()))
         self.cameras: list[str] = self.info.cameras
         self.is_subset = episodes is not None
@@ -114,14 +114,14 @@ class Dataset:
     def task(self, row: int) -> str:
         """The instruction at a row, by the value of its `task_index`."""
         number = int(self.columns["task_index"][row])
-        if number not in self._task_of:
+        if number not in self.task_table:
             raise DatasetError(
                 f"episode {self.episode_of(row).index} has task_index {number}, which the task table of {self.root} "
                 "does not list",
                 feature="task_index",
                 episode=self.episode_of(row).index,
             )
-        return self._task_of[number]
+        return self.task_table[number]
 
     def file_of(self, row: int) -> str:
         """The parquet file (relative to root) that holds a row."""
@@ -134,7 +134,7 @@ class Dataset:
         """Hash of schema, tasks, all numeric columns, and the video files' names and sizes."""
         digest = hashlib.sha256()
         schema = {k: [f.dtype, list(f.shape), list(f.names)] for k, f in self.info.features.items()}
-        digest.update(json.dumps([self.info.fps, schema, sorted(self._task_of.items())]).encode())
+        digest.update(json.dumps([self.info.fps, schema, sorted(self.task_table.items())]).encode())
         for name in sorted(self.columns):
             digest.update(name.encode())
             digest.update(self.columns[name].tobytes())

@@ -1,0 +1,305 @@
+"""Every defect of a dataset as one sentence: metadata and tables (found while reading), values, times, videos.
+
+`check_dataset` looks at all of it and never raises for what is wrong inside; `check_values` and `check_videos` are
+also what training runs before it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from edgevla.errors import DatasetError
+
+from . import stats as statistics
+from .layout import BOOKKEEPING, Episode, Finding, Findings, relative_files
+from .open import read_all
+from .reader import Dataset
+from .video import VideoIndex
+
+Progress = Callable[[int, int, str], None]
+"""(done, total, what)"""
+
+
+def check_dataset(path: str | Path, *, progress: Progress | None = None) -> list[Finding]:
+    """Reads and checks everything in a dataset folder, pictures' statistics included. No findings: it is sound."""
+    return examine(path, progress=progress)[0]
+
+
+def examine(path: str | Path, *, progress: Progress | None = None) -> tuple[list[Finding], Dataset | None]:
+    """Findings, and the dataset as far as it could be opened (None: not at all)."""
+    root = Path(path).expanduser()
+    findings = Findings(raise_errors=False)
+    try:
+        opened = read_all(root, findings)
+    except DatasetError as error:
+        fields = error.fields
+        findings.error(
+            str(error), file=fields.get("file"), feature=fields.get("feature"), episode=fields.get("episode")
+        )
+        return findings.all, None
+    dataset = Dataset(root, opened, findings)
+    if not dataset.episodes:
+        findings.error(f"{root} holds no complete episode", file="meta/episodes")
+        return findings.all, dataset
+    check_values(dataset, findings)
+    check_videos(dataset, findings, progress=progress)
+    _check_leftovers(root, findings)
+    if not findings.has_errors:
+        _check_stats(dataset, findings)
+    return findings.all, dataset
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+
+def check_values(dataset: Dataset, findings: Findings, features: Sequence[str] | None = None) -> None:
+    """NaN and infinity, times off the fps grid, indices that do not count, unknown tasks, shapes without names."""
+    _check_finite(dataset, findings, features)
+    _check_times(dataset, findings)
+    _check_counting(dataset, findings)
+    _check_tasks(dataset, findings)
+    for name, feature in dataset.info.features.items():
+        n = int(np.prod(feature.shape))
+        if feature.is_numeric and feature.names and len(feature.names) != n:
+            findings.warn(
+                f"feature '{name}' has {n} elements and {len(feature.names)} names; the names are not used",
+                feature=name,
+            )
+
+
+def _check_finite(dataset: Dataset, findings: Findings, features: Sequence[str] | None) -> None:
+    for name in features or dataset.columns:
+        values = dataset.columns.get(name)
+        if values is None or not np.issubdtype(values.dtype, np.floating):
+            continue
+        is_bad = ~np.isfinite(values.reshape(len(values), -1))
+        for episode, rows in _by_episode(dataset, np.flatnonzero(is_bad.any(1))):
+            row = int(rows[0])
+            element = int(is_bad[row].argmax())
+            names = dataset.info.features[name].names
+            which = f" ('{names[element]}')" if element < len(names) else ""
+            findings.error(
+                f"episode {episode.index}, feature '{name}' element {element}{which} is "
+                f"{values.reshape(len(values), -1)[row, element]} in frame {row - episode.from_index} "
+                f"({len(rows)} such rows; {dataset.file_of(row)}); remove the episode or repair the value",
+                file=dataset.file_of(row),
+                feature=name,
+                episode=episode.index,
+            )
+
+
+def _by_episode(dataset: Dataset, rows: np.ndarray) -> list[tuple[Episode, np.ndarray]]:
+    ends = np.array([e.to_index for e in dataset.episodes])
+    which = np.searchsorted(ends, rows, side="right")
+    return [(dataset.episodes[e], rows[which == e]) for e in np.unique(which)]
+
+
+def _check_times(dataset: Dataset, findings: Findings) -> None:
+    c, fps = dataset.columns, dataset.fps
+    times = c["timestamp"].astype(np.float64)
+    off = np.abs(times - c["frame_index"] / fps)
+    off[~np.isfinite(off)] = 0  # said by _check_finite
+    allowed = np.maximum(dataset.tolerance_s, 2 * np.spacing(np.abs(times).astype(np.float32)))
+    report = findings.error if any(e.videos for e in dataset.episodes) else findings.warn
+    for episode, rows in _by_episode(dataset, np.flatnonzero(off > allowed)):
+        row = int(rows[off[rows].argmax()])
+        report(
+            f"episode {episode.index}: timestamp {times[row]:.4f} s of frame {row - episode.from_index} is "
+            f"{off[row]:.4f} s off the {fps:g} fps grid ({len(rows)} such rows; {dataset.file_of(row)}): the clock's "
+            "time was recorded instead of frame / fps, or fps in meta/info.json is wrong",
+            file=dataset.file_of(row),
+            feature="timestamp",
+            episode=episode.index,
+        )
+
+
+def _check_counting(dataset: Dataset, findings: Findings) -> None:
+    c = dataset.columns
+    wrong = []
+    for episode in dataset.episodes:
+        inside = slice(episode.from_index, episode.to_index)
+        if not np.array_equal(c["frame_index"][inside], np.arange(episode.length)):
+            wrong.append(episode.index)
+    for number in wrong:
+        findings.error(
+            f"episode {number}: frame_index does not count 0, 1, 2, ... to its length; frames are missing or doubled",
+            feature="frame_index",
+            episode=number,
+        )
+    if not wrong and not dataset.is_subset and not np.array_equal(c["index"], np.arange(dataset.n_frames)):
+        findings.warn(
+            "column 'index' does not count the rows 0, 1, 2, ...; rows are used by position", feature="index"
+        )
+
+
+def _check_tasks(dataset: Dataset, findings: Findings) -> None:
+    known = np.array(sorted(dataset.task_table), np.int64)
+    is_unknown = ~np.isin(dataset.columns["task_index"], known)
+    for episode, rows in _by_episode(dataset, np.flatnonzero(is_unknown)):
+        number = int(dataset.columns["task_index"][rows[0]])
+        findings.error(
+            f"episode {episode.index} has task_index {number}, which the task table does not list "
+            f"({len(known)} tasks); add the task, or correct the column",
+            file=dataset.file_of(int(rows[0])),
+            feature="task_index",
+            episode=episode.index,
+        )
+    if any(not text.strip() for text in dataset.tasks):
+        findings.warn("the task table holds an empty instruction", file="meta/tasks")
+
+
+# -- videos -------------------------------------------------------------------------------------------------
+
+
+def check_videos(
+    dataset: Dataset,
+    findings: Findings,
+    cameras: Sequence[str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Every file is there, opens, is not cut short, and has a frame for every row; one frame of each is decoded."""
+    wanted = dataset.cameras if cameras is None else list(cameras)
+    users: dict[tuple[str, str], list[Episode]] = {}
+    for camera in wanted:
+        if dataset.info.features[camera].dtype != "video":
+            _check_pictures(dataset, camera, findings)
+            continue
+        for episode in dataset.episodes:
+            span = episode.videos.get(camera)
+            if span is None:
+                findings.error(
+                    f"episode {episode.index} has no video of camera '{camera}' in the episode table",
+                    file="meta/episodes",
+                    feature=camera,
+                    episode=episode.index,
+                )
+            else:
+                users.setdefault((camera, span.file), []).append(episode)
+
+    def index(key: tuple[str, str]) -> VideoIndex | DatasetError:
+        try:
+            return dataset.video_index(key[1])
+        except DatasetError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        for done, (key, found) in enumerate(zip(users, pool.map(index, users), strict=True), 1):
+            _check_video(dataset, key[0], key[1], users[key], found, findings)
+            if progress:
+                progress(done, len(users), key[1])
+
+
+def _check_video(
+    dataset: Dataset,
+    camera: str,
+    file: str,
+    episodes: list[Episode],
+    index: VideoIndex | DatasetError,
+    findings: Findings,
+) -> None:
+    first = episodes[0].index
+    several = f"episode {first}" if len(episodes) == 1 else f"episodes {first} to {episodes[-1].index}"
+    if isinstance(index, DatasetError):
+        reason = (
+            "is missing" if not (dataset.root / file).exists() else "cannot be opened: damaged or cut short"
+        )
+        findings.error(
+            f"{several}, camera '{camera}': {file} {reason}. Restore it from a copy, or train on the other episodes.",
+            file=file,
+            feature=camera,
+            episode=first,
+        )
+        return
+    if index.declared and index.n_frames < index.declared:
+        findings.error(
+            f"{several}, camera '{camera}': {file} is cut short: {index.n_frames} of {index.declared} frames are there. "
+            "Restore it from a copy.",
+            file=file,
+            feature=camera,
+            episode=first,
+        )
+        return
+    height, width, _ = dataset.info.features[camera].hwc
+    if (index.height, index.width) != (height, width):
+        findings.warn(
+            f"camera '{camera}': {file} is {index.width}x{index.height}; meta/info.json says {width}x{height}, the "
+            "video is believed",
+            file=file,
+            feature=camera,
+        )
+    for episode in episodes:
+        if not _has_frames(dataset, camera, file, episode, findings):
+            return
+    try:
+        dataset.frame(camera, episodes[-1].to_index - 1)
+    except DatasetError as error:
+        findings.error(str(error), file=file, feature=camera, episode=episodes[-1].index)
+
+
+def _has_frames(dataset: Dataset, camera: str, file: str, episode: Episode, findings: Findings) -> bool:
+    rows = np.arange(episode.from_index, episode.to_index)
+    if not np.isfinite(dataset.columns["timestamp"][rows]).all():
+        return True  # said already
+    try:
+        numbers = np.concatenate([n for _, _, n in dataset.locate(camera, rows)])
+    except DatasetError as error:
+        findings.error(str(error), file=file, feature=camera, episode=episode.index)
+        return False
+    if len(np.unique(numbers)) < len(numbers):
+        findings.error(
+            f"episode {episode.index}, camera '{camera}': {len(numbers)} rows share {len(np.unique(numbers))} frames of "
+            f"{file}; the video has another frame rate than the table",
+            file=file,
+            feature=camera,
+            episode=episode.index,
+        )
+        return False
+    return True
+
+
+def _check_pictures(dataset: Dataset, camera: str, findings: Findings) -> None:
+    """First and last picture of every episode."""
+    for episode in dataset.episodes:
+        try:
+            dataset.frames(camera, sorted({episode.from_index, episode.to_index - 1}))
+        except DatasetError as error:
+            findings.error(str(error), file=error.fields.get("file"), feature=camera, episode=episode.index)
+
+
+# -- the rest -----------------------------------------------------------------------------------------------
+
+
+def _check_leftovers(root: Path, findings: Findings) -> None:
+    if (root / ".recording").is_dir() or relative_files(root, "**/*.tmp"):
+        findings.warn(
+            "scratch files of a killed recording are left; they are ignored, and removed when it is resumed",
+            file=".recording",
+        )
+
+
+def _check_stats(dataset: Dataset, findings: Findings) -> None:
+    """What `Dataset.stats` repairs is said there; here: statistics that disagree with the rows."""
+    stored = dataset.stats
+    for name, values in dataset.columns.items():
+        if name in BOOKKEEPING or not len(values):
+            continue
+        true = statistics.vector_stats(values)
+        mean, std = stored[name]["mean"].ravel(), true["std"].ravel()
+        if not np.isfinite(mean).all() or mean.size != true["mean"].size:
+            findings.error(
+                f"statistics of '{name}' in meta/stats.json are not usable",
+                feature=name,
+                file="meta/stats.json",
+            )
+        elif (np.abs(mean - true["mean"].ravel()) > 0.1 * std + 1e-3 * (1 + np.abs(mean))).any():
+            findings.warn(
+                f"statistics of '{name}' in meta/stats.json are not those of the rows (mean {mean.round(3).tolist()}, "
+                f"rows {true['mean'].ravel().round(3).tolist()})",
+                feature=name,
+                file="meta/stats.json",
+            )
