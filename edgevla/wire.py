@@ -1,0 +1,447 @@
+"""Sockets between processes. What arrives is a `Message` or is counted under `wire_<reason>` and dropped.
+
+    Publisher -> Inbox                 streams; the inbox is a thread that empties sockets into bounded rings, so
+                                       "newest only" is made by the receiver (graphs.md 2.1 says why)
+    CommandClient <-> CommandServer    commands and `describe`, each answered
+    Dealer <-> Router                  the same without the answer: `infer`
+
+The types are data in `edgevla.messages`, the bytes are `edgevla.codec`'s, the folder of sockets `edgevla.session`'s.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from edgevla.codec import MAX_PAYLOAD_BYTES, Message, check_fields, decode, encode
+from edgevla.errors import WireError
+from edgevla.session import endpoint, find_deployment, new_session, read_deployment, run_dir, tell_guardian
+
+__all__ = [
+    "Ack",
+    "CommandClient",
+    "CommandRequest",
+    "CommandServer",
+    "Dealer",
+    "Inbox",
+    "Message",
+    "Publisher",
+    "Router",
+    "check_fields",
+    "decode",
+    "encode",
+    "endpoint",
+    "find_deployment",
+    "new_session",
+    "read_deployment",
+    "run_dir",
+    "tell_guardian",
+]
+
+HIGH_WATER_MARK = 64
+
+
+def make_socket(ctx: zmq.Context, kind: int, *, hwm: int = HIGH_WATER_MARK) -> zmq.Socket:
+    """A socket with our limits: bounded queues, bounded parts, no lingering."""
+    made = ctx.socket(kind)
+    made.setsockopt(zmq.SNDHWM, hwm)
+    made.setsockopt(zmq.RCVHWM, hwm)
+    made.setsockopt(zmq.LINGER, 0)
+    made.setsockopt(zmq.MAXMSGSIZE, MAX_PAYLOAD_BYTES)
+    return made
+
+
+class _Writer:
+    """Gives every message its common header: session, source, and a sequence number per type."""
+
+    def __init__(self, session: bytes, source: str) -> None:
+        self.session, self.source = session, source
+        self._seq: Counter[str] = Counter()
+
+    def frames(
+        self, type: str, fields: Mapping[str, Any], payloads: Sequence[np.ndarray], observed_ns: int | None
+    ) -> tuple[int, list[bytes | memoryview]]:
+        seq = self._seq[type]
+        now = time.monotonic_ns()
+        common = {
+            "session": self.session,
+            "source": self.source,
+            "seq": seq,
+            "observed_ns": now if observed_ns is None else observed_ns,
+            "sent_ns": now,
+        }
+        frames = encode(Message(type, {**common, **fields}, list(payloads)))
+        self._seq[type] += 1
+        return seq, frames
+
+
+class Publisher:
+    """What a node says to everybody. Never blocks: a full queue drops, and the receiver counts the gap."""
+
+    def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
+        self._writer = _Writer(session, source)
+        self._socket = make_socket(ctx, zmq.PUB)
+        self._socket.setsockopt(zmq.LINGER, 200)  # the last words of a node are worth 0.2 s
+        self._socket.bind(address)
+
+    def send(
+        self,
+        type: str,
+        fields: Mapping[str, Any],
+        payloads: Sequence[np.ndarray] = (),
+        observed_ns: int | None = None,
+    ) -> int:
+        """Sequence number of the message. `observed_ns`: monotonic ns when the content was true, default now."""
+        seq, frames = self._writer.frames(type, fields, payloads, observed_ns)
+        self._socket.send_multipart(frames, copy=True)
+        return seq
+
+    def event(self, severity: str, code: str, text: str, **fields: Any) -> None:
+        """One sentence for people; `code` is stable, for programs."""
+        self.send("event", {"severity": severity, "code": code, "text": text, "fields": fields})
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _Receiver:
+    """Decodes and counts: `wire_<reason>` for what was refused, `lost_<type>` for gaps in sequence numbers."""
+
+    def __init__(self, session: bytes | None) -> None:
+        self._session = session
+        self._next_seq: dict[tuple[str, str], int] = {}
+        self.counters: Counter[str] = Counter()
+        self.last_refusal = ""
+
+    def accept(self, frames: Sequence[Any]) -> Message | None:
+        try:
+            message = decode(frames, self._session)
+        except WireError as error:
+            self.counters[f"wire_{error.reason}"] += 1
+            self.last_refusal = str(error)
+            return None
+        key = (message.type, message.source)
+        expected = self._next_seq.get(key)
+        if expected is not None and message.seq > expected:
+            self.counters[f"lost_{message.type}"] += message.seq - expected
+        self._next_seq[key] = message.seq + 1  # a smaller number is a node that was started again
+        self.counters[f"received_{message.type}"] += 1
+        return message
+
+
+class Inbox:
+    """A thread that empties subscriptions into bounded rings, one per (type, source).
+
+    streams: message type -> (endpoint or several, ring size). What overflows a ring is the oldest.
+    on_message: called in the thread for every accepted message (a screen's worker, a test).
+    """
+
+    def __init__(
+        self,
+        ctx: zmq.Context,
+        streams: Mapping[str, tuple[str | Sequence[str], int]],
+        session: bytes | None,
+        on_message: Callable[[Message], None] | None = None,
+    ) -> None:
+        self._receiver = _Receiver(session)
+        self._sizes = {name: size for name, (_, size) in streams.items()}
+        self._rings: dict[tuple[str, str], deque[tuple[int, Message]]] = {}
+        self._lock = threading.Lock()
+        self._arrived = 0
+        self._arrival = threading.Event()
+        self._on_message = on_message
+        self._stopping = threading.Event()
+        self._socket = make_socket(ctx, zmq.SUB, hwm=0)  # the rings bound it; a bound here keeps the oldest
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        connected: set[str] = set()
+        for name, (endpoints, _) in streams.items():
+            self._socket.setsockopt(zmq.SUBSCRIBE, name.encode())
+            for address in [endpoints] if isinstance(endpoints, str) else endpoints:
+                if address not in connected:
+                    self._socket.connect(address)
+                    connected.add(address)
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+        self._thread.start()
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._receiver.counters
+
+    @property
+    def last_refusal(self) -> str:
+        """The newest sentence about a message that was refused."""
+        return self._receiver.last_refusal
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        try:
+            while not self._stopping.is_set():
+                if poller.poll(50):
+                    self._empty()
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._socket.close()
+
+    def _empty(self) -> None:
+        while True:
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            message = self._receiver.accept([part.buffer for part in parts])
+            if message is not None and message.type in self._sizes:
+                self._keep(message)
+
+    def _keep(self, message: Message) -> None:
+        with self._lock:
+            key = (message.type, message.source)
+            ring = self._rings.setdefault(key, deque(maxlen=max(1, self._sizes[message.type])))
+            if len(ring) == ring.maxlen:
+                self.counters[f"ring_{message.type}"] += 1
+            self._arrived += 1
+            ring.append((self._arrived, message))
+        self._arrival.set()
+        if self._on_message is not None:
+            self._on_message(message)
+
+    def newest(self, type: str, source: str | None = None) -> Message | None:
+        """The newest message of a type (of one source); it stays in its ring."""
+        with self._lock:
+            rings = [r for (t, s), r in self._rings.items() if t == type and source in (None, s) and r]
+            return max((ring[-1] for ring in rings), key=lambda item: item[0])[1] if rings else None
+
+    def recent(self, type: str, source: str) -> list[Message]:
+        """All that the ring of one source holds, oldest first; nothing is removed."""
+        with self._lock:
+            return [message for _, message in self._rings.get((type, source), ())]
+
+    def drain(self, type: str) -> list[Message]:
+        """All messages of a type in the order of arrival; the rings are empty afterwards."""
+        with self._lock:
+            items = sorted(
+                (item for (t, _), ring in self._rings.items() if t == type for item in ring),
+                key=lambda item: item[0],
+            )
+            for (t, _), ring in self._rings.items():
+                if t == type:
+                    ring.clear()
+        return [message for _, message in items]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until anything new arrived since the last call; whether it did."""
+        arrived = self._arrival.wait(timeout_s)
+        self._arrival.clear()
+        return arrived
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(timeout=2)
+
+
+class Dealer:
+    """One end of a conversation: sends to a Router and reads its answers, never blocking."""
+
+    def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
+        self._writer = _Writer(session, source)
+        self._receiver = _Receiver(session)
+        self._socket = make_socket(ctx, zmq.DEALER)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues up for a peer that is not there
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+        self._socket.connect(address)
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._receiver.counters
+
+    def send(self, type: str, fields: Mapping[str, Any], payloads: Sequence[np.ndarray] = ()) -> int | None:
+        """Sequence number, or None when nobody is connected at the other end."""
+        seq, frames = self._writer.frames(type, fields, payloads, None)
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            self.counters[f"unsent_{type}"] += 1
+            return None
+        return seq
+
+    def poll(self, timeout_s: float = 0.0) -> list[Message]:
+        """All messages that are there; waits up to `timeout_s` for the first."""
+        if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000)):
+            return []
+        found: list[Message] = []
+        while True:
+            try:
+                message = self._receiver.accept(self._socket.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return found
+            if message is not None:
+                found.append(message)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Router:
+    """The end that many dealers talk to. `poll` never blocks; `send` answers one of them."""
+
+    def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
+        self._writer = _Writer(session, source)
+        self._receiver = _Receiver(session)
+        self._socket = make_socket(ctx, zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 200)
+        self._socket.bind(address)
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._receiver.counters
+
+    @property
+    def socket(self) -> zmq.Socket:
+        """For a poller; reading is `poll`'s."""
+        return self._socket
+
+    def poll(self, most: int = 16) -> list[tuple[bytes, Message]]:
+        """Up to `most` messages, each with whom it came from."""
+        found = []
+        for _ in range(most):
+            try:
+                peer, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            message = self._receiver.accept(frames)
+            if message is not None:
+                found.append((peer, message))
+        return found
+
+    def send(self, peer: bytes, type: str, fields: Mapping[str, Any]) -> None:
+        _, frames = self._writer.frames(type, fields, (), None)
+        try:
+            self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=True)
+        except zmq.ZMQError:  # the peer has gone or reads nothing: its loss
+            self.counters[f"unsent_{type}"] += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@dataclass
+class CommandRequest:
+    """One command that waits for its answer."""
+
+    action: str
+    arguments: dict[str, Any]
+    source: str
+    _seq: int
+    _peer: bytes
+    _router: Router
+
+    def answer(self, is_accepted: bool, reason: str = "") -> None:
+        ack = {"of_seq": self._seq, "is_accepted": is_accepted, "reason": reason}
+        self._router.send(self._peer, "ack", ack)
+
+
+class CommandServer:
+    """A node's ears. `about` is what it answers to `describe`; None until it is ready."""
+
+    def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
+        self._router = Router(ctx, address, session, source)
+        self.about: dict[str, Any] | None = None
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._router.counters
+
+    def poll(self) -> list[CommandRequest]:
+        """Commands since the last call; `describe` is answered on the way. Never blocks."""
+        commands = []
+        for peer, message in self._router.poll():
+            if message.type == "describe":
+                self._router.send(peer, "describe", {"about": self.about})
+            elif message.type == "command":
+                commands.append(
+                    CommandRequest(
+                        message["action"],
+                        message["arguments"],
+                        message.source,
+                        message.seq,
+                        peer,
+                        self._router,
+                    )
+                )
+            else:
+                self.counters["wire_type"] += 1
+        return commands
+
+    def close(self) -> None:
+        self._router.close()
+
+
+@dataclass(frozen=True)
+class Ack:
+    is_accepted: bool
+    reason: str
+
+
+class CommandClient:
+    """Commands one node. `folder`: the run directory; an emergency stop then goes to the guardian as well."""
+
+    def __init__(
+        self, ctx: zmq.Context, address: str, session: bytes, source: str, folder: Path | None = None
+    ) -> None:
+        self._dealer = Dealer(ctx, address, session, source)
+        self._address, self._folder = address, folder
+
+    def request(self, action: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = 2.0) -> Ack:
+        """Sends one command and waits for its answer.
+
+        Raises:
+            WireError: no answer in time; the command may or may not have been obeyed.
+        """
+        if self._folder is not None and action == "emergency_stop":
+            tell_guardian(self._folder)
+        fields = {"action": action, "arguments": dict(arguments or {})}
+        deadline = time.monotonic() + timeout_s
+        seq = self._send("command", fields, deadline)
+        while (left := deadline - time.monotonic()) > 0:
+            for message in self._dealer.poll(left):
+                if message.type == "ack" and message["of_seq"] == seq:
+                    return Ack(message["is_accepted"], message["reason"])
+        raise WireError(f"'{action}' was not answered at {self._address} within {timeout_s:g} s", "timeout")
+
+    def describe(self, timeout_s: float = 2.0) -> dict[str, Any] | None:
+        """What the node is, or None while it is not ready.
+
+        Raises:
+            WireError: no answer in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._send("describe", {"about": None}, deadline)
+        while (left := deadline - time.monotonic()) > 0:
+            for message in self._dealer.poll(left):
+                if message.type == "describe":
+                    about: dict[str, Any] | None = message["about"]
+                    return about
+        raise WireError(f"'describe' was not answered at {self._address} within {timeout_s:g} s", "timeout")
+
+    def _send(self, type: str, fields: Mapping[str, Any], deadline: float) -> int:
+        while True:
+            seq = self._dealer.send(type, fields)
+            if seq is not None:
+                return seq
+            if time.monotonic() > deadline:
+                raise WireError(f"nobody listens at {self._address}", "timeout")
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self._dealer.close()
