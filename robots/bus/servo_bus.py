@@ -1,0 +1,357 @@
+"""Servos on one line, by register name: the small interface behind which the two protocols stand.
+
+`FeetechBus` and `DynamixelBus` differ in their codec, their control table and a few habits; everything that
+waits, retries, counts and words errors is here once. Set-up calls (`ping`, `read`, `write`) raise BusError;
+the tick's read never raises for a lost answer: it is counted, and the value keeps its age. No numpy here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from edgevla.clock import Clock, MonotonicClock
+from edgevla.errors import BusError, ConfigError
+
+from . import dynamixel, feetech
+from .port import READ_SIZE, Port, wire_ns
+from .reads import BlockRead, finish
+from .registers import Block, Register
+
+TURNAROUND_NS = 50_000
+MARGIN_NS = 5_000_000
+FLOOR_NS = 10_000_000
+EEPROM_TIMEOUT_NS = 30_000_000
+N_TRIES = 3
+MAX_FAST_FAILURES = 3
+
+
+@dataclass
+class Counters:
+    """What one servo cost: retries asked, answers damaged, tries without an answer, ticks without a value."""
+
+    n_retries: int = 0
+    n_corrupt: int = 0
+    n_lost: int = 0
+    n_stale: int = 0
+
+
+@dataclass(frozen=True)
+class PingReply:
+    id: int
+    model: int
+    firmware: str
+    error: int
+
+
+class ServoBus:
+    """One line with its servos.
+
+    motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`.
+    margin_ms, floor_ms: what a try may take beyond the wire's time, and at least in all.
+    """
+
+    codec: ModuleType
+    registers: Mapping[str, Register]
+    tick_block: Block
+    health_block: Block
+
+    def __init__(
+        self,
+        port: Port,
+        motors: Mapping[int, str],
+        *,
+        robot: str = "bus",
+        clock: Clock | None = None,
+        margin_ms: float = MARGIN_NS / 1e6,
+        floor_ms: float = FLOOR_NS / 1e6,
+        joins_writes: bool = True,
+    ) -> None:
+        self.port, self.motors, self.robot = port, dict(motors), robot
+        self.clock: Clock = clock or MonotonicClock()
+        self.joins_writes = joins_writes
+        """Whether a sync write and the sync read behind it go out in one write."""
+        self.uses_sync_read = True
+        self.uses_fast_read = False
+        self.echoes: bool | None = None
+        """Whether the adapter returns our own bytes; None until the first answer."""
+        self.adapter_latency_ns = 0
+        self.return_delay_ns = 0
+        self.counters: dict[int, Counters] = {i: Counters() for i in motors}
+        self.errors: dict[int, int] = dict.fromkeys(motors, 0)
+        """Last ERR byte by servo."""
+        self._margin_ns, self._floor_ns = int(margin_ms * 1e6), int(floor_ms * 1e6)
+        self._requests: dict[tuple[int, int, tuple[int, ...], bool], bytes] = {}
+        self._n_fast_failures = 0
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(self.motors)
+
+    def name_of(self, servo_id: int) -> str:
+        known = self.motors.get(servo_id)
+        return f"motor {servo_id} ({known})" if known else f"motor {servo_id}"
+
+    # ---- the wire's time ----
+
+    def wire_time_ns(self, size: int, n_ids: int, n_sent: int) -> int:
+        """A request of `n_sent` bytes and the answers of `n_ids` servos with `size` data bytes each."""
+        received = self.codec.sync_read_bytes(n_ids, size)[1]
+        return wire_ns(n_sent + received, self.port.baud) + n_ids * (TURNAROUND_NS + self.return_delay_ns)
+
+    def reply_timeout_ns(self, size: int, n_ids: int, n_sent: int) -> int:
+        needed = self.wire_time_ns(size, n_ids, n_sent) + self.adapter_latency_ns + self._margin_ns
+        return max(self._floor_ns, needed)
+
+    # ---- the tick ----
+
+    def request(self, address: int, size: int, ids: tuple[int, ...], is_fast: bool = False) -> bytes:
+        """The constant bytes of a read, built once."""
+        key = (address, size, ids, is_fast)
+        if key not in self._requests:
+            if len(ids) == 1:
+                self._requests[key] = self.codec.read(ids[0], address, size)
+            elif is_fast:
+                self._requests[key] = self.codec.fast_sync_read(address, size, ids)
+            else:
+                self._requests[key] = self.codec.sync_read(address, size, ids)
+        return self._requests[key]
+
+    def goal_frame(self, goals: Mapping[int, int], register: str = "goal_position") -> bytes:
+        """A sync write of raw values."""
+        r = self.registers[register]
+        return self.codec.sync_write(r.address, r.size, {i: r.encode(v) for i, v in goals.items()})
+
+    def begin(
+        self, block: Block, ids: Sequence[int], deadline_ns: int, prefix: bytes = b"", n_retries: int = 2
+    ) -> BlockRead:
+        """A read to hand to `finish` together with those of other buses."""
+        return BlockRead(self, block.address, block.size, ids, deadline_ns, prefix, n_retries)
+
+    def note_error(self, servo_id: int, error: int) -> None:
+        if servo_id in self.errors:
+            self.errors[servo_id] = error
+
+    def note_fast_read(self, came: bool) -> None:
+        """Fast reads that keep failing are given up in silence; the plain one does the same work."""
+        self._n_fast_failures = 0 if came else self._n_fast_failures + 1
+        if self._n_fast_failures >= MAX_FAST_FAILURES:
+            self.uses_fast_read = False
+
+    # ---- set-up calls ----
+
+    def transact(
+        self,
+        frame: bytes,
+        servo_id: int,
+        data_size: int,
+        timeout_ns: int | None = None,
+        n_tries: int = N_TRIES,
+    ) -> bytes | None:
+        """Sends a request to one servo; its answer's data, or None after the last try without an answer.
+
+        Raises BusError when the servo refuses (Dynamixel) or the line has gone.
+        """
+        allowed = timeout_ns or self.reply_timeout_ns(data_size, 1, len(frame))
+        for _ in range(n_tries):
+            self.port.flush_input()
+            self.port.write(frame)
+            status = self._await(frame, servo_id, data_size, self.clock.now_ns() + allowed)
+            if status is not None:
+                return status
+        return None
+
+    def _await(self, frame: bytes, servo_id: int, data_size: int, deadline_ns: int) -> bytes | None:
+        decoder = self.codec.Decoder(data_size)
+        held = b""
+        may_echo = True
+        while data := self.port.read(READ_SIZE, deadline_ns):
+            if may_echo:
+                held += data
+                if held.startswith(frame):
+                    self.echoes, data, may_echo = True, held[len(frame) :], False
+                elif frame.startswith(held):
+                    continue
+                else:
+                    data, may_echo = held, False
+            for status in decoder.feed(data):
+                if status.id != servo_id:
+                    continue
+                self.note_error(servo_id, status.error)
+                if self.codec.refuses(status.error):
+                    code = self.codec.ERROR_CODES.get(status.error & 0x7F, status.error & 0x7F)
+                    raise BusError(
+                        f"{self.robot} on {self.port.name}: {self.name_of(servo_id)} refused the "
+                        f"instruction: {code} error",
+                        port=self.port.name,
+                        motor_id=servo_id,
+                        code=status.error & 0x7F,
+                    )
+                if len(status.data) == data_size:
+                    return status.data
+            if self.clock.now_ns() >= deadline_ns:
+                break
+        return None
+
+    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
+        raise NotImplementedError
+
+    def scan(self, ids: Iterable[int] | None = None, n_tries: int = 1) -> list[PingReply]:
+        """Who answers, of `ids` or of all possible ones."""
+        wanted = range(self.codec.MAX_ID + 1) if ids is None else ids
+        return [reply for i in wanted if (reply := self.ping(i, n_tries)) is not None]
+
+    def read_raw(self, servo_id: int, name: str, timeout_ns: int | None = None) -> int:
+        r = self.register(name)
+        frame = self.codec.read(servo_id, r.address, r.size)
+        data = self.transact(frame, servo_id, r.size, timeout_ns)
+        if data is None:
+            raise self.no_answer(servo_id, "READ", r)
+        return r.decode(data)
+
+    def read(self, servo_id: int, name: str) -> float:
+        """The register's value in its unit."""
+        return self.read_raw(servo_id, name) * self.register(name).scale
+
+    def read_block(self, servo_id: int, block: Block) -> dict[str, int]:
+        """Raw values of all registers of a block in one read."""
+        data = self.transact(self.codec.read(servo_id, block.address, block.size), servo_id, block.size)
+        if data is None:
+            raise self.no_answer(servo_id, "READ", block.registers[0])
+        return block.decode(data)
+
+    def write_raw(self, servo_id: int, name: str, value: int, is_checked: bool = True) -> None:
+        """Writes a register and waits for the servo's word; reads back what lies in EEPROM if it stayed silent."""
+        r = self.register(name)
+        frame = self.codec.write(servo_id, r.address, r.encode(value))
+        timeout = EEPROM_TIMEOUT_NS if r.area == "eeprom" else None
+        if self.transact(frame, servo_id, 0, timeout) is None and is_checked:
+            if r.area == "eeprom" and self.read_raw(servo_id, name, timeout) == value:
+                return
+            raise self.no_answer(servo_id, "WRITE", r)
+
+    def write(self, servo_id: int, name: str, value: float) -> None:
+        """Writes a value in the register's unit."""
+        self.write_raw(servo_id, name, round(value / self.register(name).scale))
+
+    def sync_read(
+        self, names: Sequence[str], ids: Sequence[int] | None = None, timeout_ms: float = 50.0
+    ) -> dict[int, dict[str, int]]:
+        """Raw values by id and name, of the servos that answered."""
+        block = Block(tuple(self.register(n) for n in names))
+        read = self.begin(block, ids or self.ids, self.clock.now_ns() + int(timeout_ms * 1e6))
+        finish([read], self.clock)
+        if read.failure is not None:
+            raise read.failure
+        return {i: block.decode(data) for i, data in read.replies.items()}
+
+    def sync_write(self, name: str, values: Mapping[int, int]) -> None:
+        """Raw values by id; nobody answers a sync write."""
+        self.port.write(self.goal_frame(values, name))
+
+    def register(self, name: str) -> Register:
+        if name not in self.registers:
+            raise ConfigError(f"servos of {self.robot} on {self.port.name} have no register '{name}'")
+        return self.registers[name]
+
+    def no_answer(self, servo_id: int, verb: str, register: Register) -> BusError:
+        """The sentence for silence, with who else answers: behind the first silent servo the cable is the suspect."""
+        ids = sorted(self.motors)
+        alive = [i for i in ids if i != servo_id and self._is_alive(i)]
+        sentence = (
+            f"{self.robot} on {self.port.name}: {self.name_of(servo_id)} did not answer {verb} {register.name} "
+            f"({register.address}, {register.size} bytes): {N_TRIES} tries at {self.port.baud} baud"
+        )
+        if not alive:
+            sentence += "; no servo answered: check the arm's power supply and the cable of the adapter"
+        else:
+            sentence += (
+                f"; answered: {', '.join(map(str, alive))}; check {cable_hint(ids, alive, self.motors)}"
+            )
+        return BusError(sentence, port=self.port.name, motor_id=servo_id, register=register.name)
+
+    def _is_alive(self, servo_id: int) -> bool:
+        return self.ping(servo_id, 1) is not None
+
+    def close(self) -> None:
+        self.port.close()
+
+
+def cable_hint(ids: Sequence[int], alive: Sequence[int], names: Mapping[int, str]) -> str:
+    """Where a daisy chain is broken: before the first silent servo when everything behind it is silent too."""
+    silent = [i for i in ids if i not in alive]
+    if silent and alive and silent == [i for i in ids if i >= silent[0]]:
+        last = max(i for i in alive if i < silent[0]) if any(i < silent[0] for i in alive) else None
+        if last is not None:
+            return (
+                f"the cable between {names[last].split(',')[0]} ({last}) "
+                f"and {names[silent[0]].split(',')[0]} ({silent[0]})"
+            )
+    return "the cables and ids of " + ", ".join(f"{names[i].split(',')[0]} ({i})" for i in silent)
+
+
+class FeetechBus(ServoBus):
+    """STS/SMS servos."""
+
+    codec = feetech
+    registers = feetech.REGISTERS
+    tick_block = feetech.TICK_BLOCK
+    health_block = feetech.HEALTH_BLOCK
+
+    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
+        if self.transact(feetech.ping(servo_id), servo_id, 0, None, n_tries) is None:
+            return None
+        data = self.transact(feetech.read(servo_id, 0, 5), servo_id, 5, None, N_TRIES)
+        if data is None:
+            return PingReply(servo_id, 0, "?", self.errors.get(servo_id, 0))
+        return PingReply(
+            servo_id, data[3] | data[4] << 8, f"{data[0]}.{data[1]}", self.errors.get(servo_id, 0)
+        )
+
+    def _is_alive(self, servo_id: int) -> bool:
+        return self.transact(feetech.ping(servo_id), servo_id, 0, None, 1) is not None
+
+    def probe_sync_read(self) -> bool:
+        """Whether all servos answer a sync read; firmware before 3.10 may not, then single reads are used."""
+        self.uses_sync_read = True
+        answers = self.sync_read(["present_position"])
+        self.uses_sync_read = len(answers) == len(self.motors) and self._came_at_once(answers)
+        return self.uses_sync_read
+
+    def _came_at_once(self, answers: Mapping[int, object]) -> bool:
+        """A second probe without retries: single answers collected by retries are no sync read."""
+        read = self.begin(feetech.POSITION_BLOCK, self.ids, self.clock.now_ns() + 50_000_000, n_retries=0)
+        finish([read], self.clock)
+        return len(read.replies) >= len(answers) - 1
+
+
+class DynamixelBus(ServoBus):
+    """X-series servos, protocol 2.0."""
+
+    codec = dynamixel
+    registers = dynamixel.REGISTERS
+    tick_block = dynamixel.TICK_BLOCK
+    health_block = dynamixel.HEALTH_BLOCK
+
+    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
+        data = self.transact(dynamixel.ping(servo_id), servo_id, 3, None, n_tries)
+        if data is None:
+            return None
+        return PingReply(servo_id, data[0] | data[1] << 8, str(data[2]), self.errors.get(servo_id, 0))
+
+    def reboot(self, servo_id: int) -> None:
+        """Clears hardware errors; the servo's torque is off afterwards and it is silent for a while."""
+        self.transact(dynamixel.reboot(servo_id), servo_id, 0)
+
+    def probe_fast_read(self) -> bool:
+        """Whether all servos join in a merged answer (firmware 45 and later)."""
+        self.uses_fast_read = True
+        self._n_fast_failures = 0
+        read = self.begin(dynamixel.POSITION_BLOCK, self.ids, self.clock.now_ns() + 50_000_000, n_retries=0)
+        finish([read], self.clock)
+        self.uses_fast_read = read.failure is None and len(read.replies) == len(self.motors)
+        return self.uses_fast_read
+
+
+BUSES: dict[str, type[ServoBus]] = {"feetech": FeetechBus, "dynamixel": DynamixelBus}

@@ -1,0 +1,251 @@
+"""LeRobot's calibration files: found, read, checked, written; and compared with what the servos hold.
+
+The homing offset lives in the servo. A file that is right and a servo that holds another offset mean that every
+angle is wrong by the difference, so a difference stops the arm before it moves. No numpy here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevla.errors import CalibrationError
+
+from .profile import Bus, Joint, Profile
+
+MAX_OFFSET = 2047
+LAST_TICK = 4095
+KEYS = ("id", "drive_mode", "homing_offset", "range_min", "range_max")
+REGISTER_OF = {"homing_offset": "homing_offset", "range_min": "min_position", "range_max": "max_position"}
+LEAST_RANGE = 100
+
+
+@dataclass(frozen=True)
+class MotorCalibration:
+    """One servo: what registers 31, 9 and 11 hold, and LeRobot's drive mode."""
+
+    id: int
+    drive_mode: int
+    homing_offset: int
+    range_min: int
+    range_max: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """By motor name of the profile (with the arm's prefix). `source`: where it is from, in words."""
+
+    motors: Mapping[str, MotorCalibration]
+    source: str = ""
+
+
+def folders() -> list[Path]:
+    """Where LeRobot keeps calibrations, the first that applies to this environment first."""
+    if root := os.environ.get("HF_LEROBOT_CALIBRATION"):
+        return [Path(root)]
+    roots = []
+    if home := os.environ.get("HF_LEROBOT_HOME"):
+        roots.append(Path(home) / "calibration")
+    if home := os.environ.get("HF_HOME"):
+        roots.append(Path(home) / "lerobot" / "calibration")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    roots.append(cache / "huggingface" / "lerobot" / "calibration")
+    return roots
+
+
+def candidates(profile: Profile, bus: Bus, calibration_id: str | None) -> list[Path]:
+    """All files that could calibrate this bus, newest naming first. Without an id LeRobot wrote `None.json`."""
+    kind = "robots" if profile.kind == "follower" else "teleoperators"
+    name = f"{calibration_id}{bus.calibration_suffix}.json"
+    return [root / kind / t / name for root in folders() for t in profile.lerobot_types]
+
+
+def find(profile: Profile, bus: Bus, calibration_id: str | None) -> Path | None:
+    """The calibration file of a bus, None when there is none.
+
+    Raises CalibrationError when several exist and differ: only a person knows which belongs to this arm.
+    """
+    there = [path for path in candidates(profile, bus, calibration_id) if path.is_file()]
+    if not there:
+        return None
+    first = read_file(there[0])
+    for other in there[1:]:
+        if read_file(other) != first:
+            raise CalibrationError(
+                f"{there[0]} and {other} are both calibrations of '{calibration_id}' and differ; name one with "
+                "--calibration FILE, or delete the wrong one"
+            )
+    return there[0]
+
+
+def load(
+    profile: Profile, calibration_id: str | None = None, files: Mapping[str, Path] | None = None
+) -> Calibration:
+    """The calibration of all buses of a robot.
+
+    files: bus name -> file, instead of searching. Raises CalibrationError when one is missing or implausible.
+    """
+    motors: dict[str, MotorCalibration] = {}
+    sources = []
+    for bus in profile.buses:
+        path = (files or {}).get(bus.name) or find(profile, bus, calibration_id)
+        if path is None:
+            looked = candidates(profile, bus, calibration_id)
+            raise CalibrationError(
+                f"no calibration of {profile.name} (bus {bus.name}, id {calibration_id}); looked for {looked[0]} and "
+                f"{len(looked) - 1} older places. Run: edgevla calibrate --robot {profile.name}"
+            )
+        motors.update(match(profile, bus, read_file(path), str(path)))
+        sources.append(str(path))
+    return Calibration(motors, ", ".join(sources))
+
+
+def read_file(path: Path) -> dict[str, MotorCalibration]:
+    """Entries as the file names them. Raises CalibrationError with file, joint and value."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CalibrationError(f"calibration file {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"calibration file {path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise CalibrationError(f"calibration file {path} holds no joints")
+    if "motor_names" in content or any(isinstance(value, list) for value in content.values()):
+        raise CalibrationError(
+            f"calibration file {path} has the list form from before LeRobot 0.2, whose zero differs; "
+            "calibrate again: edgevla calibrate"
+        )
+    return {name: _entry(path, name, value) for name, value in content.items()}
+
+
+def _entry(path: Path, name: str, value: Any) -> MotorCalibration:
+    if not isinstance(value, dict) or set(value) != set(KEYS):
+        raise CalibrationError(f"calibration file {path}: joint '{name}' needs exactly {', '.join(KEYS)}")
+    for key in KEYS:
+        if isinstance(value[key], bool) or not isinstance(value[key], int):
+            raise CalibrationError(
+                f"calibration file {path}: {name}.{key} is {value[key]!r}, not a whole number"
+            )
+    return MotorCalibration(**value)
+
+
+def match(
+    profile: Profile, bus: Bus, entries: Mapping[str, MotorCalibration], source: str
+) -> dict[str, MotorCalibration]:
+    """Entries by the profile's motor names, checked. LeRobot's files of a two-arm robot have no arm prefix."""
+    prefix = f"{bus.name}_" if bus.calibration_suffix else ""
+    wanted = {motor.name.removeprefix(prefix): motor for motor in bus.motors}
+    if set(entries) != set(wanted):
+        lacks, extra = sorted(set(wanted) - set(entries)), sorted(set(entries) - set(wanted))
+        raise CalibrationError(
+            f"{source} does not fit {profile.name}: "
+            + "; ".join(
+                f"{what} {', '.join(names)}"
+                for what, names in (("lacks", lacks), ("has also", extra))
+                if names
+            )
+        )
+    for name, entry in entries.items():
+        if fault := implausible(entry, wanted[name].id):
+            raise CalibrationError(
+                f"{source}: joint '{name}' {fault}; calibrate again: edgevla calibrate --robot {profile.name}"
+            )
+    return {wanted[name].name: entry for name, entry in entries.items()}
+
+
+def implausible(entry: MotorCalibration, servo_id: int) -> str | None:
+    """What cannot be right about an entry, None when nothing."""
+    if entry.id != servo_id:
+        return f"has id {entry.id}, the profile says {servo_id}"
+    if entry.drive_mode not in (0, 1):
+        return f"has drive_mode {entry.drive_mode}, expected 0 or 1"
+    if abs(entry.homing_offset) > MAX_OFFSET:
+        return f"has homing_offset {entry.homing_offset}, which register 31 cannot hold (-2047..2047)"
+    if not 0 <= entry.range_min < entry.range_max <= LAST_TICK:
+        return (
+            f"has the range {entry.range_min}..{entry.range_max}, expected an increasing one within 0..4095"
+        )
+    if entry.range_max - entry.range_min < LEAST_RANGE:
+        return f"has a range of only {entry.range_max - entry.range_min} ticks: it was not moved while calibrating"
+    return None
+
+
+def differences(calibration: Calibration, held: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """One line per register in which file and servo differ. held: motor -> register name -> raw value."""
+    lines = []
+    for name, entry in calibration.motors.items():
+        for key, register in REGISTER_OF.items():
+            wanted, found = getattr(entry, key), held[name][register]
+            if wanted != found:
+                lines.append(f"{name}: {key} is {wanted} in the file, {found} in the servo")
+    return lines
+
+
+def adopted(profile: Profile, held: Mapping[str, Mapping[str, int]]) -> Calibration:
+    """What the servos hold, as a calibration. Raises CalibrationError when it is implausible (never calibrated)."""
+    motors = {}
+    for bus in profile.buses:
+        for motor in bus.motors:
+            values = held[motor.name]
+            entry = MotorCalibration(
+                motor.id,
+                motor.drive_mode,
+                values["homing_offset"],
+                values["min_position"],
+                values["max_position"],
+            )
+            if fault := implausible(entry, motor.id):
+                raise CalibrationError(
+                    f"the registers of motor '{motor.name}' are no calibration: it {fault}"
+                )
+            motors[motor.name] = entry
+    return Calibration(motors, "the servos' registers")
+
+
+def write(profile: Profile, calibration: Calibration, calibration_id: str | None) -> list[Path]:
+    """Writes one LeRobot file per bus where LeRobot looks first; an older file is kept beside it as .bak-DATE."""
+    written = []
+    for bus in profile.buses:
+        prefix = f"{bus.name}_" if bus.calibration_suffix else ""
+        path = find(profile, bus, calibration_id) or candidates(profile, bus, calibration_id)[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = {m.name.removeprefix(prefix): asdict(calibration.motors[m.name]) for m in bus.motors}
+        if path.exists():
+            backup = path.with_suffix(f".json.bak-{time.strftime('%Y%m%d-%H%M%S')}")
+            backup.write_bytes(path.read_bytes())
+        partial = path.with_suffix(".json.part")
+        partial.write_text(json.dumps(entries, indent=4) + "\n", encoding="utf-8")
+        partial.replace(path)
+        written.append(path)
+    return written
+
+
+def nominal(profile: Profile) -> Calibration:
+    """A plausible calibration of an arm as drawn: what emulated servos are born with.
+
+    Offsets differ in size and sign per servo, so that a forgotten one shows.
+    """
+    motors = {}
+    joints = {joint.motor: joint for joint in profile.joints}
+    for bus in profile.buses:
+        for motor in bus.motors:
+            low, high = _nominal_range(joints.get(motor.name))
+            offset = (-1) ** motor.id * (100 + 137 * motor.id)
+            motors[motor.name] = MotorCalibration(motor.id, motor.drive_mode, offset, low, high)
+    return Calibration(motors, f"the nominal calibration of {profile.name}")
+
+
+def _nominal_range(joint: Joint | None) -> tuple[int, int]:
+    if joint is None or joint.unit == "range100":
+        return 0, LAST_TICK
+    if joint.range_ticks is not None:
+        return joint.range_ticks
+    if joint.unit == "percent":  # SO101's jaw: -10 .. +100 degrees
+        return 2030, 2030 + round(110 * 4095 / 360)
+    half = round((joint.max - joint.min) / 2 * 4095 / 360)
+    return max(0, 2047 - half), min(LAST_TICK, 2047 + half)
