@@ -1,0 +1,416 @@
+"""SmolVLA: the first half of SmolVLM2 as a prefix, and a thinner expert that walks the same layers.
+
+Even layers of the expert attend to the prefix's keys and values and, causally, to the actions themselves; odd layers
+attend to the prefix only, whose keys and values pass through the expert's own projections first. Since those are the
+same at every step, `encode` applies them. RoPE has base 10000 throughout, whatever the backbone was trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+
+from ..backbone import (
+    Shapes,
+    backbone_weights,
+    copy_weights,
+    merged,
+    sub_config,
+    text_config_of,
+    token_id,
+    vision_config_of,
+)
+from ..nn import flow
+from ..nn.image import resize_with_pad
+from ..nn.masks import bias, count_real
+from ..nn.siglip import VisionDims, VisionTower, pixel_shuffle
+from ..nn.transformer import Transformer, TransformerDims, project
+from ..processors import Processors
+from . import aloha
+from .base import Batch
+from .config import PolicyConfig, PolicyFeature
+from .vla import FlowVla, VlaConfig, freeze
+
+VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+PUBLISHED: dict[str, Any] = {
+    "scale_factor": 4,
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 49280,
+    },
+    "vision_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "patch_size": 16,
+        "image_size": 512,
+        "layer_norm_eps": 1e-6,
+    },
+}
+"""SmolVLM2-500M in Hugging Face's terms."""
+
+ROPE_BASE = 10000.0
+
+
+@dataclass
+class SmolVlaConfig(VlaConfig):
+    """LeRobot's fields. resize_imgs_with_padding is (width, height)."""
+
+    type: ClassVar[str] = "smolvla"
+
+    resize_imgs_with_padding: tuple[int, int] | None = (512, 512)
+    adapt_to_pi_aloha: bool = False
+    use_delta_joint_actions_aloha: bool = False
+    num_steps: int = 10
+    use_cache: bool = True
+    freeze_vision_encoder: bool = True
+    train_expert_only: bool = True
+    train_state_proj: bool = True
+    optimizer_lr: float = 1e-4
+    optimizer_weight_decay: float = 1e-10
+    optimizer_grad_clip_norm: float = 10
+    vlm_model_name: str = VLM
+    load_vlm_weights: bool = False
+    add_image_special_tokens: bool = False
+    attention_mode: str = "cross_attn"
+    prefix_length: int = -1
+    pad_language_to: str = "longest"
+    num_expert_layers: int = -1
+    num_vlm_layers: int = 16
+    self_attn_every_n_layers: int = 2
+    expert_width_multiplier: float = 0.75
+
+    @property
+    def denoise_steps(self) -> int:
+        return self.num_steps
+
+    @property
+    def observation_indices(self) -> list[int]:
+        return [0]
+
+    def validate(self) -> None:
+        for i in range(self.empty_cameras):
+            name = f"observation.images.empty_camera_{i}"
+            self.input_features.setdefault(name, PolicyFeature("VISUAL", (3, 480, 640)))
+        super().validate()
+        if self.use_delta_joint_actions_aloha:
+            raise CheckpointError("smolvla: use_delta_joint_actions_aloha exists in no version of LeRobot")
+        if self.adapt_to_pi_aloha and (
+            self.state_dim or 14,
+            (self.output_features and self.action_dim) or 14,
+        ) != (14, 14):
+            raise CheckpointError(
+                "smolvla: adapt_to_pi_aloha needs the 14-joint layout of ALOHA in state and action"
+            )
+
+    def is_cross(self, layer: int) -> bool:
+        """Whether the expert's layer attends to the prefix only."""
+        n = self.self_attn_every_n_layers
+        return "cross" in self.attention_mode and not (n > 0 and layer % n == 0)
+
+
+@dataclass(frozen=True)
+class SmolVlaDims:
+    vision: VisionDims
+    text: TransformerDims
+    expert: TransformerDims
+    vocabulary: int
+    shuffle: int
+
+    @classmethod
+    def of(cls, config: SmolVlaConfig, vlm: Mapping[str, Any]) -> SmolVlaDims:
+        """Sizes from the backbone's config and how much of it the policy uses."""
+        text = TransformerDims.from_hf(vlm["text_config"], rope_base=ROPE_BASE)
+        depth = config.num_vlm_layers if config.num_vlm_layers > 0 else text.depth
+        if depth > text.depth:
+            raise CheckpointError(
+                f"smolvla: num_vlm_layers is {depth}, the backbone has {text.depth} text layers"
+            )
+        if config.num_expert_layers > 0 and config.num_expert_layers != depth:
+            raise CheckpointError(
+                f"smolvla: num_expert_layers is {config.num_expert_layers}, but only as many expert as text layers "
+                f"({depth}) are supported; set it to -1"
+            )
+        text = dataclasses.replace(text, depth=depth)
+        width = int(text.width * config.expert_width_multiplier)
+        expert = dataclasses.replace(text, width=width, mlp=expert_mlp(width))
+        return cls(
+            VisionDims.from_hf(vlm["vision_config"]),
+            text,
+            expert,
+            vlm["text_config"]["vocab_size"],
+            vlm["scale_factor"],
+        )
+
+
+def expert_mlp(width: int) -> int:
+    """Llama's rule: two thirds of four widths, rounded up to a multiple of 256."""
+    hidden = int(4 * int(2 * width / 3))
+    return 256 * -(-hidden // 256)
+
+
+class _Connector(nn.Module):
+    def __init__(self, dims: SmolVlaDims) -> None:
+        super().__init__()
+        self.modality_projection = nn.Module()
+        self.modality_projection.proj = nn.Linear(
+            dims.vision.width * dims.shuffle**2, dims.text.width, bias=False
+        )
+
+
+class _Vlm(nn.Module):
+    """SmolVLM2 under Hugging Face's names. `lm_head` is in every checkpoint and never used."""
+
+    def __init__(self, dims: SmolVlaDims) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.vision_model = VisionTower(dims.vision, spread=True)
+        self.model.connector = _Connector(dims)
+        self.model.text_model = Transformer(dims.text, dims.vocabulary)
+        self.lm_head = nn.Linear(dims.text.width, dims.vocabulary, bias=False)
+
+
+class SmolVla(FlowVla):
+    policy_type = "smolvla"
+    Config = SmolVlaConfig
+    config: SmolVlaConfig
+    tokenizer_name = VLM
+    newline_step = "smolvla_new_line_processor"
+    lora_targets = (
+        r".*\.lm_expert\..*\.(q|v)_proj",
+        r"(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)",
+    )
+
+    def __init__(self, config: SmolVlaConfig, processors: Processors, dims: SmolVlaDims) -> None:
+        super().__init__(config, processors)
+        self.dims = dims
+        text, expert = dims.text, dims.expert
+        kv_width = text.kv_heads * text.head_dim
+        self.vlm_with_expert = nn.Module()
+        self.vlm_with_expert.vlm = _Vlm(dims)
+        self.vlm_with_expert.lm_expert = Transformer(
+            expert, kv_inputs=[kv_width if config.is_cross(i) else None for i in range(expert.depth)]
+        )
+        self.state_proj = nn.Linear(config.max_state_dim, text.width)
+        self.action_in_proj = nn.Linear(config.max_action_dim, expert.width)
+        self.action_out_proj = nn.Linear(expert.width, config.max_action_dim)
+        self.action_time_mlp_in = nn.Linear(2 * expert.width, expert.width)
+        self.action_time_mlp_out = nn.Linear(expert.width, expert.width)
+        self.image_marks = self._image_marks() if config.add_image_special_tokens else None
+        self._freeze()
+
+    @classmethod
+    def build(cls, config: PolicyConfig, processors: Processors, shapes: Shapes | None = None) -> SmolVla:
+        assert isinstance(config, SmolVlaConfig)
+        found = sub_config(processors, "vlm_config", config.vlm_model_name)
+        vlm = {"scale_factor": PUBLISHED["scale_factor"], **(found or {})}
+        for part in ("text_config", "vision_config"):
+            vlm[part] = merged(PUBLISHED[part], (found or {}).get(part))
+        if found is None and shapes is not None:
+            vlm = _from_shapes(shapes, config, vlm)
+        policy = cls(config, processors, SmolVlaDims.of(config, vlm))
+        if Path(config.vlm_model_name).is_dir():
+            policy.extra_folders = {n: Path(config.vlm_model_name) for n in ("vlm_config", "tokenizer")}
+        return policy
+
+    @classmethod
+    def from_backbone(cls, folder: str | Path, config: SmolVlaConfig, processors: Processors) -> SmolVla:
+        """A fresh policy on SmolVLM2's own folder (config.json, weights, tokenizer); the expert is random."""
+        folder = Path(folder)
+        policy = cls.build(dataclasses.replace(config, vlm_model_name=str(folder)), processors)
+        weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}
+        weights.setdefault("lm_head.weight", weights["model.text_model.embed_tokens.weight"])
+        copy_weights(policy.vlm_with_expert.vlm, weights, str(folder))
+        policy.config.vlm_model_name = config.vlm_model_name
+        return policy
+
+    def _freeze(self) -> None:
+        """What LeRobot 0.6 keeps fixed."""
+        config, vlm = self.config, self.vlm_with_expert.vlm
+        if config.freeze_vision_encoder:
+            freeze(vlm.model.vision_model)
+        if config.train_expert_only:
+            freeze(vlm)
+        else:
+            freeze(vlm.lm_head, vlm.model.text_model.norm, vlm.model.text_model.layers[-1])
+        self.state_proj.requires_grad_(config.train_state_proj)
+
+    def _image_marks(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after each image."""
+        folder = self.tokenizer_folder()
+        fake = token_id(folder, "<fake_token_around_image>")
+        return [fake, token_id(folder, "<global-img>")], [fake]
+
+    # -- network ------------------------------------------------------------------------------------------
+
+    @property
+    def language(self) -> Transformer:
+        return self.vlm_with_expert.vlm.model.text_model
+
+    @property
+    def expert(self) -> Transformer:
+        return self.vlm_with_expert.lm_expert
+
+    def fit_image(self, image: Tensor) -> Tensor:
+        if self.config.resize_imgs_with_padding is not None:
+            width, height = self.config.resize_imgs_with_padding
+            image = resize_with_pad(image, height, width, place="bottom_right")
+        return image * 2 - 1
+
+    def see(self, images: Tensor) -> Tensor:
+        model, patch = self.vlm_with_expert.vlm.model, self.dims.vision.patch
+        rows, columns = images.shape[2] // patch, images.shape[3] // patch
+        folded = pixel_shuffle(model.vision_model(images), rows, columns, self.dims.shuffle)
+        return project(model.connector.modality_projection.proj, folded)
+
+    def embed_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[bool]]:
+        scale = self.dims.text.width**0.5
+        parts: list[tuple[Tensor, Tensor]] = []
+        images = zip(*self.image_tokens(inputs), strict=True)
+        for tokens, real in images:
+            parts += self._marked([(tokens * scale, real)], real)
+        for _ in range(self._n_empty(len(self.cameras_in(inputs)))):
+            parts += self._marked([], inputs["prompt:mask"])
+        words = self.language.embed_tokens(inputs["prompt:tokens"]) * scale
+        state = project(self.state_proj, self.network_state(inputs))[:, None]
+        parts += [(words, inputs["prompt:mask"]), (state, torch.ones_like(inputs["prompt:mask"][:, :1]))]
+        embeddings = torch.cat([e.to(torch.float32) for e, _ in parts], dim=1)
+        real = torch.cat([r for _, r in parts], dim=1)
+        n = real.shape[1]
+        n_pad = max(0, self.config.prefix_length - n)
+        starts = [False] * (n - 1) + [True] + [False] * n_pad
+        return F.pad(embeddings, (0, 0, 0, n_pad)), F.pad(real, (0, n_pad)), starts
+
+    def _marked(self, image: list[tuple[Tensor, Tensor]], like: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """An image between its special tokens, which count as real even where the camera is masked, as in LeRobot."""
+        if self.image_marks is None:
+            return image
+        before, after = (
+            (self._words(ids, like), torch.ones_like(like[:, :1]).expand(-1, len(ids)))
+            for ids in self.image_marks
+        )
+        return [before, *image, after]
+
+    def _words(self, ids: list[int], like: Tensor) -> Tensor:
+        words = self.language.embed_tokens(torch.tensor(ids, device=like.device))
+        return words[None].expand(like.shape[0], -1, -1)
+
+    def _n_empty(self, n_present: int) -> int:
+        """Missing cameras that still leave their special tokens behind: LeRobot's first `empty_cameras` missing ones."""
+        if self.image_marks is None:
+            return 0
+        return min(self.config.empty_cameras, len(self.config.image_features) - n_present)
+
+    def prefix_tokens(self, n_cameras: int, n_tokens: int) -> int:
+        size = self.config.resize_imgs_with_padding or tuple(reversed(self.camera_size(self.live_cameras[0])))
+        step = self.dims.vision.patch * self.dims.shuffle
+        per_image = (size[0] // step) * (size[1] // step)
+        marks = 0 if self.image_marks is None else 3
+        n = n_cameras * (per_image + marks) + self._n_empty(n_cameras) * marks + n_tokens + 1
+        return max(n, self.config.prefix_length)
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        context = super().encode(inputs)
+        kv = context["kv"].unbind(0)
+        context["kv"] = torch.stack([self._for_expert(i, pair) for i, pair in enumerate(kv)])
+        return context
+
+    def _for_expert(self, i: int, pair: Tensor) -> Tensor:
+        """A layer's keys and values (2, B, Hkv, P, D) as the expert's layer takes them."""
+        if not self.config.is_cross(i):
+            return pair
+        attention = self.expert.layers[i].self_attn
+        flat = pair.transpose(2, 3).flatten(3)
+        projected = (project(p, x) for p, x in zip((attention.k_proj, attention.v_proj), flat, strict=True))
+        return torch.stack([x.unflatten(-1, (attention.kv_heads, -1)).transpose(1, 2) for x in projected]).to(
+            pair.dtype
+        )
+
+    def time(self, tau: Tensor) -> dict[str, Tensor]:
+        c = self.config
+        return {
+            "time_embedding": flow.time_embedding(tau, self.dims.expert.width, c.min_period, c.max_period)
+        }
+
+    def embed_suffix(self, x: Tensor, time_embedding: Tensor) -> Tensor:
+        actions = project(self.action_in_proj, x)
+        times = time_embedding.to(actions.dtype)[:, None].expand_as(actions)
+        fused = F.silu(project(self.action_time_mlp_in, torch.cat([actions, times], dim=-1)))
+        return project(self.action_time_mlp_out, fused)
+
+    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        kv, real = context["kv"], context["prefix_mask"]
+        n, length = x.shape[:2]
+        order = torch.arange(length, device=x.device)[None]
+        sees_prefix = real[:, None].expand(n, length, real.shape[1])
+        causal = (order <= order.transpose(0, 1))[None].expand(n, length, length)
+        after_prefix = (
+            self.expert.rope(count_real(real) + order),
+            bias(torch.cat([sees_prefix, causal], dim=2)),
+        )
+        restarted = self.expert.rope(order), bias(sees_prefix)
+        h = self.embed_suffix(x, rows["time_embedding"]).to(self.expert.dtype)
+        for i, layer in enumerate(self.expert.layers):
+            if self.config.is_cross(i):
+                h = self.expert.call(layer.cross, h, *restarted, kv[i, 0], kv[i, 1])
+            else:
+                h = self.expert.call(layer, h, *after_prefix, kv[i])[0]
+        return self.action_out_proj(self.expert.norm(h)[0].to(self.action_out_proj.weight.dtype))
+
+    # -- loss and conventions -----------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared velocity error over the real action dimensions of steps inside the episode."""
+        error = self.squared_error(batch, draws)
+        parts = {"elementwise_loss": error, "losses_after_forward": error.mean()}
+        error = error[..., : self.config.action_dim]
+        valid = torch.ones(error.shape[:2], dtype=torch.bool, device=error.device)
+        if "action_is_pad" in batch:
+            valid = ~batch["action_is_pad"]
+        masked = error * valid[..., None]
+        parts["losses_after_in_ep_bound"] = parts["losses_after_rm_padding"] = masked.mean()
+        n = error.shape[-1]
+        loss = masked.sum() / (valid.sum() * n).clamp(min=1)
+        parts["loss_per_sample"] = masked.sum((1, 2)) / (valid.sum(1) * n).clamp(min=1)
+        return loss, {**parts, "loss": loss}
+
+    def network_state(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        state = super().network_state(inputs)
+        return aloha.state_to_pi(state) if self.config.adapt_to_pi_aloha else state
+
+    def adapt_actions(self, actions: Tensor) -> Tensor:
+        return aloha.actions_to_pi(actions) if self.config.adapt_to_pi_aloha else actions
+
+    def restore_actions(self, actions: Tensor) -> Tensor:
+        return aloha.actions_from_pi(actions) if self.config.adapt_to_pi_aloha else actions
+
+
+def _from_shapes(shapes: Shapes, config: SmolVlaConfig, published: Mapping[str, Any]) -> dict[str, Any]:
+    root = "vlm_with_expert.vlm.model."
+    text = text_config_of(shapes, f"{root}text_model.", published["text_config"])
+    vision = vision_config_of(shapes, f"{root}vision_model.", published["vision_config"])
+    proj = shapes.get(f"{root}connector.modality_projection.proj.weight")
+    shuffle = round((proj[1] / vision["hidden_size"]) ** 0.5) if proj else published["scale_factor"]
+    return {"scale_factor": shuffle, "text_config": text, "vision_config": vision}
+
+
+def _backbone_name(name: str) -> str:
+    """A name in SmolVLM2's own file -> ours within `vlm`."""
+    return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"

@@ -1,0 +1,453 @@
+"""What SmolVLA, Pi0 and Pi0.5 share: a prefix run once for its keys and values, an expert that denoises over them.
+
+    prefix   = [camera tokens ..., language, (state)]           encode:  kv of every layer, mask of real tokens
+    velocity = expert(x_t, t | kv)                              predict
+    x'       = x + (tau_next - tau) * guided(velocity)          denoise: real-time chunking, then Euler
+    actions  = unnormalise(cut(x)) (+ state)                    decode
+
+The prefix never sees the suffix, so training runs the same two halves as inference: loss = encode, predict, compare.
+A policy adds its configuration, its network, and how it embeds prefix and suffix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+from edgevla.graph import GraphSpec, TensorSpec
+from edgevla.policy import Schedule
+from edgevla.prompt import PUBLISHED, PromptBuilder
+from edgevla.types import ACTION, STATE
+
+from ..backbone import pad_id, tokenizer_folder
+from ..nn import flow
+from ..nn.image import to_float
+from ..nn.masks import bias, block_mask, position_ids
+from ..nn.normalize import Normalizers
+from ..nn.transformer import Transformer
+from ..processors import Processors, Stats, Step, normalizing_processors
+from .base import Batch, Policy
+from .config import PolicyConfig
+
+RELATIVE = ("relative_actions_processor", "delta_actions_processor")
+"""LeRobot's names of the step that subtracts the state from the actions: since 0.6, and in 0.5."""
+
+
+@dataclasses.dataclass
+class VlaConfig(PolicyConfig):
+    """Fields that these policies' configs have in common, with LeRobot's names."""
+
+    normalization_mapping: dict[str, str] = dataclasses.field(
+        default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    )
+    chunk_size: int = 50
+    n_action_steps: int = 50
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+    empty_cameras: int = 0
+    tokenizer_max_length: int = 48
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    rtc_config: dict[str, Any] | None = None
+    freeze_vision_encoder: bool = False
+    train_expert_only: bool = False
+    optimizer_lr: float = 2.5e-5
+    optimizer_betas: tuple[float, float] = (0.9, 0.95)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 0.01
+    optimizer_grad_clip_norm: float = 1.0
+    scheduler_warmup_steps: int = 1000
+    scheduler_decay_steps: int = 30000
+    scheduler_decay_lr: float = 2.5e-6
+    compile_model: bool = False
+    compile_mode: str = "max-autotune"
+
+    @property
+    def denoise_steps(self) -> int:
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        if self.n_action_steps > self.chunk_size:
+            raise CheckpointError(
+                f"n_action_steps is {self.n_action_steps}, but a chunk has only {self.chunk_size} actions"
+            )
+        for name, dim, limit in (
+            ("state", self.state_dim, self.max_state_dim),
+            ("action", self.action_dim if ACTION in self.output_features else None, self.max_action_dim),
+        ):
+            if dim is not None and dim > limit and (name == "action" or self.pads_state):
+                raise CheckpointError(
+                    f"{name} has {dim} values, the policy takes at most max_{name}_dim = {limit}"
+                )
+
+    pads_state: ClassVar[bool] = True
+    """Whether the network takes the state padded to max_state_dim."""
+
+
+class FlowVla(Policy):
+    """Base of the flow-matching VLAs. Subclasses build `self.expert` and `self.language`, and embed."""
+
+    config: VlaConfig
+    rtc_mode: ClassVar[str | None] = "guided"
+    takes_state: ClassVar[bool] = True
+    """Whether the network sees the state as numbers."""
+    tokenizer_name: ClassVar[str]
+    newline_step: ClassVar[str | None] = None
+
+    def __init__(self, config: VlaConfig, processors: Processors) -> None:
+        super().__init__(config, processors)
+        self.normalizers = Normalizers(config, processors)
+        mask = relative_mask(config, processors)
+        self.is_relative = mask is not None
+        self.register_buffer("relative", mask, persistent=False)
+
+    # -- what a policy adds -------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def language(self) -> Transformer:
+        """The stack that the prefix runs through."""
+
+    @property
+    @abstractmethod
+    def expert(self) -> Transformer:
+        """The stack that the actions run through."""
+
+    @abstractmethod
+    def fit_image(self, image: Tensor) -> Tensor:
+        """float (B, 3, h, w) in 0..1 -> the vision tower's input (B, 3, H, W) in -1..1."""
+
+    @abstractmethod
+    def see(self, images: Tensor) -> Tensor:
+        """Vision tower and projection: (n, 3, H, W) -> (n, tokens, width), not scaled."""
+
+    @abstractmethod
+    def embed_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[bool]]:
+        """Prefix embeddings (B, P, width), which are real bool (B, P), which start a block."""
+
+    @abstractmethod
+    def prefix_tokens(self, n_cameras: int, n_tokens: int) -> int:
+        """P for this many live cameras and prompt tokens."""
+
+    @abstractmethod
+    def time(self, tau: Tensor) -> dict[str, Tensor]:
+        """Everything that depends on the time alone, by name: float32 (B, ...)."""
+
+    @abstractmethod
+    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        """The expert alone. rows: as from `time`."""
+
+    def adapt_actions(self, actions: Tensor) -> Tensor:
+        """Normalised actions -> the network's own convention; identity but for SmolVLA's Aloha switch."""
+        return actions
+
+    def restore_actions(self, actions: Tensor) -> Tensor:
+        return actions
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def draw(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        n, device = len(batch[ACTION]), batch[ACTION].device
+        source = generator.device if generator is not None else torch.device("cpu")
+        shape = (n, self.config.chunk_size, self.config.max_action_dim)
+        noise = torch.randn(shape, generator=generator, device=source)
+        return {"noise": noise.to(device), "time": self.draw_time(n, generator).to(device)}
+
+    def draw_time(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return flow.draw_time(n, generator)
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """A raw batch by the graphs' sources. Cameras that the batch lacks are left out."""
+        inputs: dict[str, Tensor] = {}
+        columns = []
+        for i, feature in enumerate(self.config.image_features):
+            if feature in batch and feature not in self.absent_cameras:
+                frames = batch[feature]
+                inputs[f"camera:{feature}"] = frames[:, -1] if frames.ndim == 5 else frames
+                columns.append(i)
+        if "camera_present" in batch:
+            inputs["camera_present"] = batch["camera_present"][:, columns]
+        if STATE in batch:
+            state = batch[STATE]
+            inputs["state"] = state[:, -1] if state.ndim == 3 else state
+        inputs["prompt:tokens"], inputs["prompt:mask"] = batch["tokens"], batch["token_mask"]
+        return inputs
+
+    def squared_error(self, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
+        """(B, T, W): (target velocity - predicted)^2, padded action dimensions included."""
+        inputs = self.inputs(batch)
+        actions = self.to_network(batch[ACTION], inputs.get("state"))
+        x, target = flow.path(actions, draws["noise"], draws["time"])
+        return (target - self.predict(self.encode(inputs), x, draws["time"], {})).square()
+
+    # -- the three methods --------------------------------------------------------------------------------
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        embeddings, real, starts = self.embed_prefix(inputs)
+        rope = self.language.rope(position_ids(real))
+        kv = self.language.keys_values(embeddings, rope, bias(block_mask(real, starts)))
+        context = {"kv": kv, "prefix_mask": real}
+        if self.is_relative:
+            context["raw_state"] = inputs["state"]
+        return context
+
+    def predict(
+        self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        rows = {k.removeprefix("time:"): v for k, v in extras.items() if k.startswith("time:")}
+        return self.velocity(context, x, rows or self.time(tau)).to(torch.float32)
+
+    def denoise(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        tau: Tensor,
+        tau_next: Tensor,
+        extras: Mapping[str, Tensor],
+    ) -> Tensor:
+        v = self.predict(context, x, tau, extras)
+        if "rtc:weights" in extras:
+            committed = self.to_network(extras["rtc:committed"], context.get("raw_state"))
+            v = flow.guide(x, v, tau, committed, extras["rtc:weights"], extras["rtc:max_guidance"])
+        return flow.euler(x, v, tau, tau_next)
+
+    def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        actions = self.restore_actions(x[..., : self.config.action_dim])
+        actions = self.normalizers.inverse(ACTION, actions)
+        return actions + self._offset(extras["state"]) if self.is_relative else actions
+
+    def to_network(self, actions: Tensor, state: Tensor | None) -> Tensor:
+        """Robot units (B, T, A) -> normalised and padded (B, T, W): the inverse of `decode`. state: raw (B, S)."""
+        if self.is_relative:
+            if state is None:
+                raise CheckpointError(f"{self.policy_type} with relative actions needs '{STATE}'")
+            actions = actions - self._offset(state)
+        actions = self.adapt_actions(self.normalizers(ACTION, actions))
+        return pad_last(actions, self.config.max_action_dim)
+
+    def _offset(self, state: Tensor) -> Tensor:
+        """What a relative action is relative to: the state on the masked dimensions, (B, 1, A)."""
+        assert self.relative is not None
+        return (state[:, : self.config.action_dim] * self.relative)[:, None]
+
+    # -- prefix parts -------------------------------------------------------------------------------------
+
+    def cameras_in(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        """Features of the cameras that `inputs` holds, in the network's order.
+
+        Raises:
+            CheckpointError: none at all.
+        """
+        found = [name for name in self.config.image_features if f"camera:{name}" in inputs]
+        if not found:
+            raise CheckpointError(
+                f"{self.policy_type} needs at least one of its cameras: {', '.join(self.config.image_features)}"
+            )
+        return found
+
+    def network_images(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """One (B, 3, H, W) in -1..1 per camera in `inputs`, as they enter the vision tower."""
+        images = []
+        for name in self.cameras_in(inputs):
+            image = self.normalizers(name, to_float(inputs[f"camera:{name}"]))
+            images.append(self.fit_image(image))
+        return images
+
+    def image_tokens(self, inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per camera: tokens (B, K, width) and which are real (B, K). All cameras go through the tower at once."""
+        images = torch.stack(self.network_images(inputs), dim=1)
+        batch, n_cameras = images.shape[:2]
+        tokens = self.see(images.flatten(0, 1)).unflatten(0, (batch, n_cameras))
+        present = inputs.get("camera_present")
+        if present is None:
+            present = torch.ones(batch, n_cameras, dtype=torch.bool, device=images.device)
+        real = present[:, :, None].expand(batch, n_cameras, tokens.shape[2])
+        return [tokens[:, i] for i in range(n_cameras)], [real[:, i] for i in range(n_cameras)]
+
+    def network_state(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Normalised and padded, (B, max_state_dim)."""
+        if "state" not in inputs:
+            raise CheckpointError(f"{self.policy_type} needs '{STATE}'")
+        return pad_last(self.normalizers(STATE, inputs["state"]), self.config.max_state_dim)
+
+    # -- signatures ---------------------------------------------------------------------------------------
+
+    def context_specs(self) -> tuple[TensorSpec, ...]:
+        dims, config = self.language.dims, self.config
+        n = self.prefix_tokens(len(self.live_cameras), self.n_prompt_tokens)
+        specs = [
+            TensorSpec("kv", "float32", (dims.depth, 2, 1, dims.kv_heads, n, dims.head_dim)),
+            TensorSpec("prefix_mask", "bool", (1, n)),
+        ]
+        if self.is_relative:
+            specs.append(TensorSpec("raw_state", "float32", (1, config.state_dim or 0)))
+        return tuple(specs)
+
+    def graphs(self) -> dict[str, GraphSpec]:
+        config, n_tokens = self.config, self.n_prompt_tokens
+        cameras = self.camera_specs()
+        state = TensorSpec("state", "float32", (1, config.state_dim or 0), "state")
+        encode = [
+            *cameras,
+            TensorSpec("camera_present", "bool", (1, len(cameras)), "camera_present"),
+            TensorSpec("tokens", "int64", (1, n_tokens), "prompt:tokens"),
+            TensorSpec("token_mask", "bool", (1, n_tokens), "prompt:mask"),
+            *([state] if self.takes_state or self.is_relative else []),
+        ]
+        context = self.context_specs()
+        with torch.no_grad():
+            rows = self.time(torch.ones(1, device=self.device))
+        times = tuple(TensorSpec(k, "float32", tuple(v.shape)) for k, v in rows.items())
+        x = TensorSpec("x", "float32", (1, config.chunk_size, config.max_action_dim), "x")
+        tau = TensorSpec("tau", "float32", (1,), "schedule:tau")
+        denoise = [
+            x,
+            tau,
+            TensorSpec("tau_next", "float32", (1,), "schedule:tau_next"),
+            *(dataclasses.replace(s, source=f"context:{s.name}") for s in context),
+            *(dataclasses.replace(s, source=f"time:{s.name}") for s in times),
+            TensorSpec("committed", "float32", (1, config.chunk_size, config.action_dim), "rtc:committed"),
+            TensorSpec("weights", "float32", (1, config.chunk_size), "rtc:weights"),
+            TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),
+        ]
+        actions = TensorSpec("actions", "float32", (1, config.chunk_size, config.action_dim))
+        return {
+            "encode": GraphSpec(tuple(encode), context),
+            "time": GraphSpec((tau,), times),
+            "denoise": GraphSpec(tuple(denoise), (TensorSpec("x_next", "float32", x.shape),)),
+            "decode": GraphSpec((x, state) if self.is_relative else (x,), (actions,)),
+        }
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule("linear", self.config.denoise_steps)
+
+    @property
+    def sample_shape(self) -> tuple[int, int]:
+        return self.config.chunk_size, self.config.max_action_dim
+
+    # -- language -----------------------------------------------------------------------------------------
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        step = self.processors.step("tokenizer_processor")
+        return (
+            int(step.config.get("max_length", self.config.tokenizer_max_length))
+            if step
+            else self.config.tokenizer_max_length
+        )
+
+    def tokenizer_folder(self) -> Path:
+        """Where this policy's tokenizer.json lies on this machine."""
+        step = self.processors.step("tokenizer_processor")
+        name = (step.config.get("tokenizer_name") if step else None) or self.tokenizer_name
+        return tokenizer_folder(self.processors, self.extra_folders, str(name))
+
+    def prompt_recipe(self) -> dict[str, Any]:
+        template, cleaners = PUBLISHED[self.policy_type]
+        step = self.processors.step("tokenizer_processor")
+        settings = step.config if step else {}
+        return {
+            "recipe": self.policy_type,
+            "template": template,
+            "clean_task": list(cleaners),
+            "state": self.prompt_state(),
+            "tokenizer": {
+                "file": "tokenizer/tokenizer.json",
+                "n_tokens": self.n_prompt_tokens,
+                "padding": "max_length",
+                "padding_side": settings.get("padding_side", "right"),
+                "add_bos": True,
+                "pad_id": pad_id(self.tokenizer_folder()),
+                "truncation": bool(settings.get("truncation", True)),
+            },
+            "default_task": None,
+        }
+
+    def prompt_state(self) -> dict[str, Any] | None:
+        """How the state is written into the prompt; None where it is not."""
+        return None
+
+    def prompt_builder(self) -> PromptBuilder:
+        """The host half of this policy: tasks (and states) to tokens."""
+        recipe, folder = self.prompt_recipe(), self.tokenizer_folder()
+        recipe["tokenizer"]["file"] = "tokenizer.json"
+        return PromptBuilder.from_recipe(recipe, folder)
+
+    # -- training switches --------------------------------------------------------------------------------
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Recompute every layer's inside in the backward pass instead of keeping it: less memory, a third slower."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = on
+
+    @classmethod
+    def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
+        """rename, to_batch, newline, tokenizer, device, normalizer; and back (common.md 5.3)."""
+        assert isinstance(config, VlaConfig)
+        processors = normalizing_processors(config, stats)
+        rename, to_batch, device, normalizer = processors.pre
+        processors.pre = [rename, to_batch, *cls.language_steps(config), device, normalizer]
+        return processors
+
+    @classmethod
+    def language_steps(cls, config: VlaConfig) -> list[Step]:
+        newline = [Step(cls.newline_step)] if cls.newline_step else []
+        return [*newline, cls.tokenizer_step(config)]
+
+    @classmethod
+    def tokenizer_step(cls, config: VlaConfig) -> Step:
+        settings = {
+            "max_length": config.tokenizer_max_length,
+            "task_key": "task",
+            "padding_side": "right",
+            "padding": getattr(config, "pad_language_to", "max_length"),
+            "truncation": True,
+            "tokenizer_name": getattr(config, "vlm_model_name", cls.tokenizer_name),
+        }
+        return Step("tokenizer_processor", settings)
+
+
+def pad_last(x: Tensor, width: int) -> Tensor:
+    """Zeros on the right of the last axis."""
+    return nn.functional.pad(x, (0, width - x.shape[-1]))
+
+
+def freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False)
+
+
+def relative_mask(config: VlaConfig, processors: Processors) -> Tensor | None:
+    """float32 (A,): 1 where actions are relative to the state; None when the checkpoint's actions are absolute.
+
+    A dimension is excluded when any of `exclude_joints` is part of its name, without regard to case; unknown names
+    exclude nothing (common.md 5.4).
+    """
+    step = processors.step(*RELATIVE)
+    after = processors.post_step("absolute_actions_processor")
+    enabled = bool(step.config.get("enabled")) if step else False
+    if step is not None and after is not None and bool(after.config.get("enabled")) != enabled:
+        raise CheckpointError(
+            f"the pre-processor's {step.name} is {'on' if enabled else 'off'}, the post-processor's "
+            "absolute_actions_processor is not; they must agree"
+        )
+    if step is None or not enabled:
+        return None
+    n = config.action_dim
+    if (config.state_dim or 0) < n:
+        raise CheckpointError(
+            f"relative actions need a state of at least {n} values, '{STATE}' has {config.state_dim or 0}"
+        )
+    names = list(step.config.get("action_names") or [])[:n]
+    excluded = [str(e).lower() for e in step.config.get("exclude_joints") or []]
+    keep = [not any(e in str(name).lower() for e in excluded) for name in names]
+    return torch.tensor(keep + [True] * (n - len(keep)), dtype=torch.float32)
