@@ -225,9 +225,9 @@ def convert(value: Any, hint: Any, what: str) -> Any:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
-            if type(None) in args:
-                return None
+        is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+        if is_none and type(None) in args:
+            return None
         return _first(value, [a for a in args if a is not type(None)], what)
     if origin is typing.Literal:
         if value in args:
@@ -302,7 +302,7 @@ def _is_table_array(value: Any) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _text(key)
 
 
 def _value(value: Any) -> str:
@@ -317,6 +317,11 @@ def _value(value: Any) -> str:
         return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_value, value)) + "]"
+    return _text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _text(value: str) -> str:
+    """A basic string: JSON's, without surrogate pairs, and with the one control character that JSON lets pass."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -330,7 +335,7 @@ def parse_episodes(text: str, n_episodes: int, *, what: str = "--episodes") -> l
     for part in text.split(","):
         low, colon, high = part.strip().partition(":")
         try:
-            first = int(low or 0)
+            first = int(low or 0) if colon else int(low)
             last = (int(high) if high else n_episodes) if colon else first + 1
         except ValueError:
             raise UsageError(f"{what} '{text}' is not of the form 0:40 or 3,5,8:12") from None

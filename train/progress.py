@@ -40,7 +40,6 @@ class TrainingLog:
         run.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read_metrics(run) if r["step"] <= done]
         write_text(run / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = (run / METRICS).open("a")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard.writer import SummaryWriter
@@ -74,7 +73,6 @@ class TrainingLog:
     def close(self) -> None:
         if self.out is not None and self.out.isatty():
             print(file=self.out)
-        self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -91,8 +89,8 @@ class TrainingLog:
         self._sums.clear()
 
     def _record(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with (self.run / METRICS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
                 if name != "step":
