@@ -165,7 +165,7 @@ def _with_bookkeeping(frames: Frames, info: Info, findings: Findings) -> Frames:
             "the data files have no column episode_index; the dataset cannot be read", feature="episode_index"
         )
     starts = np.flatnonzero(np.diff(c["episode_index"], prepend=-1))
-    made = {
+    made: dict[str, Any] = {
         "index": lambda: np.arange(n),
         "frame_index": lambda: np.arange(n) - np.repeat(starts, np.diff(np.append(starts, n))),
         "timestamp": lambda: (c["frame_index"] / info.fps).astype(np.float32),

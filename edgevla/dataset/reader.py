@@ -111,6 +111,12 @@ class Dataset:
             raise UsageError(f"row {row} is outside the dataset's {self.n_frames} frames")
         return self.episodes[int(np.searchsorted(self._episode_ends, row, side="right"))]
 
+    def episode_bounds(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First row and end row (exclusive) of each row's episode, int64 like rows."""
+        which = np.searchsorted(self._episode_ends, rows, side="right")
+        lengths = np.array([e.length for e in self.episodes], np.int64)
+        return self._episode_ends[which] - lengths[which], self._episode_ends[which]
+
     def task(self, row: int) -> str:
         """The instruction at a row, by the value of its `task_index`."""
         number = int(self.columns["task_index"][row])

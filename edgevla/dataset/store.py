@@ -259,8 +259,8 @@ def clean_after_crash(root: Path) -> Found:
         leftover.unlink()
     info = read_info(root)
     if info.raw.get("total_episodes") == 0 and not list(root.glob("meta/episodes/*/*.parquet")):
-        for file in root.glob("data/*/*.parquet"):
-            file.unlink()
+        for orphan in root.glob("data/*/*.parquet"):
+            orphan.unlink()
         return Found(info, 0, 0, {}, {})
     opened = read_all(root, Findings())
     n_episodes = len(opened.episodes)

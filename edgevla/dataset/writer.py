@@ -193,7 +193,7 @@ class DatasetWriter:
 
     def _columns(self, tasks: Mapping[str, int]) -> dict[str, Any]:
         n = self._length
-        made = {
+        made: dict[str, Any] = {
             "timestamp": (np.arange(n) / self.fps).astype(np.float32),
             "frame_index": np.arange(n),
             "episode_index": np.full(n, self.n_episodes),
@@ -204,8 +204,11 @@ class DatasetWriter:
         for name, feature in self.features.items():
             if feature.dtype == "video":
                 continue
-            rows = made[name] if name in made else self._rows[name]
-            columns[name] = np.stack(rows) if feature.is_numeric and name not in made else rows
+            if name in made:
+                columns[name] = made[name]
+            else:
+                rows = self._rows[name]
+                columns[name] = np.stack(rows) if feature.is_numeric else rows
         return columns
 
     def _episode_stats(self, columns: Mapping[str, Any]) -> statistics.Stats:

@@ -1,0 +1,268 @@
+"""From a dataset to raw training batches, checked against the policy before the first step.
+
+Numbers come from the dataset's arrays, frames from the cache; nothing is normalised here (the policy does that).
+Sample order is a pure function of (seed, epoch), augmentation of (seed, batch number), so a run resumed at batch
+number n sees what a straight run would have seen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgevla.dataset.check import check_values, check_videos
+from edgevla.dataset.layout import Findings
+from edgevla.dataset.reader import Dataset
+from edgevla.dataset.stats import Stats
+from edgevla.errors import DatasetError, UsageError
+from edgevla.types import ACTION, STATE
+
+from .augment import Augmentation
+from .cache import FrameCache
+from .policies.base import Batch
+from .policies.config import PolicyConfig
+
+Tokenize = Callable[[list[str], "np.ndarray | None"], Mapping[str, np.ndarray]]
+"""(tasks, raw states (B, S) or None) -> `tokens` int64 and `token_mask` bool, both (B, L)."""
+
+log = logging.getLogger(__name__)
+
+
+def dataset_features(
+    dataset: Dataset, rename_map: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Features as in info.json under the policy's names, cameras with the size their frames really have."""
+    renamed = {}
+    for name, feature in dataset.info.features.items():
+        if feature.is_depth:
+            continue
+        raw = dict(feature.raw)
+        if feature.is_camera:
+            raw.update(shape=[*dataset.camera_size(name), 3], names=["height", "width", "channels"])
+        renamed[(rename_map or {}).get(name, name)] = raw
+    return renamed
+
+
+def dataset_stats(dataset: Dataset, rename_map: Mapping[str, str] | None = None) -> Stats:
+    """Statistics under the policy's names; quantiles are the true ones of all opened rows, not merged ones."""
+    return {(rename_map or {}).get(name, name): by for name, by in dataset.true_stats.items()}
+
+
+def sample_positions(dataset: Dataset, drop_n_last_frames: int = 0) -> np.ndarray:
+    """int64 rows that may start a sample: all but each episode's last few. Episodes not longer than that are skipped.
+
+    Raises:
+        DatasetError: nothing remains.
+    """
+    rows = [np.arange(e.from_index, e.to_index - drop_n_last_frames) for e in dataset.episodes]
+    skipped = [e.index for e, r in zip(dataset.episodes, rows, strict=True) if not len(r)]
+    if skipped:
+        log.warning(
+            "episodes %s are not longer than the %d frames dropped at an episode's end: not trained on",
+            skipped,
+            drop_n_last_frames,
+        )
+    positions = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    if not len(positions):
+        raise DatasetError(
+            f"{dataset.root} has no episode longer than the {drop_n_last_frames} frames the policy drops at each end"
+        )
+    return positions
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of n samples, int64: LeRobot 0.6's, a pure function of (seed, epoch)."""
+    state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    # torch takes the seed as int64; the bit pattern stays the same
+    generator = torch.Generator().manual_seed(state - 2**64 if state >= 2**63 else state)
+    return torch.randperm(n, generator=generator).numpy()
+
+
+class TrainingData:
+    """A dataset as one policy sees it.
+
+    Args:
+        rename_map: dataset feature -> policy feature.
+        tokenize: makes the language inputs; None for policies without.
+        absent_cameras: cameras of the policy that the dataset may lack; their batches carry `camera_present`.
+        augmentation: of camera frames; None: none.
+        cache: keeps decoded frames; None: every frame is decoded when needed.
+
+    Raises:
+        DatasetError: the dataset is damaged in what the policy uses, or its features do not fit the policy.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: PolicyConfig,
+        *,
+        rename_map: Mapping[str, str] | None = None,
+        tokenize: Tokenize | None = None,
+        absent_cameras: Sequence[str] = (),
+        augmentation: Augmentation | None = None,
+        cache: FrameCache | None = None,
+        constants: Mapping[str, int] | None = None,
+    ) -> None:
+        self.dataset, self.config = dataset, config
+        self.tokenize, self.augmentation, self.cache = tokenize, augmentation, cache
+        self.constants = dict(constants or {})
+        """Integers that every sample carries, such as X-VLA's `domain_id`."""
+        self._source = _sources(dataset, config, dict(rename_map or {}))
+        self.cameras = {name: self._source[name] for name in config.image_features if name in self._source}
+        self.absent_cameras = tuple(absent_cameras)
+        check_features(dataset, config, self._source, self.absent_cameras)
+        _check_content(dataset, self._source)
+        self.positions = sample_positions(dataset, config.drop_n_last_frames)
+
+    def __len__(self) -> int:
+        """Samples of one epoch."""
+        return len(self.positions)
+
+    # -- order --------------------------------------------------------------------------------------------
+
+    def batch_rows(self, number: int, batch_size: int, seed: int) -> np.ndarray:
+        """Rows of batch `number`, counted through all epochs; an epoch's last batch may be smaller."""
+        per_epoch = -(-len(self) // batch_size)
+        epoch, k = divmod(number, per_epoch)
+        order = epoch_order(len(self), seed, epoch)
+        return self.positions[order[k * batch_size : (k + 1) * batch_size]]
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample once, in the dataset's order, not augmented: for evaluation."""
+        for first in range(0, len(self), batch_size):
+            yield self.batch(self.positions[first : first + batch_size])
+
+    # -- content ------------------------------------------------------------------------------------------
+
+    def batch(self, rows: np.ndarray, augment_seed: Sequence[int] | None = None) -> Batch:
+        """The raw batch of these rows (see `policies.base.Batch`), as torch tensors on the CPU.
+
+        augment_seed: draws of the augmentation, if there is one; None: frames stay as they are.
+        Besides the tensors: `task` (list of str).
+        """
+        config, dataset = self.config, self.dataset
+        arrays: dict[str, np.ndarray] = {}
+        for name, source in self._source.items():
+            deltas = config.action_indices if name == ACTION else config.observation_indices
+            window, is_pad = self._window(rows, deltas)
+            if name in self.cameras:
+                arrays[name] = self._frames(source, name, window, augment_seed)
+            else:
+                arrays[name] = np.asarray(dataset.columns[source], np.float32)[window]
+                if arrays[name].ndim == 1 + (deltas is not None):
+                    arrays[name] = arrays[name][..., None]
+            if is_pad is not None:
+                arrays[f"{name}_is_pad"] = is_pad
+        tasks = [dataset.task(int(row)) for row in rows]
+        if self.tokenize is not None:
+            state = self._source.get(STATE)
+            raw = None if state is None else np.asarray(dataset.columns[state], np.float32)[rows]
+            arrays.update(self.tokenize(tasks, raw))
+        if self.absent_cameras:
+            present = [name in self.cameras for name in config.image_features]
+            arrays["camera_present"] = np.tile(np.array(present), (len(rows), 1))
+        for name, value in self.constants.items():
+            arrays[name] = np.full(len(rows), value, np.int64)
+        tensors: dict[str, Any] = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
+        return {**tensors, "task": tasks}
+
+    def _window(self, rows: np.ndarray, deltas: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows (B,) or (B, T), clamped to each row's episode, and which are padding."""
+        if deltas is None:
+            return rows, None
+        first, last = self.dataset.episode_bounds(rows)
+        wanted = rows[:, None] + np.asarray(deltas, np.int64)
+        is_pad = (wanted < first[:, None]) | (wanted >= last[:, None])
+        return np.clip(wanted, first[:, None], last[:, None] - 1), is_pad
+
+    def _frames(
+        self, source: str, name: str, window: np.ndarray, augment_seed: Sequence[int] | None
+    ) -> np.ndarray:
+        """uint8 (B, H, W, 3) or (B, T, H, W, 3)."""
+        read = self.dataset.frames if self.cache is None else self.cache.frames
+        frames = read(source, window.ravel())
+        frames = frames.reshape(*window.shape, *frames.shape[1:])
+        if self.augmentation is None or augment_seed is None:
+            return frames
+        camera = list(self.config.image_features).index(name)
+        if not frames.flags.writeable:
+            frames = frames.copy()
+        for i, sample in enumerate(frames):
+            generator = np.random.default_rng([*augment_seed, i, camera])
+            frames[i] = self.augmentation(sample, generator)
+        return frames
+
+
+# -- checks before training ---------------------------------------------------------------------------------
+
+
+def _sources(dataset: Dataset, config: PolicyConfig, rename_map: Mapping[str, str]) -> dict[str, str]:
+    """Policy feature -> dataset feature, for what the policy uses and the dataset has."""
+    unknown = sorted(set(rename_map) - set(dataset.info.features))
+    if unknown:
+        raise UsageError(
+            f"the rename map names '{unknown[0]}', which {dataset.root} does not have; "
+            f"it has {', '.join(dataset.info.features)}"
+        )
+    by_policy_name = {rename_map.get(name, name): name for name in dataset.info.features}
+    wanted = [*config.image_features]
+    wanted += [n for n, f in config.input_features.items() if n == STATE or f.type == "ENV"]
+    return {name: by_policy_name[name] for name in [*wanted, ACTION] if name in by_policy_name}
+
+
+def check_features(
+    dataset: Dataset, config: PolicyConfig, sources: Mapping[str, str], absent_cameras: Sequence[str] = ()
+) -> None:
+    """Whether the dataset has what the policy uses, in its dimensions.
+
+    Raises:
+        DatasetError: a feature is missing or has another size; names both sides.
+    """
+    have = ", ".join(dataset.info.features)
+    used = {n: f for n, f in config.input_features.items() if n == STATE or f.type in ("ENV", "VISUAL")}
+    for name, feature in {**used, ACTION: config.output_features.get(ACTION)}.items():
+        if name not in sources:
+            if name in absent_cameras:
+                continue
+            raise DatasetError(
+                f"the policy uses '{name}', which {dataset.root} does not have (it has {have}); "
+                "rename a feature with the rename map, or train another policy",
+                feature=name,
+            )
+        source = dataset.info.features[sources[name]]
+        is_camera = feature is not None and feature.type == "VISUAL"
+        if source.is_camera != is_camera:
+            raise DatasetError(
+                f"feature '{source.name}' of {dataset.root} is {source.dtype}; the policy takes "
+                f"'{name}' as {'a camera' if is_camera else 'numbers'}",
+                feature=source.name,
+            )
+        if feature is None or is_camera:
+            continue
+        if tuple(source.shape) != tuple(feature.shape):
+            raise DatasetError(
+                f"feature '{source.name}' of {dataset.root} has shape {list(source.shape)}; the policy takes "
+                f"'{name}' with shape {list(feature.shape)}",
+                feature=source.name,
+            )
+
+
+def _check_content(dataset: Dataset, sources: Mapping[str, str]) -> None:
+    """Raises the first defect in what is used, and says how many there are."""
+    findings = Findings(raise_errors=False)
+    used = list(sources.values())
+    check_values(dataset, findings, [n for n in used if n in dataset.columns])
+    check_videos(dataset, findings, [n for n in used if n in dataset.cameras])
+    errors = [f for f in findings.all if f.severity == "error"]
+    for finding in findings.all:
+        if finding.severity == "warning":
+            log.warning("%s", finding.text)
+    if errors:
+        more = f" ({len(errors) - 1} more; see `edgevla inspect {dataset.root}`)" if len(errors) > 1 else ""
+        first = errors[0]
+        raise DatasetError(first.text + more, file=first.file, feature=first.feature, episode=first.episode)
