@@ -159,6 +159,10 @@ class Policy(nn.Module, ABC):
         self.camera_sizes = dict(sizes)
         self.absent_cameras = frozenset(absent)
 
+    def bake(self) -> None:  # noqa: B027  most policies have nothing to fold
+        """Folds what is constant for one deployment into the weights (an embodiment's slice of its tables). The
+        exporter calls it once, before tracing; the policy is not trained afterwards."""
+
     def camera_size(self, feature: str) -> tuple[int, int]:
         """(H, W) of a camera's raw frames: as set for export, else the shape in the config."""
         return self.camera_sizes.get(feature) or tuple(self.config.input_features[feature].shape[1:])  # type: ignore[return-value]

@@ -1,0 +1,706 @@
+"""GR00T N1.5: Eagle 2.5 (SigLIP and the first Qwen3 layers) read the scene, a diffusion transformer writes the chunk.
+
+    frames, prompt -> SigLIP -> Qwen3 -> norm, self-attention -> keys and values of the DiT's cross blocks    once
+    state, x, tau  -> [state | future tokens | actions] -> DiT -> velocity                                  per step
+
+Time runs from noise to data here: tau 0 is noise, 1 is data, velocity = action - noise. Actions are min-max
+normalised by the pack step's statistics, whatever `normalization_mapping` says. Cameras go in alphabetical order of
+their keys. The network's sizes are not in config.json: they come from `groot_config/` and `vlm_config/` beside it,
+else they are the published ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+from edgevla.graph import GraphSpec, TensorSpec
+from edgevla.policy import Schedule
+from edgevla.prompt import groot_template
+from edgevla.types import ACTION, STATE
+
+from ..nn import masks
+from ..nn.dit import ActionEncoder, DiT, DiTDims, PerEmbodimentLinear, PerEmbodimentMlp, SelfAttentionStack
+from ..nn.flow import euler, guide
+from ..nn.resize import byte_resize_matrix, resize_bytes
+from ..nn.siglip import VisionDims, VisionTower
+from ..nn.transformer import Transformer, TransformerDims
+from ..processors import Processors, Stats, Step, flatten_stats, unflatten_stats
+from .base import Batch, Policy
+from .config import PolicyConfig, PolicyFeature
+
+PACK, UNPACK = "groot_pack_inputs_v3", "groot_action_unpack_unnormalize_v1"
+EMBODIMENTS = {
+    "new_embodiment": 31,
+    "oxe_droid": 17,
+    "agibot_genie1": 26,
+    "gr1": 24,
+    "so100": 2,
+    "unitree_g1": 3,
+}
+N_TEXT_TOKENS = 64
+"""Room for the instruction in exported prompts; a longer one is refused with its length (graphs.md G8)."""
+
+PUBLISHED_HEAD: dict[str, Any] = {
+    "action_dim": 32,
+    "action_horizon": 16,
+    "max_state_dim": 64,
+    "hidden_size": 1024,
+    "input_embedding_dim": 1536,
+    "backbone_embedding_dim": 2048,
+    "add_pos_embed": True,
+    "max_seq_len": 1024,
+    "max_num_embodiments": 32,
+    "num_target_vision_tokens": 32,
+    "use_vlln": True,
+    "noise_beta_alpha": 1.5,
+    "noise_beta_beta": 1.0,
+    "noise_s": 0.999,
+    "num_timestep_buckets": 1000,
+    "num_inference_timesteps": 4,
+    "diffusion_model_cfg": {
+        "num_layers": 16,
+        "num_attention_heads": 32,
+        "attention_head_dim": 48,
+        "output_dim": 1024,
+        "cross_attention_dim": 2048,
+        "dropout": 0.2,
+        "interleave_self_attention": True,
+    },
+    "vl_self_attention_cfg": {
+        "num_layers": 4,
+        "num_attention_heads": 32,
+        "attention_head_dim": 64,
+        "dropout": 0.2,
+    },
+}
+PUBLISHED_VLM: dict[str, Any] = {
+    "image_token_index": 151669,
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "image_size": 224,
+        "layer_norm_eps": 1e-6,
+    },
+    "text_config": {
+        "model_type": "qwen3",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "vocab_size": 151680,
+    },
+}
+
+
+@dataclass
+class GrootConfig(PolicyConfig):
+    """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there (groot.md T16)."""
+
+    type: ClassVar[str] = "groot"
+
+    chunk_size: int = 16
+    n_action_steps: int = 16
+    max_state_dim: int = 64
+    max_action_dim: int = 32
+    normalization_mapping: dict[str, str] = field(
+        default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+    )
+    image_size: tuple[int, int] = (224, 224)
+    base_model_path: str = "nvidia/GR00T-N1.5-3B"
+    tokenizer_assets_repo: str = "lerobot/eagle2hg-processor-groot-n1p5"
+    embodiment_tag: str = "new_embodiment"
+    tune_llm: bool = False
+    tune_visual: bool = False
+    tune_projector: bool = True
+    tune_diffusion_model: bool = True
+    lora_rank: int = 0
+    lora_alpha: int = 16
+    lora_dropout: float = 0.1
+    lora_full_model: bool = False
+    optimizer_lr: float = 1e-4
+    optimizer_betas: tuple[float, float] = (0.95, 0.999)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 1e-5
+    warmup_ratio: float = 0.05
+    use_bf16: bool = True
+    video_backend: str = "decord"
+    balance_dataset_weights: bool = True
+    balance_trajectory_weights: bool = True
+    dataset_paths: list[str] | None = None
+    output_dir: str = "./tmp/gr00t"
+    save_steps: int = 1000
+    max_steps: int = 10000
+    batch_size: int = 32
+    dataloader_num_workers: int = 8
+    report_to: str = "wandb"
+    resume: bool = False
+
+    def validate(self) -> None:
+        if self.input_features and not self.image_features:
+            raise CheckpointError("GR00T needs at least one camera among its input features")
+        if self.n_action_steps > self.chunk_size:
+            raise CheckpointError(
+                f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
+            )
+        self.input_features.setdefault(STATE, PolicyFeature("STATE", (self.max_state_dim,)))
+        self.output_features.setdefault(ACTION, PolicyFeature("ACTION", (self.max_action_dim,)))
+        for what, size, limit in (
+            ("state", self.state_dim or 0, self.max_state_dim),
+            ("action", self.action_dim, self.max_action_dim),
+        ):
+            if size > limit:
+                raise CheckpointError(f"the {what} has {size} values; this GR00T takes at most {limit}")
+
+    @property
+    def chunk_length(self) -> int:
+        return min(self.chunk_size, 16)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The network's sizes, as the published model's own config files name them."""
+
+    head: dict[str, Any]
+    vision: VisionDims
+    text: TransformerDims
+    vocabulary: int
+    image_token: int
+
+    @classmethod
+    def read(cls, folder: Path | None) -> Architecture:
+        head, backbone = _json(folder, "groot_config"), _json(folder, "vlm_config") or PUBLISHED_VLM
+        n_layers = ((head or {}).get("backbone_cfg") or {}).get("select_layer", 12)
+        image = backbone.get("force_image_size") or backbone["vision_config"]["image_size"]
+        vision = dict(backbone["vision_config"], image_size=image)
+        return cls(
+            head={**PUBLISHED_HEAD, **((head or {}).get("action_head_cfg") or {})},
+            vision=VisionDims.from_hf(vision),
+            text=TransformerDims.from_hf({"model_type": "qwen3", **backbone["text_config"]}, depth=n_layers),
+            vocabulary=backbone["text_config"]["vocab_size"],
+            image_token=backbone["image_token_index"],
+        )
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.vision.grid**2
+
+
+def _json(folder: Path | None, name: str) -> dict[str, Any] | None:
+    path = folder / name / "config.json" if folder is not None else None
+    return json.loads(path.read_text()) if path is not None and path.is_file() else None
+
+
+class MinMax(nn.Module):
+    """Dataset min..max to -1..1; a constant dimension becomes 0 and comes back as its constant (groot.md 5.3, 5.5)."""
+
+    low: Tensor | None
+    high: Tensor | None
+
+    def __init__(self, stats: dict[str, np.ndarray] | None, width: int) -> None:
+        super().__init__()
+        low = high = None
+        if stats and "min" in stats and "max" in stats:
+            low, high = (_fit(stats[name], width, fill) for name, fill in (("min", 0.0), ("max", 1.0)))
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.low is None or self.high is None:
+            return x
+        width = self.high - self.low
+        flat = width == 0
+        y = 2 * (x - self.low) / torch.where(flat, torch.ones_like(width), width) - 1
+        return torch.where(flat, torch.zeros_like(y), y)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        if self.low is None or self.high is None:
+            return y
+        return (y + 1) / 2 * (self.high - self.low) + self.low
+
+
+def _fit(values: np.ndarray, width: int, fill: float) -> Tensor:
+    """Statistics cut or filled to the data's width."""
+    row = np.full(width, fill, np.float32)
+    n = min(width, np.size(values))
+    row[:n] = np.asarray(values, np.float32).reshape(-1)[:n]
+    return torch.from_numpy(row)
+
+
+class _Vision(nn.Module):
+    """SigLIP under the name it has in the checkpoint; `head` is stored there and never used."""
+
+    def __init__(self, dims: VisionDims) -> None:
+        super().__init__()
+        self.vision_model = VisionTower(dims)
+
+
+class _Language(nn.Module):
+    def __init__(self, dims: TransformerDims, vocabulary: int) -> None:
+        super().__init__()
+        self.model = Transformer(dims, vocabulary)
+
+
+class _Eagle(nn.Module):
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.image_token = arch.image_token
+        self.vision_model = _Vision(arch.vision)
+        self.language_model = _Language(arch.text, arch.vocabulary)
+        self.mlp1 = nn.Sequential(nn.Linear(arch.vision.width, arch.text.width))
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """(N, 3, h, w) -> (N, tokens per image, width)."""
+        return self.mlp1(self.vision_model.vision_model(images))
+
+    def forward(self, images: Sequence[Tensor], tokens: Tensor, real: Tensor) -> Tensor:
+        """images: one (B, tokens per image, width) per camera; tokens, real: (B, L). Gives (B, L, width)."""
+        model = self.language_model.model
+        assert model.embed_tokens is not None
+        text = model.embed_tokens(tokens)
+        pixels = torch.cat(list(images), dim=1).to(text.dtype)
+        is_image = tokens == self.image_token
+        # The k-th image token of a row takes the k-th image feature.
+        order = (is_image.to(torch.int32).cumsum(1) - 1).clamp(0, pixels.shape[1] - 1).to(torch.int64)
+        placed = pixels.gather(1, order[..., None].expand_as(text))
+        x = torch.where(is_image[..., None], placed, text)
+        length = tokens.shape[1]
+        positions = torch.arange(length, device=tokens.device)[None]
+        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        return model(x, model.rope(positions), masks.bias(causal[None] & real[:, None, :]))
+
+
+class _Backbone(nn.Module):
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.eagle_model = _Eagle(arch)
+
+
+class _ActionHead(nn.Module):
+    def __init__(self, head: dict[str, Any]) -> None:
+        super().__init__()
+        dit, vl = head["diffusion_model_cfg"], head["vl_self_attention_cfg"]
+        n, width, hidden = head["max_num_embodiments"], head["input_embedding_dim"], head["hidden_size"]
+        dims = DiTDims(
+            heads=dit["num_attention_heads"],
+            head_dim=dit["attention_head_dim"],
+            depth=dit["num_layers"],
+            output=dit["output_dim"],
+            cross=dit["cross_attention_dim"],
+            dropout=dit["dropout"],
+        )
+        self.model = DiT(dims, interleaves=dit.get("interleave_self_attention", True))
+        self.state_encoder = PerEmbodimentMlp(n, head["max_state_dim"], hidden, width)
+        self.action_encoder = ActionEncoder(n, head["action_dim"], width)
+        self.action_decoder = PerEmbodimentMlp(n, dit["output_dim"], hidden, head["action_dim"])
+        self.future_tokens = nn.Embedding(head["num_target_vision_tokens"], width)
+        if head["use_vlln"]:
+            self.vlln = nn.LayerNorm(head["backbone_embedding_dim"], eps=1e-5)
+            self.vl_self_attention = SelfAttentionStack(
+                vl["num_attention_heads"], vl["attention_head_dim"], vl["num_layers"], vl["dropout"]
+            )
+        if head["add_pos_embed"]:
+            self.position_embedding = nn.Embedding(head["max_seq_len"], width)
+
+    def refine(self, features: Tensor, real: Tensor) -> Tensor:
+        """What the DiT cross-attends to, from the backbone's output. real: bool (B, L)."""
+        if not hasattr(self, "vlln"):
+            return features
+        return self.vl_self_attention(self.vlln(features), masks.bias(real[:, None, :]))
+
+
+class _Unused(nn.Module):
+    """Weights that the published file holds and no computation touches; kept so that LeRobot loads what we save."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            owner: nn.Module = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner._modules[part]  # type: ignore[assignment]
+            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape), requires_grad=False))
+
+
+class Groot(Policy):
+    policy_type: ClassVar[str] = "groot"
+    Config: ClassVar[type[PolicyConfig]] = GrootConfig
+    Prefix: ClassVar[str] = "_groot_model."
+    rtc_mode: ClassVar[str | None] = "guided"
+    lora_targets: ClassVar[str | None] = r"action_head\.model\..*\.(to_q|to_v)"
+
+    config: GrootConfig
+
+    def __init__(self, config: GrootConfig, processors: Processors, arch: Architecture) -> None:
+        super().__init__(config, processors)
+        self.arch = arch
+        if (config.max_state_dim, config.max_action_dim) != (
+            arch.head["max_state_dim"],
+            arch.head["action_dim"],
+        ):
+            raise CheckpointError(
+                f"config.json says max_state_dim {config.max_state_dim}, max_action_dim {config.max_action_dim}; the "
+                f"network takes {arch.head['max_state_dim']} and {arch.head['action_dim']}"
+            )
+        self.backbone = _Backbone(arch)
+        self.action_head = _ActionHead(arch.head)
+        pack, unpack = processors.step(PACK), processors.post_step(UNPACK)
+        self.state_range = MinMax(_stats(pack, STATE), config.state_dim or 0)
+        self.action_range = MinMax(_stats(pack, ACTION), config.action_dim)
+        self.action_range_out = MinMax(_stats(unpack, ACTION), config.action_dim)
+        settings = pack.config if pack is not None else {}
+        mapping = settings.get("embodiment_mapping") or EMBODIMENTS
+        self.embodiment = int(mapping.get(settings.get("embodiment_tag", config.embodiment_tag), 0))
+        self._freeze()
+        self.set_cameras({name: self.camera_size(name) for name in config.image_features})
+
+    @classmethod
+    def build(
+        cls, config: PolicyConfig, processors: Processors, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> Groot:
+        assert isinstance(config, GrootConfig)
+        policy = cls(config, processors, Architecture.read(processors.folder))
+        eagle = policy.backbone.eagle_model
+        for owner, prefix in (
+            (eagle.vision_model.vision_model, "backbone.eagle_model.vision_model.vision_model.head."),
+            (eagle.language_model, "backbone.eagle_model.language_model.lm_head."),
+        ):
+            found = {k.removeprefix(prefix): s for k, s in (shapes or {}).items() if k.startswith(prefix)}
+            if found:
+                owner.add_module(prefix.split(".")[-2], _Unused(found))
+        return policy
+
+    @classmethod
+    def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
+        """A tied file holds the embedding under the head's name only; the published base has no prefix."""
+        if not any(name.startswith(cls.Prefix) for name in weights):
+            weights = {cls.Prefix + name: tensor for name, tensor in weights.items()}
+        language = f"{cls.Prefix}backbone.eagle_model.language_model."
+        embedding, head = f"{language}model.embed_tokens.weight", f"{language}lm_head.weight"
+        if embedding not in weights and head in weights:
+            weights = {**weights, embedding: weights[head]}
+            del weights[head]
+        return weights
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """Tied weights stand under the head's name, as the reference writes them."""
+        weights = super().saved_weights()
+        language = f"{self.Prefix}backbone.eagle_model.language_model."
+        if f"{language}lm_head.weight" not in weights:
+            weights[f"{language}lm_head.weight"] = weights.pop(f"{language}model.embed_tokens.weight")
+        return weights
+
+    @classmethod
+    def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
+        assert isinstance(config, GrootConfig)
+        state = flatten_stats(stats)
+        pack = {
+            "state_horizon": 1,
+            "action_horizon": config.chunk_length,
+            "max_state_dim": config.max_state_dim,
+            "max_action_dim": config.max_action_dim,
+            "language_key": "task",
+            "formalize_language": False,
+            "embodiment_tag": config.embodiment_tag,
+            "embodiment_mapping": EMBODIMENTS,
+            "normalize_min_max": True,
+        }
+        return Processors(
+            pre=[
+                Step("rename_observations_processor", {"rename_map": {}}),
+                Step("to_batch_processor"),
+                Step(PACK, pack, state),
+                Step("groot_eagle_encode_v3"),
+                Step("groot_eagle_collate_v3"),
+                Step("device_processor", {"device": "cpu", "float_dtype": None}),
+            ],
+            post=[
+                Step(UNPACK, {"env_action_dim": config.action_dim, "normalize_min_max": True}, state),
+                Step("device_processor", {"device": "cpu", "float_dtype": None}),
+            ],
+        )
+
+    # -- what is tuned ------------------------------------------------------------------------------------
+
+    def _frozen(self) -> list[nn.Module]:
+        """Modules that the config keeps as they are; they also stay in eval mode, so their dropout is off."""
+        config, eagle, head = self.config, self.backbone.eagle_model, self.action_head
+        frozen: list[nn.Module] = []
+        if not config.tune_llm:
+            frozen.append(eagle.language_model)
+        if not config.tune_visual:
+            frozen += [eagle.vision_model, eagle.mlp1]
+        if not config.tune_projector:
+            frozen += [head.state_encoder, head.action_encoder, head.action_decoder]
+            frozen += [head.position_embedding] if hasattr(head, "position_embedding") else []
+        if not config.tune_diffusion_model:
+            frozen.append(head.model)
+        return frozen
+
+    def _freeze(self) -> None:
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Groot:
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    # -- inputs -------------------------------------------------------------------------------------------
+
+    @property
+    def live_cameras(self) -> list[str]:
+        return sorted(super().live_cameras)
+
+    def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
+        if absent:
+            raise CheckpointError(
+                f"GR00T was trained with camera '{next(iter(absent))}' and cannot do without it; bind it"
+            )
+        super().set_cameras(sizes)
+        for height, width in sizes.values():
+            for n in (height, width):
+                matrix = byte_resize_matrix(n, self.arch.vision.image).to(self.device)
+                self.register_buffer(f"_resize_{n}", matrix, persistent=False)
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> (B, 3, h, w) in -1..1: stretched bicubically, antialiased, to whole grey levels."""
+        rows, columns = (self._resize_matrix(n) for n in frames.shape[1:3])
+        levels = resize_bytes(frames.float().permute(0, 3, 1, 2), rows, columns)
+        return (levels - 127.5) / 127.5
+
+    def _resize_matrix(self, n: int) -> Tensor:
+        known = getattr(self, f"_resize_{n}", None)
+        return known if known is not None else byte_resize_matrix(n, self.arch.vision.image).to(self.device)
+
+    def padded(self, x: Tensor, width: int) -> Tensor:
+        """Zeros on the right up to the network's width."""
+        return nn.functional.pad(x, (0, width - x.shape[-1]))
+
+    def prompt_recipe(self) -> dict[str, Any]:
+        """Eagle's chat with the image placeholders written out; the instruction as the repr of a one-element list."""
+        pack = self.processors.step(PACK)
+        clean = ["lower_no_punctuation"] if pack and pack.config.get("formalize_language") else []
+        template = groot_template(len(self.live_cameras), self.arch.tokens_per_image)
+        return {
+            "recipe": "groot",
+            "template": template,
+            "clean_task": [*clean, "list_repr"],
+            "state": None,
+            "tokenizer": {
+                "file": "tokenizer/tokenizer.json",
+                "n_tokens": self._n_fixed_tokens(template) + N_TEXT_TOKENS,
+                "padding": "max_length",
+                "padding_side": "right",
+                "add_bos": False,
+                "pad_id": self._pad_id(),
+                "truncation": False,
+            },
+            "default_task": "Perform the task.",
+        }
+
+    def _n_fixed_tokens(self, template: str) -> int:
+        from tokenizers import Tokenizer
+
+        path = self._tokenizer_folder() / "tokenizer.json"
+        return len(
+            Tokenizer.from_file(str(path))
+            .encode(template.replace("{task}", ""), add_special_tokens=False)
+            .ids
+        )
+
+    def _tokenizer_folder(self) -> Path:
+        folder = self.extra_folders.get("tokenizer") or (self.processors.folder or Path()) / "tokenizer"
+        if not (folder / "tokenizer.json").is_file():
+            raise CheckpointError(
+                f"GR00T's tokenizer is missing: expected tokenizer.json in {folder}; it is part of "
+                f"{self.config.tokenizer_assets_repo}"
+            )
+        return folder
+
+    def _pad_id(self) -> int:
+        path = self._tokenizer_folder() / "tokenizer_config.json"
+        settings = json.loads(path.read_text()) if path.is_file() else {}
+        tokens = settings.get("added_tokens_decoder") or {}
+        return next((int(i) for i, t in tokens.items() if t.get("content") == settings.get("pad_token")), 0)
+
+    # -- network ------------------------------------------------------------------------------------------
+
+    def features(self, pixels: Sequence[Tensor], tokens: Tensor, real: Tensor) -> Tensor:
+        """What the backbone hands to the action head: (B, L, width)."""
+        eagle = self.backbone.eagle_model
+        return eagle([eagle.image_tokens(image) for image in pixels], tokens, real)
+
+    def context(
+        self, pixels: Sequence[Tensor], tokens: Tensor, real: Tensor, state: Tensor
+    ) -> dict[str, Tensor]:
+        """All that stays the same over the denoise steps. state: raw (B, S)."""
+        head = self.action_head
+        refined = head.refine(self.features(pixels, tokens, real), real)
+        return {
+            "cross_kv": head.model.cross_keys_values(refined),
+            "token_mask": real,
+            "state_token": head.state_encoder(self.packed_state(state), self._embodiments(state)),
+        }
+
+    def packed_state(self, state: Tensor) -> Tensor:
+        """Raw (B, S) -> normalised and padded (B, 1, max_state_dim)."""
+        return self.padded(self.state_range(state), self.config.max_state_dim)[:, None]
+
+    def packed_action(self, action: Tensor) -> Tensor:
+        """Raw (B, T, A) -> normalised, the last step repeated up to the horizon, padded: (B, horizon, W)."""
+        horizon, width = self.sample_shape
+        action = self.action_range(action)[:, :horizon]
+        if action.shape[1] < horizon:
+            last = action[:, -1:].expand(-1, horizon - action.shape[1], -1)
+            action = torch.cat([action, last], dim=1)
+        return self.padded(action, width)
+
+    def _embodiments(self, like: Tensor) -> Tensor:
+        return torch.full((like.shape[0],), self.embodiment, dtype=torch.int64, device=like.device)
+
+    def predict(
+        self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Velocity (B, T, W) at flow time tau (B,), 0 = noise."""
+        head, horizon = self.action_head, self.sample_shape[0]
+        step = torch.trunc(tau * self.arch.head["num_timestep_buckets"]).to(torch.int64)
+        embodiment = self._embodiments(x)
+        weights = head.model.proj_out_1.weight
+        actions = head.action_encoder(x.to(weights.dtype), step, embodiment)
+        if hasattr(head, "position_embedding"):
+            actions = actions + head.position_embedding.weight[:horizon]
+        future = head.future_tokens.weight[None].expand(x.shape[0], -1, -1)
+        sequence = torch.cat([context["state_token"].to(actions.dtype), future, actions], dim=1)
+        bias = masks.bias(context["token_mask"][:, None, :])
+        hidden = head.model(sequence, step, context["cross_kv"], bias)
+        return head.action_decoder(hidden[:, -horizon:], embodiment).to(torch.float32)
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def draw(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        action = batch[ACTION]
+        n, head = action.shape[0], self.arch.head
+        device = generator.device if generator is not None else action.device
+        noise = torch.randn((n, *self.sample_shape), generator=generator, device=device)
+        uniform = torch.rand(n, generator=generator, device=device)
+        beta = uniform ** (1 / head["noise_beta_alpha"])  # Beta(a, 1), the published second parameter
+        time = (head["noise_s"] - beta) / head["noise_s"]
+        return {"noise": noise.to(action.device), "time": time.to(action.device)}
+
+    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared velocity error over the real dimensions; steps past the episode's end count, as in LeRobot."""
+        predicted, target = self.velocities(batch, draws)
+        error = (predicted - target)[..., : self.config.action_dim] ** 2
+        return error.mean(), {}
+
+    def velocities(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Predicted and target velocity, (B, T, W) each."""
+        pixels = [self.pixels(batch[name]) for name in self.live_cameras]
+        context = self.context(pixels, batch["tokens"], batch["token_mask"], batch[STATE])
+        noise, time, action = draws["noise"], draws["time"], self.packed_action(batch[ACTION])
+        t = time[:, None, None]
+        return self.predict(context, (1 - t) * noise + t * action, time, {}), action - noise
+
+    # -- graphs -------------------------------------------------------------------------------------------
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pixels = [self.pixels(inputs[f"camera:{name}"]) for name in self.live_cameras]
+        return self.context(pixels, inputs["prompt:tokens"], inputs["prompt:mask"], inputs["state"])
+
+    def denoise(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        tau: Tensor,
+        tau_next: Tensor,
+        extras: Mapping[str, Tensor],
+    ) -> Tensor:
+        velocity = self.predict(context, x, tau, extras)
+        if "rtc:weights" in extras:
+            committed = self.padded(self.committed(extras["rtc:committed"]), x.shape[-1])
+            # The guidance is written for time 1 = noise: the same formula with both directions reversed.
+            reverse = guide(
+                x, -velocity, 1 - tau, committed, extras["rtc:weights"], extras["rtc:max_guidance"]
+            )
+            velocity = -reverse
+        return euler(x, velocity, tau, tau_next)
+
+    def committed(self, actions: Tensor) -> Tensor:
+        """Robot units -> normalised, by the inverse of `decode`."""
+        return self.action_range_out(actions)
+
+    def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        return self.action_range_out.inverse(x[..., : self.config.action_dim])
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule("linear", int(self.arch.head["num_inference_timesteps"]), start=0.0, end=1.0)
+
+    @property
+    def sample_shape(self) -> tuple[int, int]:
+        return int(self.arch.head["action_horizon"]), int(self.arch.head["action_dim"])
+
+    def bake(self) -> None:
+        """Fixes the embodiment's weights in place of the tables of all bodies; called before tracing."""
+        for module in self.modules():
+            if isinstance(module, PerEmbodimentLinear):
+                module.bake(self.embodiment)
+
+    def graphs(self) -> dict[str, GraphSpec]:
+        config, dims = self.config, self.action_head.model.dims
+        horizon, width = self.sample_shape
+        length = self.prompt_recipe()["tokenizer"]["n_tokens"]
+        n_cross = sum(1 for block in self.action_head.model.transformer_blocks if block.is_cross)  # type: ignore[misc]
+        context = (
+            TensorSpec("cross_kv", "float32", (n_cross, 2, 1, dims.heads, length, dims.head_dim)),
+            TensorSpec("token_mask", "bool", (1, length)),
+            TensorSpec("state_token", "float32", (1, 1, dims.width)),
+        )
+        encode = (
+            *self.camera_specs(),
+            TensorSpec("tokens", "int64", (1, length), "prompt:tokens"),
+            TensorSpec("prompt_mask", "bool", (1, length), "prompt:mask"),
+            TensorSpec("state", "float32", (1, config.state_dim or 0), "state"),
+        )
+        x = TensorSpec("x", "float32", (1, horizon, width), "x")
+        denoise = (
+            x,
+            TensorSpec("tau", "float32", (1,), "schedule:tau"),
+            TensorSpec("tau_next", "float32", (1,), "schedule:tau_next"),
+            *(TensorSpec(s.name, s.dtype, s.shape, f"context:{s.name}") for s in context),
+            TensorSpec("committed", "float32", (1, horizon, config.action_dim), "rtc:committed"),
+            TensorSpec("weights", "float32", (1, horizon), "rtc:weights"),
+            TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),
+        )
+        actions = TensorSpec("actions", "float32", (1, horizon, config.action_dim))
+        return {
+            "encode": GraphSpec(encode, context),
+            "denoise": GraphSpec(denoise, (TensorSpec("x_next", "float32", x.shape),)),
+            "decode": GraphSpec((x,), (actions,)),
+        }
+
+
+def _stats(step: Step | None, feature: str) -> dict[str, np.ndarray] | None:
+    """Statistics of a feature in a pack or unpack step; None when it does not normalise."""
+    if step is None or not step.state or not step.config.get("normalize_min_max", True):
+        return None
+    return unflatten_stats(step.state).get(feature)
