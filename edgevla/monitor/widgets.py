@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 from rich.console import Group
 from rich.style import Style
@@ -182,6 +181,8 @@ class Cameras(Static):
 
 def half_blocks(jpeg: bytes, width: int, height: int) -> Text:
     """A JPEG as `height` lines of at most `width` characters, proportions kept; empty text if it cannot be read."""
+    import cv2  # half of the monitor's start-up time, and the first frame comes later
+
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
     if image is None:
         return Text("unreadable", style="dim")
