@@ -9,6 +9,7 @@ import torch
 from golden_harness import Adapter, computes
 from torch import Tensor
 
+from edgevla.execution.rtc import rtc_weights
 from edgevla.train.policies.vla import FlowVla
 
 
@@ -96,8 +97,6 @@ class VlaCases(Adapter):
     @torch.no_grad()
     def guided(self) -> dict[str, Any]:
         """The left-over chunk goes in as robot units, as the robot gives it: `denoise` normalises it again."""
-        from edgevla.execution.rtc import prefix_weights
-
         sampler, results = self.policy.sampler(), {}
         values = self.sources(self.observation("infer"))
         context = sampler.encode(values)
@@ -107,7 +106,7 @@ class VlaCases(Adapter):
             padded = torch.zeros(1, *self.policy.sample_shape)
             padded[:, :n, : left_over.shape[1]] = left_over
             committed = sampler.decode(padded, values)
-            weights = prefix_weights(
+            weights = rtc_weights(
                 case["schedule"].lower(), case["inference_delay"], case["execution_horizon"], n, horizon
             )
             rtc = {

@@ -103,7 +103,8 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float, *, unit_offset: bool = False) -> None:
         super().__init__()
         self.eps, self.unit_offset = eps, unit_offset
-        self.weight = nn.Parameter(torch.zeros(width) if unit_offset else torch.ones(width))
+        start = torch.zeros if unit_offset else torch.ones
+        self.weight = nn.Parameter(start(width, dtype=torch.float32))
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, None]:
         weight = self.weight.to(torch.float32)
@@ -116,7 +117,7 @@ class AdaRMSNorm(nn.Module):
     def __init__(self, width: int, eps: float, condition: int) -> None:
         super().__init__()
         self.eps = eps
-        self.dense = nn.Linear(condition, 3 * width)
+        self.dense = nn.Linear(condition, 3 * width, dtype=torch.float32)
         nn.init.zeros_(self.dense.weight)
 
     def modulation(self, condition: Tensor) -> Tensor:

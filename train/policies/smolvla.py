@@ -31,7 +31,7 @@ from ..backbone import (
 )
 from ..nn import flow
 from ..nn.image import resize_with_pad
-from ..nn.masks import bias, count_real
+from ..nn.masks import bias
 from ..nn.siglip import VisionDims, VisionTower, pixel_shuffle
 from ..nn.transformer import Transformer, TransformerDims, project
 from ..processors import Processors
@@ -193,9 +193,8 @@ class SmolVla(FlowVla):
     config: SmolVlaConfig
     tokenizer_name = VLM
     newline_step = "smolvla_new_line_processor"
-    lora_targets = (
-        r".*\.lm_expert\..*\.(q|v)_proj",
-        r"(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)",
+    lora_targets: ClassVar[str | None] = (
+        r".*lm_expert\..*\.(q|v)_proj|state_proj|action_(in|out)_proj|action_time_mlp_(in|out)"
     )
 
     def __init__(self, config: SmolVlaConfig, processors: Processors, dims: SmolVlaDims) -> None:
@@ -358,14 +357,9 @@ class SmolVla(FlowVla):
     def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         kv, real = context["kv"], context["prefix_mask"]
         n, length = x.shape[:2]
+        after_prefix = self.after_prefix(real, [True] * length)
         order = torch.arange(length, device=x.device)[None]
-        sees_prefix = real[:, None].expand(n, length, real.shape[1])
-        causal = (order <= order.transpose(0, 1))[None].expand(n, length, length)
-        after_prefix = (
-            self.expert.rope(count_real(real) + order),
-            bias(torch.cat([sees_prefix, causal], dim=2)),
-        )
-        restarted = self.expert.rope(order), bias(sees_prefix)
+        restarted = self.expert.rope(order), bias(real[:, None].expand(n, length, real.shape[1]))
         h = self.embed_suffix(x, rows["time_embedding"]).to(self.expert.dtype)
         for i, layer in enumerate(self.expert.layers):
             if self.config.is_cross(i):
@@ -389,7 +383,7 @@ class SmolVla(FlowVla):
         n = error.shape[-1]
         loss = masked.sum() / (valid.sum() * n).clamp(min=1)
         parts["loss_per_sample"] = masked.sum((1, 2)) / (valid.sum(1) * n).clamp(min=1)
-        return loss, {**parts, "loss": loss}
+        return loss, {**{k: v.detach() for k, v in parts.items()}, "loss": loss.detach()}
 
     def network_state(self, inputs: Mapping[str, Tensor]) -> Tensor:
         state = super().network_state(inputs)

@@ -29,9 +29,9 @@ from edgevla.types import ACTION, STATE
 from ..backbone import pad_id, tokenizer_folder
 from ..nn import flow
 from ..nn.image import to_float
-from ..nn.masks import bias, block_mask, position_ids
+from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
-from ..nn.transformer import Transformer
+from ..nn.transformer import Rope, Transformer
 from ..processors import Processors, Stats, Step, normalizing_processors
 from .base import Batch, Policy
 from .config import PolicyConfig
@@ -277,6 +277,15 @@ class FlowVla(Policy):
             raise CheckpointError(f"{self.policy_type} needs '{STATE}'")
         return pad_last(self.normalizers(STATE, inputs["state"]), self.config.max_state_dim)
 
+    def after_prefix(self, real: Tensor, starts: list[bool]) -> tuple[Rope, Tensor]:
+        """RoPE and bias of a suffix behind a prefix. real: (B, P); starts: which suffix tokens start a block."""
+        n, n_prefix = real.shape
+        ones = torch.ones(n, len(starts), dtype=torch.bool, device=real.device)
+        sees_prefix = real[:, None].expand(n, len(starts), n_prefix)
+        positions = count_real(real) + torch.arange(len(starts), device=real.device)[None]
+        allowed = torch.cat([sees_prefix, block_mask(ones, starts)], dim=2)
+        return self.expert.rope(positions), bias(allowed)
+
     # -- signatures ---------------------------------------------------------------------------------------
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
@@ -332,6 +341,11 @@ class FlowVla(Policy):
     @property
     def sample_shape(self) -> tuple[int, int]:
         return self.config.chunk_size, self.config.max_action_dim
+
+    @property
+    def live_cameras(self) -> list[str]:
+        """LeRobot's `empty_camera_<i>` stand for cameras that nobody has."""
+        return [c for c in super().live_cameras if "observation.images.empty_camera_" not in c]
 
     # -- language -----------------------------------------------------------------------------------------
 

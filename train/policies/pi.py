@@ -1,0 +1,381 @@
+"""What Pi0 and Pi0.5 share: PaliGemma as the prefix, a Gemma expert over its keys and values (pi0.md, pi05.md).
+
+    prefix  [camera 1 (256 tokens), ..., language]         all see each other
+    suffix  Pi0: [state, actions ...]   Pi0.5: [actions ...]         actions see prefix, state and each other
+
+Pi0 mixes the time into the action tokens; Pi0.5 modulates every norm of the
+expert by it, and has the state in its prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+from edgevla.types import ACTION, STATE
+
+from ..backbone import (
+    Shapes,
+    backbone_weights,
+    copy_weights,
+    merged,
+    sub_config,
+    text_config_of,
+    vision_config_of,
+)
+from ..nn import flow
+from ..nn.image import resize_with_pad
+from ..nn.siglip import VisionDims, VisionTower
+from ..nn.transformer import Transformer, TransformerDims, project
+from ..processors import Processors, Stats, Step
+from .base import Batch
+from .config import PolicyConfig, PolicyFeature
+from .vla import FlowVla, VlaConfig, freeze
+
+VOCABULARY = 257152
+"""Rows of the embedding in LeRobot's files; PaliGemma's own has 64 unused rows more."""
+
+_GEMMA = {
+    "model_type": "gemma",
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "vocab_size": VOCABULARY,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gemma_300m": {**_GEMMA, "hidden_size": 1024, "intermediate_size": 4096},
+    "gemma_2b": {**_GEMMA, "hidden_size": 2048, "intermediate_size": 16384},
+}
+"""LeRobot's names for stack sizes, in Hugging Face's terms."""
+
+SIGLIP: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "image_size": 224,
+    "layer_norm_eps": 1e-6,
+}
+
+
+@dataclass
+class PiConfig(VlaConfig):
+    """LeRobot's fields that Pi0 and Pi0.5 have in common."""
+
+    paligemma_variant: str = "gemma_2b"
+    action_expert_variant: str = "gemma_300m"
+    dtype: str = "float32"
+    num_inference_steps: int = 10
+    time_sampling_beta_alpha: float = 1.5
+    time_sampling_beta_beta: float = 1.0
+    time_sampling_scale: float = 0.999
+    time_sampling_offset: float = 0.001
+    use_relative_actions: bool = False
+    relative_exclude_joints: list[str] = dataclasses.field(default_factory=lambda: ["gripper"])
+    action_feature_names: list[str] | None = None
+    image_resolution: tuple[int, int] = (224, 224)
+    gradient_checkpointing: bool = False
+
+    @property
+    def denoise_steps(self) -> int:
+        return self.num_inference_steps
+
+    def validate(self) -> None:
+        for i in range(self.empty_cameras):
+            name = f"observation.images.empty_camera_{i}"
+            self.input_features.setdefault(name, PolicyFeature("VISUAL", (3, 224, 224)))
+        self.input_features.setdefault(STATE, PolicyFeature("STATE", (self.max_state_dim,)))
+        self.output_features.setdefault(ACTION, PolicyFeature("ACTION", (self.max_action_dim,)))
+        super().validate()
+        if self.dtype not in ("float32", "bfloat16"):
+            raise CheckpointError(f"{self.type}: dtype is '{self.dtype}'; expected float32 or bfloat16")
+        for name in ("paligemma_variant", "action_expert_variant"):
+            if getattr(self, name) not in VARIANTS:
+                raise CheckpointError(
+                    f"{self.type}: {name} is '{getattr(self, name)}'; expected {' or '.join(VARIANTS)}"
+                )
+
+
+@dataclass(frozen=True)
+class PiDims:
+    vision: VisionDims
+    text: TransformerDims
+    expert: TransformerDims
+    vocabulary: int
+    expert_vocabulary: int
+
+    @classmethod
+    def of(
+        cls, vision: Mapping[str, Any], text: Mapping[str, Any], expert: Mapping[str, Any], *, adaptive: bool
+    ) -> PiDims:
+        stack = TransformerDims.from_hf(text)
+        second = TransformerDims.from_hf(expert)
+        for name in ("depth", "heads", "kv_heads", "head_dim"):
+            if getattr(stack, name) != getattr(second, name):
+                raise CheckpointError(
+                    f"the language model's {name} is {getattr(stack, name)}, the action expert's "
+                    f"{getattr(second, name)}; they attend together and must agree"
+                )
+        second = dataclasses.replace(second, adaptive=second.width if adaptive else None)
+        sizes = (min(c.get("vocab_size", VOCABULARY), VOCABULARY) for c in (text, expert))
+        return cls(VisionDims.from_hf(vision), stack, second, *sizes)
+
+
+class _PaliGemma(nn.Module):
+    """Under Hugging Face's names. `lm_head` is in every checkpoint and never used."""
+
+    def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.vision_tower = nn.Module()
+        self.model.vision_tower.vision_model = VisionTower(dims.vision)
+        self.model.multi_modal_projector = nn.Module()
+        self.model.multi_modal_projector.linear = nn.Linear(dims.vision.width, dims.text.width)
+        with _default_dtype(dtype):
+            self.model.language_model = Transformer(dims.text, dims.vocabulary)
+            self.lm_head = nn.Linear(dims.text.width, dims.vocabulary, bias=False)
+
+
+class _Expert(nn.Module):
+    """The action expert; its `lm_head` is never used either."""
+
+    def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
+        super().__init__()
+        with _default_dtype(dtype):
+            self.model = Transformer(dims.expert)
+            self.lm_head = nn.Linear(dims.expert.width, dims.expert_vocabulary, bias=False)
+
+
+class PiPolicy(FlowVla):
+    """Subclasses: the projections of suffix and time, and `embed_suffix`."""
+
+    config: PiConfig
+    tokenizer_name = "google/paligemma-3b-pt-224"
+    adaptive: ClassVar[bool] = False
+    lora_targets: ClassVar[str | None] = (
+        r".*gemma_expert\..*\.(q|v)_proj|state_proj|action_(in|out)_proj|(action_)?time_mlp_(in|out)"
+    )
+
+    def __init__(self, config: PiConfig, processors: Processors, dims: PiDims) -> None:
+        super().__init__(config, processors)
+        self.dims = dims
+        dtype = getattr(torch, config.dtype)
+        self.paligemma_with_expert = nn.Module()
+        self.paligemma_with_expert.paligemma = _PaliGemma(dims, dtype)
+        self.paligemma_with_expert.gemma_expert = _Expert(dims, dtype)
+        self.action_in_proj = nn.Linear(config.max_action_dim, dims.expert.width)
+        self.action_out_proj = nn.Linear(dims.expert.width, config.max_action_dim)
+        self.add_projections()
+        if config.freeze_vision_encoder:
+            freeze(self.paligemma.model.vision_tower)
+        if config.train_expert_only:
+            freeze(self.paligemma)
+        self.set_gradient_checkpointing(config.gradient_checkpointing)
+
+    @abstractmethod
+    def add_projections(self) -> None:
+        """The layers that only this policy has."""
+
+    @classmethod
+    def build(cls, config: PolicyConfig, processors: Processors, shapes: Shapes | None = None) -> PiPolicy:
+        return cls._build(config, processors, shapes, None)
+
+    @classmethod
+    def _build(
+        cls, config: PolicyConfig, processors: Processors, shapes: Shapes | None, backbone: Path | None
+    ) -> PiPolicy:
+        """backbone: a folder whose config.json describes PaliGemma, for checkpoints that have none of their own."""
+        assert isinstance(config, PiConfig)
+        expert_folder = backbone / "expert_config" if backbone is not None else None
+        vlm = sub_config(processors, "vlm_config", backbone)
+        expert_config = sub_config(processors, "expert_config", expert_folder)
+        text = merged(VARIANTS[config.paligemma_variant], (vlm or {}).get("text_config"))
+        vision = merged(SIGLIP, (vlm or {}).get("vision_config"))
+        expert = merged(VARIANTS[config.action_expert_variant], expert_config)
+        root = "paligemma_with_expert."
+        if shapes is not None and vlm is None:
+            text = text_config_of(shapes, f"{root}paligemma.model.language_model.", text)
+            vision = vision_config_of(shapes, f"{root}paligemma.model.vision_tower.vision_model.", vision)
+        if shapes is not None and expert_config is None:
+            expert = text_config_of(shapes, f"{root}gemma_expert.model.", expert)
+            expert["vocab_size"] = shapes.get(f"{root}gemma_expert.lm_head.weight", (VOCABULARY,))[0]
+        return cls(config, processors, PiDims.of(vision, text, expert, adaptive=cls.adaptive))
+
+    @classmethod
+    def from_backbone(cls, folder: str | Path, config: PiConfig, processors: Processors) -> PiPolicy:
+        """A fresh policy on PaliGemma's own folder (config.json, weights, tokenizer); the expert is random.
+
+        An `expert_config/` in the folder gives the expert's size, else the config's variant does.
+        """
+        folder = Path(folder)
+        policy = cls._build(config, processors, None, folder)
+        weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}
+        embedding = "model.language_model.embed_tokens.weight"
+        weights.setdefault(embedding, weights.get("lm_head.weight", torch.empty(0)))
+        weights[embedding] = weights[embedding][: policy.dims.vocabulary]
+        weights["lm_head.weight"] = weights[embedding]
+        copy_weights(policy.paligemma, weights, str(folder))
+        policy.extra_folders = {"tokenizer": folder, "vlm_config": folder}
+        if (folder / "expert_config").is_dir():
+            policy.extra_folders["expert_config"] = folder / "expert_config"
+        return policy
+
+    @classmethod
+    def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
+        """pi0.md 2.4: names without `model.`, one embedding under either name, no unused expert head."""
+        repaired = {}
+        for name, tensor in weights.items():
+            name = name if name.startswith("model.") else f"model.{name}"
+            kept = cls.repair_key(name)
+            if kept is not None:
+                repaired[kept] = tensor
+        root = "model.paligemma_with_expert."
+        embedding, head = (
+            f"{root}paligemma.{n}.weight" for n in ("model.language_model.embed_tokens", "lm_head")
+        )
+        for name, twin in ((embedding, head), (head, embedding)):
+            if name not in repaired and twin in repaired:
+                repaired[name] = repaired[twin]
+        unused, width = f"{root}gemma_expert.lm_head.weight", repaired.get("model.action_in_proj.weight")
+        if unused not in repaired and width is not None and embedding in repaired:
+            repaired[unused] = torch.zeros(len(repaired[embedding]), len(width), dtype=width.dtype)
+        return repaired
+
+    @classmethod
+    @abstractmethod
+    def repair_key(cls, name: str) -> str | None:
+        """A prefixed name of this policy or of its sibling -> ours; None: not used here."""
+
+    # -- network ------------------------------------------------------------------------------------------
+
+    @property
+    def paligemma(self) -> _PaliGemma:
+        return self.paligemma_with_expert.paligemma  # type: ignore[return-value]
+
+    @property
+    def language(self) -> Transformer:
+        return self.paligemma.model.language_model  # type: ignore[return-value]
+
+    @property
+    def expert(self) -> Transformer:
+        return self.paligemma_with_expert.gemma_expert.model  # type: ignore[union-attr, return-value]
+
+    def fit_image(self, image: Tensor) -> Tensor:
+        height, width = self.config.image_resolution
+        return resize_with_pad(image, height, width, place="center", clamp=True) * 2 - 1
+
+    def see(self, images: Tensor) -> Tensor:
+        model = self.paligemma.model
+        return project(model.multi_modal_projector.linear, model.vision_tower.vision_model(images))
+
+    def embed_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[bool]]:
+        """Image tokens come as the projector gives them, words scaled; LeRobot's versions all net to this."""
+        tokens, real = self.image_tokens(inputs)
+        words = (
+            self.language.embed_tokens(inputs["prompt:tokens"]).to(torch.float32) * self.dims.text.width**0.5
+        )
+        embeddings = torch.cat([*(t.to(torch.float32) for t in tokens), words], dim=1)
+        return embeddings, torch.cat([*real, inputs["prompt:mask"]], dim=1), [False] * embeddings.shape[1]
+
+    def prefix_tokens(self, n_cameras: int, n_tokens: int) -> int:
+        height, width = self.config.image_resolution
+        patch = self.dims.vision.patch
+        return n_cameras * (height // patch) * (width // patch) + n_tokens
+
+    def draw_time(self, n: int, generator: torch.Generator | None) -> Tensor:
+        c = self.config
+        return flow.draw_time(
+            n,
+            generator,
+            alpha=c.time_sampling_beta_alpha,
+            beta=c.time_sampling_beta_beta,
+            scale=c.time_sampling_scale,
+            offset=c.time_sampling_offset,
+        )
+
+    def time_embedding(self, tau: Tensor) -> Tensor:
+        c = self.config
+        return flow.time_embedding(tau, self.dims.expert.width, c.min_period, c.max_period)
+
+    def run_expert(
+        self,
+        context: Mapping[str, Tensor],
+        suffix: Tensor,
+        starts: list[bool],
+        modulation: Tensor | None = None,
+    ) -> Tensor:
+        """Suffix embeddings -> velocity of the actions, the last T of them."""
+        rope, bias = self.after_prefix(context["prefix_mask"], starts)
+        out = self.expert(suffix, rope, bias, context["kv"], modulation)
+        return self.action_out_proj(out[:, -self.config.chunk_size :].to(self.action_out_proj.weight.dtype))
+
+    # -- loss and pipelines -------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared velocity error over the real action dimensions; padded steps count, as in LeRobot."""
+        error = self.squared_error(batch, draws)
+        real = error[..., : self.config.action_dim]
+        loss = real.mean()
+        parts = {
+            "elementwise_loss": error,
+            "loss_per_dim": real.mean((0, 1)),
+            "loss_per_sample": real.mean((1, 2)),
+        }
+        return loss, {**{k: v.detach() for k, v in parts.items()}, "loss": loss.detach()}
+
+    @classmethod
+    def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
+        """As of LeRobot 0.6: with the pair of steps for relative actions."""
+        assert isinstance(config, PiConfig)
+        processors = super().default_processors(config, stats)
+        settings = {
+            "enabled": config.use_relative_actions,
+            "exclude_joints": list(config.relative_exclude_joints),
+            "action_names": config.action_feature_names,
+        }
+        relative = Step("relative_actions_processor", settings)
+        processors.pre = cls.ordered_steps(config, processors, relative)
+        absolute = Step("absolute_actions_processor", {"enabled": config.use_relative_actions})
+        processors.post.insert(1, absolute)
+        return processors
+
+    @classmethod
+    @abstractmethod
+    def ordered_steps(cls, config: PiConfig, processors: Processors, relative: Step) -> list[Step]:
+        """The pre-processor's steps in this policy's order."""
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters made within have this dtype (norms stay float32): nothing is made twice and converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _backbone_name(name: str) -> str:
+    """A name in PaliGemma's own file, old or new layout -> ours within `paligemma`."""
+    for old, new in (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "model.language_model."),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

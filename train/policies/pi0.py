@@ -1,0 +1,67 @@
+"""Pi0: the state is one continuous token before the actions; the time is mixed into every action token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgevla.graph import TensorSpec
+
+from ..nn.transformer import project
+from ..processors import Processors, Step
+from .pi import PiConfig, PiPolicy
+from .vla import VlaConfig
+
+
+@dataclass
+class Pi0Config(PiConfig):
+    type: ClassVar[str] = "pi0"
+
+
+class Pi0(PiPolicy):
+    policy_type = "pi0"
+    Config = Pi0Config
+    newline_step = "pi0_new_line_processor"
+
+    def add_projections(self) -> None:
+        width = self.dims.expert.width
+        self.state_proj = nn.Linear(self.config.max_state_dim, width)
+        self.action_time_mlp_in = nn.Linear(2 * width, width)
+        self.action_time_mlp_out = nn.Linear(width, width)
+
+    @classmethod
+    def repair_key(cls, name: str) -> str | None:
+        return name.replace("model.time_mlp_", "model.action_time_mlp_")
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**super().encode(inputs), "state": self.network_state(inputs)}
+
+    def context_specs(self) -> tuple[TensorSpec, ...]:
+        return (*super().context_specs(), TensorSpec("state", "float32", (1, self.config.max_state_dim)))
+
+    def time(self, tau: Tensor) -> dict[str, Tensor]:
+        return {"time_embedding": self.time_embedding(tau)}
+
+    def embed_suffix(self, x: Tensor, state: Tensor, time_embedding: Tensor) -> Tensor:
+        """[state, a_1 ... a_T]: (B, T + 1, width)."""
+        actions = project(self.action_in_proj, x)
+        times = time_embedding.to(actions.dtype)[:, None].expand_as(actions)
+        fused = F.silu(project(self.action_time_mlp_in, torch.cat([actions, times], dim=-1)))
+        fused = project(self.action_time_mlp_out, fused)
+        return torch.cat([project(self.state_proj, state)[:, None], fused], dim=1)
+
+    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        suffix = self.embed_suffix(x, context["state"], rows["time_embedding"])
+        # The state sees no action; actions see the state and each other.
+        starts = [True, True] + [False] * (x.shape[1] - 1)
+        return self.run_expert(context, suffix, starts)
+
+    @classmethod
+    def ordered_steps(cls, config: VlaConfig, processors: Processors, relative: Step) -> list[Step]:
+        *before, normalizer = processors.pre
+        return [*before, relative, normalizer]
