@@ -114,8 +114,24 @@ def _state_fits(fields: dict[str, Any], _: Sequence[np.ndarray]) -> str | None:
 
 
 RTC = Optional_({"weights": "f32[]", "max_guidance": "float"})
-JOINT = {"name": "str", "unit": "str", "min": "float", "max": "float", "max_velocity": "float"}
-CAMERA = {"name": "str", "source": "str", "height": "uint", "width": "uint", "fps": "float"}
+JOINT = {
+    "name": "str",
+    "unit": "str",
+    "min": "float",
+    "max": "float",
+    "max_velocity": "float",
+    "is_gripper": "bool",
+    "range_deg": Optional_(["float"]),
+    "zero": Optional_("str"),
+}
+CAMERA = {
+    "name": "str",
+    "source": "str",
+    "height": "uint",
+    "width": "uint",
+    "fps": "float",
+    "locked_exposure": "bool",
+}
 SERVO = {
     "id": "uint",
     "bus": "str",
@@ -159,7 +175,7 @@ TYPES: dict[str, MessageType] = {
             "position": "f32[]",
             "position_age_us": "u32[]",
             "wanted": Optional_("f32[]"),
-            "goal": Optional_("f32[]"),
+            "goal": "f32[]",
             "limited_by": "u16[]",
             "chunk_seq": Optional_("uint"),
             "action_index": "float",

@@ -1,0 +1,246 @@
+"""From chunks to the goal of every tick. Time is counted in ticks; policy time in grid moments, R ticks each.
+
+Grid moment n is tick n*R. Action j of a chunk anchored at n belongs to moment n + j; between moments goals are
+interpolated. `sync` anchors a chunk where its execution begins (the arm waited for it); all others anchor it at
+its observation, so that late actions are skipped by construction. Nothing here knows a clock, a policy or a robot.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgevla.execution.ensemble import ensemble
+from edgevla.execution.rtc import rtc_weights
+from edgevla.execution.strategies import Async, Ensemble, Execution, Rtc, Sync, launch_period
+from edgevla.types import ActionChunk
+
+DELAYS_KEPT = 10
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the chunks say about one tick.
+
+    wanted: float32 (D,), robot units, or None when no chunk has begun. chunk_seq: of the newest chunk in it.
+    action_index: position within that chunk, in steps. n_left: actions that follow. is_starved: past the last one.
+    """
+
+    wanted: np.ndarray | None
+    chunk_seq: int | None = None
+    action_index: float = 0.0
+    n_left: int = 0
+    is_starved: bool = False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a chunk that arrived.
+
+    reason: `taken`, `late` (nothing of it is left, or a newer one is there), `unasked`, `damaged`.
+    grid_index: where action 0 stands. n_skipped: actions already past. delay_steps: observation to first usable action.
+    """
+
+    reason: str
+    grid_index: int
+    n_skipped: int = 0
+    delay_steps: int = 0
+
+    @property
+    def is_taken(self) -> bool:
+        return self.reason == "taken"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A chunk on the grid: action j belongs to grid moment anchor + j; `n` of them may be used."""
+
+    actions: np.ndarray
+    anchor: int
+    n: int
+    seq: int
+
+
+class Executor:
+    """Chunks in, goals out.
+
+    ticks_per_step: R. n_action_steps: the bundle's, for `sync`. fps: grid moments per second.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        *,
+        ticks_per_step: int,
+        chunk_size: int,
+        n_action_steps: int,
+        n_joints: int,
+        fps: float,
+        guidance_end: int = 0,
+        max_guidance: float = 10.0,
+    ) -> None:
+        self.execution = execution
+        self.ticks_per_step, self.chunk_size, self.n_joints, self.fps = (
+            ticks_per_step,
+            chunk_size,
+            n_joints,
+            fps,
+        )
+        self._n_action_steps = min(n_action_steps, chunk_size)
+        if isinstance(execution, Sync) and execution.n_action_steps:
+            self._n_action_steps = min(execution.n_action_steps, chunk_size)
+        self._guidance = (guidance_end, max_guidance)
+        self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
+        self._chunks: list[_Held] = []
+        self._asked: dict[int, int] = {}
+        self._last_asked: int | None = None
+        self._lead_in: tuple[int, np.ndarray] | None = None
+
+    # -- asking ---------------------------------------------------------------------------------------------
+
+    @property
+    def delay_steps(self) -> int:
+        """Inference delay to expect: the worst of the last ten, in steps; 0 before the first."""
+        return max(self._delays, default=0)
+
+    def expect_delay(self, steps: int) -> None:
+        """A delay measured before the rollout."""
+        self._delays.append(steps)
+
+    def wants_chunk(self, tick: int) -> bool:
+        """Whether to ask now; only at grid moments, and one request at a time."""
+        n, off_grid = divmod(tick, self.ticks_per_step)
+        if off_grid or self._asked:
+            return False
+        if isinstance(self.execution, Sync):
+            return not self._chunks or n >= self._chunks[-1].anchor + self._chunks[-1].n
+        if self._last_asked is None or not self._chunks:
+            return True
+        # One request is out at a time, so the delay bounds the rate by itself: no need to add it here.
+        return n - self._last_asked >= launch_period(self.execution, self.fps, 0)
+
+    def asked(self, request_id: int, tick: int) -> None:
+        """A request has left at a grid moment."""
+        self._last_asked = tick // self.ticks_per_step
+        self._asked[request_id] = self._last_asked
+
+    def give_up(self, request_id: int) -> None:
+        """Its deadline has passed: the next grid moment may ask again."""
+        self._asked.pop(request_id, None)
+
+    def committed(self, tick: int, sent: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """What RTC tells the policy: committed goals (T, D) in robot units, weights (T,), the guidance limit.
+
+        sent: the goal really sent at this tick, which safety may have changed. None without RTC.
+        """
+        if not isinstance(self.execution, Rtc):
+            return None
+        n = tick // self.ticks_per_step
+        committed = np.zeros((self.chunk_size, self.n_joints), np.float32)
+        rest = 0
+        if self._chunks:
+            old = self._chunks[-1]
+            remaining = old.actions[max(0, n - old.anchor) : old.n]
+            rest = len(remaining)
+            committed[:rest] = remaining
+            if rest and sent is not None:
+                committed[0] = sent
+        end = self._guidance[0] if self.execution.guidance_end is None else self.execution.guidance_end
+        limit = self._guidance[1] if self.execution.max_guidance is None else self.execution.max_guidance
+        weights = rtc_weights(self.execution.weights, self.delay_steps, end, rest, self.chunk_size)
+        return committed, weights, limit
+
+    # -- receiving ------------------------------------------------------------------------------------------
+
+    def receive(
+        self, chunk: ActionChunk, request_id: int, tick: int, last_goal: np.ndarray | None
+    ) -> Receipt:
+        """A chunk arrived between two ticks; `tick` is the next to be decided.
+
+        chunk.tick: tick of its observation. last_goal: what was sent last; `sync` leads in from it.
+        """
+        observed = chunk.tick // self.ticks_per_step
+        was_asked = self._asked.pop(request_id, None) is not None
+        next_moment = -(-tick // self.ticks_per_step)
+        delay = max(0, next_moment - observed)
+        if chunk.actions.shape[1:] != (self.n_joints,) or not np.isfinite(chunk.actions).all():
+            return Receipt("damaged", observed)
+        if isinstance(self.execution, Sync):
+            if not was_asked:
+                return Receipt("unasked", observed)
+            self._delays.append(delay)
+            n = min(self._n_action_steps, len(chunk.actions))
+            self._chunks = [_Held(chunk.actions, next_moment, n, chunk.seq)]
+            if last_goal is not None and tick % self.ticks_per_step:
+                self._lead_in = (tick - 1, last_goal)
+            return Receipt("taken", next_moment, 0, delay)
+        held = _Held(chunk.actions, observed, len(chunk.actions), chunk.seq)
+        if was_asked:
+            self._delays.append(delay)
+        if observed + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].anchor):
+            return Receipt("late", observed, min(delay, held.n), delay)
+        keep = self._chunks if isinstance(self.execution, Ensemble) else []
+        moment = tick // self.ticks_per_step
+        self._chunks = [c for c in keep if c.anchor + c.n > moment] + [held]
+        return Receipt("taken", observed, delay, delay)
+
+    def reset(self) -> None:
+        """Forgets all chunks and requests: pause, stop, a new task."""
+        self._chunks.clear()
+        self._asked.clear()
+        self._last_asked = None
+        self._lead_in = None
+
+    def switch(self, execution: Execution) -> None:
+        """Another strategy from now on; the newest chunk is kept."""
+        if isinstance(execution, Sync) and execution.n_action_steps:
+            self._n_action_steps = min(execution.n_action_steps, self.chunk_size)
+        self.execution = execution
+        self._chunks = self._chunks[-1:]
+        if isinstance(execution, Async | Rtc | Ensemble) and self._chunks:
+            newest = self._chunks[0]
+            self._chunks = [replace(newest, n=len(newest.actions))]
+
+    # -- goals ----------------------------------------------------------------------------------------------
+
+    def goal_at(self, tick: int) -> Goal:
+        """The goal of one tick: interpolated between grid moments, held behind the last action."""
+        if not self._chunks:
+            return Goal(None)
+        moment, part = divmod(tick, self.ticks_per_step)
+        newest = self._chunks[-1]
+        index = moment - newest.anchor + part / self.ticks_per_step
+        if index < 0:
+            return self._lead(tick, newest)
+        wanted = self._at(moment)
+        if part:
+            following = self._at(moment + 1)
+            share = part / self.ticks_per_step
+            wanted = (wanted + (following - wanted) * share).astype(np.float32)
+        # A chunk's last action is due for one whole step; only behind it the arm waits.
+        is_starved = index >= newest.n
+        n_left = max(0, newest.anchor + newest.n - 1 - moment)
+        return Goal(wanted, newest.seq, float(min(index, newest.n - 1)), n_left, is_starved)
+
+    def _at(self, moment: int) -> np.ndarray:
+        """float32 (D,): what the chunks say about a grid moment; the last action where none covers it."""
+        covering = [c for c in self._chunks if c.anchor <= moment < c.anchor + c.n]
+        if not covering:
+            newest = self._chunks[-1]
+            return np.asarray(newest.actions[newest.n - 1], np.float32)
+        rows = np.stack([c.actions[moment - c.anchor] for c in covering])
+        if isinstance(self.execution, Ensemble):
+            return ensemble(rows, [c.anchor for c in covering], self.execution.decay)
+        return np.asarray(rows[-1], np.float32)
+
+    def _lead(self, tick: int, newest: _Held) -> Goal:
+        """`sync` between a chunk's arrival and its first grid moment: a straight line from the last goal."""
+        if self._lead_in is None:
+            return Goal(None, newest.seq, 0.0, newest.n)
+        began, last_goal = self._lead_in
+        due = newest.anchor * self.ticks_per_step
+        share = (tick - began) / (due - began)
+        wanted = last_goal + (newest.actions[0] - last_goal) * share
+        return Goal(wanted.astype(np.float32), newest.seq, 0.0, newest.n)
