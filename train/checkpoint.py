@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,8 +42,16 @@ class Facts(Protocol):
     def to_json(self) -> Any: ...
 
 
-def load_policy(path: str | Path, *, device: str | torch.device | None = None) -> Policy:
+Adapt = Callable[[PolicyConfig, Processors], PolicyConfig]
+
+
+def load_policy(
+    path: str | Path, *, device: str | torch.device | None = None, adapt: Adapt | None = None
+) -> Policy:
     """The policy of a LeRobot folder, or of a hub id when no such folder exists; in eval mode.
+
+    adapt: sees config and pipelines as read, before the policy is built, and gives back the config to build;
+    fine-tuning puts another dataset's features and statistics there.
 
     Raises:
         CheckpointError: no such folder or hub id; unknown policy type; a damaged file; weights that do not fit.
@@ -57,6 +65,8 @@ def load_policy(path: str | Path, *, device: str | torch.device | None = None) -
     if stats and not processors.pre:
         processors = cls.default_processors(config, stats)
         processors.folder = folder
+    if adapt is not None:
+        config = adapt(config, processors)
     weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
     with _no_init():
         policy = cls.build(config, processors, {name: tuple(w.shape) for name, w in weights.items()})

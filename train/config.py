@@ -75,7 +75,9 @@ class TrainConfig:
 
     dataset: folder or hub id.  start: checkpoint folder or hub id to fine-tune from; empty: from scratch.
     episodes: `0:40`, `3,5,8:12`; empty: all.  eval_episodes: the same form, or one number N for the last N.
-    cameras: `NAME=KEY` or `NAME=none` as given on the command line.
+    backbone_weights: torchvision ResNet file for a fresh vision trunk; empty: looked for in the usual caches.
+    cameras: name -> name or `none`, as given on the command line (`train/cameras.py` resolves them).
+    workers: threads that prepare batches.  cache: where decoded frames are kept.
     settings: fields of the policy's own config.json.  accumulate: batches per optimizer step.
     train_only: parameters whose lower-case name does not contain this are frozen; empty: the policy decides.
     precision: `auto` follows the policy's config (`dtype`, `use_bf16`, `use_amp`).
@@ -87,6 +89,7 @@ class TrainConfig:
     dataset: str = ""
     root: str = ""
     start: str = ""
+    backbone_weights: str = ""
     output: str = ""
     episodes: str = ""
     eval_episodes: str = ""
@@ -98,6 +101,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 0
     workers: int = 2
+    cache: Literal["auto", "ram", "disk", "none"] = "auto"
     log_freq: int = 10
     save_freq: int = 20_000
     eval_freq: int = 0

@@ -161,7 +161,6 @@ def save(job: Job, step: int) -> None:
     """Writes one checkpoint, whole or not at all, and the picture of the loss."""
     if job.worker.rank == 0:
         with new_checkpoint(job.run, step, job.config.steps) as folder:
-            (folder / PRETRAINED).mkdir()
             job.write_policy(folder / PRETRAINED)
             save_training_state(
                 folder / TRAINING,

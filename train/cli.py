@@ -1,0 +1,291 @@
+"""Train a policy on a LeRobot dataset, or go on with a run that was interrupted.
+
+    edgevla train --policy act --dataset datasets/so101
+    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front
+    edgevla train --resume runs/act-1124-1800
+
+Learning rates, batch size and the like come from the policy's published preset (train/recipes/*.toml), unless an
+option says otherwise. Checkpoints have LeRobot's layout; Ctrl-C finishes the step, saves, and says how to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgevla.errors import UsageError
+
+# Options that may differ when a run goes on: they change where and how, not what is learnt.
+FREE_ON_RESUME = ("steps", "dataset", "root", "device", "threads", "workers", "cache")
+FREE_ON_RESUME += ("log_freq", "save_freq", "eval_freq", "tensorboard")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # No defaults here: what the command line does not say comes from the recipe.
+    parser.argument_default = argparse.SUPPRESS
+    what = parser.add_argument_group("what")
+    what.add_argument("--policy", help="act, diffusion, smolvla, pi0, pi05, pi05_fast, xvla or groot")
+    what.add_argument("--dataset", metavar="PATH|REPO", help="LeRobot dataset: a folder or a hub id")
+    what.add_argument("--root", metavar="DIR", help="where a hub dataset lies or is put")
+    what.add_argument(
+        "--from",
+        dest="start",
+        metavar="CHECKPOINT",
+        help="policy folder or hub id to fine-tune; or the backbone's own folder (SmolVLM2, PaliGemma, ...)",
+    )
+    what.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, to the bit on CPU")
+    what.add_argument(
+        "--recipe", metavar="NAME|FILE", help="preset other than the policy's own; TOML like train/recipes/"
+    )
+    what.add_argument(
+        "--output", metavar="DIR", help="the run's folder (default runs/<policy>-<date>-<time>)"
+    )
+    what.add_argument("--episodes", metavar="LIST", help="episodes to use, such as 0:40 or 3,5,8:12")
+    what.add_argument(
+        "--eval-episodes", metavar="N|LIST", help="hold these out (the last N) and log the loss on them"
+    )
+    what.add_argument(
+        "--camera",
+        dest="cameras",
+        metavar="NAME=KEY",
+        action="append",
+        help="join a camera of the policy with one of the dataset, or with none",
+    )
+    what.add_argument("--joint-units", choices=["degrees", "range100"], help="units of the dataset's joints")
+    what.add_argument(
+        "--backbone-weights", metavar="FILE", help="torchvision ResNet weights for the vision trunk"
+    )
+    _add_numbers(parser.add_argument_group("how"))
+    _add_machine(parser.add_argument_group("where"))
+
+
+def _add_numbers(how: Any) -> None:
+    how.add_argument("--steps", type=int, help="optimizer steps in all")
+    how.add_argument("--batch-size", type=int, help="samples per batch (and process)")
+    how.add_argument("--accumulate", type=int, metavar="N", help="batches per optimizer step")
+    how.add_argument(
+        "--lr", type=float, help="learning rate; rates of groups and schedule keep their proportion"
+    )
+    how.add_argument("--weight-decay", type=float)
+    how.add_argument("--grad-clip", type=float, help="largest norm of the gradient; 0 only measures it")
+    how.add_argument(
+        "--schedule",
+        choices=["none", "cosine", "cosine_decay_with_warmup", "two_phase"],
+        help="rate over time",
+    )
+    how.add_argument("--warmup", type=int, metavar="STEPS", help="steps of rising rate")
+    how.add_argument("--decay-steps", type=int, metavar="STEPS", help="length of cosine_decay_with_warmup")
+    how.add_argument("--final-lr", type=float, help="rate at the end of cosine_decay_with_warmup")
+    how.add_argument("--seed", type=int)
+    how.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        action="append",
+        help="a field of the policy's config.json, such as chunk_size=30",
+    )
+    how.add_argument(
+        "--image-transforms", action="store_true", help="random changes of colour, sharpness, place"
+    )
+    how.add_argument("--precision", choices=["auto", "fp32", "bf16"], help="auto follows the policy's config")
+    how.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+
+
+def _add_machine(where: Any) -> None:
+    where.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    where.add_argument("--threads", type=int, metavar="N", help="CPU threads of torch")
+    where.add_argument("--workers", type=int, metavar="N", help="threads that prepare batches")
+    where.add_argument(
+        "--cache", choices=["auto", "ram", "disk", "none"], help="where decoded frames are kept"
+    )
+    where.add_argument("--log-freq", type=int, metavar="STEPS")
+    where.add_argument("--save-freq", type=int, metavar="STEPS", help="0: only the last step")
+    where.add_argument("--eval-freq", type=int, metavar="STEPS", help="default: at every save")
+    where.add_argument("--no-tensorboard", dest="tensorboard", action="store_false")
+    where.add_argument("--json", action="store_true", default=False, help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    given = vars(args).copy()
+    for name in ("verbose", "verb"):
+        given.pop(name, None)
+    as_json = given.pop("json")
+    return train_command(given, as_json)
+
+
+def train_command(given: dict[str, Any], as_json: bool) -> int:
+    """given: what the command line says, by option name."""
+    import logging
+    import os
+
+    from .job import prepare
+    from .loop import train
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        format="%(levelname)s: %(message)s", level=logging.WARNING if is_first else logging.ERROR
+    )
+
+    def say(text: str) -> None:
+        if is_first:
+            print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    resumed = given.pop("resume", None)
+    config, folder, checkpoint = _resuming(resumed, given) if resumed else _starting(given)
+    prepared = prepare(config, folder, say, checkpoint)
+    _introduce(prepared, say)
+    try:
+        outcome = train(prepared.job, prepared.done)
+    finally:
+        prepared.close()
+    return _conclude(prepared, outcome, say, as_json and is_first)
+
+
+def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
+    from .config import TrainConfig
+
+    for name in ("policy", "dataset"):
+        if not given.get(name):
+            raise UsageError(f"--{name} is missing: edgevla train --policy act --dataset PATH_OR_REPO")
+    policy = given.pop("policy")
+    recipe = given.pop("recipe", None) or policy
+    overrides = _overrides(given)
+    config = TrainConfig.resolve(recipe, overrides)
+    _check_policy(policy, config.policy)
+    folder = Path(config.output) if config.output else _default_output(policy)
+    if (folder / "checkpoints").exists():
+        raise UsageError(
+            f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
+        )
+    return config, folder, None
+
+
+def _check_policy(named: str, of_recipe: str) -> None:
+    from .policies import ALIASES, policy_class
+
+    policy_class(named)
+    if ALIASES.get(named, named) != of_recipe:
+        raise UsageError(f"--policy {named} was asked for, but the recipe is for {of_recipe}")
+
+
+def _default_output(policy: str) -> Path:
+    from datetime import datetime
+
+    return Path("runs") / f"{policy}-{datetime.now():%m%d-%H%M%S}"
+
+
+def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
+    import dataclasses
+
+    from .config import OWN_CONFIG, TrainConfig
+    from .state import PRETRAINED, find_checkpoint, run_of
+
+    checkpoint = find_checkpoint(Path(resumed))
+    path = checkpoint / PRETRAINED / OWN_CONFIG
+    if not path.is_file():
+        raise UsageError(f"{checkpoint} was not written by edgevla train; fine-tune it with --from instead")
+    config = TrainConfig.load(path)
+    changes = _overrides(given)
+    fixed = [k for k in changes if k not in FREE_ON_RESUME and changes[k] != getattr(config, k, None)]
+    if fixed:
+        free = ", ".join("--" + n.replace("_", "-") for n in FREE_ON_RESUME)
+        raise UsageError(
+            f"--resume goes on with the run as it was begun, so '{fixed[0]}' cannot change (these can: {free}); "
+            f"to train further with other settings, start a run with --from {checkpoint / PRETRAINED}"
+        )
+    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if k in FREE_ON_RESUME})
+    done = int(checkpoint.name)
+    if done >= config.steps:
+        raise UsageError(f"{resumed} has made all of its {config.steps} steps; ask for more with --steps")
+    return config, run_of(checkpoint), checkpoint
+
+
+NESTED = {
+    "lr": ("optimizer", "lr"),
+    "weight_decay": ("optimizer", "weight_decay"),
+    "grad_clip": ("optimizer", "grad_clip_norm"),
+    "schedule": ("scheduler", "type"),
+    "warmup": ("scheduler", "warmup_steps"),
+    "decay_steps": ("scheduler", "decay_steps"),
+    "final_lr": ("scheduler", "decay_lr"),
+}
+
+
+def _overrides(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as the nested table that a recipe is."""
+    overrides: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in ("settings", "cameras"):
+            overrides[name] = _pairs(value, "--set" if name == "settings" else "--camera")
+        elif name in NESTED:
+            table, key = NESTED[name]
+            overrides.setdefault(table, {})[key] = value
+        else:
+            overrides[name] = value
+    return overrides
+
+
+def _pairs(words: list[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (key and equals and value):
+            raise UsageError(f"{option} {word} is not of the form NAME=VALUE")
+        pairs[key] = value
+    return pairs
+
+
+def _introduce(prepared: Any, say: Any) -> None:
+    """One screen about what is going to happen."""
+    job, facts = prepared.job, prepared.facts
+    config, policy = job.config, job.policy
+    n_all = sum(p.numel() for p in policy.parameters())
+    n_trained = sum(p.numel() for p in job.trainable)
+    say(
+        f"{config.policy}: {n_all / 1e6:.1f} M parameters, {n_trained / 1e6:.1f} M trained, on {job.worker.device}"
+        + (f" ({job.worker.n_ranks} processes)" if job.worker.n_ranks > 1 else "")
+        + (", bf16 autocast" if job.worker.bf16 else "")
+    )
+    cameras = ", ".join(c.rpartition(".")[2] for c in policy.live_cameras) or "none"
+    say(
+        f"{config.dataset}: {facts.n_episodes} episodes, {facts.n_frames} frames at {facts.fps:g} Hz, "
+        f"{len(prepared.data)} samples; cameras: {cameras}"
+    )
+    if facts.joint_units is None:
+        guess = f"they look like {facts.units_guess}" if facts.units_guess else "they cannot be told"
+        say(
+            f"Joint units are not stated; {guess} ({facts.units_reason}). "
+            "Export will ask for --joint-units; giving it here settles it."
+        )
+    epochs = config.steps * config.batch_size * config.accumulate * job.worker.n_ranks / len(prepared.data)
+    begun = f" from step {prepared.done}" if prepared.done else ""
+    say(f"{config.steps} steps{begun}, batch {config.batch_size}, {epochs:.1f} epochs in all; run: {job.run}")
+
+
+def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:
+    import signal
+
+    job = prepared.job
+    last = job.run / "checkpoints" / "last"
+    resume, export = f"edgevla train --resume {job.run}", f"edgevla export {last}"
+    if outcome.signal is not None:
+        name = signal.Signals(outcome.signal).name
+        say(f"{name}: step {outcome.step} of {job.config.steps} is saved. Go on with:\n  {resume}")
+    else:
+        say(f"Done: {last}, loss {job.log.last.get('loss', float('nan')):.4g}, curve {job.run / 'loss.png'}.")
+        say(f"Next:\n  {export}")
+    if as_json:
+        result = {
+            "run": str(job.run),
+            "checkpoint": str(last),
+            "step": outcome.step,
+            "steps": job.config.steps,
+            "interrupted": outcome.signal is not None,
+            "metrics": job.log.last,
+            "next": export if outcome.signal is None else resume,
+        }
+        print(json.dumps(result))
+    return 130 if outcome.signal is not None else 0

@@ -1,0 +1,205 @@
+"""Everything that a run needs, put together from its configuration and checked before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgevla.dataset.facts import DatasetFacts, facts_of
+from edgevla.dataset.reader import Dataset, open_dataset
+from edgevla.errors import CheckpointError, DatasetError, UsageError
+
+from . import lerobot
+from .augment import Augmentation
+from .cache import FrameCache, make_cache
+from .cameras import Cameras, for_policy
+from .checkpoint import FACTS, load_policy, save_policy
+from .config import OWN_CONFIG, TrainConfig, split_episodes
+from .data import TrainingData
+from .loader import Loader
+from .loop import Job
+from .optim import build_optimizer, build_scheduler, freeze_all_but, grouped
+from .policies.base import Batch, Policy
+from .progress import TrainingLog
+from .start import Say, start_policy, tokenizer_of
+from .state import PRETRAINED, TRAINING, load_training_state, run_of, seed_everything, tidy
+from .worker import Worker, choose_device, start_worker
+
+
+@dataclass
+class Prepared:
+    """A job and what belongs to it: `close` ends its threads. done: steps that earlier processes finished."""
+
+    job: Job
+    facts: DatasetFacts
+    done: int
+    caches: list[FrameCache]
+    data: TrainingData
+
+    def close(self) -> None:
+        self.job.log.close()
+        for cache in self.caches:
+            cache.close()
+
+
+def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = None) -> Prepared:
+    """checkpoint: to resume from; its `edgevla-train.toml` is where `config` came from.
+
+    Raises:
+        EdgeVLAError: whatever cannot work, in one sentence, before any step is made.
+    """
+    device = choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    datasets = _open(config)
+    dataset = datasets[0]
+    facts = facts_of(dataset, config.joint_units or None)
+    seed_everything(config.seed)
+    if checkpoint is None:
+        policy, cameras = start_policy(config, dataset, say)
+    else:
+        policy, cameras = _resumed(checkpoint, dataset, facts)
+        tidy(run_of(checkpoint))
+    policy.set_cameras(
+        {c: policy.camera_size(c) for c in policy.config.image_features if c not in cameras.absent},
+        cameras.absent,
+    )
+    worker = start_worker(device, bf16=wants_bf16(config, policy))
+    seed_everything(config.seed + worker.rank)  # the same weights everywhere, other draws on every process
+    policy.to(worker.device)
+    _switch(config, policy)
+    loader, held_out, caches = _data(config, datasets, policy, cameras, worker)
+    optimizer = build_optimizer(config.optimizer, _groups(config, policy))
+    scheduler = build_scheduler(
+        config.scheduler,
+        optimizer,
+        peak_lr=config.optimizer.lr,
+        n_steps=config.steps,
+        groups=config.groups,
+    )
+    done = 0
+    if checkpoint is not None:
+        done = load_training_state(checkpoint / TRAINING, optimizer, scheduler, worker.device)
+    log = TrainingLog(
+        run,
+        n_steps=config.steps,
+        log_freq=config.log_freq,
+        done=done,
+        tensorboard=config.tensorboard,
+    )
+
+    def write_policy(folder: Path) -> None:
+        save_policy(policy, folder, facts)
+        config.save(folder / OWN_CONFIG)
+        text = json.dumps(lerobot.train_config(config, policy, run), indent=4)
+        (folder / lerobot.TRAIN_CONFIG).write_text(text)
+
+    job = Job(policy, optimizer, scheduler, config, worker, run, loader.batches, write_policy, log, held_out)
+    return Prepared(job, facts, done, caches, loader.data)
+
+
+def wants_bf16(config: TrainConfig, policy: Policy) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    own = policy.config
+    if hasattr(own, "dtype"):
+        return own.dtype == "bfloat16"
+    return bool(getattr(own, "use_bf16", own.use_amp))
+
+
+def _open(config: TrainConfig) -> list[Dataset]:
+    """The training episodes, and the held-out ones if there are any."""
+    whole = open_dataset(config.dataset, root=config.root or None)
+    chosen, held_out = split_episodes(config, whole.n_episodes)
+    if len(chosen) == whole.n_episodes:
+        return [whole]
+    numbers = [e.index for e in whole.episodes]
+    parts = [chosen, held_out] if held_out else [chosen]
+    return [
+        open_dataset(config.dataset, [numbers[i] for i in part], root=config.root or None) for part in parts
+    ]
+
+
+def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[Policy, Cameras]:
+    folder = checkpoint / PRETRAINED
+    stored = folder / FACTS
+    if not stored.is_file():
+        raise CheckpointError(
+            f"{folder} lacks {FACTS}; a run of EdgeVLA can resume only what it wrote itself"
+        )
+    before = DatasetFacts.from_json(json.loads(stored.read_text()), str(stored))
+    if before.sha256 != facts.sha256:
+        raise DatasetError(
+            f"{dataset.root} is not the dataset that the run began with ({before.n_episodes} episodes, "
+            f"{before.n_frames} frames then; {facts.n_episodes}, {facts.n_frames} now). To train on changed data, "
+            f"start a new run from the weights: --from {folder}"
+        )
+    policy = load_policy(folder)
+    config = TrainConfig.load(folder / OWN_CONFIG)
+    rename = policy.processors.rename_map
+    wanted = config.cameras if config.start else {}  # for a fresh policy its cameras are named already
+    cameras = for_policy(wanted, dataset.cameras, list(policy.config.image_features), rename)
+    return policy.train(), dataclasses.replace(cameras, rename=rename)
+
+
+def _switch(config: TrainConfig, policy: Policy) -> None:
+    """Training switches that are not weights."""
+    if config.train_only:
+        freeze_all_but(policy, config.train_only)
+    if config.gradient_checkpointing:
+        if not hasattr(policy, "set_gradient_checkpointing"):
+            raise UsageError(f"a {config.policy} policy has no gradient checkpointing; leave the option out")
+        policy.set_gradient_checkpointing(True)  # type: ignore[operator]
+
+
+def _groups(config: TrainConfig, policy: Policy) -> list[dict[str, Any]]:
+    return grouped(policy, config.optimizer, config.groups) if config.groups else policy.optimizer_groups()
+
+
+def _data(
+    config: TrainConfig, datasets: list[Dataset], policy: Policy, cameras: Cameras, worker: Worker
+) -> tuple[Loader, Any, list[FrameCache]]:
+    tokenize = tokenizer_of(policy)
+    caches: list[FrameCache] = []
+
+    def data_of(dataset: Dataset, augmentation: Augmentation | None) -> TrainingData:
+        used = [c for c in dataset.cameras if c not in cameras.unused]
+        cache = make_cache(dataset, used, config.cache)
+        if cache is not None:
+            cache.fill_in_background()
+            caches.append(cache)
+        return TrainingData(
+            dataset,
+            policy.config,
+            rename_map=cameras.rename,
+            tokenize=tokenize,
+            absent_cameras=cameras.absent,
+            augmentation=augmentation,
+            cache=cache,
+            constants=policy.batch_constants() if hasattr(policy, "batch_constants") else None,  # type: ignore[operator]
+        )
+
+    training = data_of(datasets[0], Augmentation() if config.image_transforms else None)
+    loader = Loader(
+        training,
+        config.batch_size,
+        config.seed,
+        rank=worker.rank,
+        n_ranks=worker.n_ranks,
+        n_threads=config.workers,
+        pin_memory=worker.device.type == "cuda",
+    )
+    if len(datasets) == 1:
+        return loader, None, caches
+    evaluation = data_of(datasets[1], None)
+
+    def held_out() -> Iterable[Batch]:
+        return evaluation.in_order(config.batch_size)
+
+    return loader, held_out, caches

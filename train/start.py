@@ -1,0 +1,194 @@
+"""The policy that a run starts with: fresh for a dataset, from another checkpoint, on a backbone, or resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevla.dataset.reader import Dataset
+from edgevla.errors import ConfigError, UsageError
+from edgevla.types import ACTION, STATE
+
+from .cameras import Cameras, for_fresh_policy, for_policy
+from .checkpoint import CONFIG, load_policy
+from .config import TrainConfig, convert, unknown
+from .data import Tokenize, dataset_features, dataset_stats
+from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
+from .policies import policy_class
+from .policies.base import Policy
+from .policies.config import PolicyConfig
+from .processors import Processors, flatten_stats
+
+Say = Callable[[str], None]
+
+FROM_OPTIMIZER = {
+    "optimizer_lr": "lr",
+    "optimizer_betas": "betas",
+    "optimizer_eps": "eps",
+    "optimizer_weight_decay": "weight_decay",
+    "optimizer_grad_clip_norm": "grad_clip_norm",
+}
+FROM_SCHEDULER = {
+    "scheduler_warmup_steps": "warmup_steps",
+    "scheduler_decay_steps": "decay_steps",
+    "scheduler_decay_lr": "decay_lr",
+}
+
+
+def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Policy, Cameras]:
+    """A policy that fits the dataset, and how their cameras are joined."""
+    cls = policy_class(config.policy)
+    settings = typed_settings(cls.Config, config)
+    if not config.start:
+        return _fresh(config, settings, dataset, None, say)
+    folder = Path(config.start)
+    if _is_backbone(folder):
+        if not hasattr(cls, "from_backbone"):
+            raise UsageError(
+                f"--from {folder} is a backbone, not a LeRobot policy; a policy of type '{config.policy}' "
+                "cannot start from one"
+            )
+        return _fresh(config, settings, dataset, folder, say)
+    cameras: list[Cameras] = []
+
+    def adapt(policy_config: PolicyConfig, processors: Processors) -> PolicyConfig:
+        adapted, joined = _adapt(config, settings, dataset, policy_config, processors)
+        cameras.append(joined)
+        return adapted
+
+    policy = load_policy(config.start, adapt=adapt)
+    say(f"Starts from the weights in {config.start}.")
+    return policy.train(), cameras[0]
+
+
+def _is_backbone(folder: Path) -> bool:
+    """Whether a folder is a Hugging Face model (`model_type`) rather than a LeRobot policy (`type`)."""
+    try:
+        data = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return "type" not in data and "model_type" in data
+
+
+def typed_settings(cls: type[PolicyConfig], config: TrainConfig) -> dict[str, Any]:
+    """The policy's own config fields that this run decides: from the recipe and `--set`, and the optimizer's.
+
+    Raises:
+        ConfigError: a field that the policy does not have, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    settings: dict[str, Any] = {}
+    for table, part in ((FROM_OPTIMIZER, config.optimizer), (FROM_SCHEDULER, config.scheduler)):
+        settings |= {k: getattr(part, v) for k, v in table.items() if k in fields}
+    if config.gradient_checkpointing and "gradient_checkpointing" in fields:
+        settings["gradient_checkpointing"] = True
+    for key, value in config.settings.items():
+        if key not in fields:
+            raise ConfigError(f"--set {key}: {unknown(key, fields)} of a {cls.type} policy")
+        if key in ("input_features", "output_features"):
+            raise ConfigError(f"--set {key}: features come from the dataset; see --camera")
+        settings[key] = convert(value, fields[key], f"--set {key}")
+    return settings
+
+
+def _fresh(
+    config: TrainConfig, settings: Mapping[str, Any], dataset: Dataset, backbone: Path | None, say: Say
+) -> tuple[Policy, Cameras]:
+    cameras = for_fresh_policy(config.cameras, dataset.cameras)
+    features = {k: v for k, v in dataset_features(dataset, cameras.rename).items() if k not in cameras.unused}
+    stats = dataset_stats(dataset, cameras.rename)
+    if backbone is None:
+        policy = new_policy(
+            config.policy,
+            features,
+            stats,
+            settings,
+            use_imagenet_stats=config.imagenet_stats,
+            backbone_weights=config.backbone_weights or None,
+            say=say,
+        )
+        say("The rest of the policy starts from random weights.")
+    else:
+        cls = policy_class(config.policy)
+        policy_config = fresh_config(cls.Config, features, settings)
+        stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
+        processors = cls.default_processors(policy_config, stats)
+        policy = cls.from_backbone(backbone, policy_config, processors)  # type: ignore[attr-defined]
+        say(f"The backbone starts from {backbone}, the rest of the policy from random weights.")
+    _set_rename(policy.processors, cameras.rename)
+    return policy, cameras
+
+
+def _adapt(
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    policy_config: PolicyConfig,
+    processors: Processors,
+) -> tuple[PolicyConfig, Cameras]:
+    """Another checkpoint's config and pipelines, made those of this dataset: its features, its statistics."""
+    if policy_config.type != policy_class(config.policy).policy_type:
+        raise UsageError(
+            f"--from {config.start} holds a {policy_config.type} policy, but --policy says {config.policy}"
+        )
+    cameras = for_policy(
+        config.cameras, dataset.cameras, list(policy_config.image_features), processors.rename_map
+    )
+    features = policy_features(dataset_features(dataset, cameras.rename))
+    inputs = dict(policy_config.input_features)
+    for name in inputs:
+        # Cameras keep the size they really have; a state is padded by those policies that have a widest one.
+        is_open = inputs[name].type == "VISUAL" or (name == STATE and hasattr(policy_config, "max_state_dim"))
+        if name in features and is_open:
+            inputs[name] = features[name]
+    adapted = dataclasses.replace(
+        policy_config,
+        **settings,
+        input_features=inputs,
+        output_features={ACTION: features[ACTION]} if ACTION in features else policy_config.output_features,
+        pretrained_path=config.start,
+    )
+    adapted.validate()
+    stats = dataset_stats(dataset, cameras.rename)
+    if config.imagenet_stats:
+        stats = imagenet_stats(stats, adapted)
+    _set_stats(processors, adapted, flatten_stats(stats))
+    _set_rename(processors, cameras.rename)
+    return adapted, cameras
+
+
+def _set_stats(processors: Processors, config: PolicyConfig, flat: dict[str, np.ndarray]) -> None:
+    state = {k: np.asarray(v, np.float32) for k, v in flat.items()}
+    named = {**config.input_features, **config.output_features}
+    features = {k: {"type": f.type, "shape": list(f.shape)} for k, f in named.items()}
+    outputs = {k: v for k, v in features.items() if k in config.output_features}
+    for step in (*processors.pre, *processors.post):
+        if step.name in ("normalizer_processor", "unnormalizer_processor"):
+            step.state = state
+            step.config["features"] = features if step.name == "normalizer_processor" else outputs
+
+
+def _set_rename(processors: Processors, rename: Mapping[str, str]) -> None:
+    step = processors.step("rename_observations_processor")
+    if step is not None:
+        step.config["rename_map"] = dict(rename)
+
+
+def tokenizer_of(policy: Policy) -> Tokenize | None:
+    """What makes a policy's language inputs from tasks and raw states; None for a policy without language."""
+    if policy.prompt_recipe() is None:
+        return None
+    builder = policy.prompt_builder()  # type: ignore[operator]
+
+    def tokenize(tasks: list[str], states: np.ndarray | None) -> dict[str, np.ndarray]:
+        prompt = builder.build(tasks, states)
+        return {"tokens": prompt.tokens, "token_mask": prompt.mask}
+
+    return tokenize
