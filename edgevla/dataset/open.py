@@ -5,7 +5,7 @@ Rows decide, counters are compared with them: totals, lengths and ranges that di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Opened:
     stats: Stats
 
 
-def read_all(root: Path, findings: Findings) -> Opened:
-    """Reads everything but videos.
+def read_all(root: Path, findings: Findings, wanted: Sequence[int] | None = None) -> Opened:
+    """Reads everything but videos. With `wanted` episodes, what only others need may be missing or damaged.
 
     Raises:
         DatasetError: what makes the dataset unreadable; with `findings.raise_errors` also the first defect.
@@ -47,11 +47,13 @@ def read_all(root: Path, findings: Findings) -> Opened:
             f"{INFO} says version {info.version_text}; read as v3.0, unknown extras are ignored", file=INFO
         )
     rows = _episode_rows_v2(root, findings) if is_v2 else _episode_rows_v3(root, findings)
-    files = _data_files(root, info, rows, findings)
-    frames = _with_bookkeeping(read_frames(root, files, info.features, findings), info, findings)
+    files = _data_files(root, info, rows, findings, wanted)
+    read = read_frames(root, files, info.features, findings, is_partial=wanted is not None)
+    frames = _with_bookkeeping(read, info, findings)
     order = _sort_rows(frames, findings)
-    episodes = _episodes(root, info, rows, frames, findings)
-    _check_totals(info, episodes, frames, findings)
+    episodes = _episodes(root, info, rows, frames, findings, wanted)
+    if wanted is None:
+        _check_totals(info, episodes, findings)
     return Opened(
         info=info,
         tasks=_tasks(root, is_v2, findings),
@@ -128,7 +130,9 @@ def _stored_stats(root: Path, is_v2: bool, findings: Findings) -> Stats:
 # -- the data table -----------------------------------------------------------------------------------------
 
 
-def _data_files(root: Path, info: Info, rows: list[dict[str, Any]], findings: Findings) -> list[str]:
+def _data_files(
+    root: Path, info: Info, rows: list[dict[str, Any]], findings: Findings, wanted: Sequence[int] | None
+) -> list[str]:
     """All data files there are; files that the episodes name and the folder lacks are findings.
 
     For v3.0 the file numbers of episodes are only hints (LeRobot's converter writes wrong ones).
@@ -146,7 +150,7 @@ def _data_files(root: Path, info: Info, rows: list[dict[str, Any]], findings: Fi
                     info.data_path.format(chunk_index=chunk, file_index=file), row["episode_index"]
                 )
     for file, episode in named.items():
-        if file not in have:
+        if file not in have and (wanted is None or episode in wanted):
             findings.error(
                 f"{file} is missing in {root}; it holds episode {episode}. Restore it, or open the other episodes only.",
                 file=file,
@@ -195,7 +199,12 @@ def _sort_rows(frames: Frames, findings: Findings) -> np.ndarray:
 
 
 def _episodes(
-    root: Path, info: Info, rows: list[dict[str, Any]], frames: Frames, findings: Findings
+    root: Path,
+    info: Info,
+    rows: list[dict[str, Any]],
+    frames: Frames,
+    findings: Findings,
+    wanted: Sequence[int] | None,
 ) -> list[Episode]:
     """Episodes by what the table holds; a length that the metadata states otherwise is an error."""
     numbers, first, counts = np.unique(frames.columns["episode_index"], return_index=True, return_counts=True)
@@ -213,6 +222,8 @@ def _episodes(
     for row in rows:
         number, stated = int(row["episode_index"]), int(row.get("length") or 0)
         start, n = at.get(number, (0, 0))
+        if n != stated and wanted is not None and number not in wanted:
+            continue
         if n == 0:
             findings.error(
                 f"episode {number} of {root} has no rows in the data files", episode=number, file="data"
@@ -259,7 +270,7 @@ def _spans(root: Path, info: Info, row: Mapping[str, Any], length: int) -> dict[
     return spans
 
 
-def _check_totals(info: Info, episodes: list[Episode], frames: Frames, findings: Findings) -> None:
+def _check_totals(info: Info, episodes: list[Episode], findings: Findings) -> None:
     for key, count in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
         stated = info.raw.get(key)
         if stated is not None and stated != count:

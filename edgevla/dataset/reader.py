@@ -47,7 +47,7 @@ def open_dataset(
     """
     folder, repo_id = local_folder(path_or_repo, root, episodes)
     findings = Findings()
-    opened = read_all(folder, findings)
+    opened = read_all(folder, findings, episodes)
     return Dataset(folder, opened, findings, repo_id=repo_id, episodes=episodes, tolerance_s=tolerance_s)
 
 
@@ -212,6 +212,9 @@ class Dataset:
         """
         rows = np.asarray(rows, np.int64)
         distinct, back = np.unique(rows, return_inverse=True)
+        if len(distinct):
+            self.episode_of(int(distinct[0]))
+            self.episode_of(int(distinct[-1]))
         out: np.ndarray | None = None
         for position, frame in self._decode(camera, distinct):
             if out is None:
@@ -307,6 +310,7 @@ class Dataset:
         Cameras are uint8 (H, W, 3) or (T, H, W, 3); `cameras` limits which are decoded. `task` is the instruction.
         """
         deltas = dict(delta_indices or {})
+        self.episode_of(row)
         for name in deltas:
             if name not in self.columns and name not in self.cameras:
                 raise UsageError(

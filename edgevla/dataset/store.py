@@ -95,10 +95,11 @@ class FileSeries:
     def append(
         self, table: pa.Table, place: Callable[[pa.Table, int, int], pa.Table] | None = None
     ) -> tuple[int, int]:
-        """Adds a table as a row group by rewriting the current file (at most `limit` bytes); returns (chunk, file).
+        """Adds a table by rewriting the current file (at most `limit` bytes); returns (chunk, file).
 
         A parquet file is valid only with its footer, so appending in place would lose all of it when killed.
-        `place` may add columns that tell the file's numbers.
+        Data get a row group per episode. Episode rows come with `place`, which adds columns that tell the file's
+        numbers, and share one group: a group costs some 40 kB in a table of so many columns.
         """
         current = self.current_for(table.nbytes)
         target = current or self.next_path()
@@ -109,7 +110,8 @@ class FileSeries:
         if current is not None:
             with pq.ParquetFile(current) as parquet:
                 groups = [parquet.read_row_group(i) for i in range(parquet.num_row_groups)]
-        write_parquet(target, [*groups, table])
+        groups.append(table)
+        write_parquet(target, [pa.concat_tables(groups)] if place else groups)
         self._number, self._is_mine = number, True
         return chunk, file
 

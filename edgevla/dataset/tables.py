@@ -73,9 +73,15 @@ class Frames:
 
 
 def read_frames(
-    root: Path, files: Sequence[str], features: dict[str, FeatureInfo], findings: Findings
+    root: Path,
+    files: Sequence[str],
+    features: dict[str, FeatureInfo],
+    findings: Findings,
+    *,
+    is_partial: bool = False,
 ) -> Frames:
-    """Reads all data files. A feature that no file has is a finding; `index` and co. are required."""
+    """Reads all data files. A damaged file, or a feature that a file lacks, is a finding: an error, but for the
+    former only a warning when `is_partial`, as its episodes may not be wanted."""
     parts: dict[str, list[np.ndarray]] = {}
     wanted = [f for f in features.values() if f.is_numeric or f.dtype == "string"]
     missing: set[str] = set()
@@ -86,7 +92,8 @@ def read_frames(
             table = read_table(root, file, [f.name for f in wanted if f.name in schema])
             arrays = {f.name: _to_numpy(table, f, file) for f in wanted if f.name in schema}
         except DatasetError as error:
-            findings.error(str(error), file=file, feature=error.fields.get("feature"))
+            report = findings.warn if is_partial else findings.error
+            report(str(error), file=file, feature=error.fields.get("feature"))
             continue
         missing |= {f.name for f in wanted if f.name not in schema}
         kept.append(file)
