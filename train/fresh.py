@@ -93,13 +93,13 @@ def policy_features(features: Mapping[str, Mapping[str, Any]]) -> Features:
     """
     found: Features = {}
     for name, feature in features.items():
-        shape = tuple(int(n) for n in feature["shape"])
+        shape: tuple[int, ...] = tuple(int(n) for n in feature["shape"])
         if feature["dtype"] in ("image", "video"):
             if len(shape) != 3:
                 raise CheckpointError(
                     f"camera '{name}' has shape {shape}; expected (height, width, channels)"
                 )
-            names = feature.get("names") or ()
+            names = list(feature.get("names") or [])
             if len(names) == 3 and names[2] in ("channel", "channels"):
                 shape = (shape[2], shape[0], shape[1])
             found[name] = PolicyFeature("VISUAL", shape)

@@ -302,6 +302,10 @@ class Act(Policy):
 class Layer(nn.Module):
     """What encoder and decoder layers share: the feed-forward block, dropout, and where the norms stand."""
 
+    norm1: nn.Module
+    norm2: nn.Module
+    norm3: nn.Module
+
     def __init__(self, config: ActConfig, n_norms: int) -> None:
         super().__init__()
         dim = config.dim_model
