@@ -19,7 +19,8 @@ from edgevla.strict import Mismatch, nearest, read, write
 from edgevla.types import ACTION, STATE, Feature
 
 SCHEMA = 1
-UNITS = ("deg", "rad", "range100", "percent", "unit", "m")
+UNITS = ("deg", "rad", "range100", "percent", "unit", "m", "raw")
+"""`raw`: whatever the dataset holds, no joint; no robot takes it."""
 EXECUTIONS = ("sync", "ensemble", "async", "rtc")
 GRAPH_NAMES = ("encode", "time", "denoise", "decode")
 

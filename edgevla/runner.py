@@ -16,6 +16,7 @@ import numpy as np
 from edgevla.bundle import Bundle
 from edgevla.engines import EngineOptions, load_graph, to_numpy
 from edgevla.errors import BundleError, EngineError
+from edgevla.graph import Graph
 from edgevla.policy import Sampler, initial_noise
 from edgevla.prompt import PromptBuilder
 from edgevla.strict import nearest
@@ -77,8 +78,9 @@ class BundlePolicy:
         seed: int = 0,
         options: EngineOptions | None = None,
         allow_lost_cameras: bool = False,
+        graphs: Mapping[str, Graph] | None = None,
     ) -> None:
-        """provider: None takes the bundle's target.
+        """provider: None takes the bundle's target. graphs: in place of the bundle's own (torch, for comparison).
 
         Raises:
             BundleError: files made for another target. EngineError, MissingExtraError: as `load_graph`.
@@ -92,23 +94,23 @@ class BundlePolicy:
                 f"{bundle.folder} is quantised for {m.target.provider} and cannot run on {self.provider}; "
                 f"export it again with --target {self.provider}"
             )
-        options = options or EngineOptions()
-        graphs = {}
-        for name, graph in m.graphs.items():
-            # What depends on tau alone runs once per step count, on the CPU, in double where it must (G12).
-            on_cpu = name == "time"
-            keep = name in ("encode", "denoise") and self.provider != "cpu"
-            graphs[name] = load_graph(
-                bundle.path(graph.file),
-                graph,
-                provider="cpu" if on_cpu else self.provider,
-                options=replace(options, keep_on_device=keep),
-            )
-        self._sampler = Sampler(graphs, m.schedule)
+        self._sampler = Sampler(graphs or self._open(options or EngineOptions()), m.schedule)
         self._prompts = PromptBuilder.from_recipe(m.prompt, bundle.folder) if m.prompt is not None else None
         self._sources = {i.source: i for g in m.graphs.values() for i in g.inputs}
         self._contexts: dict[int, dict[str, Any]] = {}
         self._n_inferences = 0
+
+    def _open(self, options: EngineOptions) -> dict[str, Graph]:
+        graphs = {}
+        for name, graph in self.manifest.graphs.items():
+            # What depends on tau alone runs once per step count, on the CPU, in double where it must (G12).
+            provider = "cpu" if name == "time" else self.provider
+            keep = name in ("encode", "denoise") and provider != "cpu"
+            path = self.bundle.path(graph.file)
+            graphs[name] = load_graph(
+                path, graph, provider=provider, options=replace(options, keep_on_device=keep)
+            )
+        return graphs
 
     # -- what the node asks -------------------------------------------------------------------------------
 

@@ -65,6 +65,10 @@ def load_graph(
     options = options or EngineOptions()
     if provider not in PROVIDERS:
         raise EngineError(f"provider '{provider}' is unknown{nearest(provider, PROVIDERS)}")
+    if path.suffix == ".npz":
+        from edgevla.engines.table import TableGraph
+
+        return TableGraph(path, spec)
     if provider == "tensorrt" and not _onnxruntime_has_tensorrt():
         from edgevla.engines.tensorrt import TensorRtGraph
 

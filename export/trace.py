@@ -1,0 +1,139 @@
+"""A policy's methods as ONNX graphs: one graph per method, static shapes, raw inputs (specs/export.md 2, 10).
+
+Traced is `run_method`, the very call that training's sampler makes, so the graph cannot differ in what it is fed.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+from edgevla.graph import GraphSpec, TensorSpec
+
+from ..train.policies.base import Policy, run_method
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET, IR_VERSION = 20, 10
+LARGE_BYTES = 1 << 29
+"""Graphs with more weights than this keep them in a file of their own, which the runtime maps."""
+
+_TORCH = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "uint8": torch.uint8,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+class Method(nn.Module):
+    """One method of a policy with positional inputs and outputs in the order of its signature."""
+
+    def __init__(self, policy: Policy, name: str, spec: GraphSpec) -> None:
+        super().__init__()
+        self.policy, self.name = policy, name
+        self.sources = [i.source or "" for i in spec.inputs]
+        self.outputs = [o.name for o in spec.outputs]
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        by_source = dict(zip(self.sources, values, strict=True))
+        results = run_method(self.policy, self.name, by_source, self.outputs)
+        return tuple(results[name] for name in self.outputs)
+
+
+def example_input(spec: TensorSpec, seed: int = 0) -> Tensor:
+    """A value that every graph accepts: random images and vectors, tokens 0, all present, times in the middle."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = _TORCH[spec.dtype]
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, spec.shape, generator=generator, dtype=torch.uint8)
+    if dtype == torch.bool:
+        return torch.ones(spec.shape, dtype=torch.bool)
+    if dtype == torch.int64:
+        return torch.zeros(spec.shape, dtype=torch.int64)
+    if spec.source in ("schedule:tau", "schedule:tau_next"):
+        return torch.full(spec.shape, 0.5 if spec.source == "schedule:tau" else 0.4)
+    return torch.randn(spec.shape, generator=generator).to(dtype)
+
+
+def trace(policy: Policy, name: str, spec: GraphSpec, inputs: Mapping[str, Tensor] | None = None) -> ir.Model:
+    """The ONNX model of one method. inputs: example values by input name; shapes are all that matters.
+
+    Raises:
+        CheckpointError: the method cannot be traced; names policy and graph.
+    """
+    if any(i.name == "t" for i in spec.inputs):
+        raise CheckpointError(
+            f"{policy.policy_type}.{name} names an input 't', which the exporter's constants use"
+        )
+    values = tuple((inputs or {}).get(i.name, example_input(i, n)) for n, i in enumerate(spec.inputs))
+    method = Method(policy, name, spec).eval()
+    with torch.no_grad(), _quiet():
+        try:
+            program = torch.onnx.export(
+                method,
+                values,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[i.name for i in spec.inputs],
+                output_names=[o.name for o in spec.outputs],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()
+            raise CheckpointError(
+                f"{policy.policy_type}.{name} cannot be traced to ONNX: {cause[0] if cause else error!r}"
+            ) from error
+    assert program is not None
+    model = program.model
+    model.ir_version = IR_VERSION
+    model.graph.name = f"{policy.policy_type}_{name}"
+    _drop_unused(model)
+    return model
+
+
+def weight_bytes(model: ir.Model) -> int:
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
+def save(model: ir.Model, folder: Path, name: str) -> tuple[str, str | None]:
+    """Writes `<name>.onnx`, with `<name>.onnx.data` beside it where weights are large; returns both names."""
+    import onnx_ir as ir
+
+    file = f"{name}.onnx"
+    data = f"{file}.data" if weight_bytes(model) > LARGE_BYTES else None
+    ir.save(model, folder / file, external_data=data)
+    return file, data
+
+
+def _drop_unused(model: ir.Model) -> None:
+    """Weights that this method does not use (the exporter lifts all of the module's)."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own chatter helps nobody who exports a policy."""
+    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels: list[tuple[Any, int]] = [(logger, logger.level) for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
