@@ -145,16 +145,19 @@ def train_command(given: dict[str, Any], as_json: bool) -> int:
 
 
 def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
+    import dataclasses
+
     from .config import TrainConfig
 
     for name in ("policy", "dataset"):
         if not given.get(name):
             raise UsageError(f"--{name} is missing: edgevla train --policy act --dataset PATH_OR_REPO")
     policy = given.pop("policy")
+    _known(policy)
     recipe = given.pop("recipe", None) or policy
     overrides = _overrides(given)
     config = TrainConfig.resolve(recipe, overrides)
-    _check_policy(policy, config.policy)
+    config = dataclasses.replace(config, settings=_typed(policy, config))
     folder = Path(config.output) if config.output else _default_output(policy)
     if (folder / "checkpoints").exists():
         raise UsageError(
@@ -163,12 +166,27 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
     return config, folder, None
 
 
-def _check_policy(named: str, of_recipe: str) -> None:
-    from .policies import ALIASES, policy_class
+def _known(policy: str) -> None:
+    from edgevla.errors import CheckpointError
 
-    policy_class(named)
-    if ALIASES.get(named, named) != of_recipe:
-        raise UsageError(f"--policy {named} was asked for, but the recipe is for {of_recipe}")
+    from .policies import policy_class
+
+    try:
+        policy_class(policy)
+    except CheckpointError as error:
+        raise UsageError(f"--policy: {error}") from error
+
+
+def _typed(named: str, config: Any) -> dict[str, Any]:
+    """The policy's settings as values of their types, as they will stand in edgevla-train.toml."""
+    from .policies import ALIASES, policy_class
+    from .start import own_settings
+
+    cls = policy_class(named)
+    if ALIASES.get(named, named) != config.policy:
+        raise UsageError(f"--policy {named} was asked for, but the recipe is for {config.policy}")
+    # TOML has no null; read back, "none" becomes None for a field that may be.
+    return {k: "none" if v is None else v for k, v in own_settings(cls.Config, config.settings).items()}
 
 
 def _default_output(policy: str) -> Path:
@@ -200,7 +218,10 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
     done = int(checkpoint.name)
     if done >= config.steps:
         raise UsageError(f"{resumed} has made all of its {config.steps} steps; ask for more with --steps")
-    return config, run_of(checkpoint), checkpoint
+    folder = run_of(checkpoint)
+    if folder.is_relative_to(Path.cwd()):  # shorter to read, and to type again
+        folder = folder.relative_to(Path.cwd())
+    return config, folder, checkpoint
 
 
 NESTED = {

@@ -159,12 +159,12 @@ def draw_curves(run: Path, title: str) -> Path | None:
     if noisy:
         top.plot(steps, smooth(loss), color="tab:blue", label="loss (smoothed)")
     parts = [k for k in train[0] if k not in ("step", "loss", "grad_norm", "lr", "steps_per_s", "data_s")]
-    for name in parts[:6]:
+    for i, name in enumerate(parts[:6]):
         values = [r.get(name, math.nan) for r in train]
-        top.plot(steps, smooth(values), linewidth=1, alpha=0.7, label=name)
+        top.plot(steps, smooth(values), f"C{i + 1}", linewidth=1, alpha=0.8, label=name)
     if held_out:
         xs, ys = [r["step"] for r in held_out], [r["eval_loss"] for r in held_out]
-        top.plot(xs, ys, "o-", color="tab:red", markersize=4, label="held-out episodes")
+        top.plot(xs, ys, "o-", color="black", markersize=4, label="held-out episodes")
     if all(v > 0 for v in loss):
         top.set_yscale("log")
     top.set(ylabel="loss", title=title)

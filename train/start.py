@@ -77,25 +77,32 @@ def _is_backbone(folder: Path) -> bool:
 
 
 def typed_settings(cls: type[PolicyConfig], config: TrainConfig) -> dict[str, Any]:
-    """The policy's own config fields that this run decides: from the recipe and `--set`, and the optimizer's.
+    """The policy's own config fields that this run decides: from the recipe and `--set`, and the optimizer's."""
+    fields = {f.name for f in dataclasses.fields(cls)}
+    settings: dict[str, Any] = {}
+    for table, part in ((FROM_OPTIMIZER, config.optimizer), (FROM_SCHEDULER, config.scheduler)):
+        settings |= {k: getattr(part, v) for k, v in table.items() if k in fields}
+    if config.gradient_checkpointing and "gradient_checkpointing" in fields:
+        settings["gradient_checkpointing"] = True
+    return settings | own_settings(cls, config.settings)
+
+
+def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the policy's config as typed values.
 
     Raises:
         ConfigError: a field that the policy does not have, or a value of another type.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-    settings: dict[str, Any] = {}
-    for table, part in ((FROM_OPTIMIZER, config.optimizer), (FROM_SCHEDULER, config.scheduler)):
-        settings |= {k: getattr(part, v) for k, v in table.items() if k in fields}
-    if config.gradient_checkpointing and "gradient_checkpointing" in fields:
-        settings["gradient_checkpointing"] = True
-    for key, value in config.settings.items():
+    typed: dict[str, Any] = {}
+    for key, value in settings.items():
         if key not in fields:
-            raise ConfigError(f"--set {key}: {unknown(key, fields)} of a {cls.type} policy")
+            raise ConfigError(f"--set {key}: {unknown(key, fields)} (policy type {cls.type})")
         if key in ("input_features", "output_features"):
             raise ConfigError(f"--set {key}: features come from the dataset; see --camera")
-        settings[key] = convert(value, fields[key], f"--set {key}")
-    return settings
+        typed[key] = convert(value, fields[key], f"--set {key}")
+    return typed
 
 
 def _fresh(
@@ -148,9 +155,13 @@ def _adapt(
         is_open = inputs[name].type == "VISUAL" or (name == STATE and hasattr(policy_config, "max_state_dim"))
         if name in features and is_open:
             inputs[name] = features[name]
+    merged = {
+        k: {**getattr(policy_config, k), **v} if isinstance(v, dict) and getattr(policy_config, k) else v
+        for k, v in settings.items()
+    }
     adapted = dataclasses.replace(
         policy_config,
-        **settings,
+        **merged,
         input_features=inputs,
         output_features={ACTION: features[ACTION]} if ACTION in features else policy_config.output_features,
         pretrained_path=config.start,
@@ -159,12 +170,14 @@ def _adapt(
     stats = dataset_stats(dataset, cameras.rename)
     if config.imagenet_stats:
         stats = imagenet_stats(stats, adapted)
-    _set_stats(processors, adapted, flatten_stats(stats))
+    _set_stats(processors, adapted, flatten_stats(stats), settings)
     _set_rename(processors, cameras.rename)
     return adapted, cameras
 
 
-def _set_stats(processors: Processors, config: PolicyConfig, flat: dict[str, np.ndarray]) -> None:
+def _set_stats(
+    processors: Processors, config: PolicyConfig, flat: dict[str, np.ndarray], settings: Mapping[str, Any]
+) -> None:
     state = {k: np.asarray(v, np.float32) for k, v in flat.items()}
     named = {**config.input_features, **config.output_features}
     features = {k: {"type": f.type, "shape": list(f.shape)} for k, f in named.items()}
@@ -173,6 +186,8 @@ def _set_stats(processors: Processors, config: PolicyConfig, flat: dict[str, np.
         if step.name in ("normalizer_processor", "unnormalizer_processor"):
             step.state = state
             step.config["features"] = features if step.name == "normalizer_processor" else outputs
+            if "normalization_mapping" in settings:
+                step.config["norm_map"] = dict(config.normalization_mapping)
 
 
 def _set_rename(processors: Processors, rename: Mapping[str, str]) -> None:
