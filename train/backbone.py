@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
@@ -135,8 +136,6 @@ def copy_weights(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
     Raises:
         CheckpointError: a parameter that `weights` lacks, or one of another shape.
     """
-    import torch
-
     own = module.state_dict(keep_vars=True)
     missing = sorted(set(own) - set(weights))
     wrong = [n for n in own if n in weights and weights[n].shape != own[n].shape]

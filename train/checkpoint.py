@@ -85,7 +85,7 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
         save_weights(policy.saved_weights(), scratch / WEIGHTS)
         policy.processors.save(scratch)
         for name, source in _companions(policy).items():
-            shutil.copytree(source, scratch / name)
+            shutil.copytree(source, scratch / name, ignore=_WEIGHT_FILES)
         _write_facts(policy, facts, scratch)
         _open_modes(scratch)
         _replace(scratch, folder)
@@ -297,6 +297,10 @@ def _no_init() -> Iterator[None]:
 
 # -- writing ----------------------------------------------------------------------------------------------
 
+_WEIGHT_FILES = shutil.ignore_patterns(
+    "*.safetensors*", "*.bin*", "*.pth", "*.onnx*", "*.msgpack", "*.h5", ".*"
+)
+"""Not copied: a backbone's own folder serves as `vlm_config` and `tokenizer`, and its weights are in ours."""
 _COMPANION_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 

@@ -22,6 +22,16 @@ class VlaCases(Adapter):
         built = builder.build(tasks, states)
         return {"prompt:tokens": torch.from_numpy(built.tokens), "prompt:mask": torch.from_numpy(built.mask)}
 
+    def chunk(self, x: Tensor) -> Tensor:
+        """LeRobot's chunk is after the Aloha map, where that is on."""
+        return self.policy.restore_actions(super().chunk(x))
+
+    def normalized(self, feature: str, value: Tensor) -> Tensor:
+        """Relative actions are made relative before they are normalised."""
+        if feature == "action" and self.policy.is_relative:
+            value = value - self.policy.relative_offset(self.observation("train")["observation.state"])
+        return super().normalized(feature, value)
+
     # -- prompts ------------------------------------------------------------------------------------------
 
     @computes("*tokens", "*token_mask")

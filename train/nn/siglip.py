@@ -53,6 +53,7 @@ class _Embeddings(nn.Module):
         self.dims, self.spread = dims, spread
         self.patch_embedding = nn.Conv2d(3, dims.width, dims.patch, stride=dims.patch)
         self.position_embedding = nn.Embedding(dims.grid**2, dims.width)
+        nn.init.normal_(self.position_embedding.weight, std=dims.width**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patch_embedding(images.to(self.patch_embedding.weight.dtype))

@@ -275,14 +275,22 @@ class Transformer(nn.Module):
         self.dims = dims
         self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(vocabulary, dims.width) if vocabulary else None
+        if self.embed_tokens is not None:
+            nn.init.normal_(self.embed_tokens.weight, std=0.02)
         self.layers = nn.ModuleList(Layer(dims, k) for k in kv_inputs or [None] * dims.depth)
         self.norm = _norm(dims)
 
     @property
     def dtype(self) -> torch.dtype:
         """What the stream is cast to before the first layer."""
-        layer: Layer = self.layers[0]  # type: ignore[assignment]
-        return layer.self_attn.q_proj.weight.dtype
+        return self.layer(0).self_attn.q_proj.weight.dtype
+
+    def layer(self, i: int) -> Layer:
+        return self.layers[i]  # type: ignore[return-value]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        assert self.embed_tokens is not None, "this stack has no vocabulary"
+        return self.embed_tokens(tokens)
 
     def rope(self, positions: Tensor) -> Rope:
         return rope_tables(positions, self.dims.head_dim, self.dims.rope_base)
@@ -291,11 +299,11 @@ class Transformer(nn.Module):
         """Runs a prefix for its keys and values alone: (layers, 2, B, Hkv, P, D)."""
         x = x.to(self.dtype)
         rows = []
-        *body, last = self.layers
-        for layer in body:
-            x, k, v = self.call(layer, x, rope, bias)
+        last = len(self.layers) - 1
+        for i in range(last):
+            x, k, v = self.call(self.layer(i), x, rope, bias)
             rows.append(torch.stack([k, v]))
-        rows.append(torch.stack(last.keys_values(x, rope)))
+        rows.append(torch.stack(self.layer(last).keys_values(x, rope)))
         return torch.stack(rows)
 
     def forward(
@@ -318,8 +326,10 @@ class Transformer(nn.Module):
 
     def modulations(self, condition: Tensor) -> Tensor:
         """Scale, shift and gate of all adaptive norms: (B, C) -> (B, 2 * layers + 1, 3 * width), in running order."""
-        norms = [n for layer in self.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-        return torch.stack([n.modulation(condition) for n in [*norms, self.norm]], dim=1)  # type: ignore[operator, union-attr]
+        layers = [self.layer(i) for i in range(len(self.layers))]
+        norms = [n for layer in layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
+        rows = [n.modulation(condition) for n in [*norms, self.norm] if isinstance(n, AdaRMSNorm)]
+        return torch.stack(rows, dim=1)
 
     def call(self, layer: Callable[..., Any], *args: Any) -> Any:
         """Runs one layer; while training with `gradient_checkpointing` its inside is recomputed, not kept."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,19 +133,41 @@ class PiDims:
         return cls(VisionDims.from_hf(vision), stack, second, *sizes)
 
 
+class _VisionTower(nn.Module):
+    def __init__(self, dims: PiDims) -> None:
+        super().__init__()
+        self.vision_model = VisionTower(dims.vision)
+
+
+class _Projector(nn.Module):
+    def __init__(self, dims: PiDims) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dims.vision.width, dims.text.width)
+
+
+class _PaliGemmaModel(nn.Module):
+    """Vision stays float32 whatever the dtype of the language model, as in LeRobot since 0.5."""
+
+    def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vision_tower = _VisionTower(dims)
+        self.multi_modal_projector = _Projector(dims)
+        with _default_dtype(dtype):
+            self.language_model = Transformer(dims.text, dims.vocabulary)
+
+
 class _PaliGemma(nn.Module):
     """Under Hugging Face's names. `lm_head` is in every checkpoint and never used."""
 
     def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model = nn.Module()
-        self.model.vision_tower = nn.Module()
-        self.model.vision_tower.vision_model = VisionTower(dims.vision)
-        self.model.multi_modal_projector = nn.Module()
-        self.model.multi_modal_projector.linear = nn.Linear(dims.vision.width, dims.text.width)
-        with _default_dtype(dtype):
-            self.model.language_model = Transformer(dims.text, dims.vocabulary)
-            self.lm_head = nn.Linear(dims.text.width, dims.vocabulary, bias=False)
+        self.model = _PaliGemmaModel(dims, dtype)
+        self.lm_head = nn.Linear(dims.text.width, dims.vocabulary, bias=False, dtype=dtype)
+
+
+def new_paligemma(dims: PiDims) -> nn.Module:
+    """The backbone alone, float32, random."""
+    return _PaliGemma(dims, torch.float32)
 
 
 class _Expert(nn.Module):
@@ -155,7 +177,14 @@ class _Expert(nn.Module):
         super().__init__()
         with _default_dtype(dtype):
             self.model = Transformer(dims.expert)
-            self.lm_head = nn.Linear(dims.expert.width, dims.expert_vocabulary, bias=False)
+        self.lm_head = nn.Linear(dims.expert.width, dims.expert_vocabulary, bias=False, dtype=dtype)
+
+
+class _PaliGemmaWithExpert(nn.Module):
+    def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.paligemma = _PaliGemma(dims, dtype)
+        self.gemma_expert = _Expert(dims, dtype)
 
 
 class PiPolicy(FlowVla):
@@ -171,10 +200,7 @@ class PiPolicy(FlowVla):
     def __init__(self, config: PiConfig, processors: Processors, dims: PiDims) -> None:
         super().__init__(config, processors)
         self.dims = dims
-        dtype = getattr(torch, config.dtype)
-        self.paligemma_with_expert = nn.Module()
-        self.paligemma_with_expert.paligemma = _PaliGemma(dims, dtype)
-        self.paligemma_with_expert.gemma_expert = _Expert(dims, dtype)
+        self.paligemma_with_expert = _PaliGemmaWithExpert(dims, getattr(torch, config.dtype))
         self.action_in_proj = nn.Linear(config.max_action_dim, dims.expert.width)
         self.action_out_proj = nn.Linear(dims.expert.width, config.max_action_dim)
         self.add_projections()
@@ -223,9 +249,10 @@ class PiPolicy(FlowVla):
         policy = cls._build(config, processors, None, folder)
         weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}
         embedding = "model.language_model.embed_tokens.weight"
-        weights.setdefault(embedding, weights.get("lm_head.weight", torch.empty(0)))
-        weights[embedding] = weights[embedding][: policy.dims.vocabulary]
-        weights["lm_head.weight"] = weights[embedding]
+        for name in (embedding, "lm_head.weight"):
+            if name in weights:
+                weights[embedding] = weights["lm_head.weight"] = weights[name][: policy.dims.vocabulary]
+                break
         copy_weights(policy.paligemma, weights, str(folder))
         policy.extra_folders = {"tokenizer": folder, "vlm_config": folder}
         if (folder / "expert_config").is_dir():
@@ -262,15 +289,15 @@ class PiPolicy(FlowVla):
 
     @property
     def paligemma(self) -> _PaliGemma:
-        return self.paligemma_with_expert.paligemma  # type: ignore[return-value]
+        return self.paligemma_with_expert.paligemma
 
     @property
     def language(self) -> Transformer:
-        return self.paligemma.model.language_model  # type: ignore[return-value]
+        return self.paligemma.model.language_model
 
     @property
     def expert(self) -> Transformer:
-        return self.paligemma_with_expert.gemma_expert.model  # type: ignore[union-attr, return-value]
+        return self.paligemma_with_expert.gemma_expert.model
 
     def fit_image(self, image: Tensor) -> Tensor:
         height, width = self.config.image_resolution
@@ -283,16 +310,14 @@ class PiPolicy(FlowVla):
     def embed_prefix(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[bool]]:
         """Image tokens come as the projector gives them, words scaled; LeRobot's versions all net to this."""
         tokens, real = self.image_tokens(inputs)
-        words = (
-            self.language.embed_tokens(inputs["prompt:tokens"]).to(torch.float32) * self.dims.text.width**0.5
-        )
+        words = self.language.embed(inputs["prompt:tokens"]).to(torch.float32) * self.dims.text.width**0.5
         embeddings = torch.cat([*(t.to(torch.float32) for t in tokens), words], dim=1)
         return embeddings, torch.cat([*real, inputs["prompt:mask"]], dim=1), [False] * embeddings.shape[1]
 
-    def prefix_tokens(self, n_cameras: int, n_tokens: int) -> int:
+    def prefix_tokens(self, cameras: Sequence[str], n_tokens: int) -> int:
         height, width = self.config.image_resolution
         patch = self.dims.vision.patch
-        return n_cameras * (height // patch) * (width // patch) + n_tokens
+        return len(cameras) * (height // patch) * (width // patch) + n_tokens
 
     def draw_time(self, n: int, generator: torch.Generator | None) -> Tensor:
         c = self.config

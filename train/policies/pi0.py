@@ -39,10 +39,10 @@ class Pi0(PiPolicy):
         return name.replace("model.time_mlp_", "model.action_time_mlp_")
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**super().encode(inputs), "state": self.network_state(inputs)}
+        return {**super().encode(inputs), "state_padded": self.network_state(inputs)}
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
-        return (*super().context_specs(), TensorSpec("state", "float32", (1, self.config.max_state_dim)))
+        return (*super().context_specs(), TensorSpec("state_padded", "float32", (1, self.config.max_state_dim)))
 
     def time(self, tau: Tensor) -> dict[str, Tensor]:
         return {"time_embedding": self.time_embedding(tau)}
@@ -56,7 +56,7 @@ class Pi0(PiPolicy):
         return torch.cat([project(self.state_proj, state)[:, None], fused], dim=1)
 
     def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        suffix = self.embed_suffix(x, context["state"], rows["time_embedding"])
+        suffix = self.embed_suffix(x, context["state_padded"], rows["time_embedding"])
         # The state sees no action; actions see the state and each other.
         starts = [True, True] + [False] * (x.shape[1] - 1)
         return self.run_expert(context, suffix, starts)

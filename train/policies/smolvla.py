@@ -8,7 +8,7 @@ same at every step, `encode` applies them. RoPE has base 10000 throughout, whate
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,11 +138,7 @@ class SmolVlaDims:
     def of(cls, config: SmolVlaConfig, vlm: Mapping[str, Any]) -> SmolVlaDims:
         """Sizes from the backbone's config and how much of it the policy uses."""
         text = TransformerDims.from_hf(vlm["text_config"], rope_base=ROPE_BASE)
-        depth = config.num_vlm_layers if config.num_vlm_layers > 0 else text.depth
-        if depth > text.depth:
-            raise CheckpointError(
-                f"smolvla: num_vlm_layers is {depth}, the backbone has {text.depth} text layers"
-            )
+        depth = min(text.depth, config.num_vlm_layers) if config.num_vlm_layers > 0 else text.depth
         if config.num_expert_layers > 0 and config.num_expert_layers != depth:
             raise CheckpointError(
                 f"smolvla: num_expert_layers is {config.num_expert_layers}, but only as many expert as text layers "
@@ -166,13 +162,24 @@ def expert_mlp(width: int) -> int:
     return 256 * -(-hidden // 256)
 
 
+class _Projection(nn.Module):
+    def __init__(self, dims: SmolVlaDims) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dims.vision.width * dims.shuffle**2, dims.text.width, bias=False)
+
+
 class _Connector(nn.Module):
     def __init__(self, dims: SmolVlaDims) -> None:
         super().__init__()
-        self.modality_projection = nn.Module()
-        self.modality_projection.proj = nn.Linear(
-            dims.vision.width * dims.shuffle**2, dims.text.width, bias=False
-        )
+        self.modality_projection = _Projection(dims)
+
+
+class _VlmModel(nn.Module):
+    def __init__(self, dims: SmolVlaDims) -> None:
+        super().__init__()
+        self.vision_model = VisionTower(dims.vision, spread=True)
+        self.connector = _Connector(dims)
+        self.text_model = Transformer(dims.text, dims.vocabulary)
 
 
 class _Vlm(nn.Module):
@@ -180,11 +187,22 @@ class _Vlm(nn.Module):
 
     def __init__(self, dims: SmolVlaDims) -> None:
         super().__init__()
-        self.model = nn.Module()
-        self.model.vision_model = VisionTower(dims.vision, spread=True)
-        self.model.connector = _Connector(dims)
-        self.model.text_model = Transformer(dims.text, dims.vocabulary)
+        self.model = _VlmModel(dims)
         self.lm_head = nn.Linear(dims.text.width, dims.vocabulary, bias=False)
+
+
+def new_vlm(dims: SmolVlaDims) -> nn.Module:
+    """The backbone alone, random."""
+    return _Vlm(dims)
+
+
+class _VlmWithExpert(nn.Module):
+    def __init__(self, dims: SmolVlaDims, config: SmolVlaConfig) -> None:
+        super().__init__()
+        kv_width = dims.text.kv_heads * dims.text.head_dim
+        kv_inputs = [kv_width if config.is_cross(i) else None for i in range(dims.expert.depth)]
+        self.vlm = _Vlm(dims)
+        self.lm_expert = Transformer(dims.expert, kv_inputs=kv_inputs)
 
 
 class SmolVla(FlowVla):
@@ -201,12 +219,7 @@ class SmolVla(FlowVla):
         super().__init__(config, processors)
         self.dims = dims
         text, expert = dims.text, dims.expert
-        kv_width = text.kv_heads * text.head_dim
-        self.vlm_with_expert = nn.Module()
-        self.vlm_with_expert.vlm = _Vlm(dims)
-        self.vlm_with_expert.lm_expert = Transformer(
-            expert, kv_inputs=[kv_width if config.is_cross(i) else None for i in range(expert.depth)]
-        )
+        self.vlm_with_expert = _VlmWithExpert(dims, config)
         self.state_proj = nn.Linear(config.max_state_dim, text.width)
         self.action_in_proj = nn.Linear(config.max_action_dim, expert.width)
         self.action_out_proj = nn.Linear(expert.width, config.max_action_dim)
@@ -235,7 +248,9 @@ class SmolVla(FlowVla):
         folder = Path(folder)
         policy = cls.build(dataclasses.replace(config, vlm_model_name=str(folder)), processors)
         weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}
-        weights.setdefault("lm_head.weight", weights["model.text_model.embed_tokens.weight"])
+        embedding = "model.text_model.embed_tokens.weight"
+        if embedding in weights:
+            weights.setdefault("lm_head.weight", weights[embedding])
         copy_weights(policy.vlm_with_expert.vlm, weights, str(folder))
         policy.config.vlm_model_name = config.vlm_model_name
         return policy
@@ -248,7 +263,7 @@ class SmolVla(FlowVla):
         if config.train_expert_only:
             freeze(vlm)
         else:
-            freeze(vlm.lm_head, vlm.model.text_model.norm, vlm.model.text_model.layers[-1])
+            freeze(vlm.lm_head, self.language.norm, self.language.layers[-1])
         self.state_proj.requires_grad_(config.train_state_proj)
 
     def _image_marks(self) -> tuple[list[int], list[int]]:
@@ -287,7 +302,7 @@ class SmolVla(FlowVla):
             parts += self._marked([(tokens * scale, real)], real)
         for _ in range(self._n_empty(len(self.cameras_in(inputs)))):
             parts += self._marked([], inputs["prompt:mask"])
-        words = self.language.embed_tokens(inputs["prompt:tokens"]) * scale
+        words = self.language.embed(inputs["prompt:tokens"]) * scale
         state = project(self.state_proj, self.network_state(inputs))[:, None]
         parts += [(words, inputs["prompt:mask"]), (state, torch.ones_like(inputs["prompt:mask"][:, :1]))]
         embeddings = torch.cat([e.to(torch.float32) for e, _ in parts], dim=1)
@@ -308,7 +323,7 @@ class SmolVla(FlowVla):
         return [before, *image, after]
 
     def _words(self, ids: list[int], like: Tensor) -> Tensor:
-        words = self.language.embed_tokens(torch.tensor(ids, device=like.device))
+        words = self.language.embed(torch.tensor(ids, device=like.device))
         return words[None].expand(like.shape[0], -1, -1)
 
     def _n_empty(self, n_present: int) -> int:
@@ -317,12 +332,14 @@ class SmolVla(FlowVla):
             return 0
         return min(self.config.empty_cameras, len(self.config.image_features) - n_present)
 
-    def prefix_tokens(self, n_cameras: int, n_tokens: int) -> int:
-        size = self.config.resize_imgs_with_padding or tuple(reversed(self.camera_size(self.live_cameras[0])))
+    def prefix_tokens(self, cameras: Sequence[str], n_tokens: int) -> int:
         step = self.dims.vision.patch * self.dims.shuffle
-        per_image = (size[0] // step) * (size[1] // step)
         marks = 0 if self.image_marks is None else 3
-        n = n_cameras * (per_image + marks) + self._n_empty(n_cameras) * marks + n_tokens + 1
+        n = self._n_empty(len(cameras)) * marks + n_tokens + 1
+        for camera in cameras:
+            height, width = self.camera_size(camera)
+            width, height = self.config.resize_imgs_with_padding or (width, height)
+            n += (height // step) * (width // step) + marks
         return max(n, self.config.prefix_length)
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -335,7 +352,7 @@ class SmolVla(FlowVla):
         """A layer's keys and values (2, B, Hkv, P, D) as the expert's layer takes them."""
         if not self.config.is_cross(i):
             return pair
-        attention = self.expert.layers[i].self_attn
+        attention = self.expert.layer(i).self_attn
         flat = pair.transpose(2, 3).flatten(3)
         projected = (project(p, x) for p, x in zip((attention.k_proj, attention.v_proj), flat, strict=True))
         return torch.stack([x.unflatten(-1, (attention.kv_heads, -1)).transpose(1, 2) for x in projected]).to(
@@ -361,7 +378,8 @@ class SmolVla(FlowVla):
         order = torch.arange(length, device=x.device)[None]
         restarted = self.expert.rope(order), bias(real[:, None].expand(n, length, real.shape[1]))
         h = self.embed_suffix(x, rows["time_embedding"]).to(self.expert.dtype)
-        for i, layer in enumerate(self.expert.layers):
+        for i in range(self.dims.expert.depth):
+            layer = self.expert.layer(i)
             if self.config.is_cross(i):
                 h = self.expert.call(layer.cross, h, *restarted, kv[i, 0], kv[i, 1])
             else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from ..nn import flow
 from ..nn.image import to_float
 from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
+from ..nn.siglip import VisionTower
 from ..nn.transformer import Rope, Transformer
 from ..processors import Processors, Stats, Step, normalizing_processors
 from .base import Batch, Policy
@@ -106,6 +107,7 @@ class FlowVla(Policy):
         self.normalizers = Normalizers(config, processors)
         mask = relative_mask(config, processors)
         self.is_relative = mask is not None
+        self.relative: Tensor | None
         self.register_buffer("relative", mask, persistent=False)
 
     # -- what a policy adds -------------------------------------------------------------------------------
@@ -133,8 +135,8 @@ class FlowVla(Policy):
         """Prefix embeddings (B, P, width), which are real bool (B, P), which start a block."""
 
     @abstractmethod
-    def prefix_tokens(self, n_cameras: int, n_tokens: int) -> int:
-        """P for this many live cameras and prompt tokens."""
+    def prefix_tokens(self, cameras: Sequence[str], n_tokens: int) -> int:
+        """P for these cameras and this many prompt tokens."""
 
     @abstractmethod
     def time(self, tau: Tensor) -> dict[str, Tensor]:
@@ -221,18 +223,18 @@ class FlowVla(Policy):
     def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
         actions = self.restore_actions(x[..., : self.config.action_dim])
         actions = self.normalizers.inverse(ACTION, actions)
-        return actions + self._offset(extras["state"]) if self.is_relative else actions
+        return actions + self.relative_offset(extras["state"]) if self.is_relative else actions
 
     def to_network(self, actions: Tensor, state: Tensor | None) -> Tensor:
         """Robot units (B, T, A) -> normalised and padded (B, T, W): the inverse of `decode`. state: raw (B, S)."""
         if self.is_relative:
             if state is None:
                 raise CheckpointError(f"{self.policy_type} with relative actions needs '{STATE}'")
-            actions = actions - self._offset(state)
+            actions = actions - self.relative_offset(state)
         actions = self.adapt_actions(self.normalizers(ACTION, actions))
         return pad_last(actions, self.config.max_action_dim)
 
-    def _offset(self, state: Tensor) -> Tensor:
+    def relative_offset(self, state: Tensor) -> Tensor:
         """What a relative action is relative to: the state on the masked dimensions, (B, 1, A)."""
         assert self.relative is not None
         return (state[:, : self.config.action_dim] * self.relative)[:, None]
@@ -261,15 +263,18 @@ class FlowVla(Policy):
         return images
 
     def image_tokens(self, inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Per camera: tokens (B, K, width) and which are real (B, K). All cameras go through the tower at once."""
-        images = torch.stack(self.network_images(inputs), dim=1)
-        batch, n_cameras = images.shape[:2]
-        tokens = self.see(images.flatten(0, 1)).unflatten(0, (batch, n_cameras))
+        """Per camera: tokens (B, K, width) and which are real (B, K). Images of one size share a pass."""
+        images = self.network_images(inputs)
+        batch, n_cameras = len(images[0]), len(images)
+        if len({image.shape for image in images}) == 1:
+            seen = self.see(torch.stack(images, dim=1).flatten(0, 1))
+            tokens = list(seen.unflatten(0, (batch, n_cameras)).unbind(1))
+        else:
+            tokens = [self.see(image) for image in images]
         present = inputs.get("camera_present")
         if present is None:
-            present = torch.ones(batch, n_cameras, dtype=torch.bool, device=images.device)
-        real = present[:, :, None].expand(batch, n_cameras, tokens.shape[2])
-        return [tokens[:, i] for i in range(n_cameras)], [real[:, i] for i in range(n_cameras)]
+            present = torch.ones(batch, n_cameras, dtype=torch.bool, device=images[0].device)
+        return tokens, [present[:, i, None].expand(batch, t.shape[1]) for i, t in enumerate(tokens)]
 
     def network_state(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Normalised and padded, (B, max_state_dim)."""
@@ -290,7 +295,7 @@ class FlowVla(Policy):
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
         dims, config = self.language.dims, self.config
-        n = self.prefix_tokens(len(self.live_cameras), self.n_prompt_tokens)
+        n = self.prefix_tokens(self.live_cameras, self.n_prompt_tokens)
         specs = [
             TensorSpec("kv", "float32", (dims.depth, 2, 1, dims.kv_heads, n, dims.head_dim)),
             TensorSpec("prefix_mask", "bool", (1, n)),
@@ -400,7 +405,7 @@ class FlowVla(Policy):
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute every layer's inside in the backward pass instead of keeping it: less memory, a third slower."""
         for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"):
+            if isinstance(module, Transformer | VisionTower):
                 module.gradient_checkpointing = on
 
     @classmethod
