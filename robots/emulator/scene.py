@@ -8,6 +8,7 @@ takes about 0.8 ms.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -106,7 +107,8 @@ class Scene:
         points = link_points(joint_rad)
         tool, hand = points[-1], points[-2]
         self._disc_on_table(image, tool, 0.014)
-        parts = [(self._far(points[:2]), self._base, (points[0],))]
+        parts: list[tuple[float, Any, tuple[Any, ...]]] = []  # distance, what paints it, its arguments
+        parts.append((self._far(points[:2]), self._base, (points[0],)))
         for i in range(len(points) - 1):
             parts.append((self._far(points[i : i + 2]), self._bar, (points[i], points[i + 1], i)))
         parts.append((self._far(points[-2:]) - 0.005, self._jaws, (hand, tool, joint_rad)))

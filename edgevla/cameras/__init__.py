@@ -1,0 +1,35 @@
+"""Where pictures come from: V4L2 cameras, image folders, video files; `open_source` picks by the look of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgevla.errors import CameraError
+
+from .base import CameraSettings, Picture, Source
+
+
+def open_source(settings: CameraSettings) -> Source:
+    """The source that `settings.source` names, not yet opened.
+
+    Raises:
+        CameraError: it looks like a file that is not there.
+    """
+    from .files import VIDEO_SUFFIXES, ImageFolder, VideoFile
+    from .opencv import OpenCVCamera
+
+    path = Path(settings.source)
+    if settings.source.isdigit() or settings.source.startswith("/dev/") or "://" in settings.source:
+        return OpenCVCamera(settings)
+    if path.is_dir():
+        return ImageFolder(settings)
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        return VideoFile(settings)
+    raise CameraError(
+        f"camera '{settings.name}' has the source '{settings.source}', which is neither a device (0, /dev/video0), a "
+        "folder of images, nor a video file that exists",
+        camera=settings.name,
+    )
+
+
+__all__ = ["CameraSettings", "Picture", "Source", "open_source"]

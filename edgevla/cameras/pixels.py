@@ -1,0 +1,79 @@
+"""Pixel work: the one conversion to RGB, fitting to the declared size, JPEG. RGB in, RGB out, everywhere else."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from edgevla.errors import CameraError
+
+from .base import CameraSettings, Picture
+
+THUMBNAIL_PX = 160
+
+
+def to_rgb(picture: Picture) -> np.ndarray:
+    """uint8 (H, W, 3) RGB of what a device gave."""
+    return cv2.cvtColor(picture.pixels, cv2.COLOR_BGR2RGB) if picture.is_bgr else picture.pixels
+
+
+def fit(image: np.ndarray, settings: CameraSettings) -> np.ndarray:
+    """The picture at its declared size.
+
+    Raises:
+        CameraError: another size arrived and no `fit` is declared.
+    """
+    height, width = image.shape[:2]
+    want_h, want_w = settings.height, settings.width
+    if (height, width) == (want_h, want_w):
+        return image
+    if settings.fit == "exact":
+        raise CameraError(
+            f"camera '{settings.name}' ({settings.source}) gives {width}x{height} px, but {want_w}x{want_h} is "
+            f'declared. Set its size in the robot\'s profile, or declare how to fit it: fit = "crop" or "resize"',
+            camera=settings.name,
+        )
+    if settings.fit == "crop":
+        if height < want_h or width < want_w:
+            raise CameraError(
+                f"camera '{settings.name}' ({settings.source}) gives {width}x{height} px, which cannot be cropped to "
+                f'{want_w}x{want_h}; choose a larger format or fit = "resize"',
+                camera=settings.name,
+            )
+        top, left = (height - want_h) // 2, (width - want_w) // 2
+        return np.ascontiguousarray(image[top : top + want_h, left : left + want_w])
+    return cv2.resize(image, (want_w, want_h), interpolation=cv2.INTER_AREA)
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 90) -> np.ndarray:
+    """uint8 (H, W, 3) RGB -> uint8 (n,), a JPEG that any viewer shows in these colours."""
+    ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok, "OpenCV encodes any uint8 picture as JPEG"
+    return encoded.reshape(-1)
+
+
+def decode_jpeg(encoded: np.ndarray) -> np.ndarray:
+    """uint8 (n,) -> uint8 (H, W, 3) RGB.
+
+    Raises:
+        CameraError: not a picture.
+    """
+    decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise CameraError(f"a frame of {len(encoded)} bytes is not a JPEG picture")
+    return np.ascontiguousarray(decoded[..., ::-1])
+
+
+def frame_pixels(encoding: str, payload: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) RGB of a `frame` message's payload, decoded where it is a JPEG."""
+    return decode_jpeg(payload) if encoding == "jpeg" else payload
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """At most 160 px on the longer side."""
+    height, width = image.shape[:2]
+    scale = THUMBNAIL_PX / max(height, width)
+    if scale >= 1:
+        return image
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

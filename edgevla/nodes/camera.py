@@ -1,0 +1,295 @@
+"""The camera node: one process for all cameras of a robot.
+
+Each camera has a capture thread (capture and JPEG release the interpreter's lock) that reads, turns the picture to
+RGB, fits it to the declared size, and leaves the newest frames in a small ring; `step` publishes them. A camera that was
+there and vanished is looked for again, for ever; one that was never there ends the process with a sentence.
+
+Run as `python -m edgevla.nodes.camera --session HEX --camera JSON [--camera JSON ...]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from edgevla.cameras import CameraSettings, Source, open_source
+from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
+from edgevla.clock import NS_PER_S
+from edgevla.errors import CameraError, EdgeVLAError
+from edgevla.wire import CommandServer, Publisher, endpoint, run_dir
+
+HEARTBEAT_NS = NS_PER_S // 5
+THUMBNAIL_NS = NS_PER_S // 5
+RING = 4
+REOPEN_S = (0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A frame on its way out: payload as it will be sent, and now and then a thumbnail (JPEG, height, width)."""
+
+    fields: dict[str, Any]
+    payload: np.ndarray
+    captured_ns: int
+    small: tuple[np.ndarray, int, int] | None
+
+
+class Capture(threading.Thread):
+    """Reads one source for ever. The node takes frames and news from it; it never touches a socket."""
+
+    def __init__(self, source: Source, wake: threading.Event) -> None:
+        super().__init__(name=f"capture {source.settings.name}", daemon=True)
+        self.source, self.settings = source, source.settings
+        self.frames: deque[_Ready] = deque(maxlen=RING)
+        self.news: deque[tuple[str, str, str]] = deque(maxlen=32)
+        self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent"), 0)
+        self.is_lost = False
+        self.failure: EdgeVLAError | None = None
+        self._wake, self._stopping = wake, threading.Event()
+        self._n_repeated = 0
+        self._last_ns: int | None = None
+        self._previous: np.ndarray | None = None
+        self._thumbnail_ns = 0
+
+    def run(self) -> None:
+        try:
+            while not self._stopping.is_set() and not self.source.is_at_end:
+                self._turn()
+        except EdgeVLAError as error:
+            self.failure = error
+        finally:
+            self.source.close()
+            self._wake.set()
+
+    def _turn(self) -> None:
+        picture = self.source.read()
+        if picture is not None:
+            self.frames.append(self._prepare(to_rgb(picture), picture.captured_ns))
+            self._wake.set()
+        elif not self.source.is_at_end and not self._stopping.is_set():
+            self.counters["silent"] += 1
+            self._reopen()
+
+    def _prepare(self, image: np.ndarray, captured_ns: int) -> _Ready:
+        image = fit(image, self.settings)
+        self._count(image, captured_ns)
+        jpeg = self.settings.encoding == "jpeg"
+        payload = encode_jpeg(image, self.settings.jpeg_quality) if jpeg else np.ascontiguousarray(image)
+        small = None
+        if captured_ns - self._thumbnail_ns >= THUMBNAIL_NS:
+            self._thumbnail_ns = captured_ns
+            picture = thumbnail(image)
+            small = (encode_jpeg(picture, 80), *picture.shape[:2])
+        fields = {
+            "camera": self.settings.name,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "encoding": self.settings.encoding,
+            "n_dropped": self.counters["dropped"],
+            "n_repeated": self._n_repeated,
+        }
+        return _Ready(fields, payload, captured_ns, small)
+
+    def _count(self, image: np.ndarray, captured_ns: int) -> None:
+        """Frames that the device skipped, by the time between two; and pictures equal to the one before."""
+        self.counters["frames"] += 1
+        period = NS_PER_S / self.settings.fps
+        if self._last_ns is not None:
+            self.counters["dropped"] += max(0, round((captured_ns - self._last_ns) / period) - 1)
+        self._last_ns = captured_ns
+        is_same = self._previous is not None and np.array_equal(self._previous, image)
+        self._n_repeated = self._n_repeated + 1 if is_same else 0
+        self.counters["repeated"] += is_same
+        self._previous = image
+
+    def _reopen(self) -> None:
+        """The device has gone silent: close it and look for it until it is back."""
+        who = f"camera '{self.settings.name}' ({self.source.about})"
+        self.is_lost, self._last_ns = True, None
+        self._say("warning", "camera_lost", f"{who} gives no more pictures; looking for it")
+        for attempt in range(1_000_000):
+            self.source.close()
+            if self._stopping.wait(REOPEN_S[min(attempt, len(REOPEN_S) - 1)]):
+                return
+            try:
+                self.source.open()
+                break
+            except CameraError as error:
+                if attempt == len(REOPEN_S):
+                    self._say("warning", "camera_missing", str(error))
+        self.is_lost = False
+        self.counters["reopened"] += 1
+        self._say("info", "camera_back", f"{who} is back")
+
+    def _say(self, severity: str, code: str, text: str) -> None:
+        self.news.append((severity, code, text))
+        self._wake.set()
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+class CameraNode:
+    """All cameras of one deployment. `step` never blocks.
+
+    folder: the run directory, or `inproc`. Each camera publishes at `camera/<name>`; commands and `describe` are
+    answered at `camera`.
+    """
+
+    def __init__(
+        self, ctx: zmq.Context, folder: Path | str, session: bytes, sources: Sequence[Source]
+    ) -> None:
+        if len({s.settings.name for s in sources}) != len(sources):
+            raise CameraError("two cameras have the same name; give each its own")
+        self.wake = threading.Event()
+        self.captures = [Capture(source, self.wake) for source in sources]
+        self._publishers = {}
+        for source in sources:
+            name = f"camera/{source.settings.name}"
+            self._publishers[source.settings.name] = Publisher(ctx, endpoint(folder, name), session, name)
+        self._server = CommandServer(ctx, endpoint(folder, "camera", "commands"), session, "camera")
+        self._heartbeat_ns = 0
+
+    def open(self) -> None:
+        """Opens all cameras, then begins to capture.
+
+        Raises:
+            CameraError: one is missing or cannot do what is declared; none captures then.
+        """
+        try:
+            for capture in self.captures:
+                capture.source.open()
+        except CameraError as error:
+            name = str(error.fields.get("camera", ""))
+            if name in self._publishers:
+                self._publishers[name].event("error", "camera_missing", str(error))
+            for capture in self.captures:
+                capture.source.close()
+            raise
+        for capture in self.captures:
+            capture.start()
+
+    def step(self, now_ns: int) -> None:
+        """Publishes what has come, answers, beats.
+
+        Raises:
+            CameraError: a camera gives frames that were not declared.
+        """
+        for capture in self.captures:
+            publisher = self._publishers[capture.settings.name]
+            while capture.frames:
+                self._publish(publisher, capture.frames.popleft())
+            while capture.news:
+                publisher.event(*capture.news.popleft())
+            if capture.failure is not None:
+                publisher.event("error", "camera_failed", str(capture.failure))
+                raise capture.failure
+        if self._server.about is None and all(c.counters["frames"] for c in self.captures):
+            self._server.about = self.about()
+        for command in self._server.poll():
+            command.answer(False, f"a camera knows no command '{command.action}'")
+        if now_ns - self._heartbeat_ns >= HEARTBEAT_NS:
+            self._heartbeat_ns = now_ns
+            self._beat()
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether every source was a file and has ended."""
+        return all(not c.is_alive() and not c.frames and c.failure is None for c in self.captures)
+
+    def about(self) -> dict[str, Any]:
+        """The `describe` of this node: real sizes, rates and formats."""
+        return {
+            "node": "camera",
+            "cameras": [
+                {
+                    "name": c.settings.name,
+                    "source": c.settings.source,
+                    "height": c.settings.height,
+                    "width": c.settings.width,
+                    "fps": float(c.settings.fps),
+                    "locked_exposure": c.settings.has_locked_exposure or c.settings.exposure is not None,
+                }
+                for c in self.captures
+            ],
+            "format": "; ".join(
+                f"{c.settings.name}: {c.source.about}, {c.settings.fit}" for c in self.captures
+            ),
+        }
+
+    def _publish(self, publisher: Publisher, ready: _Ready) -> None:
+        publisher.send("frame", ready.fields, [ready.payload], ready.captured_ns)
+        if ready.small is not None:
+            jpeg, height, width = ready.small
+            fields = {"camera": ready.fields["camera"], "height": height, "width": width}
+            publisher.send("thumbnail", fields, [jpeg], ready.captured_ns)
+
+    def _beat(self) -> None:
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        for capture in self.captures:
+            phase = "degraded" if capture.is_lost else "running" if capture.counters["frames"] else "starting"
+            fields = {"pid": os.getpid(), "phase": phase, "counters": capture.counters, "rss_bytes": rss}
+            self._publishers[capture.settings.name].send("heartbeat", fields)
+
+    def close(self) -> None:
+        for capture in self.captures:
+            capture.stop()
+        for capture in self.captures:
+            if capture.is_alive():
+                capture.join(timeout=2)
+        for publisher in self._publishers.values():
+            publisher.close()
+        self._server.close()
+
+
+def serve(session: bytes, sources: Sequence[Source]) -> int:
+    """Runs a camera node until SIGTERM, SIGINT, the parent's death, or the end of all files. Exit code."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    parent = os.getppid()
+    ctx = zmq.Context()
+    node = CameraNode(ctx, run_dir(session), session, sources)
+    try:
+        node.open()
+        while not stopping.is_set() and os.getppid() == parent and not node.is_at_end:
+            node.wake.wait(0.05)
+            node.wake.clear()
+            node.step(time.monotonic_ns())
+        return 0
+    except EdgeVLAError as error:
+        print(f"edgevla camera: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        node.close()
+        ctx.term()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edgevla.nodes.camera", description=__doc__)
+    parser.add_argument("--session", required=True, help="hex of the deployment's session")
+    parser.add_argument("--camera", action="append", required=True, help="CameraSettings as JSON; repeat")
+    args = parser.parse_args(argv)
+    try:
+        sources = [open_source(CameraSettings.from_json(text)) for text in args.camera]
+    except EdgeVLAError as error:
+        print(f"edgevla camera: {error}", file=sys.stderr)
+        return error.exit_code
+    return serve(bytes.fromhex(args.session), sources)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
