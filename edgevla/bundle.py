@@ -55,6 +55,10 @@ class Fit:
     warnings: tuple[str, ...] = ()
 
 
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
 def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     """Reads a bundle's manifest and, with `verify`, compares every listed file's size and sha256.
 

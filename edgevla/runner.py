@@ -94,7 +94,9 @@ class BundlePolicy:
                 f"{bundle.folder} is quantised for {m.target.provider} and cannot run on {self.provider}; "
                 f"export it again with --target {self.provider}"
             )
-        self._sampler = Sampler(graphs or self._open(options or EngineOptions()), m.schedule)
+        self.options = options or EngineOptions()
+        self.graphs: dict[str, Graph] = dict(graphs or self._open(self.options))
+        self._sampler = Sampler(self.graphs, m.schedule)
         self._prompts = PromptBuilder.from_recipe(m.prompt, bundle.folder) if m.prompt is not None else None
         self._sources = {i.source: i for g in m.graphs.values() for i in g.inputs}
         self._contexts: dict[int, dict[str, Any]] = {}

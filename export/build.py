@@ -1,0 +1,467 @@
+"""A checkpoint becomes a bundle: features decided, graphs traced, compared with torch, timed, described; then, and
+only then, moved to its place in one step. A killed export leaves nothing there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevla import __version__
+from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, sha256_of, write_manifest
+from edgevla.engines import load_graph
+from edgevla.errors import CheckpointError, EngineError, MissingExtraError, ParityError, UsageError
+from edgevla.graph import GraphSpec
+from edgevla.manifest import (
+    Batch,
+    CheckpointOrigin,
+    DatasetOrigin,
+    Execution,
+    GraphFile,
+    Manifest,
+    PromptRecipe,
+    Provenance,
+    Rtc,
+    Setting,
+    Target,
+)
+from edgevla.manifest import Sample as SampleSpec
+from edgevla.runner import BundlePolicy
+from edgevla.strict import read
+
+from ..train.checkpoint import checkpoint_folder, load_policy
+from ..train.policies.base import Policy
+from ..train.state import find_checkpoint
+from . import trace
+from .features import Meaning, decide, read_facts
+from .half import is_half_context, to_half
+from .options import ExportOptions
+from .parity import Comparison, chunk_ms, compare, failures, measure, torch_policy
+from .samples import Sample, dataset_samples, synthetic_samples
+
+if TYPE_CHECKING:
+    from edgevla.dataset import Dataset
+    from edgevla.dataset.facts import DatasetFacts
+
+FLOAT_GRAPHS = ("decode", "time")
+"""Stay float32 at every precision: they are small, and what they yield is robot units or times."""
+QUANTISED_SAMPLES = 64
+"""Frames on which a quantised bundle is judged, at least (design.md 2)."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """bundle: at its final place. comparison, meaning: for those who print. speedup: eager median / exported median."""
+
+    bundle: Bundle
+    comparison: Comparison
+    meaning: Meaning
+    speedup: float
+
+
+def export_checkpoint(
+    path: str | Path, target: Path, options: ExportOptions, say: Say = lambda _: None
+) -> Exported:
+    """Exports any LeRobot checkpoint (a run, its `checkpoints/last`, a policy folder, or a hub id).
+
+    Raises:
+        UsageError: something must be said (joint units, fps, cameras) or cannot be. CheckpointError: bad checkpoint.
+        ParityError: the graphs do not compute what torch computes; nothing is written.
+    """
+    check_target(target)
+    folder = _policy_folder(path)
+    say(f"loading {folder}")
+    policy = load_policy(folder)
+    return export_policy(policy, folder, target, options, say)
+
+
+def export_policy(
+    policy: Policy, folder: Path, target: Path, options: ExportOptions, say: Say = lambda _: None
+) -> Exported:
+    """As `export_checkpoint`, of a policy that was loaded from `folder`."""
+    check_target(target)
+    dataset = _open(options.dataset)
+    facts, origin = _facts(folder, dataset, options)
+    meaning = decide(policy, facts, options, origin)
+    for feature, camera in meaning.bindings.items():
+        say(f"camera {camera} -> {feature}" if camera != "none" else f"no camera for {feature}")
+    for warning in meaning.warnings:
+        say(f"warning: {warning}")
+    with _scratch(target) as scratch:
+        say("tracing " + ", ".join(policy.graphs()))
+        manifest = _draft(policy, folder, facts, meaning, options)
+        manifest = _write_graphs(policy, manifest, scratch, options)
+        _copy_tokenizer(policy, manifest, scratch)
+        manifest = replace(manifest, files=list_files(scratch))
+        bundle = write_manifest(scratch, manifest)
+        samples, where = _samples(policy, dataset, meaning, manifest, options)
+        if options.precision == "int8":
+            say("quantising")
+            bundle = _quantise(policy, bundle, samples, options)
+        runner, where = _runner(bundle, where, say)
+        say(f"comparing with torch on {len(samples)} samples ({where})")
+        comparison = compare(policy, bundle, runner, samples, where)
+        _judge(comparison, manifest, options)
+        say("measuring latency")
+        latency = measure(policy, bundle, runner, samples[0], options.n_timed)
+        manifest = replace(bundle.manifest, parity=comparison.parity, latency=latency)
+        steps = manifest.schedule.n_steps if manifest.schedule is not None else 0
+        speedup = latency.eager_ms.p50 / max(chunk_ms(latency, steps), 1e-9)
+        from .report import write_report
+
+        write_report(scratch / "report.html", manifest, comparison, meaning, speedup)
+        write_manifest(scratch, replace(manifest, files=list_files(scratch)))
+        load_bundle(scratch)
+        del runner
+        _publish(scratch, target)
+    return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
+
+
+def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:
+    """The bundle on its target if this machine has it, else its graphs on the CPU, which is said."""
+    provider = bundle.manifest.target.provider
+    try:
+        return BundlePolicy(bundle), where
+    except (EngineError, MissingExtraError) as error:
+        if provider == "cpu":
+            raise
+        say(f"this machine cannot run {provider} ({error}); comparing and timing on its CPU instead")
+    graphs = {
+        n: load_graph(bundle.path(g.file), g, provider="cpu") for n, g in bundle.manifest.graphs.items()
+    }
+    return BundlePolicy(bundle, graphs=graphs), f"{where}; graphs run on cpu, {provider} not available"
+
+
+# -- where things come from -----------------------------------------------------------------------------------
+
+
+def _policy_folder(path: str | Path) -> Path:
+    """A run or one of its checkpoints by the trainer's rule, else a policy folder or hub id."""
+    local = Path(path).expanduser()
+    if local.is_dir() and not (local / "config.json").is_file():
+        with contextlib.suppress(CheckpointError, UsageError):
+            return checkpoint_folder(find_checkpoint(local))
+    return checkpoint_folder(local if local.exists() else path)
+
+
+def _open(path: str | None) -> Dataset | None:
+    if path is None:
+        return None
+    from edgevla.dataset import open_dataset
+
+    return open_dataset(path)
+
+
+def _facts(folder: Path, dataset: Dataset | None, options: ExportOptions) -> tuple[DatasetFacts | None, str]:
+    facts = read_facts(folder)
+    if facts is not None:
+        return facts, "checkpoint (edgevla.json)"
+    if dataset is None:
+        return None, ""
+    from edgevla.dataset import facts_of
+
+    said = options.joint_units if options.joint_units in ("degrees", "range100") else None
+    return facts_of(dataset, said), "dataset"
+
+
+def _samples(
+    policy: Policy, dataset: Dataset | None, meaning: Meaning, manifest: Manifest, options: ExportOptions
+) -> tuple[list[Sample], str]:
+    n = max(options.n_samples, QUANTISED_SAMPLES) if options.precision == "int8" else options.n_samples
+    if dataset is None:
+        return synthetic_samples(policy, manifest, n, manifest.n_obs_steps, options.seed), "synthetic inputs"
+    lacking = [
+        k for c, k in meaning.dataset_keys.items() if c in manifest.cameras and k not in dataset.cameras
+    ]
+    if lacking:
+        raise UsageError(
+            f"the dataset has no camera '{lacking[0]}'; it has {', '.join(dataset.cameras) or 'none'}; "
+            "bind the policy's cameras with --camera"
+        )
+    return dataset_samples(dataset, meaning.dataset_keys, manifest, n, manifest.n_obs_steps), "dataset frames"
+
+
+# -- the bundle's parts -----------------------------------------------------------------------------------------
+
+
+def _draft(
+    policy: Policy, folder: Path, facts: DatasetFacts | None, meaning: Meaning, options: ExportOptions
+) -> Manifest:
+    """The manifest before its files exist."""
+    graphs = policy.graphs()
+    schedule = policy.schedule
+    if schedule is not None and options.n_steps is not None:
+        schedule.taus(options.n_steps)
+        schedule = replace(schedule, n_steps=options.n_steps)
+    elif options.n_steps is not None:
+        raise UsageError(f"{policy.policy_type} has no denoise steps; leave --n-steps out")
+    if options.target == "tensorrt" and "time" in graphs and schedule is not None:
+        schedule = replace(schedule, n_steps_allowed=(schedule.n_steps, schedule.n_steps))
+    chunk = graphs["decode"].outputs[0].shape[1]
+    shape = policy.sample_shape
+    rtc = _rtc(policy)
+    return Manifest(
+        schema=1,
+        policy=policy.policy_type,
+        name=options.name or _name(folder),
+        fps=meaning.fps,
+        chunk_size=chunk,
+        n_action_steps=min(chunk, int(getattr(policy.config, "n_action_steps", chunk))),
+        n_obs_steps=policy.sampler().n_moments,
+        batch=Batch(1, 1),
+        features=meaning.features,
+        trained_range=meaning.trained_range,
+        trained_speed_p999=meaning.trained_speed_p999,
+        prompt=_prompt(policy, options.task),
+        sample=None
+        if shape is None
+        else SampleSpec("float32", (1, *shape), graphs["decode"].outputs[0].shape[2]),
+        schedule=schedule,
+        settings={k: read(Setting, _plain(v), f"settings.{k}") for k, v in policy.settings.items()},
+        rtc=rtc,
+        graphs={name: GraphFile(s.inputs, s.outputs, file=f"{name}.onnx") for name, s in graphs.items()},
+        execution=_execution(policy, chunk, rtc),
+        target=Target(
+            "onnxruntime",
+            options.target,
+            trace.OPSET,
+            trace.IR_VERSION,
+            {n: _precision(n, options) for n in graphs},
+        ),
+        parity=None,
+        latency=None,
+        provenance=_provenance(folder, facts, meaning, options),
+        files=(),
+    )
+
+
+def _precision(graph: str, options: ExportOptions) -> str:
+    return "fp32" if graph in FLOAT_GRAPHS else options.precision
+
+
+def _name(folder: Path) -> str:
+    """A run's name rather than `pretrained_model`."""
+    parts = [p for p in folder.resolve().parts if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")]
+    named = [p for p in parts if not p.isdigit()]
+    return named[-1] if named else folder.name
+
+
+def _plain(setting: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in setting.items()}
+
+
+def _prompt(policy: Policy, task: str | None) -> PromptRecipe | None:
+    recipe = policy.prompt_recipe()
+    if recipe is None:
+        if task is not None:
+            raise UsageError(f"{policy.policy_type} takes no language; leave --task out")
+        return None
+    return read(PromptRecipe, {**recipe, "default_task": task or recipe.get("default_task")}, "prompt")
+
+
+def _rtc(policy: Policy) -> Rtc | None:
+    if policy.rtc_mode is None:
+        return None
+    own = getattr(policy.config, "rtc_config", None) or {}
+    return Rtc(
+        policy.rtc_mode,  # type: ignore[arg-type]
+        str(own.get("prefix_attention_schedule") or "linear").lower(),
+        int(own.get("execution_horizon") or 10),
+        float(own.get("max_guidance_weight") or 10.0),
+    )
+
+
+def _execution(policy: Policy, chunk: int, rtc: Rtc | None) -> Execution:
+    n = min(chunk, int(getattr(policy.config, "n_action_steps", chunk)))
+    decay = getattr(policy.config, "temporal_ensemble_coeff", None)
+    default: dict[str, Any] = {"kind": "sync", "n_action_steps": n}
+    if decay is not None:
+        default = {"kind": "ensemble"}
+    elif rtc is not None:
+        default = {"kind": "rtc"}
+    allowed = ("sync", "ensemble", "async", *(["rtc"] if rtc is not None else []))
+    return Execution(default, allowed, 0.01 if decay is None else float(decay))
+
+
+def _provenance(
+    folder: Path, facts: DatasetFacts | None, meaning: Meaning, options: ExportOptions
+) -> Provenance:
+    said: dict[str, Any] = {"joint_units": meaning.joint_units, "cameras": meaning.bindings}
+    if meaning.warnings:
+        said["warnings"] = list(meaning.warnings)
+    if options.allow_parity_failure:
+        said["allow_parity_failure"] = True
+    layout = "lerobot 0.4 to 0.6" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
+    return Provenance(
+        checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
+        dataset=None
+        if facts is None
+        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps)),
+        features_from=meaning.features_from,
+        edgevla=__version__,
+        torch=version("torch").partition("+")[0],
+        onnx=version("onnx"),
+        onnxruntime=_onnxruntime_version(),
+        exported_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        options=said,
+    )
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def _shown(folder: Path) -> str:
+    """The last few parts of a path: enough to recognise it, nothing of the machine's layout."""
+    return "/".join(folder.resolve().parts[-4:])
+
+
+def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: ExportOptions) -> Manifest:
+    graphs = dict(manifest.graphs)
+    half: set[str] = set()
+    if options.precision == "fp16":
+        half = {
+            o.name for o in graphs["encode"].outputs if o.name != "x" and is_half_context(o.shape, o.dtype)
+        }
+    for name, graph in policy.graphs().items():
+        if name == "time" and options.target == "tensorrt":
+            graphs[name] = _time_table(policy, manifest, graph, scratch)
+            continue
+        model = trace.trace(policy, name, graph)
+        entry = graphs[name]
+        if _precision(name, options) == "fp16":
+            inputs = [i.name for i in graph.inputs if (i.source or "").removeprefix("context:") in half]
+            outputs = [o.name for o in graph.outputs if name == "encode" and o.name in half]
+            to_half(model, inputs, outputs)
+            entry = replace(
+                entry,
+                inputs=tuple(replace(i, dtype="float16") if i.name in inputs else i for i in graph.inputs),
+                outputs=tuple(replace(o, dtype="float16") if o.name in outputs else o for o in graph.outputs),
+            )
+        file, data = trace.save(model, scratch, name)
+        graphs[name] = replace(entry, file=file, data=data)
+        del model
+    return replace(manifest, graphs=graphs)
+
+
+def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: Path) -> GraphFile:
+    """TensorRT knows no float64: the rows of the time graph for the bundle's step count, as a table."""
+    from edgevla.engines.table import write_table
+
+    from ..train.policies.base import TorchGraph
+
+    assert manifest.schedule is not None
+    taus = manifest.schedule.taus()[:-1]
+    torch_graph = TorchGraph(policy, "time", graph)
+    (tau,) = graph.inputs
+    rows = [
+        {k: v.detach().numpy() for k, v in torch_graph.run({tau.name: np.full(1, t, np.float32)}).items()}
+        for t in taus
+    ]
+    write_table(scratch / "time.npz", taus, rows)
+    return GraphFile(graph.inputs, graph.outputs, file="time.npz")
+
+
+def _copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
+    if manifest.prompt is None:
+        return
+    source = Path(policy.tokenizer_folder()) / "tokenizer.json"  # type: ignore[operator]
+    place = scratch / manifest.prompt.tokenizer.file
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, place)
+
+
+def _quantise(policy: Policy, bundle: Bundle, samples: Sequence[Sample], options: ExportOptions) -> Bundle:
+    """int8 for the heavy graphs; ResNet policies and TensorRT are calibrated on the samples."""
+    from .quantize import quantize
+
+    is_static = bool(policy.trunks()) or options.target == "tensorrt"
+    if is_static and options.dataset is None:
+        raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
+    calls: dict[str, list[dict[str, np.ndarray]]] = {}
+    if is_static:
+        reference, recorders = torch_policy(policy, bundle)
+        for i, s in enumerate(samples):
+            reference.infer(s.observation, grid_index=s.grid_index, past=s.past, rtc=s.rtc, chunk_seq=i)
+        calls = {name: [inputs for inputs, _ in r.calls[: 4 * len(samples)]] for name, r in recorders.items()}
+    for name, graph in bundle.manifest.graphs.items():
+        if _precision(name, options) == "int8":
+            quantize(bundle.path(graph.file), options.target, calls.get(name))
+    graphs = {
+        name: replace(g, data=f"{g.file}.data" if bundle.path(f"{g.file}.data").is_file() else None)
+        for name, g in bundle.manifest.graphs.items()
+    }
+    return write_manifest(
+        bundle.folder, replace(bundle.manifest, graphs=graphs, files=list_files(bundle.folder))
+    )
+
+
+def _judge(comparison: Comparison, manifest: Manifest, options: ExportOptions) -> None:
+    if comparison.parity.passed or options.allow_parity_failure:
+        return
+    found = failures(comparison.parity, manifest.action.names)
+    raise ParityError(
+        f"the exported {manifest.policy} does not compute what torch computes: {'; '.join(found[:3])}. "
+        "Nothing was written; --allow-parity-failure writes it anyway and says so in its report"
+    )
+
+
+# -- written whole or not at all ----------------------------------------------------------------------------
+
+
+def check_target(target: Path) -> None:
+    """Raises UsageError when `target` is something else than nothing, an empty folder or a bundle."""
+    if target.exists() and not is_bundle(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"{target} exists and is no policy bundle; choose another place with -o")
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target; what killed exports left there goes first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.export-"
+    for old in target.parent.glob(f"{prefix}*"):
+        pid = old.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _publish(scratch: Path, target: Path) -> None:
+    """Renames; an older bundle at the target is replaced and only then deleted."""
+    scratch.chmod(0o755)
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = scratch.with_name(scratch.name + "-old")
+    target.rename(old)
+    scratch.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,174 @@
+"""Compiles a checkpoint into a policy bundle that runs without PyTorch, and proves that it computes the same.
+
+CHECKPOINT is a training run, one of its checkpoints, or any LeRobot policy folder or hub id:
+
+    edgevla export runs/act -o bundles/act
+    edgevla export lerobot/smolvla_base -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
+        --camera front=observation.images.camera1 --camera observation.images.camera3=none
+
+The bundle appears whole or not at all. Next: edgevla deploy BUNDLE --robot so101 --sim
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .build import Exported
+
+PRECISIONS = ("fp32", "fp16", "int8")
+TARGETS = ("cpu", "cuda", "tensorrt")
+JOINT_UNITS = ("degrees", "range100", "radians", "raw")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run, checkpoint, policy folder or hub id")
+    parser.add_argument("-o", "--output", metavar="DIR", help="the bundle's folder (default: bundles/NAME)")
+    parser.add_argument(
+        "--dataset", metavar="PATH", help="training data: frames to compare on, and what names and units"
+    )
+    parser.add_argument(
+        "--robot", metavar="NAME", help="instead of a dataset: the profile whose joints the policy drives"
+    )
+    parser.add_argument("--fps", type=float, help="instead of a dataset: rate the policy was trained at, 1/s")
+    parser.add_argument(
+        "--joint-units", choices=JOINT_UNITS, help="what the joints' numbers are, where nothing says so"
+    )
+    parser.add_argument(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=FEATURE",
+        help="bind the robot's camera NAME to a policy's feature; FEATURE=none: the robot lacks it",
+    )
+    parser.add_argument(
+        "--camera-size",
+        action="append",
+        default=[],
+        metavar="NAME=WxH",
+        help="size the camera will deliver, where it differs from the training data's",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of encode and denoise (default fp32)"
+    )
+    parser.add_argument("--target", choices=TARGETS, default="cpu", help="what will run it (default cpu)")
+    parser.add_argument("--n-steps", type=int, metavar="N", help="denoise steps by default")
+    parser.add_argument("--task", help="instruction that is used when a deployment names none")
+    parser.add_argument("--name", help="the bundle's name (default: the run's)")
+    parser.add_argument(
+        "--samples", type=int, default=32, metavar="N", help="observations to compare on (default 32)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise in the comparison")
+    parser.add_argument(
+        "--allow-parity-failure",
+        action="store_true",
+        help="write the bundle even if it computes something else than torch; the report says so",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .build import export_checkpoint
+    from .options import ExportOptions
+
+    options = ExportOptions(
+        dataset=args.dataset,
+        robot=args.robot,
+        fps=args.fps,
+        joint_units=args.joint_units,
+        cameras=dict(_pair(text, "--camera") for text in args.camera),
+        camera_sizes={
+            name: _size(size) for name, size in (_pair(t, "--camera-size") for t in args.camera_size)
+        },
+        precision=args.precision,
+        target=args.target,
+        n_steps=args.n_steps,
+        task=args.task,
+        name=args.name,
+        n_samples=args.samples,
+        seed=args.seed,
+        allow_parity_failure=args.allow_parity_failure,
+    )
+    target = Path(args.output) if args.output else Path("bundles") / _default_name(args.checkpoint)
+    stream = sys.stderr if args.json else sys.stdout
+    done = export_checkpoint(
+        args.checkpoint, target, options, lambda text: print(text, file=stream, flush=True)
+    )
+    print(json.dumps(_as_json(done), indent=2) if args.json else "\n".join(_summary(done)))
+    return 0
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    from edgevla.errors import UsageError
+
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise UsageError(f"{option} takes NAME=VALUE, not '{text}'")
+    return name, value
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`640x480` -> (480, 640)."""
+    from edgevla.errors import UsageError
+
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UsageError(f"--camera-size takes NAME=WIDTHxHEIGHT such as front=640x480, not '{text}'")
+    return int(height), int(width)
+
+
+def _default_name(checkpoint: str) -> str:
+    parts = [
+        p
+        for p in Path(checkpoint).parts
+        if p not in ("pretrained_model", "checkpoints", "last", "checkpoint")
+    ]
+    return next((p for p in reversed(parts) if not p.isdigit() and p.strip("./")), "policy")
+
+
+def _summary(done: Exported) -> list[str]:
+    from .build import chunk_ms
+
+    m = done.bundle.manifest
+    parity, latency = m.parity, m.latency
+    assert parity is not None
+    share = [
+        e / t
+        for e, t in zip(parity.actions.max_abs_per_joint, parity.actions.tolerance_per_joint, strict=True)
+    ]
+    size = sum(f.bytes for f in m.files) / 1e6
+    verdict = "as torch" if parity.passed else "NOT as torch (allowed by --allow-parity-failure)"
+    steps = m.schedule.n_steps if m.schedule is not None else 0
+    lines = [
+        f"{m.policy} '{m.name}': {size:.1f} MB, {m.fps:g} Hz, chunks of {m.chunk_size}, for {m.target.provider} "
+        f"in {'/'.join(dict.fromkeys(m.target.precision.values()))}",
+        f"computes {verdict}: {parity.n_samples} samples, worst joint at {max(share):.0%} of its tolerance",
+    ]
+    if parity.actions.min_cosine is not None:
+        lines[-1] = (
+            f"computes {verdict}: worst of {parity.n_samples} chunks has cosine {parity.actions.min_cosine:.5f}"
+        )
+    if latency is not None:
+        lines.append(
+            f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "
+            f"({done.speedup:.2f} times as fast; {latency.machine})"
+        )
+    lines += [
+        f"written to {done.bundle.folder} (see report.html)",
+        f"next: edgevla deploy {done.bundle.folder} --robot so101",
+    ]
+    return lines
+
+
+def _as_json(done: Exported) -> dict[str, Any]:
+    return {
+        "bundle": str(done.bundle.folder),
+        "sha256": done.bundle.sha256,
+        "speedup": round(done.speedup, 3),
+        "warnings": list(done.meaning.warnings),
+        "manifest": done.bundle.manifest.to_json(),
+    }

@@ -1,0 +1,272 @@
+"""What the bundle's inputs and outputs mean on a robot: names, units, cameras, rate.
+
+A LeRobot checkpoint does not say it. It comes from `edgevla.json` beside our own checkpoints, else from the dataset,
+else from a robot's profile and `--fps`. Joint units are read where stated, inferred only to warn, else demanded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is_gripper
+from edgevla.errors import UsageError
+from edgevla.manifest import Range
+from edgevla.strict import nearest
+from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Feature, FeatureKind
+
+from .options import ExportOptions
+
+if TYPE_CHECKING:
+    from ..train.policies.base import Policy
+
+FACTS = "edgevla.json"
+_BODY = {"degrees": "deg", "range100": "range100", "radians": "rad", "raw": "raw"}
+_GRIPPER = {"degrees": "percent", "range100": "percent", "radians": "unit", "raw": "raw"}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """features: in the manifest's order. dataset_keys: policy camera -> dataset camera, for samples.
+
+    bindings: policy camera -> robot camera (`none`: absent). warnings: sentences for the user and the report.
+    """
+
+    features: dict[str, Feature]
+    fps: float
+    trained_range: dict[str, Range] | None
+    trained_speed_p999: dict[str, tuple[float, ...]] | None
+    features_from: str
+    joint_units: str
+    dataset_keys: dict[str, str]
+    bindings: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def read_facts(folder: Path) -> DatasetFacts | None:
+    """What the trainer left beside a checkpoint; None for checkpoints of others."""
+    path = folder / FACTS
+    return DatasetFacts.from_json(json.loads(path.read_text()), str(path)) if path.is_file() else None
+
+
+def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, origin: str) -> Meaning:
+    """Fixes the policy's cameras (`set_cameras`) and says what every feature means.
+
+    origin: where `facts` came from, for `features_from`.
+
+    Raises:
+        UsageError: something is not known and must be said, or what was said contradicts what is known.
+    """
+    profile = _profile(options.robot) if options.robot else None
+    bindings, keys = _bind_cameras(policy, facts, options)
+    cameras = _cameras(policy, facts, options, bindings, keys)
+    units, warnings = _joint_units(policy, facts, profile, options)
+    vectors = _vectors(policy, facts, profile, units)
+    return Meaning(
+        features={**cameras, **vectors},
+        fps=_fps(facts, options),
+        trained_range=_trained_range(facts, vectors),
+        trained_speed_p999=_trained_speeds(facts, vectors),
+        features_from=origin if facts is not None else f"robot '{options.robot}' and --fps {options.fps:g}",
+        joint_units=units,
+        dataset_keys=keys,
+        bindings=bindings,
+        warnings=tuple(warnings),
+    )
+
+
+def _profile(name: str) -> Any:
+    return importlib.import_module("edgevla.robots.profile").load_profile(name)
+
+
+def _fps(facts: DatasetFacts | None, options: ExportOptions) -> float:
+    if facts is None and options.fps is None:
+        raise UsageError(
+            "nothing says at which rate the policy was trained; give --dataset PATH, or --robot and --fps"
+        )
+    if facts is not None and options.fps is not None and abs(facts.fps - options.fps) > 1e-6:
+        raise UsageError(
+            f"--fps is {options.fps:g}, but the training data has {facts.fps:g}; leave --fps out"
+        )
+    return float(facts.fps if facts is not None else options.fps)  # type: ignore[arg-type]
+
+
+# -- cameras ------------------------------------------------------------------------------------------------
+
+
+def _bind_cameras(
+    policy: Policy, facts: DatasetFacts | None, options: ExportOptions
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Policy camera -> robot camera or `none`; policy camera -> dataset key.
+
+    Without a word from the user, the checkpoint's own rename step is honoured: the robot's camera is named like the
+    dataset's.
+    """
+    listed = list(policy.config.image_features)
+    renamed = {new: old for old, new in policy.processors.rename_map.items()}
+    keys = {name: renamed.get(name, name) for name in listed}
+    bindings = {
+        name: "none" if ".empty_camera_" in name else keys[name].rpartition(".")[2] for name in listed
+    }
+    said: dict[str, str] = {}
+    for left, right in options.cameras.items():
+        feature, camera = (left, "none") if right == "none" else (right, left)
+        full = _full_name(feature, listed)
+        if full in said:
+            raise UsageError(f"the policy's camera '{full}' is bound twice: to {said[full]} and to {camera}")
+        said[full] = camera
+    bindings.update(said)
+    live = [c for c in bindings.values() if c != "none"]
+    twice = sorted({c for c in live if live.count(c) > 1})
+    if twice:
+        takers = ", ".join(f for f, c in bindings.items() if c == twice[0])
+        raise UsageError(
+            f"camera '{twice[0]}' would feed {takers}; say which: --camera {twice[0]}=FEATURE, and --camera OTHER=none"
+        )
+    if facts is not None:
+        cameras = set(facts.cameras)
+        for feature, camera in bindings.items():
+            match = [c for c in cameras if c.rpartition(".")[2] == camera]
+            if keys[feature] not in cameras and len(match) == 1:
+                keys[feature] = match[0]
+    return bindings, keys
+
+
+def _full_name(word: str, listed: list[str]) -> str:
+    """A policy's camera by its full name or its last part."""
+    matches = [n for n in listed if n == word] or [n for n in listed if n.rpartition(".")[2] == word]
+    if len(matches) != 1:
+        known = ", ".join(listed) or "none"
+        raise UsageError(f"the policy has no camera '{word}'{nearest(word, listed)}; its cameras: {known}")
+    return matches[0]
+
+
+def _cameras(
+    policy: Policy,
+    facts: DatasetFacts | None,
+    options: ExportOptions,
+    bindings: Mapping[str, str],
+    keys: Mapping[str, str],
+) -> dict[str, Feature]:
+    sizes = dict(options.camera_sizes)
+    chosen: dict[str, tuple[int, int]] = {}
+    for feature, camera in bindings.items():
+        if camera == "none":
+            continue
+        said = [sizes.pop(n) for n in (camera, feature, feature.rpartition(".")[2]) if n in sizes]
+        known = facts.cameras.get(keys[feature]) if facts is not None else None
+        chosen[feature] = said[0] if said else known or policy.camera_size(feature)
+    if sizes:
+        known_names = [c for c in bindings.values() if c != "none"]
+        raise UsageError(
+            f"--camera-size names '{next(iter(sizes))}'; the cameras are {', '.join(known_names)}"
+        )
+    policy.set_cameras(chosen, [f for f, c in bindings.items() if c == "none"])
+    out: dict[str, Feature] = {}
+    for feature in [*policy.live_cameras, *(f for f in bindings if bindings[f] == "none")]:
+        if bindings[feature] == "none":
+            out[feature] = Feature(feature, "absent_camera", ())
+            continue
+        camera = None if bindings[feature] == feature.rpartition(".")[2] else bindings[feature]
+        out[feature] = Feature(
+            feature, "camera", (*chosen[feature], 3), "uint8", encoding="rgb8", camera=camera
+        )
+    return out
+
+
+# -- vectors ------------------------------------------------------------------------------------------------
+
+
+def _joint_units(
+    policy: Policy, facts: DatasetFacts | None, profile: Any, options: ExportOptions
+) -> tuple[str, list[str]]:
+    stated = facts.joint_units if facts is not None else None
+    if facts is not None:
+        guess, reason = facts.units_guess, facts.units_reason
+    else:
+        names = [j.name for j in profile.joints] if profile is not None else []
+        guess, reason = infer_joint_units(policy.processors.stats, names)
+    units = options.joint_units or stated
+    if units is None and profile is not None and profile.joint_units == "rad":
+        units = "radians"
+    if units is None:
+        hint = f" They look like {guess}: {reason}." if guess else f" The statistics do not tell: {reason}."
+        raise UsageError(
+            f"nothing says whether the policy's joints are degrees or -100..100 of their range.{hint} "
+            "Say --joint-units degrees or --joint-units range100"
+        )
+    warnings = []
+    if stated is not None and units != stated:
+        warnings.append(f"--joint-units {units} overrides '{stated}', which the recording states")
+    if guess is not None and units in ("degrees", "range100") and guess != units:
+        warnings.append(f"joints are taken as {units}, but they look like {guess}: {reason}")
+    return units, warnings
+
+
+def _vectors(policy: Policy, facts: DatasetFacts | None, profile: Any, units: str) -> dict[str, Feature]:
+    out: dict[str, Feature] = {}
+    signatures = policy.graphs()
+    sources = {i.source: i for g in signatures.values() for i in g.inputs}
+    state_dim = policy.config.state_dim
+    if state_dim is not None:
+        out[STATE] = _joints(
+            STATE, "state", state_dim, _names(policy, STATE, state_dim, facts, profile, units), units
+        )
+    environment = sources.get("environment_state")
+    if environment is not None:
+        out[ENVIRONMENT_STATE] = Feature(ENVIRONMENT_STATE, "environment_state", environment.shape[1:])
+    n = signatures["decode"].outputs[0].shape[-1]
+    out[ACTION] = _joints(ACTION, "action", n, _names(policy, ACTION, n, facts, profile, units), units)
+    return out
+
+
+def _names(
+    policy: Policy, feature: str, n: int, facts: DatasetFacts | None, profile: Any, units: str
+) -> tuple[str, ...]:
+    own = getattr(policy, "action_names", None) if feature == ACTION else None
+    if own:
+        return tuple(own)
+    known = facts.features.get(feature) if facts is not None else None
+    from_data = known.names if known is not None else ()
+    from_robot = tuple(j.name for j in profile.joints) if profile is not None else ()
+    if from_data and from_robot and {*from_data} != {*from_robot}:
+        raise UsageError(
+            f"'{feature}' of the training data has {', '.join(from_data)}; robot '{profile.name}' has "
+            f"{', '.join(from_robot)}; leave --robot out, or name the robot it was recorded on"
+        )
+    names = from_data or from_robot
+    if len(names) == n:
+        return tuple(names)
+    if units == "raw":
+        return tuple(f"{feature.rpartition('.')[2]}_{i}" for i in range(n))
+    have = f"{len(names)} are known" if names else "no names are known"
+    raise UsageError(f"'{feature}' has {n} values, but {have}; give --dataset PATH or --robot NAME that fits")
+
+
+def _joints(feature: str, kind: FeatureKind, n: int, names: tuple[str, ...], units: str) -> Feature:
+    by_joint = tuple(_GRIPPER[units] if is_gripper(name) else _BODY[units] for name in names)
+    zero = MID_RANGE if units in ("degrees", "range100") else None
+    return Feature(feature, kind, (n,), names=names, units=by_joint, zero=zero)
+
+
+def _trained_range(facts: DatasetFacts | None, vectors: Mapping[str, Feature]) -> dict[str, Range] | None:
+    if facts is None:
+        return None
+    return {
+        name: Range(tuple(r.q01), tuple(r.q99))
+        for name, r in facts.trained_range.items()
+        if name in vectors and len(r.q01) == vectors[name].shape[0]
+    }
+
+
+def _trained_speeds(
+    facts: DatasetFacts | None, vectors: Mapping[str, Feature]
+) -> dict[str, tuple[float, ...]] | None:
+    if facts is None:
+        return None
+    n = vectors[ACTION].shape[0]
+    return {name: tuple(v) for name, v in facts.trained_speed_p999.items() if name == ACTION and len(v) == n}

@@ -1,0 +1,260 @@
+"""Whether the exported graphs compute what torch computes, stage by stage and in the actions.
+
+Both run through the runtime's own `BundlePolicy`; only the graphs differ. While torch runs, what enters and leaves
+each of its graphs is recorded; each ONNX graph then gets the same input, so an error is found where it arises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgevla.bundle import Bundle
+from edgevla.engines import to_numpy
+from edgevla.errors import EngineError
+from edgevla.graph import Graph, GraphSpec
+from edgevla.manifest import ActionParity, Latency, Parity, Percentiles, Stage
+from edgevla.runner import BundlePolicy, InferenceResult
+from edgevla.types import ACTION
+
+from ..train.policies.base import Policy, TorchGraph
+from .samples import Sample, action_range
+
+ACTION_SHARE = {"fp32": 1e-5, "fp16": 1e-3}
+"""Tolerance of an action, as a share of the joint's range (design.md 2)."""
+STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
+"""Tolerance of a stage's outputs, as a share of their largest value."""
+MIN_COSINE = 0.999
+"""Quantised bundles: the worst sample's cosine between both chunks must reach this."""
+
+
+@dataclass
+class Recorder:
+    """A torch graph that remembers what went in and came out, on the host."""
+
+    graph: TorchGraph
+    calls: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = field(default_factory=list)
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self.graph.spec
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        outputs = {k: v.detach().cpu().numpy() for k, v in self.graph.run(inputs).items()}
+        self.calls.append(({k: to_numpy(v) for k, v in inputs.items()}, outputs))
+        return outputs
+
+    def stack(self, arrays: Sequence[Any]) -> np.ndarray:
+        return np.stack(list(arrays), axis=1)
+
+
+@dataclass
+class Comparison:
+    """parity: for the manifest. reference, exported: float32 (n, T, A), robot units."""
+
+    parity: Parity
+    reference: np.ndarray
+    exported: np.ndarray
+    samples: list[Sample]
+
+
+def torch_policy(policy: Policy, bundle: Bundle) -> tuple[BundlePolicy, dict[str, Recorder]]:
+    """The bundle's runner over torch's methods."""
+    recorders = {name: Recorder(TorchGraph(policy, name, spec)) for name, spec in policy.graphs().items()}
+    return BundlePolicy(bundle, graphs=recorders), recorders
+
+
+def compare(
+    policy: Policy, bundle: Bundle, exported: BundlePolicy, samples: Sequence[Sample], origin: str
+) -> Comparison:
+    """Runs every sample through torch and through the bundle. origin: where the samples came from, for the reader."""
+    precision = _precision(bundle)
+    reference, recorders = torch_policy(policy, bundle)
+    graphs = exported.graphs
+    worst = {name: _Worst() for name in graphs}
+    pairs = []
+    for i, sample in enumerate(samples):
+        for recorder in recorders.values():
+            recorder.calls.clear()
+        reference.reset()
+        exported.reset()
+        pairs.append((_infer(reference, sample, i).actions, _infer(exported, sample, i).actions))
+        for name, recorder in recorders.items():
+            for step, (inputs, outputs) in enumerate(recorder.calls):
+                worst[name].add(step, outputs, graphs[name].run(_as_spec(inputs, graphs[name].spec)))
+    ours, theirs = (np.stack(a) for a in zip(*pairs, strict=True))
+    actions = _actions(policy, bundle, ours, theirs, precision)
+    stages = {name: w.stage(name, precision, bundle) for name, w in worst.items() if w.largest}
+    return Comparison(
+        Parity(
+            reference=f"torch {torch.__version__.partition('+')[0]}, {policy.device.type}, fp32; {origin}",
+            n_samples=len(samples),
+            stages=stages,
+            actions=actions,
+            passed=_passed(stages, actions, precision),
+        ),
+        ours,
+        theirs,
+        list(samples),
+    )
+
+
+def failures(parity: Parity, names: Sequence[str]) -> list[str]:
+    """What is beyond its tolerance, one sentence each."""
+    out = [
+        f"{name} differs by {s.max_abs:.3g}, tolerance {s.tolerance:.3g}"
+        for name, s in parity.stages.items()
+        if not s.max_abs <= s.tolerance
+    ]
+    a = parity.actions
+    if a.min_cosine is not None:
+        return [*out, f"the worst chunk has cosine {a.min_cosine:.5f}, at least {MIN_COSINE} is needed"]
+    return out + [
+        f"joint {n} differs by {e:.3g}, tolerance {t:.3g}"
+        for n, e, t in zip(names, a.max_abs_per_joint, a.tolerance_per_joint, strict=True)
+        if not e <= t
+    ]
+
+
+def _infer(policy: BundlePolicy, sample: Sample, seq: int) -> InferenceResult:
+    return policy.infer(
+        sample.observation, grid_index=sample.grid_index, past=sample.past, rtc=sample.rtc, chunk_seq=seq
+    )
+
+
+def _as_spec(inputs: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, np.ndarray]:
+    """Context tensors in the exported graph's precision."""
+    return {i.name: inputs[i.name].astype(i.dtype, copy=False) for i in spec.inputs}
+
+
+def _precision(bundle: Bundle) -> str:
+    found = set(bundle.manifest.target.precision.values())
+    return next((p for p in ("int8", "fp16") if p in found), "fp32")
+
+
+@dataclass
+class _Worst:
+    """Largest difference per step of one graph, and the largest value, over all samples."""
+
+    errors: dict[int, float] = field(default_factory=dict)
+    largest: float = 0.0
+
+    def add(self, step: int, ours: Mapping[str, np.ndarray], theirs: Mapping[str, Any]) -> None:
+        for name, value in ours.items():
+            if value.dtype.kind != "f":
+                if not np.array_equal(value, to_numpy(theirs[name])):
+                    self.errors[step] = float("inf")
+                continue
+            error = np.abs(value.astype(np.float64) - to_numpy(theirs[name]).astype(np.float64)).max()
+            self.errors[step] = max(self.errors.get(step, 0.0), float(error))
+            self.largest = max(self.largest, float(np.abs(value).max()))
+
+    def stage(self, name: str, precision: str, bundle: Bundle) -> Stage:
+        own = bundle.manifest.target.precision[name]
+        share = 1.0 if own == "int8" else STAGE_SHARE[precision if own != "fp32" else "fp32"]
+        if name in ("decode", "time"):
+            share = 1e-5
+        errors = [min(e, 1e30) for _, e in sorted(self.errors.items())]
+        per_step = tuple(errors) if name == "denoise" else None
+        return Stage(max(errors, default=0.0), share * max(1.0, self.largest), per_step)
+
+
+def _actions(
+    policy: Policy, bundle: Bundle, ours: np.ndarray, theirs: np.ndarray, precision: str
+) -> ActionParity:
+    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(axis=(0, 1))
+    width = action_range(policy, bundle.manifest)
+    if precision != "int8":
+        return ActionParity(_floats(error), _floats(ACTION_SHARE[precision] * width))
+    return ActionParity(_floats(error), _floats(width), float(min(map(_cosine(policy, width), ours, theirs))))
+
+
+def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Cosine of two chunks (T, A), each joint counted from its training mean and weighed by its range."""
+    mean = policy.processors.stats.get(ACTION, {}).get("mean")
+    middle = np.zeros(len(width)) if mean is None else np.asarray(mean, np.float64).ravel()
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        u, v = (((c.astype(np.float64) - middle) / width).ravel() for c in (a, b))
+        scale = np.linalg.norm(u) * np.linalg.norm(v)
+        return float(u @ v / scale) if scale > 1e-12 else float(np.allclose(u, v))
+
+    return cosine
+
+
+def _passed(stages: Mapping[str, Stage], actions: ActionParity, precision: str) -> bool:
+    fine = all(s.max_abs <= s.tolerance for s in stages.values())
+    if precision == "int8":
+        return fine and actions.min_cosine is not None and actions.min_cosine >= MIN_COSINE
+    pairs = zip(actions.max_abs_per_joint, actions.tolerance_per_joint, strict=True)
+    return fine and all(e <= t for e, t in pairs)
+
+
+def _floats(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{v:.4g}") if np.isfinite(v) else 1e30 for v in values)
+
+
+# -- latency ------------------------------------------------------------------------------------------------
+
+
+def measure(policy: Policy, bundle: Bundle, exported: BundlePolicy, sample: Sample, n: int) -> Latency:
+    """Each graph's run, and torch's whole chunk, in this process with the same number of threads.
+
+    Eager and exported runs alternate, so that other load on the machine falls on both.
+    """
+    threads = exported.options.n_threads
+    reference, recorders = torch_policy(policy, bundle)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    spent: dict[str, list[float]] = {name: [] for name in ("eager", *exported.graphs)}
+    try:
+        _infer(reference, sample, 0)
+        inputs = {
+            n: _as_spec(r.calls[0][0], exported.graphs[n].spec) for n, r in recorders.items() if r.calls
+        }
+        exported.warm_up(1)
+        for _ in range(n):
+            reference.reset()
+            spent["eager"].append(_timed(lambda: _infer(reference, sample, 0)))
+            for name, values in inputs.items():
+                graph: Graph = exported.graphs[name]
+                spent[name].append(_timed(lambda g=graph, v=values: g.run(v)))  # type: ignore[misc]
+            for recorder in recorders.values():
+                recorder.calls.clear()
+    finally:
+        torch.set_num_threads(before)
+    result = {f"{name}_ms": _percentiles(values) for name, values in spent.items() if values}
+    if not {"encode_ms", "decode_ms"} <= set(result):
+        raise EngineError("no graph ran while latency was measured")
+    return Latency(machine=_machine(threads), **result)  # type: ignore[arg-type]
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1e3
+
+
+def _percentiles(values: Sequence[float]) -> Percentiles:
+    p50, p99 = np.percentile(values, [50, 99])
+    return Percentiles(round(float(p50), 3), round(float(p99), 3))
+
+
+def _machine(threads: int) -> str:
+    import platform
+
+    from edgevla.engines import n_cores
+
+    return f"{n_cores()} cores {platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def chunk_ms(latency: Latency, n_steps: int) -> float:
+    """Median of one whole chunk by the exported graphs."""
+    denoise = latency.denoise_ms.p50 if latency.denoise_ms is not None else 0.0
+    return latency.encode_ms.p50 + n_steps * denoise + latency.decode_ms.p50
