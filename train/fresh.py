@@ -34,6 +34,7 @@ def new_policy(
     *,
     use_imagenet_stats: bool = True,
     backbone_weights: str | Path | None = None,
+    trunk_width: int = 0,
     say: Callable[[str], None] = print,
 ) -> Policy:
     """A fresh policy for a dataset, in train mode, initialised from torch's global generator.
@@ -42,6 +43,8 @@ def new_policy(
     use_imagenet_stats: cameras are normalised by ImageNet's mean and std instead of the dataset's.
     backbone_weights: a torchvision ResNet file (.pth, .safetensors) to start the vision trunk from; else the
     config's `pretrained_backbone_weights` is looked for in torch's and the hub's caches and on the hub.
+    trunk_width: channels in the vision trunk's stem; 0: the published 64. LeRobot knows only that one, so a narrow
+    trunk is for small policies of our own; its sizes are found again in the weights.
     say: told where the trunk's weights came from.
 
     Raises:
@@ -51,7 +54,8 @@ def new_policy(
     cls = policy_class(policy_type)
     config = fresh_config(cls.Config, features, overrides or {})
     stats = imagenet_stats(stats, config) if use_imagenet_stats else stats
-    policy = cls.build(config, cls.default_processors(config, stats))
+    shapes = cls.trunk_shapes(config, trunk_width) if trunk_width else None
+    policy = cls.build(config, cls.default_processors(config, stats), shapes)
     _start_trunks(policy, backbone_weights, say)
     return policy.train()
 
@@ -73,7 +77,7 @@ def fresh_config(
             value = {k: _as_feature(f) for k, f in value.items()}
         elif isinstance(default, dict) and isinstance(value, Mapping):
             value = {**default, **value}
-        elif isinstance(default, tuple) and isinstance(value, list):
+        elif "tuple" in str(known[name].type) and isinstance(value, list):
             value = tuple(value)
         values[name] = value
     found = policy_features(features)

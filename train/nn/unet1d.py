@@ -116,13 +116,15 @@ class Unet1d(nn.Module):
         h = x.transpose(1, 2)
         condition = torch.cat([self.diffusion_step_encoder(timestep), condition], dim=-1)
         skips = []
-        for first, second, shrink in self.down_modules:  # type: ignore[misc]
+        for level in self.down_modules:
+            first, second, shrink = _parts(level)
             h = self._block(second, self._block(first, h, condition), condition)
             skips.append(h)
             h = shrink(h)
         for block in self.mid_modules:
             h = self._block(block, h, condition)
-        for first, second, grow in self.up_modules:  # type: ignore[misc]
+        for level in self.up_modules:
+            first, second, grow = _parts(level)
             h = torch.cat([h, skips.pop()], dim=1)  # the first level's skip is never used
             h = grow(self._block(second, self._block(first, h, condition), condition))
         return self.final_conv(h).transpose(1, 2)
@@ -131,6 +133,12 @@ class Unet1d(nn.Module):
         if self.uses_checkpoints and self.training:
             return checkpoint(block, h, condition, use_reentrant=False)  # type: ignore[return-value]
         return block(h, condition)
+
+
+def _parts(level: nn.Module) -> list[nn.Module]:
+    """Two residual blocks and what changes the length."""
+    assert isinstance(level, nn.ModuleList)
+    return list(level)
 
 
 class SpatialSoftmax(nn.Module):

@@ -45,6 +45,7 @@ class PolicyConfig:
     tags: list[str] | None = None
     license: str | None = None
     pretrained_path: str | None = None
+    pretrained_revision: str | None = None
 
     # -- features (common.md 2.1) -------------------------------------------------------------------------
 
@@ -107,7 +108,11 @@ class PolicyConfig:
                 f"config.json of a {cls.type} policy: unknown keys ignored: {', '.join(unknown)}",
                 stacklevel=2,
             )
-        values = {k: v for k, v in data.items() if k in fields}
+        values = {
+            k: tuple(v) if isinstance(v, list) and "tuple" in str(fields[k].type) else v
+            for k, v in data.items()
+            if k in fields
+        }
         for key in ("input_features", "output_features"):
             values[key] = {
                 name: PolicyFeature(str(f["type"]), tuple(f["shape"]))
@@ -120,8 +125,11 @@ class PolicyConfig:
         config.validate()
         return config
 
-    ignored_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
+    ignored_keys: ClassVar[frozenset[str]] = frozenset()
     """Keys of other LeRobot versions that change nothing here and need no warning."""
+
+    newer_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
+    """Fields that LeRobot before 0.6 refuses: written only where the loaded config had them or they say something."""
 
     def to_json(self) -> dict[str, Any]:
         """The flat JSON that LeRobot reads back; only LeRobot's own keys."""
