@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--backbone-weights", metavar="FILE", help="torchvision ResNet weights for the vision trunk"
     )
+    what.add_argument(
+        "--trunk-width", type=int, metavar="N", help="channels in a fresh ACT trunk's stem (published: 64)"
+    )
     _add_numbers(parser.add_argument_group("how"))
     _add_machine(parser.add_argument_group("where"))
 

@@ -119,6 +119,7 @@ def _fresh(
             settings,
             use_imagenet_stats=config.imagenet_stats,
             backbone_weights=config.backbone_weights or None,
+            trunk_width=config.trunk_width,
             say=say,
         )
         say("The rest of the policy starts from random weights.")

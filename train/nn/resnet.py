@@ -35,14 +35,18 @@ class ResNetShape:
     is_bottleneck: bool
 
     @classmethod
-    def named(cls, name: str) -> ResNetShape:
-        """Raises CheckpointError on a name that is not a torchvision ResNet."""
+    def named(cls, name: str, stem: int = 64) -> ResNetShape:
+        """The published sizes; another `stem` than 64 scales every width with it.
+
+        Raises:
+            CheckpointError: a name that is not a torchvision ResNet.
+        """
         if name not in DEPTHS:
             raise CheckpointError(f"vision_backbone '{name}' is unknown; known: {', '.join(DEPTHS)}")
         deep = name not in ("resnet18", "resnet34")
-        widths = (64, 128, 256, 512)
+        widths = tuple(stem * 2**i for i in range(4))
         stages = tuple((w, w * 4 if deep else w, n) for w, n in zip(widths, DEPTHS[name], strict=True))
-        return cls(64, stages, deep)
+        return cls(stem, stages, deep)
 
     @classmethod
     def of_weights(cls, shapes: Mapping[str, tuple[int, ...]]) -> ResNetShape:

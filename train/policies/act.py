@@ -145,6 +145,12 @@ class Act(Policy):
         trunk = {k.removeprefix("backbone."): s for k, s in shapes.items() if k.startswith("backbone.")}
         return cls(config, processors, ResNetShape.of_weights(trunk))
 
+    @classmethod
+    def trunk_shapes(cls, config: PolicyConfig, width: int) -> dict[str, tuple[int, ...]]:
+        assert isinstance(config, ActConfig)
+        trunk = ResNet(ResNetShape.named(config.vision_backbone, width), FrozenBatchNorm)
+        return {f"backbone.{name}": tuple(w.shape) for name, w in trunk.state_dict().items()}
+
     def trunks(self) -> list[nn.Module]:
         return [self.backbone] if self.config.image_features else []
 

@@ -134,6 +134,15 @@ class Policy(nn.Module, ABC):
         return cls(config, processors)
 
     @classmethod
+    def trunk_shapes(cls, config: PolicyConfig, width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes for `build` that give a fresh policy a narrower vision trunk: `width` channels in its stem.
+
+        Raises:
+            CheckpointError: this policy has no trunk of its own.
+        """
+        raise CheckpointError(f"the vision trunk of {cls.policy_type} has one width; leave out --trunk-width")
+
+    @classmethod
     def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
         """LeRobot's names as found in the file -> LeRobot's names as this class knows them: drops what is known to
         be unused, renames what older versions called otherwise. Whatever is then missing or left over is an error."""
