@@ -265,9 +265,15 @@ class Dealer:
     def counters(self) -> Counter[str]:
         return self._receiver.counters
 
-    def send(self, type: str, fields: Mapping[str, Any], payloads: Sequence[np.ndarray] = ()) -> int | None:
+    def send(
+        self,
+        type: str,
+        fields: Mapping[str, Any],
+        payloads: Sequence[np.ndarray] = (),
+        observed_ns: int | None = None,
+    ) -> int | None:
         """Sequence number, or None when nobody is connected at the other end."""
-        seq, frames = self._writer.frames(type, fields, payloads, None)
+        seq, frames = self._writer.frames(type, fields, payloads, observed_ns)
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.Again:

@@ -1,0 +1,311 @@
+"""The policy node: one `infer` in, one `chunk` out. It adds the frames; the robot node decides when.
+
+Inference runs in a worker thread (the engines release the interpreter's lock), so that the node answers and beats
+meanwhile. Only the newest request counts. Run as `python -m edgevla.nodes.policy`, by the supervisor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from edgevla.bundle import Bundle, Fit, load_bundle
+from edgevla.clock import NS_PER_MS, NS_PER_S
+from edgevla.codec import Message
+from edgevla.engines import EngineOptions
+from edgevla.errors import EdgeVLAError
+from edgevla.nodes.assembler import Assembler
+from edgevla.nodes.vitals import heartbeat
+from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
+from edgevla.types import Observation
+from edgevla.wire import CommandServer, Inbox, Publisher, Router, endpoint
+
+HEARTBEAT_NS = NS_PER_S // 5
+FRAMES_KEPT = 12
+STATES_KEPT = 400
+WARM_UPS = 3
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A finished inference, on its way out at `due_ns`."""
+
+    fields: dict[str, Any]
+    actions: np.ndarray
+    observed_ns: int
+    due_ns: int
+
+
+class PolicyNode:
+    """The policy of one deployment.
+
+    folder: the run directory, or `inproc`. inject_delay_ns: held back this long on purpose, for studies.
+    """
+
+    def __init__(
+        self,
+        ctx: zmq.Context,
+        folder: Path | str,
+        session: bytes,
+        policy: BundlePolicy,
+        fit: Fit,
+        *,
+        inject_delay_ns: int = 0,
+        allow_lost_cameras: bool = False,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._policy, self._fit = policy, fit
+        self._inject_delay_ns = inject_delay_ns
+        self._step_ns = round(NS_PER_S / policy.manifest.fps)
+        streams: dict[str, tuple[Any, int]] = {
+            "frame": ([endpoint(folder, f"camera/{c}") for c in fit.cameras.values()], FRAMES_KEPT)
+        }
+        if policy.n_moments > 1:
+            streams["state"] = (endpoint(folder, "robot"), STATES_KEPT)
+        self._inbox = Inbox(ctx, streams, session)
+        self._assembler = Assembler(self._inbox, fit.cameras, allow_lost_cameras)
+        self._publisher = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
+        self._router = Router(ctx, endpoint(folder, "policy", "infer"), session, "policy")
+        self._server = CommandServer(ctx, endpoint(folder, "policy", "commands"), session, "policy")
+        self._worker = ThreadPoolExecutor(1, "inference")
+        self._running: Future[_Done] | None = None
+        self._done: _Done | None = None
+        self._waiting: Message | None = None
+        self._last_grid = -1
+        self._beat_ns = 0
+        self._told_ns: dict[str, int] = {}
+        self.counters: Counter[str] = Counter()
+        self._wake = wake
+
+    @property
+    def router_socket(self) -> zmq.Socket:
+        return self._router.socket
+
+    def warm_up(self) -> None:
+        """Runs the policy on blank input, then is ready: `describe` tells the latency measured here."""
+        spent = self._policy.warm_up(WARM_UPS)
+        worst = max(spent[1:] or spent) + self._inject_delay_ns
+        self._server.about = {
+            "node": "policy",
+            "manifest": self._policy.describe(),
+            "sha256": self._policy.bundle.sha256,
+            "provider": self._policy.provider,
+            "latency_ms": worst / NS_PER_MS,
+        }
+
+    def step(self, now_ns: int) -> None:
+        """Takes requests, publishes what is due, answers, beats. Never blocks."""
+        for _, message in self._router.poll():
+            if message.type == "infer":
+                self.counters["requests_superseded"] += self._waiting is not None
+                self._waiting = message
+        self._collect()
+        if self._done is not None and now_ns >= self._done.due_ns:
+            done, self._done = self._done, None
+            self._publisher.send("chunk", done.fields, [done.actions], done.observed_ns)
+            self.counters["chunks"] += 1
+        if self._running is None and self._done is None and self._waiting is not None:
+            request, self._waiting = self._waiting, None
+            self._begin(request, now_ns)
+        for command in self._server.poll():
+            command.answer(False, f"the policy node does not know '{command.action}'")
+        if now_ns - self._beat_ns >= HEARTBEAT_NS:
+            self._beat_ns = now_ns
+            phase = "ready" if self._server.about else "starting"
+            counters = {**self.counters, **self._inbox.counters, **self._router.counters}
+            self._publisher.send("heartbeat", heartbeat(phase, counters))
+
+    def wait_ms(self, now_ns: int) -> int:
+        """How long nothing is due: until a held-back chunk, at most 20 ms (commands and the heartbeat)."""
+        if self._done is None:
+            return 20
+        return max(0, min(20, -(-(self._done.due_ns - now_ns) // NS_PER_MS)))
+
+    def _begin(self, request: Message, now_ns: int) -> None:
+        if request["deadline_ns"] < now_ns:
+            self.counters["requests_expired"] += 1
+            return
+        if request["grid_index"] <= self._last_grid:  # a new rollout: the past is another one's
+            self._policy.reset()
+        self._last_grid = request["grid_index"]
+        self._running = self._worker.submit(self._infer, request, now_ns)
+        self._running.add_done_callback(lambda _: self._wake())
+
+    def _collect(self) -> None:
+        if self._running is None or not self._running.done():
+            return
+        running, self._running = self._running, None
+        try:
+            self._done = running.result()
+            self.counters["inferences"] += 1
+        except EdgeVLAError as error:  # no chunk: the robot asks again, and holds meanwhile
+            self.counters["inferences_failed"] += 1
+            self._tell(type(error).__name__, str(error))
+
+    def _tell(self, code: str, text: str) -> None:
+        """The first of a kind, then one every five seconds."""
+        now = time.monotonic_ns()
+        if now >= self._told_ns.get(code, 0):
+            self._told_ns[code] = now + 5 * NS_PER_S
+            self._publisher.event("error", f"inference_{code}", text)
+
+    # -- in the worker ----------------------------------------------------------------------------------------
+
+    def _infer(self, request: Message, taken_ns: int) -> _Done:
+        began = time.monotonic_ns()
+        moment, grid = request.observed_ns, request["grid_index"]
+        assembled = self._assembler.assemble(self._to_policy(request["state"]), moment, request["task"])
+        past = {
+            n: p for n in self._policy.missing_moments(grid) if (p := self._past(n, grid, moment)) is not None
+        }
+        assembled_ns = time.monotonic_ns()
+        result = self._policy.infer(
+            assembled.observation,
+            grid_index=grid,
+            past=past,
+            n_steps=request["n_steps"],
+            rtc=self._rtc(request),
+            chunk_seq=request["request_id"],
+        )
+        done_ns = time.monotonic_ns()
+        timing = {
+            "assemble": assembled_ns - began,
+            "wait": began - taken_ns + self._inject_delay_ns,
+            "network": 0,
+        }
+        ages = assembled.ages_ns.values()
+        fields = self._fields(request, result, timing, max(ages, default=0))
+        actions = self._fit.action.to_robot(result.actions)
+        return _Done(fields, actions, moment, done_ns + self._inject_delay_ns)
+
+    def _fields(
+        self, request: Message, result: InferenceResult, timing: dict[str, int], image_age_ns: int
+    ) -> dict[str, Any]:
+        return {
+            "request_id": request["request_id"],
+            "grid_index": request["grid_index"],
+            "step_ns": self._step_ns,
+            "n_valid": len(result.actions),
+            "policy": self._policy.bundle.sha256,
+            "task": request["task"],
+            "is_guided": result.is_guided,
+            "n_steps": result.n_steps,
+            "noise_seed": result.noise_seed,
+            "image_age_ns": image_age_ns,
+            "state_age_ns": 0,
+            "timing_ns": {**timing, **result.timing_ns},
+        }
+
+    def _to_policy(self, state: np.ndarray) -> np.ndarray:
+        return np.zeros(0, np.float32) if self._fit.state is None else self._fit.state.to_policy(state)
+
+    def _past(self, n: int, grid: int, moment_ns: int) -> Observation | None:
+        """The observation of an earlier grid moment of this rollout, if its tick was heard."""
+        then = moment_ns - (grid - n) * self._step_ns
+        states = self._inbox.recent("state", "robot")
+        near = [s for s in states if abs(s["deadline_ns"] - then) < self._step_ns // 2]
+        if n < 0 or not near:
+            return None
+        state = min(near, key=lambda s: abs(s["deadline_ns"] - then))
+        return self._assembler.assemble(self._to_policy(state["position"]), then, "").observation
+
+    def _rtc(self, request: Message) -> RtcInputs | None:
+        rtc = request["rtc"]
+        if rtc is None:
+            return None
+        committed = self._fit.action.to_policy(request.payloads[0])
+        return RtcInputs(committed, rtc["weights"], rtc["max_guidance"])
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._inbox.stop()
+        for part in (self._publisher, self._router, self._server):
+            part.close()
+
+
+# -- the process -----------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m edgevla.nodes.policy", description=__doc__)
+    parser.add_argument("--bundle", required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--session", required=True)
+    parser.add_argument("--robot-json", type=Path, required=True, help="the robot's describe, as JSON")
+    parser.add_argument("--provider")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inject-delay-ms", type=float, default=0.0)
+    parser.add_argument("--allow-lost-cameras", action="store_true")
+    args = parser.parse_args()
+    try:
+        return _run(args, load_bundle(args.bundle))
+    except EdgeVLAError as error:
+        print(f"policy: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception:  # the edge of the process: the robot holds, the supervisor starts us again
+        traceback.print_exc()
+        return 1
+
+
+def _run(args: argparse.Namespace, bundle: Bundle) -> int:
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+    options = EngineOptions(threads=args.threads)
+    policy = BundlePolicy(
+        bundle,
+        provider=args.provider,
+        seed=args.seed,
+        options=options,
+        allow_lost_cameras=args.allow_lost_cameras,
+    )
+    ctx = zmq.Context()
+    waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
+    woken.bind("inproc://worker-done")
+    waker.connect("inproc://worker-done")
+    node = PolicyNode(
+        ctx,
+        args.run_dir,
+        bytes.fromhex(args.session),
+        policy,
+        bundle.fits(json.loads(args.robot_json.read_text())),
+        inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
+        allow_lost_cameras=args.allow_lost_cameras,
+        wake=lambda: waker.send(b"", zmq.NOBLOCK),
+    )
+    try:
+        node.warm_up()
+        poller = zmq.Poller()
+        poller.register(node.router_socket, zmq.POLLIN)
+        poller.register(woken, zmq.POLLIN)
+        while not stopping.is_set() and os.getppid() == parent:
+            if any(socket is woken for socket, _ in poller.poll(node.wait_ms(time.monotonic_ns()))):
+                woken.recv()
+            node.step(time.monotonic_ns())
+    finally:
+        node.close()
+        waker.close(linger=0)
+        woken.close(linger=0)
+        ctx.term()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""The run's log: what was published, as JSON lines, and the summary a person reads at the end.
+
+    run.jsonl      one line per event, chunk, servo health, and per grid moment of the state; plus every odd tick
+    summary.json   the figures below
+
+It listens like any monitor; the control loop never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from edgevla.codec import Message
+
+RED_LINE = 0.02
+"""A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
+
+
+def plain(value: Any) -> Any:
+    """Numpy and bytes made JSON; a number that is not finite becomes null."""
+    if isinstance(value, np.ndarray):
+        return [plain(v) for v in value.tolist()]
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return round(value, 4) if np.isfinite(value) else None
+    return value.hex() if isinstance(value, bytes) else value
+
+
+class Series:
+    """Percentiles of what was seen, newest million."""
+
+    LIMIT = 1_000_000
+
+    def __init__(self) -> None:
+        self._values: list[float] = []
+
+    def add(self, value: float) -> None:
+        self._values.append(value)
+        if len(self._values) > self.LIMIT:
+            del self._values[: self.LIMIT // 2]
+
+    def figures(self) -> dict[str, float] | None:
+        """p50, p95, p99, max; None when nothing was seen."""
+        if not self._values:
+            return None
+        p50, p95, p99 = np.percentile(self._values, [50, 95, 99])
+        worst = max(self._values)
+        named = {"p50": p50, "p95": p95, "p99": p99, "max": worst}
+        return {name: round(float(value), 3) for name, value in named.items()}
+
+
+class RunLog:
+    """Takes messages, writes lines, and knows the figures of the run.
+
+    folder: None keeps figures only.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._file: TextIO | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / "run.jsonl").open("w", buffering=1 << 16)
+        self._began = time.monotonic()
+        self._late, self._latency = Series(), Series()
+        self._image_age, self._seam, self._within = Series(), Series(), Series()
+        self._stages: dict[str, Series] = {}
+        self._counters: dict[str, dict[str, int]] = {}
+        self._restarted: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+        self._modes: Counter[str] = Counter()
+        self._past: list[tuple[int, int | None, np.ndarray]] = []
+        self.n_chunks = 0
+        self.last_mode = ""
+        self.last_reason = ""
+
+    def write(self, kind: str, fields: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")) + "\n")
+
+    def take(self, message: Message) -> None:
+        """One message of any type; what does not belong into a log is ignored."""
+        handler = getattr(self, f"_on_{message.type}", None)
+        if handler is not None:
+            handler(message)
+
+    def _on_state(self, m: Message) -> None:
+        h = m.header
+        self.last_mode, self.last_reason = h["mode"], h["reason"]
+        self._modes[h["mode"]] += 1
+        if h["mode"] in ("running", "holding"):
+            self._late.add(h["late_ns"] / 1e6)
+            self._note_seam(h)
+        on_grid = (h["deadline_ns"] - h["t0_ns"]) % h["step_ns"] < 1000
+        if on_grid or h["limited_by"].any():
+            self.write(
+                "state", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "sent_ns")}
+            )
+
+    def _note_seam(self, h: Mapping[str, Any]) -> None:
+        """Second difference of what was wanted: where chunks meet, beside what happens within them."""
+        if h["wanted"] is None:
+            self._past.clear()
+            return
+        self._past = [*self._past[-2:], (h["tick"], h["chunk_seq"], h["wanted"])]
+        if len(self._past) < 3 or self._past[2][0] - self._past[0][0] != 2:
+            return
+        a, b, c = (wanted for _, _, wanted in self._past)
+        bend = float(np.max(np.abs(c - 2 * b + a)))
+        (self._seam if self._past[2][1] != self._past[1][1] else self._within).add(bend)
+
+    def _on_chunk(self, m: Message) -> None:
+        h = m.header
+        self.n_chunks += 1
+        for stage, spent in h["timing_ns"].items():
+            self._stages.setdefault(stage, Series()).add(spent / 1e6)
+        self._latency.add(sum(h["timing_ns"].values()) / 1e6)
+        self._image_age.add(h["image_age_ns"] / 1e6)
+        self.write("chunk", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "policy")})
+
+    def _on_heartbeat(self, m: Message) -> None:
+        known = self._counters.get(m.source, {})
+        counters = m["counters"]
+        if any(counters.get(name, 0) < value for name, value in known.items()):
+            self._restarted[m.source] += 1
+        self._counters[m.source] = dict(counters)
+
+    def _on_event(self, m: Message) -> None:
+        self._events[m["severity"]] += 1
+        self.write(
+            "event", {k: m[k] for k in ("source", "observed_ns", "severity", "code", "text", "fields")}
+        )
+
+    def _on_servo_health(self, m: Message) -> None:
+        self.write("servo_health", {"observed_ns": m.observed_ns, "servos": m["servos"]})
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def summary(self, own_counters: Mapping[str, int]) -> dict[str, Any]:
+        """The figures. own_counters: of the log's own inbox, so that its losses are not hidden."""
+        robot = self._counters.get("robot", {})
+        running = robot.get("ticks_running", 0)
+        every = Counter(own_counters)
+        for counters in self._counters.values():
+            every.update(counters)
+        losses = {k: v for k, v in sorted(every.items()) if k.startswith(("lost_", "wire_", "unsent_")) and v}
+        return {
+            "duration_s": round(time.monotonic() - self._began, 1),
+            "ticks": robot.get("ticks", 0),
+            "ticks_running": running,
+            "deadline_misses": robot.get("deadline_misses", 0),
+            "lateness_ms": self._late.figures(),
+            "inferences": self.n_chunks,
+            "inference_ms": self._latency.figures(),
+            "stages_ms": {name: series.figures() for name, series in self._stages.items()},
+            "image_age_ms": self._image_age.figures(),
+            "stale_actions": robot.get("actions_skipped", 0),
+            "late_chunks": robot.get("chunks_late", 0) + robot.get("chunks_unasked", 0),
+            "unanswered_requests": robot.get("infer_expired", 0),
+            "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
+            "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,
+            "seam_jump": self._seam.figures(),
+            "within_chunk": self._within.figures(),
+            "bus": {k: robot.get(f"bus_{k}", 0) for k in ("retries", "corrupt", "lost", "stale")},
+            "losses": losses,
+            "events": dict(self._events),
+            "restarts": dict(self._restarted),
+            "final_mode": self.last_mode,
+        }
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        if self._file is not None and self.folder is not None:
+            self.write("summary", summary)
+            self._file.close()
+            (self.folder / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
+
+
+def describe_summary(s: Mapping[str, Any]) -> str:
+    """The summary as a person reads it, red lines included."""
+
+    def line(name: str, figures: Mapping[str, float] | None, unit: str) -> str:
+        if not figures:
+            return f"  {name:<16} -"
+        return f"  {name:<16} p50 {figures['p50']:.2f}  p99 {figures['p99']:.2f}  max {figures['max']:.2f} {unit}"
+
+    bus = s["bus"]
+    lines = [
+        f"ran {s['duration_s']} s: {s['ticks_running']} ticks under the policy, {s['inferences']} inferences",
+        line("lateness", s["lateness_ms"], "ms") + f"; {s['deadline_misses']} deadlines missed",
+        line("inference", s["inference_ms"], "ms"),
+        line("image age", s["image_age_ms"], "ms"),
+        f"  {'chunks':<16} {s['stale_actions']} actions skipped as past, {s['late_chunks']} chunks too late, "
+        f"{s['unanswered_requests']} requests unanswered, waited {s['waiting_share']:.1%} of the time",
+        f"  {'bus':<16} {bus['retries']} retries, {bus['corrupt']} damaged answers, {bus['stale']} stale values",
+        f"  {'clipped':<16} {s['clipped_share']:.2%} of ticks",
+    ]
+    if s["seam_jump"]:
+        seam, within = s["seam_jump"], s["within_chunk"] or {"p95": 0.0}
+        lines.append(
+            f"  {'seams':<16} p95 {seam['p95']:.2f}, within chunks {within['p95']:.2f} (units per tick^2)"
+        )
+    if s["losses"]:
+        lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
+    if s["clipped_share"] > RED_LINE:
+        lines.append(
+            f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
+            "the policy wanted; see limited_by in run.jsonl"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""What a person, a pipe or a failing bus may ask of the control loop, and when the answer is no."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgevla.errors import BusError, EdgeVLAError, UsageError
+from edgevla.execution import execution_from, judge_latency
+from edgevla.execution.strategies import kind_of
+
+from .rollout import plan_from
+
+if TYPE_CHECKING:
+    from .node import ControlLoop
+
+ONE_PRESS_NS = 300_000_000
+"""An emergency stop arrives by two ways; what comes within 0.3 s is one press."""
+
+
+class Commands:
+    """Obeys on behalf of one loop. Every method returns why not, or an empty string."""
+
+    def __init__(self, loop: ControlLoop) -> None:
+        self._loop = loop
+        self._pressed_ns: int | None = None
+        self._handlers: dict[str, Callable[[Mapping[str, Any]], str]] = {
+            "start": self._start,
+            "pause": self._pause,
+            "hold": self._pause,
+            "resume": self._resume,
+            "home": self._home,
+            "stop": self._stop,
+            "emergency_stop": lambda _: self.emergency_stop(),
+            "clear_stop": self._clear_stop,
+            "set_task": self._set_task,
+            "set_execution": self._set_execution,
+            "reset": self._reset,
+        }
+
+    def obey(self, action: str, arguments: Mapping[str, Any]) -> tuple[bool, str]:
+        """(is accepted, reason)."""
+        handler = self._handlers.get(action)
+        if handler is None:
+            return False, f"the robot node does not know '{action}'"
+        if self._loop.mode == "emergency" and action not in ("emergency_stop", "clear_stop"):
+            return False, "the emergency stop is latched; clear it first (clear_stop)"
+        try:
+            reason = handler(arguments)
+        except EdgeVLAError as error:
+            reason = str(error)
+        return not reason, reason
+
+    # -- one method per command -------------------------------------------------------------------------------
+
+    def _start(self, arguments: Mapping[str, Any]) -> str:
+        loop = self._loop
+        if loop.mode not in ("idle", "stopped") or loop.ending is not None:
+            return f"cannot start while {loop.mode}"
+        plan = plan_from(arguments, loop.profile.rates.servo_hz, loop.n_joints)
+        loop.has_failed = False
+        loop.begin(plan)
+        return ""
+
+    def _pause(self, _: Mapping[str, Any]) -> str:
+        loop = self._loop
+        if loop.mode not in ("running", "holding", "homing"):
+            return f"cannot pause while {loop.mode}"
+        if loop.executor is not None:
+            loop.executor.reset()
+        loop.set_mode("paused", "asked to")
+        return ""
+
+    def _resume(self, _: Mapping[str, Any]) -> str:
+        loop = self._loop
+        if loop.mode != "paused" or loop.plan is None:
+            return f"cannot resume while {loop.mode}" if loop.plan else "nothing was started yet"
+        loop.restart_grid()
+        loop.set_mode("running", "")
+        return ""
+
+    def _home(self, _: Mapping[str, Any]) -> str:
+        loop = self._loop
+        if not loop.is_torque_on or loop.ending is not None:
+            return f"cannot move home while {loop.mode}"
+        if loop.executor is not None:
+            loop.executor.reset()
+        loop.set_mode("homing", "moving slowly to the home pose")
+        return ""
+
+    def _stop(self, _: Mapping[str, Any]) -> str:
+        if self._loop.ending is None:
+            self._loop.stop("rest", "asked to stop: to the rest pose, then released")
+        return ""
+
+    def emergency_stop(self) -> str:
+        """First: freeze, latched. Again: release. The same press by another way is not a second one."""
+        loop, now = self._loop, self._loop.clock.now_ns()
+        if self._pressed_ns is not None and now - self._pressed_ns < ONE_PRESS_NS:
+            return ""
+        self._pressed_ns = now
+        loop.counters["emergency_stops"] += 1
+        if loop.mode == "emergency":
+            loop.stop("release", "released by the second emergency stop")
+            return ""
+        loop.ending = None
+        if loop.executor is not None:
+            loop.executor.reset()
+        loop.freeze()
+        loop.set_mode("emergency", "frozen; press again to release, clear_stop to go on")
+        return ""
+
+    def _clear_stop(self, _: Mapping[str, Any]) -> str:
+        loop = self._loop
+        if loop.mode != "emergency":
+            return "no emergency stop is latched"
+        if loop.ending is not None:
+            return "the arm is being released"
+        self._pressed_ns = None
+        loop.set_mode("paused" if loop.is_torque_on else "idle", "emergency stop cleared")
+        return ""
+
+    def _set_task(self, arguments: Mapping[str, Any]) -> str:
+        task = arguments.get("task")
+        if not isinstance(task, str) or set(arguments) != {"task"}:
+            return "set_task takes one argument: task, a text"
+        self._loop.task = task
+        self._loop.links.event("info", "task", f"task: {task}")
+        return ""
+
+    def _set_execution(self, arguments: Mapping[str, Any]) -> str:
+        loop = self._loop
+        if loop.executor is None or loop.plan is None:
+            return "nothing was started yet"
+        execution = execution_from(arguments)
+        if kind_of(execution) not in loop.plan.allowed:
+            raise UsageError(f"this bundle allows {', '.join(loop.plan.allowed)}, not {kind_of(execution)}")
+        latency_ms = max(loop.plan.latency_ms, 1000 * loop.executor.delay_steps / loop.plan.fps)
+        verdict = judge_latency(
+            execution, chunk_size=loop.plan.chunk_size, fps=loop.plan.fps, latency_ms=latency_ms
+        )
+        if verdict.severity == "error":
+            return verdict.sentence
+        if verdict.sentence:
+            loop.links.event("warning", "latency", verdict.sentence)
+        loop.executor.switch(execution)
+        loop.links.event("info", "execution", f"execution: {kind_of(execution)}")
+        return ""
+
+    def _reset(self, _: Mapping[str, Any]) -> str:
+        if self._loop.plan is None:
+            return "nothing was started yet"
+        self._loop.restart_grid()
+        return ""
+
+    # -- what is not asked but happens -------------------------------------------------------------------------
+
+    def nobody_left(self, what: str) -> None:
+        """A pipe closed or a signal came: hold, park, end."""
+        loop = self._loop
+        loop.must_end = True
+        words = {
+            "guardian_gone": "the guardian has died",
+            "supervisor_gone": "the supervisor has gone",
+            "terminated": "asked to terminate",
+        }[what]
+        loop.links.event("stop", what, f"{words}; the arm is held, parked and released")
+        if loop.ending is None:
+            loop.stop("fault", words)
+
+    def bus_gone(self, sentence: str) -> None:
+        """The line itself has gone: nothing can be sent any more, so the run ends and says what the arm may do."""
+        loop = self._loop
+        loop.has_failed = loop.must_end = True
+        loop.tell_once("stop", "bus_gone", sentence)
+        try:
+            unreached = loop.robot.set_torque(False) if loop.is_torque_on else []
+        except BusError:
+            unreached = [joint.motor for joint in loop.profile.joints]
+        if unreached:
+            loop.links.event(
+                "error", "torque_unconfirmed", f"torque could not be confirmed off on {', '.join(unreached)}"
+            )
+        loop.ending, loop.is_torque_on, loop.is_done = None, False, True
+        loop.set_mode("stopped", sentence)

@@ -1,0 +1,168 @@
+"""The process around the control loop: descriptors from the guardian, sockets, priorities, and the end.
+
+Started by the guardian, never by hand. Its exit code: 0 ended as asked, 1 with a sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from edgevla.clock import MonotonicClock
+from edgevla.errors import EdgeVLAError
+from edgevla.nodes.vitals import ask_for_real_time, freeze_garbage, heartbeat
+from edgevla.wire import CommandRequest, CommandServer, Dealer, Inbox, Message, Publisher, endpoint
+
+from .arm import Robot
+from .bus.port import SerialPort
+from .calibration import find_calibration
+from .describe import describe
+from .node import ControlLoop
+from .profile import Profile, load_profile
+
+
+class ZmqLinks:
+    """The loop's `Links` over ZeroMQ and pipes."""
+
+    def __init__(self, folder: Path, session: bytes, lease_fd: int | None, watched: dict[str, int]) -> None:
+        """watched: what it means when a pipe closes -> its descriptor."""
+        self._ctx = zmq.Context()
+        self._publisher = Publisher(self._ctx, endpoint(folder, "robot"), session, "robot")
+        self.server = CommandServer(self._ctx, endpoint(folder, "robot", "commands"), session, "robot")
+        self._dealer = Dealer(self._ctx, endpoint(folder, "policy", "infer"), session, "robot")
+        self._inbox = Inbox(self._ctx, {"chunk": (endpoint(folder, "policy"), 8)}, session)
+        self._lease_fd, self._watched = lease_fd, dict(watched)
+        self.must_end = False
+        for fd in [*watched.values(), *([] if lease_fd is None else [lease_fd])]:
+            os.set_blocking(fd, False)
+
+    def requests(self) -> Sequence[CommandRequest]:
+        return self.server.poll()
+
+    def signals(self) -> Sequence[str]:
+        found = ["terminated"] if self.must_end else []
+        self.must_end = False
+        for name, fd in list(self._watched.items()):
+            try:
+                data = os.read(fd, 64)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if data:
+                found.append("emergency_stop")
+            else:
+                del self._watched[name]
+                found.append(name)
+        return found
+
+    def chunks(self) -> Sequence[Message]:
+        return self._inbox.drain("chunk")
+
+    def ask(self, fields: dict[str, Any], payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        return self._dealer.send("infer", fields, payloads, observed_ns) is not None
+
+    def publish(self, type: str, fields: dict[str, Any], observed_ns: int | None = None) -> None:
+        if type == "heartbeat":
+            fields = heartbeat(fields["phase"], fields["counters"])
+        self._publisher.send(type, fields, (), observed_ns)
+
+    def event(self, severity: str, code: str, text: str, **fields: Any) -> None:
+        self._publisher.event(severity, code, text, **fields)
+
+    def lease(self, byte: bytes) -> None:
+        if self._lease_fd is not None:
+            with contextlib.suppress(OSError):  # full: the guardian sleeps; gone: its own pipe tells
+                os.write(self._lease_fd, byte)
+
+    def counters(self) -> dict[str, int]:
+        return {**self._inbox.counters, **self._dealer.counters, **self.server.counters}
+
+    def close(self) -> None:
+        self._inbox.stop()
+        self._publisher.close()
+        self.server.close()
+        self._dealer.close()
+        self._ctx.term()
+
+
+def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | None) -> Robot:
+    """The connected robot, torque off. port_fds: `BUS=FD=NAME` each.
+
+    Raises:
+        BusError, CalibrationError: with the cure in the sentence.
+    """
+    bauds = {bus.name: bus.baud for bus in profile.buses}
+    ports = {}
+    for text in port_fds:
+        bus, fd, name = text.split("=", 2)
+        ports[bus] = SerialPort(int(fd), name, bauds[bus])
+    robot = Robot(profile, ports, find_calibration(profile, calibration))
+    robot.connect()
+    return robot
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--robot", required=True)
+    parser.add_argument("--joint-units", choices=("degrees", "range100"))
+    parser.add_argument("--calibration", help="LeRobot calibration id or file")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--session", required=True)
+    parser.add_argument("--port-fd", action="append", default=[])
+    parser.add_argument("--lease-fd", type=int)
+    parser.add_argument("--guardian-fd", type=int)
+    parser.add_argument("--alive-fd", type=int)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="edgevla.robots.node", description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        return _run(args)
+    except EdgeVLAError as error:
+        with contextlib.suppress(OSError):
+            print(f"robot: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception:  # the edge of the process: the guardian stops the arm when we end
+        traceback.print_exc()
+        return 1
+
+
+def _run(args: argparse.Namespace) -> int:
+    profile = load_profile(args.robot)
+    if args.joint_units:
+        profile = profile.with_units(args.joint_units)
+    watched = {"guardian_gone": args.guardian_fd, "supervisor_gone": args.alive_fd}
+    links = ZmqLinks(
+        args.run_dir,
+        bytes.fromhex(args.session),
+        args.lease_fd,
+        {name: fd for name, fd in watched.items() if fd is not None},
+    )
+    signal.signal(signal.SIGTERM, lambda *_: setattr(links, "must_end", True))
+    robot = open_robot(profile, args.port_fd, args.calibration)
+    loop = ControlLoop(profile, robot, links, MonotonicClock())
+    links.server.about = describe(profile, robot)
+    freeze_garbage()
+    if refusal := ask_for_real_time():
+        links.event("info", "no_real_time", refusal)
+    try:
+        for tick in loop.ticks():
+            loop.step(tick)
+    finally:
+        robot.close()
+        links.close()
+    return 1 if loop.has_failed else 0
