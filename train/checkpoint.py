@@ -149,7 +149,7 @@ def config_to_save(policy: Policy) -> dict[str, Any]:
     """A config.json with the keys that the loaded one had, plus what has since left its default; a fresh one: all."""
     data = policy.config.to_json()
     if policy.config_keys is None:
-        return data
+        return {k: v for k, v in data.items() if v is not None or k not in policy.config.newer_keys}
     defaults = type(policy.config)().to_json()
     return {k: v for k, v in data.items() if k in policy.config_keys or v != defaults.get(k)}
 
