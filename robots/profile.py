@@ -177,9 +177,11 @@ class Profile:
     def motor(self, name: str) -> Motor:
         return self._motors[name]
 
+    def bus_of_motor(self, motor: Motor) -> Bus:
+        return next(bus for bus in self.buses if bus.name == motor.bus)
+
     def bus_of(self, joint: Joint) -> Bus:
-        bus_name = self._motors[joint.motor].bus
-        return next(bus for bus in self.buses if bus.name == bus_name)
+        return self.bus_of_motor(self._motors[joint.motor])
 
     def with_units(self, joint_units: str) -> Profile:
         """The same robot, written in degrees, with its body joints in `range100`.

@@ -1,77 +1,169 @@
-"""What may be done to servos when nobody drives them any more: freeze, park at reduced torque, release.
+"""The last resort on a robot's buses: freeze, park, release. Small, without numpy, for the guardian and for `Robot`.
 
-The guardian's hands. Every action goes bus by bus and servo by servo: one that has gone or reports overload does not
-keep the others from being reached, and is named. No numpy here.
+Every step goes on when a servo does not answer, and says which one it did not reach. ERR bits are ignored here: a
+servo that reports overload has still received the instruction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping
 
-from edgevla.errors import EdgeVLAError
+from edgevla.clock import Clock, MonotonicClock
+from edgevla.errors import BusError
 
-from .bus.port import Port
-from .bus.servo_bus import BUSES, ServoBus
+from .bus import dynamixel
+from .bus.port import Port, SerialPort
+from .bus.reads import finish
+from .bus.registers import Block
+from .bus.servo_bus import BUSES, DynamixelBus, ServoBus
 from .profile import Bus, Profile
 
-FULL_PWM = 885
-"""Dynamixel X: goal_pwm at which torque is not limited (100 %)."""
+FREEZE_NS = 60_000_000
+N_TRIES = 3
+WRITE_TIMEOUT_NS = 15_000_000
+FULL_TORQUE = {"feetech": 1000, "dynamixel": dynamixel.FULL_PWM}
+TORQUE_LIMIT = {"feetech": "torque_limit", "dynamixel": "goal_pwm"}
+
+
+def make_buses(
+    profile: Profile, ports: Mapping[str, Port | int], clock: Clock | None = None
+) -> dict[str, ServoBus]:
+    """A bus object per line of the profile. ports: by bus name, an open port or an inherited descriptor."""
+    buses = {}
+    for bus in profile.buses:
+        port = ports[bus.name]
+        if isinstance(port, int):
+            port = SerialPort(port, bus.port or bus.name, bus.baud)
+        names = {motor.id: f"{motor.name}, {motor.model.upper()}" for motor in bus.motors}
+        buses[bus.name] = BUSES[bus.protocol](port, names, robot=profile.name, clock=clock)
+    return buses
+
+
+def goal_ids(bus: Bus) -> tuple[int, ...]:
+    """Servos that are given goals; shadows obey their partner."""
+    return tuple(motor.id for motor in bus.motors if motor.shadow_of is None)
+
+
+def full_torque(bus: Bus) -> dict[int, int]:
+    """Raw torque limit of each servo at share 1: what the profile sets, else the servo's full torque."""
+    register = TORQUE_LIMIT[bus.protocol]
+    return {m.id: dict(m.settings).get(register, FULL_TORQUE[bus.protocol]) for m in bus.motors}
 
 
 class Rescue:
-    """What the guardian does to servos, bus by bus; a bus that has gone is skipped and named."""
+    """Takes the buses of a robot to a safe state. Nothing here raises for a servo or a line that has gone.
 
-    def __init__(self, profile: Profile, ports: Mapping[str, Port]) -> None:
-        self.lost: dict[str, str] = {}
-        self.buses = {bus.name: self._bus(bus, ports[bus.name]) for bus in profile.buses}
+    failures: one sentence per line that could not be used, newest call only.
+    """
 
-    @staticmethod
-    def _bus(bus: Bus, port: Port) -> ServoBus:
-        names = {m.id: f"{m.name}, {m.model.upper()}" for m in bus.motors}
-        return BUSES[bus.protocol](port, names, robot=bus.name)
+    def __init__(self, profile: Profile, ports: Mapping[str, Port | int], clock: Clock | None = None) -> None:
+        self.profile = profile
+        self.clock: Clock = clock or MonotonicClock()
+        self.buses = make_buses(profile, ports, self.clock)
+        self.failures: list[str] = []
 
-    def each(self, action: Callable[[ServoBus], None]) -> None:
-        for name, bus in self.buses.items():
+    def freeze(self) -> list[str]:
+        """Goal := present on every servo with a goal; returns the motors that could not be read, which keep theirs."""
+        unread: list[str] = []
+        self.failures = []
+        for bus in self.profile.buses:
+            line = self.buses[bus.name]
             try:
-                bus.port.flush_input()
-                action(bus)
-            except EdgeVLAError as error:
-                self.lost[name] = str(error)
+                present = self._present(line, goal_ids(bus))
+                if isinstance(line, DynamixelBus):  # a watchdog that fired refuses goals until it is cleared
+                    line.sync_write("bus_watchdog", dict.fromkeys(line.ids, 0))
+                if present:
+                    line.sync_write("goal_position", present)
+            except BusError as error:
+                self.failures.append(str(error))
+                present = {}
+            unread += [m.name for m in bus.motors if m.shadow_of is None and m.id not in present]
+        return unread
 
-    def freeze(self) -> None:
-        self.each(self._freeze)
-
-    def _freeze(self, bus: ServoBus) -> None:
-        if "bus_watchdog" in bus.registers:  # a watchdog that fired refuses goals until it is cleared
-            bus.sync_write("bus_watchdog", dict.fromkeys(bus.ids, 0))
-        present = bus.sync_read(["present_position"])
-        if present:
-            bus.sync_write("goal_position", {i: values["present_position"] for i, values in present.items()})
+    def _present(self, line: ServoBus, ids: Iterable[int]) -> dict[int, int]:
+        register = line.registers["present_position"]
+        line.uses_fast_read = False
+        read = line.begin(Block((register,)), tuple(ids), self.clock.now_ns() + FREEZE_NS)
+        finish([read], self.clock)
+        if read.failure is not None:
+            raise read.failure
+        return {i: register.decode(data) for i, data in read.replies.items()}
 
     def limit_torque(self, share: float) -> None:
-        def act(bus: ServoBus) -> None:
-            if "torque_limit" in bus.registers:
-                now = bus.sync_read(["torque_limit"])
-                bus.sync_write(
-                    "torque_limit", {i: min(v["torque_limit"], int(1000 * share)) for i, v in now.items()}
-                )
-            else:
-                bus.sync_write("goal_pwm", dict.fromkeys(bus.ids, int(FULL_PWM * share)))
+        """Limits every servo to a share (0..1) of its torque, by one sync write per line."""
+        self.failures = []
+        for bus in self.profile.buses:
+            limits = {i: int(full * share) for i, full in full_torque(bus).items()}
+            try:
+                self.buses[bus.name].sync_write(TORQUE_LIMIT[bus.protocol], limits)
+            except BusError as error:
+                self.failures.append(str(error))
 
-        self.each(act)
+    def park(self) -> None:
+        """Reduced torque, so that the arm sinks instead of falling."""
+        self.limit_torque(self.profile.escalation.park_torque)
 
     def release(self) -> list[str]:
-        """Torque off, servo by servo; the names of those that did not confirm."""
+        """Torque off on every servo, each by itself and three times, then by sync write. Returns those not confirmed.
+
+        Servos with a torque limit get it back, so that the next start finds full torque.
+        """
         unreached: list[str] = []
-
-        def act(bus: ServoBus) -> None:
-            bus.sync_write("torque_enable", dict.fromkeys(bus.ids, 0))  # all at once, then each confirms
-            for servo_id in bus.ids:
-                try:
-                    if bus.read_raw(servo_id, "torque_enable") != 0:
-                        bus.write_raw(servo_id, "torque_enable", 0)
-                except EdgeVLAError:
-                    unreached.append(f"{bus.motors[servo_id].split(',')[0]} ({servo_id})")
-
-        self.each(act)
+        self.failures = []
+        for bus in self.profile.buses:
+            line = self.buses[bus.name]
+            try:
+                missing = torque_off(line)
+                line.sync_write(TORQUE_LIMIT[bus.protocol], full_torque(bus))
+            except BusError as error:
+                self.failures.append(str(error))
+                missing = list(line.ids)
+            unreached += [m.name for m in bus.motors if m.id in missing]
         return unreached
+
+    def close(self) -> None:
+        for line in self.buses.values():
+            line.close()
+
+
+def torque_off(line: ServoBus) -> list[int]:
+    """Ids whose torque could not be confirmed off. Raises BusError only when the line has gone."""
+    register = line.registers["torque_enable"]
+    missing = []
+    for servo_id in line.ids:
+        frame = line.codec.write(servo_id, register.address, b"\0")
+        acknowledged = None
+        for _ in range(N_TRIES):
+            with contextlib.suppress(_Refused):
+                acknowledged = _transact(line, frame, servo_id, 0)
+            if acknowledged is not None:
+                break
+        if acknowledged is None:
+            missing.append(servo_id)
+    line.sync_write("torque_enable", dict.fromkeys(line.ids, 0))
+    if not missing:
+        return []
+    # No word on the write does not mean that it was not heard: ask once more what the register holds.
+    still = []
+    for servo_id in missing:
+        with contextlib.suppress(_Refused):
+            data = _transact(line, line.codec.read(servo_id, register.address, 1), servo_id, 1)
+            if data == b"\0":
+                continue
+        still.append(servo_id)
+    return still
+
+
+class _Refused(BusError):
+    pass
+
+
+def _transact(line: ServoBus, frame: bytes, servo_id: int, size: int) -> bytes | None:
+    """One try; a refusal is told apart from a line that has gone."""
+    try:
+        return line.transact(frame, servo_id, size, WRITE_TIMEOUT_NS, 1)
+    except BusError as error:
+        if error.fields.get("is_unplugged"):
+            raise
+        raise _Refused(str(error)) from error

@@ -22,6 +22,7 @@ from edgevla.errors import BusError
 READ_SIZE = 4096
 WRITE_TIMEOUT_NS = 200_000_000
 LATENCY_WARN_MS = 2
+NEVER_NS = 1 << 62
 
 
 class Port(Protocol):
@@ -54,12 +55,12 @@ def wire_ns(n_bytes: int, baud: int) -> int:
 
 def wait_readable(ports: Sequence[Port], deadline_ns: int, clock: Clock) -> list[Port]:
     """Sleeps until one of the ports has bytes or the deadline passes; returns those that have."""
-    waiting = {port.fileno(): port for port in ports if port.fileno() >= 0}
-    ready: list[Port] = [port for port in ports if isinstance(port, MemoryPort) and port.n_waiting]
-    if ready or not waiting:
-        if not ready:
-            clock.sleep_until(deadline_ns)
-        return ready
+    memory = [port for port in ports if isinstance(port, MemoryPort)]
+    if memory:
+        clock.sleep_until(min([deadline_ns, *(port.ready_ns for port in memory)]))
+        now_ns = clock.now_ns()
+        return [port for port in memory if port.ready_ns <= now_ns]
+    waiting = {port.fileno(): port for port in ports}
     timeout_s = max(0, deadline_ns - clock.now_ns()) / NS_PER_S
     found, _, _ = select.select(list(waiting), [], [], timeout_s)
     return [waiting[fd] for fd in found]
@@ -276,10 +277,9 @@ class MemoryPort:
         return -1
 
     @property
-    def n_waiting(self) -> int:
-        """Bytes that can be read now, or by waiting."""
-        self._check()
-        return sum(len(data) for _, data in self._coming)
+    def ready_ns(self) -> int:
+        """When the next bytes can be read; far in the future when none are on their way."""
+        return self._coming[0][0] if self._coming else NEVER_NS
 
     def write(self, data: bytes) -> None:
         self._check()

@@ -1,0 +1,126 @@
+"""Faults to inject into an emulated robot, by script, by test, or over the `fault` socket.
+
+    frame faults   drop corrupt truncate delay duplicate noise wrong_id       what happens to one answer
+    line faults    echo latency unplug replug                                 what the adapter does
+    servo faults   mute overload overheat voltage brownout stuck jump         what happens to a servo
+                   wrong_model wrong_firmware duplicate_id hand
+    clear          ends all of them
+
+A frame fault hits with a probability or the next `count` times, and may be limited to one servo id or bus.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from edgevla.errors import UsageError
+
+from .servo import Servo
+
+FRAME_FAULTS = ("drop", "corrupt", "truncate", "delay", "duplicate", "noise", "wrong_id")
+LINE_FAULTS = ("echo", "latency", "unplug", "replug")
+SERVO_FAULTS = (
+    "mute", "overload", "overheat", "voltage", "brownout", "stuck", "jump", "wrong_model", "wrong_firmware",
+    "duplicate_id", "hand",
+)  # fmt: skip
+KINDS = (*FRAME_FAULTS, *LINE_FAULTS, *SERVO_FAULTS, "clear")
+FOREVER_NS = 1 << 62
+
+
+@dataclass
+class Fault:
+    """One fault. target: servo id, motor name, bus name, or None for all.
+
+    probability: per answer; count: how many answers are hit at most (None: no limit); amount: milliseconds of
+    a delay, ticks of a jump, degrees of heat, volts, position of a hand, depending on the kind.
+    """
+
+    kind: str
+    target: int | str | None = None
+    probability: float = 1.0
+    count: int | None = None
+    duration_ms: float | None = None
+    amount: float = 0.0
+    end_ns: int = field(default=FOREVER_NS, repr=False)
+
+    @classmethod
+    def from_map(cls, values: dict[str, Any]) -> Fault:
+        """From a message or a script line. Raises UsageError for an unknown kind or key."""
+        known = ("kind", "target", "probability", "count", "duration_ms", "amount")
+        if unknown := sorted(set(values) - set(known)):
+            raise UsageError(f"a fault has no '{unknown[0]}'; known: {', '.join(known)}")
+        fault = cls(**values)
+        if fault.kind not in KINDS:
+            raise UsageError(f"unknown fault '{fault.kind}'; known: {', '.join(KINDS)}")
+        if not 0 <= fault.probability <= 1:
+            raise UsageError(f"a fault's probability is 0..1, not {fault.probability}")
+        return fault
+
+
+class Faults:
+    """The frame and line faults in force. `n_injected` counts what really happened, by kind."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._active: list[Fault] = []
+        self._random = random.Random(seed)
+        self.n_injected: dict[str, int] = {}
+
+    def add(self, fault: Fault, now_ns: int) -> None:
+        if fault.duration_ms is not None:
+            fault.end_ns = now_ns + int(fault.duration_ms * 1e6)
+        self._active.append(fault)
+
+    def clear(self) -> None:
+        self._active.clear()
+
+    def take(self, kind: str, bus: str, now_ns: int, servo: Servo | None = None) -> Fault | None:
+        """The first fault of this kind that hits now; its count goes down."""
+        if not self._active:
+            return None
+        self._active = [f for f in self._active if now_ns < f.end_ns and f.count != 0]
+        for fault in self._active:
+            if fault.kind != kind or not self._aims(fault, bus, servo):
+                continue
+            if fault.probability < 1 and self._random.random() >= fault.probability:
+                continue
+            if fault.count is not None:
+                fault.count -= 1
+            self.n_injected[kind] = self.n_injected.get(kind, 0) + 1
+            return fault
+        return None
+
+    @staticmethod
+    def _aims(fault: Fault, bus: str, servo: Servo | None) -> bool:
+        if fault.target is None or fault.target == bus:
+            return True
+        return servo is not None and fault.target in (servo.id, servo.name)
+
+    def damage(
+        self, frame: bytes, servo: Servo, bus: str, now_ns: int, protocol: ModuleType
+    ) -> tuple[bytes, int]:
+        """What becomes of an answer, and by how much it is late (ns)."""
+        if not self._active:
+            return frame, 0
+        late_ns = 0
+        if self.take("drop", bus, now_ns, servo):
+            return b"", 0
+        if self.take("wrong_id", bus, now_ns, servo):
+            at = 2 if protocol.HEADER == b"\xff\xff" else 4
+            parts = protocol.Decoder().feed(frame)
+            if parts:
+                frame = protocol.status((frame[at] + 1) % 250, parts[0].error, parts[0].data)
+        if self.take("corrupt", bus, now_ns, servo):
+            at = self._random.randrange(len(frame))
+            frame = frame[:at] + bytes((frame[at] ^ 1 << self._random.randrange(8),)) + frame[at + 1 :]
+        if self.take("truncate", bus, now_ns, servo):
+            frame = frame[: self._random.randrange(1, len(frame))]
+        if self.take("noise", bus, now_ns, servo):
+            frame = bytes(self._random.randrange(256) for _ in range(self._random.randrange(1, 12))) + frame
+        if self.take("duplicate", bus, now_ns, servo):
+            frame += frame
+        if delay := self.take("delay", bus, now_ns, servo):
+            late_ns = int(delay.amount * 1e6)
+        return frame, late_ns
