@@ -26,6 +26,7 @@ from edgevla.errors import DatasetError
 
 MAX_OPEN = 48
 """Decoders kept open per process: 3-5 MB and one file handle each."""
+_ORPHANS: list[object] = []
 READ_ON = 4
 """Frames further on that are cheaper to decode through than to seek to."""
 
@@ -125,11 +126,11 @@ def _packets(container: Any, stream: Any) -> Iterator[tuple[int, int, bool, bool
         for packet in container.demux(stream):
             if packet.size == 0 or (packet.pts is None and packet.dts is None):
                 continue
-            if packet.pos is not None and packet.pos + packet.size > size:
+            if packet.is_corrupt or (packet.pos is not None and packet.pos + packet.size > size):
                 return
             pts = packet.pts if packet.pts is not None else packet.dts
             dts = packet.dts if packet.dts is not None else packet.pts
-            yield pts, dts, packet.is_keyframe and not packet.is_corrupt, not packet.is_discard
+            yield pts, dts, packet.is_keyframe, not packet.is_discard
     except (av.FFmpegError, OSError):
         return
 
@@ -270,7 +271,10 @@ class VideoPool:
             self._give_back(path, decoder)
 
     def _after_fork(self) -> None:
-        if self._pid != os.getpid():  # a decoder opened before a fork must not be used after it
+        if self._pid != os.getpid():
+            # A decoder opened before a fork must not be used after it; nor freed, for that waits for its threads,
+            # which the child does not have.
+            _ORPHANS.append(self._idle)
             self._reset()
 
     def _take(self, path: Path) -> Decoder:
