@@ -1,0 +1,180 @@
+"""Recording through real sockets: what the camera saw is what the dataset holds."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+import zmq
+
+from edgevla.cameras import CameraSettings, open_source
+from edgevla.dataset import open_dataset
+from edgevla.dataset.check import check_dataset
+from edgevla.errors import UsageError
+from edgevla.nodes.camera import CameraNode
+from edgevla.nodes.recorder import RecorderNode, features_of, is_grid_moment, joint_units_of
+from edgevla.wire import CommandServer, Publisher, endpoint
+
+SESSION = b"rec-test"
+RED_CARD = (214, 30, 24)
+STEP_NS = 40_000_000  # 25 fps
+NAMES = ("shoulder_pan.pos", "gripper.pos")
+
+
+def joint(name: str, unit: str) -> dict:
+    return {"name": name, "unit": unit, "is_gripper": unit == "percent"}
+
+
+class FakeRobot:
+    """A robot node's voice: `describe`, and `state` twice per grid moment, all on a thread-free clock."""
+
+    def __init__(self, ctx) -> None:
+        self.publisher = Publisher(ctx, endpoint("inproc", "robot"), SESSION, "robot")
+        self.server = CommandServer(ctx, endpoint("inproc", "robot", "commands"), SESSION, "robot")
+        self.server.about = {
+            "robot": "so101",
+            "joints": [joint(NAMES[0], "deg"), joint(NAMES[1], "percent")],
+        }
+        self.t0_ns, self.tick = time.monotonic_ns(), 0
+
+    def step(self) -> None:
+        self.server.poll()
+        while self.t0_ns + self.tick * STEP_NS // 2 <= time.monotonic_ns():
+            self.say(self.tick, self.t0_ns + self.tick * STEP_NS // 2)
+            self.tick += 1
+
+    def say(self, tick: int, deadline_ns: int) -> None:
+        fields = {
+            "tick": tick,
+            "deadline_ns": deadline_ns,
+            "late_ns": 0,
+            "t0_ns": self.t0_ns,
+            "step_ns": STEP_NS,
+            "mode": "running",
+            "position": np.array([tick, 50], np.float32),
+            "position_age_us": np.zeros(2, np.uint32),
+            "wanted": None,
+            "goal": np.array([tick + 1, 51], np.float32),
+            "limited_by": np.zeros(2, np.uint16),
+            "chunk_seq": None,
+            "action_index": 0.0,
+            "n_actions_left": 0,
+            "reason": "",
+        }
+        self.publisher.send("state", fields, observed_ns=deadline_ns)
+
+    def close(self) -> None:
+        self.publisher.close()
+        self.server.close()
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A red card before a camera that sends JPEG, a robot, and a recorder; `play(done)` lets them live."""
+    card = np.full((48, 64, 3), 120, np.uint8)
+    card[12:36, 16:48] = RED_CARD
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(7):
+        card[:4, : 8 * i] = 255
+        cv2.imwrite(str(pictures / f"{i}.png"), card[..., ::-1])
+    ctx = zmq.Context()
+    settings = CameraSettings("front", str(pictures), 64, 48, fps=50.0, encoding="jpeg")
+    camera = CameraNode(ctx, "inproc", SESSION, [open_source(settings)])
+    robot = FakeRobot(ctx)
+    recorder = RecorderNode(ctx, "inproc", SESSION, tmp_path / "recorded", ["front"], "show the card")
+    camera.open()
+
+    def play(done, timeout_s: float = 10.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not done() and time.monotonic() < end:
+            for node in (camera, robot, recorder):
+                node.step(time.monotonic_ns()) if node is not robot else robot.step()
+            time.sleep(0.002)
+        assert done(), "it did not happen in time"
+
+    # `describe` is asked within one step of the recorder, so the others must answer meanwhile.
+    def answering(method):
+        def run(*args):
+            import threading
+
+            stop = threading.Event()
+
+            def live():
+                while not stop.is_set():
+                    robot.server.poll()
+                    camera.step(time.monotonic_ns())
+                    time.sleep(0.002)
+
+            thread = threading.Thread(target=live)
+            thread.start()
+            try:
+                return method(*args)
+            finally:
+                stop.set()
+                thread.join()
+
+        return run
+
+    recorder.obey = answering(recorder.obey)
+    yield recorder, play, tmp_path / "recorded"
+    recorder.close()
+    camera.close()
+    robot.close()
+    ctx.destroy(linger=0)
+
+
+def test_a_red_card_stays_red_from_camera_to_dataset(stage):
+    recorder, play, root = stage
+    play(lambda: recorder.inbox.newest("state") is not None and recorder.inbox.newest("frame") is not None)
+    recorder.obey("record", {"task": "show the card"})
+    play(lambda: recorder.recording.writer.n_open_frames >= 12)
+    assert "episode 0 kept" in recorder.obey("keep", {})
+    recorder.obey("record", {})
+    play(lambda: recorder.recording.writer.n_open_frames >= 5)
+    assert "discarded" in recorder.obey("discard", {})
+    recorder.close()
+
+    dataset = open_dataset(root)
+    assert (dataset.n_episodes, dataset.info.fps) == (1, 25)
+    assert dataset.tasks == ["show the card"]
+    for row in range(dataset.n_frames):
+        pixel = dataset.frame("observation.images.front", row)[24, 32].astype(int)
+        assert np.abs(pixel - RED_CARD).max() < 25, f"row {row} shows {pixel}, not the red card"
+    state, action = dataset.columns["observation.state"], dataset.columns["action"]
+    assert (action - state == 1).all()
+    assert (np.diff(state[:, 0]) == 2).all(), "every grid moment once: each second tick"
+    ages = dataset.columns["camera_age_ms.front"]
+    assert (ages >= 0).all()
+    assert np.median(ages) < 100  # a 50 fps camera; the rest is this machine's other work
+    assert not [f for f in check_dataset(root) if f.severity == "error"]
+
+
+def test_commands_out_of_order_are_refused_with_a_reason(stage):
+    recorder, play, _ = stage
+    with pytest.raises(UsageError, match="no episode to keep"):
+        recorder.obey("keep", {})
+    play(lambda: recorder.inbox.newest("state") is not None and recorder.inbox.newest("frame") is not None)
+    recorder.obey("record", {})
+    with pytest.raises(UsageError, match="already being recorded"):
+        recorder.obey("record", {})
+    with pytest.raises(UsageError, match="knows record, keep"):
+        recorder.obey("home", {})
+
+
+def test_features_carry_names_sizes_and_units():
+    joints = [joint(NAMES[0], "deg"), joint(NAMES[1], "percent")]
+    features = features_of(joints, [{"name": "front", "height": 48, "width": 64}])
+    assert features["action"]["names"] == list(NAMES)
+    assert features["observation.images.front"]["shape"] == (48, 64, 3)
+    assert joint_units_of(joints) == "degrees"
+    assert joint_units_of([joint("waist", "rad")]) is None
+
+
+def test_grid_moments_are_whole_steps():
+    class State(dict):
+        pass
+
+    base = {"t0_ns": 1_000_003, "step_ns": 33_333_332}
+    assert is_grid_moment(State(base, deadline_ns=1_000_003 + 7 * 33_333_332))
+    assert not is_grid_moment(State(base, deadline_ns=1_000_003 + 7 * 33_333_332 + 8_333_333))
