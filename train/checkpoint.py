@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
+from . import lora
 from .fresh import new_policy as new_policy
 from .legacy import split_legacy
 from .policies import policy_class
@@ -46,21 +47,28 @@ Adapt = Callable[[PolicyConfig, Processors], PolicyConfig]
 
 
 def load_policy(
-    path: str | Path, *, device: str | torch.device | None = None, adapt: Adapt | None = None
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    adapt: Adapt | None = None,
+    merge_adapter: bool = True,
 ) -> Policy:
     """The policy of a LeRobot folder, or of a hub id when no such folder exists; in eval mode.
 
     adapt: sees config and pipelines as read, before the policy is built, and gives back the config to build;
     fine-tuning puts another dataset's features and statistics there.
+    merge_adapter: a folder with LoRA factors gives the plain policy that they make of theirs; False: keeps them apart.
 
     Raises:
         CheckpointError: no such folder or hub id; unknown policy type; a damaged file; weights that do not fit.
     """
     folder = checkpoint_folder(path)
-    config, keys = read_config(folder)
+    config, data = read_config(folder)
+    keys, extras = tuple(data), {k: v for k, v in data.items() if k in config.ignored_keys}
     cls = policy_class(config.type)
     processors = Processors.load(folder)
-    weights, aliases, n_bytes = _open_weights(folder / WEIGHTS)
+    base = lora.base_of(folder)
+    weights, aliases, n_bytes = _open_weights((checkpoint_folder(base) if base else folder) / WEIGHTS)
     weights, stats = split_legacy(weights, config)
     if stats and not processors.pre:
         processors = cls.default_processors(config, stats)
@@ -71,7 +79,11 @@ def load_policy(
     with _no_init():
         policy = cls.build(config, processors, {name: tuple(w.shape) for name, w in weights.items()})
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
-    policy.config_keys = keys
+    policy.config_keys, policy.config_extras = keys, extras
+    if base:
+        lora.load_adapter(policy, folder)
+        if merge_adapter:
+            lora.merge(policy)
     return policy.to(device or "cpu").eval()
 
 
@@ -82,7 +94,10 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (scratch / CONFIG).write_text(json.dumps(config_to_save(policy), indent=4))
-        save_weights(policy.saved_weights(), scratch / WEIGHTS)
+        if lora.is_adapted(policy):
+            lora.save_adapter(policy, scratch)
+        else:
+            save_weights(policy.saved_weights(), scratch / WEIGHTS)
         policy.processors.save(scratch)
         for name, source in _companions(policy).items():
             shutil.copytree(source, scratch / name, ignore=_WEIGHT_FILES)
@@ -124,8 +139,8 @@ def checkpoint_folder(path: str | Path) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> tuple[PolicyConfig, tuple[str, ...]]:
-    """The typed config of a folder, and the keys that its file has.
+def read_config(folder: Path) -> tuple[PolicyConfig, dict[str, Any]]:
+    """The typed config of a folder, and its file as it is.
 
     Raises:
         CheckpointError: unreadable JSON, no or an unknown `type`, settings that cannot work together.
@@ -142,7 +157,7 @@ def read_config(folder: Path) -> tuple[PolicyConfig, tuple[str, ...]]:
         config = cls.Config.from_json(data)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a value of an unexpected form: {error!r}") from error
-    return config, tuple(data)
+    return config, data
 
 
 def config_to_save(policy: Policy) -> dict[str, Any]:
@@ -151,7 +166,8 @@ def config_to_save(policy: Policy) -> dict[str, Any]:
     if policy.config_keys is None:
         return {k: v for k, v in data.items() if v is not None or k not in policy.config.newer_keys}
     defaults = type(policy.config)().to_json()
-    return {k: v for k, v in data.items() if k in policy.config_keys or v != defaults.get(k)}
+    kept = {k: v for k, v in data.items() if k in policy.config_keys or v != defaults.get(k)}
+    return {**kept, **policy.config_extras}
 
 
 # -- weights ----------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from typing import Any
 from edgevla.errors import UsageError
 
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
-FREE_ON_RESUME = ("steps", "dataset", "root", "device", "threads", "workers", "cache")
-FREE_ON_RESUME += ("log_freq", "save_freq", "eval_freq", "tensorboard")
+FREE_ON_RESUME = (
+    "steps dataset root device threads workers cache log_freq save_freq eval_freq tensorboard".split()
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +95,14 @@ def _add_numbers(how: Any) -> None:
         "--image-transforms", action="store_true", help="random changes of colour, sharpness, place"
     )
     how.add_argument("--precision", choices=["auto", "fp32", "bf16"], help="auto follows the policy's config")
+    how.add_argument("--lora", type=int, metavar="RANK", help="train LoRA factors of this rank, nothing else")
+    how.add_argument("--lora-alpha", type=int, help="scale of the factors times the rank (default: the rank)")
+    how.add_argument(
+        "--lora-targets", metavar="REGEX", help="layers that get factors (default: the policy's own)"
+    )
+    how.add_argument(
+        "--merge-lora", action="store_true", help="at the end also write RUN/merged, a plain policy"
+    )
     how.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
 
 
@@ -300,6 +309,8 @@ def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:
         say(f"{name}: step {outcome.step} of {job.config.steps} is saved. Go on with:\n  {resume}")
     else:
         say(f"Done: {last}, loss {job.log.last.get('loss', float('nan')):.4g}, curve {job.run / 'loss.png'}.")
+        if job.config.merge_lora and job.worker.rank == 0:
+            export = f"edgevla export {prepared.save_merged()}"
         say(f"Next:\n  {export}")
     if as_json:
         result = {

@@ -15,11 +15,11 @@ from edgevla.dataset.facts import DatasetFacts, facts_of
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.errors import CheckpointError, DatasetError, UsageError
 
-from . import lerobot
+from . import lerobot, lora
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
 from .cameras import Cameras, for_policy
-from .checkpoint import FACTS, load_policy, save_policy
+from .checkpoint import FACTS, checkpoint_folder, load_policy, save_policy
 from .config import OWN_CONFIG, TrainConfig, split_episodes
 from .data import TrainingData
 from .loader import Loader
@@ -27,7 +27,7 @@ from .loop import Job
 from .optim import build_optimizer, build_scheduler, freeze_all_but, grouped
 from .policies.base import Batch, Policy
 from .progress import TrainingLog
-from .start import Say, start_policy, tokenizer_of
+from .start import Say, is_backbone, start_policy, tokenizer_of
 from .state import PRETRAINED, TRAINING, load_training_state, run_of, seed_everything, tidy
 from .worker import Worker, choose_device, start_worker
 
@@ -41,6 +41,11 @@ class Prepared:
     done: int
     caches: list[FrameCache]
     data: TrainingData
+
+    def save_merged(self) -> Path:
+        """The policy with its LoRA factors merged in, as a folder of its own; the job cannot go on after it."""
+        lora.merge(self.job.policy)
+        return save_policy(self.job.policy, self.job.run / "merged", self.facts)
 
     def close(self) -> None:
         self.job.log.close()
@@ -140,7 +145,7 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
             f"{before.n_frames} frames then; {facts.n_episodes}, {facts.n_frames} now). To train on changed data, "
             f"start a new run from the weights: --from {folder}"
         )
-    policy = load_policy(folder)
+    policy = load_policy(folder, merge_adapter=False)
     config = TrainConfig.load(folder / OWN_CONFIG)
     rename = policy.processors.rename_map
     wanted = config.cameras if config.start else {}  # for a fresh policy its cameras are named already
@@ -149,13 +154,28 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
 
 
 def _switch(config: TrainConfig, policy: Policy) -> None:
-    """Training switches that are not weights."""
+    """Training switches that are not among the policy's weights."""
+    if config.lora and not lora.is_adapted(policy):
+        _add_lora(config, policy)
     if config.train_only:
         freeze_all_but(policy, config.train_only)
     if config.gradient_checkpointing:
         if not hasattr(policy, "set_gradient_checkpointing"):
             raise UsageError(f"a {config.policy} policy has no gradient checkpointing; leave the option out")
         policy.set_gradient_checkpointing(True)  # type: ignore[operator]
+
+
+def _add_lora(config: TrainConfig, policy: Policy) -> None:
+    if not config.start or is_backbone(config.start):
+        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
+    targets = config.lora_targets or getattr(policy, "lora_targets", None)
+    if not targets:
+        raise UsageError(
+            f"a {config.policy} policy has no usual LoRA layers; name them with --lora-targets REGEX"
+        )
+    base = str(checkpoint_folder(config.start).resolve()) if Path(config.start).exists() else config.start
+    alpha = config.lora_alpha or config.lora
+    lora.add_lora(policy, rank=config.lora, alpha=alpha, targets=targets, base=base)
 
 
 def _groups(config: TrainConfig, policy: Policy) -> list[dict[str, Any]]:

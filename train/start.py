@@ -48,7 +48,7 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     if not config.start:
         return _fresh(config, settings, dataset, None, say)
     folder = Path(config.start)
-    if _is_backbone(folder):
+    if is_backbone(folder):
         if not hasattr(cls, "from_backbone"):
             raise UsageError(
                 f"--from {folder} is a backbone, not a LeRobot policy; a policy of type '{config.policy}' "
@@ -67,10 +67,10 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     return policy.train(), cameras[0]
 
 
-def _is_backbone(folder: Path) -> bool:
+def is_backbone(folder: str | Path) -> bool:
     """Whether a folder is a Hugging Face model (`model_type`) rather than a LeRobot policy (`type`)."""
     try:
-        data = json.loads((folder / CONFIG).read_text())
+        data = json.loads((Path(folder) / CONFIG).read_text())
     except (OSError, ValueError):
         return False
     return "type" not in data and "model_type" in data
@@ -156,7 +156,7 @@ def _adapt(
         is_open = inputs[name].type == "VISUAL" or (name == STATE and hasattr(policy_config, "max_state_dim"))
         if name in features and is_open:
             inputs[name] = features[name]
-    merged = {
+    merged: dict[str, Any] = {
         k: {**getattr(policy_config, k), **v} if isinstance(v, dict) and getattr(policy_config, k) else v
         for k, v in settings.items()
     }
