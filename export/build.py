@@ -253,7 +253,11 @@ def _precision(graph: str, options: ExportOptions) -> str:
 
 def _name(folder: Path) -> str:
     """A run's name rather than `pretrained_model`."""
-    parts = [p for p in folder.resolve().parts if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")]
+    parts = [
+        p
+        for p in folder.resolve().parts
+        if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")
+    ]
     named = [p for p in parts if not p.isdigit()]
     return named[-1] if named else folder.name
 
@@ -331,6 +335,7 @@ def _shown(folder: Path) -> str:
 
 
 def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: ExportOptions) -> Manifest:
+    policy.bake()
     graphs = dict(manifest.graphs)
     half: set[str] = set()
     if options.precision == "fp16":
