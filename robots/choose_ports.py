@@ -15,7 +15,15 @@ def choose_ports(profile: Profile, given: Mapping[str, str]) -> dict[str, str]:
 
     Raises UsageError or BusError, naming the bus.
     """
+    given = dict(given)
+    if "" in given and len(profile.buses) == 1:  # a bare path: there is only one bus it can mean
+        given[profile.buses[0].name] = given.pop("")
     for name in given:
+        if name == "":
+            buses = " and ".join(f"--port {bus.name}=PATH" for bus in profile.buses)
+            raise UsageError(
+                f"{profile.name} has {len(profile.buses)} buses; say which port is which: {buses}"
+            )
         if name not in {bus.name for bus in profile.buses}:
             raise UsageError(
                 f"{profile.name} has no bus '{name}'; it has {', '.join(b.name for b in profile.buses)}"

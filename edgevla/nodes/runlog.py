@@ -83,6 +83,7 @@ class RunLog:
         self.n_chunks = 0
         self.last_mode = ""
         self.last_reason = ""
+        self.is_released = False
 
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -137,6 +138,7 @@ class RunLog:
 
     def _on_event(self, m: Message) -> None:
         self._events[m["severity"]] += 1
+        self.is_released = self.is_released or m["code"] == "released"
         self.write(
             "event", {k: m[k] for k in ("source", "observed_ns", "severity", "code", "text", "fields")}
         )

@@ -1,0 +1,473 @@
+"""The supervisor: starts the nodes in order, waits for readiness (never for time), restarts what may be, ends all.
+
+    emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> latency judged -> start -> watch -> stop
+
+It holds nothing of the arm. It keeps one end of a pipe whose closing tells guardian and loop that it has gone.
+`edgevla/` never imports the robot's code: it names modules as strings, and learns the robot from its `describe`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from edgevla.bundle import Bundle, Fit, load_bundle
+from edgevla.cameras import CameraSettings
+from edgevla.codec import Message
+from edgevla.errors import BusError, CameraError, EdgeVLAError, EngineError, UsageError, WireError
+from edgevla.execution import Execution, execution_from, execution_to, judge_latency
+from edgevla.execution.strategies import KINDS
+from edgevla.messages import ABOUT_ROBOT
+from edgevla.nodes.children import Child, how
+from edgevla.nodes.runlog import RunLog
+from edgevla.session import Deployment, new_session, run_dir, tell_guardian, write_deployment
+from edgevla.wire import CommandClient, Inbox, check_fields, endpoint
+
+GUARDIAN, POLICY = "edgevla.robots.guardian", "edgevla.nodes.policy"
+EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.server", "edgevla.robots.emulator.sim_camera"
+CAMERA = "edgevla.nodes.camera"
+ROBOT_READY_S, CAMERAS_READY_S, POLICY_READY_S, EMULATOR_READY_S = 30.0, 20.0, 600.0, 20.0
+STOPPED_S = 40.0
+LOGGED = ("state", "chunk", "heartbeat", "event", "servo_health")
+
+Say = Callable[[str, str, str], None]
+"""(severity, source, sentence) -> shown to the user."""
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What the command line says. execution: options of `--execution`; ports: bus -> path; cameras: name -> source."""
+
+    bundle: Path
+    robot: str
+    is_sim: bool = False
+    ports: Mapping[str, str] = field(default_factory=dict)
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    execution: Mapping[str, Any] | None = None
+    task: str = ""
+    duration_s: float | None = None
+    inject_delay_ms: float = 0.0
+    log_dir: Path | None = None
+    provider: str | None = None
+    threads: int = 0
+    seed: int = 0
+    n_steps: int | None = None
+    calibration: str | None = None
+    servo_hz: float | None = None
+    may_lose_cameras: bool = False
+    sim_task: str = "rest"
+
+
+class Supervisor:
+    """One deployment, from nothing to the summary."""
+
+    def __init__(self, options: DeployOptions, say: Say) -> None:
+        self.options, self._say = options, say
+        self.bundle: Bundle = load_bundle(options.bundle)
+        self.execution = self._chosen_execution()
+        self.session = new_session()
+        self.folder = run_dir(self.session)
+        self.ctx = zmq.Context()
+        self.children: dict[str, Child] = {}
+        self.robot: dict[str, Any] = {}
+        self.fit: Fit | None = None
+        self.log = RunLog(options.log_dir)
+        self.failure = ""
+        self._alive_read, self._alive_write = os.pipe()
+        self._inbox: Inbox | None = None
+        self._robot_client: CommandClient | None = None
+        self._is_asked_to_stop = False
+        self._is_over: Callable[[], bool] = lambda: False
+        self._n_interrupts = 0
+
+    # -- the story ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Everything up to a moving arm. Raises what a person must act on; `close` cleans up."""
+        o = self.options
+        self._note()
+        if o.is_sim:
+            self._start_emulator()
+        self._start_robot()
+        self._fit_bundle()
+        self._listen()
+        self._start_cameras()
+        latency_ms = self._start_policy()
+        self.execution = self._judge(latency_ms)
+        self._command("start", self._start_arguments(latency_ms))
+        self._say(
+            "info",
+            "deploy",
+            f"running {o.bundle} on {self.robot['robot']}, execution {self._execution_words()}",
+        )
+
+    def stop_when(self, is_over: Callable[[], bool]) -> None:
+        """Another reason for `watch` to return, such as the monitor's end."""
+        self._is_over = is_over
+
+    def watch(self) -> None:
+        """Until it is over: duration, a stop that was asked for, or the robot node's end."""
+        until = None if self.options.duration_s is None else time.monotonic() + self.options.duration_s
+        while not (self._is_asked_to_stop or self._is_over()):
+            if until is not None and time.monotonic() >= until:
+                return
+            self._take_messages(0.05)
+            guardian = self.children["robot"]
+            if not guardian.is_alive:
+                self.failure = f"the robot process ended: {guardian.last_sentence()}"
+                return
+            if self.log.last_mode == "stopped":
+                return
+            for child in self.children.values():
+                self._revive(child)
+
+    def stop(self) -> None:
+        """To rest, release, and the end of the robot's processes; everybody else afterwards."""
+        guardian = self.children.get("robot")
+        if guardian is not None and guardian.is_alive:
+            with contextlib.suppress(WireError):
+                self._command("stop", {})
+            self._await_rest(guardian)
+            self._close_alive()
+            if not guardian.wait(STOPPED_S):
+                self._say("error", "deploy", "the robot process does not end; ending it")
+                guardian.end()
+            self._take_messages(0.3)
+
+    def summary(self) -> dict[str, Any]:
+        counters = dict(self._inbox.counters) if self._inbox else {}
+        made = self.log.summary(counters)
+        return {
+            "robot": self.robot.get("robot"),
+            "bundle": str(self.options.bundle),
+            "policy_sha256": self.bundle.sha256,
+            "execution": execution_to(self.execution),
+            "failure": self.failure or None,
+            **made,
+        }
+
+    def close(self) -> dict[str, Any]:
+        """Ends all processes, writes the log; the summary."""
+        self._close_alive()
+        order = ["robot", *[name for name in reversed(self.children) if name != "robot"]]
+        for name in order:
+            child = self.children.get(name)
+            if child is not None:
+                if name == "robot":
+                    child.wait(STOPPED_S)
+                child.end()
+        summary = self.summary()
+        self.log.close(summary)
+        if self._inbox is not None:
+            self._inbox.stop()
+        if self._robot_client is not None:
+            self._robot_client.close()
+        self.ctx.destroy(linger=0)
+        os.close(self._alive_read)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return summary
+
+    def interrupt(self) -> None:
+        """Ctrl-C: the first stops in order, the second freezes the arm, the third lets go."""
+        self._n_interrupts += 1
+        self._is_asked_to_stop = True
+        if self._n_interrupts == 1:
+            self._say(
+                "info",
+                "deploy",
+                "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
+            )
+            return
+        words = "frozen; Ctrl-C again releases it" if self._n_interrupts == 2 else "released"
+        self._say("stop", "deploy", f"emergency stop: the arm is {words}")
+        # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
+        tell_guardian(self.folder)
+
+    # -- start-up, in order ---------------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        nodes = ["robot", "policy", *(f"camera/{c}" for c in self._camera_names())]
+        note = Deployment(
+            self.session.hex(),
+            os.getpid(),
+            self.options.robot,
+            str(self.options.bundle),
+            nodes,
+            self.options.task,
+        )
+        write_deployment(self.folder, note)
+
+    def _camera_names(self) -> list[str]:
+        manifest = self.bundle.manifest
+        return [manifest.features[name].camera_name for name in manifest.cameras]
+
+    def _spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
+        child = Child(name, args, lambda source, text: self._say("log", source, text))
+        self.children[name] = child
+        child.start(pass_fds)
+        return child
+
+    def _start_emulator(self) -> None:
+        links = self.folder / "ports"
+        args = [EMULATOR, self.options.robot, "--link", str(links), "--session", self.session.hex()]
+        args += ["--world", self.options.sim_task, "--seed", str(self.options.seed)]
+        self._spawn("emulator", args)
+        self._await_ready("emulator", "emulator", EMULATOR_READY_S, BusError)
+
+    def _ports(self) -> dict[str, str]:
+        if not self.options.is_sim:
+            return dict(self.options.ports)
+        return {path.name: str(path) for path in sorted((self.folder / "ports").iterdir())}
+
+    def _start_robot(self) -> None:
+        o = self.options
+        args = [GUARDIAN, f"--robot={o.robot}", f"--run-dir={self.folder}", f"--session={self.session.hex()}"]
+        args += [
+            f"--alive-fd={self._alive_read}",
+            *(f"--port={bus}={path}" for bus, path in self._ports().items()),
+        ]
+        if o.is_sim:
+            args.append("--calibration=nominal")
+        elif o.calibration:
+            args.append(f"--calibration={o.calibration}")
+        self._spawn("robot", args, [self._alive_read])
+        about = self._await_ready("robot", "robot", ROBOT_READY_S, BusError)
+        self.robot = check_fields(about, ABOUT_ROBOT, "the robot's describe")
+        ports = ", ".join(f"{b['name']} {b['port']}" for b in self.robot["buses"])
+        self._say(
+            "info",
+            "deploy",
+            f"robot {self.robot['robot']} answers: {len(self.robot['joints'])} joints, {ports}",
+        )
+
+    def _camera_settings(self) -> list[CameraSettings]:
+        """One per camera the policy needs: the profile's, with what the command line says; simulated ones fit."""
+        manifest, o = self.bundle.manifest, self.options
+        known = {c["name"]: c for c in self.robot["cameras"]}
+        unused = [n for n in o.cameras if n not in self._camera_names()]
+        if unused:
+            names = ", ".join(self._camera_names()) or "none"
+            raise UsageError(f"--camera {unused[0]}=...: the policy has no such camera; it has {names}")
+        made = []
+        for name, feature in zip(self._camera_names(), manifest.cameras, strict=True):
+            height, width = manifest.features[feature].shape[:2]
+            source = o.cameras.get(name, "sim" if o.is_sim else known.get(name, {}).get("source"))
+            if source is None:
+                continue  # `fit` says which camera is missing
+            if name in known and source != "sim":
+                height, width = known[name]["height"], known[name]["width"]
+            fps = known.get(name, {}).get("fps") or manifest.fps
+            locked = bool(known.get(name, {}).get("locked_exposure", False))
+            made.append(
+                CameraSettings(
+                    name, source, width, height, max(fps, manifest.fps), has_locked_exposure=locked
+                )
+            )
+        return made
+
+    def _fit_bundle(self) -> None:
+        self._cameras = self._camera_settings()
+        cameras = [
+            {"name": c.name, "source": c.source, "height": c.height, "width": c.width, "fps": c.fps}
+            for c in self._cameras
+        ]
+        robot = {**self.robot, "cameras": cameras}
+        self.fit = self.bundle.fits(robot)
+        (self.folder / "robot.json").write_text(json.dumps(robot))
+        for feature, camera in self.fit.cameras.items():
+            source = next(c.source for c in self._cameras if c.name == camera)
+            self._say("info", "deploy", f"camera {camera} ({source}) -> {feature}")
+        for warning in self.fit.warnings:
+            self._say("warning", "deploy", warning)
+
+    def _start_cameras(self) -> None:
+        for is_sim in (True, False):
+            chosen = [c for c in self._cameras if (c.source == "sim") is is_sim]
+            if not chosen:
+                continue
+            name = "sim_camera" if is_sim else "camera"
+            args = [SIM_CAMERA if is_sim else CAMERA, "--session", self.session.hex()]
+            args += ["--world", endpoint(self.folder, "emulator")] if is_sim else []
+            args += [part for c in chosen for part in ("--camera", c.to_json())]
+            self._spawn(name, args)
+            self._await_ready(name, "camera", CAMERAS_READY_S, CameraError)
+
+    def _start_policy(self) -> float:
+        """Latency in ms, measured warm."""
+        o = self.options
+        args = [POLICY, f"--bundle={o.bundle}", f"--run-dir={self.folder}", f"--session={self.session.hex()}"]
+        args += [f"--robot-json={self.folder / 'robot.json'}", f"--seed={o.seed}", f"--threads={o.threads}"]
+        args += [f"--inject-delay-ms={o.inject_delay_ms}"]
+        args += [f"--provider={o.provider}"] if o.provider else []
+        args += ["--allow-lost-cameras"] if o.may_lose_cameras else []
+        self._spawn("policy", args)
+        about = self._await_ready("policy", "policy", POLICY_READY_S, EngineError)
+        latency_ms = float(about["latency_ms"])
+        self._say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.0f} ms per inference")
+        return latency_ms
+
+    def _await_ready(
+        self, child_name: str, node: str, limit_s: float, error: type[EdgeVLAError]
+    ) -> dict[str, Any]:
+        """A node's `describe` once it is ready; its own last sentence when it ends before."""
+        child = self.children[child_name]
+        client = CommandClient(self.ctx, endpoint(self.folder, node, "commands"), self.session, "supervisor")
+        deadline = time.monotonic() + limit_s
+        try:
+            while True:
+                self._take_messages(0.0)
+                if not child.is_alive:
+                    raise error(_without_prefix(child.last_sentence()))
+                if self._is_asked_to_stop:
+                    raise KeyboardInterrupt
+                with contextlib.suppress(WireError):
+                    about = client.describe(0.3)
+                    if about is not None:
+                        return about
+                    time.sleep(0.02)
+                if time.monotonic() > deadline:
+                    raise error(f"the {child_name} process was not ready within {limit_s:g} s")
+        finally:
+            client.close()
+
+    # -- execution ------------------------------------------------------------------------------------------------
+
+    def _chosen_execution(self) -> Execution:
+        """The user's, else the bundle's default; refused when the policy cannot do it."""
+        manifest, given = self.bundle.manifest, dict(self.options.execution or {})
+        default = dict(manifest.execution.default)
+        kind = given.get("kind", default.get("kind"))
+        base = default if kind == default.get("kind") else {}
+        if kind == "ensemble":
+            base.setdefault("decay", manifest.execution.ensemble_decay)
+        if kind == "sync":
+            base.setdefault("n_action_steps", manifest.n_action_steps)
+        if kind in KINDS and kind not in manifest.execution.allowed:
+            allowed = ", ".join(manifest.execution.allowed)
+            raise UsageError(
+                f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
+            )
+        return execution_from({**base, **given, "kind": kind})
+
+    def _judge(self, latency_ms: float) -> Execution:
+        m = self.bundle.manifest
+        verdict = judge_latency(self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms)
+        if verdict.sentence:
+            self._say(verdict.severity, "deploy", verdict.sentence)
+        if verdict.execution != self.execution:
+            return execution_from({"kind": "sync", "n_action_steps": m.n_action_steps})
+        return self.execution
+
+    def _execution_words(self) -> str:
+        options = execution_to(self.execution)
+        return options.pop("kind") + "".join(f" {k}={v}" for k, v in options.items())
+
+    def _start_arguments(self, latency_ms: float) -> dict[str, Any]:
+        m, fit = self.bundle.manifest, self.fit
+        assert fit is not None, "the bundle was fitted before"
+        speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
+        return {
+            "fps": float(m.fps),
+            "chunk_size": m.chunk_size,
+            "n_action_steps": m.n_action_steps,
+            "execution": execution_to(self.execution),
+            "allowed": list(m.execution.allowed),
+            "task": self.options.task or (m.prompt.default_task if m.prompt else None) or "",
+            "n_steps": self.options.n_steps,
+            "guidance_end": m.rtc.guidance_end if m.rtc else 0,
+            "max_guidance": float(m.rtc.max_guidance) if m.rtc else 0.0,
+            "trained_speed": None if speed is None else fit.action.speeds_to_robot(speed).tolist(),
+            "trained_range": self._trained_range(),
+            "latency_ms": latency_ms,
+            "max_hz": self.options.servo_hz,
+        }
+
+    def _trained_range(self) -> list[list[float]] | None:
+        m, fit = self.bundle.manifest, self.fit
+        seen = m.trained_range.get("observation.state") if m.trained_range else None
+        if seen is None or fit is None or fit.state is None:
+            return None
+        ends = [fit.state.to_robot(np.array(values)) for values in (seen.q01, seen.q99)]
+        low_high = (ends[0].clip(max=ends[1]), ends[1].clip(min=ends[0]))
+        return [values.tolist() for values in low_high]
+
+    # -- while running ----------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        nodes = ["robot", "policy", *(f"camera/{c.name}" for c in self._cameras)]
+        publishers = [endpoint(self.folder, node) for node in nodes]
+        robot = endpoint(self.folder, "robot")
+        ends = {"state": robot, "servo_health": robot, "chunk": endpoint(self.folder, "policy")}
+        streams = {kind: (ends.get(kind, publishers), 4096) for kind in LOGGED}
+        self._inbox = Inbox(self.ctx, streams, self.session)
+
+    def _take_messages(self, wait_s: float) -> None:
+        """Feeds the log and shows events."""
+        if self._inbox is None:
+            time.sleep(wait_s)
+            return
+        self._inbox.wait(wait_s) if wait_s else None
+        messages: list[Message] = [m for kind in LOGGED for m in self._inbox.drain(kind)]
+        for message in messages:
+            self.log.take(message)
+            if message.type == "event":
+                self._say(message["severity"], message.source, message["text"])
+        if wait_s:
+            time.sleep(min(wait_s, 0.02))  # a tick's worth at once, not one wake-up per message
+
+    def _revive(self, child: Child) -> None:
+        """Cameras and the policy are started again; the robot's processes and the emulator never are."""
+        if child.is_alive or child.name == "robot":
+            return
+        if child.name == "emulator":
+            self._say_once(child, "the emulator has ended; the arm's bus is dead")
+            return
+        self._say_once(child, f"{child.name} ended ({how(child.exit_code)}); starting it again")
+        if child.is_due():
+            child.start()
+
+    def _say_once(self, child: Child, text: str) -> None:
+        if child.told_of_start != child.n_starts:
+            child.told_of_start = child.n_starts
+            self._say("error", "deploy", text)
+
+    def _command(self, action: str, arguments: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            UsageError: the robot refused, with its reason.
+        """
+        if self._robot_client is None:
+            address = endpoint(self.folder, "robot", "commands")
+            self._robot_client = CommandClient(self.ctx, address, self.session, "supervisor", self.folder)
+        ack = self._robot_client.request(action, arguments, timeout_s=5.0)
+        if not ack.is_accepted:
+            raise UsageError(f"the robot refused '{action}': {ack.reason}")
+
+    def _await_rest(self, guardian: Child) -> None:
+        """Until the arm is released, or the user or the robot ends it."""
+        deadline = time.monotonic() + STOPPED_S
+        while guardian.is_alive and time.monotonic() < deadline:
+            self._take_messages(0.05)
+            if self.log.is_released:
+                return
+
+    def _close_alive(self) -> None:
+        if self._alive_write >= 0:
+            os.close(self._alive_write)
+            self._alive_write = -1
+
+
+def _without_prefix(sentence: str) -> str:
+    """`robot: ...` as the node printed it, without the name that is said anyway."""
+    head, _, tail = sentence.partition(": ")
+    return tail if tail and " " not in head else sentence
