@@ -343,12 +343,12 @@ class Adapter:
     def trained(self) -> dict[str, Any]:
         """Loss, its parts by their log names, and gradients."""
         policy, batch, draws = self.trainable(), self.batch(), self.draws()
-        loss, parts = policy.loss(batch, draws)
+        with torch.no_grad():  # before training mode moves any running statistics
+            loss_eval = policy.eval().loss(batch, draws)[0]
+        loss, parts = policy.train().loss(batch, draws)
         loss.backward()
-        named = dict(parts, loss=loss, loss_valid=loss)
+        named = dict(parts, loss=loss, loss_valid=loss, loss_eval=loss_eval)
         named |= {f"{name}_valid": part for name, part in parts.items()}
-        with torch.no_grad():
-            named["loss_eval"] = policy.eval().loss(batch, draws)[0]
         results: dict[str, Any] = {}
         for era, suffix in (("train", ""), ("train_v06", "_v06")):
             results |= {f"{era}/{name}": value.detach() for name, value in named.items()}

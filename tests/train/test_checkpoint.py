@@ -203,6 +203,23 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
         load_policy(folder)
 
 
+def test_a_hub_id_is_fetched_and_what_cannot_be_fetched_is_a_sentence(tmp_path, monkeypatch):
+    folder = save_policy(fresh(), tmp_path / "cache")
+    asked = []
+
+    def fetch(name, **_):
+        asked.append(name)
+        if name == "someone/nothing":
+            raise OSError("no such repository\nlong explanation")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert load_policy("someone/act").policy_type == "act"
+    with pytest.raises(CheckpointError, match=r"could not be fetched from the hub: no such repository$"):
+        load_policy("someone/nothing")
+    assert asked == ["someone/act", "someone/nothing"]
+
+
 def test_tensors_that_share_memory_are_stored_once(tmp_path):
     shared = torch.randn(3)
     save_weights({"b": shared, "a": shared, "c": torch.randn(2)}, tmp_path / "w.safetensors")

@@ -55,6 +55,8 @@ class Policy(nn.Module, ABC):
         self.absent_cameras: frozenset[str] = frozenset()
         self.config_keys: tuple[str, ...] | None = None
         """Keys of the `config.json` that this policy came from: saving writes the same set. None: a fresh policy."""
+        self.config_extras: dict[str, Any] = {}
+        """What that file said under keys of other LeRobot versions that change nothing here."""
         self.extra_folders: dict[str, Path] = {}
         """Sub-folder name -> folder that `save_policy` copies beside the weights (`tokenizer`, `vlm_config`, ...).
         Those of `processors.folder`, where the checkpoint was read, are copied anyway."""
