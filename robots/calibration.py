@@ -105,6 +105,37 @@ def load(
     return Calibration(motors, ", ".join(sources))
 
 
+def find_calibration(profile: Profile, wanted: str | None) -> Calibration | None:
+    """The calibration that a user named: an id, a file, `nominal` (emulated arms), or `servos`.
+
+    None (take what the servos hold) for `servos` and for robots that need no file. Without a name: the only file
+    there is. Raises CalibrationError when it is not clear which.
+    """
+    if not profile.is_calibrated_by_file or wanted == "servos":
+        return None
+    if wanted == "nominal":
+        return nominal(profile)
+    if wanted is not None and wanted.endswith(".json"):
+        if len(profile.buses) > 1:
+            raise CalibrationError(
+                f"{profile.name} has {len(profile.buses)} arms: name their common id, not a file"
+            )
+        return load(profile, None, {profile.buses[0].name: Path(wanted)})
+    return load(profile, wanted if wanted is not None else _only_id(profile))
+
+
+def _only_id(profile: Profile) -> str | None:
+    """The id of the only calibration there is; None when there is none or it has no id."""
+    suffix = profile.buses[0].calibration_suffix
+    paths = [p.parent for p in candidates(profile, profile.buses[0], None)]
+    ids = sorted({f.stem.removesuffix(suffix) for folder in paths for f in folder.glob(f"*{suffix}.json")})
+    if len(ids) > 1:
+        raise CalibrationError(
+            f"several calibrations of {profile.name} exist: {', '.join(ids)}; choose with --calibration ID"
+        )
+    return None if not ids or ids[0] == "None" else ids[0]
+
+
 def read_file(path: Path) -> dict[str, MotorCalibration]:
     """Entries as the file names them. Raises CalibrationError with file, joint and value."""
     try:

@@ -185,8 +185,8 @@ def align_shadows(line: ServoBus, bus: Bus, pair_ticks: int) -> None:
         if abs(gap) > pair_ticks:
             raise BusError(
                 f"{line.robot} on {line.port.name}: {motor.shadow_of} ({ids[motor.shadow_of]}) and {motor.name} "
-                f"({motor.id}) turn one joint but differ by {gap} ticks, at most {pair_ticks} are safe; check the horns, "
-                f"then correct homing_offset (20) of motor {motor.id}",
+                f"({motor.id}) turn one joint but differ by {gap} ticks, at most {pair_ticks} are safe; check the "
+                f"horns, then correct homing_offset (20) of motor {motor.id}",
                 port=line.port.name, motor_id=motor.id, register="homing_offset",
             )  # fmt: skip
         if gap:
@@ -201,8 +201,8 @@ def probe(line: ServoBus) -> str | None:
     if isinstance(line, FeetechBus) and not line.probe_sync_read():
         versions = {reply.firmware for reply in line.scan(line.ids)}
         return (
-            f"{line.robot} on {line.port.name}: sync read does not work (firmware {', '.join(sorted(versions))}; 3.10 and "
-            "later support it); servos are read one by one, which is slower. Update their firmware with Feetech's tool"
+            f"{line.robot} on {line.port.name}: sync read does not work (firmware {', '.join(sorted(versions))}; 3.10 "
+            "and later support it); servos are read one by one, which is slower. Update the firmware"
         )
     return None
 

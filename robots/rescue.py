@@ -54,19 +54,18 @@ def full_torque(bus: Bus) -> dict[int, int]:
 class Rescue:
     """Takes the buses of a robot to a safe state. Nothing here raises for a servo or a line that has gone.
 
-    failures: one sentence per line that could not be used, newest call only.
+    lost: bus name -> why its line could not be used, when it was tried last.
     """
 
     def __init__(self, profile: Profile, ports: Mapping[str, Port | int], clock: Clock | None = None) -> None:
         self.profile = profile
         self.clock: Clock = clock or MonotonicClock()
         self.buses = make_buses(profile, ports, self.clock)
-        self.failures: list[str] = []
+        self.lost: dict[str, str] = {}
 
     def freeze(self) -> list[str]:
         """Goal := present on every servo with a goal; returns the motors that could not be read, which keep theirs."""
         unread: list[str] = []
-        self.failures = []
         for bus in self.profile.buses:
             line = self.buses[bus.name]
             try:
@@ -76,7 +75,7 @@ class Rescue:
                 if present:
                     line.sync_write("goal_position", present)
             except BusError as error:
-                self.failures.append(str(error))
+                self.lost[bus.name] = str(error)
                 present = {}
             unread += [m.name for m in bus.motors if m.shadow_of is None and m.id not in present]
         return unread
@@ -92,13 +91,12 @@ class Rescue:
 
     def limit_torque(self, share: float) -> None:
         """Limits every servo to a share (0..1) of its torque, by one sync write per line."""
-        self.failures = []
         for bus in self.profile.buses:
             limits = {i: int(full * share) for i, full in full_torque(bus).items()}
             try:
                 self.buses[bus.name].sync_write(TORQUE_LIMIT[bus.protocol], limits)
             except BusError as error:
-                self.failures.append(str(error))
+                self.lost[bus.name] = str(error)
 
     def park(self) -> None:
         """Reduced torque, so that the arm sinks instead of falling."""
@@ -110,14 +108,13 @@ class Rescue:
         Servos with a torque limit get it back, so that the next start finds full torque.
         """
         unreached: list[str] = []
-        self.failures = []
         for bus in self.profile.buses:
             line = self.buses[bus.name]
             try:
                 missing = torque_off(line)
                 line.sync_write(TORQUE_LIMIT[bus.protocol], full_torque(bus))
             except BusError as error:
-                self.failures.append(str(error))
+                self.lost[bus.name] = str(error)
                 missing = list(line.ids)
             unreached += [m.name for m in bus.motors if m.id in missing]
         return unreached
