@@ -71,12 +71,17 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
         fps=_fps(facts, options),
         trained_range=_trained_range(facts, vectors),
         trained_speed_p999=_trained_speeds(facts, vectors),
-        features_from=origin if facts is not None else f"robot '{options.robot}' and --fps {options.fps:g}",
+        features_from=origin if facts is not None else _told(options),
         joint_units=units,
         dataset_keys=keys,
         bindings=bindings,
         warnings=tuple(warnings),
     )
+
+
+def _told(options: ExportOptions) -> str:
+    """Where features come from when there is no dataset."""
+    return " and ".join([*([f"robot '{options.robot}'"] if options.robot else []), f"--fps {options.fps:g}"])
 
 
 def _profile(name: str) -> Any:

@@ -194,7 +194,7 @@ def _error_picture(m: Manifest, comparison: Comparison) -> str:
     axis.set_yscale("log")
     axis.set_xticks(places, m.action.names, fontsize=8, rotation=20 if len(places) > 4 else 0)
     axis.set_ylabel("difference, robot units", fontsize=9)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, markerscale=0.4)
     axis.set_title("largest difference between torch and exported, each sample a dot", fontsize=9)
     return _png(figure)
 

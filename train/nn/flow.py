@@ -48,8 +48,13 @@ def time_embedding(time: Tensor, width: int, min_period: float, max_period: floa
     """
     half = width // 2
     fraction = torch.linspace(0.0, 1.0, half, dtype=torch.float64, device=time.device)
-    period = min_period * (max_period / min_period) ** fraction
-    angle = time.to(torch.float64)[:, None] * (2 * math.pi / period)
+    # Tensors, because the exporter turns Python numbers into float32 constants, which is 3e-5 at the shortest period.
+    shortest, ratio, turn = (
+        torch.tensor(v, dtype=torch.float64, device=time.device)
+        for v in (min_period, max_period / min_period, 2 * math.pi)
+    )
+    period = shortest * ratio**fraction
+    angle = time.to(torch.float64)[:, None] * (turn / period)
     return torch.cat([angle.sin(), angle.cos()], dim=-1).to(torch.float32)
 
 

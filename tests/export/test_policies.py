@@ -1,0 +1,74 @@
+"""Every policy that exists exports from its published layout: graphs equal torch at every step, TensorRT takes them.
+
+Checkpoints are the recorded ones (tiny, random weights, real layout). A policy joins this list by existing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevla.bundle import load_bundle
+from edgevla.export import trt_check
+from edgevla.export.build import Exported, export_checkpoint
+from edgevla.export.options import ExportOptions
+from edgevla.runner import BundlePolicy
+from edgevla.train.policies import POLICIES
+
+GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+IMPLEMENTED = [p for p, place in POLICIES.items() if importlib.util.find_spec(place.partition(":")[0])]
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTED)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The bundle of one recorded checkpoint; parity is checked by the export itself."""
+    checkpoint = GOLDENS / request.param / "checkpoint"
+    options = ExportOptions(fps=30, joint_units="raw", n_samples=4, n_timed=2)
+    return export_checkpoint(checkpoint, tmp_path_factory.mktemp(request.param) / "bundle", options)
+
+
+def test_the_graphs_compute_what_torch_computes(exported: Exported) -> None:
+    parity = exported.bundle.manifest.parity
+    assert parity is not None
+    assert parity.passed
+    schedule = exported.bundle.manifest.schedule
+    if schedule is not None:
+        per_step = parity.stages["denoise"].per_step
+        assert per_step is not None
+        assert len(per_step) == schedule.n_steps
+    # Chunks that ignored what they see would agree too.
+    assert np.ptp(exported.comparison.exported, axis=0).max() > 0
+
+
+def test_the_bundle_says_what_it_is(exported: Exported) -> None:
+    manifest = load_bundle(exported.bundle.folder).manifest
+    config = json.loads((GOLDENS / manifest.policy / "checkpoint/config.json").read_text())
+    assert manifest.policy == config["type"]
+    cameras = [n for n, f in config["input_features"].items() if f["type"] == "VISUAL"]
+    assert set(cameras) <= set(manifest.features)
+    assert manifest.latency is not None
+    assert (exported.bundle.folder / "report.html").is_file()
+    assert (manifest.prompt is not None) == (manifest.policy in ("smolvla", "pi0", "pi05", "xvla", "groot"))
+
+
+def test_the_bundle_runs_from_its_folder_alone(exported: Exported) -> None:
+    """What deploy does: load, warm up, infer; the same seed gives the same chunk."""
+    runs = BundlePolicy(load_bundle(exported.bundle.folder), seed=1)
+    assert len(runs.warm_up(1)) == 1
+    sample = exported.comparison.samples[0]
+    chunks = [
+        runs.infer(sample.observation, grid_index=sample.grid_index, past=sample.past, chunk_seq=0).actions
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*chunks)
+    assert chunks[0].shape == (runs.manifest.chunk_size, *runs.manifest.action.shape)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensorrt_builds_every_graph(exported: Exported) -> None:
+    sizes = trt_check.check_bundle(exported.bundle.folder)
+    assert set(sizes) == set(exported.bundle.manifest.graphs) - {"time"}
