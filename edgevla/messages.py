@@ -2,6 +2,7 @@
 
 A kind is one of
     "uint" "int" "float" "bool" "str"     plain values; float is finite
+    "measured"                            a float that is NaN while it is not known
     "bin8" "bin16"                        exactly that many bytes
     "f32[]" "u32[]" "u16[]"               little-endian array as msgpack bin; numpy array outside of the wire
     "map"                                 str -> plain values, at most 8 deep (free content: arguments, manifests)
@@ -136,9 +137,9 @@ SERVO = {
     "id": "uint",
     "bus": "str",
     "name": "str",
-    "temperature_c": "float",
-    "voltage_v": "float",
-    "load_percent": "float",
+    "temperature_c": "measured",
+    "voltage_v": "measured",
+    "load_percent": "measured",
     "current_ma": Optional_("float"),
     "error_bits": "uint",
     "torque_on": "bool",
@@ -237,6 +238,7 @@ TYPES: dict[str, MessageType] = {
             "probability": Optional_("float"),
             "count": Optional_("uint"),
             "duration_ms": Optional_("float"),
+            "amount": Optional_("float"),
         }
     ),
 }

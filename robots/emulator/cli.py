@@ -1,0 +1,49 @@
+"""Servos behind a pseudo-terminal that speak their real protocol, until stopped.
+
+    edgevla emulate so101 --link /tmp/so101              one arm, one port
+    edgevla emulate aloha --link /tmp/aloha/             one link per bus in that folder
+    edgevla emulate so101 --faults faults.jsonl          {"at_s": 5, "kind": "drop", "probability": 0.01}
+
+A link is a serial port: give it to `--port`, to a vendor's SDK, or to any other program. Faults: drop corrupt truncate
+delay duplicate noise wrong_id echo latency unplug replug mute overload overheat voltage brownout stuck jump
+wrong_model wrong_firmware duplicate_id hand clear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("robot", help="name of a profile, or a path to a .toml file")
+    parser.add_argument(
+        "--link", help="link to make, or a folder for one link per bus (default: below the runtime folder)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of faults, and of the world's places")
+    parser.add_argument("--untimed", action="store_true", help="answer at once instead of at the wire's pace")
+    parser.add_argument(
+        "--adapter", choices=("none", "cdc", "ftdi1", "ftdi16"), default="none",
+        help="latency of the USB adapter to imitate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gravity", type=float, default=0.0, metavar="SHARE",
+        help="share of full torque that the arm's weight asks; with it a limp arm falls (default 0)",
+    )  # fmt: skip
+    parser.add_argument("--start", choices=("home", "rest"), default="home", help="pose at power-up")
+    parser.add_argument(
+        "--missing", choices=("skip", "stall"), default="skip",
+        help="what servos behind a silent one do in a sync read",
+    )  # fmt: skip
+    parser.add_argument("--trace", metavar="FILE", help="write every frame as a JSON line")
+    parser.add_argument(
+        "--faults", metavar="FILE", help='script of faults: JSON lines with "at_s" and what a fault has'
+    )
+    parser.add_argument("--session", help="deployment whose sockets carry world and faults (16 hex digits)")
+    parser.add_argument("--world", metavar="TASK", help="simulated world to publish: rest or conveyor")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .server import serve
+
+    return serve(args, sys.stdout)

@@ -1,0 +1,78 @@
+"""The emulator's end of a pseudo-terminal, with a link that stays the same when it is unplugged and replugged."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import tty
+from pathlib import Path
+
+from edgevla.errors import UsageError
+
+TCGETS2 = 0x802C542A
+READ_SIZE = 4096
+
+
+class PtyPort:
+    """master: our descriptor, None while unplugged. path: what a host opens; link: the stable name of it."""
+
+    def __init__(self, link: Path) -> None:
+        self.link = link
+        self.master: int | None = None
+        self._slave = -1
+        self.path = ""
+        self.replug()
+
+    def replug(self) -> None:
+        """A new pseudo-terminal behind the same link; raw before anybody can open it."""
+        if self.master is not None:
+            return
+        master, self._slave = os.openpty()
+        tty.setraw(self._slave)  # the descriptor stays open, or the master reads EIO between two hosts
+        os.set_blocking(master, False)
+        self.path = os.ttyname(self._slave)
+        if self.link.exists() and not self.link.is_symlink():
+            os.close(master)
+            os.close(self._slave)
+            raise UsageError(f"{self.link} exists and is no link; name another place with --link")
+        self.link.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.link.with_name(self.link.name + ".new")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(self.path)
+        partial.replace(self.link)
+        self.master = master
+
+    def unplug(self) -> None:
+        """Closes our end: the host sees what a pulled cable gives."""
+        if self.master is None:
+            return
+        for fd in (self.master, self._slave):
+            os.close(fd)
+        self.master = None
+        with contextlib.suppress(OSError):
+            if os.readlink(self.link) == self.path:  # noqa: PTH115
+                self.link.unlink()
+
+    def close(self) -> None:
+        self.unplug()
+
+    def read(self) -> bytes:
+        assert self.master is not None
+        try:
+            return os.read(self.master, READ_SIZE)
+        except (BlockingIOError, OSError):
+            return b""
+
+    def write(self, data: bytes) -> None:
+        """What a host does not read in time is lost, as on a wire."""
+        if self.master is not None:
+            with contextlib.suppress(BlockingIOError, OSError):
+                os.write(self.master, data)
+
+    def client_baud(self) -> int:
+        """The speed that the host chose, whether it is a standard one or not."""
+        assert self.master is not None
+        answer = fcntl.ioctl(self.master, TCGETS2, bytes(44))
+        return struct.unpack_from("=I", answer, 40)[0]

@@ -1,0 +1,276 @@
+"""Emulated servos behind pseudo-terminals, in a process of its own: what `deploy --sim` starts, and `edgevla emulate`.
+
+One thread: it sleeps until a host writes, an answer is due, or the world is to be published, and answers at absolute
+times. Faults come in over ZeroMQ (`fault`), from a script file, or from lines on standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import heapq
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from edgevla.clock import NS_PER_S, MonotonicClock
+from edgevla.errors import EdgeVLAError, UsageError
+
+from ..profile import Profile, load_profile
+from .cli import add_arguments
+from .faults import Fault
+from .pty_port import PtyPort
+from .robot import EmulatedRobot
+from .trace import Trace
+
+WORLD_HZ = 60
+EARLY_NS = 200_000
+"""Wake this much before an answer is due, then spin: sleeping is not exact enough for the wire's pace."""
+
+
+class Server:
+    """Serves the lines of one emulated robot on pseudo-terminals.
+
+    links: bus name -> path of the symbolic link to make. is_paced: whether answers wait for the wire's time.
+    """
+
+    def __init__(self, robot: EmulatedRobot, links: dict[str, Path], trace: Trace | None = None) -> None:
+        self.robot, self.trace = robot, trace
+        self.clock = MonotonicClock()
+        self.ports = {name: PtyPort(path) for name, path in links.items()}
+        self.must_end = False
+        self.on_turn: list[Callable[[int], int]] = []
+        """Called with the time; each says when it wants to be called next."""
+        self._due: list[tuple[int, int, str, bytes]] = []
+        self._n = 0
+        robot.on_unplug = self._unplug
+        for name, line in robot.lines.items():
+            if trace is not None:
+                line.on_frame = trace.watcher(name, line.protocol)
+
+    def run(self) -> None:
+        """Until `must_end`. Links are removed at the end whatever happens."""
+        try:
+            while not self.must_end:
+                self._turn()
+        finally:
+            for port in self.ports.values():
+                port.close()
+            if self.trace is not None:
+                self.trace.close()
+
+    def _turn(self) -> None:
+        now = self.clock.now_ns()
+        wake = min([call(now) for call in self.on_turn], default=now + NS_PER_S // 10)
+        if self._due:
+            wake = min(wake, self._due[0][0] - EARLY_NS)
+        masters = {port.master: name for name, port in self.ports.items() if port.master is not None}
+        timeout = min(max(0.0, (wake - self.clock.now_ns()) / NS_PER_S), 0.1)
+        ready, _, _ = select.select(list(masters), [], [], timeout)
+        for fd in ready:
+            self._serve(masters[fd])
+        self._send_due()
+
+    def _serve(self, name: str) -> None:
+        port, line = self.ports[name], self.robot.lines[name]
+        data = port.read()
+        if not data:
+            return
+        line.client_baud = port.client_baud()
+        for ready_ns, answer in line.receive(data, self.clock.now_ns()):
+            self._n += 1
+            heapq.heappush(self._due, (ready_ns, self._n, name, answer))
+
+    def _send_due(self) -> None:
+        while self._due and self._due[0][0] - EARLY_NS <= (now := self.clock.now_ns()):
+            due_ns = self._due[0][0]
+            while now < due_ns:
+                now = self.clock.now_ns()
+            _, _, name, data = heapq.heappop(self._due)
+            self.ports[name].write(data)
+
+    def _unplug(self, name: str, is_out: bool) -> None:
+        if is_out:
+            self.ports[name].unplug()
+        else:
+            self.ports[name].replug()
+        self._due = [item for item in self._due if item[2] != name]
+        heapq.heapify(self._due)
+
+
+class WorldLink:
+    """The server's sockets: publishes `world` at 60 Hz, says when it is ready, obeys `fault` messages."""
+
+    def __init__(self, robot: EmulatedRobot, session: bytes) -> None:
+        import zmq
+
+        from edgevla.wire import CommandServer, Publisher, Router, endpoint, run_dir
+
+        folder = run_dir(session)
+        self._robot = robot
+        self._ctx = zmq.Context()
+        self._publisher = Publisher(self._ctx, endpoint(folder, "emulator"), session, "emulator")
+        self._commands = CommandServer(
+            self._ctx, endpoint(folder, "emulator", "commands"), session, "emulator"
+        )
+        self._faults = Router(self._ctx, endpoint(folder, "emulator", "fault"), session, "emulator")
+        self._commands.about = {"node": "emulator", "robot": robot.profile.name, "joints": [
+            joint.name for joint in robot.profile.joints]}  # fmt: skip
+        self._next_ns = 0
+        self.on_fault: Callable[[dict[str, Any]], str] = lambda _: ""
+
+    def turn(self, now_ns: int) -> int:
+        """Publishes when due and answers what came; returns when to call again."""
+        for request in self._commands.poll():
+            request.answer(False, "the emulator takes no commands; send a fault")
+        for peer, message in self._faults.poll():
+            values = {k: v for k, v in message.header.items() if k in FAULT_FIELDS and v is not None}
+            refusal = self.on_fault(values)
+            ack = {"of_seq": message.seq, "is_accepted": not refusal, "reason": refusal}
+            self._faults.send(peer, "ack", ack)
+        if now_ns >= self._next_ns:
+            self._next_ns = max(self._next_ns + NS_PER_S // WORLD_HZ, now_ns + NS_PER_S // (2 * WORLD_HZ))
+            self._robot.step(now_ns)
+            if self._robot.world is not None:
+                self._publisher.send("world", self._robot.world.message(), observed_ns=now_ns)
+        return min(self._next_ns, now_ns + NS_PER_S // 50)
+
+    def close(self) -> None:
+        for part in (self._publisher, self._commands, self._faults):
+            part.close()
+        self._ctx.term()
+
+
+FAULT_FIELDS = ("kind", "target", "probability", "count", "duration_ms", "amount")
+
+
+def link_paths(profile: Profile, link: str | None) -> dict[str, Path]:
+    """Where each bus is linked.
+
+    A robot with one bus may name the link itself; an existing folder, a name that ends in `/`, and a robot with
+    several buses mean a folder with one link per bus.
+    """
+    if link is None:
+        root = (
+            Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/edgevla-{os.getuid()}")
+            / "emulated"
+            / profile.name
+        )
+    else:
+        root = Path(link)
+        if len(profile.buses) == 1 and not root.is_dir() and not link.endswith("/"):
+            return {profile.buses[0].name: root}
+    root.mkdir(parents=True, exist_ok=True)
+    return {bus.name: root / bus.name for bus in profile.buses}
+
+
+class Script:
+    """Faults with their times, from a file; `turn` applies what is due."""
+
+    def __init__(self, path: Path, apply: Callable[[dict[str, Any]], str], now_ns: int) -> None:
+        self._apply = apply
+        self._steps: list[tuple[int, dict[str, Any]]] = []
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if not text.strip() or text.startswith("#"):
+                continue
+            try:
+                values = json.loads(text)
+                at_ns = now_ns + int(float(values.pop("at_s", 0)) * NS_PER_S)
+                Fault.from_map(values)
+            except (ValueError, TypeError, AttributeError, EdgeVLAError) as error:
+                raise UsageError(f"{path}, line {number}: {error}") from error
+            self._steps.append((at_ns, values))
+        self._steps.sort(key=lambda step: step[0])
+
+    def turn(self, now_ns: int) -> int:
+        while self._steps and self._steps[0][0] <= now_ns:
+            self._apply(self._steps.pop(0)[1])
+        return self._steps[0][0] if self._steps else now_ns + NS_PER_S
+
+
+def step_at_leisure(robot: EmulatedRobot, now_ns: int) -> int:
+    """Lets an arm move on while nobody asks; returns when to call again."""
+    robot.step(now_ns)
+    return now_ns + NS_PER_S // WORLD_HZ
+
+
+def make_server(args: argparse.Namespace) -> tuple[Server, Callable[[], None]]:
+    """The server as the options say, and what closes its sockets."""
+    profile = load_profile(args.robot)
+    clock = MonotonicClock()
+    world = None
+    if args.world:
+        if profile.world != "so101":
+            raise UsageError(f"no simulated world for robot {profile.name}; only so101 has one")
+        from .world import TASKS, World
+
+        if args.world not in TASKS:
+            raise UsageError(f"unknown world '{args.world}'; known: {', '.join(TASKS)}")
+        world = World(args.world, args.seed)
+    robot = EmulatedRobot(
+        profile, clock, args.seed, gravity=args.gravity, start=args.start, is_timed=not args.untimed,
+        adapter=args.adapter, world=world, stalls_on_missing=args.missing == "stall",
+    )  # fmt: skip
+    trace = Trace(Path(args.trace)) if args.trace else None
+    server = Server(robot, link_paths(profile, args.link), trace)
+
+    def apply(values: dict[str, Any]) -> str:
+        try:
+            robot.apply(Fault.from_map(values))
+        except EdgeVLAError as error:
+            return str(error)
+        if trace is not None:
+            trace.note(clock.now_ns(), fault=values)
+        return ""
+
+    close: Callable[[], None] = lambda: None  # noqa: E731
+    if args.session:
+        link = WorldLink(robot, bytes.fromhex(args.session))
+        link.on_fault = apply
+        server.on_turn.append(link.turn)
+        close = link.close
+    else:
+        server.on_turn.append(lambda now: step_at_leisure(robot, now))
+    if args.faults:
+        server.on_turn.append(Script(Path(args.faults), apply, clock.now_ns()).turn)
+    return server, close
+
+
+def serve(args: argparse.Namespace, out: TextIO) -> int:
+    """Runs until SIGINT, SIGTERM or SIGHUP; prints one line per bus first."""
+    server, close = make_server(args)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: setattr(server, "must_end", True))
+    profile = server.robot.profile
+    for bus in profile.buses:
+        port = server.ports[bus.name]
+        with contextlib.suppress(OSError):
+            print(
+                f"{profile.name} {bus.name}: {port.link} -> {port.path} at {bus.baud} baud",
+                file=out,
+                flush=True,
+            )
+    try:
+        server.run()
+    finally:
+        close()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="edgevla.robots.emulator.server", description=__doc__)
+    add_arguments(parser)
+    try:
+        return serve(parser.parse_args(argv), sys.stdout)
+    except EdgeVLAError as error:
+        print(f"emulator: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
