@@ -19,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Sampler, Schedule
+from edgevla.prompt import PromptBuilder
 
+from ..backbone import tokenizer_folder
 from ..processors import Processors, Stats, normalizing_processors
 from .config import PolicyConfig
 
@@ -121,6 +124,27 @@ class Policy(nn.Module, ABC):
         """The manifest's `prompt` block (graphs.md 3), or None for policies without language."""
         return None
 
+    @property
+    def tokenizer_name(self) -> str:
+        """Hub id or folder of the tokenizer, where the checkpoint brings none."""
+        step = self.processors.step("tokenizer_processor")
+        return str((step.config.get("tokenizer_name") if step else None) or "")
+
+    def tokenizer_folder(self) -> Path:
+        """Where this policy's tokenizer.json lies on this machine.
+
+        Raises:
+            CheckpointError: it is nowhere.
+        """
+        return tokenizer_folder(self.processors, self.extra_folders, self.tokenizer_name)
+
+    def prompt_builder(self) -> PromptBuilder:
+        """The host half of this policy: tasks (and states) to tokens. Only for policies with a recipe."""
+        recipe = self.prompt_recipe()
+        assert recipe is not None
+        recipe["tokenizer"]["file"] = "tokenizer.json"
+        return PromptBuilder.from_recipe(recipe, self.tokenizer_folder())
+
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the published preset, trainable parameters only."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
@@ -170,7 +194,7 @@ class Policy(nn.Module, ABC):
         self.camera_sizes = dict(sizes)
         self.absent_cameras = frozenset(absent)
 
-    def bake(self) -> None:  # noqa: B027  most policies have nothing to fold
+    def bake(self) -> None:
         """Folds what is constant for one deployment into the weights (an embodiment's slice of its tables). The
         exporter calls it once, before tracing; the policy is not trained afterwards."""
 
