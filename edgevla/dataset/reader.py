@@ -85,6 +85,7 @@ class Dataset:
             self.texts = {k: v[kept] for k, v in frames.texts.items()}
         self._table_row = kept if kept is not None else np.arange(frames.n_rows)
         self._episode_ends = np.array([e.to_index for e in self.episodes], np.int64)
+        self._offset_errors: dict[tuple[str, str], float] = {}
         self._video = VideoPool()
         self._images = ImageTable(root, frames.files)
 
@@ -259,12 +260,43 @@ class Dataset:
                     feature=camera,
                     episode=episode.index,
                 )
-            seconds = span.start + self.columns["timestamp"][rows[positions]].astype(np.float64)
+            start = span.start - self._offset_error(camera, span.file)
+            seconds = start + self.columns["timestamp"][rows[positions]].astype(np.float64)
             numbers = self._numbers(camera, episode, span.file, seconds)
             files = found.setdefault(span.file, ([], []))
             files[0].append(positions)
             files[1].append(numbers)
         return [(f, np.concatenate(p), np.concatenate(n)) for f, (p, n) in found.items()]
+
+    @cached_property
+    def _reach(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """(camera, file) -> first start and last end, s, that the dataset's episodes claim in it."""
+        reach: dict[tuple[str, str], tuple[float, float]] = {}
+        for episode in self._opened.episodes:
+            for camera, span in episode.videos.items():
+                start, end = reach.get((camera, span.file), (np.inf, -np.inf))
+                own_end = span.start + episode.length / self.info.fps
+                reach[camera, span.file] = min(start, span.start), max(end, own_end)
+        return reach
+
+    def _offset_error(self, camera: str, file: str) -> float:
+        """Seconds by which all offsets into a file are too large; 0 when they fit.
+
+        LeRobot 0.3.4 to 0.4.2 merged datasets with offsets counted over all files instead of per file.
+        """
+        if (camera, file) not in self._offset_errors:
+            (start, end), index = self._reach[camera, file], self.video_index(file)
+            half_frame = 0.5 / self.info.fps
+            is_shifted = end > index.duration + half_frame and end - start <= index.duration + half_frame
+            self._offset_errors[camera, file] = start if is_shifted else 0.0
+            if is_shifted:
+                self._findings.warn(
+                    f"camera '{camera}': offsets into {file} begin at {start:.3f} s and pass its end "
+                    f"({index.duration:.3f} s); they were counted over all files and are taken from the file's own beginning",
+                    file=file,
+                    feature=camera,
+                )
+        return self._offset_errors[camera, file]
 
     def _numbers(self, camera: str, episode: Episode, file: str, seconds: np.ndarray) -> np.ndarray:
         index = self._video.index(self.root / file)

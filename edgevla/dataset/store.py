@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import stats as statistics
-from .layout import FeatureInfo, Findings, Info, natural, read_info
-from .open import read_all
-from .tables import open_parquet
+from .layout import FeatureInfo, Findings, Info, natural, read_info, relative_files
+from .open import EPISODES_GLOB, Opened, read_all
+from .tables import open_parquet, read_episode_stats
 
 MIB = 2**20
 
@@ -273,8 +273,14 @@ def clean_after_crash(root: Path) -> Found:
         n_episodes=n_episodes,
         n_frames=sum(e.length for e in opened.episodes),
         tasks={text: number for number, text in opened.tasks.items()},
-        stats=opened.stats,
+        stats=_stats_of_episodes(root, opened),
     )
+
+
+def _stats_of_episodes(root: Path, opened: Opened) -> statistics.Stats:
+    """Merged anew from the episode rows: stats.json may be from before the last one."""
+    parts = read_episode_stats(root, relative_files(root, EPISODES_GLOB))
+    return statistics.merge([statistics.as_stats(p) for p in parts]) if all(parts) else opened.stats
 
 
 def _drop_unlisted(root: Path, file: str, n_episodes: int) -> None:
