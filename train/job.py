@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,6 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
         policy, cameras = start_policy(config, dataset, say)
     else:
         policy, cameras = _resumed(checkpoint, dataset, facts)
-        tidy(run_of(checkpoint))
     policy.set_cameras(
         {c: policy.camera_size(c) for c in policy.config.image_features if c not in cameras.absent},
         cameras.absent,
@@ -91,12 +91,18 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
     done = 0
     if checkpoint is not None:
         done = load_training_state(checkpoint / TRAINING, optimizer, scheduler, worker.device)
+        if worker.n_ranks > 1:  # the file holds one process' generators; the others must not draw the same
+            seed_everything(config.seed + worker.rank + worker.n_ranks * done)
+        if worker.rank == 0:
+            tidy(run_of(checkpoint))
     log = TrainingLog(
         run,
         n_steps=config.steps,
         log_freq=config.log_freq,
         done=done,
         tensorboard=config.tensorboard,
+        out=sys.stderr if worker.rank == 0 else None,
+        writes=worker.rank == 0,
     )
 
     def write_policy(folder: Path) -> None:

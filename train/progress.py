@@ -21,7 +21,7 @@ class TrainingLog:
     """Collects numbers of every step; means over `log_freq` steps go to `RUN/metrics.jsonl` and TensorBoard.
 
     done: steps that were finished before; lines of a killed run beyond them are dropped.
-    out: where the progress line goes, None for nowhere.
+    out: where the progress line goes, None for nowhere. writes: False for all but the first of several processes.
     """
 
     def __init__(
@@ -33,15 +33,17 @@ class TrainingLog:
         done: int = 0,
         tensorboard: bool = False,
         out: TextIO | None = sys.stderr,
+        writes: bool = True,
         clock: Any = time.monotonic,
     ) -> None:
         self.run, self.n_steps, self.log_freq, self.done = run, n_steps, log_freq, done
-        self.out, self.clock = out, clock
-        run.mkdir(parents=True, exist_ok=True)
+        self.out, self.writes, self.clock = out, writes, clock
         kept = [r for r in read_metrics(run) if r["step"] <= done]
-        write_text(run / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+        if writes:
+            run.mkdir(parents=True, exist_ok=True)
+            write_text(run / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
         self._board: Any = None
-        if tensorboard:
+        if tensorboard and writes:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
@@ -89,8 +91,9 @@ class TrainingLog:
         self._sums.clear()
 
     def _record(self, row: dict[str, Any]) -> None:
-        with (self.run / METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.writes:
+            with (self.run / METRICS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
                 if name != "step":
