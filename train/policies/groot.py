@@ -27,6 +27,7 @@ from edgevla.policy import Schedule
 from edgevla.prompt import groot_template
 from edgevla.types import ACTION, STATE
 
+from ..backbone import backbone_weights, copy_weights, pad_id, read_json
 from ..nn import masks
 from ..nn.dit import ActionEncoder, DiT, DiTDims, PerEmbodimentLinear, PerEmbodimentMlp, SelfAttentionStack
 from ..nn.flow import euler, guide
@@ -183,8 +184,9 @@ class Architecture:
     image_token: int
 
     @classmethod
-    def read(cls, folder: Path | None) -> Architecture:
-        head, backbone = _json(folder, "groot_config"), _json(folder, "vlm_config") or PUBLISHED_VLM
+    def read(cls, folder: Path | None, head: dict[str, Any] | None = None) -> Architecture:
+        """folder: a checkpoint's. head: the published model's config.json, where the caller has it."""
+        head, backbone = head or _json(folder, "groot_config"), _json(folder, "vlm_config") or PUBLISHED_VLM
         n_layers = ((head or {}).get("backbone_cfg") or {}).get("select_layer", 12)
         image = backbone.get("force_image_size") or backbone["vision_config"]["image_size"]
         vision = dict(backbone["vision_config"], image_size=image)
@@ -377,14 +379,39 @@ class Groot(Policy):
     ) -> Groot:
         assert isinstance(config, GrootConfig)
         policy = cls(config, processors, Architecture.read(processors.folder))
-        eagle = policy.backbone.eagle_model
+        policy._keep_unused(shapes or {})
+        return policy
+
+    def _keep_unused(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Places for weights that the file holds and nothing uses: SigLIP's pooling head, an untied output head."""
+        eagle = self.backbone.eagle_model
         for owner, prefix in (
             (eagle.vision_model.vision_model, "backbone.eagle_model.vision_model.vision_model.head."),
             (eagle.language_model, "backbone.eagle_model.language_model.lm_head."),
         ):
-            found = {k.removeprefix(prefix): s for k, s in (shapes or {}).items() if k.startswith(prefix)}
+            found = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
             if found:
                 owner.add_module(prefix.split(".")[-2], _Unused(found))
+
+    @classmethod
+    def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> Groot:
+        """A fresh policy on the published base model's folder (config.json, sharded weights, no prefix).
+
+        The folder may hold `vlm_config/` and `tokenizer/`, as LeRobot's assets repository has them.
+        """
+        folder = Path(folder)
+        weights = cls.repair_keys(backbone_weights(folder), config)
+        own = {name.removeprefix(cls.Prefix): tensor for name, tensor in weights.items()}
+        processors.folder = None
+        arch = Architecture.read(folder, read_json(folder / "config.json"))
+        assert isinstance(config, GrootConfig)
+        policy = cls(config, processors, arch)
+        policy._keep_unused({name: tuple(w.shape) for name, w in own.items()})
+        copy_weights(policy, own, str(folder))
+        policy.extra_folders = {"groot_config": folder}
+        for name in ("vlm_config", "tokenizer"):
+            if (folder / name).is_dir():
+                policy.extra_folders[name] = folder / name
         return policy
 
     @classmethod
@@ -511,7 +538,7 @@ class Groot(Policy):
                 "padding": "max_length",
                 "padding_side": "right",
                 "add_bos": False,
-                "pad_id": self._pad_id(),
+                "pad_id": pad_id(self.tokenizer_folder()),
                 "truncation": False,
             },
             "default_task": "Perform the task.",
@@ -520,27 +547,16 @@ class Groot(Policy):
     def _n_fixed_tokens(self, template: str) -> int:
         from tokenizers import Tokenizer
 
-        path = self._tokenizer_folder() / "tokenizer.json"
+        path = self.tokenizer_folder() / "tokenizer.json"
         return len(
             Tokenizer.from_file(str(path))
             .encode(template.replace("{task}", ""), add_special_tokens=False)
             .ids
         )
 
-    def _tokenizer_folder(self) -> Path:
-        folder = self.extra_folders.get("tokenizer") or (self.processors.folder or Path()) / "tokenizer"
-        if not (folder / "tokenizer.json").is_file():
-            raise CheckpointError(
-                f"GR00T's tokenizer is missing: expected tokenizer.json in {folder}; it is part of "
-                f"{self.config.tokenizer_assets_repo}"
-            )
-        return folder
-
-    def _pad_id(self) -> int:
-        path = self._tokenizer_folder() / "tokenizer_config.json"
-        settings = json.loads(path.read_text()) if path.is_file() else {}
-        tokens = settings.get("added_tokens_decoder") or {}
-        return next((int(i) for i, t in tokens.items() if t.get("content") == settings.get("pad_token")), 0)
+    @property
+    def tokenizer_name(self) -> str:
+        return self.config.tokenizer_assets_repo
 
     # -- network ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ masked: its length is part of the model. Absent views stay in the sequence as ze
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
 
+from ..backbone import backbone_weights, copy_weights, pad_id, read_json
 from ..nn.florence import Florence, FlorenceDims, is_newer_layout, published_names
 from ..nn.image import resize_with_pad
 from ..nn.normalize import Normalizers
@@ -291,6 +291,21 @@ class XVla(Policy):
             self.transformer.to(torch.bfloat16)
 
     @classmethod
+    def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> XVla:
+        """A fresh policy transformer on a Florence-2 folder of the transformers library (either layout)."""
+        assert isinstance(config, XVlaConfig)
+        folder = Path(folder)
+        config.florence_config = config.florence_config or read_json(folder / "config.json")
+        found = {name.removeprefix("model."): w for name, w in backbone_weights(folder).items()}
+        weights = cls.repair_keys({f"{cls.Prefix}vlm.{name}": w for name, w in found.items()}, config)
+        policy = cls(config, processors)
+        copy_weights(
+            policy.vlm, {n.removeprefix(f"{cls.Prefix}vlm."): w for n, w in weights.items()}, str(folder)
+        )
+        policy.extra_folders = {"tokenizer": folder}
+        return policy
+
+    @classmethod
     def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
         """The layout of LeRobot 0.6 under the older names, which every version reads; the tied embedding under one."""
         prefix = f"{cls.Prefix}vlm."
@@ -423,20 +438,15 @@ class XVla(Policy):
                 "padding": "max_length",
                 "padding_side": settings.get("padding_side", "right"),
                 "add_bos": True,
-                "pad_id": self._pad_id(),
+                "pad_id": pad_id(self.tokenizer_folder()),
                 "truncation": True,
             },
             "default_task": None,
         }
 
-    def _pad_id(self) -> int:
-        """BART pads with 1; a tokenizer beside the checkpoint says its own."""
-        folder = self.extra_folders.get("tokenizer") or (self.processors.folder or Path()) / "tokenizer"
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            return 1
-        added = json.loads(path.read_text()).get("added_tokens") or []
-        return next((int(t["id"]) for t in added if t.get("content") == "<pad>"), 1)
+    @property
+    def tokenizer_name(self) -> str:
+        return super().tokenizer_name or self.config.tokenizer_name
 
     # -- network ------------------------------------------------------------------------------------------
 
