@@ -180,15 +180,18 @@ def _fetch_tokenizer(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:
-        for file in ("tokenizer_config.json", "tokenizer.json"):
-            path = Path(hf_hub_download(name, file))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the tokenizer '{name}' is neither in the checkpoint folder (tokenizer/tokenizer.json) nor to be had from "
-            "the hub; copy it there"
-        ) from error
-    return path.parent
+    files = ("tokenizer_config.json", "tokenizer.json")
+    for local_only in (True, False):
+        try:
+            return [Path(hf_hub_download(name, file, local_files_only=local_only)) for file in files][
+                -1
+            ].parent
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            cause = error
+    raise CheckpointError(
+        f"the tokenizer '{name}' is neither in the checkpoint folder (tokenizer/tokenizer.json) nor to be had from "
+        "the hub; copy it there"
+    ) from cause
 
 
 def token_id(folder: Path, token: str) -> int:

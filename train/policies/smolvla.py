@@ -8,6 +8,7 @@ same at every step, `encode` applies them. RoPE has base 10000 throughout, whate
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,6 @@ class SmolVla(FlowVla):
         self.action_out_proj = nn.Linear(expert.width, config.max_action_dim)
         self.action_time_mlp_in = nn.Linear(2 * expert.width, expert.width)
         self.action_time_mlp_out = nn.Linear(expert.width, expert.width)
-        self.image_marks = self._image_marks() if config.add_image_special_tokens else None
         self._freeze()
 
     @classmethod
@@ -266,8 +266,11 @@ class SmolVla(FlowVla):
             freeze(vlm.lm_head, self.language.norm, self.language.layers[-1])
         self.state_proj.requires_grad_(config.train_state_proj)
 
-    def _image_marks(self) -> tuple[list[int], list[int]]:
-        """Token ids before and after each image."""
+    @functools.cached_property
+    def image_marks(self) -> tuple[list[int], list[int]] | None:
+        """Token ids before and after each image; None where images stand bare."""
+        if not self.config.add_image_special_tokens:
+            return None
         folder = self.tokenizer_folder()
         fake = token_id(folder, "<fake_token_around_image>")
         return [fake, token_id(folder, "<global-img>")], [fake]
