@@ -292,7 +292,8 @@ class Dataset:
             if is_shifted:
                 self._findings.warn(
                     f"camera '{camera}': offsets into {file} begin at {start:.3f} s and pass its end "
-                    f"({index.duration:.3f} s); they were counted over all files and are taken from the file's own beginning",
+                    f"({index.duration:.3f} s); they were counted over all files and are taken "
+                    "from the file's own beginning",
                     file=file,
                     feature=camera,
                 )
