@@ -88,10 +88,10 @@ def _check_int(value: Any, where: str, low: int, high: int) -> int:
     return value
 
 
-def _check_float(value: Any, where: str) -> float:
+def _check_float(value: Any, where: str, may_be_unknown: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         raise _refuse(where, value, "a number", "type")
-    if not math.isfinite(value):
+    if not math.isfinite(value) and not (may_be_unknown and math.isnan(value)):
         raise _refuse(where, value, "a finite number", "range")
     return float(value)
 
@@ -135,8 +135,8 @@ def _check(value: Any, kind: Any, where: str) -> Any:
         return _check_int(value, where, 0, 2**64 - 1)
     if kind == "int":
         return _check_int(value, where, -(2**63), 2**63 - 1)
-    if kind == "float":
-        return _check_float(value, where)
+    if kind in ("float", "measured"):
+        return _check_float(value, where, kind == "measured")
     if kind in ("str", "bool"):
         if not isinstance(value, str if kind == "str" else bool):
             raise _refuse(where, value, f"a {kind}", "type")

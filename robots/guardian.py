@@ -126,8 +126,8 @@ class Guardian:
             rescue.freeze()
             is_released = self.wait(rule.hold_ms)
         if not is_released:
-            rescue.limit_torque(rule.park_torque)
-            rescue.freeze()
+            rescue.park()
+            rescue.freeze()  # where it is now: a push meanwhile is not fought
             is_released = self.wait(rule.park_ms)
         if rule.release or is_released:
             unreached = rescue.release()

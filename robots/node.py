@@ -164,6 +164,8 @@ class ControlLoop:
         """What is wanted at this tick, before safety."""
         if self.ending is not None:
             return self._decide_ending()
+        if self.wants_new_grid:  # this tick still has a number of the old grid
+            return Goal(None)
         if self.mode == "homing":
             if np.allclose(self.filter.last_goal, self._home, atol=1e-3):  # type: ignore[arg-type]
                 self.set_mode("paused", "at home")
@@ -189,7 +191,7 @@ class ControlLoop:
             return None, np.zeros(self.n_joints, np.uint16)
         is_slow = self.mode == "homing" or self.ending is not None
         goal, bits = self.filter.allow(decided.wanted, is_slow)
-        self.counters["ticks_clipped"] += self.mode == "running" and bool((bits & CLIPPING).any())
+        self.counters["ticks_clipped"] += self.mode == "running" and bool((bits & np.uint16(CLIPPING)).any())
         return goal, bits
 
     def _exchange(self, goal: np.ndarray | None, tick: Tick) -> Reading:
@@ -238,7 +240,7 @@ class ControlLoop:
         ):
             return
         self.set_mode(*self._run_mode(tick, is_fresh))
-        if not is_fresh or not self.executor.wants_chunk(tick.number):
+        if not is_fresh or self.wants_new_grid or not self.executor.wants_chunk(tick.number):
             return
         rtc = self.executor.committed(tick.number, goal)
         deadline = now + max(NS_PER_S, int(4 * self.plan.latency_ms * NS_PER_MS))

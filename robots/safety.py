@@ -91,12 +91,12 @@ def limit(
         bits[:] = Reason.NOT_FINITE
         return last_goal.copy(), bits
     inside = np.clip(wanted, caps.low, caps.high)
-    bits[inside != wanted] |= Reason.LIMIT
+    bits[inside != wanted] |= np.uint16(Reason.LIMIT)
     reach = speed * np.float32(dt_s)
     # A last goal outside the limits (the arm was found there) may only come back, at the same speed.
     goal = np.clip(inside, last_goal - reach, last_goal + reach).astype(np.float32)
     # A difference below a thousandth of a step is rounding, not clipping.
-    bits[np.abs(goal - inside) > 1e-3 * reach + 1e-6] |= Reason.RATE
+    bits[np.abs(goal - inside) > 1e-3 * reach + 1e-6] |= np.uint16(Reason.RATE)
     return goal, bits
 
 
@@ -129,8 +129,8 @@ class SafetyFilter:
         speed = self.caps.slow_speed if slow else self.caps.speed
         goal, bits = limit(wanted, self.last_goal, self.caps, speed, self.dt_s)
         if slow:
-            was_slowed = (bits & Reason.RATE) != 0
-            bits[was_slowed] = (bits[was_slowed] & ~np.uint16(Reason.RATE)) | Reason.SLOW_START
+            was_slowed = (bits & np.uint16(Reason.RATE)) != 0
+            bits[was_slowed] = (bits[was_slowed] & ~np.uint16(Reason.RATE)) | np.uint16(Reason.SLOW_START)
             self._is_slow = self._is_slow and bool(was_slowed.any())
         self.last_goal = goal
         return goal, bits

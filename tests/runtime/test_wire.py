@@ -36,7 +36,15 @@ def example_of(kind):
     arrays = {"f32[]": np.float32, "u32[]": np.uint32, "u16[]": np.uint16}
     if kind in arrays:
         return np.arange(4, dtype=arrays[kind])
-    plain = {"uint": 2, "int": -3, "float": 0.5, "bool": True, "str": "front", "bin8": b"8" * 8}
+    plain = {
+        "measured": 7.5,
+        "uint": 2,
+        "int": -3,
+        "float": 0.5,
+        "bool": True,
+        "str": "front",
+        "bin8": b"8" * 8,
+    }
     return plain.get(kind, {"key": 1})
 
 

@@ -1,0 +1,261 @@
+"""The control loop on a virtual clock: real driver, real packets, emulated SO101. Exact, and faster than real time."""
+
+import numpy as np
+import pytest
+
+from edgevla.errors import UsageError
+from edgevla.robots.emulator.closed_loop import ClosedLoop
+from edgevla.robots.emulator.faults import Fault
+from edgevla.robots.safety import Reason
+
+TARGET = np.array([20.0, -10.0, 15.0, -5.0, 0.0, 40.0], np.float32)
+T = 30
+
+
+def towards(target=TARGET, gain=0.15):
+    """A Markov policy: each action goes `gain` of the rest of the way from the observed state."""
+
+    def policy(observation, rtc=None):
+        left = (1 - gain) ** (np.arange(T, dtype=np.float32) + 1)
+        return target + (observation.state - target) * left[:, None]
+
+    return policy
+
+
+def make(policy=None, **kwargs):
+    return ClosedLoop(policy or towards(), chunk_size=T, **kwargs)
+
+
+def started(policy=None, **kwargs):
+    loop = make(policy, **kwargs)
+    loop.start()
+    return loop
+
+
+def steps_of(states):
+    goals = np.array([s["goal"] for s in states if np.isfinite(s["goal"]).all()])
+    return np.abs(np.diff(goals, axis=0))
+
+
+@pytest.mark.parametrize("kind", ["sync", "ensemble", "async", "rtc"])
+@pytest.mark.parametrize("delay_ticks", [0, 12])
+def test_every_execution_brings_the_arm_to_the_target(kind, delay_ticks):
+    loop = started(execution={"kind": kind}, delay_ticks=delay_ticks)
+    last = loop.run(4.0)[-1]
+    np.testing.assert_allclose(last["position"], TARGET, atol=1.5)
+    assert last["mode"] == "running"
+    assert loop.loop.counters["skipped_ticks"] == 0
+
+
+def test_the_servo_loop_runs_at_a_whole_multiple_of_the_policy():
+    loop = started(fps=30.0)
+    states = loop.run(1.0)
+    assert loop.loop.plan.ticks_per_step == 4  # 120 Hz is the most that the profile allows
+    assert [s["tick"] for s in states[:3]] == [0, 1, 2]
+    assert states[0]["step_ns"] == 4 * loop.loop.period_ns
+
+
+def test_requests_leave_only_at_grid_moments():
+    loop = started(execution={"kind": "async", "every": 2})
+    seen = []
+    ask = loop.links.ask
+
+    def spy(fields, payloads, observed_ns):
+        seen.append((fields["grid_index"], loop.links.tick))
+        return ask(fields, payloads, observed_ns)
+
+    loop.links.ask = spy
+    loop.run(1.0)
+    assert seen[:4] == [(0, 0), (2, 8), (4, 16), (6, 24)]
+
+
+def test_late_actions_are_skipped_and_counted():
+    loop = started(execution={"kind": "async"}, delay_ticks=10)
+    states = loop.run(0.5)
+    first = next(s for s in states if s["chunk_seq"] is not None)
+    assert first["tick"] == 10
+    assert first["action_index"] == pytest.approx(2.5)
+    assert loop.loop.counters["actions_skipped"] >= 3
+
+
+def test_no_goal_step_is_above_the_trained_cap_whatever_the_policy_wants():
+    def wild(observation, rtc=None):
+        return np.where(np.arange(T)[:, None] % 2, 90.0, -90.0) * np.ones((1, 6), np.float32)
+
+    loop = started(wild, execution={"kind": "async"}, trained_speed=[40, 40, 40, 40, 40, 100])
+    states = loop.run(2.0)
+    allowed = 60.0 * loop.loop.period_ns / 1e9
+    assert steps_of(states)[:, :5].max() <= allowed * 1.001
+    assert any(s["limited_by"][0] & Reason.RATE for s in states)
+    assert loop.loop.counters["ticks_clipped"] > 50
+
+
+def test_a_policy_that_yields_nan_moves_nothing():
+    loop = started(lambda observation, rtc=None: np.full((T, 6), np.nan))
+    states = loop.run(1.0)
+    assert steps_of(states).max() < 0.1
+    assert loop.loop.counters["chunks_damaged"] > 0
+    assert any(code == "chunk_damaged" for _, code, _ in loop.links.events)
+
+
+def test_a_dead_policy_leaves_the_loop_at_rate_and_the_arm_held():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.5)
+    loop.links.is_policy_dead = True
+    states = loop.run(4.0)
+    assert len(states) == pytest.approx(4.0 * 120, abs=3)
+    assert states[-1]["mode"] == "holding"
+    assert steps_of(states[-200:]).max() == 0.0
+    loop.links.is_policy_dead = False
+    loop.run(0.5)
+    assert loop.links.states[-1]["mode"] == "running"
+    assert any(code == "policy_back" for _, code, _ in loop.links.events)
+
+
+def test_torque_is_on_only_from_start_to_the_end_of_stop():
+    loop = make()
+    loop.run(0.2)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+    loop.start()
+    loop.run(0.2)
+    assert all(servo.torque_on for servo in loop.arm.servos.values())
+    loop.command("stop")
+    states = loop.run(6.0)
+    rest = np.array([joint.rest for joint in loop.profile.joints])
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+    np.testing.assert_allclose(states[-1]["position"], rest, atol=3.0)
+    slow = 0.25 * 300.0 * loop.loop.period_ns / 1e9
+    assert steps_of(states).max() <= slow * 1.001
+    assert loop.links.leases[-1] == b"x"
+
+
+def test_pause_holds_and_resume_begins_a_new_rollout():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.3)
+    loop.command("pause")
+    held = loop.run(0.5)
+    assert held[-1]["mode"] == "paused"
+    assert steps_of(held).max() == 0.0
+    loop.command("resume")
+    assert loop.run(0.1)[0]["tick"] == 0
+
+
+def test_the_emergency_stop_freezes_latches_and_releases_on_the_second_press():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.2)
+    loop.links.pending_signals.append("emergency_stop")
+    loop.links.post("emergency_stop")  # the same press on its second way
+    frozen = loop.run(1.0)
+    assert frozen[-1]["mode"] == "emergency"
+    assert steps_of(frozen[1:]).max() == 0.0
+    assert all(servo.torque_on for servo in loop.arm.servos.values())
+    with pytest.raises(UsageError, match="latched"):
+        loop.command("resume")
+    loop.command("emergency_stop")
+    loop.run(0.5)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+
+def test_a_cleared_emergency_stop_goes_on_from_where_the_arm_is():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.2)
+    loop.command("emergency_stop")
+    loop.run(0.5)
+    loop.command("clear_stop")
+    loop.command("resume")
+    states = loop.run(4.0)
+    np.testing.assert_allclose(states[-1]["position"], TARGET, atol=1.5)
+
+
+@pytest.mark.parametrize("signal", ["guardian_gone", "supervisor_gone", "terminated"])
+def test_when_nobody_is_left_the_arm_is_held_parked_and_released(signal):
+    loop = started(execution={"kind": "async"})
+    loop.run(0.3)
+    loop.links.pending_signals.append(signal)
+    before = loop.links.states[-1]["position"].copy()
+    loop.run(1.9)
+    assert all(servo.torque_on for servo in loop.arm.servos.values())
+    np.testing.assert_allclose(loop.links.states[-1]["position"], before, atol=4.0)
+    loop.run(0.3)  # hold_ms = 2000 has passed
+    limit = {servo.get("torque_limit") for servo in loop.arm.servos.values() if servo.name != "gripper"}
+    assert limit == {400}
+    loop.run(5.0)
+    assert loop.loop.is_done
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+
+def test_silent_servos_are_held_then_end_the_run():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.3)
+    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    states = loop.run(0.3)
+    assert states[-1]["mode"] == "holding"
+    assert states[-1]["limited_by"][2] & Reason.STALE
+    loop.run(0.5)
+    assert loop.loop.has_failed
+    loop.run(8.0)
+    assert loop.loop.is_done
+    names = [text for _, code, text in loop.links.events if code == "torque_unconfirmed"]
+    assert "elbow_flex" in names[0]
+    others = [servo for name, servo in loop.arm.servos.items() if name != "elbow_flex"]
+    assert not any(servo.torque_on for servo in others)
+
+
+def test_a_brown_out_is_never_re_energised():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.5)
+    loop.arm.apply(Fault("brownout", target="wrist_flex"))
+    loop.run(2.0)
+    assert loop.loop.has_failed
+    assert any(code == "torque_lost" for _, code, _ in loop.links.events)
+    assert not loop.arm.servos["wrist_flex"].torque_on
+    loop.run(8.0)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+
+def test_an_unplugged_bus_ends_the_run_with_a_sentence():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.3)
+    loop.arm.apply(Fault("unplug"))
+    loop.run(0.2)
+    assert loop.loop.is_done
+    assert loop.loop.has_failed
+    assert any("unplugged" in text for _, code, text in loop.links.events if code == "bus_gone")
+
+
+def test_dropped_answers_cost_retries_not_ticks():
+    loop = started(execution={"kind": "async"})
+    loop.arm.apply(Fault("drop", probability=0.02))
+    states = loop.run(3.0)
+    assert states[-1]["mode"] == "running"
+    assert loop.robot.counters()["bus_retries"] > 0
+    assert loop.loop.counters["skipped_ticks"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fps": 500.0}, "120 Hz at most"),
+        ({"n_action_steps": 31}, "chunk of 30"),
+        ({"trained_speed": [1.0]}, "6 joints"),
+        ({"execution": {"kind": "later"}}, "unknown"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_in_words(changes, words):
+    loop = make()
+    with pytest.raises(UsageError, match=words):
+        loop.start(**changes)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+
+def test_the_execution_may_be_changed_while_running_if_the_bundle_allows():
+    loop = make(execution={"kind": "sync"})
+    loop.start(allowed=["sync", "async"])
+    loop.run(0.2)
+    loop.command("set_execution", {"kind": "async", "every": 2})
+    n = loop.links.n_inferences
+    loop.run(1.0)
+    assert loop.links.n_inferences - n > 10
+    with pytest.raises(UsageError, match="allows"):
+        loop.command("set_execution", {"kind": "rtc"})
