@@ -19,8 +19,10 @@ from typing import Any
 from edgevla.errors import UsageError
 
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
-FREE_ON_RESUME = (
-    "steps dataset root device threads workers cache log_freq save_freq eval_freq tensorboard".split()
+FREE_ON_RESUME = frozenset(
+    ("steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard")
+    + ("log_freq", "save_freq", "eval_freq")
+)
 )
 
 
@@ -221,7 +223,7 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
     changes = _overrides(given)
     fixed = [k for k in changes if k not in FREE_ON_RESUME and changes[k] != getattr(config, k, None)]
     if fixed:
-        free = ", ".join("--" + n.replace("_", "-") for n in FREE_ON_RESUME)
+        free = ", ".join("--" + n.replace("_", "-") for n in sorted(FREE_ON_RESUME))
         raise UsageError(
             f"--resume goes on with the run as it was begun, so '{fixed[0]}' cannot change (these can: {free}); "
             f"to train further with other settings, start a run with --from {checkpoint / PRETRAINED}"

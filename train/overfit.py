@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .optim import clip_gradients
+from .config import OptimizerConfig
+from .optim import build_optimizer, clip_gradients
 from .policies.base import Batch, Policy
 
 
@@ -14,7 +15,7 @@ def overfit(policy: Policy, batch: Batch, *, steps: int, lr: float, seed: int = 
     All groups of the policy's own optimizer learn at `lr`, so what it freezes stays frozen. Leaves it in train mode.
     """
     groups = [{**group, "lr": lr} for group in policy.optimizer_groups() if group["params"]]
-    optimizer = torch.optim.Adam(groups, lr=lr)
+    optimizer = build_optimizer(OptimizerConfig("adam", lr=lr, weight_decay=0.0), groups)
     parameters = [p for group in groups for p in group["params"]]
     generator = torch.Generator().manual_seed(seed)
     draws = policy.draw(batch, generator)

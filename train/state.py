@@ -167,7 +167,9 @@ def save_training_state(
         for name, value in by_name.items()
     }
     save_file(flat, folder / "optimizer_state.safetensors")
-    (folder / "optimizer_param_groups.json").write_text(json.dumps(state["param_groups"], indent=4))
+    # How we compute the step is not part of the state; LeRobot expects its own (unset) value there.
+    groups = [{**group, "fused": None} for group in state["param_groups"]]
+    (folder / "optimizer_param_groups.json").write_text(json.dumps(groups, indent=4))
     if scheduler is not None:
         (folder / "scheduler_state.json").write_text(json.dumps(scheduler.state_dict(), indent=4))
     save_file(rng_state(), folder / "rng_state.safetensors")
@@ -195,13 +197,9 @@ def load_training_state(
         raise CheckpointError(
             f"{folder} is damaged ({error}); resume from an older checkpoint of the run"
         ) from error
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        _, index, name = key.split("/")
-        # Adam counts its steps on the CPU, wherever the parameters are.
-        state.setdefault(int(index), {})[name] = value.cpu() if name == "step" else value
-    for group in groups:
-        group["betas"] = tuple(group["betas"])
+    for group, own in zip(groups, optimizer.param_groups, strict=False):
+        group.update(betas=tuple(group["betas"]), fused=own["fused"])
+    state = _nested(flat, [p for group in optimizer.param_groups for p in group["params"]])
     try:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except ValueError as error:
@@ -213,6 +211,18 @@ def load_training_state(
         scheduler.load_state_dict(scheduler_state)
     restore_rng(generators)
     return step
+
+
+def _nested(flat: Mapping[str, Tensor], parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Moments in the memory layout of their parameters, which fused kernels take for granted."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        _, index, name = key.split("/")
+        i = int(index)
+        if i < len(parameters) and value.shape == parameters[i].shape:
+            value = torch.empty_like(parameters[i], dtype=value.dtype).copy_(value)
+        state.setdefault(i, {})[name] = value
+    return state
 
 
 def _tensor(value: Any) -> Tensor:

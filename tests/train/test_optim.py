@@ -25,6 +25,7 @@ from edgevla.train.optim import (
 PRESETS = {
     # type, lr, betas, eps, weight decay, gradient clip, schedule
     "act": ("adamw", 1e-5, (0.9, 0.999), 1e-8, 1e-4, 10, "none"),
+    "act_small": ("adamw", 4e-4, (0.9, 0.999), 1e-8, 1e-4, 10, "cosine"),
     "diffusion": ("adam", 1e-4, (0.95, 0.999), 1e-8, 1e-6, 10, "cosine"),
     "smolvla": ("adamw", 1e-4, (0.9, 0.95), 1e-8, 1e-10, 10, "cosine_decay_with_warmup"),
     "pi0": ("adamw", 2.5e-5, (0.9, 0.95), 1e-8, 0.01, 1.0, "cosine_decay_with_warmup"),

@@ -186,6 +186,29 @@ def test_optimizer_and_schedule_come_back_exactly(tmp_path: Path) -> None:
     assert scheduler.state_dict() == other_scheduler.state_dict()
 
 
+def test_moments_take_the_layout_of_their_parameter(tmp_path: Path) -> None:
+    """A fused step goes through memory, not through indices: a transposed parameter needs transposed moments."""
+    from edgevla.train.config import OptimizerConfig
+    from edgevla.train.optim import build_optimizer
+
+    def made() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        weight = torch.nn.Parameter(torch.arange(12.0).reshape(4, 3).t())
+        return weight, build_optimizer(OptimizerConfig(lr=0.1), [{"params": [weight]}])
+
+    def step(weight: torch.nn.Parameter, optimizer: torch.optim.Optimizer, k: int) -> None:
+        weight.grad = torch.arange(12.0).reshape(3, 4).mul(k).sin()
+        optimizer.step()
+
+    (a, straight), (b, resumed) = made(), made()
+    step(a, straight, 1)
+    save_training_state(tmp_path / "s", 1, straight, None, batch_size=1)
+    b.data.copy_(a.data)
+    load_training_state(tmp_path / "s", resumed, None, torch.device("cpu"))
+    for weight, optimizer in ((a, straight), (b, resumed)):
+        step(weight, optimizer, 2)
+    assert torch.equal(a, b)
+
+
 def test_another_optimizers_state_is_refused(tmp_path: Path) -> None:
     optimizer, scheduler = optimized()
     save_training_state(tmp_path / "s", 7, optimizer, scheduler, batch_size=8)
