@@ -161,7 +161,6 @@ class Inbox:
         self._stopping = threading.Event()
         self._socket = make_socket(ctx, zmq.SUB, hwm=0)  # the rings bound it; a bound here keeps the oldest
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         connected: set[str] = set()
         for name, (endpoints, _) in streams.items():
             self._socket.setsockopt(zmq.SUBSCRIBE, name.encode())
@@ -258,7 +257,6 @@ class Dealer:
         self._socket = make_socket(ctx, zmq.DEALER)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues up for a peer that is not there
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
         self._socket.connect(address)
 
     @property

@@ -159,6 +159,9 @@ class Commands:
         """A pipe closed or a signal came: hold, park, end."""
         loop = self._loop
         loop.must_end = True
+        if not loop.is_torque_on:  # nothing to hold: an ordinary end
+            loop.is_done = True
+            return
         words = {
             "guardian_gone": "the guardian has died",
             "supervisor_gone": "the supervisor has gone",

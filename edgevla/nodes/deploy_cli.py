@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
     add("--sim-task", choices=("rest", "conveyor"), help="with --sim: what the cube does (default: rest)")
+    add(
+        "--sim-trace",
+        metavar="FILE",
+        type=Path,
+        help="with --sim: write every frame on the emulated lines there",
+    )
     add("--log", metavar="DIR", type=Path, help="write run.jsonl and summary.json there")
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
     add("--json", action="store_true", help="print the summary as JSON on stdout")
@@ -168,8 +174,9 @@ def _options(args: argparse.Namespace) -> Any:
         raise UsageError("--sim makes its own ports; leave out --port")
     if args.sim and args.calibration:
         raise UsageError("--sim has its own calibration; leave out --calibration")
-    if args.sim_task and not args.sim:
-        raise UsageError("--sim-task needs --sim")
+    for option in ("sim_task", "sim_trace"):
+        if getattr(args, option) and not args.sim:
+            raise UsageError(f"--{option.replace('_', '-')} needs --sim")
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration {args.duration:g} must be positive")
     if args.inject_delay_ms < 0:
@@ -192,7 +199,8 @@ def _options(args: argparse.Namespace) -> Any:
         calibration=args.calibration,
         servo_hz=args.servo_hz,
         may_lose_cameras=args.allow_lost_cameras,
-        sim_task=args.sim_task or "rest",
+        sim_task=args.sim_task,
+        sim_trace=args.sim_trace,
     )
 
 

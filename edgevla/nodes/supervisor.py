@@ -65,7 +65,8 @@ class DeployOptions:
     calibration: str | None = None
     servo_hz: float | None = None
     may_lose_cameras: bool = False
-    sim_task: str = "rest"
+    sim_task: str | None = None
+    sim_trace: Path | None = None
 
 
 class Supervisor:
@@ -218,9 +219,19 @@ class Supervisor:
         return child
 
     def _start_emulator(self) -> None:
-        links = self.folder / "ports"
-        args = [EMULATOR, self.options.robot, "--link", str(links), "--session", self.session.hex()]
-        args += ["--world", self.options.sim_task, "--seed", str(self.options.seed)]
+        args = [
+            EMULATOR,
+            self.options.robot,
+            f"--link={self.folder / 'ports'}/",
+            f"--session={self.session.hex()}",
+        ]
+        args.append(f"--seed={self.options.seed}")
+        if (
+            self.options.sim_task or self._camera_names()
+        ):  # cameras see a world; without cameras none is needed
+            args.append(f"--world={self.options.sim_task or 'rest'}")
+        if self.options.sim_trace is not None:
+            args.append(f"--trace={self.options.sim_trace}")
         self._spawn("emulator", args)
         self._await_ready("emulator", "emulator", EMULATOR_READY_S, BusError)
 
@@ -313,7 +324,7 @@ class Supervisor:
         self._spawn("policy", args)
         about = self._await_ready("policy", "policy", POLICY_READY_S, EngineError)
         latency_ms = float(about["latency_ms"])
-        self._say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.0f} ms per inference")
+        self._say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.1f} ms per inference")
         return latency_ms
 
     def _await_ready(

@@ -1,0 +1,160 @@
+"""A bundle small enough to make by hand: its policy goes a part of the way from the observed state to a constant."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TARGET = [20.0, -10.0, 15.0, -5.0, 0.0, 40.0]
+JOINTS = [
+    f"{n}.pos" for n in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+]
+
+
+def graph(name, inputs, outputs, nodes, constants):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+
+    def info(spec):
+        return helper.make_tensor_value_info(spec["name"], kinds[spec["dtype"]], spec["shape"])
+
+    made = helper.make_graph(
+        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
+        name,
+        [info(i) for i in inputs],
+        [info(o) for o in outputs],
+        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def make_bundle(folder: Path, *, cameras=("front",), size=(48, 64), chunk=30, gain=0.15) -> Path:
+    """Writes a bundle; an arm under it is at TARGET within about two seconds."""
+    from edgevla.bundle import list_files
+    from edgevla.manifest import Manifest
+
+    folder.mkdir(parents=True)
+    (height, width), n = size, len(JOINTS)
+    left = ((1 - gain) ** (np.arange(chunk, dtype=np.float32) + 1)).reshape(1, chunk, 1)
+    camera_inputs = [
+        {
+            "name": c,
+            "dtype": "uint8",
+            "shape": [1, height, width, 3],
+            "source": f"camera:observation.images.{c}",
+        }
+        for c in cameras
+    ]
+    state = {"name": "state", "dtype": "float32", "shape": [1, n], "source": "state"}
+    x = {"name": "x", "dtype": "float32", "shape": [1, chunk, n]}
+    nodes = [
+        ("Unsqueeze", ["state", "one"], ["row"]),
+        ("Sub", ["row", "target"], ["gap"]),
+        ("Mul", ["gap", "left"], ["rest"]),
+        ("Add", ["rest", "target"], ["wish"]),
+    ]
+    last = "wish"
+    constants = {
+        "one": np.array([1], np.int64),
+        "zero": np.zeros((), np.float32),
+        "target": np.array(TARGET, np.float32).reshape(1, 1, n),
+        "left": left,
+    }
+    for i, camera in enumerate(cameras):  # the picture takes part, with weight zero
+        nodes += [
+            ("Cast", [camera], [f"f{i}"], {"to": 1}),
+            ("ReduceMean", [f"f{i}"], [f"m{i}"], {"keepdims": 0}),
+            ("Mul", [f"m{i}", "zero"], [f"z{i}"]),
+            ("Add", [last, f"z{i}"], ["x" if i + 1 == len(cameras) else f"y{i}"]),
+        ]
+        last = f"y{i}"
+    if not cameras:
+        nodes[-1] = ("Add", ["rest", "target"], ["x"])
+    (folder / "encode.onnx").write_bytes(graph("encode", [*camera_inputs, state], [x], nodes, constants))
+    actions = {**x, "name": "actions"}
+    (folder / "decode.onnx").write_bytes(
+        graph("decode", [x], [actions], [("Identity", ["x"], ["actions"])], {})
+    )
+    manifest = manifest_of(cameras, size, chunk, n, camera_inputs, state, x, actions)
+    manifest["files"] = [vars(entry) for entry in list_files(folder)]
+    Manifest.from_json(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def manifest_of(cameras, size, chunk, n, camera_inputs, state, x, actions):
+    units = ["deg"] * (n - 1) + ["percent"]
+    vector = {"dtype": "float32", "shape": [n], "names": JOINTS, "units": units, "zero": "mid_range"}
+    features = {
+        f"observation.images.{c}": {
+            "kind": "camera",
+            "dtype": "uint8",
+            "shape": [*size, 3],
+            "encoding": "rgb8",
+        }
+        for c in cameras
+    }
+    features["observation.state"] = {"kind": "state", **vector}
+    features["action"] = {"kind": "action", **vector}
+    return {
+        "schema": 1,
+        "policy": "act",
+        "name": "by-hand",
+        "fps": 30.0,
+        "chunk_size": chunk,
+        "n_action_steps": chunk // 2,
+        "n_obs_steps": 1,
+        "batch": {"min": 1, "max": 1},
+        "features": features,
+        "trained_range": {"observation.state": {"q01": [-90.0] * 5 + [0.0], "q99": [90.0] * 5 + [100.0]}},
+        "trained_speed_p999": {"action": [80.0] * 5 + [200.0]},
+        "prompt": None,
+        "sample": None,
+        "schedule": None,
+        "settings": {},
+        "rtc": None,
+        "graphs": {
+            "encode": {"file": "encode.onnx", "inputs": [*camera_inputs, state], "outputs": [x]},
+            "decode": {"file": "decode.onnx", "inputs": [{**x, "source": "x"}], "outputs": [actions]},
+        },
+        "execution": {
+            "default": {"kind": "async"},
+            "allowed": ["sync", "ensemble", "async"],
+            "ensemble_decay": 0.01,
+        },
+        "target": {
+            "engine": "onnxruntime",
+            "provider": "cpu",
+            "opset": 20,
+            "ir_version": 10,
+            "precision": {"encode": "fp32", "decode": "fp32"},
+        },
+        "parity": None,
+        "latency": None,
+        "provenance": {
+            "checkpoint": {"path": "by hand", "sha256": "0" * 64, "layout": "none"},
+            "dataset": None,
+            "features_from": "this test",
+            "edgevla": "0",
+            "torch": "none",
+            "onnx": "0",
+            "onnxruntime": "0",
+            "exported_at": "2026-01-01T00:00:00Z",
+        },
+        "files": [],
+    }
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def bundle_maker():
+    return make_bundle
