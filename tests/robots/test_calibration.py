@@ -1,0 +1,153 @@
+"""LeRobot's calibration files: found where LeRobot wrote them, checked, written with a backup."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgevla.errors import CalibrationError
+from edgevla.robots import calibration
+from edgevla.robots.calibration import MotorCalibration, find_calibration, nominal
+from edgevla.robots.profile import load_profile
+
+NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty place where LeRobot would keep calibrations."""
+    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path / "calibration"))
+    return tmp_path / "calibration"
+
+
+def entries(**changes):
+    made = {
+        name: {"id": i, "drive_mode": 0, "homing_offset": -100 * i, "range_min": 700 + i, "range_max": 3300}
+        for i, name in enumerate(NAMES, 1)
+    }
+    made["wrist_roll"].update(range_min=0, range_max=4095)
+    for name, change in changes.items():
+        made[name].update(change)
+    return made
+
+
+def put(home, kind, name, content):
+    path = home / "robots" / kind / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["so_follower", "so101_follower", "so100_follower"])
+def test_files_of_every_naming_are_found(home, kind):
+    put(home, kind, "blue", entries())
+    found = find_calibration(load_profile("so101"), "blue")
+    assert found.motors["elbow_flex"] == MotorCalibration(3, 0, -300, 703, 3300)
+
+
+def test_folders_follow_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_LEROBOT_CALIBRATION", raising=False)
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path / "a"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "b"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
+    for folder, name in zip(calibration.folders(), ("a", "b", "c"), strict=True):
+        assert folder.is_relative_to(tmp_path / name)
+    put(calibration.folders()[2], "so_follower", "x", entries())
+    assert find_calibration(load_profile("so101"), "x") is not None
+
+
+def test_two_files_that_differ_stop_and_ask(home):
+    put(home, "so_follower", "blue", entries())
+    put(home, "so101_follower", "blue", entries())
+    assert find_calibration(load_profile("so101"), "blue") is not None
+    put(home, "so101_follower", "blue", entries(gripper={"homing_offset": 7}))
+    with pytest.raises(CalibrationError, match="differ"):
+        find_calibration(load_profile("so101"), "blue")
+
+
+def test_without_an_id_the_only_file_is_taken_and_two_are_a_question(home):
+    put(home, "so_follower", "blue", entries())
+    assert "blue.json" in find_calibration(load_profile("so101"), None).source
+    put(home, "so_follower", "red", entries())
+    with pytest.raises(CalibrationError, match=r"blue, red; choose with --calibration"):
+        find_calibration(load_profile("so101"), None)
+
+
+def test_lerobot_s_file_without_an_id_is_called_none(home):
+    put(home, "so_follower", "None", entries())
+    assert "None.json" in find_calibration(load_profile("so101"), None).source
+
+
+def test_a_missing_calibration_names_the_place_and_the_command(home):
+    with pytest.raises(
+        CalibrationError, match=r"no calibration of so101.*Run: edgevla calibrate --robot so101"
+    ):
+        find_calibration(load_profile("so101"), "blue")
+
+
+BAD = [
+    ({"motor_names": [], "homing_offset": [1, 2]}, "list form from before LeRobot 0.2"),
+    ({**entries(), "gripper": [1]}, "list form"),
+    ({k: v for k, v in entries().items() if k != "gripper"}, "lacks gripper"),
+    ({**entries(), "extra": entries()["gripper"]}, "has also extra"),
+    (entries(elbow_flex={"id": 4}), "has id 4, the profile says 3"),
+    (entries(elbow_flex={"range_min": 3300}), r"has the range 3300\.\.3300"),
+    (entries(elbow_flex={"range_max": 4096}), r"has the range 703\.\.4096"),
+    (entries(elbow_flex={"homing_offset": 2114}), "has homing_offset 2114, which register 31 cannot hold"),
+    (entries(elbow_flex={"range_max": 760}), "range of only 57 ticks: it was not moved"),
+    (entries(elbow_flex={"drive_mode": 2}), "has drive_mode 2"),
+    (entries(elbow_flex={"range_min": 700.5}), "is 700.5, not a whole number"),
+    ([], "holds no joints"),
+    ({"elbow_flex": {"id": 3}}, "needs exactly id, drive_mode"),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence"), BAD, ids=[b[1][:24] for b in BAD])
+def test_implausible_files_are_refused_with_joint_and_value(home, content, sentence):
+    put(home, "so_follower", "blue", content)
+    with pytest.raises(CalibrationError, match=sentence):
+        find_calibration(load_profile("so101"), "blue")
+
+
+def test_a_file_that_is_no_json_is_a_sentence(home):
+    put(home, "so_follower", "blue", {}).write_text("{")
+    with pytest.raises(CalibrationError, match="not readable JSON"):
+        find_calibration(load_profile("so101"), "blue")
+
+
+def test_two_arms_have_a_file_each_without_the_arm_s_prefix(home):
+    put(home, "so_follower", "blue_left", entries())
+    put(home, "so_follower", "blue_right", entries(gripper={"homing_offset": 5}))
+    found = find_calibration(load_profile("so101_bimanual"), "blue")
+    assert found.motors["left_gripper"].homing_offset == -600
+    assert found.motors["right_gripper"].homing_offset == 5
+
+
+def test_writing_keeps_lerobot_s_form_and_a_backup_of_the_old_file(home):
+    profile = load_profile("so101")
+    old = put(home, "so101_follower", "blue", entries())
+    before = old.read_text()
+    made = nominal(profile)
+    assert calibration.write(profile, made, "blue") == [old]
+    assert json.loads(old.read_text())["gripper"] == {
+        "id": 6, "drive_mode": 0, "homing_offset": made.motors["gripper"].homing_offset,
+        "range_min": 2030, "range_max": 3281,
+    }  # fmt: skip
+    backups = list(old.parent.glob("blue.json.bak-*"))
+    assert [b.read_text() for b in backups] == [before]
+    assert calibration.write(profile, made, "new")[0] == home / "robots" / "so_follower" / "new.json"
+    assert find_calibration(profile, "new").motors == made.motors
+
+
+def test_leaders_are_kept_with_the_teleoperators(home):
+    profile = load_profile("so101_leader")
+    path = calibration.write(profile, nominal(profile), "black")[0]
+    assert path == home / "teleoperators" / "so_leader" / "black.json"
+    assert find_calibration(profile, "black") is not None
+
+
+def test_robots_with_absolute_encoders_need_no_file(home):
+    assert find_calibration(load_profile("aloha"), None) is None
