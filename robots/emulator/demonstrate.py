@@ -91,7 +91,7 @@ def first_posture(task: Task, seed: int, episode: int) -> np.ndarray:
     if rng.random() < 0.5:
         elsewhere = place("rest", seed + 1_000_003, episode)
         elsewhere[2] = HOVER_M + rng.uniform(0.0, 0.06)
-        posture = inverse(elsewhere)
+        posture[:5] = inverse(elsewhere)[:5]
     return posture
 
 

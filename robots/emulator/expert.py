@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .kinematics import READY_RAD, inverse
-from .world import Task, above, place, velocity
+from .kinematics import READY_RAD, gripper_rad, inverse
+from .world import Task, above, velocity
 
 STEP_S = 1 / 30
 NOISE_RAD = 0.02
-START_SPREAD_RAD = np.array([0.25, 0.12, 0.12, 0.12, 0.0, 0.0])
+START_SPREAD_RAD = np.array([0.25, 0.12, 0.12, 0.12, 0.0, 0.15])
+OPEN_PERCENT = 60.0
+"""The jaws open on the way, as if to grasp."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Expert:
         lead_s = self.lag_s / self.gain
         times = np.arange(n_steps) * STEP_S + lead_s
         path = above(start_m[None, :] + velocity(task)[None, :] * times[:, None])
-        if task == "rest":
-            return np.broadcast_to(inverse(path[0]), (n_steps, 6)).copy()
-        return inverse(path)
+        postures = inverse(path if task == "conveyor" else path[:1])
+        postures[:, 5] = gripper_rad(np.array(OPEN_PERCENT))
+        return np.broadcast_to(postures, (n_steps, 6)).copy()
 
     def goal(self, joint_rad: np.ndarray, posture: np.ndarray) -> np.ndarray:
         """The goal (6,) for this step."""
@@ -50,6 +52,3 @@ class Expert:
 def start_posture(rng: np.random.Generator) -> np.ndarray:
     """Where an episode begins: near the ready posture, a little different each time; (6,) radians."""
     return READY_RAD + START_SPREAD_RAD * rng.uniform(-1, 1, 6)
-
-
-__all__ = ["NOISE_RAD", "STEP_S", "Expert", "place", "start_posture"]

@@ -92,6 +92,7 @@ class Scene:
                 f"simulated camera '{camera}' cannot draw {width}x{height} px; 16 to 1920 are possible",
                 camera=camera,
             )
+        self.camera = camera
         self.pinhole = Pinhole(VIEWS[camera], width, height)
         self._table: np.ndarray | None = None
 

@@ -1,0 +1,229 @@
+"""How often does a policy succeed? One bundle, many unseen places, in lock-step on a virtual clock.
+
+The bundle's graphs, the real control loop, executor, safety filter, driver and packets; only processes and waiting
+are left out. A delay is injected in ticks and is exact. The same seed gives the same places to every strategy, so
+they can be compared pair by pair. Run as
+
+    python -m edgevla.robots.emulator.trials BUNDLE --task conveyor --execution async --delay-ms 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevla.bundle import load_bundle
+from edgevla.codec import Message
+from edgevla.engines import EngineOptions
+from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.runner import BundlePolicy
+from edgevla.types import Observation
+
+from ..describe import describe
+from ..profile import load_profile
+from .closed_loop import ClosedLoop
+from .demonstrate import first_posture
+from .scene import Scene
+from .world import EPISODE_S, TASKS, Task, Verdict, World
+
+UNSEEN = 500_000_000
+"""Seeds of trials start here, those of demonstrations at 0: no place is met twice."""
+CONTROLS = ("none", "black", "misaligned")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting. delay_ms: injected between observation and chunk. control: `none`; `black`: the cameras see nothing;
+    `misaligned`: a new chunk is started at its action 0 instead of at the action that is due."""
+
+    task: Task
+    execution: str = "sync"
+    delay_ms: float = 0.0
+    n_episodes: int = 100
+    seed: int = 0
+    control: str = "none"
+    servo_hz: float | None = 30.0
+
+
+class BundleArm:
+    """A bundle on an emulated SO101: what the policy node does, without its process."""
+
+    def __init__(self, folder: Path, trial: Trial, *, threads: int = 1) -> None:
+        self.trial = trial
+        self.policy = BundlePolicy(load_bundle(folder), options=EngineOptions(threads=threads))
+        m = self.policy.manifest
+        self.world = World(trial.task, UNSEEN + trial.seed, episode_s=0)
+        self.scenes: dict[str, Scene] = {}
+        for name in m.cameras:
+            feature = m.features[name]
+            height, width = feature.shape[:2]
+            self.scenes[name] = Scene(str(feature.camera_name), width, height)
+        self._fit: Any = None
+
+    def look(self) -> dict[str, np.ndarray]:
+        """Images by feature name of the world as it is."""
+        objects = {o["name"]: np.array(o["position_m"], float) for o in self.world.message()["objects"]}
+        images = {
+            name: scene.draw(self.world.joint_rad, objects["cube"], objects.get("belt"))
+            for name, scene in self.scenes.items()
+        }
+        return {n: np.zeros_like(i) for n, i in images.items()} if self.trial.control == "black" else images
+
+    def act(self, seen: Observation) -> np.ndarray:
+        """float32 (T, D), robot units."""
+        state = self._fit.state.to_policy(seen.state) if self._fit.state is not None else seen.state
+        result = self.policy.infer(Observation(state, seen.images, task=seen.task))
+        return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
+
+    def episode(self, number: int) -> tuple[Verdict, list[dict[str, Any]]]:
+        """One place: the verdict, and the `state` of every tick."""
+        m, trial = self.policy.manifest, self.trial
+        ticks = round(trial.delay_ms / 1000 * (trial.servo_hz or 120.0))
+        loop = ClosedLoop(
+            self.act,
+            chunk_size=m.chunk_size,
+            execution={"kind": trial.execution},
+            fps=m.fps,
+            n_action_steps=m.n_action_steps,
+            delay_ticks=ticks,
+            look=self.look,
+            world=self.world,
+            profile=load_profile("so101"),
+            servo_hz=trial.servo_hz,
+            seed=number,
+        )
+        if self._fit is None:
+            cameras = [
+                {"name": s.camera, "source": "sim", "height": s.pinhole.height, "width": s.pinhole.width}
+                for s in self.scenes.values()
+            ]
+            about = describe(loop.profile, loop.robot)
+            about["cameras"] = [{**c, "fps": float(m.fps), "locked_exposure": True} for c in cameras]
+            self._fit = self.policy.bundle.fits(about)
+        if trial.control == "misaligned":
+            _misalign(loop)
+        speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
+        trained = None if speed is None else [float(v) for v in self._fit.action.speeds_to_robot(speed)]
+        self.policy.reset()
+        loop.put(first_posture(trial.task, self.world.seed, number))
+        self.world.reset(number, loop.clock.now_ns())
+        loop.start(trained_speed=trained, latency_ms=float(trial.delay_ms))
+        self.world.reset(number, loop.clock.now_ns())
+        states = loop.run(EPISODE_S[trial.task])
+        return self.world.judge.verdict(), states
+
+
+def _misalign(loop: ClosedLoop) -> None:
+    """Chunks claim to belong to the moment they arrive, as a naive executor takes them."""
+    heard = loop.links.chunks
+
+    def chunks() -> Sequence[Message]:
+        found = heard()
+        plan = loop.loop.plan
+        for message in found:
+            if plan is not None:
+                message.header["grid_index"] = -(-loop.links.tick // plan.ticks_per_step)
+        return found
+
+    loop.links.chunks = chunks  # type: ignore[method-assign]
+
+
+def wilson(n_good: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share, Wilson's score interval; shares between 0 and 1."""
+    if n == 0:
+        return 0.0, 1.0
+    share, zz = n_good / n, z * z / n
+    middle = (share + zz / 2) / (1 + zz)
+    half = z * math.sqrt(share * (1 - share) / n + zz / (4 * n)) / (1 + zz)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def seams(states: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """Second difference of the body joints' goals, degrees per tick squared (largest joint): at ticks where the chunk
+    changed, and at the others."""
+    goals = np.array([s["goal"][:5] for s in states], float)
+    chunks = np.array([-1 if s["chunk_seq"] is None else s["chunk_seq"] for s in states])
+    if len(goals) < 3:
+        return [], []
+    bend = np.abs(goals[2:] - 2 * goals[1:-1] + goals[:-2]).max(axis=1)
+    is_valid = np.isfinite(bend) & (chunks[:-2] >= 0)
+    at_seam = chunks[2:] != chunks[1:-1]
+    return list(bend[is_valid & at_seam]), list(bend[is_valid & ~at_seam])
+
+
+def run_trial(
+    folder: Path, trial: Trial, told: Callable[[int, int], None] = lambda *_: None
+) -> dict[str, Any]:
+    """All episodes of one setting. told: hears (episodes done, successes) after each.
+
+    Returns:
+        n, n_success, success, interval (Wilson, 95 %), share_in_tolerance, rms_mm, time_to_success_s (median),
+        seam_p95_deg, within_p95_deg, per_episode (booleans, for paired comparison).
+    """
+    arm = BundleArm(folder, trial)
+    verdicts: list[Verdict] = []
+    at_seam: list[float] = []
+    within: list[float] = []
+    for number in range(trial.n_episodes):
+        verdict, states = arm.episode(number)
+        verdicts.append(verdict)
+        seam, other = seams(states)
+        at_seam += seam
+        within += other
+        told(number + 1, sum(v.is_success for v in verdicts))
+    n, n_good = len(verdicts), sum(v.is_success for v in verdicts)
+    times = [v.time_to_success_s for v in verdicts if v.time_to_success_s is not None]
+    return {
+        "task": trial.task,
+        "execution": trial.execution,
+        "delay_ms": trial.delay_ms,
+        "control": trial.control,
+        "n": n,
+        "n_success": n_good,
+        "success": n_good / n,
+        "interval": list(wilson(n_good, n)),
+        "share_in_tolerance": float(np.mean([v.share for v in verdicts])),
+        "rms_mm": float(np.sqrt(np.mean([v.rms_m**2 for v in verdicts])) * 1000),
+        "time_to_success_s": float(np.median(times)) if times else None,
+        "seam_p95_deg": float(np.percentile(at_seam, 95)) if at_seam else None,
+        "within_p95_deg": float(np.percentile(within, 95)) if within else None,
+        "per_episode": [v.is_success for v in verdicts],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edgevla.robots.emulator.trials", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--execution", choices=("sync", "ensemble", "async"), default="sync")
+    parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--control", choices=CONTROLS, default="none")
+    parser.add_argument("--servo-hz", type=float, default=30.0)
+    args = parser.parse_args(argv)
+    trial = Trial(
+        args.task, args.execution, args.delay_ms, args.episodes, args.seed, args.control, args.servo_hz
+    )
+    try:
+        if trial.n_episodes < 1:
+            raise UsageError(f"--episodes is {trial.n_episodes}; it must be at least 1")
+        result = run_trial(args.bundle, trial)
+    except EdgeVLAError as error:
+        print(f"edgevla trials: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
