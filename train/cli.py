@@ -19,11 +19,8 @@ from typing import Any
 from edgevla.errors import UsageError
 
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
-FREE_ON_RESUME = frozenset(
-    ("steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard")
-    + ("log_freq", "save_freq", "eval_freq")
-)
-)
+FREE_ON_RESUME = ["steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
+FREE_ON_RESUME += ["log_freq", "save_freq", "eval_freq"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
