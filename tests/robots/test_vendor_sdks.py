@@ -221,11 +221,11 @@ def test_our_dynamixel_bytes_are_the_sdk_s():
         (dynamixel.write(5, 116, b"abcd"), lambda p: sdk.writeTxOnly(p, 5, 116, 4, list(b"abcd"))),
         (dynamixel.reg_write(5, 116, b"abcd"), lambda p: sdk.regWriteTxOnly(p, 5, 116, 4, list(b"abcd"))),
         (dynamixel.action(), lambda p: sdk.action(p, 254)),
-        (dynamixel.sync_read(132, 4, (1, 7)), lambda p: sdk.syncReadTx(p, 132, 4, [1, 7], 2)),
-        (dynamixel.fast_sync_read(132, 4, (1, 7)), lambda p: sdk.fastSyncReadTx(p, 132, 4, [1, 7], 2)),
+        (dynamixel.sync_read(132, 4, (1, 7)), lambda p: sdk.syncReadTx(p, 132, 4, [1, 7], 2, False)),
+        (dynamixel.fast_sync_read(132, 4, (1, 7)), lambda p: sdk.syncReadTx(p, 132, 4, [1, 7], 2, True)),
         (
             dynamixel.bulk_read([(1, 132, 4), (2, 126, 10)]),
-            lambda p: sdk.bulkReadTx(p, [1, 132, 0, 4, 0, 2, 126, 0, 10, 0], 10),
+            lambda p: sdk.bulkReadTx(p, [1, 132, 0, 4, 0, 2, 126, 0, 10, 0], 10, False),
         ),
         (
             dynamixel.sync_write(116, 4, {1: b"abcd", 9: b"\xff\xff\xff\xff"}),
