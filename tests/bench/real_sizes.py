@@ -1,0 +1,233 @@
+"""Real sizes: a VLA at its published dimensions with random weights, through every stage, with peak memory.
+
+    python tests/bench/real_sizes.py smolvla                    # 450 M parameters, 1.8 GB of weights
+    python tests/bench/real_sizes.py pi05 --dtype bfloat16      # 4 G parameters with both heads, 9 GB of weights
+
+Every stage is a process of its own, so its peak is its own: build and save, load, run in torch, export with external
+data, run the graphs in ONNX Runtime with mapped weights. Exit code 1 when loading needs more than 1.3 times the weight
+file, exporting more than 2.5 times, or the graphs compute something else than torch. Not part of the test suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgevla.train.policies.vla import FlowVla
+
+LOAD_LIMIT, EXPORT_LIMIT = 1.3, 2.5
+CAMERAS = ("observation.images.front", "observation.images.wrist")
+
+
+def build(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
+    """Published dimensions, two cameras, six joints; weights uniform and small, so that values stay finite."""
+    import numpy as np
+    import torch
+
+    from edgevla.train.checkpoint import _no_init, save_policy
+    from edgevla.train.policies import policy_class
+    from edgevla.train.policies.config import PolicyFeature
+    from edgevla.train.tiny import write_byte_tokenizer
+
+    cls = policy_class(kind)
+    settings = {"dtype": dtype} if kind != "smolvla" else {"pad_language_to": "max_length"}
+    config = cls.Config(
+        input_features={
+            **{name: PolicyFeature("VISUAL", (3, 480, 640)) for name in CAMERAS},
+            "observation.state": PolicyFeature("STATE", (6,)),
+        },
+        output_features={"action": PolicyFeature("ACTION", (6,))},
+        **settings,
+    )
+    config.validate()
+    six = {"mean": np.zeros(6), "std": np.ones(6), "q01": -np.ones(6), "q99": np.ones(6)}
+    processors = cls.default_processors(config, {"observation.state": six, "action": six})
+    with _no_init():
+        policy = cls.build(config, processors)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in policy.parameters():
+        bound = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.02
+        parameter.data.uniform_(-bound, bound, generator=generator)
+    tokenizer = folder.parent / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    write_byte_tokenizer(tokenizer, adds_bos=kind != "smolvla")
+    policy.extra_folders = {"tokenizer": tokenizer}
+    save_policy(policy, folder)
+    n = sum(p.numel() for p in policy.parameters())
+    return {"parameters": n, "weight_bytes": (folder / "model.safetensors").stat().st_size}
+
+
+def loaded(folder: Path) -> FlowVla:
+    from edgevla.train.checkpoint import load_policy
+    from edgevla.train.policies.vla import FlowVla
+
+    policy = load_policy(folder)
+    assert isinstance(policy, FlowVla)
+    return policy
+
+
+def load(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
+    """Loads, then reads every weight once, so that mapped pages count."""
+    begin = time.perf_counter()
+    policy = loaded(folder)
+    seconds = time.perf_counter() - begin
+    total = sum(float(p.detach().reshape(-1)[::512].float().sum()) for p in policy.parameters())
+    return {"seconds": seconds, "checksum": total}
+
+
+def values_of(policy: FlowVla) -> dict[str, Any]:
+    """One observation by source."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    state = rng.standard_normal((1, 6), dtype=np.float32) / 2
+    prompt = policy.prompt_builder().build(["pick up the cube"], state)
+    length = policy.config.chunk_size
+    return {
+        **{f"camera:{name}": rng.integers(0, 256, (1, 480, 640, 3), dtype=np.uint8) for name in CAMERAS},
+        "camera_present": np.ones((1, len(CAMERAS)), np.bool_),
+        "state": state,
+        "prompt:tokens": prompt.tokens,
+        "prompt:mask": prompt.mask,
+        "rtc:committed": np.zeros((1, length, 6), np.float32),
+        "rtc:weights": np.zeros((1, length), np.float32),
+        "rtc:max_guidance": np.full(1, 10.0, np.float32),
+    }
+
+
+def torch_run(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    policy = loaded(folder)
+    return timed(
+        policy.sampler(), policy, torch.from_numpy, lambda x: np.save(folder.parent / "torch.npy", x)
+    )
+
+
+def timed(
+    sampler: Any, policy: FlowVla, to_sample: Callable[..., Any], keep: Callable[[Any], None]
+) -> dict[str, Any]:
+    """Encode, then one step twice (the second is timed), then the whole chunk."""
+    import numpy as np
+    import torch
+
+    from edgevla.policy import initial_noise
+
+    values = values_of(policy)
+    noise = to_sample(initial_noise((1, *policy.sample_shape), 0, 0))
+    with torch.no_grad():
+        begin = time.perf_counter()
+        context = sampler.encode(values)
+        encode = time.perf_counter() - begin
+        sampler.solve(context, values, noise=noise, n_steps=1)
+        begin = time.perf_counter()
+        sampler.solve(context, values, noise=noise, n_steps=1)
+        step = time.perf_counter() - begin
+        actions = np.asarray(sampler.decode(sampler.solve(context, values, noise=noise), values))
+    assert np.isfinite(actions).all()
+    keep(actions)
+    return {"encode_s": encode, "step_s": step, "spread": float(actions.std())}
+
+
+def export(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
+    from edgevla.export.trace import save, trace
+
+    policy = loaded(folder)
+    graphs = folder.parent / "graphs"
+    graphs.mkdir(exist_ok=True)
+    seconds = {}
+    for name, spec in policy.graphs().items():
+        begin = time.perf_counter()
+        save(trace(policy, name, spec), graphs, name)
+        seconds[name] = round(time.perf_counter() - begin, 1)
+    sizes = {p.name: p.stat().st_size for p in sorted(graphs.iterdir())}
+    return {"seconds": seconds, "bytes": sizes}
+
+
+def onnx_run(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
+    import numpy as np
+
+    from edgevla.engines import EngineOptions, load_graph
+    from edgevla.policy import Sampler
+
+    policy = loaded(folder)
+    options = EngineOptions(prepack=False)
+    paths = {
+        name: (folder.parent / "graphs" / f"{name}.onnx", spec) for name, spec in policy.graphs().items()
+    }
+    graphs = {name: load_graph(path, spec, options=options) for name, (path, spec) in paths.items()}
+    kept: list[Any] = []
+    result = timed(Sampler(graphs, policy.schedule), policy, lambda x: x, kept.append)
+    result["max_abs"] = float(np.abs(kept[0] - np.load(folder.parent / "torch.npy")).max())
+    return result
+
+
+STAGES = {"build": build, "load": load, "torch": torch_run, "export": export, "onnx": onnx_run}
+
+
+def stage(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Runs one stage as a process; its result and its peak memory in bytes."""
+    command = [sys.executable, __file__, arguments.kind, "--dtype", arguments.dtype, "--folder", str(folder)]
+    done = subprocess.run([*command, "--stage", name], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"stage {name} failed with exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(arguments: argparse.Namespace, root: Path) -> int:
+    folder = root / "policy"
+    made = stage("build", arguments, folder)
+    size = made["weight_bytes"]
+    print(
+        f"{arguments.kind}: {made['parameters'] / 1e6:.1f} M parameters, {size / 1e9:.2f} GB {arguments.dtype}"
+    )
+    # ONNX Runtime's CPU kernels know no bfloat16.
+    names = [n for n in STAGES if n != "build" and not (n == "onnx" and arguments.dtype == "bfloat16")]
+    failures = []
+    for name in names:
+        result = stage(name, arguments, folder)
+        ratio = result.pop("peak_bytes") / size
+        print(f"  {name:7} peak {ratio:.2f} x the weight file   {json.dumps(result)}", flush=True)
+        limit = {"load": LOAD_LIMIT, "export": EXPORT_LIMIT}.get(name)
+        if limit is not None and ratio > limit:
+            failures.append(f"{name} needed {ratio:.2f} times the weight file; allowed {limit}")
+        if result.get("max_abs", 0) > 1e-3:
+            failures.append(f"the graphs differ from torch by {result['max_abs']:.2g}")
+    for failure in failures:
+        print(f"FAILED: {failure}")
+    return 1 if failures else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=["smolvla", "pi0", "pi05"])
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of Pi0 and Pi0.5"
+    )
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help="where the big files go (default: a temporary folder)")
+    arguments = parser.parse_args()
+    if arguments.stage:
+        result = STAGES[arguments.stage](arguments.kind, arguments.folder, arguments.dtype)
+        result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(result))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="real-sizes-", dir=arguments.work) as root:
+        return report(arguments, Path(root))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
