@@ -47,6 +47,18 @@ def test_masked_camera_equals_absent_camera(policy: FlowVla) -> None:
     assert (chunk_of(policy, batch) - absent).abs().max() > 1e-3, "the camera must matter at all"
 
 
+def test_cameras_of_a_batch_by_sample(policy: FlowVla) -> None:
+    """`camera_present` follows the config's cameras; a masked picture may show anything."""
+    batch = {**random_batch(policy), "camera_present": torch.tensor([[True, True], [False, True]])}
+    draws = policy.draw(batch, torch.Generator().manual_seed(3))
+    loss = policy.loss(batch, draws)[0]
+    black = batch["observation.images.top"].clone()
+    black[1] = 0
+    torch.testing.assert_close(policy.loss({**batch, "observation.images.top": black}, draws)[0], loss)
+    black[0] = 0
+    assert policy.loss({**batch, "observation.images.top": black}, draws)[0] != loss
+
+
 def test_first_camera_masked_gives_no_nan(policy: FlowVla) -> None:
     batch = random_batch(policy)
     assert torch.isfinite(chunk_of(policy, batch, camera_present=torch.tensor([[False, True]] * 2))).all()
@@ -202,6 +214,35 @@ def test_overfits_one_batch(kind: str, make_vla: MakeVla) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0], losses[::10]
+
+
+def test_autocast_trains_in_bfloat16(policy: FlowVla) -> None:
+    """Norms, softmax, positions and time stay float32 inside, so the loss stays close."""
+    batch = random_batch(policy)
+    draws = policy.draw(batch, torch.Generator().manual_seed(3))
+    exact = policy.loss(batch, draws)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = policy.train().loss(batch, draws)[0]
+    assert loss.dtype == torch.float32
+    assert float((loss - exact).detach().abs() / exact.detach()) < 0.02
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in policy.parameters() if p.grad is not None)
+
+
+def test_lora_trains_only_the_factors(policy: FlowVla) -> None:
+    from edgevla.train.lora import add_lora
+
+    targets = type(policy).lora_targets
+    assert targets is not None
+    before = chunk_of(policy, random_batch(policy))
+    add_lora(policy, rank=2, alpha=4, targets=targets, base="base")
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in n for n in trained)
+    batch = random_batch(policy)
+    torch.testing.assert_close(chunk_of(policy, batch), before)
+    policy.train().loss(batch, policy.draw(batch))[0].backward()
+    assert all(p.grad is not None for n, p in policy.named_parameters() if "lora_B" in n)
 
 
 def test_gradient_checkpointing_changes_no_gradient(kind: str, make_vla: MakeVla) -> None:

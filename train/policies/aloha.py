@@ -6,6 +6,8 @@ applies these maps to normalised values, so they stand between normaliser and ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def _linear_to_angle(gripper: Tensor) -> Tensor:
     return (torch.asin(cosine.clamp(-1.0, 1.0)) - 0.4) / (1.5 - 0.4)
 
 
-def _by_joint(values: Tensor, gripper) -> Tensor:  # type: ignore[no-untyped-def]
+def _by_joint(values: Tensor, gripper: Callable[[Tensor], Tensor]) -> Tensor:
     n = values.shape[-1]
     sign = torch.tensor([-1.0 if i in _FLIPPED else 1.0 for i in range(n)], device=values.device)
     is_gripper = torch.tensor([i in _GRIPPERS for i in range(n)], device=values.device)
