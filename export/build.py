@@ -10,39 +10,26 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevla import __version__
-from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, sha256_of, write_manifest
+from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
 from edgevla.engines import load_graph
 from edgevla.errors import CheckpointError, EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
-    Batch,
-    CheckpointOrigin,
-    DatasetOrigin,
-    Execution,
     GraphFile,
     Manifest,
-    PromptRecipe,
-    Provenance,
-    Rtc,
-    Setting,
-    Target,
 )
-from edgevla.manifest import Sample as SampleSpec
 from edgevla.runner import BundlePolicy
-from edgevla.strict import read
 
 from ..train.checkpoint import checkpoint_folder, load_policy
 from ..train.policies.base import Policy
 from ..train.state import find_checkpoint
 from . import trace
+from .draft import draft_manifest, precision_of
 from .features import Meaning, decide, read_facts
 from .half import is_half_context, to_half
 from .options import ExportOptions
@@ -53,8 +40,6 @@ if TYPE_CHECKING:
     from edgevla.dataset import Dataset
     from edgevla.dataset.facts import DatasetFacts
 
-FLOAT_GRAPHS = ("decode", "time")
-"""Stay float32 at every precision: they are small, and what they yield is robot units or times."""
 QUANTISED_SAMPLES = 64
 """Frames on which a quantised bundle is judged, at least (design.md 2)."""
 
@@ -101,7 +86,7 @@ def export_policy(
         say(f"warning: {warning}")
     with _scratch(target) as scratch:
         say("tracing " + ", ".join(policy.graphs()))
-        manifest = _draft(policy, folder, facts, meaning, options)
+        manifest = draft_manifest(policy, folder, facts, meaning, options)
         manifest = _write_graphs(policy, manifest, scratch, options)
         _copy_tokenizer(policy, manifest, scratch)
         manifest = replace(manifest, files=list_files(scratch))
@@ -196,144 +181,6 @@ def _samples(
 # -- the bundle's parts -----------------------------------------------------------------------------------------
 
 
-def _draft(
-    policy: Policy, folder: Path, facts: DatasetFacts | None, meaning: Meaning, options: ExportOptions
-) -> Manifest:
-    """The manifest before its files exist."""
-    graphs = policy.graphs()
-    schedule = policy.schedule
-    if schedule is not None and options.n_steps is not None:
-        schedule.taus(options.n_steps)
-        schedule = replace(schedule, n_steps=options.n_steps)
-    elif options.n_steps is not None:
-        raise UsageError(f"{policy.policy_type} has no denoise steps; leave --n-steps out")
-    if options.target == "tensorrt" and "time" in graphs and schedule is not None:
-        schedule = replace(schedule, n_steps_allowed=(schedule.n_steps, schedule.n_steps))
-    chunk = graphs["decode"].outputs[0].shape[1]
-    shape = policy.sample_shape
-    rtc = _rtc(policy)
-    return Manifest(
-        schema=1,
-        policy=policy.policy_type,
-        name=options.name or _name(folder),
-        fps=meaning.fps,
-        chunk_size=chunk,
-        n_action_steps=min(chunk, int(getattr(policy.config, "n_action_steps", chunk))),
-        n_obs_steps=policy.sampler().n_moments,
-        batch=Batch(1, 1),
-        features=meaning.features,
-        trained_range=meaning.trained_range,
-        trained_speed_p999=meaning.trained_speed_p999,
-        prompt=_prompt(policy, options.task),
-        sample=None
-        if shape is None
-        else SampleSpec("float32", (1, *shape), graphs["decode"].outputs[0].shape[2]),
-        schedule=schedule,
-        settings={k: read(Setting, _plain(v), f"settings.{k}") for k, v in policy.settings.items()},
-        rtc=rtc,
-        graphs={name: GraphFile(s.inputs, s.outputs, file=f"{name}.onnx") for name, s in graphs.items()},
-        execution=_execution(policy, chunk, rtc),
-        target=Target(
-            "onnxruntime",
-            options.target,
-            trace.OPSET,
-            trace.IR_VERSION,
-            {n: _precision(n, options) for n in graphs},
-        ),
-        parity=None,
-        latency=None,
-        provenance=_provenance(folder, facts, meaning, options),
-        files=(),
-    )
-
-
-def _precision(graph: str, options: ExportOptions) -> str:
-    return "fp32" if graph in FLOAT_GRAPHS else options.precision
-
-
-def _name(folder: Path) -> str:
-    """A run's name rather than `pretrained_model`."""
-    parts = [
-        p
-        for p in folder.resolve().parts
-        if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")
-    ]
-    named = [p for p in parts if not p.isdigit()]
-    return named[-1] if named else folder.name
-
-
-def _plain(setting: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in setting.items()}
-
-
-def _prompt(policy: Policy, task: str | None) -> PromptRecipe | None:
-    recipe = policy.prompt_recipe()
-    if recipe is None:
-        if task is not None:
-            raise UsageError(f"{policy.policy_type} takes no language; leave --task out")
-        return None
-    return read(PromptRecipe, {**recipe, "default_task": task or recipe.get("default_task")}, "prompt")
-
-
-def _rtc(policy: Policy) -> Rtc | None:
-    if policy.rtc_mode is None:
-        return None
-    own = getattr(policy.config, "rtc_config", None) or {}
-    return Rtc(
-        policy.rtc_mode,  # type: ignore[arg-type]
-        str(own.get("prefix_attention_schedule") or "linear").lower(),
-        int(own.get("execution_horizon") or 10),
-        float(own.get("max_guidance_weight") or 10.0),
-    )
-
-
-def _execution(policy: Policy, chunk: int, rtc: Rtc | None) -> Execution:
-    n = min(chunk, int(getattr(policy.config, "n_action_steps", chunk)))
-    decay = getattr(policy.config, "temporal_ensemble_coeff", None)
-    default: dict[str, Any] = {"kind": "sync", "n_action_steps": n}
-    if decay is not None:
-        default = {"kind": "ensemble"}
-    elif rtc is not None:
-        default = {"kind": "rtc"}
-    allowed = ("sync", "ensemble", "async", *(["rtc"] if rtc is not None else []))
-    return Execution(default, allowed, 0.01 if decay is None else float(decay))
-
-
-def _provenance(
-    folder: Path, facts: DatasetFacts | None, meaning: Meaning, options: ExportOptions
-) -> Provenance:
-    said: dict[str, Any] = {"joint_units": meaning.joint_units, "cameras": meaning.bindings}
-    if meaning.warnings:
-        said["warnings"] = list(meaning.warnings)
-    if options.allow_parity_failure:
-        said["allow_parity_failure"] = True
-    layout = "lerobot 0.4 to 0.6" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
-    return Provenance(
-        checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
-        dataset=None
-        if facts is None
-        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps)),
-        features_from=meaning.features_from,
-        edgevla=__version__,
-        torch=version("torch").partition("+")[0],
-        onnx=version("onnx"),
-        onnxruntime=_onnxruntime_version(),
-        exported_at=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        options=said,
-    )
-
-
-def _onnxruntime_version() -> str:
-    import onnxruntime
-
-    return str(onnxruntime.__version__)
-
-
-def _shown(folder: Path) -> str:
-    """The last few parts of a path: enough to recognise it, nothing of the machine's layout."""
-    return "/".join(folder.resolve().parts[-4:])
-
-
 def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: ExportOptions) -> Manifest:
     policy.bake()
     graphs = dict(manifest.graphs)
@@ -348,7 +195,7 @@ def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: Ex
             continue
         model = trace.trace(policy, name, graph)
         entry = graphs[name]
-        if _precision(name, options) == "fp16":
+        if precision_of(name, options) == "fp16":
             inputs = [i.name for i in graph.inputs if (i.source or "").removeprefix("context:") in half]
             outputs = [o.name for o in graph.outputs if name == "encode" and o.name in half]
             to_half(model, inputs, outputs)
@@ -404,7 +251,7 @@ def _quantise(policy: Policy, bundle: Bundle, samples: Sequence[Sample], options
             reference.infer(s.observation, grid_index=s.grid_index, past=s.past, rtc=s.rtc, chunk_seq=i)
         calls = {name: [inputs for inputs, _ in r.calls[: 4 * len(samples)]] for name, r in recorders.items()}
     for name, graph in bundle.manifest.graphs.items():
-        if _precision(name, options) == "int8":
+        if precision_of(name, options) == "int8":
             quantize(bundle.path(graph.file), options.target, calls.get(name))
     graphs = {
         name: replace(g, data=f"{g.file}.data" if bundle.path(f"{g.file}.data").is_file() else None)

@@ -23,8 +23,11 @@ from .options import ExportOptions
 
 if TYPE_CHECKING:
     from ..train.policies.base import Policy
+    from ..train.processors import Processors
 
 FACTS = "edgevla.json"
+POSE_MODES = ("ee6d", "agibot_ee6d")
+POSE_STEP = "xvla_rotation_6d_to_axis_angle"
 _BODY = {"degrees": "deg", "range100": "range100", "radians": "rad", "raw": "raw"}
 _GRIPPER = {"degrees": "percent", "range100": "percent", "radians": "unit", "raw": "raw"}
 
@@ -77,6 +80,13 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
         bindings=bindings,
         warnings=tuple(warnings),
     )
+
+
+def pose_space(action_mode: str | None, processors: Processors) -> str | None:
+    """The action space's name where actions are end-effector poses, which a joint bus cannot follow; else None."""
+    if (action_mode or "").lower() in POSE_MODES:
+        return action_mode
+    return POSE_STEP if processors.post_step(POSE_STEP) is not None else None
 
 
 def _told(options: ExportOptions) -> str:
@@ -176,9 +186,9 @@ def _cameras(
         if bindings[feature] == "none":
             out[feature] = Feature(feature, "absent_camera", ())
             continue
-        camera = None if bindings[feature] == feature.rpartition(".")[2] else bindings[feature]
+        other = None if bindings[feature] == feature.rpartition(".")[2] else bindings[feature]
         out[feature] = Feature(
-            feature, "camera", (*chosen[feature], 3), "uint8", encoding="rgb8", camera=camera
+            feature, "camera", (*chosen[feature], 3), "uint8", encoding="rgb8", camera=other
         )
     return out
 
@@ -203,6 +213,12 @@ def _joint_units(
         raise UsageError(
             f"nothing says whether the policy's joints are degrees or -100..100 of their range.{hint} "
             "Say --joint-units degrees or --joint-units range100"
+        )
+    poses = pose_space(getattr(policy.config, "action_mode", None), policy.processors)
+    if poses is not None and units != "raw":
+        raise UsageError(
+            f"the policy's action space '{poses}' is end-effector poses, which no joint robot here can follow; "
+            "--joint-units raw exports it for evaluation only"
         )
     warnings = []
     if stated is not None and units != stated:

@@ -40,9 +40,8 @@ class Recorder:
     graph: TorchGraph
     calls: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = field(default_factory=list)
 
-    @property
-    def spec(self) -> GraphSpec:
-        return self.graph.spec
+    def __post_init__(self) -> None:
+        self.spec: GraphSpec = self.graph.spec
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -66,8 +65,8 @@ class Comparison:
 
 def torch_policy(policy: Policy, bundle: Bundle) -> tuple[BundlePolicy, dict[str, Recorder]]:
     """The bundle's runner over torch's methods."""
-    recorders = {name: Recorder(TorchGraph(policy, name, spec)) for name, spec in policy.graphs().items()}
-    return BundlePolicy(bundle, graphs=recorders), recorders
+    recorders = {str(n): Recorder(TorchGraph(policy, n, spec)) for n, spec in policy.graphs().items()}
+    return BundlePolicy(bundle, graphs=dict(recorders)), recorders
 
 
 def compare(

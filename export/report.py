@@ -6,13 +6,17 @@ import base64
 import html
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevla.manifest import Latency, Manifest
+from edgevla.manifest import Latency, Manifest, Percentiles
 
 from .features import Meaning
 from .parity import Comparison, chunk_ms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -111,7 +115,7 @@ def _latency_table(m: Manifest, speedup: float) -> str:
     return _table(["", "median ms", "p99 ms"], rows) + note
 
 
-def latency_rows(latency: Latency) -> list[tuple[str, object]]:
+def latency_rows(latency: Latency) -> list[tuple[str, Percentiles]]:
     """(what, percentiles) of every graph that was measured, then eager PyTorch."""
     graphs = [(n, getattr(latency, f"{n}_ms")) for n in ("encode", "time", "denoise", "decode")]
     return [*((n, p) for n, p in graphs if p is not None), ("one chunk, eager PyTorch", latency.eager_ms)]
@@ -199,7 +203,7 @@ def _error_picture(m: Manifest, comparison: Comparison) -> str:
     return _png(figure)
 
 
-def _png(figure: object) -> str:
+def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)  # type: ignore[attr-defined]
+    figure.savefig(buffer, format="png", dpi=110)
     return base64.b64encode(buffer.getvalue()).decode()

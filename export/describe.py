@@ -1,0 +1,363 @@
+"""What is in a checkpoint or a bundle, for `edgevla inspect`: read from headers and JSON, without loading weights.
+
+Each function returns (lines for a person, the same as data, exit code: 0 sound, 1 something is wrong).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgevla.bundle import load_bundle
+from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
+from edgevla.manifest import Manifest
+
+from ..train.processors import Processors
+from .features import pose_space, read_facts
+
+Report = tuple[list[str], dict[str, Any], int]
+
+PARTS = (
+    ("VAE encoder (training only)", r"vae_encoder"),
+    ("vision", r"vision_(tower|model)|rgb_encoder|(^|\.)backbone\.(conv1|bn1|layer\d)"),
+    ("connector", r"connector|multi_modal_projector|image_proj|\.mlp1\.|visual_(proj|pos|temporal)"),
+    ("action expert", r"(lm|gemma)_expert\.|_groot_model\.action_head|\bunet\b|model\.transformer\."),
+    ("language", r"language_model|text_model|lm_head|embed_tokens"),
+)
+"""Part of a policy -> what the names of its weights hold; the first that fits. Others go by their first word."""
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+NOT_EXPORTED = re.compile(r"vae_encoder|lm_head")
+CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
+"""ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def describe_checkpoint(path: str | Path) -> Report:
+    """Raises CheckpointError: no readable config.json or weights there."""
+    folder = Path(path)
+    folder = folder / "pretrained_model" if not (folder / "config.json").is_file() else folder
+    config = _json(folder / "config.json")
+    if not isinstance(config.get("type"), str):
+        raise CheckpointError(
+            f"{folder / 'config.json'} names no policy 'type', so it is not a LeRobot policy config"
+        )
+    weights = read_header(folder / "model.safetensors")
+    processors = Processors.load(folder)
+    facts = read_facts(folder)
+    parts = _parts(weights)
+    trained, problem = _trained(folder)
+    dtypes = Counter[str]()
+    for w in weights.values():
+        dtypes[w.dtype] += w.count
+    data: dict[str, Any] = {
+        "kind": "checkpoint",
+        "type": config["type"],
+        "layout": "lerobot 0.4 to 0.6" if processors.pre else "lerobot before 0.4",
+        "n_parameters": sum(w.count for w in weights.values()),
+        "n_tensors": len(weights),
+        "parts": parts,
+        "trained": trained,
+        "dtypes": dict(dtypes),
+        "inputs": config.get("input_features") or {},
+        "outputs": config.get("output_features") or {},
+        "normalisation": _normalisation(config, processors, weights),
+        "tokenizer": _tokenizer(folder, config, processors),
+        "action_space": _action_space(config, processors, facts),
+        "joint_units": None if facts is None else facts.joint_units,
+        "fps": None if facts is None else facts.fps,
+        "chunk": {
+            k: config[k] for k in ("chunk_size", "horizon", "n_action_steps", "n_obs_steps") if k in config
+        },
+        "export": _export_sizes(weights),
+        "problem": problem,
+    }
+    return _checkpoint_lines(folder, data), data, 1 if problem else 0
+
+
+def describe_bundle(path: str | Path) -> Report:
+    """A damaged bundle is described as far as it can be read, with exit code 1."""
+    folder = Path(path)
+    problem = None
+    try:
+        manifest = load_bundle(folder).manifest
+    except BundleError as error:
+        problem = str(error)
+        try:
+            manifest = load_bundle(folder, verify=False).manifest
+        except BundleError:
+            return [f"not sound: {problem}"], {"kind": "bundle", "problem": problem}, 1
+    data = {"kind": "bundle", "problem": problem, "manifest": manifest.to_json()}
+    lines = _bundle_lines(folder, manifest)
+    lines.append(f"not sound: {problem}" if problem else "sound: every file is as the manifest says")
+    return lines, data, 1 if problem else 0
+
+
+def read_header(path: Path) -> dict[str, Weight]:
+    """Names, types and shapes of a safetensors file.
+
+    Raises:
+        CheckpointError: missing, damaged, or shorter than its header says.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} holds no {path.name}; fetch the checkpoint again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        n = int.from_bytes(file.read(8), "little")
+        if not 0 < n <= min(size - 8, 100 << 20):
+            raise CheckpointError(f"{path} is damaged: its header of {n} bytes does not fit; fetch it again")
+        try:
+            header = json.loads(file.read(n))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged: its header is no JSON ({error}); fetch it again"
+            ) from error
+    header.pop("__metadata__", None)
+    end = max((e["data_offsets"][1] for e in header.values()), default=0)
+    if 8 + n + end != size:
+        raise CheckpointError(f"{path} has {size} bytes, its header says {8 + n + end}; fetch it again")
+    return {name: Weight(e["dtype"], tuple(e["shape"])) for name, e in header.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
+    return data if isinstance(data, dict) else {}
+
+
+# -- parts of a checkpoint ------------------------------------------------------------------------------------
+
+
+def _parts(weights: Mapping[str, Weight]) -> dict[str, int]:
+    """Part -> number of values, largest first."""
+    counts = Counter[str]()
+    for name, weight in weights.items():
+        counts[part_of(name)] += weight.count
+    return dict(counts.most_common())
+
+
+def part_of(name: str) -> str:
+    for part, pattern in PARTS:
+        if re.search(pattern, name):
+            return part
+    words = re.sub(r"^(model|diffusion|_groot_model)\.", "", name).split(".")
+    return (
+        words[0] if words[0] in ("encoder", "decoder", "unet", "backbone") else "projections and embeddings"
+    )
+
+
+def _trained(folder: Path) -> tuple[dict[str, float] | None, str | None]:
+    """Part -> share of its parameters that training would change, by building the policy without memory; None
+    without torch. The second value is why the checkpoint does not load, if so."""
+    try:
+        from .skeleton import parameters
+    except ModuleNotFoundError:
+        return None, None
+    try:
+        found = parameters(folder)
+    except EdgeVLAError as error:
+        return None, str(error)
+    trained, total = Counter[str](), Counter[str]()
+    for name, (n, is_trained) in found.items():
+        total[part_of(name)] += n
+        trained[part_of(name)] += n * is_trained
+    return {part: trained[part] / n for part, n in total.items() if n}, None
+
+
+def _normalisation(
+    config: Mapping[str, Any], processors: Processors, weights: Mapping[str, Weight]
+) -> dict[str, Any]:
+    modes = processors.norm_map or config.get("normalization_mapping") or {}
+    holder = next((s.name for s in processors.pre if s.state), None)
+    if holder is not None:
+        source = f"policy_preprocessor, step {holder}"
+    elif any("normalize_inputs" in name for name in weights):
+        source = "buffers among the weights (before LeRobot 0.4)"
+    elif processors.stats:
+        source = "policy_postprocessor"
+    else:
+        source = "none"
+    return {"modes": dict(modes), "statistics": source, "features": sorted(processors.stats)}
+
+
+def _tokenizer(folder: Path, config: Mapping[str, Any], processors: Processors) -> dict[str, Any] | None:
+    step = processors.step("tokenizer_processor")
+    name = (step.config if step else {}).get("tokenizer_name") or config.get("tokenizer_assets_repo")
+    if name is None:
+        return None
+    file = folder / "tokenizer" / "tokenizer.json"
+    length = (step.config if step else {}).get("max_length")
+    return {"name": name, "max_length": length, "is_in_checkpoint": file.is_file()}
+
+
+def _action_space(config: Mapping[str, Any], processors: Processors, facts: Any) -> dict[str, Any]:
+    output = (config.get("output_features") or {}).get("action") or {}
+    relative = processors.step("relative_actions_processor", "delta_actions_processor")
+    names = list(facts.features["action"].names) if facts is not None and "action" in facts.features else None
+    poses = pose_space(config.get("action_mode"), processors)
+    return {
+        "n": (output.get("shape") or [None])[0],
+        "names": names,
+        "mode": config.get("action_mode"),
+        "embodiment": config.get("embodiment_tag"),
+        "is_relative": bool(relative is not None and relative.config.get("enabled")),
+        "drives_joints": poses is None,
+        "poses": poses,
+    }
+
+
+def _export_sizes(weights: Mapping[str, Weight]) -> dict[str, dict[str, int]]:
+    """Bytes per precision. `file`: the graphs' weights; `cpu`, `gpu`: memory while running, estimated from it."""
+    matrices = vectors = 0
+    for name, w in weights.items():
+        if NOT_EXPORTED.search(name):
+            continue
+        if len(w.shape) >= 2:
+            matrices += w.count
+        else:
+            vectors += w.count
+    out = {}
+    for precision, n_bytes in (("fp32", 4), ("fp16", 2), ("int8", 1)):
+        file = matrices * n_bytes + vectors * 4
+        # A CPU computes fp16 with widened weights.
+        cpu = (
+            (matrices * 4 + vectors * 4) * CPU_MEMORY_FACTOR
+            if precision == "fp16"
+            else file * CPU_MEMORY_FACTOR
+        )
+        out[precision] = {"file": file, "cpu": int(cpu) + RUNTIME_BYTES, "gpu": file + RUNTIME_BYTES}
+    return out
+
+
+# -- lines ------------------------------------------------------------------------------------------------------
+
+
+def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
+    n = d["n_parameters"]
+    lines = [
+        f"{folder}",
+        f"policy        {d['type']} ({d['layout']})",
+        f"parameters    {_count(n)} in {d['n_tensors']} tensors, "
+        + ", ".join(f"{dtype} {_count(c)}" for dtype, c in d["dtypes"].items()),
+    ]
+    trained = d["trained"]
+    for part, count in d["parts"].items():
+        share = "" if trained is None else f", {_share(trained.get(part, 0.0))}"
+        lines.append(f"  {part:<28} {_count(count):>8}{share}")
+    lines += [f"input         {name}: {f['type']} {_shape(f['shape'])}" for name, f in d["inputs"].items()]
+    lines += [f"output        {name}: {f['type']} {_shape(f['shape'])}" for name, f in d["outputs"].items()]
+    modes = ", ".join(f"{k} {v}" for k, v in d["normalisation"]["modes"].items()) or "none"
+    lines.append(f"normalisation {modes}; statistics from {d['normalisation']['statistics']}")
+    tokenizer = d["tokenizer"]
+    if tokenizer is not None:
+        where = (
+            "in the checkpoint" if tokenizer["is_in_checkpoint"] else "not in the checkpoint, fetched by name"
+        )
+        lines.append(
+            f"tokenizer     {tokenizer['name']}, up to {tokenizer['max_length'] or '?'} tokens, {where}"
+        )
+    lines.append(f"actions       {_actions(d['action_space'], d['chunk'])}")
+    units = d["joint_units"] or "not stated: export will ask for --joint-units"
+    lines.append(f"joint units   {units}" + (f", {d['fps']:g} Hz" if d["fps"] else ""))
+    for precision, size in d["export"].items():
+        lines.append(
+            f"as {precision:<10} file {_bytes(size['file'])}; memory about {_bytes(size['cpu'])} on a CPU, "
+            f"{_bytes(size['gpu'])} on a GPU"
+        )
+    if trained is None and d["problem"] is None:
+        lines.append('what training would change is known where torch is: pip install "edgevla[train]"')
+    lines.append(f"not sound: {d['problem']}" if d["problem"] else "sound: the weights fit the config")
+    return lines
+
+
+def _actions(space: Mapping[str, Any], chunk: Mapping[str, Any]) -> str:
+    words = [f"{space['n']} values"]
+    if space["names"]:
+        words.append(f"({', '.join(space['names'])})")
+    words += [f"{k} {v}" for k, v in chunk.items()]
+    words += [f"{k} {space[k]}" for k in ("mode", "embodiment") if space[k]]
+    words += ["relative to the state"] if space["is_relative"] else []
+    if not space["drives_joints"]:
+        words.append(f"{space['poses']}: end-effector poses, which no joint robot here can follow")
+    return ", ".join(words)
+
+
+def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
+    size = sum(f.bytes for f in m.files)
+    lines = [
+        f"{folder}",
+        f"bundle        '{m.name}', policy {m.policy}, {_bytes(size)}, for {m.target.engine} on {m.target.provider}",
+        f"actions       {m.fps:g} Hz, chunks of {m.chunk_size}, {m.n_action_steps} executed by sync",
+        f"execution     {m.execution.default['kind']} (allowed: {', '.join(m.execution.allowed)})",
+    ]
+    if m.schedule is not None:
+        low, high = m.schedule.n_steps_allowed
+        lines.append(f"denoise       {m.schedule.n_steps} steps ({m.schedule.kind}; {low} to {high} allowed)")
+    for name, f in m.features.items():
+        if f.kind == "camera":
+            lines.append(f"camera        {f.camera_name} -> {name}, {f.shape[1]}x{f.shape[0]} RGB")
+        elif f.kind == "absent_camera":
+            lines.append(f"camera        none for {name}")
+        else:
+            joints = ", ".join(f"{n} {u}" for n, u in zip(f.names, f.units, strict=True)) or _shape(f.shape)
+            lines.append(f"{f.kind:<13} {joints}")
+    for name, graph in m.graphs.items():
+        takes = ", ".join(i.source or i.name for i in graph.inputs)
+        lines.append(f"{name:<13} {graph.file}, {m.target.precision[name]}, takes {takes}")
+    if m.prompt is not None:
+        lines.append(
+            f"prompt        {m.prompt.tokenizer.n_tokens} tokens, default task {m.prompt.default_task!r}"
+        )
+    if m.parity is not None:
+        verdict = "as torch" if m.parity.passed else "NOT as torch"
+        lines.append(
+            f"parity        computes {verdict} on {m.parity.n_samples} samples ({m.parity.reference})"
+        )
+    if m.latency is not None:
+        lines.append(
+            f"latency       encode {m.latency.encode_ms.p50:g} ms, one eager chunk {m.latency.eager_ms.p50:g} ms "
+            f"({m.latency.machine})"
+        )
+    p = m.provenance
+    lines.append(
+        f"from          {p.checkpoint.path}, features from {p.features_from}, exported {p.exported_at}"
+    )
+    return lines
+
+
+def _count(n: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.2f} {unit}"
+    return str(n)
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def _shape(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _share(trained: float) -> str:
+    """Of a part's parameters; statistics of norms and tables of positions are no parameters."""
+    if trained == 0:
+        return "frozen"
+    return "trained" if trained >= 1 else f"{trained:.0%} trained"
