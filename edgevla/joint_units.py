@@ -40,7 +40,8 @@ class Affine:
 
 
 def between(source: str, target: str, range_deg: tuple[float, float] | None, joint: str) -> Affine:
-    """The map from one unit to another. range_deg: ends of the joint's calibrated range, for angle <-> share.
+    """The map from one unit to another. range_deg: degrees at share -1 and 1 of the joint's calibrated range, for
+    angle <-> share; falling where the servo's drive mode turns the share round.
 
     Raises:
         BundleError: units that do not convert, or a calibrated range that is needed and not known.
@@ -53,7 +54,7 @@ def between(source: str, target: str, range_deg: tuple[float, float] | None, joi
         return Affine(*_SHARES[source]).then(Affine(*_SHARES[target]).inverse())
     if not {source, target} <= {*_ANGLES, *_SHARES}:
         raise BundleError(f"joint '{joint}': '{source}' cannot be converted to '{target}'")
-    if range_deg is None or range_deg[1] <= range_deg[0]:
+    if range_deg is None or range_deg[1] == range_deg[0]:
         raise BundleError(
             f"joint '{joint}': '{source}' becomes '{target}' only with the joint's calibrated range, which the "
             "robot does not tell; calibrate it first (edgevla calibrate)"

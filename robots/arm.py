@@ -425,12 +425,12 @@ class Robot:
         return self.units.limits()
 
     def range_deg(self, k: int) -> tuple[float, float] | None:
-        """Ends of joint k's calibrated range in degrees from its middle; None unless it is a body joint in degrees
-        or -100..100."""
+        """Degrees from the middle at which joint k's share of its range is -100 and 100; None unless it is a body
+        joint in degrees or -100..100. Drive mode 1 turns the share round, but not the degrees."""
         if self.profile.joints[k].unit not in ("deg", "range100"):
             return None
         half = float(self.units.high[k] - self.units.low[k]) / 2 / TICKS_PER_DEGREE
-        return -half, half
+        return (half, -half) if self.units.drive_mode[k] == 1 else (-half, half)
 
     def present_ticks(self) -> np.ndarray:
         """int64 (D,): raw positions as read last."""
