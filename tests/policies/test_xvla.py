@@ -13,8 +13,10 @@ from torch import Tensor
 from edgevla.errors import CheckpointError
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.nn.florence import Florence, FlorenceDims, published_names
-from edgevla.train.policies.xvla import DomainLinear, SoftPromptedTransformer, XVla, XVlaConfig
+from edgevla.train.nn.soft_prompt import DomainLinear, SoftPromptedTransformer
+from edgevla.train.policies.xvla import XVla
 from edgevla.train.policies.xvla_actions import ACTION_SPACES, action_space, rot6d_to_axis_angle
+from edgevla.train.policies.xvla_config import XVlaConfig
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "xvla" / "checkpoint"
 

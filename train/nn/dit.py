@@ -210,11 +210,8 @@ class DiT(nn.Module):
 
     def cross_keys_values(self, features: Tensor) -> Tensor:
         """(B, L, cross) -> (cross blocks, 2, B, heads, L, head_dim): constant over the denoise steps."""
-        rows = [
-            torch.stack(block.attn1.keys_values(features))
-            for block in self.transformer_blocks
-            if block.is_cross
-        ]
+        blocks: list[DiTBlock] = list(self.transformer_blocks)  # type: ignore[arg-type]
+        rows = [torch.stack(block.attn1.keys_values(features)) for block in blocks if block.is_cross]
         return torch.stack(rows)
 
     def forward(self, x: Tensor, step: Tensor, cross_kv: Tensor, bias: Tensor | None) -> Tensor:

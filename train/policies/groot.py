@@ -11,9 +11,7 @@ else they are the published ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,14 +27,14 @@ from edgevla.types import ACTION, STATE
 
 from ..backbone import backbone_weights, copy_weights, pad_id, read_json
 from ..nn import masks
-from ..nn.dit import ActionEncoder, DiT, DiTDims, PerEmbodimentLinear, PerEmbodimentMlp, SelfAttentionStack
+from ..nn.dit import PerEmbodimentLinear
+from ..nn.eagle import ActionHead, Backbone, Unused
 from ..nn.flow import euler, guide
 from ..nn.resize import byte_resize_matrix, resize_bytes
-from ..nn.siglip import VisionDims, VisionTower
-from ..nn.transformer import Transformer, TransformerDims
 from ..processors import Processors, Stats, Step, flatten_stats, unflatten_stats
 from .base import Batch, Policy
-from .config import PolicyConfig, PolicyFeature
+from .config import PolicyConfig
+from .groot_config import Architecture, GrootConfig
 
 PACK, UNPACK = "groot_pack_inputs_v3", "groot_action_unpack_unnormalize_v1"
 EMBODIMENTS = {
@@ -49,163 +47,6 @@ EMBODIMENTS = {
 }
 N_TEXT_TOKENS = 64
 """Room for the instruction in exported prompts; a longer one is refused with its length (graphs.md G8)."""
-
-PUBLISHED_HEAD: dict[str, Any] = {
-    "action_dim": 32,
-    "action_horizon": 16,
-    "max_state_dim": 64,
-    "hidden_size": 1024,
-    "input_embedding_dim": 1536,
-    "backbone_embedding_dim": 2048,
-    "add_pos_embed": True,
-    "max_seq_len": 1024,
-    "max_num_embodiments": 32,
-    "num_target_vision_tokens": 32,
-    "use_vlln": True,
-    "noise_beta_alpha": 1.5,
-    "noise_beta_beta": 1.0,
-    "noise_s": 0.999,
-    "num_timestep_buckets": 1000,
-    "num_inference_timesteps": 4,
-    "diffusion_model_cfg": {
-        "num_layers": 16,
-        "num_attention_heads": 32,
-        "attention_head_dim": 48,
-        "output_dim": 1024,
-        "cross_attention_dim": 2048,
-        "dropout": 0.2,
-        "interleave_self_attention": True,
-    },
-    "vl_self_attention_cfg": {
-        "num_layers": 4,
-        "num_attention_heads": 32,
-        "attention_head_dim": 64,
-        "dropout": 0.2,
-    },
-}
-PUBLISHED_VLM: dict[str, Any] = {
-    "image_token_index": 151669,
-    "vision_config": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-        "image_size": 224,
-        "layer_norm_eps": 1e-6,
-    },
-    "text_config": {
-        "model_type": "qwen3",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "vocab_size": 151680,
-    },
-}
-
-
-@dataclass
-class GrootConfig(PolicyConfig):
-    """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there (groot.md T16)."""
-
-    type: ClassVar[str] = "groot"
-
-    chunk_size: int = 16
-    n_action_steps: int = 16
-    max_state_dim: int = 64
-    max_action_dim: int = 32
-    normalization_mapping: dict[str, str] = field(
-        default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
-    )
-    image_size: tuple[int, int] = (224, 224)
-    base_model_path: str = "nvidia/GR00T-N1.5-3B"
-    tokenizer_assets_repo: str = "lerobot/eagle2hg-processor-groot-n1p5"
-    embodiment_tag: str = "new_embodiment"
-    tune_llm: bool = False
-    tune_visual: bool = False
-    tune_projector: bool = True
-    tune_diffusion_model: bool = True
-    lora_rank: int = 0
-    lora_alpha: int = 16
-    lora_dropout: float = 0.1
-    lora_full_model: bool = False
-    optimizer_lr: float = 1e-4
-    optimizer_betas: tuple[float, float] = (0.95, 0.999)
-    optimizer_eps: float = 1e-8
-    optimizer_weight_decay: float = 1e-5
-    warmup_ratio: float = 0.05
-    use_bf16: bool = True
-    video_backend: str = "decord"
-    balance_dataset_weights: bool = True
-    balance_trajectory_weights: bool = True
-    dataset_paths: list[str] | None = None
-    output_dir: str = "./tmp/gr00t"
-    save_steps: int = 1000
-    max_steps: int = 10000
-    batch_size: int = 32
-    dataloader_num_workers: int = 8
-    report_to: str = "wandb"
-    resume: bool = False
-
-    def validate(self) -> None:
-        if self.input_features and not self.image_features:
-            raise CheckpointError("GR00T needs at least one camera among its input features")
-        if self.n_action_steps > self.chunk_size:
-            raise CheckpointError(
-                f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
-            )
-        self.input_features.setdefault(STATE, PolicyFeature("STATE", (self.max_state_dim,)))
-        self.output_features.setdefault(ACTION, PolicyFeature("ACTION", (self.max_action_dim,)))
-        for what, size, limit in (
-            ("state", self.state_dim or 0, self.max_state_dim),
-            ("action", self.action_dim, self.max_action_dim),
-        ):
-            if size > limit:
-                raise CheckpointError(f"the {what} has {size} values; this GR00T takes at most {limit}")
-
-    @property
-    def chunk_length(self) -> int:
-        return min(self.chunk_size, 16)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The network's sizes, as the published model's own config files name them."""
-
-    head: dict[str, Any]
-    vision: VisionDims
-    text: TransformerDims
-    vocabulary: int
-    image_token: int
-
-    @classmethod
-    def read(cls, folder: Path | None, head: dict[str, Any] | None = None) -> Architecture:
-        """folder: a checkpoint's. head: the published model's config.json, where the caller has it."""
-        head, backbone = head or _json(folder, "groot_config"), _json(folder, "vlm_config") or PUBLISHED_VLM
-        n_layers = ((head or {}).get("backbone_cfg") or {}).get("select_layer", 12)
-        image = backbone.get("force_image_size") or backbone["vision_config"]["image_size"]
-        vision = dict(backbone["vision_config"], image_size=image)
-        return cls(
-            head={**PUBLISHED_HEAD, **((head or {}).get("action_head_cfg") or {})},
-            vision=VisionDims.from_hf(vision),
-            text=TransformerDims.from_hf({"model_type": "qwen3", **backbone["text_config"]}, depth=n_layers),
-            vocabulary=backbone["text_config"]["vocab_size"],
-            image_token=backbone["image_token_index"],
-        )
-
-    @property
-    def tokens_per_image(self) -> int:
-        return self.vision.grid**2
-
-
-def _json(folder: Path | None, name: str) -> dict[str, Any] | None:
-    path = folder / name / "config.json" if folder is not None else None
-    return json.loads(path.read_text()) if path is not None and path.is_file() else None
 
 
 class MinMax(nn.Module):
@@ -244,103 +85,6 @@ def _fit(values: np.ndarray, width: int, fill: float) -> Tensor:
     return torch.from_numpy(row)
 
 
-class _Vision(nn.Module):
-    """SigLIP under the name it has in the checkpoint; `head` is stored there and never used."""
-
-    def __init__(self, dims: VisionDims) -> None:
-        super().__init__()
-        self.vision_model = VisionTower(dims)
-
-
-class _Language(nn.Module):
-    def __init__(self, dims: TransformerDims, vocabulary: int) -> None:
-        super().__init__()
-        self.model = Transformer(dims, vocabulary)
-
-
-class _Eagle(nn.Module):
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.image_token = arch.image_token
-        self.vision_model = _Vision(arch.vision)
-        self.language_model = _Language(arch.text, arch.vocabulary)
-        self.mlp1 = nn.Sequential(nn.Linear(arch.vision.width, arch.text.width))
-
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """(N, 3, h, w) -> (N, tokens per image, width)."""
-        return self.mlp1(self.vision_model.vision_model(images))
-
-    def forward(self, images: Sequence[Tensor], tokens: Tensor, real: Tensor) -> Tensor:
-        """images: one (B, tokens per image, width) per camera; tokens, real: (B, L). Gives (B, L, width)."""
-        model = self.language_model.model
-        assert model.embed_tokens is not None
-        text = model.embed_tokens(tokens)
-        pixels = torch.cat(list(images), dim=1).to(text.dtype)
-        is_image = tokens == self.image_token
-        # The k-th image token of a row takes the k-th image feature.
-        order = (is_image.to(torch.int32).cumsum(1) - 1).clamp(0, pixels.shape[1] - 1).to(torch.int64)
-        placed = pixels.gather(1, order[..., None].expand_as(text))
-        x = torch.where(is_image[..., None], placed, text)
-        length = tokens.shape[1]
-        positions = torch.arange(length, device=tokens.device)[None]
-        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        return model(x, model.rope(positions), masks.bias(causal[None] & real[:, None, :]))
-
-
-class _Backbone(nn.Module):
-    def __init__(self, arch: Architecture) -> None:
-        super().__init__()
-        self.eagle_model = _Eagle(arch)
-
-
-class _ActionHead(nn.Module):
-    def __init__(self, head: dict[str, Any]) -> None:
-        super().__init__()
-        dit, vl = head["diffusion_model_cfg"], head["vl_self_attention_cfg"]
-        n, width, hidden = head["max_num_embodiments"], head["input_embedding_dim"], head["hidden_size"]
-        dims = DiTDims(
-            heads=dit["num_attention_heads"],
-            head_dim=dit["attention_head_dim"],
-            depth=dit["num_layers"],
-            output=dit["output_dim"],
-            cross=dit["cross_attention_dim"],
-            dropout=dit["dropout"],
-        )
-        self.model = DiT(dims, interleaves=dit.get("interleave_self_attention", True))
-        self.state_encoder = PerEmbodimentMlp(n, head["max_state_dim"], hidden, width)
-        self.action_encoder = ActionEncoder(n, head["action_dim"], width)
-        self.action_decoder = PerEmbodimentMlp(n, dit["output_dim"], hidden, head["action_dim"])
-        self.future_tokens = nn.Embedding(head["num_target_vision_tokens"], width)
-        if head["use_vlln"]:
-            self.vlln = nn.LayerNorm(head["backbone_embedding_dim"], eps=1e-5)
-            self.vl_self_attention = SelfAttentionStack(
-                vl["num_attention_heads"], vl["attention_head_dim"], vl["num_layers"], vl["dropout"]
-            )
-        if head["add_pos_embed"]:
-            self.position_embedding = nn.Embedding(head["max_seq_len"], width)
-
-    def refine(self, features: Tensor, real: Tensor) -> Tensor:
-        """What the DiT cross-attends to, from the backbone's output. real: bool (B, L)."""
-        if not hasattr(self, "vlln"):
-            return features
-        return self.vl_self_attention(self.vlln(features), masks.bias(real[:, None, :]))
-
-
-class _Unused(nn.Module):
-    """Weights that the published file holds and no computation touches; kept so that LeRobot loads what we save."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        super().__init__()
-        for name, shape in shapes.items():
-            owner: nn.Module = self
-            *path, leaf = name.split(".")
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner._modules[part]  # type: ignore[assignment]
-            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape), requires_grad=False))
-
-
 class Groot(Policy):
     policy_type: ClassVar[str] = "groot"
     Config: ClassVar[type[PolicyConfig]] = GrootConfig
@@ -361,8 +105,8 @@ class Groot(Policy):
                 f"config.json says max_state_dim {config.max_state_dim}, max_action_dim {config.max_action_dim}; the "
                 f"network takes {arch.head['max_state_dim']} and {arch.head['action_dim']}"
             )
-        self.backbone = _Backbone(arch)
-        self.action_head = _ActionHead(arch.head)
+        self.backbone = Backbone(arch)
+        self.action_head = ActionHead(arch.head)
         pack, unpack = processors.step(PACK), processors.post_step(UNPACK)
         self.state_range = MinMax(_stats(pack, STATE), config.state_dim or 0)
         self.action_range = MinMax(_stats(pack, ACTION), config.action_dim)
@@ -391,7 +135,7 @@ class Groot(Policy):
         ):
             found = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
             if found:
-                owner.add_module(prefix.split(".")[-2], _Unused(found))
+                owner.add_module(prefix.split(".")[-2], Unused(found))
 
     @classmethod
     def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> Groot:

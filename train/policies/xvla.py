@@ -10,9 +10,7 @@ masked: its length is part of the model. Absent views stay in the sequence as ze
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,238 +27,15 @@ from ..backbone import backbone_weights, copy_weights, pad_id, read_json
 from ..nn.florence import Florence, FlorenceDims, is_newer_layout, published_names
 from ..nn.image import resize_with_pad
 from ..nn.normalize import Normalizers
+from ..nn.soft_prompt import DomainLinear, SoftPromptedTransformer
 from ..processors import Processors, Stats, Step, flatten_stats
 from .base import Batch, Policy
-from .config import Features, PolicyConfig, PolicyFeature
+from .config import Features, PolicyConfig
 from .xvla_actions import action_space, rot6d_to_axis_angle
+from .xvla_config import EMPTY, XVlaConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-EMPTY = "observation.images.empty_camera_"
 ROT6D_STEP = "xvla_rotation_6d_to_axis_angle"
-
-
-@dataclass
-class XVlaConfig(PolicyConfig):
-    """LeRobot's fields, 0.4 to 0.6."""
-
-    type: ClassVar[str] = "xvla"
-
-    chunk_size: int = 32
-    n_action_steps: int = 32
-    dtype: str = "float32"
-    normalization_mapping: dict[str, str] = field(
-        default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "IDENTITY"}
-    )
-    florence_config: dict[str, Any] = field(default_factory=dict)
-    tokenizer_name: str = "facebook/bart-large"
-    tokenizer_max_length: int = 64
-    tokenizer_padding_side: str = "right"
-    pad_language_to: str = "max_length"
-    hidden_size: int = 1024
-    depth: int = 24
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    num_domains: int = 30
-    len_soft_prompts: int = 32
-    dim_time: int = 32
-    max_len_seq: int = 512
-    use_hetero_proj: bool = False
-    action_mode: str = "ee6d"
-    num_denoising_steps: int = 10
-    use_proprio: bool = True
-    max_state_dim: int = 32
-    max_action_dim: int = 20
-    domain_feature_key: str | None = None
-    resize_imgs_with_padding: tuple[int, int] | None = None
-    num_image_views: int | None = None
-    empty_cameras: int = 0
-    freeze_vision_encoder: bool = False
-    freeze_language_encoder: bool = False
-    train_policy_transformer: bool = True
-    train_soft_prompts: bool = True
-    optimizer_lr: float = 1e-4
-    optimizer_betas: tuple[float, float] = (0.9, 0.99)
-    optimizer_eps: float = 1e-8
-    optimizer_weight_decay: float = 0.0
-    optimizer_grad_clip_norm: float = 10.0
-    optimizer_soft_prompt_lr_scale: float = 1.0
-    optimizer_soft_prompt_warmup_lr_scale: float | None = None
-    scheduler_warmup_steps: int = 1000
-    scheduler_decay_steps: int = 30000
-    scheduler_decay_lr: float = 2.5e-6
-
-    def validate(self) -> None:
-        if self.n_action_steps > self.chunk_size:
-            raise CheckpointError(
-                f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise CheckpointError(f"dtype '{self.dtype}' is unknown; X-VLA runs in float32 or bfloat16")
-        if not self.input_features:
-            return
-        if not self.image_features:
-            raise CheckpointError("X-VLA needs at least one camera among its input features")
-        if self.use_proprio and self.state_dim is None:
-            raise CheckpointError(
-                "X-VLA with use_proprio needs observation.state; set use_proprio=false without it"
-            )
-        height, width = self.resize_imgs_with_padding or (480, 640)
-        for i in range(self.empty_cameras):
-            self.input_features.setdefault(f"{EMPTY}{i}", PolicyFeature("VISUAL", (3, height, width)))
-
-    @property
-    def real_cameras(self) -> Features:
-        """Cameras without the placeholders, which LeRobot stores among the features and counts again (xvla.md X10)."""
-        return {k: f for k, f in self.image_features.items() if not k.startswith(EMPTY)}
-
-    @property
-    def n_views(self) -> int:
-        return max(self.num_image_views or 0, len(self.real_cameras) + self.empty_cameras)
-
-
-class DomainLinear(nn.Module):
-    """y = x @ W[d] + b[d]; each row of `fc` is a flattened (in, out) matrix."""
-
-    def __init__(self, n_domains: int, n_in: int, n_out: int) -> None:
-        super().__init__()
-        self.n_in, self.n_out = n_in, n_out
-        self.fc = nn.Embedding(n_domains, n_in * n_out)
-        self.bias = nn.Embedding(n_domains, n_out)
-        nn.init.xavier_uniform_(self.fc.weight)
-        nn.init.zeros_(self.bias.weight)
-        self._baked: tuple[Tensor, Tensor] | None = None
-
-    def bake(self, domain: int) -> None:
-        w, b = self.fc.weight[domain].detach(), self.bias.weight[domain].detach()
-        self._baked = w.view(self.n_in, self.n_out).clone(), b.clone()
-
-    def weights(self, domain: Tensor) -> tuple[Tensor, Tensor]:
-        """W (B or 1, in, out) and b (B or 1, 1, out) for domain ids (B,)."""
-        if self._baked is not None:
-            return self._baked[0][None], self._baked[1][None, None]
-        return self.fc(domain).view(-1, self.n_in, self.n_out), self.bias(domain)[:, None]
-
-    def forward(self, x: Tensor, domain: Tensor) -> Tensor:
-        w, b = self.weights(domain)
-        return x @ w + b
-
-
-class SharedLinear(nn.Linear):
-    """A plain projection with the domain-aware one's signature."""
-
-    def forward(self, x: Tensor, domain: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x)
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        p = self.dropout if self.training else 0.0
-        return self.proj(F.scaled_dot_product_attention(q, k, v, dropout_p=p).transpose(1, 2).flatten(2))
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x), approximate="tanh"))))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = _Attention(width, heads, dropout)
-        self.mlp = _Mlp(width, hidden, dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
-class SoftPromptedTransformer(nn.Module):
-    """The policy transformer. Its input is split so that what does not change between steps is computed once."""
-
-    def __init__(self, config: XVlaConfig, vlm_width: int, action_width: int) -> None:
-        super().__init__()
-        width, self.n_prompts = config.hidden_size, config.len_soft_prompts
-        self.dim_time, self.action_width = config.dim_time, action_width
-        n_proprio = config.max_state_dim if config.use_proprio else 0
-        self.blocks = nn.ModuleList(
-            _Block(width, config.num_heads, int(width * config.mlp_ratio), dropout=0.1)
-            for _ in range(config.depth)
-        )
-        if config.use_hetero_proj:
-            self.vlm_proj: nn.Module = DomainLinear(config.num_domains, vlm_width, width)
-            self.aux_visual_proj: nn.Module = DomainLinear(config.num_domains, vlm_width, width)
-        else:
-            self.vlm_proj, self.aux_visual_proj = (
-                SharedLinear(vlm_width, width),
-                SharedLinear(vlm_width, width),
-            )
-        self.pos_emb = nn.Parameter(torch.empty(1, config.max_len_seq, width))
-        nn.init.normal_(self.pos_emb, std=0.02)
-        self.norm = nn.LayerNorm(width)
-        n_in = action_width + n_proprio + config.dim_time
-        self.action_encoder = DomainLinear(config.num_domains, n_in, width)
-        self.action_decoder = DomainLinear(config.num_domains, width, action_width)
-        self.soft_prompt_hub = nn.Embedding(config.num_domains, self.n_prompts * width)
-        nn.init.normal_(self.soft_prompt_hub.weight, std=0.02)
-        self._baked_prompts: Tensor | None = None
-
-    def bake(self, domain: int) -> None:
-        self._baked_prompts = self.soft_prompt_hub.weight[domain].detach().view(1, self.n_prompts, -1).clone()
-
-    def condition(self, vlm: Tensor, aux: Tensor, domain: Tensor, horizon: int) -> Tensor:
-        """Encoder output and the other views' tokens -> what every step attends to, positions added."""
-        tokens = torch.cat([self.vlm_proj(vlm, domain), self.aux_visual_proj(aux, domain)], dim=1)
-        end = horizon + tokens.shape[1]
-        if end > self.pos_emb.shape[1]:
-            raise CheckpointError(
-                f"the sequence has {end} tokens, max_len_seq is {self.pos_emb.shape[1]}; use fewer views or less text"
-            )
-        return tokens + self.pos_emb[:, horizon:end]
-
-    def encode_proprio(self, proprio: Tensor, domain: Tensor) -> Tensor:
-        """(B, P) -> (B, 1, width): its rows of the action encoder, and the encoder's bias."""
-        w, b = self.action_encoder.weights(domain)
-        return proprio[:, None] @ w[:, self.action_width : self.action_width + proprio.shape[-1]] + b
-
-    def forward(self, x: Tensor, proprio: Tensor, tau: Tensor, tokens: Tensor, domain: Tensor) -> Tensor:
-        """x: (B, T, W); proprio: (B, 1, width) as encoded; tau: (B,); tokens as conditioned. Gives (B, T, W)."""
-        horizon = x.shape[1]
-        w, _ = self.action_encoder.weights(domain)
-        time = self._time(tau).to(x.dtype)[:, None]
-        actions = (
-            x @ w[:, : self.action_width]
-            + time @ w[:, -self.dim_time :]
-            + proprio
-            + self.pos_emb[:, :horizon]
-        )
-        prompts = self._baked_prompts
-        if prompts is None:
-            prompts = self.soft_prompt_hub(domain).view(domain.shape[0], self.n_prompts, -1)
-        prompts = prompts.expand(x.shape[0], -1, -1)
-        h = torch.cat([actions, tokens.to(actions.dtype), prompts], dim=1)
-        for block in self.blocks:
-            h = block(h)
-        return self.action_decoder(self.norm(h[:, :horizon]), domain)
-
-    def _time(self, tau: Tensor) -> Tensor:
-        half = self.dim_time // 2
-        index = torch.arange(half, dtype=torch.float32, device=tau.device)
-        angle = tau.to(torch.float32)[:, None] * torch.exp(index * (-math.log(100.0) / half))
-        return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
 class XVla(Policy):
@@ -271,6 +46,8 @@ class XVla(Policy):
     lora_targets: ClassVar[str | None] = r"transformer\.blocks\..*\.(qkv|proj|fc1|fc2)"
 
     config: XVlaConfig
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(self, config: XVlaConfig, processors: Processors) -> None:
         super().__init__(config, processors)

@@ -7,7 +7,7 @@ squashed at the output. A user's own is one more entry: `ACTION_SPACES["mine"] =
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from edgevla.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from .xvla import XVlaConfig
+    from .xvla_config import XVlaConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ActionSpace:
     name: str
     width: int
     real: int
-    parts: dict[str, tuple[Term, ...]]
+    parts: Mapping[str, tuple[Term, ...]]
     zeroed: tuple[int, ...] = ()
     squashed: tuple[int, ...] = ()
     is_joint: bool = True

@@ -1,0 +1,91 @@
+"""X-VLA's settings: LeRobot's config fields, 0.4 to 0.6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from edgevla.errors import CheckpointError
+
+from .config import Features, PolicyConfig, PolicyFeature
+
+EMPTY = "observation.images.empty_camera_"
+
+
+@dataclass
+class XVlaConfig(PolicyConfig):
+    """LeRobot's fields, 0.4 to 0.6."""
+
+    type: ClassVar[str] = "xvla"
+
+    chunk_size: int = 32
+    n_action_steps: int = 32
+    dtype: str = "float32"
+    normalization_mapping: dict[str, str] = field(
+        default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "IDENTITY"}
+    )
+    florence_config: dict[str, Any] = field(default_factory=dict)
+    tokenizer_name: str = "facebook/bart-large"
+    tokenizer_max_length: int = 64
+    tokenizer_padding_side: str = "right"
+    pad_language_to: str = "max_length"
+    hidden_size: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    num_domains: int = 30
+    len_soft_prompts: int = 32
+    dim_time: int = 32
+    max_len_seq: int = 512
+    use_hetero_proj: bool = False
+    action_mode: str = "ee6d"
+    num_denoising_steps: int = 10
+    use_proprio: bool = True
+    max_state_dim: int = 32
+    max_action_dim: int = 20
+    domain_feature_key: str | None = None
+    resize_imgs_with_padding: tuple[int, int] | None = None
+    num_image_views: int | None = None
+    empty_cameras: int = 0
+    freeze_vision_encoder: bool = False
+    freeze_language_encoder: bool = False
+    train_policy_transformer: bool = True
+    train_soft_prompts: bool = True
+    optimizer_lr: float = 1e-4
+    optimizer_betas: tuple[float, float] = (0.9, 0.99)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 0.0
+    optimizer_grad_clip_norm: float = 10.0
+    optimizer_soft_prompt_lr_scale: float = 1.0
+    optimizer_soft_prompt_warmup_lr_scale: float | None = None
+    scheduler_warmup_steps: int = 1000
+    scheduler_decay_steps: int = 30000
+    scheduler_decay_lr: float = 2.5e-6
+
+    def validate(self) -> None:
+        if self.n_action_steps > self.chunk_size:
+            raise CheckpointError(
+                f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise CheckpointError(f"dtype '{self.dtype}' is unknown; X-VLA runs in float32 or bfloat16")
+        if not self.input_features:
+            return
+        if not self.image_features:
+            raise CheckpointError("X-VLA needs at least one camera among its input features")
+        if self.use_proprio and self.state_dim is None:
+            raise CheckpointError(
+                "X-VLA with use_proprio needs observation.state; set use_proprio=false without it"
+            )
+        height, width = self.resize_imgs_with_padding or (480, 640)
+        for i in range(self.empty_cameras):
+            self.input_features.setdefault(f"{EMPTY}{i}", PolicyFeature("VISUAL", (3, height, width)))
+
+    @property
+    def real_cameras(self) -> Features:
+        """Cameras without the placeholders, which LeRobot stores among the features and counts again (xvla.md X10)."""
+        return {k: f for k, f in self.image_features.items() if not k.startswith(EMPTY)}
+
+    @property
+    def n_views(self) -> int:
+        return max(self.num_image_views or 0, len(self.real_cameras) + self.empty_cameras)
