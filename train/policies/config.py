@@ -108,7 +108,7 @@ class PolicyConfig:
                 f"config.json of a {cls.type} policy: unknown keys ignored: {', '.join(unknown)}",
                 stacklevel=2,
             )
-        values = {
+        values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) and "tuple" in str(fields[k].type) else v
             for k, v in data.items()
             if k in fields
