@@ -124,8 +124,9 @@ class ControlLoop:
         skipped = tick.number - self._last_tick - 1
         self._last_tick = tick.number
         self.counters["ticks"] += 1
-        self.counters["skipped_ticks"] += skipped
-        self.counters["deadline_misses"] += skipped + (tick.late_ns > self.period_ns // 10)
+        if self.mode in RUN_MODES:
+            self.counters["skipped_ticks"] += skipped
+            self.counters["deadline_misses"] += skipped + (tick.late_ns > self.period_ns // 10)
 
     def _hear(self) -> None:
         for name in self.links.signals():

@@ -128,7 +128,7 @@ def _report(args: argparse.Namespace, summary: Mapping[str, Any], shown: _Screen
     if summary["failure"]:
         shown("error", "deploy", str(summary["failure"]))
         return 1
-    return 0
+    return 130 if summary["was_interrupted"] else 0
 
 
 class _Screen:

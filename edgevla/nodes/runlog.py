@@ -84,6 +84,8 @@ class RunLog:
         self.last_mode = ""
         self.last_reason = ""
         self.is_released = False
+        self.last_stop = ""
+        self.heard_of_robot = 0.0
 
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -98,6 +100,7 @@ class RunLog:
     def _on_state(self, m: Message) -> None:
         h = m.header
         self.last_mode, self.last_reason = h["mode"], h["reason"]
+        self.heard_of_robot = time.monotonic()
         self._modes[h["mode"]] += 1
         if h["mode"] in ("running", "holding"):
             self._late.add(h["late_ns"] / 1e6)
@@ -139,6 +142,8 @@ class RunLog:
     def _on_event(self, m: Message) -> None:
         self._events[m["severity"]] += 1
         self.is_released = self.is_released or m["code"] == "released"
+        if m["severity"] == "stop":
+            self.last_stop = m["text"]
         self.write(
             "event", {k: m[k] for k in ("source", "observed_ns", "severity", "code", "text", "fields")}
         )

@@ -38,6 +38,7 @@ EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.server", "edgevla.robots.emulato
 CAMERA = "edgevla.nodes.camera"
 ROBOT_READY_S, CAMERAS_READY_S, POLICY_READY_S, EMULATOR_READY_S = 30.0, 20.0, 600.0, 20.0
 STOPPED_S = 40.0
+SILENT_S = 1.0
 LOGGED = ("state", "chunk", "heartbeat", "event", "servo_health")
 
 Say = Callable[[str, str, str], None]
@@ -90,6 +91,7 @@ class Supervisor:
         self._is_asked_to_stop = False
         self._is_over: Callable[[], bool] = lambda: False
         self._n_interrupts = 0
+        self._is_running = False
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ class Supervisor:
         latency_ms = self._start_policy()
         self.execution = self._judge(latency_ms)
         self._command("start", self._start_arguments(latency_ms))
+        self._is_running = True
         self._say(
             "info",
             "deploy",
@@ -125,7 +128,10 @@ class Supervisor:
             self._take_messages(0.05)
             guardian = self.children["robot"]
             if not guardian.is_alive:
-                self.failure = f"the robot process ended: {guardian.last_sentence()}"
+                self.failure = (
+                    f"the guardian ended with {how(guardian.exit_code)}: {self._last_words(guardian)}"
+                )
+                self._await_rest(guardian)
                 return
             if self.log.last_mode == "stopped":
                 return
@@ -144,6 +150,8 @@ class Supervisor:
                 self._say("error", "deploy", "the robot process does not end; ending it")
                 guardian.end()
             self._take_messages(0.3)
+            if guardian.exit_code and not self.failure:
+                self.failure = self._last_words(guardian)
 
     def summary(self) -> dict[str, Any]:
         counters = dict(self._inbox.counters) if self._inbox else {}
@@ -154,11 +162,13 @@ class Supervisor:
             "policy_sha256": self.bundle.sha256,
             "execution": execution_to(self.execution),
             "failure": self.failure or None,
+            "was_interrupted": self._n_interrupts > 0,
             **made,
         }
 
     def close(self) -> dict[str, Any]:
         """Ends all processes, writes the log; the summary."""
+        self._is_running = True
         self._close_alive()
         order = ["robot", *[name for name in reversed(self.children) if name != "robot"]]
         for name in order:
@@ -213,10 +223,15 @@ class Supervisor:
         return [manifest.features[name].camera_name for name in manifest.cameras]
 
     def _spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
-        child = Child(name, args, lambda source, text: self._say("log", source, text))
+        child = Child(name, args, self._heard)
         self.children[name] = child
         child.start(pass_fds)
         return child
+
+    def _heard(self, source: str, text: str) -> None:
+        """What a child says on stderr. While starting, its last sentence becomes the error itself."""
+        if self._is_running:
+            self._say("log", source, text)
 
     def _start_emulator(self) -> None:
         args = [
@@ -464,12 +479,18 @@ class Supervisor:
         if not ack.is_accepted:
             raise UsageError(f"the robot refused '{action}': {ack.reason}")
 
+    def _last_words(self, guardian: Child) -> str:
+        """Why the robot's processes ended: the loop's own reason, else what the guardian said."""
+        self._take_messages(0.3)
+        own = [text for text in guardian.sentences if text.startswith("guardian: ")]
+        return self.log.last_stop or _without_prefix((own or [*guardian.sentences, "it did not say why"])[0])
+
     def _await_rest(self, guardian: Child) -> None:
-        """Until the arm is released, or the user or the robot ends it."""
+        """Until the arm is released, or nobody is left who could: the loop outlives a killed guardian, and is heard."""
         deadline = time.monotonic() + STOPPED_S
-        while guardian.is_alive and time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self.log.is_released:
             self._take_messages(0.05)
-            if self.log.is_released:
+            if not guardian.is_alive and time.monotonic() - self.log.heard_of_robot > SILENT_S:
                 return
 
     def _close_alive(self) -> None:

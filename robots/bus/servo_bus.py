@@ -124,10 +124,16 @@ class ServoBus:
         return self.codec.sync_write(r.address, r.size, {i: r.encode(v) for i, v in goals.items()})
 
     def begin(
-        self, block: Block, ids: Sequence[int], deadline_ns: int, prefix: bytes = b"", n_retries: int = 2
+        self,
+        block: Block,
+        ids: Sequence[int],
+        deadline_ns: int,
+        prefix: bytes = b"",
+        n_retries: int = 2,
+        may_merge: bool = True,
     ) -> BlockRead:
-        """A read to hand to `finish` together with those of other buses."""
-        return BlockRead(self, block.address, block.size, ids, deadline_ns, prefix, n_retries)
+        """A read to hand to `finish` together with those of other buses. may_merge: by a fast read where it works."""
+        return BlockRead(self, block.address, block.size, ids, deadline_ns, prefix, n_retries, may_merge)
 
     def note_error(self, servo_id: int, error: int) -> None:
         if servo_id in self.errors:
@@ -154,10 +160,12 @@ class ServoBus:
         Raises BusError when the servo refuses (Dynamixel) or the line has gone.
         """
         allowed = timeout_ns or self.reply_timeout_ns(data_size, 1, len(frame))
-        for _ in range(n_tries):
+        for attempt in range(n_tries):
             self.port.flush_input()
             self.port.write(frame)
-            status = self._await(frame, servo_id, data_size, self.clock.now_ns() + allowed)
+            # Setting up is in no hurry: a busy machine gets more time with every try.
+            patience_ns = allowed if timeout_ns else allowed * (1 + 2 * attempt)
+            status = self._await(frame, servo_id, data_size, self.clock.now_ns() + patience_ns)
             if status is not None:
                 return status
         return None
@@ -300,17 +308,13 @@ class FeetechBus(ServoBus):
     health_block = feetech.HEALTH_BLOCK
 
     def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        if self.transact(feetech.ping(servo_id), servo_id, 0, None, n_tries) is None:
-            return None
-        data = self.transact(feetech.read(servo_id, 0, 5), servo_id, 5, None, N_TRIES)
+        """Reads model and firmware. Not a PING: its answer with ERR 1 (voltage) equals the echo of the question."""
+        data = self.transact(feetech.read(servo_id, 0, 5), servo_id, 5, None, n_tries)
         if data is None:
-            return PingReply(servo_id, 0, "?", self.errors.get(servo_id, 0))
+            return None
         return PingReply(
             servo_id, data[3] | data[4] << 8, f"{data[0]}.{data[1]}", self.errors.get(servo_id, 0)
         )
-
-    def _is_alive(self, servo_id: int) -> bool:
-        return self.transact(feetech.ping(servo_id), servo_id, 0, None, 1) is not None
 
     def probe_sync_read(self) -> bool:
         """Whether all servos answer a sync read; firmware before 3.10 may not, then single reads are used."""

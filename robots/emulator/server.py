@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from edgevla.clock import NS_PER_S, MonotonicClock
 from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.nodes.vitals import ask_for_real_time
 
 from ..profile import Profile, load_profile
 from .cli import add_arguments
@@ -44,6 +45,7 @@ class Server:
         self.clock = MonotonicClock()
         self.ports = {name: PtyPort(path) for name, path in links.items()}
         self.must_end = False
+        self.heard_ns = 0
         self.on_turn: list[Callable[[int], int]] = []
         """Called with the time; each says when it wants to be called next."""
         self._due: list[tuple[int, int, str, bytes]] = []
@@ -81,6 +83,7 @@ class Server:
         data = port.read()
         if not data:
             return
+        self.heard_ns = self.clock.now_ns()
         line.client_baud = port.client_baud()
         for ready_ns, answer in line.receive(data, self.clock.now_ns()):
             self._n += 1
@@ -199,6 +202,19 @@ def step_at_leisure(robot: EmulatedRobot, now_ns: int) -> int:
     return now_ns + NS_PER_S // WORLD_HZ
 
 
+class OrphanWatch:
+    """Ends the emulator of a deployment whose supervisor has died, once nobody has written for two seconds: the loop
+    and the guardian still bring the arm to rest."""
+
+    def __init__(self, server: Server) -> None:
+        self._server, self._parent = server, os.getppid()
+
+    def turn(self, now_ns: int) -> int:
+        if os.getppid() != self._parent and now_ns - self._server.heard_ns > 2 * NS_PER_S:
+            self._server.must_end = True
+        return now_ns + NS_PER_S // 2
+
+
 def make_server(args: argparse.Namespace) -> tuple[Server, Callable[[], None]]:
     """The server as the options say, and what closes its sockets."""
     profile = load_profile(args.robot)
@@ -233,6 +249,7 @@ def make_server(args: argparse.Namespace) -> tuple[Server, Callable[[], None]]:
         link = WorldLink(robot, bytes.fromhex(args.session))
         link.on_fault = apply
         server.on_turn.append(link.turn)
+        server.on_turn.append(OrphanWatch(server).turn)
         close = link.close
     else:
         server.on_turn.append(lambda now: step_at_leisure(robot, now))
@@ -246,6 +263,7 @@ def serve(args: argparse.Namespace, out: TextIO) -> int:
     server, close = make_server(args)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: setattr(server, "must_end", True))
+    ask_for_real_time()  # servos do not wait for a busy machine; where it is not permitted, they may
     profile = server.robot.profile
     for bus in profile.buses:
         port = server.ports[bus.name]

@@ -1,9 +1,14 @@
 """A bundle small enough to make by hand: its policy goes a part of the way from the observed state to a constant."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 TARGET = [20.0, -10.0, 15.0, -5.0, 0.0, 40.0]
@@ -158,3 +163,109 @@ def bundle(tmp_path):
 @pytest.fixture
 def bundle_maker():
     return make_bundle
+
+
+FAST_ESCALATION = {"hold_ms": 400, "park_ms": 400}
+
+
+@pytest.fixture
+def fast_profile(tmp_path):
+    """The SO101 with a short escalation, so that a test sees its end."""
+    from edgevla.robots.profile import PROFILES_DIR
+
+    text = (PROFILES_DIR / "so101.toml").read_text()
+    for key, value in FAST_ESCALATION.items():
+        head, tail = text.split(f"\n{key} = ", 1)
+        text = f"{head}\n{key} = {value} #{tail}"
+    path = tmp_path / "so101_fast.toml"
+    path.write_text(text)
+    return path
+
+
+class Deployment:
+    """A real `edgevla deploy --sim` in processes of its own, its bus trace and its log."""
+
+    def __init__(self, folder, bundle, profile, *more):
+        self.folder = folder
+        self.trace_path, self.log_path = folder / "trace.jsonl", folder / "log"
+        self.output_path = folder / "output.txt"
+        args = ["deploy", str(bundle), f"--robot={profile}", "--sim", f"--sim-trace={self.trace_path}"]
+        self._output = self.output_path.open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgevla", *args, f"--log={self.log_path}", *more],
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.known = {}
+
+    @property
+    def output(self):
+        return self.output_path.read_text()
+
+    def wait_for(self, words, timeout_s=40.0):
+        deadline = time.monotonic() + timeout_s
+        while words not in self.output:
+            assert time.monotonic() < deadline, f"never said {words!r}:\n{self.output}"
+            assert self.process.poll() is None or words in self.output, self.output
+            time.sleep(0.05)
+        self.find()
+
+    def find(self):
+        """Remembers all processes by what they are; they outlive their supervisor."""
+        modules = {
+            "guardian": "edgevla.robots.guardian",
+            "robot": "edgevla.robots.node",
+            "policy": "edgevla.nodes.policy",
+            "camera": "edgevla.robots.emulator.sim_camera",
+            "emulator": "edgevla.robots.emulator.server",
+        }
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            for name, module in modules.items():
+                with contextlib.suppress(psutil.Error):
+                    if module in process.cmdline():
+                        self.known[name] = process
+
+    def kill(self, name):
+        if name == "supervisor":
+            self.process.kill()
+        else:
+            self.known[name].kill()
+
+    def wait_for_end(self, timeout_s=30.0):
+        code = self.process.wait(timeout_s)
+        for process in self.known.values():
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(timeout_s)
+        return code
+
+    def left_over(self):
+        return [name for name, process in self.known.items() if process.is_running()]
+
+    def trace(self):
+        from edgevla.robots.emulator.trace import read_trace
+
+        return list(read_trace(self.trace_path))
+
+    def close(self):
+        for process in self.known.values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._output.close()
+
+
+@pytest.fixture
+def deploy(tmp_path, bundle, fast_profile):
+    """`deploy(*options)` starts one; it ends with the test."""
+    made = []
+
+    def start(*more, bundle=bundle, profile=fast_profile):
+        made.append(Deployment(tmp_path, bundle, profile, *more))
+        return made[-1]
+
+    yield start
+    for deployment in made:
+        deployment.close()
