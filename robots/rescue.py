@@ -82,8 +82,7 @@ class Rescue:
 
     def _present(self, line: ServoBus, ids: Iterable[int]) -> dict[int, int]:
         register = line.registers["present_position"]
-        line.uses_fast_read = False
-        read = line.begin(Block((register,)), tuple(ids), self.clock.now_ns() + FREEZE_NS)
+        read = line.begin(Block((register,)), tuple(ids), self.clock.now_ns() + FREEZE_NS, may_merge=False)
         finish([read], self.clock)
         if read.failure is not None:
             raise read.failure

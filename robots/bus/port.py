@@ -284,6 +284,7 @@ class MemoryPort:
     def write(self, data: bytes) -> None:
         self._check()
         self._coming += self._device(data, self._clock.now_ns())
+        self._coming.sort(key=lambda item: item[0])
 
     def read(self, n: int, deadline_ns: int) -> bytes:
         self._check()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgevla.clock import Clock
 from edgevla.errors import BusError
 
+from .frames import Status
 from .port import READ_SIZE, wait_readable
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class BlockRead:
         deadline_ns: int,
         prefix: bytes = b"",
         n_retries: int = N_RETRIES,
+        may_merge: bool = True,
     ) -> None:
         self.bus, self.address, self.size, self.ids = bus, address, size, tuple(ids)
         self.deadline_ns = deadline_ns
@@ -48,11 +50,14 @@ class BlockRead:
         self.is_done = False
         self.n_tries = 0
         self.wake_ns = 0
+        self._may_merge, self._is_merged = may_merge, False
         self._prefix, self._tries_left = prefix, n_retries + 1
         self._missing: list[int] = []
+        self._group: tuple[int, ...] = ()
         self._queue: list[list[int]] = []
         self._decoder = bus.codec.Decoder(size)
         self._echo = b""
+        self._held = b""
         self._request = b""
         self._try_end_ns = 0
 
@@ -80,9 +85,11 @@ class BlockRead:
         """Sends the next request of the queue."""
         bus, prefix = self.bus, self._prefix
         self._prefix = b""
+        self._group = tuple(self._queue[0])
         self._missing = self._queue.pop(0)
-        is_fast = bus.uses_fast_read and self.n_tries == 0 and len(self._missing) > 1
-        self._request = bus.request(self.address, self.size, tuple(self._missing), is_fast)
+        can_merge = bus.uses_fast_read and self._may_merge and len(self._missing) > 1
+        self._is_merged = can_merge and self.n_tries == 0
+        self._request = bus.request(self.address, self.size, tuple(self._missing), self._is_merged)
         self._decoder = bus.codec.Decoder(self.size)
         bus.port.flush_input()
         if prefix and not bus.joins_writes:
@@ -108,6 +115,7 @@ class BlockRead:
         n_corrupt = self._decoder.n_corrupt
         for status in self._decoder.feed(data):
             if status.id not in self._missing:
+                self._doubt(status)
                 continue
             self.bus.note_error(status.id, status.error)
             if len(status.data) == self.size and not self.bus.codec.refuses(status.error):
@@ -120,10 +128,18 @@ class BlockRead:
         else:
             self.wake_ns = min(self._try_end_ns, now_ns + SILENCE_NS + self.bus.adapter_latency_ns)
 
+    def _doubt(self, status: Status) -> None:
+        """Two different answers under one id: one of them is another servo's, so neither counts."""
+        held = self.replies.get(status.id)
+        if held is not None and held != status.data and status.id in self._group:
+            del self.replies[status.id]
+            self._missing.append(status.id)
+            self.bus.counters[status.id].n_corrupt += 1
+
     def _strip_echo(self, data: bytes) -> bytes:
         """Takes our own bytes off the front; the first bytes that differ show that there is no echo."""
         if self.bus.echoes is None:
-            self._held = getattr(self, "_held", b"") + data
+            self._held += data
             data = self._held
         if data.startswith(self._echo):
             self.bus.echoes = True
@@ -147,6 +163,8 @@ class BlockRead:
         missing = self._missing + [i for group in self._queue for i in group]
         needed = self.bus.wire_time_ns(self.size, len(missing), 14 + len(missing)) + SHORTEST_TRY_NS // 3
         self._tries_left -= 1
+        if self._is_merged:
+            self.bus.note_fast_read(False)
         for servo_id in self._missing:
             self.bus.counters[servo_id].n_lost += 1
         if self._tries_left <= 0 or now_ns + needed > self.deadline_ns:
@@ -155,15 +173,13 @@ class BlockRead:
                 return
             self._finish()
             return
-        if self.bus.uses_fast_read and self.n_tries == 1:
-            self.bus.note_fast_read(False)
         for servo_id in self._missing:
             self.bus.counters[servo_id].n_retries += 1
         self._plan(missing)
         self._send(now_ns)
 
     def _finish(self) -> None:
-        if self.bus.uses_fast_read and self.n_tries == 1:
+        if self._is_merged and not self._missing:
             self.bus.note_fast_read(True)
         self.is_done = True
 

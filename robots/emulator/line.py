@@ -112,13 +112,14 @@ class Line:
             delay_ns = self._return_delay_ns(group[0].servo)
             frame = self._collide(group, servo_id)
             frame, late_ns = self.faults.damage(frame, group[0].servo, self.name, now_ns, self.protocol)
-            at_ns += (TURNAROUND_NS + delay_ns if self.is_timed else 0) + self._wire_ns(len(frame)) + late_ns
+            at_ns += (TURNAROUND_NS + delay_ns if self.is_timed else 0) + self._wire_ns(len(frame))
             if frame:
-                pieces.append((at_ns, frame))
+                pieces.append((at_ns + late_ns, frame))
                 self.counters["answers"] += 1
                 if self.on_frame is not None:
-                    self.on_frame("rx", frame, at_ns)
-        self._free_ns = at_ns
+                    self.on_frame("rx", frame, at_ns + late_ns)
+        self._free_ns = at_ns  # what is late is late in the adapter; the wire is free
+        pieces.sort(key=lambda piece: piece[0])
         return self._through_adapter(pieces, now_ns)
 
     def _grouped(self, answers: list[Answer]) -> list[tuple[int, list[Answer]]]:
