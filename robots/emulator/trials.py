@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgevla.bundle import load_bundle
+from edgevla.clock import NS_PER_S
 from edgevla.codec import Message
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError, UsageError
@@ -32,11 +33,14 @@ from ..profile import load_profile
 from .closed_loop import ClosedLoop
 from .demonstrate import first_posture
 from .scene import Scene
+from .sheet import Glimpse, save_sheet
 from .world import EPISODE_S, TASKS, Task, Verdict, World
 
 UNSEEN = 500_000_000
 """Seeds of trials start here, those of demonstrations at 0: no place is met twice."""
 CONTROLS = ("none", "black", "misaligned")
+SHOWN = 2
+"""Episodes on a contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class BundleArm:
             height, width = feature.shape[:2]
             self.scenes[name] = Scene(str(feature.camera_name), width, height)
         self._fit: Any = None
+        self.glimpses: list[Glimpse] = []
+        """Of the newest episode, one per tick."""
 
     def look(self) -> dict[str, np.ndarray]:
         """Images by feature name of the world as it is."""
@@ -117,7 +123,13 @@ class BundleArm:
         self.world.reset(number, loop.clock.now_ns())
         loop.start(trained_speed=trained, latency_ms=float(trial.delay_ms))
         self.world.reset(number, loop.clock.now_ns())
-        states = loop.run(EPISODE_S[trial.task])
+        self.glimpses = []
+        states: list[dict[str, Any]] = []
+        end_ns = loop.clock.now_ns() + round(EPISODE_S[trial.task] * NS_PER_S)
+        while loop.clock.now_ns() < end_ns and not loop.loop.is_done:
+            states.append(loop.step())
+            if number < SHOWN:
+                self.glimpses.append(Glimpse.of(self.world))
         return self.world.judge.verdict(), states
 
 
@@ -160,9 +172,9 @@ def seams(states: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]
 
 
 def run_trial(
-    folder: Path, trial: Trial, told: Callable[[int, int], None] = lambda *_: None
+    folder: Path, trial: Trial, sheet: Path | None = None, told: Callable[[int, int], None] = lambda *_: None
 ) -> dict[str, Any]:
-    """All episodes of one setting. told: hears (episodes done, successes) after each.
+    """All episodes of one setting. sheet: a picture of the first two. told: hears (episodes done, successes) after each.
 
     Returns:
         n, n_success, success, interval (Wilson, 95 %), share_in_tolerance, rms_mm, time_to_success_s (median),
@@ -172,13 +184,17 @@ def run_trial(
     verdicts: list[Verdict] = []
     at_seam: list[float] = []
     within: list[float] = []
+    shown: list[list[Glimpse]] = []
     for number in range(trial.n_episodes):
         verdict, states = arm.episode(number)
         verdicts.append(verdict)
+        shown += [arm.glimpses] if arm.glimpses else []
         seam, other = seams(states)
         at_seam += seam
         within += other
         told(number + 1, sum(v.is_success for v in verdicts))
+    if sheet is not None:
+        save_sheet(sheet, shown)
     n, n_good = len(verdicts), sum(v.is_success for v in verdicts)
     times = [v.time_to_success_s for v in verdicts if v.time_to_success_s is not None]
     return {
@@ -210,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--control", choices=CONTROLS, default="none")
     parser.add_argument("--servo-hz", type=float, default=30.0)
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw the first episodes there")
     args = parser.parse_args(argv)
     trial = Trial(
         args.task, args.execution, args.delay_ms, args.episodes, args.seed, args.control, args.servo_hz
@@ -217,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if trial.n_episodes < 1:
             raise UsageError(f"--episodes is {trial.n_episodes}; it must be at least 1")
-        result = run_trial(args.bundle, trial)
+        result = run_trial(args.bundle, trial, args.sheet)
     except EdgeVLAError as error:
         print(f"edgevla trials: {error}", file=sys.stderr)
         return error.exit_code

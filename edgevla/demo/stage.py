@@ -1,0 +1,128 @@
+"""Runs the demo's commands as the processes a person would start: side by side, logged, and ended with the demo."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgevla.errors import EdgeVLAError
+
+TELL_EVERY_S = 15.0
+POLL_S = 0.1
+END_S = 45.0
+"""What a deployment may take to bring its arm to rest before it is killed."""
+
+
+@dataclass
+class Work:
+    """One command. words: after `python -m`. name: of its log, and in front of its progress lines.
+
+    is_result: its last line on stdout is JSON, and becomes `result`.
+    """
+
+    name: str
+    words: Sequence[str]
+    is_result: bool = False
+    result: Any = None
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    log: Path | None = None
+
+    @property
+    def latest(self) -> str:
+        """The newest line of the log that says something."""
+        if self.log is None or not self.log.is_file():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 2000))
+            text = file.read().decode(errors="replace").replace("\r", "\n")
+        return next((line.strip() for line in reversed(text.split("\n")) if line.strip()), "")
+
+
+def run_side_by_side(
+    works: Sequence[Work], logs: Path, say: Callable[[str], None], *, at_once: int = 2, threads: int = 1
+) -> None:
+    """Runs all, `at_once` at a time, and tells the newest line of each now and then.
+
+    Raises:
+        EdgeVLAError: one failed; its last words are in the message, the others are ended.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting, running = list(works), list[Work]()
+    told, lines = time.monotonic(), dict[str, str]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(_start(waiting.pop(0), logs, threads))
+            time.sleep(POLL_S)
+            for work in [w for w in running if w.process is not None and w.process.poll() is not None]:
+                running.remove(work)
+                _finish(work)
+            if time.monotonic() - told >= TELL_EVERY_S:
+                told = time.monotonic()
+                for work in running:
+                    if not work.is_result and (line := work.latest[:100]) != lines.get(work.name, ""):
+                        lines[work.name] = line
+                        say(f"      {work.name}: {line}")
+    finally:
+        for work in running:
+            _end(work)
+
+
+def _start(work: Work, logs: Path, threads: int) -> Work:
+    work.log = logs / f"{work.name.replace(' ', '-')}.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    output = subprocess.PIPE if work.is_result else None
+    with work.log.open("wb") as log:
+        log.write(("$ python -m " + " ".join(work.words) + "\n").encode())
+        log.flush()
+        work.process = subprocess.Popen(
+            [sys.executable, "-m", *work.words],
+            stdin=subprocess.DEVNULL,
+            stdout=output or log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the demo, which ends its processes in order
+        )
+    return work
+
+
+def _finish(work: Work) -> None:
+    assert work.process is not None
+    said = work.process.stdout.read() if work.process.stdout is not None else b""
+    if work.process.stdout is not None:
+        work.process.stdout.close()
+    if work.process.returncode != 0:
+        raise EdgeVLAError(
+            f"the demo's step '{work.name}' ended with code {work.process.returncode}: {work.latest} "
+            f"(all its words: {work.log})"
+        )
+    if work.is_result:
+        lines = said.decode().strip().splitlines()
+        try:
+            work.result = json.loads(lines[-1])
+        except (IndexError, ValueError) as error:
+            raise EdgeVLAError(f"the demo's step '{work.name}' gave no result; see {work.log}") from error
+
+
+def _end(work: Work) -> None:
+    if work.process is None or work.process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(work.process.pid, signal.SIGINT)
+    try:
+        work.process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(work.process.pid, signal.SIGKILL)
+        work.process.wait()
+    if work.process.stdout is not None:
+        work.process.stdout.close()

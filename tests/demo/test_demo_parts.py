@@ -1,0 +1,194 @@
+"""The demo's pieces that need no training: the stage that runs processes, the table, demonstrations, statistics."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevla.dataset import open_dataset
+from edgevla.dataset.check import check_dataset
+from edgevla.demo.stage import Work, run_side_by_side
+from edgevla.demo.table import closing_words
+from edgevla.errors import EdgeVLAError
+from edgevla.robots.emulator import kinematics
+from edgevla.robots.emulator.closed_loop import ClosedLoop
+from edgevla.robots.emulator.demonstrate import Plan, demonstrate
+from edgevla.robots.emulator.expert import Expert
+from edgevla.robots.emulator.scene import Scene
+from edgevla.robots.emulator.trials import wilson
+from edgevla.robots.emulator.world import EPISODE_S, World, place, velocity
+
+
+def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
+    result = demonstrate(tmp_path / "demos", Plan("conveyor", 2, n_steps=40, seed=3))
+    assert result["n_frames"] == 80
+    dataset = open_dataset(tmp_path / "demos")
+    assert dataset.tasks == ["follow the cube on the belt"]
+    assert not [f for f in check_dataset(tmp_path / "demos") if f.severity == "error"]
+    state, action = dataset.columns["observation.state"], dataset.columns["action"]
+    # The label is the clean step of at most 0.05 rad from where the arm was seen, the disturbance is not in it.
+    assert np.abs(action - state)[:, :5].max() <= np.rad2deg(0.05) + 0.01
+    steps = np.diff(state[:40, 1])
+    assert steps.std() > 0.1, "the execution is disturbed"
+    # The picture belongs to its row: the cube is red where the world had it at that moment.
+    for row in (0, 30):
+        cube = place("conveyor", 3, 0) + velocity("conveyor") * row / 30
+        (x, y), _ = Scene("front", 64, 64).pinhole.project(cube)
+        patch = dataset.frame("observation.images.front", row)[
+            round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2
+        ]
+        red, green, blue = patch.reshape(-1, 3).mean(0)
+        assert red > 120, (row, red)
+        assert max(green, blue) < 110
+
+
+def perfect(loop_of, task, delay_steps, chunk=30):
+    """A policy that knows the world: the expert's own future, as if it had been learnt perfectly."""
+    expert = Expert()
+
+    def policy(seen, **_):
+        world = loop_of["world"]
+        joints = kinematics.radians(seen.state)
+        postures = expert.postures(task, world.cube_m, chunk)
+        goals = []
+        for posture in postures:
+            joints = expert.goal(joints, posture)
+            goals.append(kinematics.robot_units(joints))
+        return np.array(goals, np.float32)
+
+    return policy
+
+
+def follow(execution, delay_steps, misaligned=False, n=2):
+    """Success of a perfect policy on the conveyor, in lock-step through control loop, driver and servos."""
+    verdicts = []
+    for episode in range(n):
+        world = World("conveyor", 77, episode_s=0)
+        loop = ClosedLoop(
+            perfect({"world": world}, "conveyor", delay_steps),
+            chunk_size=30,
+            n_action_steps=15,
+            execution={"kind": execution},
+            delay_ticks=delay_steps,
+            world=world,
+            servo_hz=30.0,
+        )
+        if misaligned:
+            from edgevla.robots.emulator.trials import _misalign
+
+            _misalign(loop)
+        loop.put(kinematics.READY_RAD)
+        loop.start(latency_ms=delay_steps / 30 * 1000)
+        world.reset(episode, loop.clock.now_ns())
+        loop.run(EPISODE_S["conveyor"])
+        verdicts.append(world.judge.verdict())
+    return verdicts
+
+
+def test_at_200_ms_only_an_aligned_executor_follows_the_belt():
+    """The demo's point, without its training: the policy is perfect, so what fails is the execution."""
+    assert all(v.is_success for v in follow("sync", 0))
+    aligned, late, naive = follow("async", 6), follow("sync", 6), follow("async", 6, misaligned=True)
+    assert all(v.is_success for v in aligned)
+    assert not any(v.is_success for v in late)
+    assert not any(v.is_success for v in naive)
+    assert np.mean([v.rms_m for v in aligned]) < 0.5 * np.mean([v.rms_m for v in late])
+
+
+def test_wilson_intervals_are_the_known_ones():
+    # From Wilson's formula with z = 1.96, as in the study's tables: 99 of 100, 93 of 100, 0 of 60.
+    assert [round(100 * share) for share in wilson(99, 100)] == [95, 100]
+    assert [round(100 * share) for share in wilson(93, 100)] == [86, 97]
+    assert [round(100 * share) for share in wilson(0, 60)] == [0, 6]
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_stage_runs_side_by_side_and_collects_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "script_of_test.py").write_text("import time; time.sleep(1.0); print('{\"n\": 3}')")
+    works = [Work(name, ["script_of_test"], is_result=True) for name in ("one", "two")]
+    began = time.monotonic()
+    run_side_by_side(works, tmp_path / "logs", lambda _: None)
+    assert [w.result for w in works] == [{"n": 3}, {"n": 3}]
+    assert time.monotonic() - began < 10
+    assert (tmp_path / "logs" / "one.log").read_text().startswith("$ python -m script_of_test")
+
+
+def test_a_step_that_fails_ends_the_others_and_says_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "bad_of_test.py").write_text(
+        "import sys; print('no such camera', file=sys.stderr); sys.exit(3)"
+    )
+    (tmp_path / "long_of_test.py").write_text(
+        "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    works = [
+        Work("long", ["long_of_test"]),
+        Work("bad", ["bad_of_test"]),
+    ]
+    with pytest.raises(EdgeVLAError, match=r"'bad' ended with code 3: no such camera"):
+        run_side_by_side(works, tmp_path / "logs", lambda _: None)
+    assert works[0].process.poll() is not None
+
+
+def test_ctrl_c_ends_the_demo_and_all_it_started(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgevla", "demo", "--quick", "--output", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = tmp_path / "run" / "logs" / "demonstrate-rest.log"
+    deadline = time.monotonic() + 30
+    while not log.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err
+    needle = str(tmp_path / "run").encode()
+    left = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if needle in entry.read_bytes():
+                left.append(entry.parent.name)
+    assert not left
+
+
+def test_the_closing_words_hold_every_cell_and_what_to_do_next():
+    def cell(task, execution, delay, good, control="none"):
+        n = 60
+        return {"task": task, "execution": execution, "delay_ms": delay, "control": control, "n": n,
+                "n_success": good, "success": good / n, "interval": list(wilson(good, n)), "rms_mm": 7.0}  # fmt: skip
+
+    results = {
+        "size": {"learns": True},
+        "passed": True,
+        "folder": "demo-runs/x",
+        "seconds": {"train": 100.0, "all": 420.0},
+        "rollouts": [{"task": "rest", "execution": "sync", "delay_ms": 0.0, "n": 6, "n_success": 6, "summary": {}}],
+        "trials": [cell("rest", "sync", 0, 60), cell("conveyor", "sync", 200, 0), cell("conveyor", "async", 200, 58),
+                   cell("rest", "sync", 0, 1, "black")],
+    }  # fmt: skip
+    text = closing_words(results)
+    for words in (
+        "cube at rest",
+        "60/60",
+        "0/60",
+        "58/60",
+        "0 to 6 %",
+        "control: black pictures",
+        "7.0 minutes",
+        "edgevla doctor",
+    ):
+        assert words in text, words
+    assert max(len(line) for line in text.splitlines()) <= 130
+    assert "fall short" in closing_words({**results, "passed": False})
