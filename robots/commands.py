@@ -12,7 +12,7 @@ from edgevla.execution.strategies import kind_of
 from .rollout import plan_from
 
 if TYPE_CHECKING:
-    from .node import ControlLoop
+    from .modes import Modes
 
 ONE_PRESS_NS = 300_000_000
 """An emergency stop arrives by two ways; what comes within 0.3 s is one press."""
@@ -21,7 +21,7 @@ ONE_PRESS_NS = 300_000_000
 class Commands:
     """Obeys on behalf of one loop. Every method returns why not, or an empty string."""
 
-    def __init__(self, loop: ControlLoop) -> None:
+    def __init__(self, loop: Modes) -> None:
         self._loop = loop
         self._pressed_ns: int | None = None
         self._handlers: dict[str, Callable[[Mapping[str, Any]], str]] = {

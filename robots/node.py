@@ -9,91 +9,37 @@ on at rate while inference is slow, dead or restarting. The process around it (s
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edgevla.clock import NS_PER_MS, NS_PER_S, Clock, Tick, ticker
-from edgevla.codec import Message
 from edgevla.errors import BusError
-from edgevla.execution import Executor, Goal
+from edgevla.execution import Goal
 from edgevla.types import ActionChunk
 
 from .arm import Reading, Robot
 from .commands import Commands
-from .ending import Ending, Kind
+from .links import RELEASED, RUNNING, STOPPING, Links
+from .modes import Modes
 from .profile import Profile
-from .rollout import Plan
-from .safety import CLIPPING, Finding, Level, SafetyFilter, Watch, make_caps
+from .safety import CLIPPING, Finding, Level
 
-RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
-IDLE_HZ = 30.0
 HEALTH_NS = NS_PER_S // 2
 HEARTBEAT_NS = NS_PER_S // 5
-REPEAT_NS = 5 * NS_PER_S
 SILENT_POLICY_NS = 2 * NS_PER_S
 RUN_MODES = ("running", "holding")
 
 
-class Links(Protocol):
-    """Everything between the loop and the other processes. Nothing here blocks."""
-
-    def requests(self) -> Sequence[Any]:
-        """Commands since the last call: `action`, `arguments`, `answer(is_accepted, reason)`."""
-        ...
-
-    def signals(self) -> Sequence[str]:
-        """`emergency_stop` from the guardian; `guardian_gone`, `supervisor_gone`, `terminated`."""
-        ...
-
-    def chunks(self) -> Sequence[Message]: ...
-
-    def ask(self, fields: dict[str, Any], payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        """Sends `infer` for the grid moment at `observed_ns`; whether somebody is there to get it."""
-        ...
-
-    def publish(self, type: str, fields: dict[str, Any], observed_ns: int | None = None) -> None: ...
-
-    def event(self, severity: str, code: str, text: str, **fields: Any) -> None: ...
-
-    def lease(self, byte: bytes) -> None: ...
-
-    def counters(self) -> dict[str, int]:
-        """What the sockets counted."""
-        ...
-
-
-class ControlLoop:
+class ControlLoop(Modes):
     """One robot, one loop. `robot` is connected, torque off."""
 
     def __init__(self, profile: Profile, robot: Robot, links: Links, clock: Clock) -> None:
-        self.profile, self.robot, self.links, self.clock = profile, robot, links, clock
-        self.n_joints = len(profile.joints)
-        self.mode, self.reason = "idle", "waiting for start"
-        self.counters: Counter[str] = Counter()
-        self.is_done, self.must_end, self.has_failed = False, False, False
-        self.is_torque_on = False
-        self.period_ns = round(NS_PER_S / min(IDLE_HZ, profile.rates.servo_hz))
-        self.plan: Plan | None = None
-        self.executor: Executor | None = None
-        self.ending: Ending | None = None
-        self.task = ""
-        self.reading: Reading | None = None
-        self.wants_new_grid = False
-        self._home = np.array([joint.home for joint in profile.joints], np.float32)
-        self._rest = np.array([joint.rest for joint in profile.joints], np.float32)
-        self.filter = self._make_filter(None)
-        self._watch = self._make_watch()
+        super().__init__(profile, robot, links, clock)
         self._commands = Commands(self)
-        self._pending: dict[int, int] = {}
-        self._next_request, self._first_request = 0, 0
-        self._answered_ns = 0
-        self._told: dict[str, int] = {}
         self._due = {"health": 0, "heartbeat": 0}
         self._last_tick = -1
-        self._t0_ns = 0
 
     # -- the page -------------------------------------------------------------------------------------------
 
@@ -120,7 +66,7 @@ class ControlLoop:
 
     def _count(self, tick: Tick) -> None:
         if tick.number == 0:
-            self._t0_ns = tick.deadline_ns
+            self.t0_ns = tick.deadline_ns
         skipped = tick.number - self._last_tick - 1
         self._last_tick = tick.number
         self.counters["ticks"] += 1
@@ -141,8 +87,8 @@ class ControlLoop:
     def _take_chunks(self, tick: Tick) -> None:
         for message in self.links.chunks():
             request = message["request_id"]
-            self._pending.pop(request, None)
-            if self.executor is None or self.plan is None or request < self._first_request:
+            self.pending.pop(request, None)
+            if self.executor is None or self.plan is None or request < self.first_request:
                 self.counters["chunks_of_before"] += 1
                 continue
             chunk = ActionChunk(
@@ -154,10 +100,10 @@ class ControlLoop:
             receipt = self.executor.receive(chunk, request, tick.number, self.filter.last_goal)
             self.counters[f"chunks_{receipt.reason}"] += 1
             self.counters["actions_skipped"] += receipt.n_skipped if receipt.is_taken else 0
-            if self._answered_ns and tick.deadline_ns - self._answered_ns > SILENT_POLICY_NS:
+            if self.answered_ns and tick.deadline_ns - self.answered_ns > SILENT_POLICY_NS:
                 self.links.event("info", "policy_back", "the policy answers again")
-                self._told.pop("policy_silent", None)
-            self._answered_ns = tick.deadline_ns
+                self.told.pop("policy_silent", None)
+            self.answered_ns = tick.deadline_ns
             if receipt.reason == "damaged":
                 self.tell_once("warning", "chunk_damaged", "a chunk with NaN or of another size was dropped")
 
@@ -168,9 +114,9 @@ class ControlLoop:
         if self.wants_new_grid:  # this tick still has a number of the old grid
             return Goal(None)
         if self.mode == "homing":
-            if np.allclose(self.filter.last_goal, self._home, atol=1e-3):  # type: ignore[arg-type]
+            if np.allclose(self.filter.last_goal, self.home, atol=1e-3):  # type: ignore[arg-type]
                 self.set_mode("paused", "at home")
-            return Goal(self._home)
+            return Goal(self.home)
         if self.mode not in RUN_MODES or self.executor is None:
             return Goal(None)
         goal = self.executor.goal_at(tick.number)
@@ -184,7 +130,7 @@ class ControlLoop:
         self.links.lease(STOPPING)  # what follows may take several transactions
         wanted = self.ending.step(self.robot, self.filter.last_goal, self.clock.now_ns())
         if self.ending.is_done:
-            self._finish_ending()
+            self.finish_ending()
         return Goal(wanted)
 
     def _make_safe(self, decided: Goal) -> tuple[np.ndarray | None, np.ndarray]:
@@ -205,7 +151,7 @@ class ControlLoop:
         return self.reading
 
     def _judge(self, reading: Reading, goal: np.ndarray | None, tick: Tick) -> list[Finding]:
-        findings = self._watch.look(
+        findings = self.watch.look(
             reading.position,
             reading.position_age_us,
             goal,
@@ -227,9 +173,9 @@ class ControlLoop:
     ) -> None:
         """One `infer` when the strategy wants a chunk; again when the deadline passed without one."""
         now = self.clock.now_ns()
-        for request, deadline in list(self._pending.items()):
+        for request, deadline in list(self.pending.items()):
             if now > deadline and self.executor is not None:
-                del self._pending[request]
+                del self.pending[request]
                 self.executor.give_up(request)
                 self.counters["infer_expired"] += 1
         is_fresh = not any(f.level >= Level.HOLD for f in findings)
@@ -246,7 +192,7 @@ class ControlLoop:
         rtc = self.executor.committed(tick.number, goal)
         deadline = now + max(NS_PER_S, int(4 * self.plan.latency_ms * NS_PER_MS))
         fields = {
-            "request_id": self._next_request,
+            "request_id": self.next_request,
             "grid_index": tick.number // self.plan.ticks_per_step,
             "deadline_ns": deadline,
             "task": self.task,
@@ -257,15 +203,15 @@ class ControlLoop:
         if not self.links.ask(fields, () if rtc is None else (rtc[0],), tick.deadline_ns):
             self.counters["infer_unsent"] += 1
             return
-        self.executor.asked(self._next_request, tick.number)
-        self._pending[self._next_request] = deadline
-        self._next_request += 1
+        self.executor.asked(self.next_request, tick.number)
+        self.pending[self.next_request] = deadline
+        self.next_request += 1
         self.counters["infer_sent"] += 1
 
     def _run_mode(self, tick: Tick, is_fresh: bool) -> tuple[str, str]:
         if not is_fresh:
             return "holding", "a joint's position is stale"
-        silent_ns = tick.deadline_ns - max(self._answered_ns, self._t0_ns)
+        silent_ns = tick.deadline_ns - max(self.answered_ns, self.t0_ns)
         if silent_ns > SILENT_POLICY_NS and self.executor is not None and self._starves(tick):
             self.tell_once(
                 "warning", "policy_silent", "the policy does not answer; the arm holds its last goal"
@@ -294,7 +240,7 @@ class ControlLoop:
             "tick": tick.number,
             "deadline_ns": tick.deadline_ns,
             "late_ns": tick.late_ns,
-            "t0_ns": self._t0_ns,
+            "t0_ns": self.t0_ns,
             "step_ns": self.plan.step_ns if self.plan else self.period_ns,
             "mode": self.mode,
             "position": reading.position,
@@ -308,138 +254,13 @@ class ControlLoop:
             "reason": self.reason,
         }
         self.links.publish("state", fields, reading.observed_ns)
-        self.links.lease(RELEASED if not self.is_torque_on else STOPPING if self._is_stopping else RUNNING)
+        self.links.lease(RELEASED if not self.is_torque_on else STOPPING if self.is_stopping else RUNNING)
         if tick.deadline_ns >= self._due["heartbeat"]:
             self._due["heartbeat"] = tick.deadline_ns + HEARTBEAT_NS
             self.links.publish("heartbeat", self._heartbeat())
         if tick.deadline_ns >= self._due["health"]:
             self._due["health"] = tick.deadline_ns + HEALTH_NS
             self.links.publish("servo_health", {"servos": [s.to_wire() for s in self.robot.health()]})
-
-    # -- what commands and findings do -----------------------------------------------------------------------
-
-    @property
-    def _is_stopping(self) -> bool:
-        return self.ending is not None or self.mode == "emergency"
-
-    def begin(self, plan: Plan) -> None:
-        """Torque on where the arm is, and a new grid: tick 0 is the next tick."""
-        self.plan, self.task = plan, plan.task
-        self.executor = plan.executor(self.n_joints)
-        self.filter = self._make_filter(plan)
-        self._watch = self._make_watch()
-        self.energise()
-        self.restart_grid()
-        self.set_mode("running", "")
-        self._check_first_state()
-
-    def energise(self) -> None:
-        """Goals at the present position, then torque on: in the other order the arm would jump.
-
-        Raises:
-            BusError: a servo did not take its torque; names them. All torque is off again.
-        """
-        self.links.lease(RELEASED)
-        self.robot.set_torque_limit(1.0)
-        unreached = self.robot.set_torque(True)
-        if unreached:
-            self.robot.set_torque(False)
-            raise BusError(f"torque could not be switched on at {', '.join(unreached)}; the arm stays off")
-        self.is_torque_on = True
-        self.filter.begin(self.robot.present_goal())
-
-    def restart_grid(self) -> None:
-        """A new rollout on a new grid: chunks of before are nobody's."""
-        self.period_ns = self.plan.period_ns if self.plan else self.period_ns
-        self.wants_new_grid = True
-        self._pending.clear()
-        self._first_request = self._next_request
-        self._answered_ns = 0
-        if self.executor is not None:
-            self.executor.reset()
-        if self.filter.last_goal is not None:
-            self.filter.begin(self.filter.last_goal)
-
-    def freeze(self) -> None:
-        """The goal is where the arm is now."""
-        if self.is_torque_on:
-            self.filter.begin(self.robot.present_goal())
-
-    def stop(self, kind: Kind, reason: str) -> None:
-        """Begins to come to rest; a graver ending replaces a milder one."""
-        self.reason = reason
-        if self.executor is not None:
-            self.executor.reset()
-        if not self.is_torque_on:
-            self.set_mode("stopped", reason)
-            self.is_done = self.must_end
-            return
-        if kind == "fault":
-            self.freeze()
-        self.ending = Ending(kind, self.profile.escalation, self.clock.now_ns(), self._rest)
-        if self.mode != "emergency":
-            self.set_mode("stopped", reason)
-
-    def _finish_ending(self) -> None:
-        assert self.ending is not None
-        ending, self.ending = self.ending, None
-        if ending.unreached:
-            names = ", ".join(ending.unreached)
-            self.links.event("error", "torque_unconfirmed", f"torque could not be confirmed off on {names}")
-        if self.profile.escalation.release or ending.kind == "release":
-            self.is_torque_on = False
-            self.links.event("info", "released", "torque is off")
-        self.links.lease(RELEASED)
-        self.is_done = self.must_end or self.has_failed
-
-    def set_mode(self, mode: str, reason: str) -> None:
-        if mode != self.mode:
-            severity = "warning" if mode in ("holding", "emergency") else "info"
-            self.links.event(severity, f"mode_{mode}", f"{mode}{': ' + reason if reason else ''}")
-        self.mode, self.reason = mode, reason
-
-    def tell_once(self, severity: str, code: str, text: str) -> None:
-        """A person sees the first, then one every five seconds with the number of the others."""
-        now = self.clock.now_ns()
-        self.counters[f"finding_{code}"] += 1
-        if now >= self._told.get(code, 0):
-            self._told[code] = now + REPEAT_NS
-            self.links.event(severity, code, text, count=self.counters[f"finding_{code}"])
-
-    # -- parts ----------------------------------------------------------------------------------------------
-
-    def _make_filter(self, plan: Plan | None) -> SafetyFilter:
-        low, high = self.robot.limits()
-        made = make_caps(
-            low,
-            high,
-            np.array([joint.max_velocity for joint in self.profile.joints], np.float32),
-            np.array([joint.is_gripper for joint in self.profile.joints]),
-            self.profile.rates.home_speed,
-            plan.trained_speed if plan else None,
-        )
-        period_ns = plan.period_ns if plan else self.period_ns
-        return SafetyFilter(made, period_ns / NS_PER_S)
-
-    def _make_watch(self) -> Watch:
-        joints = self.profile.joints
-        return Watch(self.profile.limits, [j.name for j in joints], [j.is_gripper for j in joints])
-
-    def _check_first_state(self) -> None:
-        """Says so when the arm stands where training never was."""
-        seen = self.plan.trained_range if self.plan else None
-        if seen is None or self.reading is None:
-            return
-        margin = 0.1 * (seen[1] - seen[0]) + 1e-3
-        position = self.reading.position
-        outside = (position < seen[0] - margin) | (position > seen[1] + margin)
-        for i in np.flatnonzero(outside):
-            self.links.event(
-                "warning",
-                "outside_training",
-                f"{self.profile.joints[i].name} is at {position[i]:.1f}; training saw {seen[0][i]:.1f} to "
-                f"{seen[1][i]:.1f}: the policy may do anything from here",
-            )
 
     def _heartbeat(self) -> dict[str, Any]:
         phases = {"idle": "ready", "running": "running", "stopped": "stopping", "emergency": "degraded"}

@@ -1,0 +1,41 @@
+"""Everything between the control loop and the other processes, as the loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgevla.codec import Message
+
+RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
+"""Bytes of the lease."""
+
+
+class Links(Protocol):
+    """Everything between the loop and the other processes. Nothing here blocks."""
+
+    def requests(self) -> Sequence[Any]:
+        """Commands since the last call: `action`, `arguments`, `answer(is_accepted, reason)`."""
+        ...
+
+    def signals(self) -> Sequence[str]:
+        """`emergency_stop` from the guardian; `guardian_gone`, `supervisor_gone`, `terminated`."""
+        ...
+
+    def chunks(self) -> Sequence[Message]: ...
+
+    def ask(self, fields: dict[str, Any], payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        """Sends `infer` for the grid moment at `observed_ns`; whether somebody is there to get it."""
+        ...
+
+    def publish(self, type: str, fields: dict[str, Any], observed_ns: int | None = None) -> None: ...
+
+    def event(self, severity: str, code: str, text: str, **fields: Any) -> None: ...
+
+    def lease(self, byte: bytes) -> None: ...
+
+    def counters(self) -> dict[str, int]:
+        """What the sockets counted."""
+        ...
