@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="join a camera of the policy with one of the dataset, or with none",
     )
+    what.add_argument(
+        "--domain-id", type=int, metavar="N", help="X-VLA: row of the soft prompts for this robot"
+    )
     what.add_argument("--joint-units", choices=["degrees", "range100"], help="units of the dataset's joints")
     what.add_argument(
         "--backbone-weights", metavar="FILE", help="torchvision ResNet weights for the vision trunk"

@@ -79,6 +79,7 @@ class TrainConfig:
     trunk_width: channels in a fresh vision trunk's stem (ACT); 0: the published 64.
     cameras: name -> name or `none`, as given on the command line (`train/cameras.py` resolves them).
     workers: threads that prepare batches.  cache: where decoded frames are kept.
+    domain_id: which of X-VLA's soft prompts and heads learn; None: the checkpoint's.
     settings: fields of the policy's own config.json.  accumulate: batches per optimizer step.
     train_only: parameters whose lower-case name does not contain this are frozen; empty: the policy decides.
     precision: `auto` follows the policy's config (`dtype`, `use_bf16`, `use_amp`).
@@ -111,6 +112,7 @@ class TrainConfig:
     image_transforms: bool = False
     imagenet_stats: bool = True
     joint_units: str = ""
+    domain_id: int | None = None
     gradient_checkpointing: bool = False
     lora: int = 0
     lora_alpha: int = 0

@@ -208,7 +208,6 @@ def _data(
             absent_cameras=cameras.absent,
             augmentation=augmentation,
             cache=cache,
-            constants=policy.batch_constants() if hasattr(policy, "batch_constants") else None,  # type: ignore[operator]
         )
 
     training = data_of(datasets[0], Augmentation() if config.image_transforms else None)

@@ -184,10 +184,11 @@ def draw_curves(run: Path, title: str) -> Path | None:
 
 
 def smooth(values: list[float], share: float = 0.05) -> list[float]:
-    """Running mean over about `share` of the curve."""
-    keep = 1 - 1 / max(1.0, share * len(values))
-    mean, result = None, []
-    for value in values:
-        mean = value if mean is None or math.isnan(mean) else keep * mean + (1 - keep) * value
-        result.append(mean)
+    """Running mean over about `share` of the curve, from its first value on."""
+    longest = max(1.0, share * len(values))
+    result: list[float] = []
+    for i, value in enumerate(values):
+        keep = 1 - 1 / min(i + 1.0, longest)
+        is_new = not result or math.isnan(result[-1])
+        result.append(value if is_new else keep * result[-1] + (1 - keep) * value)
     return result

@@ -27,6 +27,11 @@ from .processors import Processors, flatten_stats
 
 Say = Callable[[str], None]
 
+STATISTICS_STEPS = {"normalizer_processor", "unnormalizer_processor"}
+STATISTICS_STEPS |= {"groot_pack_inputs_v3", "groot_action_unpack_unnormalize_v1"}
+"""Steps whose tensors are a dataset's statistics."""
+DOMAIN_STEP = "xvla_add_domain_id"
+
 FROM_OPTIMIZER = {
     "optimizer_lr": "lr",
     "optimizer_betas": "betas",
@@ -46,6 +51,8 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     cls = policy_class(config.policy)
     settings = typed_settings(cls.Config, config)
     if not config.start:
+        if config.domain_id is not None:
+            raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
         return _fresh(config, settings, dataset, None, say)
     folder = Path(config.start)
     if is_backbone(folder):
@@ -128,6 +135,7 @@ def _fresh(
         policy_config = fresh_config(cls.Config, features, settings)
         stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
         processors = cls.default_processors(policy_config, stats)
+        _set_domain(processors, config)
         policy = cls.from_backbone(backbone, policy_config, processors)  # type: ignore[attr-defined]
         say(f"The backbone starts from {backbone}, the rest of the policy from random weights.")
     _set_rename(policy.processors, cameras.rename)
@@ -171,8 +179,12 @@ def _adapt(
     stats = dataset_stats(dataset, cameras.rename)
     if config.imagenet_stats:
         stats = imagenet_stats(stats, adapted)
+    if not processors.pre:  # a folder from before LeRobot 0.4, without statistics among its weights
+        fresh = policy_class(config.policy).default_processors(adapted, stats)
+        processors.pre, processors.post = fresh.pre, fresh.post
     _set_stats(processors, adapted, flatten_stats(stats), settings)
     _set_rename(processors, cameras.rename)
+    _set_domain(processors, config)
     return adapted, cameras
 
 
@@ -184,17 +196,29 @@ def _set_stats(
     features = {k: {"type": f.type, "shape": list(f.shape)} for k, f in named.items()}
     outputs = {k: v for k, v in features.items() if k in config.output_features}
     for step in (*processors.pre, *processors.post):
-        if step.name in ("normalizer_processor", "unnormalizer_processor"):
+        if step.name in STATISTICS_STEPS:
             step.state = state
+        if "features" in step.config:
             step.config["features"] = features if step.name == "normalizer_processor" else outputs
-            if "normalization_mapping" in settings:
-                step.config["norm_map"] = dict(config.normalization_mapping)
+        if "norm_map" in step.config and "normalization_mapping" in settings:
+            step.config["norm_map"] = dict(config.normalization_mapping)
+        if "env_action_dim" in step.config:
+            step.config["env_action_dim"] = config.action_dim
 
 
 def _set_rename(processors: Processors, rename: Mapping[str, str]) -> None:
     step = processors.step("rename_observations_processor")
     if step is not None:
         step.config["rename_map"] = dict(rename)
+
+
+def _set_domain(processors: Processors, config: TrainConfig) -> None:
+    if config.domain_id is None:
+        return
+    step = processors.step(DOMAIN_STEP)
+    if step is None:
+        raise UsageError(f"--domain-id is for X-VLA; a {config.policy} policy has no domains")
+    step.config["domain_id"] = config.domain_id
 
 
 def tokenizer_of(policy: Policy) -> Tokenize | None:

@@ -134,6 +134,31 @@ def toy() -> SimpleNamespace:
     return SimpleNamespace(Toy=Toy, Config=ToyConfig, Data=ToyData, config=toy_config, job=toy_job)
 
 
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of two small cameras and six joints: two episodes of 20 frames, pictures in the table."""
+    import numpy as np
+
+    from edgevla.dataset import DatasetWriter
+
+    joints = {"dtype": "float32", "shape": (6,), "names": [f"joint_{i}.pos" for i in range(6)]}
+    camera = {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
+    features = {"observation.state": joints, "action": joints}
+    features |= {f"observation.images.{name}": camera for name in ("front", "wrist")}
+    root = tmp_path_factory.mktemp("recorded") / "set"
+    random = np.random.default_rng(0)
+    with DatasetWriter(root, fps=10, features=features, joint_units="degrees") as writer:
+        for episode in range(2):
+            for i in range(20):
+                state = (30 * np.sin(0.2 * i + np.arange(6)) + 5 * episode).astype(np.float32)
+                frame: dict[str, Any] = {"observation.state": state, "action": state + 1}
+                for name in ("front", "wrist"):
+                    frame[f"observation.images.{name}"] = random.integers(0, 256, (48, 64, 3), np.uint8)
+                writer.add_frame(frame, task="pick it up")
+            writer.save_episode()
+    return str(root)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -16,7 +16,6 @@ from edgevla.train.policies.base import Policy
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 BASE = SHARED / "goldens" / "smolvla" / "checkpoint"
-DATASET = str(SHARED / "datasets" / "so101_v30")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -159,9 +158,9 @@ def test_damaged_and_foreign_adapters_are_refused(adapted: Policy, tmp_path: Pat
 
 
 def test_the_command_line_trains_resumes_and_merges(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "--policy", "smolvla", "--dataset", DATASET, "--episodes", "0:1", "--from", str(BASE)]
+    words = ["train", "--policy", "smolvla", "--dataset", recorded, "--episodes", "0:1", "--from", str(BASE)]
     words += [
         "--camera",
         "top=front",

@@ -1,0 +1,72 @@
+"""Every policy is fine-tuned from its folder on another dataset by one command: its features, its statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgevla.cli import main
+from edgevla.dataset import open_dataset
+from edgevla.train.checkpoint import load_policy
+from edgevla.train.progress import read_metrics
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:the prompt has about"),
+]
+
+CASES = {
+    "act": [],
+    "smolvla": ["--camera", "top=front"],
+    "pi0": ["--camera", "base=front", "--camera", "left_wrist=wrist", "--camera", "right_wrist=none"],
+    "pi05": ["--camera", "base=front", "--camera", "left_wrist=none", "--camera", "right_wrist=wrist"],
+    "pi05_fast": ["--camera", "base=front", "--camera", "left_wrist=none", "--camera", "right_wrist=none"],
+    "xvla": ["--camera", "image=front", "--camera", "image2=wrist", "--domain-id", "1"],
+    "groot": [],
+}
+
+
+@pytest.mark.parametrize("policy", CASES)
+def test_one_command_fine_tunes_any_policy(policy: str, recorded: str, tmp_path: Path) -> None:
+    golden = SHARED / "goldens" / policy.removesuffix("_fast") / "checkpoint"
+    words = ["train", "--policy", policy, "--dataset", recorded, "--episodes", "0:1", "--from", str(golden)]
+    words += ["--batch-size", "1", "--steps", "1", "--device", "cpu", "--threads", "1", "--cache", "none"]
+    assert main([*words, *CASES[policy], "--no-tensorboard", "--output", str(tmp_path)]) == 0
+    assert math.isfinite(read_metrics(tmp_path)[0]["loss"])
+
+    tuned = load_policy(tmp_path / "checkpoints" / "last")
+    assert tuned.config.action_dim == tuned.config.state_dim == 6
+    stored = [s.state for s in (*tuned.processors.pre, *tuned.processors.post) if s.state]
+    expected = open_dataset(recorded, [0]).true_stats["action"]["max"]
+    for state in stored:
+        np.testing.assert_allclose(state["action.max"], expected, rtol=1e-6)
+    config = json.loads((tmp_path / "checkpoints/last/pretrained_model/config.json").read_text())
+    assert config["pretrained_path"] == str(golden)
+    if policy == "pi05_fast":
+        assert (config["type"], config["num_inference_steps"]) == ("pi05", 5)
+    if policy == "xvla":
+        assert tuned.processors.step("xvla_add_domain_id").config["domain_id"] == 1  # type: ignore[union-attr]
+
+
+def test_a_policy_without_domains_refuses_one(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = SHARED / "goldens" / "act" / "checkpoint"
+    words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(golden), "--domain-id", "1"]
+    assert main([*words, "--output", str(tmp_path / "run"), "--device", "cpu"]) == 2
+    assert "is for X-VLA" in capsys.readouterr().err
+
+
+def test_another_policys_folder_is_refused(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    golden = SHARED / "goldens" / "pi0" / "checkpoint"
+    words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(golden), "--device", "cpu"]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 2
+    assert "holds a pi0 policy" in capsys.readouterr().err
