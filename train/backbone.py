@@ -107,6 +107,26 @@ def vision_config_of(shapes: Shapes, prefix: str, published: Mapping[str, Any]) 
 # -- weights ------------------------------------------------------------------------------------------------
 
 
+def backbone_folder(name: str) -> Path:
+    """A backbone's folder by its path or hub id; fetched when it is not on this machine.
+
+    Raises:
+        CheckpointError: neither a folder nor to be had from the hub.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the backbone '{name}' is neither a folder here nor to be had from the hub; give its folder with --from"
+        ) from error
+
+
 def backbone_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a backbone's own folder, mapped: one safetensors file, or the shards that its index lists.
 

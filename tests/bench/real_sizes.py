@@ -38,6 +38,9 @@ def build(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
     from edgevla.train.policies.config import PolicyFeature
     from edgevla.train.tiny import write_byte_tokenizer
 
+    tokenizer = folder.parent / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    write_byte_tokenizer(tokenizer, adds_bos=kind != "smolvla")
     cls = policy_class(kind)
     settings = {"dtype": dtype} if kind != "smolvla" else {"pad_language_to": "max_length"}
     config = cls.Config(
@@ -57,9 +60,6 @@ def build(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
     for parameter in policy.parameters():
         bound = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.02
         parameter.data.uniform_(-bound, bound, generator=generator)
-    tokenizer = folder.parent / "tokenizer"
-    tokenizer.mkdir(exist_ok=True)
-    write_byte_tokenizer(tokenizer, adds_bos=kind != "smolvla")
     policy.extra_folders = {"tokenizer": tokenizer}
     save_policy(policy, folder)
     n = sum(p.numel() for p in policy.parameters())

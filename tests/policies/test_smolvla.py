@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from vla_kit import MakeVla, chunk_of, random_batch
@@ -178,3 +181,19 @@ def test_settings_that_nobody_supports(make_vla: MakeVla) -> None:
         make_vla("smolvla", use_delta_joint_actions_aloha=True)
     with pytest.raises(CheckpointError, match="num_expert_layers is 2"):
         make_vla("smolvla", num_expert_layers=2)
+
+
+def test_load_vlm_weights_starts_a_fresh_policy_from_the_named_backbone(
+    make_vla: MakeVla, backbones: dict[str, Path]
+) -> None:
+    given = make_vla("smolvla")
+    config = dataclasses.replace(
+        given.config, vlm_model_name=str(backbones["smolvla"]), load_vlm_weights=True
+    )
+    fresh = SmolVla.build(config, given.processors)
+    weights = given.vlm_with_expert.vlm.state_dict()
+    assert all(torch.equal(v, weights[n]) for n, v in fresh.vlm_with_expert.vlm.state_dict().items())
+    random = SmolVla.build(dataclasses.replace(config, load_vlm_weights=False), given.processors)
+    assert not torch.equal(random.language.embed_tokens.weight, given.language.embed_tokens.weight)
+    with pytest.raises(CheckpointError, match="'no such folder'"):
+        SmolVla.build(dataclasses.replace(config, vlm_model_name="no such folder"), given.processors)

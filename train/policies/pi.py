@@ -39,7 +39,8 @@ from ..nn.transformer import Transformer, TransformerDims, project
 from ..processors import Processors, Stats, Step
 from .base import Batch
 from .config import PolicyConfig, PolicyFeature
-from .vla import FlowVla, VlaConfig, freeze
+from .vla import FlowVla, freeze
+from .vla_config import VlaConfig
 
 VOCABULARY = 257152
 """Rows of the embedding in LeRobot's files; PaliGemma's own has 64 unused rows more."""

@@ -15,7 +15,7 @@ from edgevla.graph import TensorSpec
 from ..nn.transformer import project
 from ..processors import Processors, Step
 from .pi import PiConfig, PiPolicy
-from .vla import VlaConfig
+from .vla_config import VlaConfig
 
 
 @dataclass
@@ -42,7 +42,10 @@ class Pi0(PiPolicy):
         return {**super().encode(inputs), "state_padded": self.network_state(inputs)}
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
-        return (*super().context_specs(), TensorSpec("state_padded", "float32", (1, self.config.max_state_dim)))
+        return (
+            *super().context_specs(),
+            TensorSpec("state_padded", "float32", (1, self.config.max_state_dim)),
+        )
 
     def time(self, tau: Tensor) -> dict[str, Tensor]:
         return {"time_embedding": self.time_embedding(tau)}

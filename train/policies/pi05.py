@@ -21,7 +21,7 @@ from ..nn.normalize import Normalizer
 from ..nn.transformer import project
 from ..processors import Processors, Step
 from .pi import PiConfig, PiPolicy
-from .vla import RELATIVE
+from .vla_config import RELATIVE
 
 N_BINS = 256
 PREPARE_STATE = "pi05_prepare_state_tokenizer_processor_step"

@@ -22,6 +22,7 @@ from edgevla.errors import CheckpointError
 
 from ..backbone import (
     Shapes,
+    backbone_folder,
     backbone_weights,
     copy_weights,
     merged,
@@ -39,7 +40,8 @@ from ..processors import Processors
 from . import aloha
 from .base import Batch
 from .config import PolicyConfig, PolicyFeature
-from .vla import FlowVla, VlaConfig, freeze
+from .vla import FlowVla, freeze
+from .vla_config import VlaConfig
 
 VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 PUBLISHED: dict[str, Any] = {
@@ -231,28 +233,36 @@ class SmolVla(FlowVla):
     @classmethod
     def build(cls, config: PolicyConfig, processors: Processors, shapes: Shapes | None = None) -> SmolVla:
         assert isinstance(config, SmolVlaConfig)
-        found = sub_config(processors, "vlm_config", config.vlm_model_name)
+        if shapes is None and config.load_vlm_weights:
+            return cls.from_backbone(backbone_folder(config.vlm_model_name), config, processors)
+        return cls._build(config, processors, shapes, Path(config.vlm_model_name))
+
+    @classmethod
+    def _build(
+        cls, config: SmolVlaConfig, processors: Processors, shapes: Shapes | None, backbone: Path
+    ) -> SmolVla:
+        """backbone: a folder whose config.json describes the VLM, for checkpoints that have none of their own."""
+        found = sub_config(processors, "vlm_config", backbone)
         vlm = {"scale_factor": PUBLISHED["scale_factor"], **(found or {})}
         for part in ("text_config", "vision_config"):
             vlm[part] = merged(PUBLISHED[part], (found or {}).get(part))
         if found is None and shapes is not None:
-            vlm = _from_shapes(shapes, config, vlm)
+            vlm = _from_shapes(shapes, vlm)
         policy = cls(config, processors, SmolVlaDims.of(config, vlm))
-        if Path(config.vlm_model_name).is_dir():
-            policy.extra_folders = {n: Path(config.vlm_model_name) for n in ("vlm_config", "tokenizer")}
+        if backbone.is_dir():
+            policy.extra_folders = {"vlm_config": backbone, "tokenizer": backbone}
         return policy
 
     @classmethod
     def from_backbone(cls, folder: str | Path, config: SmolVlaConfig, processors: Processors) -> SmolVla:
         """A fresh policy on SmolVLM2's own folder (config.json, weights, tokenizer); the expert is random."""
         folder = Path(folder)
-        policy = cls.build(dataclasses.replace(config, vlm_model_name=str(folder)), processors)
+        policy = cls._build(config, processors, None, folder)
         weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}
         embedding = "model.text_model.embed_tokens.weight"
         if embedding in weights:
             weights.setdefault("lm_head.weight", weights[embedding])
         copy_weights(policy.vlm_with_expert.vlm, weights, str(folder))
-        policy.config.vlm_model_name = config.vlm_model_name
         return policy
 
     def _freeze(self) -> None:
@@ -417,7 +427,7 @@ class SmolVla(FlowVla):
         return aloha.actions_from_pi(actions) if self.config.adapt_to_pi_aloha else actions
 
 
-def _from_shapes(shapes: Shapes, config: SmolVlaConfig, published: Mapping[str, Any]) -> dict[str, Any]:
+def _from_shapes(shapes: Shapes, published: Mapping[str, Any]) -> dict[str, Any]:
     root = "vlm_with_expert.vlm.model."
     text = text_config_of(shapes, f"{root}text_model.", published["text_config"])
     vision = vision_config_of(shapes, f"{root}vision_model.", published["vision_config"])
