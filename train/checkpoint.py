@@ -110,13 +110,14 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The local folder of a checkpoint: as it is, its `pretrained_model`, or fetched from the hub.
+    """The local folder of a checkpoint: as it is, its `pretrained_model`, a run's newest one, or fetched from the hub.
 
     Raises:
         CheckpointError: neither a folder with a config.json nor a hub id that can be fetched.
     """
     folder = Path(path)
-    for candidate in (folder, folder / "pretrained_model"):
+    newest = Path("last") / "pretrained_model"
+    for candidate in (folder, folder / "pretrained_model", folder / newest, folder / "checkpoints" / newest):
         if (candidate / CONFIG).is_file():
             return candidate
     if folder.exists():

@@ -13,6 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,13 +152,25 @@ def train_command(given: dict[str, Any], as_json: bool) -> int:
 
     resumed = given.pop("resume", None)
     config, folder, checkpoint = _resuming(resumed, given) if resumed else _starting(given)
-    prepared = prepare(config, folder, say, checkpoint)
-    _introduce(prepared, say)
-    try:
-        outcome = train(prepared.job, prepared.done)
-    finally:
-        prepared.close()
+    with _plain_warnings():
+        prepared = prepare(config, folder, say, checkpoint)
+        _introduce(prepared, say)
+        try:
+            outcome = train(prepared.job, prepared.done)
+        finally:
+            prepared.close()
     return _conclude(prepared, outcome, say, as_json and is_first)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings as sentences for a person, without the place in our code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:

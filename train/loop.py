@@ -93,7 +93,7 @@ def train(job: Job, done: int = 0) -> Outcome:
             if stop:
                 break
     if worker.rank == 0:
-        draw_curves(job.run, f"{config.policy} on {Path(config.dataset).name}")
+        _draw(job)
     return Outcome(step, interruption.signal)
 
 
@@ -170,8 +170,13 @@ def save(job: Job, step: int) -> None:
                 job.config.batch_size,
                 job.worker.n_ranks,
             )
-        draw_curves(job.run, f"{job.config.policy} on {Path(job.config.dataset).name}")
+        if step < job.config.steps:
+            _draw(job)
     job.worker.wait()
+
+
+def _draw(job: Job) -> None:
+    draw_curves(job.run, f"{job.config.policy} on {Path(job.config.dataset).name}")
 
 
 class Interruption:

@@ -92,6 +92,8 @@ def test_a_run_leaves_lerobots_layout_and_our_files(trained: Path) -> None:
         1e-3,
         4,
     )
+    for name in (last, trained / "checkpoints", trained):  # a run stands for its newest checkpoint
+        assert load_policy(name).processors.folder is not None
     policy = load_policy(last)
     assert policy.config.optimizer_lr == policy.config.optimizer_lr_backbone == 1e-3  # type: ignore[attr-defined]
 
