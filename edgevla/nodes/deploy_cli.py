@@ -168,7 +168,7 @@ class _open_monitor(contextlib.AbstractContextManager[None]):
 
 
 def _options(args: argparse.Namespace) -> Any:
-    from edgevla.nodes.supervisor import DeployOptions
+    from edgevla.nodes.deployment import DeployOptions
 
     if args.sim and args.port:
         raise UsageError("--sim makes its own ports; leave out --port")

@@ -14,21 +14,24 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zmq
 
 from edgevla.bundle import Bundle, Fit, load_bundle
-from edgevla.cameras import CameraSettings
 from edgevla.codec import Message
 from edgevla.errors import BusError, CameraError, EdgeVLAError, EngineError, UsageError, WireError
 from edgevla.execution import Execution, execution_from, execution_to, judge_latency
-from edgevla.execution.strategies import KINDS
 from edgevla.messages import ABOUT_ROBOT
 from edgevla.nodes.children import Child, how
+from edgevla.nodes.deployment import (
+    DeployOptions,
+    camera_names,
+    camera_settings,
+    chosen_execution,
+    execution_words,
+    start_arguments,
+)
 from edgevla.nodes.runlog import RunLog
 from edgevla.session import Deployment, new_session, run_dir, tell_guardian, write_deployment
 from edgevla.wire import CommandClient, Inbox, check_fields, endpoint
@@ -45,38 +48,13 @@ Say = Callable[[str, str, str], None]
 """(severity, source, sentence) -> shown to the user."""
 
 
-@dataclass(frozen=True)
-class DeployOptions:
-    """What the command line says. execution: options of `--execution`; ports: bus -> path; cameras: name -> source."""
-
-    bundle: Path
-    robot: str
-    is_sim: bool = False
-    ports: Mapping[str, str] = field(default_factory=dict)
-    cameras: Mapping[str, str] = field(default_factory=dict)
-    execution: Mapping[str, Any] | None = None
-    task: str = ""
-    duration_s: float | None = None
-    inject_delay_ms: float = 0.0
-    log_dir: Path | None = None
-    provider: str | None = None
-    threads: int = 0
-    seed: int = 0
-    n_steps: int | None = None
-    calibration: str | None = None
-    servo_hz: float | None = None
-    may_lose_cameras: bool = False
-    sim_task: str | None = None
-    sim_trace: Path | None = None
-
-
 class Supervisor:
     """One deployment, from nothing to the summary."""
 
     def __init__(self, options: DeployOptions, say: Say) -> None:
         self.options, self._say = options, say
         self.bundle: Bundle = load_bundle(options.bundle)
-        self.execution = self._chosen_execution()
+        self.execution = chosen_execution(self.bundle.manifest, options)
         self.session = new_session()
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
@@ -112,7 +90,7 @@ class Supervisor:
         self._say(
             "info",
             "deploy",
-            f"running {o.bundle} on {self.robot['robot']}, execution {self._execution_words()}",
+            f"running {o.bundle} on {self.robot['robot']}, execution {execution_words(self.execution)}",
         )
 
     def stop_when(self, is_over: Callable[[], bool]) -> None:
@@ -207,7 +185,7 @@ class Supervisor:
     # -- start-up, in order ---------------------------------------------------------------------------------------
 
     def _note(self) -> None:
-        nodes = ["robot", "policy", *(f"camera/{c}" for c in self._camera_names())]
+        nodes = ["robot", "policy", *(f"camera/{c}" for c in camera_names(self.bundle.manifest))]
         note = Deployment(
             self.session.hex(),
             os.getpid(),
@@ -217,10 +195,6 @@ class Supervisor:
             self.options.task,
         )
         write_deployment(self.folder, note)
-
-    def _camera_names(self) -> list[str]:
-        manifest = self.bundle.manifest
-        return [manifest.features[name].camera_name for name in manifest.cameras]
 
     def _spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
         child = Child(name, args, self._heard)
@@ -241,8 +215,8 @@ class Supervisor:
             f"--session={self.session.hex()}",
         ]
         args.append(f"--seed={self.options.seed}")
-        if (
-            self.options.sim_task or self._camera_names()
+        if self.options.sim_task or camera_names(
+            self.bundle.manifest
         ):  # cameras see a world; without cameras none is needed
             args.append(f"--world={self.options.sim_task or 'rest'}")
         if self.options.sim_trace is not None:
@@ -276,33 +250,8 @@ class Supervisor:
             f"robot {self.robot['robot']} answers: {len(self.robot['joints'])} joints, {ports}",
         )
 
-    def _camera_settings(self) -> list[CameraSettings]:
-        """One per camera the policy needs: the profile's, with what the command line says; simulated ones fit."""
-        manifest, o = self.bundle.manifest, self.options
-        known = {c["name"]: c for c in self.robot["cameras"]}
-        unused = [n for n in o.cameras if n not in self._camera_names()]
-        if unused:
-            names = ", ".join(self._camera_names()) or "none"
-            raise UsageError(f"--camera {unused[0]}=...: the policy has no such camera; it has {names}")
-        made = []
-        for name, feature in zip(self._camera_names(), manifest.cameras, strict=True):
-            height, width = manifest.features[feature].shape[:2]
-            source = o.cameras.get(name, "sim" if o.is_sim else known.get(name, {}).get("source"))
-            if source is None:
-                continue  # `fit` says which camera is missing
-            if name in known and source != "sim":
-                height, width = known[name]["height"], known[name]["width"]
-            fps = known.get(name, {}).get("fps") or manifest.fps
-            locked = bool(known.get(name, {}).get("locked_exposure", False))
-            made.append(
-                CameraSettings(
-                    name, source, width, height, max(fps, manifest.fps), has_locked_exposure=locked
-                )
-            )
-        return made
-
     def _fit_bundle(self) -> None:
-        self._cameras = self._camera_settings()
+        self._cameras = camera_settings(self.bundle.manifest, self.robot, self.options)
         cameras = [
             {"name": c.name, "source": c.source, "height": c.height, "width": c.width, "fps": c.fps}
             for c in self._cameras
@@ -366,25 +315,6 @@ class Supervisor:
         finally:
             client.close()
 
-    # -- execution ------------------------------------------------------------------------------------------------
-
-    def _chosen_execution(self) -> Execution:
-        """The user's, else the bundle's default; refused when the policy cannot do it."""
-        manifest, given = self.bundle.manifest, dict(self.options.execution or {})
-        default = dict(manifest.execution.default)
-        kind = given.get("kind", default.get("kind"))
-        base = default if kind == default.get("kind") else {}
-        if kind == "ensemble":
-            base.setdefault("decay", manifest.execution.ensemble_decay)
-        if kind == "sync":
-            base.setdefault("n_action_steps", manifest.n_action_steps)
-        if kind in KINDS and kind not in manifest.execution.allowed:
-            allowed = ", ".join(manifest.execution.allowed)
-            raise UsageError(
-                f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
-            )
-        return execution_from({**base, **given, "kind": kind})
-
     def _judge(self, latency_ms: float) -> Execution:
         m = self.bundle.manifest
         verdict = judge_latency(self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms)
@@ -394,38 +324,9 @@ class Supervisor:
             return execution_from({"kind": "sync", "n_action_steps": m.n_action_steps})
         return self.execution
 
-    def _execution_words(self) -> str:
-        options = execution_to(self.execution)
-        return options.pop("kind") + "".join(f" {k}={v}" for k, v in options.items())
-
     def _start_arguments(self, latency_ms: float) -> dict[str, Any]:
-        m, fit = self.bundle.manifest, self.fit
-        assert fit is not None, "the bundle was fitted before"
-        speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
-        return {
-            "fps": float(m.fps),
-            "chunk_size": m.chunk_size,
-            "n_action_steps": m.n_action_steps,
-            "execution": execution_to(self.execution),
-            "allowed": list(m.execution.allowed),
-            "task": self.options.task or (m.prompt.default_task if m.prompt else None) or "",
-            "n_steps": self.options.n_steps,
-            "guidance_end": m.rtc.guidance_end if m.rtc else 0,
-            "max_guidance": float(m.rtc.max_guidance) if m.rtc else 0.0,
-            "trained_speed": None if speed is None else fit.action.speeds_to_robot(speed).tolist(),
-            "trained_range": self._trained_range(),
-            "latency_ms": latency_ms,
-            "max_hz": self.options.servo_hz,
-        }
-
-    def _trained_range(self) -> list[list[float]] | None:
-        m, fit = self.bundle.manifest, self.fit
-        seen = m.trained_range.get("observation.state") if m.trained_range else None
-        if seen is None or fit is None or fit.state is None:
-            return None
-        ends = [fit.state.to_robot(np.array(values)) for values in (seen.q01, seen.q99)]
-        low_high = (ends[0].clip(max=ends[1]), ends[1].clip(min=ends[0]))
-        return [values.tolist() for values in low_high]
+        assert self.fit is not None, "the bundle was fitted before"
+        return start_arguments(self.bundle.manifest, self.fit, self.options, self.execution, latency_ms)
 
     # -- while running ----------------------------------------------------------------------------------------------
 

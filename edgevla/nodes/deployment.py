@@ -1,0 +1,133 @@
+"""What a deployment shall be, out of the command line, the bundle's manifest, and what the robot tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevla.bundle import Fit
+from edgevla.cameras import CameraSettings
+from edgevla.errors import UsageError
+from edgevla.execution import Execution, execution_from, execution_to
+from edgevla.execution.strategies import KINDS
+from edgevla.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What the command line says. execution: options of `--execution`; ports: bus -> path; cameras: name -> source."""
+
+    bundle: Path
+    robot: str
+    is_sim: bool = False
+    ports: Mapping[str, str] = field(default_factory=dict)
+    cameras: Mapping[str, str] = field(default_factory=dict)
+    execution: Mapping[str, Any] | None = None
+    task: str = ""
+    duration_s: float | None = None
+    inject_delay_ms: float = 0.0
+    log_dir: Path | None = None
+    provider: str | None = None
+    threads: int = 0
+    seed: int = 0
+    n_steps: int | None = None
+    calibration: str | None = None
+    servo_hz: float | None = None
+    may_lose_cameras: bool = False
+    sim_task: str | None = None
+    sim_trace: Path | None = None
+
+
+def camera_names(manifest: Manifest) -> list[str]:
+    """Names of the robot's cameras that the policy looks through, in the manifest's order."""
+    return [manifest.features[name].camera_name for name in manifest.cameras]
+
+
+def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptions) -> list[CameraSettings]:
+    """One per camera the policy needs: the profile's, with what the command line says; simulated ones fit.
+
+    Raises:
+        UsageError: `--camera` names one that the policy does not have.
+    """
+    known = {c["name"]: c for c in robot["cameras"]}
+    unused = [n for n in o.cameras if n not in camera_names(manifest)]
+    if unused:
+        names = ", ".join(camera_names(manifest)) or "none"
+        raise UsageError(f"--camera {unused[0]}=...: the policy has no such camera; it has {names}")
+    made = []
+    for name, feature in zip(camera_names(manifest), manifest.cameras, strict=True):
+        height, width = manifest.features[feature].shape[:2]
+        source = o.cameras.get(name, "sim" if o.is_sim else known.get(name, {}).get("source"))
+        if source is None:
+            continue  # `fit` says which camera is missing
+        if name in known and source != "sim":
+            height, width = known[name]["height"], known[name]["width"]
+        fps = known.get(name, {}).get("fps") or manifest.fps
+        locked = bool(known.get(name, {}).get("locked_exposure", False))
+        made.append(
+            CameraSettings(name, source, width, height, max(fps, manifest.fps), has_locked_exposure=locked)
+        )
+    return made
+
+
+def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
+    """The user's, else the bundle's default.
+
+    Raises:
+        UsageError: the policy cannot do it, or an option does not belong to it.
+    """
+    given = dict(options.execution or {})
+    default = dict(manifest.execution.default)
+    kind = given.get("kind", default.get("kind"))
+    base = default if kind == default.get("kind") else {}
+    if kind == "ensemble":
+        base.setdefault("decay", manifest.execution.ensemble_decay)
+    if kind == "sync":
+        base.setdefault("n_action_steps", manifest.n_action_steps)
+    if kind in KINDS and kind not in manifest.execution.allowed:
+        allowed = ", ".join(manifest.execution.allowed)
+        raise UsageError(
+            f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
+        )
+    return execution_from({**base, **given, "kind": kind})
+
+
+def execution_words(execution: Execution) -> str:
+    options = execution_to(execution)
+    return options.pop("kind") + "".join(f" {k}={v}" for k, v in options.items())
+
+
+def start_arguments(
+    m: Manifest, fit: Fit, options: DeployOptions, execution: Execution, latency_ms: float
+) -> dict[str, Any]:
+    """Arguments of `start`, speeds and ranges in the robot's order and units."""
+    speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
+    return {
+        "fps": float(m.fps),
+        "chunk_size": m.chunk_size,
+        "n_action_steps": m.n_action_steps,
+        "execution": execution_to(execution),
+        "allowed": list(m.execution.allowed),
+        "task": options.task or (m.prompt.default_task if m.prompt else None) or "",
+        "n_steps": options.n_steps,
+        "guidance_end": m.rtc.guidance_end if m.rtc else 0,
+        "max_guidance": float(m.rtc.max_guidance) if m.rtc else 0.0,
+        "trained_speed": None if speed is None else fit.action.speeds_to_robot(speed).tolist(),
+        "trained_range": _trained_range(m, fit),
+        "latency_ms": latency_ms,
+        "max_hz": options.servo_hz,
+    }
+
+
+def _trained_range(m: Manifest, fit: Fit) -> list[list[float]] | None:
+    """[lowest, highest] per joint."""
+    seen = m.trained_range.get("observation.state") if m.trained_range else None
+    if seen is None or fit.state is None:
+        return None
+    ends = [fit.state.to_robot(np.array(values)) for values in (seen.q01, seen.q99)]
+    low_high = (ends[0].clip(max=ends[1]), ends[1].clip(min=ends[0]))
+    return [values.tolist() for values in low_high]
