@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("edgevla.export.cli", "compile a checkpoint into a policy bundle"),
     "deploy": ("edgevla.nodes.deploy_cli", "run a bundle on a robot, real or emulated"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
+    "record": ("edgevla.nodes.record_cli", "record a running robot into a LeRobot dataset"),
     "demo": ("edgevla.demo.cli", "the whole story on a simulated arm, in minutes"),
     "emulate": ("edgevla.robots.emulator.cli", "servos behind a pseudo-terminal, real protocol"),
     "inspect": ("edgevla.inspect_cli", "say what is in a dataset, checkpoint or bundle, and check it"),

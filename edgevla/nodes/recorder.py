@@ -96,6 +96,8 @@ class Recording:
         self.waiting: deque[Message] = deque(maxlen=STATES)
         self.counters: Counter[str] = Counter()
         self.is_recording, self.task = False, ""
+        self.longest: int | None = None
+        """Rows after which the episode is full; None: no bound."""
         self._grid: tuple[int, int] | None = None
 
     def frame(self, message: Message) -> None:
@@ -111,6 +113,10 @@ class Recording:
         self.is_recording, self.task, self._grid = True, task, None
         self.waiting.clear()
 
+    @property
+    def is_full(self) -> bool:
+        return self.longest is not None and self.writer.n_open_frames >= self.longest
+
     def settle(self, now_ns: int) -> None:
         """Writes the rows whose moment is long enough ago.
 
@@ -121,6 +127,8 @@ class Recording:
             self._row(self.waiting.popleft())
 
     def _row(self, state: Message) -> None:
+        if self.is_full:
+            return
         moment = state["deadline_ns"]
         row: dict[str, Any] = {"observation.state": state["position"], "action": state["goal"]}
         for name, key in self.keys.items():
@@ -179,6 +187,9 @@ class RecorderNode:
         task: str,
     ) -> None:
         self.output, self.cameras, self.task = output, list(cameras), task
+        self.episode_s: float | None = None
+        """Length after which an episode takes no more rows; None: until it is kept or discarded."""
+        self._fps_of_grid = 0.0
         self._ctx, self._folder, self._session = ctx, folder, session
         robot = endpoint(folder, "robot")
         eyes = [endpoint(folder, f"camera/{name}") for name in cameras]
@@ -243,6 +254,8 @@ class RecorderNode:
             raise UsageError("an episode is already being recorded; keep or discard it first")
         if self.recording is None:
             self.recording = Recording(self._open_writer(), self.cameras)
+            if self.episode_s is not None:
+                self.recording.longest = max(1, round(self.episode_s * self._fps_of_grid))
         self.recording.begin(task)
         text = f"recording episode {self.recording.writer.n_episodes}" + (f": {task}" if task else "")
         self._publisher.event("info", "episode_begins", text)
@@ -257,9 +270,10 @@ class RecorderNode:
         missing = [name for name in self.cameras if name not in seen]
         if missing:
             raise CameraError(f"camera '{missing[0]}' does not run; running: {', '.join(seen) or 'none'}")
+        self._fps_of_grid = self._fps()
         return DatasetWriter(
             self.output,
-            fps=self._fps(),
+            fps=self._fps_of_grid,
             features=features_of(robot["joints"], [seen[name] for name in self.cameras]),
             robot_type=str(robot["robot"]),
             resume=True,

@@ -28,6 +28,8 @@ from .world import HOVER_M, TASKS, Task, World, place
 INSTRUCTION = {"rest": "reach for the cube", "conveyor": "follow the cube on the belt"}
 N_STEPS = {"rest": 55, "conveyor": 130}
 FPS = round(1 / STEP_S)
+CODEC = "h264"
+"""SVT-AV1 4.1 takes 40 threads for a 64 px picture, and now and then waits for itself for ever."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
         features=features(names, plan.camera, plan.size_px),
         robot_type="so101_follower",
         joint_units="degrees",
+        codec=CODEC,
     )
     shares = []
     with writer:

@@ -1,0 +1,207 @@
+"""Record what a running robot does into a LeRobotDataset v3.0: a policy's rollouts, or a person's teleoperation.
+
+    edgevla deploy bundles/act --robot so101        in one terminal (or: edgevla teleop ...)
+    edgevla record datasets/mine --task 'pick up the cube'      in another
+
+Keys: r record   k keep   d discard   a again (discard, and record anew)   q quit. Without a terminal the same letters
+are read as lines. With --episodes and --seconds it works by itself. A kept episode is on disk at once; a recording
+that is killed loses at most the open one, and recording into the same folder later goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgevla.errors import EdgeVLAError, UsageError
+
+if TYPE_CHECKING:
+    from edgevla.nodes.recorder import RecorderNode
+
+KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("output", type=Path, metavar="DATASET", help="folder; an existing one is appended to")
+    parser.add_argument("--task", default="", help="instruction of the episodes, in words")
+    parser.add_argument(
+        "--camera", action="append", metavar="NAME", help="record these only; default: all that run"
+    )
+    parser.add_argument("--episodes", type=int, metavar="N", help="stop after so many kept episodes")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="length of an episode: keeps it then by itself"
+    )
+    parser.add_argument(
+        "--pause", type=float, default=2.0, metavar="S", help="with --seconds: between episodes"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    import zmq
+
+    from edgevla.nodes.recorder import RecorderNode
+    from edgevla.session import find_deployment, read_deployment
+
+    _check(args)
+    folder = find_deployment()
+    deployment = read_deployment(folder)
+    cameras = _cameras(args, [n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")])
+    stream = sys.stderr if args.json else sys.stdout
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    say(f"recording {deployment.robot} into {args.output}; cameras: {', '.join(cameras) or 'none'}")
+    ctx = zmq.Context()
+    node = RecorderNode(
+        ctx, folder, deployment.session_bytes, args.output, cameras, args.task or deployment.task
+    )
+    node.episode_s = args.seconds
+    session = Session(node, args, say, lambda: folder.is_dir())
+    try:
+        with keys() as read_key:
+            session.run(read_key)
+    finally:
+        node.close()
+        ctx.destroy(linger=200)
+    if args.json:
+        print(json.dumps(session.result()))
+    else:
+        say(f"{session.n_kept} episodes kept. Next: edgevla inspect {args.output}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.seconds is not None and args.seconds <= 0:
+        raise UsageError(f"--seconds is {args.seconds:g}; it must be positive")
+    if args.episodes is not None and args.episodes < 1:
+        raise UsageError(f"--episodes is {args.episodes}; it must be at least 1")
+
+
+def _cameras(args: argparse.Namespace, running: list[str]) -> list[str]:
+    unknown = [name for name in args.camera or () if name not in running]
+    if unknown:
+        raise UsageError(f"--camera {unknown[0]}: not among the running ones: {', '.join(running) or 'none'}")
+    return list(args.camera or running)
+
+
+class Session:
+    """Drives one recorder node by keys, or by the clock where --seconds is given."""
+
+    def __init__(
+        self,
+        node: RecorderNode,
+        args: argparse.Namespace,
+        say: Callable[[str], None],
+        is_alive: Callable[[], bool],
+    ) -> None:
+        self.node, self.args, self._say, self._is_alive = node, args, say, is_alive
+        self.n_kept, self.n_discarded = 0, 0
+        # With --seconds the clock begins episodes; what fills them is rows, so that their length is exact.
+        self._due_s = time.monotonic() + args.pause if args.seconds else float("inf")
+        self._must_quit = False
+
+    @property
+    def is_recording(self) -> bool:
+        return self.node.recording is not None and self.node.recording.is_recording
+
+    def run(self, read_key: Callable[[float], str | None]) -> None:
+        """Until q, the wanted number of episodes, or the deployment's end."""
+        if not self.args.seconds:
+            self._say("keys: r record, k keep, d discard, a again, q quit")
+        while not self._must_quit and self._is_alive():
+            key = read_key(0.02)
+            if key is not None and key in KEYS:
+                self._obey(KEYS[key])
+            self.node.step(time.monotonic_ns())
+            self._by_clock()
+            if self.args.episodes is not None and self.n_kept >= self.args.episodes:
+                return
+        if not self._is_alive():
+            self._say("the deployment has ended; an episode that was open is discarded")
+
+    def _by_clock(self) -> None:
+        recording = self.node.recording
+        if self.is_recording and recording is not None and recording.is_full:
+            self._obey("keep")
+            self._due_s = time.monotonic() + self.args.pause
+        elif not self.is_recording and time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + self.args.pause
+            self._obey("record")
+
+    def _obey(self, word: str) -> None:
+        try:
+            if word == "quit":
+                if self.is_recording:
+                    self._obey("discard")
+                self._must_quit = True
+                return
+            if word == "again":
+                if self.is_recording:
+                    self._obey("discard")
+                word = "record"
+            self._say(self.node.obey(word, {}))
+            self.n_kept += word == "keep"
+            self.n_discarded += word == "discard"
+        except UsageError as error:
+            self._say(f"! {error}")
+        except EdgeVLAError as error:
+            if self.is_recording or word == "keep":
+                raise  # the dataset cannot be written: nothing more to do here
+            self._say(f"! {error}")
+
+    def result(self) -> dict[str, Any]:
+        recording = self.node.recording
+        return {
+            "output": str(self.args.output),
+            "n_kept": self.n_kept,
+            "n_discarded": self.n_discarded,
+            "counters": {k: int(v) for k, v in (recording.counters if recording else {}).items()},
+        }
+
+
+@contextlib.contextmanager
+def keys() -> Iterator[Callable[[float], str | None]]:
+    """A function (seconds to wait) -> key or None; the terminal gives single keys meanwhile, a pipe whole lines."""
+    stream = sys.stdin
+    if not stream.isatty():
+        yield _Lines(stream).read
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(stream)
+    try:
+        tty.setcbreak(stream)
+        yield lambda seconds: stream.read(1).lower() if select.select([stream], [], [], seconds)[0] else None
+    finally:
+        termios.tcsetattr(stream, termios.TCSADRAIN, before)
+
+
+class _Lines:
+    """Keys as lines of a pipe; after its end there are none."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._fd, self._read, self._has_ended = stream.fileno(), b"", False
+
+    def read(self, seconds: float) -> str | None:
+        if b"\n" not in self._read and self._has_ended:
+            time.sleep(seconds)
+        elif b"\n" not in self._read and select.select([self._fd], [], [], seconds)[0]:
+            more = os.read(self._fd, 4096)
+            self._has_ended = not more
+            self._read += more
+        line, newline, rest = self._read.partition(b"\n")
+        if not newline:
+            return None
+        self._read = rest
+        return line.decode(errors="replace").strip().lower()[:1] or None
