@@ -53,8 +53,7 @@ class Supervisor:
 
     def __init__(self, options: DeployOptions, say: Say) -> None:
         self.options, self._say = options, say
-        self.bundle: Bundle = load_bundle(options.bundle)
-        self.execution = chosen_execution(self.bundle.manifest, options)
+        self._load()
         self.session = new_session()
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
@@ -70,6 +69,11 @@ class Supervisor:
         self._is_over: Callable[[], bool] = lambda: False
         self._n_interrupts = 0
         self._is_running = False
+
+    def _load(self) -> None:
+        """What shall run. Raises BundleError before any process is started."""
+        self.bundle: Bundle = load_bundle(self.options.bundle)
+        self.execution = chosen_execution(self.bundle.manifest, self.options)
 
     # -- the story ----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError, ConfigError
@@ -172,6 +173,15 @@ class ServoBus:
 
     def _await(self, frame: bytes, servo_id: int, data_size: int, deadline_ns: int) -> bytes | None:
         decoder = self.codec.Decoder(data_size)
+        try:
+            return self._await_with(decoder, frame, servo_id, data_size, deadline_ns)
+        finally:
+            if servo_id in self.counters:
+                self.counters[servo_id].n_corrupt += decoder.n_corrupt
+
+    def _await_with(
+        self, decoder: Any, frame: bytes, servo_id: int, data_size: int, deadline_ns: int
+    ) -> bytes | None:
         held = b""
         may_echo = True
         while data := self.port.read(READ_SIZE, deadline_ns):

@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gravity", type=float, default=0.0, metavar="SHARE",
         help="share of full torque that the arm's weight asks; with it a limp arm falls (default 0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--sway", type=float, default=0.0, metavar="SHARE",
+        help="move the limp arm to and fro by this share of its range, as a person does with a leader (default 0)",
+    )  # fmt: skip
     parser.add_argument("--start", choices=("home", "rest"), default="home", help="pose at power-up")
     parser.add_argument(
         "--missing", choices=("skip", "stall"), default="skip",

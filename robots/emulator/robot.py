@@ -31,6 +31,7 @@ from .servo import SUPPLY_OHM, Servo
 
 STEP_NS = 2_000_000
 LONGEST_STEP_NS = 400_000_000
+SWAY_PERIOD_NS = 8_000_000_000
 JAW_CLOSED_RAD = -10 * np.pi / 180
 """SO101's jaw angle at 0 percent."""
 SUPPLY_V = {"feetech": 7.4, "dynamixel": 12.0}
@@ -43,6 +44,7 @@ class EmulatedRobot:
 
     calibration: what the servos hold; default the nominal one. gravity: share of full torque that the arm's
     weight asks of the joints (0: torque off leaves the arm where it is). start: pose at power-up, "home" or "rest".
+    sway: a person moves the limp arm to and fro, by this share (0..1) of every joint's range.
     is_timed, adapter: whether answers take the wire's time, and what USB adds (see `line`).
     """
 
@@ -58,9 +60,10 @@ class EmulatedRobot:
         is_timed: bool = True,
         adapter: str = "none",
         world: Any = None,
+        sway: float = 0.0,
         **line_options: Any,
     ) -> None:
-        self.profile, self.world = profile, world
+        self.profile, self.world, self.sway = profile, world, sway
         self.clock: Clock = clock or VirtualClock()
         self.calibration = calibration or nominal(profile)
         self.units: JointUnits = joint_units(profile, self.calibration)
@@ -142,10 +145,24 @@ class EmulatedRobot:
             for servo in self.servos.values():
                 servo.step(part / 1e9, at)
         self._now_ns = now_ns
+        if self.sway:
+            self._sway(now_ns)
         self._couple()
         self._share_supply()
         if self.world is not None:
             self.world.step(now_ns, self.joint_rad())
+
+    def _sway(self, now_ns: int) -> None:
+        """Every joint on a slow wave about the middle of its range, the next one a little later."""
+        low = self.units.ticks(np.array([joint.min for joint in self.profile.joints]))
+        high = self.units.ticks(np.array([joint.max for joint in self.profile.joints]))
+        for k, joint in enumerate(self.profile.joints):
+            servo = self.servos[joint.motor]
+            if servo.torque_on:
+                continue
+            middle, half = (low[k] + high[k]) / 2, abs(high[k] - low[k]) / 2
+            phase = 2 * np.pi * now_ns / SWAY_PERIOD_NS + k
+            servo.axis.position += middle + self.sway * half * np.sin(phase) - self._true_tick(joint)
 
     def _couple(self) -> None:
         """Shadows sit on their partner's joint."""

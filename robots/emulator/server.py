@@ -230,7 +230,7 @@ def make_server(args: argparse.Namespace) -> tuple[Server, Callable[[], None]]:
         world = World(args.world, args.seed)
     robot = EmulatedRobot(
         profile, clock, args.seed, gravity=args.gravity, start=args.start, is_timed=not args.untimed,
-        adapter=args.adapter, world=world, stalls_on_missing=args.missing == "stall",
+        adapter=args.adapter, sway=args.sway, world=world, stalls_on_missing=args.missing == "stall",
     )  # fmt: skip
     trace = Trace(Path(args.trace)) if args.trace else None
     server = Server(robot, link_paths(profile, args.link), trace)
