@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 TARGET = [20.0, -10.0, 15.0, -5.0, 0.0, 40.0]
-JOINTS = [
-    f"{n}.pos" for n in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-]
+BODY = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
+SO101 = {f"{name}.pos": ("deg", -90.0, 90.0) for name in BODY} | {"gripper.pos": ("percent", 0.0, 100.0)}
+"""Joint -> unit, and the range that training saw; 0.9 of half of it per second was the fastest."""
 
 
 def graph(name, inputs, outputs, nodes, constants):
@@ -38,13 +38,23 @@ def graph(name, inputs, outputs, nodes, constants):
     return model.SerializeToString()
 
 
-def make_bundle(folder: Path, *, cameras=("front",), size=(48, 64), chunk=30, gain=0.15) -> Path:
+def make_bundle(
+    folder: Path,
+    *,
+    cameras=("front",),
+    size=(48, 64),
+    chunk=30,
+    gain=0.15,
+    joints=SO101,
+    target=TARGET,
+    fps=30.0,
+) -> Path:
     """Writes a bundle; an arm under it is at TARGET within about two seconds."""
     from edgevla.bundle import list_files
     from edgevla.manifest import Manifest
 
     folder.mkdir(parents=True)
-    (height, width), n = size, len(JOINTS)
+    (height, width), n = size, len(joints)
     left = ((1 - gain) ** (np.arange(chunk, dtype=np.float32) + 1)).reshape(1, chunk, 1)
     camera_inputs = [
         {
@@ -67,7 +77,7 @@ def make_bundle(folder: Path, *, cameras=("front",), size=(48, 64), chunk=30, ga
     constants = {
         "one": np.array([1], np.int64),
         "zero": np.zeros((), np.float32),
-        "target": np.array(TARGET, np.float32).reshape(1, 1, n),
+        "target": np.array(target, np.float32).reshape(1, 1, n),
         "left": left,
     }
     for i, camera in enumerate(cameras):  # the picture takes part, with weight zero
@@ -85,16 +95,24 @@ def make_bundle(folder: Path, *, cameras=("front",), size=(48, 64), chunk=30, ga
     (folder / "decode.onnx").write_bytes(
         graph("decode", [x], [actions], [("Identity", ["x"], ["actions"])], {})
     )
-    manifest = manifest_of(cameras, size, chunk, n, camera_inputs, state, x, actions)
+    manifest = manifest_of(cameras, size, chunk, joints, fps, camera_inputs, state, x, actions)
     manifest["files"] = [vars(entry) for entry in list_files(folder)]
     Manifest.from_json(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def manifest_of(cameras, size, chunk, n, camera_inputs, state, x, actions):
-    units = ["deg"] * (n - 1) + ["percent"]
-    vector = {"dtype": "float32", "shape": [n], "names": JOINTS, "units": units, "zero": "mid_range"}
+def manifest_of(cameras, size, chunk, joints, fps, camera_inputs, state, x, actions):
+    n = len(joints)
+    vector = {
+        "dtype": "float32",
+        "shape": [n],
+        "names": list(joints),
+        "units": [unit for unit, _, _ in joints.values()],
+        "zero": "mid_range",
+    }
+    seen = {"q01": [low for _, low, _ in joints.values()], "q99": [high for _, _, high in joints.values()]}
+    speeds = [0.9 * (high - low) / 2 for _, low, high in joints.values()]
     features = {
         f"observation.images.{c}": {
             "kind": "camera",
@@ -110,14 +128,14 @@ def manifest_of(cameras, size, chunk, n, camera_inputs, state, x, actions):
         "schema": 1,
         "policy": "act",
         "name": "by-hand",
-        "fps": 30.0,
+        "fps": fps,
         "chunk_size": chunk,
         "n_action_steps": chunk // 2,
         "n_obs_steps": 1,
         "batch": {"min": 1, "max": 1},
         "features": features,
-        "trained_range": {"observation.state": {"q01": [-90.0] * 5 + [0.0], "q99": [90.0] * 5 + [100.0]}},
-        "trained_speed_p999": {"action": [80.0] * 5 + [200.0]},
+        "trained_range": {"observation.state": seen},
+        "trained_speed_p999": {"action": speeds},
         "prompt": None,
         "sample": None,
         "schedule": None,

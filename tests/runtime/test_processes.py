@@ -37,8 +37,8 @@ def torque(trace):
 
 
 def assert_no_step_above_the_cap(trace, servo_hz=120.0):
-    """1.5 x 80 deg/s trained, at 120 Hz; a skipped tick allows as many steps. Freezes may step back to the present."""
-    cap = 1.5 * 80 * 4095 / 360 / servo_hz
+    """1.5 x 81 deg/s trained, at 120 Hz; a skipped tick allows as many steps. Freezes may step back to the present."""
+    cap = 1.5 * 81 * 4095 / 360 / servo_hz
     sent = goals(trace)
     assert len(sent) > 40, "the arm was never driven"
     for (_, before), (_, now) in pairwise(sent):
@@ -175,3 +175,29 @@ def test_a_closed_terminal_brings_the_arm_to_rest(deploy):
     run.wait_for_end()
     assert_released(run.trace())
     assert run.left_over() == []
+
+
+ALOHA_ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
+
+
+def aloha_joints():
+    joints = {}
+    for arm in ("left", "right"):
+        joints |= {f"{arm}_{name}": ("rad", -1.5, 1.5) for name in ALOHA_ARM}
+        joints[f"{arm}_gripper"] = ("unit", 0.0, 1.0)
+    return joints
+
+
+def test_a_14_d_policy_drives_the_emulated_aloha_through_two_ports(deploy, tmp_path, bundle_maker):
+    target = [0.2, -0.8, 1.0, 0.1, -0.3, 0.1, 0.7, -0.2, -0.8, 1.0, -0.1, -0.3, -0.1, 0.3]
+    bundle = bundle_maker(tmp_path / "aloha", cameras=(), joints=aloha_joints(), target=target, fps=50.0)
+    run = deploy("--duration=4", bundle=bundle, profile="aloha")
+    assert run.wait_for_end(60) == 0, run.output
+    lines = [json.loads(line) for line in (run.log_path / "run.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["type"] == "state" and line["mode"] == "running"][-1]
+    body = [i for i in range(14) if i not in (6, 13)]
+    np.testing.assert_allclose(np.array(last["position"])[body], np.array(target)[body], atol=0.05)
+    trace = run.trace()
+    for bus in ("left", "right"):
+        told = torque([entry for entry in trace if entry["bus"] == bus])
+        assert told == {str(i): 0 for i in range(1, 10)}

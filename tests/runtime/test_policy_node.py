@@ -1,0 +1,207 @@
+"""The policy node over inproc sockets, with a real bundle: which frame it takes, what it answers, what it refuses."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+import zmq
+
+from edgevla.bundle import load_bundle
+from edgevla.codec import Message
+from edgevla.errors import CameraError
+from edgevla.nodes.assembler import OLDEST_FRAME_NS, Assembler
+from edgevla.nodes.policy import PolicyNode
+from edgevla.runner import BundlePolicy
+from edgevla.wire import CommandClient, Dealer, Inbox, Publisher, endpoint
+
+SESSION = b"policynd"
+MS = 1_000_000
+STATE = np.zeros(6, np.float32)
+
+
+def frame(captured_ns, value=0, encoding="rgb8", color=None):
+    pixels = np.full((48, 64, 3), value, np.uint8)
+    if color is not None:
+        pixels[:] = color
+    payload = pixels if encoding == "rgb8" else cv2.imencode(".jpg", pixels[..., ::-1])[1].reshape(-1)
+    fields = {
+        "camera": "front",
+        "height": 48,
+        "width": 64,
+        "encoding": encoding,
+        "n_dropped": 0,
+        "n_repeated": 0,
+    }
+    return Message("frame", {**fields, "observed_ns": captured_ns}, [payload])
+
+
+class Ring:
+    def __init__(self, *frames):
+        self.frames = list(frames)
+
+    def recent(self, type, source):
+        return self.frames if (type, source) == ("frame", "camera/front") else []
+
+
+def assembler(*frames, may_lose=False):
+    return Assembler(Ring(*frames), {"observation.images.front": "front"}, may_lose)
+
+
+def test_the_frame_is_the_newest_not_later_than_the_grid_moment():
+    made = assembler(frame(10 * MS, 1), frame(43 * MS, 2), frame(76 * MS, 3))
+    seen = made.assemble(STATE, 70 * MS, "")
+    assert seen.observation.images["observation.images.front"].max() == 2
+    assert seen.ages_ns["observation.images.front"] == 27 * MS
+    assert made.assemble(STATE, 43 * MS, "").ages_ns["observation.images.front"] == 0
+
+
+def test_before_the_first_frame_the_first_one_is_taken():
+    seen = assembler(frame(100 * MS, 7)).assemble(STATE, 90 * MS, "")
+    assert seen.observation.images["observation.images.front"].max() == 7
+
+
+def test_a_camera_that_shows_nothing_new_is_lost_and_named():
+    with pytest.raises(CameraError, match=r"'front' has shown nothing new for 1\.1 s"):
+        assembler(frame(0)).assemble(STATE, OLDEST_FRAME_NS + 100 * MS, "")
+    with pytest.raises(CameraError, match="nothing yet"):
+        assembler().assemble(STATE, 0, "")
+    seen = assembler(may_lose=True).assemble(STATE, 0, "")
+    assert seen.lost == ["front"]
+    assert seen.observation.images == {}
+
+
+def test_a_red_card_stays_red_through_jpeg():
+    seen = assembler(frame(0, encoding="jpeg", color=(220, 20, 30))).assemble(STATE, 0, "")
+    np.testing.assert_allclose(
+        seen.observation.images["observation.images.front"][20, 30], (220, 20, 30), atol=6
+    )
+
+
+def test_a_damaged_jpeg_is_refused():
+    damaged = frame(0, encoding="jpeg")
+    damaged.payloads[0] = np.arange(50, dtype=np.uint8)
+    with pytest.raises(CameraError, match="damaged JPEG"):
+        assembler(damaged).assemble(STATE, 0, "")
+
+
+class Bench:
+    """A policy node with a camera and a robot around it."""
+
+    def __init__(self, bundle_path, **options):
+        self.ctx = zmq.Context()
+        bundle = load_bundle(bundle_path)
+        joints = [
+            {"name": n, "unit": u}
+            for n, u in zip(bundle.manifest.action.names, bundle.manifest.action.units, strict=True)
+        ]
+        fit = bundle.fits(
+            {"robot": "so101", "joints": joints, "cameras": [{"name": "front", "height": 48, "width": 64}]}
+        )
+        self.camera = Publisher(self.ctx, endpoint("inproc", "camera/front"), SESSION, "camera/front")
+        self.node = PolicyNode(self.ctx, "inproc", SESSION, BundlePolicy(bundle), fit, **options)
+        self.node.warm_up()
+        self.robot = Dealer(self.ctx, endpoint("inproc", "policy", "infer"), SESSION, "robot")
+        policy = endpoint("inproc", "policy")
+        self.inbox = Inbox(
+            self.ctx, {"chunk": (policy, 8), "event": (policy, 8), "heartbeat": (policy, 8)}, SESSION
+        )
+        self.until(lambda: self.inbox.newest("heartbeat"))
+        self.show(0)
+
+    def show(self, value):
+        made = frame(time.monotonic_ns(), value)
+        fields = {k: v for k, v in made.header.items() if k != "observed_ns"}
+        self.until(
+            lambda: self.camera.send("frame", fields, made.payloads) and self.node._inbox.newest("frame")
+        )
+
+    def ask(self, request=0, grid=0, deadline_s=10.0, state=STATE):
+        now = time.monotonic_ns()
+        fields = {
+            "request_id": request,
+            "grid_index": grid,
+            "deadline_ns": now + int(deadline_s * 1e9),
+            "task": "reach",
+            "state": state,
+            "n_steps": None,
+            "rtc": None,
+        }
+        assert self.robot.send("infer", fields, (), now) is not None
+        return now
+
+    def until(self, condition, timeout_s=10.0):
+        deadline = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert time.monotonic() < deadline, "it did not happen"
+            self.node.step(time.monotonic_ns())
+            time.sleep(0.001)
+        return found
+
+    def close(self):
+        self.inbox.stop()
+        self.node.close()
+        self.camera.close()
+        self.robot.close()
+        self.ctx.destroy(linger=0)
+
+
+@pytest.fixture
+def bench(bundle):
+    made = []
+
+    def start(**options):
+        made.append(Bench(bundle, **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()
+
+
+def test_one_request_is_answered_by_one_chunk_with_its_moment_and_ages(bench):
+    setup = bench()
+    asked_ns = setup.ask(request=5, grid=7, state=np.full(6, 10.0, np.float32))
+    chunk = setup.until(lambda: setup.inbox.newest("chunk"))
+    assert (chunk["request_id"], chunk["grid_index"], chunk["task"]) == (5, 7, "reach")
+    assert chunk.observed_ns == asked_ns
+    assert 0 <= chunk["image_age_ns"] < 5e9
+    assert chunk["timing_ns"]["encode"] > 0
+    target = np.array([20.0, -10.0, 15.0, -5.0, 0.0, 40.0])
+    np.testing.assert_allclose(chunk.payloads[0][0], target + (10.0 - target) * 0.85, rtol=1e-5)
+
+
+def test_only_the_newest_waiting_request_counts_and_an_expired_one_is_dropped(bench):
+    setup = bench()
+    for request in range(4):
+        setup.ask(request=request, grid=request)
+    setup.ask(request=9, grid=9, deadline_s=-1.0)
+    time.sleep(0.05)
+    setup.node.step(time.monotonic_ns())
+    assert setup.node.counters["requests_superseded"] == 4
+    assert setup.node.counters["requests_expired"] == 1
+    assert setup.inbox.newest("chunk") is None
+
+
+def test_an_injected_delay_holds_the_chunk_back(bench):
+    setup = bench(inject_delay_ns=300 * MS)
+    asked_ns = setup.ask()
+    setup.until(lambda: setup.inbox.newest("chunk"))
+    assert time.monotonic_ns() - asked_ns >= 300 * MS
+    client = CommandClient(setup.ctx, endpoint("inproc", "policy", "commands"), SESSION, "supervisor")
+    client._dealer.send("describe", {"about": None})
+    about = setup.until(lambda: client._dealer.poll())[0]["about"]
+    assert about["latency_ms"] >= 300
+    client.close()
+
+
+def test_a_lost_camera_yields_a_sentence_and_no_chunk(bench):
+    setup = bench()
+    time.sleep(1.1)
+    setup.ask()
+    event = setup.until(lambda: setup.inbox.newest("event"))
+    assert "camera 'front' has shown nothing new" in event["text"]
+    assert setup.inbox.newest("chunk") is None
+    setup.show(3)
+    setup.ask(request=1, grid=1)
+    assert setup.until(lambda: setup.inbox.newest("chunk"))["request_id"] == 1
