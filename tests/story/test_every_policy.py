@@ -1,0 +1,315 @@
+"""Every policy trains, exports and runs on a simulated robot. Whether it reaches the cube takes minutes of training:
+tests/bench/policies_closed_loop.py asks that.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zmq
+
+from edgevla.bundle import load_bundle
+from edgevla.cli import main
+from edgevla.dataset.writer import DatasetWriter
+from edgevla.errors import WireError
+from edgevla.robots.emulator.demonstrate import INSTRUCTION, Plan, demonstrate
+from edgevla.robots.emulator.rollouts import find_run
+from edgevla.robots.emulator.trials import BundleArm, Trial
+from edgevla.robots.profile import load_profile
+from edgevla.session import endpoint, read_deployment
+from edgevla.train.tiny import BACKBONES, write_tiny_backbone
+from edgevla.wire import CommandClient
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbours unimportable
+
+from every_policy import SETTINGS, export_words, run_verb, train_words
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+FEW = ("--steps", "2", "--batch-size", "2")
+OTHER_TASK = "leave the cube alone"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demonstrations, and one backbone of each kind."""
+    root = tmp_path_factory.mktemp("every")
+    demonstrate(root / "data", Plan("rest", 2, n_steps=40))
+    torch.manual_seed(0)
+    for kind in set(BACKBONES.values()):
+        write_tiny_backbone(root / kind, kind, width=32, depth=2)
+    return root
+
+
+def make_bundle(work: Path, policy: str) -> Path:
+    """Trains and exports once per session; the bundle."""
+    bundle = work / "bundles" / policy
+    if not bundle.exists():
+        backbone = work / BACKBONES[policy] if policy in BACKBONES else None
+        run = work / "runs" / policy
+        words = train_words(policy, work / "data", run, backbone, *FEW)
+        run_verb(words)
+        run_verb(export_words(run, bundle))
+    return bundle
+
+
+@pytest.mark.parametrize("policy", SETTINGS)
+def test_it_trains_exports_and_drives_the_arm(policy: str, work: Path) -> None:
+    """In lock-step: the real control loop, driver and packets on emulated servos."""
+    bundle = make_bundle(work, policy)
+    manifest = load_bundle(bundle).manifest
+    assert manifest.parity is not None
+    assert manifest.parity.passed
+    if manifest.prompt is not None:
+        assert manifest.prompt.default_task == INSTRUCTION["rest"]
+    verdict, states = BundleArm(bundle, Trial("rest", n_episodes=1)).episode(0)
+    driven = [s for s in states if s["chunk_seq"] is not None]
+    assert len({s["chunk_seq"] for s in driven}) >= 3, "hardly a chunk was executed"
+    assert {s["mode"] for s in states} == {"running"}
+    goals = np.array([s["goal"] for s in driven])
+    assert np.isfinite(goals).all()
+    assert np.ptp(goals, axis=0).max() > 0.1, "the arm was never told to move"
+    assert np.isfinite(verdict.rms_m)
+
+
+# -- through the real processes ---------------------------------------------------------------------------------
+
+
+class Deployed:
+    """A running `edgevla deploy --sim`."""
+
+    def __init__(self, folder: Path, bundle: Path, robot: str, *more: str) -> None:
+        self.log = folder / "log"
+        words = ["deploy", str(bundle), "--robot", robot, "--sim", "--log", str(self.log), "--json", *more]
+        self._errors = (folder / "stderr.txt").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgevla", *words],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def set_task(self, task: str) -> None:
+        """Over the command socket, as the monitor does, once the arm runs."""
+        folder = find_run(self.process.pid, lambda: self.process.poll() is None)
+        session = read_deployment(folder).session_bytes
+        ctx = zmq.Context()
+        client = CommandClient(ctx, endpoint(folder, "robot", "commands"), session, "test")
+        try:
+            self._await("running")
+            answer = client.request("set_task", {"task": task}, timeout_s=10)
+            assert answer.is_accepted, answer.reason
+        except WireError as error:
+            pytest.fail(f"{error}\n{self.words()}")
+        finally:
+            client.close()
+            ctx.destroy(linger=0)
+
+    def _await(self, word: str) -> None:
+        deadline = time.monotonic() + 90
+        while f" {word} " not in self.words():
+            assert self.process.poll() is None, self.words()
+            assert time.monotonic() < deadline, self.words()
+            time.sleep(0.1)
+
+    def summary(self) -> dict[str, Any]:
+        said, _ = self.process.communicate(timeout=150)
+        assert self.process.returncode == 0, self.words()
+        found: dict[str, Any] = json.loads(said)
+        assert found["failure"] is None
+        return found
+
+    def chunks(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (self.log / "run.jsonl").read_text().splitlines()]
+        return [line for line in lines if line["type"] == "chunk"]
+
+    def words(self) -> str:
+        self._errors.flush()
+        return Path(self._errors.name).read_text()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(60)
+        self._errors.close()
+
+
+def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) -> None:
+    deployed = Deployed(
+        tmp_path, make_bundle(work, "smolvla"), "so101", "--duration", "4", "--task", INSTRUCTION["rest"]
+    )
+    try:
+        deployed.set_task(OTHER_TASK)
+        assert deployed.summary()["inferences"] >= 3
+    finally:
+        deployed.close()
+    tasks = [chunk["task"] for chunk in deployed.chunks()]
+    assert tasks[0] == INSTRUCTION["rest"]
+    assert tasks[-1] == OTHER_TASK
+    assert tasks == sorted(tasks, key=lambda task: task == OTHER_TASK)
+
+
+def test_a_policy_with_history_runs_in_its_own_process(work: Path, tmp_path: Path) -> None:
+    deployed = Deployed(tmp_path, make_bundle(work, "diffusion"), "so101", "--duration", "3")
+    try:
+        assert deployed.summary()["inferences"] >= 3
+    finally:
+        deployed.close()
+
+
+# -- other robots -----------------------------------------------------------------------------------------------
+
+ROBOTS = [
+    (
+        "xvla",
+        "so101_bimanual",
+        ["action_mode=so101_bimanual", "max_state_dim=20"],
+        ["--joint-units", "degrees"],
+    ),
+    ("groot", "aloha", [], ["--joint-units", "radians"]),
+]
+
+
+def record_still_life(root: Path, robot: str) -> list[str]:
+    """A few frames of a robot that sways about the middle of its joints; its cameras' names."""
+    profile = load_profile(robot)
+    names = [joint.name for joint in profile.joints]
+    middle = np.array(
+        [50.0 if j.unit == "percent" else 0.5 if j.unit == "unit" else 0.0 for j in profile.joints]
+    )
+    step = np.array([0.02 if j.unit in ("rad", "unit") else 1.0 for j in profile.joints])
+    vector = {"dtype": "float32", "shape": (len(names),), "names": names}
+    cameras = [camera.name for camera in profile.cameras]
+    pictures = {
+        f"observation.images.{c}": {"dtype": "image", "shape": (48, 64, 3), "names": None} for c in cameras
+    }
+    features = {"observation.state": vector, "action": dict(vector), **pictures}
+    rng = np.random.default_rng(0)
+    with DatasetWriter(root, fps=30, features=features, robot_type=robot) as writer:
+        for k in range(20):
+            sway = middle + step * np.sin(0.3 * k + np.arange(len(names)))
+            row: dict[str, Any] = {
+                "observation.state": sway.astype(np.float32),
+                "action": sway.astype(np.float32),
+            }
+            row |= {name: rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for name in pictures}
+            writer.add_frame(row, "sway")
+        writer.save_episode()
+    return cameras
+
+
+def write_pictures(folder: Path) -> Path:
+    import cv2
+
+    folder.mkdir()
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), np.full((480, 640, 3), 80 * i, np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize(("policy", "robot", "settings", "units"), ROBOTS, ids=[r[1] for r in ROBOTS])
+def test_a_policy_runs_on_another_robot(
+    policy: str, robot: str, settings: list[str], units: list[str], work: Path, tmp_path: Path
+) -> None:
+    """Two arms, four buses or two, real processes; every camera is a folder of pictures."""
+    cameras = record_still_life(tmp_path / "data", robot)
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    run_verb(train_words(policy, tmp_path / "data", run, work / BACKBONES[policy], *FEW, settings=settings))
+    sizes = [word for camera in cameras for word in ("--camera-size", f"{camera}=640x480")]
+    run_verb(export_words(run, bundle, *units, *sizes))
+    names = [joint.name for joint in load_profile(robot).joints]
+    assert list(load_bundle(bundle).manifest.action.names) == names
+    pictures = write_pictures(tmp_path / "pictures")
+    sources = [word for camera in cameras for word in ("--camera", f"{camera}={pictures}")]
+    deployed = Deployed(tmp_path, bundle, robot, "--duration", "3", *sources)
+    try:
+        assert deployed.summary()["inferences"] >= 2
+    finally:
+        deployed.close()
+
+
+# -- what cannot drive joints -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["ee6d", "agibot_ee6d"])
+def test_end_effector_poses_are_refused(
+    mode: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty pose channels look like any other vector: only the action space tells."""
+    vector = {"dtype": "float32", "shape": (20,), "names": [f"pose{i}" for i in range(20)]}
+    camera = {"dtype": "image", "shape": (48, 64, 3), "names": None}
+    features = {"observation.state": vector, "action": dict(vector), "observation.images.front": camera}
+    with DatasetWriter(tmp_path / "data", fps=30, features=features) as writer:
+        for k in range(8):
+            row = np.linspace(0, 1, 20, dtype=np.float32) * (k + 1) / 8
+            picture = np.full((48, 64, 3), k, np.uint8)
+            writer.add_frame(
+                {"observation.state": row, "action": row, "observation.images.front": picture}, "reach"
+            )
+        writer.save_episode()
+    settings = [f"action_mode={mode}", "max_state_dim=20"]
+    run = tmp_path / "run"
+    run_verb(train_words("xvla", tmp_path / "data", run, work / "florence", *FEW, settings=settings))
+    capsys.readouterr()
+    assert main([*export_words(run, tmp_path / "bundle"), "--joint-units", "degrees"]) == 2
+    said = capsys.readouterr().err
+    assert "end-effector poses" in said
+    assert mode in said
+    assert not (tmp_path / "bundle").exists()
+    main(["inspect", str(run / "checkpoints/last/pretrained_model")])
+    assert "end-effector poses" in capsys.readouterr().out
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------
+
+
+def trained_names(run: Path, start: dict[str, torch.Tensor]) -> set[str]:
+    """Weights that a run changed."""
+    from safetensors.torch import load_file
+
+    now = load_file(str(run / "checkpoints/last/pretrained_model/model.safetensors"))
+    assert now.keys() == start.keys()
+    return {name for name, tensor in now.items() if not torch.equal(tensor, start[name])}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "expected", "untouched"),
+    [
+        ("xvla_soft_prompts", (), ["soft_prompt"], ["vlm.", "action_", "blocks"]),
+        ("xvla_two_phase", (), ["soft_prompt", "action_"], ["vlm.", "blocks"]),
+        ("xvla", (), ["soft_prompt", "action_", "blocks", "vlm."], []),
+    ],
+)
+def test_a_recipe_trains_what_it_says(
+    recipe: str, more: tuple[str, ...], expected: list[str], untouched: list[str], work: Path, tmp_path: Path
+) -> None:
+    """From one checkpoint. Two-phase begins with prompts and heads; its second phase starts after 1000 steps."""
+    from safetensors.torch import load_file
+
+    make_bundle(work, "xvla")
+    checkpoint = work / "runs/xvla/checkpoints/last/pretrained_model"
+    words = ["train", "--policy", "xvla", "--recipe", recipe, "--dataset", str(work / "data"), *FEW, *more]
+    words += [
+        "--from",
+        str(checkpoint),
+        "--output",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    run_verb([*words, "--cache", "ram", "--save-freq", "0", "--no-tensorboard", "--lr", "1e-2"])
+    changed = trained_names(tmp_path / "run", load_file(str(checkpoint / "model.safetensors")))
+    for part in expected:
+        assert any(part in name for name in changed), f"{part} did not learn"
+    for part in untouched:
+        assert not [name for name in changed if part in name]
