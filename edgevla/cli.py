@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "deploy": ("edgevla.nodes.deploy_cli", "run a bundle on a robot, real or emulated"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
     "record": ("edgevla.nodes.record_cli", "record a running robot into a LeRobot dataset"),
+    "replay": ("edgevla.nodes.replay_cli", "play a recorded episode on a robot"),
     "demo": ("edgevla.demo.cli", "the whole story on a simulated arm, in minutes"),
     "teleop": ("edgevla.robots.teleop", "move a robot by hand with a leader arm"),
     "calibrate": ("edgevla.robots.calibrate_cli", "calibrate an arm, or compare file and servos"),

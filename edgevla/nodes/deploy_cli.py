@@ -18,11 +18,22 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import EdgeVLAError, UsageError
 
-BUNDLE_PLACES = ("bundles/*", "bundle", "*/bundle", "runs/*/bundle", "runs/*/*/bundle", "runs/bundles/*")
+if TYPE_CHECKING:
+    from edgevla.nodes.supervisor import Supervisor
+
+BUNDLE_PLACES = (
+    "bundles/*",
+    "bundle",
+    "*/bundle",
+    "runs/*/bundle",
+    "runs/*/*/bundle",
+    "runs/bundles/*",
+    "demo-runs/*/bundles/*",
+)
 MARKS = {"warning": "! ", "error": "!! ", "stop": "!! ", "info": "", "log": ""}
 
 
@@ -93,14 +104,28 @@ def run(args: argparse.Namespace) -> int:
     if args.bundle is None:
         shown("info", "deploy", f"bundle: {options.bundle} (the newest one here)")
     supervisor = Supervisor(options, shown)
+    summary = carry_out(supervisor, _open_monitor(supervisor) if args.monitor else None)
+    if summary is None:
+        shown("info", "deploy", "stopped before the arm was switched on")
+        return 130
+    return _report(args, summary, shown)
+
+
+def carry_out(
+    supervisor: Supervisor, watcher: contextlib.AbstractContextManager[None] | None = None
+) -> dict[str, Any] | None:
+    """Starts, watches, stops, and closes whatever happens; the summary, None when Ctrl-C came before the arm was on.
+
+    Raises:
+        EdgeVLAError: what a person must act on, after everything was ended.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.interrupt())
     failure: EdgeVLAError | None = None
     was_interrupted = False
     try:
         supervisor.start()
-        watcher = _open_monitor(supervisor) if args.monitor else contextlib.nullcontext()
-        with watcher:
+        with watcher or contextlib.nullcontext():
             supervisor.watch()
         supervisor.stop()
     except EdgeVLAError as error:
@@ -110,10 +135,7 @@ def run(args: argparse.Namespace) -> int:
     summary = supervisor.close()
     if failure is not None:
         raise failure
-    if was_interrupted:
-        shown("info", "deploy", "stopped before the arm was switched on")
-        return 130
-    return _report(args, summary, shown)
+    return None if was_interrupted else summary
 
 
 def _report(args: argparse.Namespace, summary: Mapping[str, Any], shown: _Screen) -> int:
