@@ -242,3 +242,63 @@ def test_a_missing_camera_ends_the_process_with_one_sentence():
     assert result.returncode == 1
     assert "camera 'wrist' is not there: /dev/video97" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+class FakeDevice:
+    """What a V4L2 driver does with settings: takes those it knows, answers with what it really has."""
+
+    def __init__(self, takes=(), fourcc="YUYV") -> None:
+        self.takes, self.was_set, self.is_open = takes, {}, True
+        self.fourcc = cv2.VideoWriter.fourcc(*fourcc)
+
+    def __call__(self, device, backend):
+        return self
+
+    def isOpened(self):  # noqa: N802  OpenCV's name
+        return self.is_open
+
+    def set(self, what, value):
+        self.was_set[what] = value
+        return what in self.takes
+
+    def get(self, what):
+        return self.fourcc if what == cv2.CAP_PROP_FOURCC else 0
+
+    def read(self):
+        return True, card()[..., ::-1]
+
+    def release(self):
+        self.is_open = False
+
+
+def opened(monkeypatch, device, **fields):
+    monkeypatch.setattr(cv2, "VideoCapture", device)
+    source = open_source(CameraSettings("front", "/dev/null", 64, 48, **fields))
+    source.open()
+    return source
+
+
+def test_exposure_is_locked_or_refused(monkeypatch):
+    device = FakeDevice(takes=(cv2.CAP_PROP_AUTO_EXPOSURE, cv2.CAP_PROP_EXPOSURE))
+    opened(monkeypatch, device, exposure=120.0)
+    assert device.was_set[cv2.CAP_PROP_EXPOSURE] == 120.0
+    assert device.was_set[cv2.CAP_PROP_AUTO_EXPOSURE] == 1.0, "V4L2's number for manual"
+    device = FakeDevice()
+    with pytest.raises(CameraError, match="does not let its exposure be set"):
+        opened(monkeypatch, device, has_locked_exposure=True)
+    assert not device.is_open, "a camera that is refused is not kept busy"
+
+
+def test_another_pixel_format_than_declared_is_refused(monkeypatch):
+    with pytest.raises(CameraError, match="gives YUYV, not MJPG as declared"):
+        opened(monkeypatch, FakeDevice(), fourcc="MJPG")
+    source = opened(monkeypatch, FakeDevice(fourcc="MJPG"), fourcc="MJPG")
+    assert source.about == "/dev/null MJPG"
+    assert source.read().pixels.shape == (48, 64, 3)
+
+
+def test_a_busy_camera_says_how_to_find_who_has_it(monkeypatch):
+    device = FakeDevice()
+    device.is_open = False
+    with pytest.raises(CameraError, match="fuser -v /dev/null"):
+        opened(monkeypatch, device)
