@@ -254,7 +254,7 @@ class FakeDevice:
     def __call__(self, device, backend):
         return self
 
-    def isOpened(self):  # noqa: N802  OpenCV's name
+    def isOpened(self):
         return self.is_open
 
     def set(self, what, value):
