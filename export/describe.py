@@ -6,11 +6,9 @@ Each function returns (lines for a person, the same as data, exit code: 0 sound,
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from edgevla.manifest import Manifest
 
 from ..train.processors import Processors
 from .features import pose_space, read_facts
+from .header import Weight, read_header
 
 Report = tuple[list[str], dict[str, Any], int]
 
@@ -31,20 +30,9 @@ PARTS = (
     ("language", r"language_model|text_model|lm_head|embed_tokens"),
 )
 """Part of a policy -> what the names of its weights hold; the first that fits. Others go by their first word."""
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 NOT_EXPORTED = re.compile(r"vae_encoder|lm_head")
 CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 """ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
 
 
 def describe_checkpoint(path: str | Path) -> Report:
@@ -105,32 +93,6 @@ def describe_bundle(path: str | Path) -> Report:
     lines = _bundle_lines(folder, manifest)
     lines.append(f"not sound: {problem}" if problem else "sound: every file is as the manifest says")
     return lines, data, 1 if problem else 0
-
-
-def read_header(path: Path) -> dict[str, Weight]:
-    """Names, types and shapes of a safetensors file.
-
-    Raises:
-        CheckpointError: missing, damaged, or shorter than its header says.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no {path.name}; fetch the checkpoint again")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        n = int.from_bytes(file.read(8), "little")
-        if not 0 < n <= min(size - 8, 100 << 20):
-            raise CheckpointError(f"{path} is damaged: its header of {n} bytes does not fit; fetch it again")
-        try:
-            header = json.loads(file.read(n))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} is damaged: its header is no JSON ({error}); fetch it again"
-            ) from error
-    header.pop("__metadata__", None)
-    end = max((e["data_offsets"][1] for e in header.values()), default=0)
-    if 8 + n + end != size:
-        raise CheckpointError(f"{path} has {size} bytes, its header says {8 + n + end}; fetch it again")
-    return {name: Weight(e["dtype"], tuple(e["shape"])) for name, e in header.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

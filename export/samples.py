@@ -47,7 +47,7 @@ def _read(dataset: Dataset, row: int, keys: Mapping[str, str], manifest: Manifes
     for name in manifest.cameras:
         images[name] = _sized(dataset.frame(keys[name], row), manifest.features[name].shape[:2])
     vectors = {
-        key: np.asarray(dataset.columns[key][row], np.float32).ravel()
+        key: np.array(dataset.columns[key][row], np.float32).ravel()
         for key in (STATE, ENVIRONMENT_STATE)
         if key in manifest.features
     }
@@ -57,7 +57,7 @@ def _read(dataset: Dataset, row: int, keys: Mapping[str, str], manifest: Manifes
 
 def _sized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     if image.shape[:2] == tuple(size):
-        return np.ascontiguousarray(image)
+        return np.array(image)
     import cv2
 
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,12 @@ from edgevla.errors import CheckpointError
 
 from ..train.checkpoint import _no_init, read_config
 from ..train.policies import policy_class
+from ..train.policies.base import Policy
 from ..train.processors import Processors
+from .header import read_aliases, read_header
+
+STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
+"""Among the weights before LeRobot 0.4."""
 
 
 def parameters(folder: Path) -> dict[str, tuple[int, bool]]:
@@ -23,32 +28,38 @@ def parameters(folder: Path) -> dict[str, tuple[int, bool]]:
     Raises:
         CheckpointError: an unknown policy, or settings or weights that do not fit each other.
     """
-    from safetensors import SafetensorError, safe_open
-
     config, _ = read_config(folder)
     cls = policy_class(config.type)
-    try:
-        with safe_open(str(folder / "model.safetensors"), framework="pt") as file, torch.device("meta"):
-            weights = {
-                name: torch.empty(file.get_slice(name).get_shape(), dtype=torch.float32)
-                for name in file.keys()  # noqa: SIM118  not a mapping
-            }
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{folder / 'model.safetensors'} is damaged ({error}); fetch it again"
-        ) from error
-    weights = {n: w for n, w in weights.items() if not _is_normaliser(n)}
+    path = folder / "model.safetensors"
+    with torch.device("meta"):
+        weights = {
+            n: torch.empty(w.shape) for n, w in read_header(path).items() if not n.startswith(STATISTICS)
+        }
+        weights |= {left: weights[kept] for left, kept in read_aliases(path).items() if kept in weights}
     weights = cls.repair_keys(weights, config)
     shapes = {n.removeprefix(cls.Prefix): tuple(w.shape) for n, w in weights.items()}
     with _without_memory():
         policy = cls.build(config, Processors.load(folder), shapes)
-    own = dict(policy.named_parameters())
-    strangers = [n for n in shapes if n not in policy.state_dict()]
-    if strangers:
+    _check(policy, shapes, path)
+    return {cls.Prefix + n: (p.numel(), p.requires_grad) for n, p in policy.named_parameters()}
+
+
+def _check(policy: Policy, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raises CheckpointError: weights that the policy lacks, weights that the file lacks, or other shapes."""
+    own = policy.state_dict(keep_vars=True)
+    # Tensors that are one in the module need only one of their names in the file.
+    found = {id(own[name]) for name in shapes if name in own}
+    strange = [n for n in shapes if n not in own]
+    missing = [n for n, tensor in own.items() if id(tensor) not in found]
+    wrong = [n for n, shape in shapes.items() if n in own and tuple(own[n].shape) != shape]
+    for what, names in (("holds weights that the policy has not", strange), ("lacks weights", missing)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{path} {what}: {names[0]}{more}")
+    if wrong:
         raise CheckpointError(
-            f"{folder / 'model.safetensors'} holds weights that a {config.type} has not: {strangers[0]}"
+            f"{path}: {wrong[0]} is {shapes[wrong[0]]}, the config says {tuple(own[wrong[0]].shape)}"
         )
-    return {cls.Prefix + n: (p.numel(), p.requires_grad) for n, p in own.items()}
 
 
 @contextmanager
@@ -67,8 +78,3 @@ def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn
     if parameter is None or parameter.is_meta:
         return parameter
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-
-def _is_normaliser(name: str) -> bool:
-    """Statistics that LeRobot kept among the weights before 0.4."""
-    return name.startswith(("normalize_inputs.", "normalize_targets.", "unnormalize_outputs."))
