@@ -34,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--contact-sheet is for datasets")
         if (path / "manifest.json").is_file():
             return _describe("describe_bundle", path, args.json)
-        if (path / "config.json").is_file() or (path / "pretrained_model/config.json").is_file():
-            return _describe("describe_checkpoint", path, args.json)
+        for checkpoint in (path, path / "checkpoints/last"):  # a run's folder stands for its newest checkpoint
+            if any((checkpoint / inner / "config.json").is_file() for inner in ("", "pretrained_model")):
+                return _describe("describe_checkpoint", checkpoint, args.json)
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "
