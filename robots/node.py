@@ -211,6 +211,8 @@ class ControlLoop(Modes):
     def _run_mode(self, tick: Tick, is_fresh: bool) -> tuple[str, str]:
         if not is_fresh:
             return "holding", "a joint's position is stale"
+        if self.wants_new_grid:  # the rollout begins with the next tick
+            return "running", ""
         silent_ns = tick.deadline_ns - max(self.answered_ns, self.t0_ns)
         if silent_ns > SILENT_POLICY_NS and self.executor is not None and self._starves(tick):
             self.tell_once(
