@@ -164,6 +164,7 @@ class Robot:
 
     def _connect(self) -> None:
         for line in self._lines:
+            self._tune_adapter(line.line)
             handshake.check_motors(line.line, line.bus, self.profile)
         lines = self.buses
         if self.profile.is_calibrated_by_file:
@@ -177,7 +178,6 @@ class Robot:
             handshake.configure(line.line, line.bus)
             handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
             self._warn(handshake.probe(line.line))
-            self._tune_adapter(line.line)
             for servo_id in line.order:
                 block = line.line.read_block(servo_id, line.line.health_block)
                 self._take_health(line, servo_id, block)

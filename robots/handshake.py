@@ -15,6 +15,7 @@ from .calibration import REGISTER_OF, Calibration, differences
 from .profile import MODELS, Bus, Limits, Motor, Profile
 
 MULTI_TURN = 0x10
+PULSE_TIMEOUT_NS = 60_000_000
 FEETECH_SETTINGS = {"return_delay": 0, "operating_mode": 0, "max_acceleration": 254}
 FEETECH_RAM = {"acceleration": 254, "goal_velocity": 0}
 DYNAMIXEL_SETTINGS = {"return_delay": 0, "operating_mode": 3}
@@ -208,14 +209,18 @@ def probe(line: ServoBus) -> str | None:
 
 
 def pulse_ms(line: ServoBus, n: int = 5) -> float:
-    """Median time of a one-servo read beyond the wire's own, in ms: the adapter's latency."""
-    times = []
-    frame = line.codec.read(line.ids[0], line.registers["present_position"].address, 2)
-    for _ in range(n):
-        begun = line.clock.now_ns()
-        if line.transact(frame, line.ids[0], 2, None, 1) is not None:
-            times.append(line.clock.now_ns() - begun)
-    if not times:
-        return 0.0
-    wire = line.wire_time_ns(2, 1, len(frame))
-    return max(0.0, (sorted(times)[len(times) // 2] - wire) / 1e6)
+    """Median time of a one-servo read beyond the wire's own, in ms: the adapter's latency. 0 when nobody answers."""
+    r = line.registers["model_number"]
+    for servo_id in line.ids:
+        frame = line.codec.read(servo_id, r.address, r.size)
+        if line.transact(frame, servo_id, r.size, PULSE_TIMEOUT_NS, 1) is None:
+            continue
+        times = []
+        for _ in range(n):
+            begun_ns = line.clock.now_ns()
+            if line.transact(frame, servo_id, r.size, PULSE_TIMEOUT_NS, 1) is not None:
+                times.append(line.clock.now_ns() - begun_ns)
+        if times:
+            wire_ns = line.wire_time_ns(r.size, 1, len(frame))
+            return max(0.0, (sorted(times)[len(times) // 2] - wire_ns) / 1e6)
+    return 0.0

@@ -134,7 +134,7 @@ def _supervisor_class() -> Any:
 
         def _load(self) -> None:
             self.bundle: Bundle = SimpleNamespace(sha256="")  # type: ignore[assignment]
-            self.execution = execution_from({"kind": "async"})
+            self.execution = execution_from({"kind": "async", "every": 1})
 
         def _camera_list(self) -> list[CameraSettings]:
             o = self.options
@@ -210,7 +210,7 @@ def _supervisor_class() -> Any:
         def _start_arguments(self, latency_ms: float) -> dict[str, Any]:
             fps = min(FPS, float(self.robot["servo_hz"]))
             return {
-                "fps": fps, "chunk_size": CHUNK_SIZE, "n_action_steps": 1, "execution": {"kind": "async"},
+                "fps": fps, "chunk_size": CHUNK_SIZE, "n_action_steps": 1, "execution": {"kind": "async", "every": 1},
                 "allowed": ["async"], "task": self.options.task, "n_steps": None, "guidance_end": 0,
                 "max_guidance": 0.0, "trained_speed": None, "trained_range": None, "latency_ms": latency_ms,
                 "max_hz": None,

@@ -85,6 +85,7 @@ class ServoBus:
         self._margin_ns, self._floor_ns = int(margin_ms * 1e6), int(floor_ms * 1e6)
         self._requests: dict[tuple[int, int, tuple[int, ...], bool], bytes] = {}
         self._n_fast_failures = 0
+        self._owed_until_ns = 0
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -161,15 +162,27 @@ class ServoBus:
         Raises BusError when the servo refuses (Dynamixel) or the line has gone.
         """
         allowed = timeout_ns or self.reply_timeout_ns(data_size, 1, len(frame))
+        self._drain()
+        first_ns = self.clock.now_ns()
         for attempt in range(n_tries):
             self.port.flush_input()
+            sent_ns = self.clock.now_ns()
             self.port.write(frame)
             # Setting up is in no hurry: a busy machine gets more time with every try.
             patience_ns = allowed if timeout_ns else allowed * (1 + 2 * attempt)
-            status = self._await(frame, servo_id, data_size, self.clock.now_ns() + patience_ns)
-            if status is not None:
-                return status
+            data = self._await(frame, servo_id, data_size, sent_ns + patience_ns)
+            if data is not None:
+                if attempt:  # answers to the earlier tries may still come: as late as this one, at most
+                    self._owed_until_ns = sent_ns + (self.clock.now_ns() - first_ns) + TURNAROUND_NS
+                return data
+        self._owed_until_ns = self.clock.now_ns() + allowed
         return None
+
+    def _drain(self) -> None:
+        """Drops what late answers to earlier questions are still due: they fit the next question all too well."""
+        while self.clock.now_ns() < self._owed_until_ns:
+            self.port.read(READ_SIZE, self._owed_until_ns)
+        self._owed_until_ns = 0
 
     def _await(self, frame: bytes, servo_id: int, data_size: int, deadline_ns: int) -> bytes | None:
         decoder = self.codec.Decoder(data_size)

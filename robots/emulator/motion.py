@@ -57,11 +57,15 @@ class Axis:
         else:
             acceleration = acceleration or DEFAULT_ACCELERATION
             speed = min(speed or self.model.max_speed, self.model.max_speed)
-            wanted = math.copysign(min(speed, math.sqrt(2 * acceleration * abs(error))), error)
+            lag = (
+                acceleration * dt_s / 2
+            )  # the speed from which whole steps of this length still come to rest in time
+            braking = math.sqrt(lag * lag + 2 * acceleration * abs(error)) - lag
+            wanted = math.copysign(min(speed, braking), error)
             change = max(-acceleration * dt_s, min(acceleration * dt_s, wanted - self.velocity))
             self.velocity += change
             step = self.velocity * dt_s
-            if abs(error) <= abs(step) or abs(error) < 0.5:
+            if abs(error) <= abs(step) or abs(error) < 0.02:
                 step, self.velocity = error, 0.0
             self.position += step
             self._take_load(error - step, change / dt_s / DEFAULT_ACCELERATION, strength)

@@ -1,0 +1,381 @@
+"""The emulator as a process on pseudo-terminals: links, wire time, speeds, unplugging, traces, faults from outside."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from edgevla.clock import VirtualClock
+from edgevla.errors import BusError, UsageError
+from edgevla.robots.arm import Robot
+from edgevla.robots.bus import dynamixel, feetech
+from edgevla.robots.bus.port import SerialPort, candidate_ports, set_latency_timer, wire_ns
+from edgevla.robots.bus.servo_bus import FeetechBus
+from edgevla.robots.calibration import nominal
+from edgevla.robots.emulator.faults import KINDS, Fault
+from edgevla.robots.emulator.motion import Axis, MotorModel
+from edgevla.robots.emulator.robot import EmulatedRobot
+from edgevla.robots.emulator.trace import read_trace
+from edgevla.robots.profile import load_profile
+
+
+def connected(emulator, name="so101"):
+    profile = load_profile(name)
+    ports = {bus.name: SerialPort.open(emulator.ports[bus.name], bus.baud) for bus in profile.buses}
+    robot = Robot(profile, ports, nominal(profile) if profile.is_calibrated_by_file else None)
+    robot.connect()
+    return robot
+
+
+def exchange_until(robot, goal, reached, limit_s=20.0):
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        reading = robot.exchange(goal, time.monotonic_ns() + 40_000_000)
+        if reached(reading):
+            return reading
+        time.sleep(0.005)
+    pytest.fail(f"not reached: {reading}")
+
+
+@pytest.mark.parametrize("name", ["so101", "aloha"])
+def test_an_arm_on_its_ports_goes_where_it_is_told_and_links_vanish_at_the_end(start_emulator, name):
+    emulator = start_emulator(name)
+    assert all(Path(port).is_symlink() for port in emulator.ports.values())
+    robot = connected(emulator, name)
+    assert robot.set_torque(True) == []
+    goal = robot.present_goal()
+    goal[0] += 0.3 if name == "aloha" else 15
+    exchange_until(robot, goal, lambda r: abs(r.position[0] - goal[0]) < (0.01 if name == "aloha" else 0.5))
+    assert robot.set_torque(False) == []
+    robot.close()
+    assert emulator.stop() == 0
+    assert not any(os.path.lexists(port) for port in emulator.ports.values())
+
+
+def test_answers_come_at_the_wire_s_pace(start_emulator):
+    robot = connected(start_emulator("so101"))
+    bus = robot.buses["arm"]
+    block = feetech.POSITION_BLOCK
+    wire_ms = bus.wire_time_ns(block.size, 6, 14) / 1e6
+    spent = []
+    for _ in range(100):
+        begun = time.monotonic_ns()
+        assert len(bus.sync_read(["present_position"])) == 6
+        spent.append((time.monotonic_ns() - begun) / 1e6)
+    # Never faster than the wire; slower by what a busy machine takes (bench/ measures that).
+    assert min(spent) > 0.9 * (wire_ns(14 + 48, 1_000_000) / 1e6)
+    assert statistics.median(spent) < wire_ms + 15
+    robot.close()
+
+
+def test_a_host_at_another_speed_hears_nothing_and_odd_speeds_work(start_emulator):
+    port = start_emulator("so101", "--untimed").ports["arm"]
+    for baud, answers in ((500_000, False), (250_000, False), (1_000_000, True)):
+        line = FeetechBus(SerialPort.open(port, baud), {1: "shoulder_pan, STS3215"})
+        assert (line.ping(1, 3) is not None) is answers
+        line.close()
+
+
+def test_a_line_is_opened_by_one_process_only(start_emulator):
+    port = start_emulator("so101", "--untimed").ports["arm"]
+    first = SerialPort.open(port, 1_000_000)
+    with pytest.raises(BusError, match="in use by another process"):
+        SerialPort.open(port, 1_000_000)
+    first.close()
+    SerialPort.open(port, 1_000_000).close()
+
+
+def test_a_descriptor_can_be_handed_on(start_emulator):
+    emulator = start_emulator("so101", "--untimed")
+    port = SerialPort.open(emulator.ports["arm"], 1_000_000)
+    line = FeetechBus(SerialPort(os.dup(port.fileno()), port.name, 1_000_000), {2: "shoulder_lift, STS3215"})
+    assert line.read_raw(2, "model_number") == 777
+    port.close()
+    assert line.read_raw(2, "model_number") == 777
+    line.close()
+
+
+def test_unplugged_is_an_error_and_the_same_link_works_again_after_replugging(start_emulator, tmp_path):
+    script = tmp_path / "faults.jsonl"
+    script.write_text('{"at_s": 6, "kind": "unplug"}\n# and back\n{"at_s": 8, "kind": "replug"}\n')
+    emulator = start_emulator(
+        "so101", "--untimed", "--faults", str(script), "--trace", str(tmp_path / "trace")
+    )
+    robot = connected(emulator)
+    robot.set_torque(True)
+    goal = robot.present_goal()
+    with pytest.raises(BusError, match="torque ON"):
+        exchange_until(robot, goal, lambda _: False)
+    with pytest.raises(BusError, match="torque ON"):
+        robot.exchange(goal, time.monotonic_ns() + 10_000_000)
+    assert len(robot.set_torque(False)) == 6
+    robot.close()
+    until = time.monotonic() + 20
+    while not os.path.lexists(emulator.ports["arm"]) and time.monotonic() < until:
+        time.sleep(0.05)
+    again = connected(emulator)  # new pseudo-terminal, same link; connecting switched the torque off
+    assert [s.torque_on for s in again.health()] == [False] * 6
+    again.close()
+    emulator.stop()
+    notes = [e["fault"]["kind"] for e in read_trace(tmp_path / "trace") if e["dir"] == "note"]
+    assert notes == ["unplug", "replug"]
+
+
+def test_the_trace_tells_every_frame_and_what_it_means(start_emulator, tmp_path):
+    emulator = start_emulator("so101", "--untimed", "--trace", str(tmp_path / "trace"))
+    robot = connected(emulator)
+    robot.set_torque(True)
+    goal = robot.present_goal()
+    goal[2] = 12.0
+    robot.exchange(goal, time.monotonic_ns() + 100_000_000)
+    robot.set_torque(False)
+    robot.close()
+    emulator.stop()
+    entries = list(read_trace(tmp_path / "trace"))
+    goals = [e["values"]["3"] for e in entries if e.get("register") == "goal_position" and "3" in e["values"]]
+    assert goals == [2047, 2047, robot.units.ticks(goal)[2]][-len(goals):]  # fmt: skip
+    torque = [e for e in entries if e.get("register") == "torque_enable" and e["op"] == "write"]
+    assert {k: v for e in torque for k, v in e["values"].items()} == {str(i): 0 for i in range(1, 7)}
+    assert [e["t_ns"] for e in entries if e["dir"] == "tx"] == sorted(
+        e["t_ns"] for e in entries if e["dir"] == "tx"
+    )
+    assert all(e["error"] == 0 for e in entries if e.get("op") == "status")
+
+
+def test_faults_and_the_world_come_and_go_over_zeromq(start_emulator):
+    from edgevla.wire import Dealer, Inbox, endpoint, new_session, run_dir
+
+    session = new_session()
+    folder = run_dir(session)
+    ctx = zmq.Context()
+    emulator = start_emulator("so101", "--untimed", "--session", session.hex(), "--world", "rest")
+    inbox = Inbox(ctx, {"world": (endpoint(folder, "emulator"), 10)}, session)
+    dealer = Dealer(ctx, endpoint(folder, "emulator", "fault"), session, "test")
+    try:
+        line = FeetechBus(SerialPort.open(emulator.ports["arm"], 1_000_000), {3: "elbow_flex, STS3215"})
+        assert line.ping(3) is not None
+        for fields, accepted in (({"kind": "mute", "target": "elbow_flex"}, True), ({"kind": "mut"}, False)):
+            seq = send_fault(dealer, fields)
+            ack = answer(dealer)
+            assert (ack["of_seq"], ack["is_accepted"]) == (seq, accepted)
+        assert "unknown fault 'mut'" in ack["reason"]
+        assert line.ping(3) is None
+        send_fault(dealer, {"kind": "clear"})
+        assert answer(dealer)["is_accepted"]
+        assert line.ping(3) is not None
+        line.close()
+        assert inbox.wait(10)
+        world = inbox.newest("world")
+        assert world["joint_rad"].shape == (6,)
+        assert world["objects"][0]["name"] == "cube"
+    finally:
+        dealer.close()
+        inbox.stop()
+        ctx.term()
+        emulator.stop()
+        folder.rmdir() if not any(folder.iterdir()) else None
+
+
+def send_fault(dealer, fields):
+    empty = dict.fromkeys(("target", "probability", "count", "duration_ms", "amount"))
+    until = time.monotonic() + 10
+    while (seq := dealer.send("fault", {**empty, **fields})) is None and time.monotonic() < until:
+        time.sleep(0.02)
+    return seq
+
+
+def answer(dealer):
+    for _ in range(100):
+        if found := dealer.poll(0.1):
+            return found[0]
+    pytest.fail("no answer to a fault")
+
+
+def test_a_fault_script_with_a_mistake_names_its_line(tmp_path):
+    from edgevla.robots.emulator.server import Script
+
+    path = tmp_path / "faults.jsonl"
+    path.write_text('{"at_s": 1, "kind": "drop"}\n{"at_s": 1, "kind": "dorp"}\n')
+    with pytest.raises(UsageError, match=r"line 2: unknown fault 'dorp'; known: drop"):
+        Script(path, lambda _: "", 0)
+
+
+def test_every_kind_of_fault_can_be_begun_and_ended():
+    robot = EmulatedRobot(load_profile("so101"), VirtualClock())
+    for kind in KINDS:
+        robot.apply(Fault(kind, target="elbow_flex" if kind in ("hand", "jump") else None, amount=20))
+    robot.apply(Fault("clear"))
+    with pytest.raises(UsageError, match="no servo or bus 'elbow'"):
+        robot.apply(Fault("mute", target="elbow"))
+    with pytest.raises(UsageError, match=r"probability is 0\.\.1"):
+        Fault.from_map({"kind": "drop", "probability": 2})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "least_ms"), [("none", 0.8), ("cdc", 1.8), ("ftdi1", 1.8), ("ftdi16", 16)]
+)
+def test_an_adapter_s_latency_is_added(bench, adapter, least_ms):
+    made = bench("so101", adapter=adapter)
+    bus = made.robot.buses["arm"]
+    begun = made.clock.now_ns()
+    assert len(bus.sync_read(["present_position"])) == 6
+    assert least_ms <= (made.clock.now_ns() - begun) / 1e6 < least_ms + 1.2
+
+
+def test_a_slow_adapter_is_noticed_while_connecting(bench):
+    made = bench("so101", adapter="ftdi16")
+    made.robot.connect()
+    assert any("answers 16 ms later than the wire needs" in w for w in made.robot.warnings)
+    assert made.robot.buses["arm"].adapter_latency_ns == pytest.approx(16e6, rel=0.05)
+
+
+def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_path, monkeypatch):
+    timer = tmp_path / "ttyUSB7" / "latency_timer"
+    timer.parent.mkdir()
+    timer.write_text("16\n")
+    assert set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path)) is None
+    assert timer.read_text() == "1"
+    timer.write_text("16\n")
+    monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    sentence = set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path))
+    assert f"echo 1 | sudo tee {timer}" in sentence
+    assert set_latency_timer("/dev/ttyACM0", sysfs=str(tmp_path)) is None
+    assert isinstance(candidate_ports(), list)
+
+
+# ---- register rules ----
+
+
+def servo_of(name, motor):
+    robot = EmulatedRobot(load_profile(name), VirtualClock())
+    return robot, robot.servos[motor], robot.lines[next(iter(robot.lines))]
+
+
+def test_feetech_eeprom_is_lost_with_the_power_while_locked(bench):
+    _, servo, _ = servo_of("so101", "elbow_flex")
+    servo.write(13, b"\x41")
+    assert servo.get("max_temperature") == 65
+    servo.power_up(1)
+    assert servo.get("max_temperature") == 70
+    servo.write(55, b"\x00")
+    servo.write(13, b"\x41")
+    servo.power_up(2)
+    assert (servo.get("max_temperature"), servo.get("lock")) == (65, 1)
+
+
+def test_feetech_read_only_registers_stay_and_max_torque_is_copied_at_power_up():
+    _, servo, _ = servo_of("so101", "elbow_flex")
+    servo.write(3, b"\x01\x01")
+    assert servo.get("model_number") == 777
+    servo.write(55, b"\x00")
+    servo.write(16, (400).to_bytes(2, "little"))
+    assert servo.get("torque_limit") == 1000
+    servo.power_up(1)
+    assert servo.get("torque_limit") == 400
+
+
+def test_feetech_torque_128_makes_the_pose_the_centre():
+    _, servo, _ = servo_of("so101", "elbow_flex")
+    servo.axis.position = 3210
+    servo.write(40, b"\x80")
+    assert servo.present == 2048
+    assert servo.get("homing_offset") == 3210 - 2048
+
+
+def test_feetech_goals_are_kept_within_the_limit_registers():
+    robot, servo, _ = servo_of("so101", "elbow_flex")
+    servo.write(40, b"\x01")
+    servo.write(42, (4000).to_bytes(2, "little"))
+    robot.step(3_000_000_000)
+    for k in range(20):
+        robot.step((4 + k) * 300_000_000 + 3_000_000_000)
+    assert servo.present == servo.get("max_position")
+
+
+def test_dynamixel_secondary_id_obeys_in_silence():
+    _, _, line = servo_of("aloha", "left_shoulder")
+    shadow = next(s for s in line.servos if s.name == "left_shoulder_shadow")
+    shadow.put("secondary_id", 2)
+    answers = line.receive(dynamixel.write(2, 65, b"\x01"), 0)
+    assert len(answers) == 1
+    assert shadow.get("led") == 1
+
+
+def test_a_bad_checksum_is_met_with_silence_and_an_unknown_instruction_as_each_family_does():
+    _, _, line = servo_of("so101", "elbow_flex")
+    frame = bytearray(feetech.read(3, 56, 2))
+    frame[-1] ^= 1
+    assert line.receive(bytes(frame), 0) == []
+    assert line.receive(feetech.instruction(3, 0x77), 0) == []
+    _, _, line = servo_of("aloha", "left_waist")
+    answer = dynamixel.Decoder().feed(line.receive(dynamixel.instruction(1, 0x77), 0)[0][1])[0]
+    assert answer.error == dynamixel.BAD_INSTRUCTION
+
+
+def test_feetech_broadcast_ping_is_answered_in_order_of_ids():
+    _, _, line = servo_of("so101", "elbow_flex")
+    found = feetech.Decoder().feed(b"".join(data for _, data in line.receive(feetech.ping(254), 0)))
+    assert [f.id for f in found] == [1, 2, 3, 4, 5, 6]
+
+
+# ---- motion ----
+
+
+def test_motion_respects_speed_and_acceleration_and_does_not_overshoot():
+    axis = Axis(0.0, MotorModel(max_speed=3000))
+    dt, positions, speeds = 0.002, [], []
+    for _ in range(1500):
+        axis.drive(dt, 2000 - axis.position, 1000.0, 5000.0, 1.0)
+        positions.append(axis.position)
+        speeds.append(axis.velocity)
+    assert max(speeds) <= 1000 + 1e-6
+    assert np.abs(np.diff(speeds)).max() <= 5000 * dt * 4  # the last hundredth of a tick is skipped
+    assert max(positions) <= 2000 + 1
+    assert positions[-1] == pytest.approx(2000, abs=0.5)
+
+
+def test_load_heats_the_servo_and_pulls_the_supply_down(bench):
+    made = bench("so101")
+    made.robot.connect()
+    made.robot.set_torque(True)
+    made.fault("stuck", target="elbow_flex")
+    before = made.servo("elbow_flex").axis.temperature_c
+    goal = made.robot.present_goal()
+    goal[2] += 60
+    volts = []
+    for _ in range(150):
+        made.tick(goal)
+        volts.append({s.name: s.voltage_v for s in made.robot.health()}["shoulder_pan"])
+    assert made.servo("elbow_flex").axis.temperature_c > before + 0.5
+    assert min(volts) < 7.3
+    assert {s.name: s for s in made.robot.health()}["elbow_flex"].load_percent > 50
+
+
+def test_a_limp_arm_falls_only_with_gravity(bench):
+    for gravity, falls in ((0.0, False), (0.3, True)):
+        made = bench("so101", gravity=gravity)
+        at = made.emulated.joint_rad()
+        made.clock.advance(400_000_000)
+        made.emulated.step(made.clock.now_ns())
+        assert bool(np.abs(made.emulated.joint_rad() - at).max() > 0.05) is falls
+
+
+def test_the_emulator_is_repeatable_for_one_seed(bench):
+    def story(seed):
+        made = bench("so101", seed=seed)
+        made.robot.connect()
+        made.robot.set_torque(True)
+        made.fault("drop", probability=0.2)
+        made.fault("corrupt", probability=0.1)
+        goal = made.robot.present_goal()
+        goal[0] += 20
+        return [made.tick(goal).position.tolist() for _ in range(60)], made.robot.counters()
+
+    assert story(3) == story(3)
+    assert story(3) != story(4)
