@@ -33,15 +33,7 @@ from every_policy import SETTINGS, export_words, last_loss, train_words
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 16
-STEPS = {
-    "act": 1200,
-    "diffusion": 900,
-    "smolvla": 1500,
-    "pi0": 1500,
-    "pi05": 1200,
-    "xvla": 1500,
-    "groot": 1500,
-}
+STEPS = {"act": 800, "diffusion": 600, "smolvla": 1500, "pi0": 600, "pi05": 500, "xvla": 600, "groot": 500}
 LR = {"act": "4e-4", "xvla": "3e-3"}
 """Others 1e-3. X-VLA's preset gives its vision-language part a tenth, which is random here and has to learn."""
 
@@ -89,7 +81,7 @@ def train(policy: str, work: Path, data: Path, scale: float) -> dict[str, Any]:
     words = train_words(policy, data, run, backbone_of(policy, work), *more)
     _edgevla(words, work / f"{policy}.train.log")
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
-    _edgevla(export_words(run, bundle), work / f"{policy}.export.log")
+    _edgevla(export_words(policy, run, bundle), work / f"{policy}.export.log")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     facts = {"steps": steps, "cpu_s": round(cpu), "wall_s": round(wall), "loss": last_loss(run)}
     (bundle.parent / f"{policy}.json").write_text(json.dumps(facts))

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgevla.cli import main
+from edgevla.robots.emulator.demonstrate import INSTRUCTION
+from edgevla.train.tiny import BACKBONES
 
 CHUNK = ["chunk_size=30", "n_action_steps=15"]
 NARROW = [*CHUNK, "max_state_dim=8", "max_action_dim=8"]
 SCALED = 'normalization_mapping={"VISUAL":"IDENTITY","STATE":"MEAN_STD","ACTION":"MEAN_STD"}'
 XVLA = [*CHUNK, "hidden_size=64", "depth=3", "num_heads=4", "num_domains=2", "len_soft_prompts=4", SCALED]
-XVLA += ["tokenizer_max_length=24", "resize_imgs_with_padding=[64,64]"]
+XVLA += ["tokenizer_max_length=40", "resize_imgs_with_padding=[64,64]"]
 DIFFUSION = [
     "n_obs_steps=2",
     "horizon=32",
@@ -36,12 +38,12 @@ SETTINGS: dict[str, list[str]] = {
     "smolvla": [
         *NARROW,
         "resize_imgs_with_padding=[64,64]",
-        "tokenizer_max_length=24",
+        "tokenizer_max_length=40",
         "train_expert_only=false",
         "freeze_vision_encoder=false",
     ],
-    "pi0": [*NARROW, "image_resolution=[64,64]", "tokenizer_max_length=24"],
-    "pi05": [*NARROW, "image_resolution=[64,64]", "tokenizer_max_length=72"],
+    "pi0": [*NARROW, "image_resolution=[64,64]", "tokenizer_max_length=40"],
+    "pi05": [*NARROW, "image_resolution=[64,64]", "tokenizer_max_length=100"],
     "xvla": [*XVLA, "action_mode=auto", "max_action_dim=8", "max_state_dim=8"],
     "groot": ["tune_llm=true", "tune_visual=true", "use_bf16=false"],
 }
@@ -65,8 +67,11 @@ def train_words(
     return [*words, *OPTIONS.get(policy, []), *settings_of(policy, *settings), *more]
 
 
-def export_words(run: Path, bundle: Path, *more: str) -> list[str]:
-    return ["export", str(run / "checkpoints/last"), "-o", str(bundle), "--samples", "2", *more]
+def export_words(policy: str, run: Path, bundle: Path, *more: str) -> list[str]:
+    """`edgevla export`; the demonstrations' instruction is what is done where nothing else is asked for."""
+    words = ["export", str(run / "checkpoints/last"), "-o", str(bundle), "--samples", "2"]
+    words += ["--task", INSTRUCTION["rest"]] if policy in BACKBONES else []
+    return [*words, *more]
 
 
 def run_verb(words: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ def make_bundle(work: Path, policy: str) -> Path:
         run = work / "runs" / policy
         words = train_words(policy, work / "data", run, backbone, *FEW)
         run_verb(words)
-        run_verb(export_words(run, bundle))
+        run_verb(export_words(policy, run, bundle))
     return bundle
 
 
@@ -224,7 +224,7 @@ def test_a_policy_runs_on_another_robot(
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     run_verb(train_words(policy, tmp_path / "data", run, work / BACKBONES[policy], *FEW, settings=settings))
     sizes = [word for camera in cameras for word in ("--camera-size", f"{camera}=640x480")]
-    run_verb(export_words(run, bundle, *units, *sizes))
+    run_verb(export_words(policy, run, bundle, *units, *sizes))
     names = [joint.name for joint in load_profile(robot).joints]
     assert list(load_bundle(bundle).manifest.action.names) == names
     pictures = write_pictures(tmp_path / "pictures")
@@ -259,7 +259,7 @@ def test_end_effector_poses_are_refused(
     run = tmp_path / "run"
     run_verb(train_words("xvla", tmp_path / "data", run, work / "florence", *FEW, settings=settings))
     capsys.readouterr()
-    assert main([*export_words(run, tmp_path / "bundle"), "--joint-units", "degrees"]) == 2
+    assert main([*export_words("xvla", run, tmp_path / "bundle"), "--joint-units", "degrees"]) == 2
     said = capsys.readouterr().err
     assert "end-effector poses" in said
     assert mode in said
