@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+
+from edgevla.cli import main
 
 PUSHT = str(Path(__file__).parents[2].parent / "shared" / "datasets" / "pusht_v30")
 # Nothing random in the loss, so that the two ways of adding up gradients can be compared.
@@ -18,13 +21,30 @@ POLICY = (
 POLICY += " dropout=0 pretrained_backbone_weights=none"
 
 
-def edgevla_train(launcher: list[str], run: Path, *more: str) -> str:
+def options(run: Path, *more: str) -> list[str]:
     words = [word for setting in POLICY.split() for word in ("--set", setting)]
     words += ["--policy", "act", "--dataset", PUSHT, "--episodes", "0:2", "--steps", "3", "--batch-size", "2"]
-    words += ["--lr", "1e-3", "--device", "cpu", "--threads", "1", "--no-tensorboard", "--log-freq", "1"]
-    command = [sys.executable, *launcher, "-m", "edgevla", "train", *words, "--output", str(run), *more]
+    words += [
+        "--lr",
+        "1e-3",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--no-tensorboard",
+        "--log-freq",
+        "1",
+        "--trunk-width",
+        "16",
+    ]
+    return ["train", *words, "--output", str(run), *more]
+
+
+def torchrun(n: int, words: list[str]) -> str:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n), "-m", "edgevla"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    command = [sys.executable, *launcher, *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,12 +55,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "last" / "pretrained_model" / "model.safetensors")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_processes_train_as_one_that_adds_up_two_batches(tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    out = edgevla_train(torchrun, tmp_path / "two")
+    out = torchrun(2, options(tmp_path / "two"))
     assert "(2 processes)" in out
     assert out.count("Done:") == 1, "only the first process speaks"
-    edgevla_train([], tmp_path / "one", "--accumulate", "2")
+    assert main(options(tmp_path / "one", "--accumulate", "2")) == 0
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
     # Adam divides by the gradient's size, so a gradient of rounding noise moves as far as any other: compare in lr.

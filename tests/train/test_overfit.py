@@ -32,9 +32,8 @@ def test_act_learns_one_batch_by_heart() -> None:
         "pretrained_backbone_weights": None,
         **sizes,
     }
-    policy = new_policy(
-        "act", dataset_features(dataset), dataset_stats(dataset), settings, say=lambda _: None
-    )
+    features, stats = dataset_features(dataset), dataset_stats(dataset)
+    policy = new_policy("act", features, stats, settings, trunk_width=16, say=lambda _: None)
     data = TrainingData(dataset, policy.config)
-    losses = overfit(policy, data.batch(np.array([3, 90])), steps=30, lr=3e-3)
+    losses = overfit(policy, data.batch(np.array([3, 90])), steps=60, lr=3e-3)
     assert losses[-1] < 0.1 * losses[0], losses[:: len(losses) // 6]

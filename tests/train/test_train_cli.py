@@ -33,18 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def options(output: Path | str, *more: str, dataset: str = PUSHT, steps: int = 4) -> list[str]:
     settings = [word for setting in TINY.split() for word in ("--set", setting)]
     words = ["--policy", "act", "--dataset", dataset, "--episodes", "0:2", "--output", str(output), *settings]
-    words += [
-        "--steps",
-        str(steps),
-        "--batch-size",
-        "2",
-        "--cache",
-        "ram",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    words += f"--steps {steps} --batch-size 2 --cache ram --device cpu --threads 1 --trunk-width 16".split()
     return ["train", *words, *more]
 
 
