@@ -141,7 +141,8 @@ class Table:
         value = self.raw(key, {})
         if not isinstance(value, dict):
             raise self.error(key, f"expected a table [{key}]")
-        table, filled = Table(self.path, f"[{key}]", value), {}
+        table = Table(self.path, f"[{key}]", value)
+        filled: dict[str, Any] = {}
         for f in dataclasses.fields(kind):  # type: ignore[arg-type]
             if isinstance(f.default, bool):
                 filled[f.name] = table.flag(f.name, f.default)

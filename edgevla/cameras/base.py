@@ -86,7 +86,7 @@ class CameraSettings:
 
 def checked(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `CameraSettings` with plain types. Raises TypeError naming the field."""
-    kinds = {
+    kinds: dict[str, Any] = {
         "str": str,
         "int": int,
         "float": (int, float),

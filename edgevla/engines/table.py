@@ -48,5 +48,5 @@ class TableGraph:
 
 def write_table(path: Path, taus: np.ndarray, rows: Sequence[Mapping[str, np.ndarray]]) -> None:
     """rows: one per tau, each array with a batch axis of 1."""
-    arrays = {name: np.stack([row[name][0] for row in rows]) for name in rows[0]}
-    np.savez(path, **{TAU: np.asarray(taus, np.float32), **arrays})
+    arrays: dict[str, Any] = {name: np.stack([row[name][0] for row in rows]) for name in rows[0]}
+    np.savez(path, **{TAU: np.asarray(taus, np.float32), **arrays})  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from edgevla.errors import EdgeVLAError, UsageError
 if TYPE_CHECKING:
     from edgevla.nodes.supervisor import Supervisor
 
-BUNDLE_PLACES = (
+BUNDLE_PLACES: tuple[str, ...] = (
     "bundles/*",
     "bundle",
     "*/bundle",

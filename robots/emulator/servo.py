@@ -37,7 +37,7 @@ class Servo:
 
     def get(self, name: str) -> int:
         r = self.registers[name]
-        return r.decode(self.memory[r.address : r.end])
+        return r.decode(bytes(self.memory[r.address : r.end]))
 
     def put(self, name: str, value: int) -> None:
         """Sets a register as the servo itself does, without the rules for writers; EEPROM persists."""
