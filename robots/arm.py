@@ -51,6 +51,7 @@ class ServoHealth:
     error_bits: int = 0
     torque_on: bool | None = None
     faults: tuple[str, ...] = ()
+    is_gripper: bool = False
     n_retries: int = 0
     n_corrupt: int = 0
     n_stale: int = 0
@@ -96,7 +97,10 @@ class _Line:
         self.ids = goal_ids(bus)
         motors = {joint.motor: k for k, joint in enumerate(profile.joints)}
         self.joint_of = {m.id: motors[m.name] for m in bus.motors if m.name in motors}
-        self.health = {m.id: ServoHealth(m.id, bus.name, m.name) for m in bus.motors}
+        grippers = {joint.motor for joint in profile.joints if joint.is_gripper}
+        self.health = {
+            m.id: ServoHealth(m.id, bus.name, m.name, is_gripper=m.name in grippers) for m in bus.motors
+        }
         self.order = [m.id for m in bus.motors]
         self.next_health_ns = 0
         self.next_health = 0

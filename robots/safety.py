@@ -170,6 +170,8 @@ class ServoState(Protocol):
     voltage_v: float | None
     load_percent: float | None
     torque_on: bool | None
+    faults: tuple[str, ...]
+    is_gripper: bool
 
 
 class _Since:
@@ -245,6 +247,17 @@ class Watch:
                 return Finding(Level.STOP, "following_error", text, bits)
         return Finding(Level.GO)
 
+    @staticmethod
+    def _reported(servo: ServoState) -> Finding | None:
+        """What the servo says of itself. Volts are judged by the measured ones; a gripper may push on something."""
+        said = [fault for fault in servo.faults if fault != "voltage"]
+        if not said:
+            return None
+        text = f"servo {servo.name} reports {', '.join(said)}"
+        if servo.is_gripper and said == ["overload"]:
+            return Finding(Level.WARN, "gripper_overload", f"{text}: it holds with reduced force")
+        return Finding(Level.STOP, "servo_fault", f"{text}; free the joint before you start again")
+
     def _servo(self, servo: ServoState, now_ns: int, is_torque_on: bool) -> Finding:
         limits, name = self._limits, servo.name
         hot = servo.temperature_c
@@ -254,6 +267,8 @@ class Watch:
                 "over_temperature",
                 f"servo {name} has {hot:.0f} degC (limit {limits.temperature_stop_c:g}); let it cool down",
             )
+        if finding := self._reported(servo):
+            return finding
         load = servo.load_percent
         overloaded = load is not None and abs(load) >= limits.overload_percent
         if self._since.ms(f"load/{name}", overloaded, now_ns) >= limits.overload_ms:
