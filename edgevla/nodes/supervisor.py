@@ -219,9 +219,8 @@ class Supervisor:
             f"--session={self.session.hex()}",
         ]
         args.append(f"--seed={self.options.seed}")
-        if self.options.sim_task or camera_names(
-            self.bundle.manifest
-        ):  # cameras see a world; without cameras none is needed
+        sources = [self.options.cameras.get(name, "sim") for name in camera_names(self.bundle.manifest)]
+        if self.options.sim_task or "sim" in sources:  # a world is for simulated cameras to see
             args.append(f"--world={self.options.sim_task or 'rest'}")
         if self.options.sim_trace is not None:
             args.append(f"--trace={self.options.sim_trace}")
