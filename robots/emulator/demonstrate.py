@@ -23,10 +23,12 @@ from .expert import NOISE_RAD, STEP_S, Expert, start_posture
 from .kinematics import inverse, radians, robot_units
 from .lockstep import LockstepArm
 from .scene import Scene
-from .world import HOVER_M, TASKS, Task, World, place
+from .world import BELT_X_M, HOVER_M, TASKS, Task, World, place, velocity
 
 INSTRUCTION = {"rest": "reach for the cube", "conveyor": "follow the cube on the belt"}
-N_STEPS = {"rest": 55, "conveyor": 130}
+N_STEPS = {"rest": 55, "conveyor": 105}
+HEAD_START_S = 0.9
+"""A demonstration on the belt begins up to so much later than an episode, so that its end is shown as well."""
 FPS = round(1 / STEP_S)
 CODEC = "h264"
 """SVT-AV1 4.1 takes 40 threads for a 64 px picture, and now and then waits for itself for ever."""
@@ -88,13 +90,15 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
 
 
 def first_posture(task: Task, seed: int, episode: int) -> np.ndarray:
-    """Where an episode begins (6,): near the ready posture, above some other place of the table, or (one in eight) on
-    the way from the profile's home pose, where a deployment finds the arm."""
+    """Where an episode begins (6,): near the ready posture, above some other place, or (one in eight) on the way
+    from the profile's home pose, where a deployment finds the arm."""
     rng = np.random.default_rng([seed, episode, 7])
     posture = start_posture(rng)
     kind = rng.random()
     if kind < 0.5:
         elsewhere = place("rest", seed + 1_000_003, episode)
+        if task == "conveyor":  # where the last cube went: far from where the next one comes
+            elsewhere = np.array([rng.uniform(*BELT_X_M), rng.uniform(-0.15, 0.22), 0.0])
         elsewhere[2] = HOVER_M + rng.uniform(0.0, 0.06)
         posture[:5] = inverse(elsewhere)[:5]
     elif kind < 0.625:
@@ -108,11 +112,12 @@ def _episode(arm: LockstepArm, writer: Any, plan: Plan, episode: int) -> float:
     world = World(plan.task, plan.seed, episode_s=0)
     n_steps = plan.n_steps or N_STEPS[plan.task]
     expert = Expert()
-    start = place(plan.task, plan.seed, episode)
+    head_start_s = rng.uniform(0.0, HEAD_START_S) if plan.task == "conveyor" and episode % 2 else 0.0
+    start = place(plan.task, plan.seed, episode) + velocity(plan.task) * head_start_s
     postures = expert.postures(plan.task, start, n_steps)
     arm.put(first_posture(plan.task, plan.seed, episode))
     t0 = arm.clock.now_ns()
-    world.reset(episode, t0)
+    world.reset(episode, t0 - round(head_start_s * NS_PER_S))
     disturbed = np.zeros(6)
     for k in range(n_steps):
         arm.clock.sleep_until(t0 + round(k * NS_PER_S * STEP_S))

@@ -34,7 +34,10 @@ ENDED_S = 60.0
 
 
 class Gallery:
-    """Verdicts of whole episodes, from `world` and `state` messages in the order they arrive."""
+    """Verdicts of whole episodes, from `world` and `state` messages in the order they arrive.
+
+    An arm that holds in between (an overloaded machine, a lost chunk) is judged all the same.
+    """
 
     def __init__(self) -> None:
         self.verdicts: list[Verdict] = []
@@ -44,7 +47,7 @@ class Gallery:
 
     def hear(self, message: Message) -> None:
         if message.type == "state":
-            self.is_running = message["mode"] == "running" and message["wanted"] is not None
+            self.is_running = message["mode"] in ("running", "holding") and message["wanted"] is not None
             if not self.is_running:
                 self._judge = None
             return

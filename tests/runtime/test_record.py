@@ -1,14 +1,25 @@
 """`edgevla record` beside a real deployment: processes, sockets, video."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
 
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
+
+
+@pytest.fixture(autouse=True)
+def own_runtime_folder(monkeypatch):
+    """`record` attaches to the newest deployment of this user: only this test's is there (short, for sockets)."""
+    folder = tempfile.mkdtemp(prefix="ev-", dir="/tmp")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def record(*words, keys="", timeout=60):
@@ -59,8 +70,7 @@ def test_keys_keep_discard_and_quit(deploy, tmp_path):
     assert "0 episodes kept" in done.stdout
 
 
-def test_without_a_deployment_it_says_what_to_start(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nobody"))
+def test_without_a_deployment_it_says_what_to_start(tmp_path):
     done = record(tmp_path / "recorded")
     assert done.returncode == 2
     assert "no deployment is running" in done.stderr
