@@ -99,12 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edgevla.nodes.supervisor import Supervisor
 
-    shown = _Screen(quiet=args.monitor, to_stderr=args.json)
+    shown = _Screen(to_stderr=args.json)
     options = _options(args)
     if args.bundle is None:
         shown("info", "deploy", f"bundle: {options.bundle} (the newest one here)")
     supervisor = Supervisor(options, shown)
-    summary = carry_out(supervisor, _open_monitor(supervisor) if args.monitor else None)
+    summary = carry_out(supervisor, _open_monitor(supervisor, shown) if args.monitor else None)
     if summary is None:
         shown("info", "deploy", "stopped before the arm was switched on")
         return 130
@@ -154,36 +154,54 @@ def _report(args: argparse.Namespace, summary: Mapping[str, Any], shown: _Screen
 
 
 class _Screen:
-    """One clear line per event, with the time since the start and who says it."""
+    """One clear line per event, with the time since the start and who says it.
 
-    def __init__(self, quiet: bool, to_stderr: bool) -> None:
-        self._quiet, self._began = quiet, time.monotonic()
+    While the monitor has the terminal, lines wait; they are shown when it is left.
+    """
+
+    def __init__(self, to_stderr: bool) -> None:
+        self._began = time.monotonic()
+        self._waiting: list[str] | None = None
         self._stream = sys.stderr if to_stderr else sys.stdout
 
     def __call__(self, severity: str, source: str, text: str) -> None:
-        if self._quiet and severity in ("info", "log"):
+        line = f"{time.monotonic() - self._began:8.2f}  {source:<12} {MARKS[severity]}{text}"
+        if self._waiting is not None:
+            self._waiting.append(line)
             return
-        seconds = time.monotonic() - self._began
         with contextlib.suppress(
             OSError
         ):  # the terminal may be gone; the arm still has to be brought to rest
-            print(f"{seconds:8.2f}  {source:<12} {MARKS[severity]}{text}", file=self._stream, flush=True)
+            print(line, file=self._stream, flush=True)
+
+    def give_way(self) -> None:
+        self._waiting = []
+
+    def come_back(self) -> None:
+        lines, self._waiting = self._waiting or [], None
+        with contextlib.suppress(OSError):
+            for line in lines:
+                print(line, file=self._stream, flush=True)
 
 
 class _open_monitor(contextlib.AbstractContextManager[None]):
     """The monitor in this terminal, as a process of its own; when it is left, the deployment stops."""
 
-    def __init__(self, supervisor: Any) -> None:
-        self._supervisor = supervisor
+    def __init__(self, supervisor: Any, screen: _Screen) -> None:
+        self._supervisor, self._screen = supervisor, screen
 
     def __enter__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", "edgevla", "monitor"])
+        self._screen.give_way()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgevla", "monitor", f"--run-dir={self._supervisor.folder}"]
+        )
         self._supervisor.stop_when(lambda: self._process.poll() is not None)
 
     def __exit__(self, *_: object) -> None:
         if self._process.poll() is None:
             self._process.terminate()
         self._process.wait()
+        self._screen.come_back()
 
 
 # -- from words to options ---------------------------------------------------------------------------------------
