@@ -20,7 +20,7 @@ from edgevla.graph import Graph
 from edgevla.policy import Sampler, initial_noise
 from edgevla.prompt import PromptBuilder
 from edgevla.strict import nearest
-from edgevla.types import Observation
+from edgevla.types import STATE, Observation
 
 
 @dataclass(frozen=True)
@@ -137,23 +137,30 @@ class BundlePolicy:
         self._contexts.clear()
 
     def warm_up(self, n: int = 3) -> list[int]:
-        """Runs n inferences on blank input, so that no allocation or autotuning is left; ns of each."""
+        """Runs n inferences on black images and a usual state, so that no allocation or autotuning is left; ns of each.
+
+        A state outside what was trained on could overflow float16, so the middle of the trained range is taken.
+        """
         m = self.manifest
         images = {name: np.zeros(m.features[name].shape, np.uint8) for name in m.cameras}
-        state = m.state
-        blank = Observation(np.zeros(state.shape if state is not None else (0,), np.float32), images)
+        blank = Observation(self._usual_state(), images)
         environment = self._sources.get("environment_state")
         if environment is not None:
             blank = replace(blank, environment_state=np.zeros(environment.shape[1:], np.float32))
+        task = (m.prompt and m.prompt.default_task) or "warm up"
         spent = []
         for i in range(n):
             began = time.monotonic_ns()
-            self.infer(
-                blank, grid_index=i, task=(m.prompt and m.prompt.default_task) or "warm up", chunk_seq=0
-            )
+            self._run(blank, i, task, {}, None, None, {}, 0)
             spent.append(time.monotonic_ns() - began)
         self.reset()
         return spent
+
+    def _usual_state(self) -> np.ndarray:
+        state, known = self.manifest.state, (self.manifest.trained_range or {}).get(STATE)
+        if known is not None:
+            return ((np.array(known.q01) + np.array(known.q99)) / 2).astype(np.float32)
+        return np.zeros(state.shape if state is not None else (0,), np.float32)
 
     # -- inference ----------------------------------------------------------------------------------------
 
@@ -177,13 +184,35 @@ class BundlePolicy:
         Raises:
             BundleError: input that does not fit the bundle. EngineError: the engine failed or yielded NaN.
         """
+        result = self._run(observation, grid_index, task, past or {}, n_steps, rtc, settings or {}, chunk_seq)
+        if not np.all(np.isfinite(result.actions)):
+            raise EngineError(
+                f"the policy yielded actions that are not finite (grid moment {grid_index}, seed {result.chunk_seq})"
+            )
+        self._n_inferences = result.chunk_seq + 1
+        return result
+
+    # -- parts ----------------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        observation: Observation,
+        grid_index: int,
+        task: str | None,
+        past: Mapping[int, Observation],
+        n_steps: int | None,
+        rtc: RtcInputs | None,
+        settings: Mapping[str, float],
+        chunk_seq: int | None,
+    ) -> InferenceResult:
+        """`infer` without judging what came out."""
         m = self.manifest
         clock = _Clock()
         seq = self._n_inferences if chunk_seq is None else chunk_seq
-        values = self._rtc(rtc) | self._settings(settings or {})
+        values = self._rtc(rtc) | self._settings(settings)
         prompt = self._prompt(observation, task)
         clock.lap("prompt")
-        self._encode_new(grid_index, {**(past or {}), grid_index: observation}, {**values, **prompt})
+        self._encode_new(grid_index, {**past, grid_index: observation}, {**values, **prompt})
         context = self._sampler.merge(self._history(grid_index))
         clock.lap("encode")
         noise = None if m.sample is None else initial_noise(m.sample.shape, self.seed, seq)
@@ -194,15 +223,8 @@ class BundlePolicy:
         clock.lap("denoise")
         actions = to_numpy(self._sampler.decode(x, values))[0]
         clock.lap("decode")
-        if not np.all(np.isfinite(actions)):
-            raise EngineError(
-                f"the policy yielded actions that are not finite (grid moment {grid_index}, seed {seq})"
-            )
-        self._n_inferences = seq + 1
         steps = 0 if m.schedule is None else n_steps or m.schedule.n_steps
         return InferenceResult(actions, clock.spent, self.seed, seq, steps, rtc is not None, grid_index)
-
-    # -- parts ----------------------------------------------------------------------------------------------
 
     def _moments(self, grid_index: int) -> list[int]:
         return list(range(grid_index - self.n_moments + 1, grid_index + 1))

@@ -231,7 +231,7 @@ def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: P
 def _copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
     if manifest.prompt is None:
         return
-    source = Path(policy.tokenizer_folder()) / "tokenizer.json"  # type: ignore[operator]
+    source = policy.tokenizer_folder() / "tokenizer.json"
     place = scratch / manifest.prompt.tokenizer.file
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, place)

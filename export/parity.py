@@ -217,7 +217,7 @@ def measure(policy: Policy, bundle: Bundle, exported: BundlePolicy, sample: Samp
         inputs = {
             n: _as_spec(r.calls[0][0], exported.graphs[n].spec) for n, r in recorders.items() if r.calls
         }
-        exported.warm_up(1)
+        _infer(exported, sample, 0)
         for _ in range(n):
             reference.reset()
             spent["eager"].append(_timed(lambda: _infer(reference, sample, 0)))

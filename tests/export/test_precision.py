@@ -99,3 +99,13 @@ def test_a_tensorrt_bundle_carries_its_times_as_a_table(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"holds no row for time 0.5"):
         table.run({"tau": np.array([0.5], np.float32)})
     trt_check.check_bundle(tmp_path / "bundle")
+
+
+def test_a_half_bundle_warms_up_although_blank_input_overflows_it(tmp_path: Path) -> None:
+    """The recorded ACT divides a joint that never moved by 1e-8: a zero state is 1e8 there, beyond float16."""
+    options = ExportOptions(precision="fp16", **RAW)  # type: ignore[arg-type]
+    done = export_checkpoint(SHARED / "goldens/act/checkpoint", tmp_path / "bundle", options)
+    runs = BundlePolicy(done.bundle)
+    assert len(runs.warm_up(2)) == 2
+    sample = done.comparison.samples[0]
+    assert np.isfinite(runs.infer(sample.observation).actions).all()
