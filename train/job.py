@@ -165,10 +165,8 @@ def _switch(config: TrainConfig, policy: Policy) -> None:
         _add_lora(config, policy)
     if config.train_only:
         freeze_all_but(policy, config.train_only)
-    if config.gradient_checkpointing:
-        if not hasattr(policy, "set_gradient_checkpointing"):
-            raise UsageError(f"a {config.policy} policy has no gradient checkpointing; leave the option out")
-        policy.set_gradient_checkpointing(True)  # type: ignore[operator]
+    if config.gradient_checkpointing and not policy.set_gradient_checkpointing(True):
+        raise UsageError(f"a {config.policy} policy has no gradient checkpointing; leave the option out")
 
 
 def _add_lora(config: TrainConfig, policy: Policy) -> None:

@@ -225,7 +225,7 @@ def tokenizer_of(policy: Policy) -> Tokenize | None:
     """What makes a policy's language inputs from tasks and raw states; None for a policy without language."""
     if policy.prompt_recipe() is None:
         return None
-    builder = policy.prompt_builder()  # type: ignore[operator]
+    builder = policy.prompt_builder()
 
     def tokenize(tasks: list[str], states: np.ndarray | None) -> dict[str, np.ndarray]:
         prompt = builder.build(tasks, states)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from edgevla.errors import CheckpointError
+
+from . import recompute
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,7 @@ class VisionTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.embeddings(images)
         for block in self.encoder.layers:
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = recompute.call(self, block, x)
         return self.post_layernorm(x)
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
+from . import recompute
+
 if TYPE_CHECKING:
     from ..policies.xvla_config import XVlaConfig
 
@@ -116,6 +118,7 @@ class SoftPromptedTransformer(nn.Module):
         self.action_decoder = DomainLinear(config.num_domains, width, action_width)
         self.soft_prompt_hub = nn.Embedding(config.num_domains, self.n_prompts * width)
         nn.init.normal_(self.soft_prompt_hub.weight, std=0.02)
+        self.gradient_checkpointing = False
         self._baked_prompts: Tensor | None = None
 
     def bake(self, domain: int) -> None:
@@ -153,7 +156,7 @@ class SoftPromptedTransformer(nn.Module):
         prompts = prompts.expand(x.shape[0], -1, -1)
         h = torch.cat([actions, tokens.to(actions.dtype), prompts], dim=1)
         for block in self.blocks:
-            h = block(h)
+            h = recompute.call(self, block, h)
         return self.action_decoder(self.norm(h[:, :horizon]), domain)
 
     def _time(self, tau: Tensor) -> Tensor:

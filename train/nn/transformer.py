@@ -24,7 +24,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from . import recompute
 
 Rope = tuple[Tensor, Tensor]
 """cos and sin, float32 (B, 1, L, head_dim / 2)."""
@@ -333,6 +334,4 @@ class Transformer(nn.Module):
 
     def call(self, layer: Callable[..., Any], *args: Any) -> Any:
         """Runs one layer; while training with `gradient_checkpointing` its inside is recomputed, not kept."""
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, *args, use_reentrant=False)
-        return layer(*args)
+        return recompute.call(self, layer, *args)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from . import recompute
 
 
 class StepEmbedding(nn.Module):
@@ -69,7 +70,7 @@ class ResidualBlock(nn.Module):
 class Unet1d(nn.Module):
     """x (B, T, A), timestep (B,), condition (B, n_condition) -> (B, T, A); T a multiple of 2^(levels - 1).
 
-    uses_checkpoints: in training, activations of the residual blocks are computed again instead of kept.
+    gradient_checkpointing: in training, activations of the residual blocks are computed again instead of kept.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class Unet1d(nn.Module):
         n_groups: int,
         step_width: int,
         has_scale: bool,
-        uses_checkpoints: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.uses_checkpoints = uses_checkpoints
+        self.gradient_checkpointing = gradient_checkpointing
         self.diffusion_step_encoder = nn.Sequential(
             StepEmbedding(step_width),
             nn.Linear(step_width, 4 * step_width),
@@ -130,9 +131,7 @@ class Unet1d(nn.Module):
         return self.final_conv(h).transpose(1, 2)
 
     def _block(self, block: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
-        if self.uses_checkpoints and self.training:
-            return checkpoint(block, h, condition, use_reentrant=False)  # type: ignore[return-value]
-        return block(h, condition)
+        return recompute.call(self, block, h, condition)
 
 
 def _parts(level: nn.Module) -> list[nn.Module]:

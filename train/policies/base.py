@@ -189,6 +189,13 @@ class Policy(nn.Module, ABC):
 
     # -- written once -------------------------------------------------------------------------------------
 
+    def set_gradient_checkpointing(self, on: bool) -> bool:
+        """Less memory, a third slower: layers are computed again in the backward pass. False: no part of it can."""
+        parts = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+        for module in parts:
+            module.gradient_checkpointing = on  # type: ignore[assignment]
+        return bool(parts)
+
     def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
         """Fixes the live camera sizes (H, W) that the graphs take, and which listed cameras the robot lacks."""
         self.camera_sizes = dict(sizes)

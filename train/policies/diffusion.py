@@ -195,7 +195,7 @@ class Diffusion(Policy):
             n_groups=config.n_groups,
             step_width=config.diffusion_step_embed_dim,
             has_scale=config.use_film_scale_modulation,
-            uses_checkpoints=config.gradient_checkpointing,
+            gradient_checkpointing=config.gradient_checkpointing,
         )
         alphas = alphas_cumprod(
             config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end

@@ -192,7 +192,7 @@ class PiPolicy(FlowVla):
     """Subclasses: the projections of suffix and time, and `embed_suffix`."""
 
     config: PiConfig
-    tokenizer_name = "google/paligemma-3b-pt-224"
+    published_tokenizer = "google/paligemma-3b-pt-224"
     adaptive: ClassVar[bool] = False
     lora_targets: ClassVar[str | None] = (
         r".*gemma_expert\..*\.(q|v)_proj|state_proj|action_(in|out)_proj|(action_)?time_mlp_(in|out)"

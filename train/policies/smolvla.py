@@ -212,7 +212,7 @@ class SmolVla(FlowVla):
     policy_type = "smolvla"
     Config = SmolVlaConfig
     config: SmolVlaConfig
-    tokenizer_name = VLM
+    published_tokenizer = VLM
     newline_step = "smolvla_new_line_processor"
     lora_targets: ClassVar[str | None] = (
         r".*lm_expert\..*\.(q|v)_proj|state_proj|action_(in|out)_proj|action_time_mlp_(in|out)"

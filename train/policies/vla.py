@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -23,15 +22,14 @@ from torch import Tensor, nn
 from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
-from edgevla.prompt import PUBLISHED, PromptBuilder
+from edgevla.prompt import PUBLISHED
 from edgevla.types import ACTION, STATE
 
-from ..backbone import pad_id, tokenizer_folder
+from ..backbone import pad_id
 from ..nn import flow
 from ..nn.image import to_float
 from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
-from ..nn.siglip import VisionTower
 from ..nn.transformer import Rope, Transformer
 from ..processors import Processors, Stats, Step, normalizing_processors
 from .base import Batch, Policy
@@ -46,7 +44,7 @@ class FlowVla(Policy):
     rtc_mode: ClassVar[str | None] = "guided"
     takes_state: ClassVar[bool] = True
     """Whether the network sees the state as numbers."""
-    tokenizer_name: ClassVar[str]
+    published_tokenizer: ClassVar[str]
     newline_step: ClassVar[str | None] = None
 
     def __init__(self, config: VlaConfig, processors: Processors) -> None:
@@ -310,11 +308,9 @@ class FlowVla(Policy):
             else self.config.tokenizer_max_length
         )
 
-    def tokenizer_folder(self) -> Path:
-        """Where this policy's tokenizer.json lies on this machine."""
-        step = self.processors.step("tokenizer_processor")
-        name = (step.config.get("tokenizer_name") if step else None) or self.tokenizer_name
-        return tokenizer_folder(self.processors, self.extra_folders, str(name))
+    @property
+    def tokenizer_name(self) -> str:
+        return super().tokenizer_name or self.published_tokenizer
 
     def prompt_recipe(self) -> dict[str, Any]:
         template, cleaners = PUBLISHED[self.policy_type]
@@ -341,20 +337,6 @@ class FlowVla(Policy):
         """How the state is written into the prompt; None where it is not."""
         return None
 
-    def prompt_builder(self) -> PromptBuilder:
-        """The host half of this policy: tasks (and states) to tokens."""
-        recipe, folder = self.prompt_recipe(), self.tokenizer_folder()
-        recipe["tokenizer"]["file"] = "tokenizer.json"
-        return PromptBuilder.from_recipe(recipe, folder)
-
-    # -- training switches --------------------------------------------------------------------------------
-
-    def set_gradient_checkpointing(self, on: bool) -> None:
-        """Recompute every layer's inside in the backward pass instead of keeping it: less memory, a third slower."""
-        for module in self.modules():
-            if isinstance(module, Transformer | VisionTower):
-                module.gradient_checkpointing = on
-
     @classmethod
     def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
         """rename, to_batch, newline, tokenizer, device, normalizer; and back (common.md 5.3)."""
@@ -377,7 +359,7 @@ class FlowVla(Policy):
             "padding_side": "right",
             "padding": getattr(config, "pad_language_to", "max_length"),
             "truncation": True,
-            "tokenizer_name": getattr(config, "vlm_model_name", cls.tokenizer_name),
+            "tokenizer_name": getattr(config, "vlm_model_name", cls.published_tokenizer),
         }
         return Step("tokenizer_processor", settings)
 
