@@ -42,7 +42,7 @@ def build(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
     tokenizer.mkdir(exist_ok=True)
     write_byte_tokenizer(tokenizer, adds_bos=kind != "smolvla")
     cls = policy_class(kind)
-    settings = {"dtype": dtype} if kind != "smolvla" else {"pad_language_to": "max_length"}
+    settings: dict[str, Any] = {"dtype": dtype} if kind != "smolvla" else {"pad_language_to": "max_length"}
     config = cls.Config(
         input_features={
             **{name: PolicyFeature("VISUAL", (3, 480, 640)) for name in CAMERAS},
@@ -172,7 +172,45 @@ def onnx_run(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
     return result
 
 
-STAGES = {"build": build, "load": load, "torch": torch_run, "export": export, "onnx": onnx_run}
+def latency(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
+    """One denoise step, eager and in ONNX Runtime as deployed, by turns in one process; the best of five each."""
+    import torch
+
+    from edgevla.engines import load_graph
+    from edgevla.policy import Sampler, initial_noise
+
+    policy = loaded(folder)
+    torch.set_num_threads(1)
+    values = values_of(policy)
+    noise = initial_noise((1, *policy.sample_shape), 0, 0)
+    specs = policy.graphs()
+    names = ("time", "denoise", "decode")
+    graphs = {name: load_graph(folder.parent / "graphs" / f"{name}.onnx", specs[name]) for name in names}
+    eager, exported = policy.sampler(), Sampler(graphs, policy.schedule)
+    with torch.no_grad():
+        context = eager.encode(values)
+        copies = {name: value.numpy() for name, value in context.items()}
+        best = {"eager_ms": float("inf"), "onnx_ms": float("inf")}
+        for _ in range(6):
+            for name, run in (
+                ("eager_ms", lambda: eager.solve(context, values, noise=torch.from_numpy(noise), n_steps=1)),
+                ("onnx_ms", lambda: exported.solve(copies, values, noise=noise, n_steps=1)),
+            ):
+                begin = time.perf_counter()
+                run()
+                best[name] = min(best[name], 1e3 * (time.perf_counter() - begin))
+    return {**best, "ratio": best["eager_ms"] / best["onnx_ms"]}
+
+
+STAGES = {
+    "build": build,
+    "load": load,
+    "torch": torch_run,
+    "export": export,
+    "onnx": onnx_run,
+    "latency": latency,
+}
+ONNX_STAGES = ("onnx", "latency")
 
 
 def stage(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -192,7 +230,7 @@ def report(arguments: argparse.Namespace, root: Path) -> int:
         f"{arguments.kind}: {made['parameters'] / 1e6:.1f} M parameters, {size / 1e9:.2f} GB {arguments.dtype}"
     )
     # ONNX Runtime's CPU kernels know no bfloat16.
-    names = [n for n in STAGES if n != "build" and not (n == "onnx" and arguments.dtype == "bfloat16")]
+    names = [n for n in STAGES if n != "build" and not (n in ONNX_STAGES and arguments.dtype == "bfloat16")]
     failures = []
     for name in names:
         result = stage(name, arguments, folder)
