@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--sim makes its own arms; leave out ports and calibrations")
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration must be above 0 s, not {args.duration:g}")
-    shown = _Screen(quiet=False, to_stderr=args.json)
+    shown = _Screen(to_stderr=args.json)
     supervisor = make_supervisor(args, shown)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.interrupt())

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.sim and (args.port or args.calibration):
         raise UsageError("--sim makes its own arm; leave out --port and --calibration")
-    shown = _Screen(quiet=False, to_stderr=args.json)
+    shown = _Screen(to_stderr=args.json)
     supervisor = _make_supervisor(args, shown)
     summary = carry_out(supervisor)
     return 130 if summary is None else _report(args, summary, shown)
