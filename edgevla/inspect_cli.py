@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("--contact-sheet is for datasets")
         if (path / "manifest.json").is_file():
             return _describe("describe_bundle", path, args.json)
-        for checkpoint in (path, path / "checkpoints/last"):  # a run's folder stands for its newest checkpoint
+        # A run's folder stands for its newest checkpoint.
+        for checkpoint in (path, path / "checkpoints/last"):
             if any((checkpoint / inner / "config.json").is_file() for inner in ("", "pretrained_model")):
                 return _describe("describe_checkpoint", checkpoint, args.json)
         if not (path / "meta").is_dir():
