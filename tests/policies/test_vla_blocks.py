@@ -214,6 +214,7 @@ class Tables(nn.Module):
         return flow.time_embedding(tau, 720, 4e-3, 4.0), cos
 
 
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_tables_keep_their_precision_in_half_graphs() -> None:
     """Sines of up to 1600 rad: in float16 they would be noise, in float32 the time is off by 9e-5."""
     tau, real = torch.tensor([0.7531]), torch.ones(1, 1000, dtype=torch.bool)
