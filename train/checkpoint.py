@@ -315,12 +315,9 @@ def _no_init() -> Iterator[None]:
 # -- writing ----------------------------------------------------------------------------------------------
 
 _WEIGHT_FILES = shutil.ignore_patterns(
-    "*.safetensors*", "*.bin*", "*.pth", "*.onnx*", "*.msgpack", "*.h5", ".*"
+    "*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.msgpack", "*.h5", ".*"
 )
 """Not copied: a backbone's own folder serves as `vlm_config` and `tokenizer`, and its weights are in ours."""
-_WEIGHT_FILES = shutil.ignore_patterns("*.safetensors", "*.bin", "*.pt", "*.gguf", "*.index.json", ".*")
-"""A backbone's folder lends its config and tokenizer; its weights are in the policy's own file."""
-
 _COMPANION_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
