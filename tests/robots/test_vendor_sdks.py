@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import dynamixel_sdk as dxl
 import pytest
 import scservo_sdk as scs
@@ -96,7 +98,8 @@ def test_feetech_sdk_moves_the_arm_by_sync_write_and_reads_it_by_sync_read(feete
     assert writer.txPacket() == scs.COMM_SUCCESS
     reader = scs.GroupSyncRead(feetech_port, sdk, 56, 2)
     assert all(reader.addParam(i) for i in range(1, 7))
-    for _ in range(200):
+    until = time.monotonic() + 15
+    while time.monotonic() < until:
         assert reader.txRxPacket() == scs.COMM_SUCCESS
         at = [reader.getData(i, 56, 2) for i in range(1, 7)]
         if at == [2100 + 20 * i for i in range(1, 7)]:
@@ -185,7 +188,8 @@ def test_dynamixel_sdk_moves_a_servo_by_sync_and_bulk_write(dynamixel_port):
     many = dxl.GroupBulkWrite(dynamixel_port, sdk)
     assert many.addParam(6, 116, 4, list((-100).to_bytes(4, "little", signed=True)))
     assert many.txPacket() == dxl.COMM_SUCCESS
-    for _ in range(400):
+    until = time.monotonic() + 15
+    while time.monotonic() < until:
         at = [sdk.read4ByteTxRx(dynamixel_port, i, 132)[0] for i in (1, 6)]
         if at == [2300, 2**32 - 100]:
             return
@@ -206,7 +210,8 @@ def test_dynamixel_registered_write_stuffing_indirection_and_reboot(dynamixel_po
     assert sdk.write1ByteTxRx(dynamixel_port, 2, 64, 1)[1] == 0
     assert sdk.reboot(dynamixel_port, 2)[0] == dxl.COMM_SUCCESS
     assert sdk.read1ByteTxRx(dynamixel_port, 1, 64)[0] == 0
-    for _ in range(50):
+    until = time.monotonic() + 15
+    while time.monotonic() < until:
         value, result, _ = sdk.read1ByteTxRx(dynamixel_port, 2, 64)
         if result == dxl.COMM_SUCCESS:
             assert value == 0
