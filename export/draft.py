@@ -67,7 +67,7 @@ def draft_manifest(
         features=meaning.features,
         trained_range=meaning.trained_range,
         trained_speed_p999=meaning.trained_speed_p999,
-        prompt=_prompt(policy, options.task),
+        prompt=_prompt(policy, options.task or _only_task(facts)),
         sample=None
         if shape is None
         else Sample("float32", (1, *shape), graphs["decode"].outputs[0].shape[2]),
@@ -107,6 +107,11 @@ def _name(folder: Path) -> str:
 
 def _plain(setting: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in setting.items()}
+
+
+def _only_task(facts: DatasetFacts | None) -> str | None:
+    """The task of a dataset that has one: what a policy trained on it is asked for when nobody says."""
+    return facts.tasks[0] if facts is not None and len(facts.tasks) == 1 else None
 
 
 def _prompt(policy: Policy, task: str | None) -> PromptRecipe | None:
