@@ -182,6 +182,7 @@ class Robot:
             handshake.configure(line.line, line.bus)
             handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
             self._warn(handshake.probe(line.line))
+            self._warn(handshake.probe_joined(line.line))
             for servo_id in line.order:
                 block = line.line.read_block(servo_id, line.line.health_block)
                 self._take_health(line, servo_id, block)
@@ -259,8 +260,8 @@ class Robot:
 
     def _is_plausible(self, line: _Line, k: int, tick: int, now_ns: int) -> bool:
         """Within one turn, and no farther than a servo can have gone; a jump is believed when it is there twice."""
-        if self.profile.joints[k].range_ticks is None and not 0 <= tick <= LAST_TICK:
-            return False
+        if line.bus.protocol == "feetech" and not 0 <= tick <= LAST_TICK:
+            return False  # Dynamixel in extended position mode may count on
         if not self._observed_ns[k]:
             return True
         reach = FASTEST_TICKS_S * (now_ns - self._observed_ns[k]) / 1e9 * 2 + JUMP_FLOOR_TICKS

@@ -212,8 +212,10 @@ def home(profile: Profile, lines: Mapping[str, ServoBus]) -> dict[str, int]:
             write_differing(
                 line, motor.id, {"homing_offset": 0, "min_position": 0, "max_position": LAST_TICK}
             )
-            offset = line.read_raw(motor.id, "present_position") % TURN - CENTRE_TICK
-            offsets[motor.name] = max(-CENTRE_TICK, min(CENTRE_TICK, offset))
+            away = line.read_raw(motor.id, "present_position") % TURN - CENTRE_TICK
+            away = max(-CENTRE_TICK, min(CENTRE_TICK, away))
+            # Feetech: present = encoder - offset; Dynamixel: present = encoder + offset.
+            offsets[motor.name] = away if bus.protocol == "feetech" else -away
             write_differing(line, motor.id, {"homing_offset": offsets[motor.name]})
     return offsets
 

@@ -266,7 +266,7 @@ def nominal(profile: Profile) -> Calibration:
     for bus in profile.buses:
         for motor in bus.motors:
             low, high = _nominal_range(joints.get(motor.name))
-            offset = (-1) ** motor.id * (100 + 137 * motor.id)
+            offset = (-1) ** motor.id * (100 + 137 * motor.id) if profile.is_calibrated_by_file else 0
             motors[motor.name] = MotorCalibration(motor.id, motor.drive_mode, offset, low, high)
     return Calibration(motors, f"the nominal calibration of {profile.name}")
 

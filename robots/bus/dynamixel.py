@@ -55,6 +55,7 @@ VELOCITY_UNIT_TICKS_S = 0.229 * TICKS_PER_TURN / 60
 ACCELERATION_UNIT_TICKS_S2 = 214.577 * TICKS_PER_TURN / 3600
 WATCHDOG_FIRED = 255
 FULL_PWM = 885
+N_INDIRECT = 28
 
 
 def _r(name: str, address: int, size: int, area: Any, default: int = 0, **more: Any) -> Register:

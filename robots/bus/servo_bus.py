@@ -8,7 +8,7 @@ the tick's read never raises for a lost answer: it is counted, and the value kee
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -370,6 +370,24 @@ class DynamixelBus(ServoBus):
     def reboot(self, servo_id: int) -> None:
         """Clears hardware errors; the servo's torque is off afterwards and it is silent for a while."""
         self.transact(dynamixel.reboot(servo_id), servo_id, 0)
+
+    def map_indirect(self, names: Sequence[str], ids: Sequence[int] | None = None) -> Block:
+        """Lays registers from anywhere side by side, so that one read fetches them; returns the block to read.
+
+        The map is lost when a servo reboots (its values are then zeros). Raises ConfigError for more than 28 bytes.
+        """
+        wanted = [self.register(name) for name in names]
+        bytes_ = [r.address + k for r in wanted for k in range(r.size)]
+        if len(bytes_) > dynamixel.N_INDIRECT:
+            raise ConfigError(f"{len(bytes_)} bytes do not fit the {dynamixel.N_INDIRECT} indirect addresses")
+        for servo_id in ids or self.ids:
+            for k, address in enumerate(bytes_, 1):
+                self.write_raw(servo_id, f"indirect_address_{k}", address)
+        at, mapped = self.registers["indirect_data_1"].address, []
+        for r in wanted:
+            mapped.append(replace(r, address=at))
+            at += r.size
+        return Block(tuple(mapped))
 
     def probe_fast_read(self) -> bool:
         """Whether all servos join in a merged answer (firmware 45 and later)."""

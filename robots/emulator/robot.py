@@ -121,10 +121,13 @@ class EmulatedRobot:
             servo = DynamixelServo(motor.name, motor.id, motor.model, axis, supply, motor.drive_mode)
             servo.put("baud", dynamixel.BAUDS.index(self.profile.bus_of_motor(motor).baud))
             servo.put("return_delay", 0)
+            axis.position -= entry.homing_offset
+            servo.put("homing_offset", entry.homing_offset)
         servo.put("min_position", entry.range_min)
         servo.put("max_position", entry.range_max)
         if axis.gravity:
-            axis.rest = float(self._rest_tick(joint)) + (entry.homing_offset if protocol == "feetech" else 0)
+            sign = 1 if protocol == "feetech" else -1
+            axis.rest = float(self._rest_tick(joint) + sign * entry.homing_offset)
         return servo
 
     def _rest_tick(self, joint: Joint | None) -> int:
@@ -189,8 +192,8 @@ class EmulatedRobot:
 
     def _true_tick(self, joint: Joint) -> float:
         servo = self.servos[joint.motor]
-        is_feetech = isinstance(servo, FeetechServo)
-        return servo.axis.position - (self.calibration.motors[joint.motor].homing_offset if is_feetech else 0)
+        sign = -1 if isinstance(servo, FeetechServo) else 1
+        return servo.axis.position + sign * self.calibration.motors[joint.motor].homing_offset
 
     def _zero_tick(self, k: int, joint: Joint) -> float:
         if joint.unit == "percent":
