@@ -102,7 +102,6 @@ EXTRA_OF_MODULE = {
     "pyarrow": "record",
     "av": "record",
     "onnxruntime": "cpu",
-    "mujoco": "sim",
 }
 
 

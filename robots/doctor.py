@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from .checkup import Check, MotorReport
     from .profile import Profile
 
-EXTRAS = {"record": ("pyarrow", "av"), "train": ("torch", "safetensors"), "sim": ("mujoco",)}
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
 OLDEST_PYTHON = (3, 10)
 
