@@ -26,8 +26,8 @@ from .scene import Scene
 from .world import BELT_X_M, HOVER_M, TASKS, Task, World, place, velocity
 
 INSTRUCTION = {"rest": "reach for the cube", "conveyor": "follow the cube on the belt"}
-N_STEPS = {"rest": 55, "conveyor": 105}
-HEAD_START_S = 0.9
+N_STEPS = {"rest": 55, "conveyor": 130}
+HEAD_START_S = 0.3
 """A demonstration on the belt begins up to so much later than an episode, so that its end is shown as well."""
 FPS = round(1 / STEP_S)
 CODEC = "h264"
