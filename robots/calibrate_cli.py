@@ -182,10 +182,10 @@ def guide(
         check_motors(lines[bus.name], bus, profile)
     _torque_off(lines)
     person.wait(
-        f"Torque is off: hold the {profile.name}. Move every joint to the middle of its range, then press Enter."
+        f"Torque is off: hold the {profile.name}.\n1. Move every joint to the middle of its range, then press Enter."
     )
     offsets = home(profile, lines)
-    person.say("Now move every joint through its whole range, to both ends. Press Enter when done.")
+    person.say("2. Move every joint to both its ends, then press Enter.")
     swept = sweep(profile, lines, person.pressed, lambda s: person.draw(_table(profile, s)))
     made = conclude(profile, offsets, swept)
     write_calibration(lines, profile, made)
