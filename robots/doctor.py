@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .checkup import Check, MotorReport
     from .profile import Profile
 
+EXTRAS = {"record": ("pyarrow", "av"), "train": ("torch", "safetensors")}
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
 OLDEST_PYTHON = (3, 10)
 
