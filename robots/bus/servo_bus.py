@@ -26,6 +26,7 @@ FLOOR_NS = 10_000_000
 EEPROM_TIMEOUT_NS = 30_000_000
 N_TRIES = 3
 MAX_FAST_FAILURES = 3
+PROBE_NS = 60_000_000
 
 
 @dataclass
@@ -146,6 +147,18 @@ class ServoBus:
         self._n_fast_failures = 0 if came else self._n_fast_failures + 1
         if self._n_fast_failures >= MAX_FAST_FAILURES:
             self.uses_fast_read = False
+
+    def _answers_whole(self, block: Block) -> bool:
+        """Whether one request for all servos brings all their answers; a busy machine gets a few tries."""
+        for _ in range(N_TRIES):
+            self._n_fast_failures = 0
+            read = self.begin(block, self.ids, self.clock.now_ns() + PROBE_NS, n_retries=0)
+            finish([read], self.clock)
+            if read.failure is not None:
+                raise read.failure
+            if len(read.replies) == len(self.ids):
+                return True
+        return False
 
     # ---- set-up calls ----
 
@@ -342,15 +355,8 @@ class FeetechBus(ServoBus):
     def probe_sync_read(self) -> bool:
         """Whether all servos answer a sync read; firmware before 3.10 may not, then single reads are used."""
         self.uses_sync_read = True
-        answers = self.sync_read(["present_position"])
-        self.uses_sync_read = len(answers) == len(self.motors) and self._came_at_once(answers)
+        self.uses_sync_read = self._answers_whole(feetech.POSITION_BLOCK)
         return self.uses_sync_read
-
-    def _came_at_once(self, answers: Mapping[int, object]) -> bool:
-        """A second probe without retries: single answers collected by retries are no sync read."""
-        read = self.begin(feetech.POSITION_BLOCK, self.ids, self.clock.now_ns() + 50_000_000, n_retries=0)
-        finish([read], self.clock)
-        return len(read.replies) >= len(answers) - 1
 
 
 class DynamixelBus(ServoBus):
@@ -392,10 +398,8 @@ class DynamixelBus(ServoBus):
     def probe_fast_read(self) -> bool:
         """Whether all servos join in a merged answer (firmware 45 and later)."""
         self.uses_fast_read = True
+        self.uses_fast_read = self._answers_whole(dynamixel.POSITION_BLOCK)
         self._n_fast_failures = 0
-        read = self.begin(dynamixel.POSITION_BLOCK, self.ids, self.clock.now_ns() + 50_000_000, n_retries=0)
-        finish([read], self.clock)
-        self.uses_fast_read = read.failure is None and len(read.replies) == len(self.motors)
         return self.uses_fast_read
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,8 @@ def run(port_path: str, emulator_pid: int, seconds: float, hz: float) -> dict[st
     memory = {"driver_start_mb": rss_mb("self"), "emulator_start_mb": rss_mb(emulator_pid)}
     period_ns, clock = round(1e9 / hz), MonotonicClock()
     begun, cpu = time.monotonic(), time.process_time()
-    n, late_ms, worst_age_us, last_number, n_missed = 0, [], 0, -1, 0
+    late_ms = array("f")
+    n, worst_age_us, last_number, n_missed = 0, 0, -1, 0
     for tick in ticker(clock, period_ns):
         spent = time.monotonic() - begun
         if spent >= seconds:
