@@ -67,6 +67,7 @@ def command(bundle: Path, args: argparse.Namespace) -> list[str]:
     words = [sys.executable, "-m", "edgevla", "deploy", str(bundle), "--robot", "so101", "--sim", "--json"]
     words += ["--sim-task", args.task, "--execution", args.execution, "--duration", f"{seconds:.1f}"]
     words += ["--seed", str(UNSEEN + args.seed), "--inject-delay-ms", f"{args.delay_ms:g}"]
+    words += ["--servo-hz", f"{args.servo_hz:g}"]
     return words + (["--log", str(args.log)] if args.log else [])
 
 
@@ -157,6 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--episodes", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--servo-hz",
+        type=float,
+        default=60.0,
+        help="emulator and loop share the machine: half the arm's rate",
+    )
     parser.add_argument("--log", type=Path, help="folder for the deployment's log")
     args = parser.parse_args(argv)
     try:
