@@ -24,6 +24,8 @@ from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.emulator.trace import read_trace
 from edgevla.robots.profile import load_profile
 
+pytestmark = pytest.mark.realtime
+
 
 def connected(emulator, name="so101"):
     profile = load_profile(name)

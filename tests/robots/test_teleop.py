@@ -15,6 +15,8 @@ from edgevla.robots.emulator.trace import read_trace
 from edgevla.robots.leader_node import check_pair
 from edgevla.robots.profile import load_profile
 
+pytestmark = pytest.mark.realtime
+
 
 @pytest.mark.parametrize(
     ("leader", "follower"),

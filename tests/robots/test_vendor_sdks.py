@@ -12,6 +12,8 @@ from edgevla.robots.bus import dynamixel, feetech
 from edgevla.robots.calibration import nominal
 from edgevla.robots.profile import load_profile
 
+pytestmark = pytest.mark.realtime
+
 PATIENCE_MS = 400.0
 """The SDKs give up after about 34 ms, which a busy machine takes now and then without any fault."""
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.realtime
+
 
 def deploy(*args, timeout_s=60):
     done = subprocess.run(

@@ -11,6 +11,8 @@ import pytest
 
 from edgevla.robots.bus.feetech import TICKS_PER_TURN
 
+pytestmark = pytest.mark.realtime
+
 PRESENT_SLACK = 60
 """Ticks that an arm may lag behind its goal: a freeze (goal := present) steps back by so much, and moves nothing."""
 GRIPPER = "6"

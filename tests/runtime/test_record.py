@@ -12,6 +12,8 @@ import pytest
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
 
+pytestmark = pytest.mark.realtime
+
 
 @pytest.fixture(autouse=True)
 def own_runtime_folder(monkeypatch):

@@ -11,6 +11,8 @@ from edgevla.errors import UsageError
 from edgevla.nodes.replay import CHUNK_SIZE, Player, Recorded, load_episode
 from edgevla.robots.emulator.demonstrate import Plan, demonstrate
 
+pytestmark = pytest.mark.realtime
+
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory):

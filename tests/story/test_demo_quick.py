@@ -9,6 +9,8 @@ import pytest
 
 from edgevla.dataset import open_dataset
 
+pytestmark = pytest.mark.realtime
+
 
 def demo(*words: str, timeout: float = 400.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

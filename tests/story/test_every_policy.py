@@ -142,6 +142,7 @@ class Deployed:
         self._errors.close()
 
 
+@pytest.mark.realtime
 def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) -> None:
     deployed = Deployed(
         tmp_path, make_bundle(work, "smolvla"), "so101", "--duration", "4", "--task", INSTRUCTION["rest"]
@@ -157,6 +158,7 @@ def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) ->
     assert tasks == sorted(tasks, key=lambda task: task == OTHER_TASK)
 
 
+@pytest.mark.realtime
 def test_a_policy_with_history_runs_in_its_own_process(work: Path, tmp_path: Path) -> None:
     deployed = Deployed(tmp_path, make_bundle(work, "diffusion"), "so101", "--duration", "3")
     try:
@@ -215,6 +217,7 @@ def write_pictures(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize(("policy", "robot", "settings", "units"), ROBOTS, ids=[r[1] for r in ROBOTS])
 def test_a_policy_runs_on_another_robot(
     policy: str, robot: str, settings: list[str], units: list[str], work: Path, tmp_path: Path
