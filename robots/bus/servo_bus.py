@@ -182,7 +182,7 @@ class ServoBus:
             sent_ns = self.clock.now_ns()
             self.port.write(frame)
             # Setting up is in no hurry: a busy machine gets more time with every try.
-            patience_ns = allowed if timeout_ns else allowed * (1 + 2 * attempt)
+            patience_ns = allowed * 4**attempt
             data = self._await(frame, servo_id, data_size, sent_ns + patience_ns)
             if data is not None:
                 if attempt:  # answers to the earlier tries may still come: as late as this one, at most
