@@ -139,11 +139,11 @@ def test_an_old_answer_is_not_taken_for_a_new_one(bench):
     """A late answer to one question lies on the line when the next is asked: other servo, other length."""
     made = running(bench)
     bus = made.robot.buses["arm"]
-    made.fault("delay", target=2, count=3, amount=200.0)
+    made.fault("delay", target=2, count=3, amount=900.0)
     with pytest.raises(BusError):
         bus.read_raw(2, "present_position")
     assert bus.read_raw(1, "present_voltage") == 74
-    made.clock.advance(1_000_000_000)
+    made.clock.advance(3_000_000_000)
     assert bus.read_raw(2, "homing_offset") == nominal(made.profile).motors["shoulder_lift"].homing_offset
 
 
