@@ -67,7 +67,7 @@ def draft_manifest(
         features=meaning.features,
         trained_range=meaning.trained_range,
         trained_speed_p999=meaning.trained_speed_p999,
-        prompt=_prompt(policy, options.task or _only_task(facts)),
+        prompt=_prompt(policy, options.task, _only_task(facts)),
         sample=None
         if shape is None
         else Sample("float32", (1, *shape), graphs["decode"].outputs[0].shape[2]),
@@ -114,13 +114,15 @@ def _only_task(facts: DatasetFacts | None) -> str | None:
     return facts.tasks[0] if facts is not None and len(facts.tasks) == 1 else None
 
 
-def _prompt(policy: Policy, task: str | None) -> PromptRecipe | None:
+def _prompt(policy: Policy, task: str | None, usual_task: str | None) -> PromptRecipe | None:
     recipe = policy.prompt_recipe()
     if recipe is None:
         if task is not None:
             raise UsageError(f"{policy.policy_type} takes no language; leave --task out")
         return None
-    return read(PromptRecipe, {**recipe, "default_task": task or recipe.get("default_task")}, "prompt")
+    return read(
+        PromptRecipe, {**recipe, "default_task": task or usual_task or recipe.get("default_task")}, "prompt"
+    )
 
 
 def _rtc(policy: Policy) -> Rtc | None:
