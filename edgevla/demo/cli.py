@@ -28,11 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import json
+    import signal
     import sys
 
     from edgevla.demo.story import FULL, QUICK, Story, default_folder
     from edgevla.demo.table import closing_words
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: what was started is ended first
+        signal.signal(number, signal.default_int_handler)
     stream = sys.stderr if args.json else sys.stdout
     story = Story(
         args.output or default_folder(),

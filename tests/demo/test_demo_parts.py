@@ -137,7 +137,8 @@ def test_a_step_that_fails_ends_the_others_and_says_its_last_words(tmp_path, mon
     assert works[0].process.poll() is not None
 
 
-def test_ctrl_c_ends_the_demo_and_all_it_started(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_demo_and_all_it_started(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "edgevla", "demo", "--quick", "--output", str(tmp_path / "run")],
         stdout=subprocess.PIPE,
@@ -150,7 +151,7 @@ def test_ctrl_c_ends_the_demo_and_all_it_started(tmp_path):
     while not log.is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "Traceback" not in err
