@@ -34,7 +34,7 @@ class Size:
     learns: bool = True
 
 
-FULL = Size(demos=(160, 90), steps=(1000, 1200), trials=(100, 60), rollouts=(6, 5))
+FULL = Size(demos=(160, 80), steps=(1000, 1200), trials=(100, 60), rollouts=(6, 5))
 QUICK = Size(demos=(4, 2), steps=(20, 20), trials=(2, 2), rollouts=(1, 0), learns=False)
 TASKS = ("rest", "conveyor")
 WORDS = {"rest": "cube at rest", "conveyor": "cube on a conveyor"}
