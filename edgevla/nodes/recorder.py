@@ -278,6 +278,7 @@ class RecorderNode:
             robot_type=str(robot["robot"]),
             resume=True,
             joint_units=joint_units_of(robot["joints"]),
+            codec="h264",  # SVT-AV1 has deadlocked while encoding live; a recording must not hang
         )
 
     def _describe(self, node: str) -> dict[str, Any]:
