@@ -278,18 +278,27 @@ def _next_frame(buffer: bytearray) -> tuple[int, bytes, bool] | None:
 class Decoder:
     """Cuts a byte stream into status frames; damage costs one byte at a time.
 
-    data_size: data bytes of an answer. A merged (fast) answer is split into its servos' answers, which
-    needs it; a frame with another length than `data_size`, than none, or than a merged answer is noise.
+    data_size: data bytes of an answer; a frame with another length than that or none is noise.
+    merged_ids: servos whose merged (fast) answer was asked for, in the order asked. Any other merged answer is
+    noise: a late one to an older question would be cut at the wrong places, and its bytes taken for readings.
     """
 
     def __init__(self, data_size: int | None = None) -> None:
         self.data_size = data_size
+        self.merged_ids: tuple[int, ...] = ()
         self.n_corrupt = 0
         self._buffer = bytearray()
 
     @property
     def pending(self) -> int:
         return len(self._buffer)
+
+    @property
+    def _merged_length(self) -> int | None:
+        """What the length field of the merged answer says, None when none was asked for."""
+        if not self.merged_ids or self.data_size is None:
+            return None
+        return 1 + len(self.merged_ids) * (4 + self.data_size)
 
     def feed(self, data: bytes) -> list[Status]:
         self._buffer += data
@@ -307,7 +316,10 @@ class Decoder:
 
     def _answers(self, servo_id: int, body: bytes) -> list[Status]:
         if servo_id == BROADCAST:
-            return split_fast(body[1:], self.data_size) if self.data_size is not None else []
+            if self.data_size is None or len(body) + 2 != self._merged_length:
+                return []
+            answers = split_fast(body[1:], self.data_size)
+            return answers if tuple(answer.id for answer in answers) == self.merged_ids else []
         body = unstuff(body)
         return [Status(servo_id, body[1], body[2:])] if len(body) >= 2 else []
 
@@ -319,9 +331,9 @@ class Decoder:
         while (at := buffer.find(HEADER, at)) >= 0 and len(buffer) >= at + 7:
             length = buffer[at + 5] | buffer[at + 6] << 8
             n_data = length - 4
-            is_merged = buffer[at + 4] == BROADCAST and length >= 3
+            is_merged = buffer[at + 4] == BROADCAST and length == self._merged_length
             is_plain = n_data == 0 or self.data_size <= n_data <= self.data_size + self.data_size // 3 + 1
-            if (is_merged and length <= MAX_FRAME) or (buffer[at + 4] <= MAX_ID and is_plain):
+            if is_merged or (buffer[at + 4] <= MAX_ID and is_plain):
                 return
             del buffer[: at + 1]
             at = 0

@@ -91,6 +91,8 @@ class BlockRead:
         self._is_merged = can_merge and self.n_tries == 0
         self._request = bus.request(self.address, self.size, tuple(self._missing), self._is_merged)
         self._decoder = bus.codec.Decoder(self.size)
+        if self._is_merged:
+            self._decoder.merged_ids = self._group
         bus.port.flush_input()
         if prefix and not bus.joins_writes:
             bus.port.write(prefix)
