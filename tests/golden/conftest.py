@@ -8,7 +8,6 @@ that does not exist. Adapters: `cases_<policy>.py`, see golden_harness.py.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -16,9 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbours unimportable
 
-from golden_harness import Adapter, Fixture, find_fixtures
-
-DEFAULT = Path(__file__).parents[2].parent / "shared" / "goldens"
+from golden_harness import DEFAULT, Adapter, Fixture, find_fixtures, open_adapter
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,9 +49,7 @@ def adapter(fixture: Fixture | None, tmp_path_factory: pytest.TempPathFactory) -
         pytest.fail("no golden fixture found (folders with cases.safetensors); say where with --goldens DIR")
     if fixture.name not in _ADAPTERS:
         try:
-            module = importlib.import_module(f"cases_{fixture.policy_type}")
-            folder = tmp_path_factory.mktemp("checkpoint") / "policy"
-            _ADAPTERS[fixture.name] = module.Cases(fixture, fixture.write_checkpoint(folder))
+            _ADAPTERS[fixture.name] = open_adapter(fixture, tmp_path_factory.mktemp("checkpoint") / "policy")
         except BaseException as error:
             _ADAPTERS[fixture.name] = error
     found = _ADAPTERS[fixture.name]

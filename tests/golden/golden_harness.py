@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from edgevla.execution.ensemble import ensemble
 from edgevla.train.checkpoint import load_policy
 from edgevla.train.policies.base import Policy
 
+DEFAULT = Path(__file__).parents[2].parent / "shared" / "goldens"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -97,6 +99,12 @@ def find_fixtures(root: Path) -> list[Fixture]:
         for processors in sorted(p for p in folder.glob("processors*") if p.is_dir()):
             found.append(Fixture(f"{name}+{processors.name}", folder, folder / "checkpoint", processors))
     return found
+
+
+def open_adapter(fixture: Fixture, folder: Path) -> Adapter:
+    """The fixture's policy behind its adapter. folder: where its checkpoint is laid out, not there yet."""
+    module = importlib.import_module(f"cases_{fixture.policy_type}")
+    return module.Cases(fixture, fixture.write_checkpoint(folder))
 
 
 def computes(*patterns: str) -> Callable[[Method], Method]:
