@@ -10,7 +10,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,10 @@ os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings for every e
 TICKS = 512
 """Time base units per frame, as LeRobot's files have."""
 QUEUE_FRAMES = 64
+POLL_S = 0.5
+STALL_S = 30.0
+"""An encoder that has neither taken a frame nor finished for so long is given up: SVT-AV1 4.1 can wait for itself
+for ever. The slowest single act of a working one is to empty itself, some twenty frames."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ def rate_of(fps: float) -> Fraction:
 
 
 def choose_codec(wanted: str, sizes: Sequence[tuple[int, int]], fps: float) -> Codec:
-    """The first encoder that this PyAV has and that takes these (H, W) sizes; `auto` means AV1, then h264.
+    """The first encoder that this PyAV has and that takes these (H, W) sizes; `auto` means h264, then AV1.
+
+    Not AV1 first, as LeRobot has it: SVT-AV1 takes dozens of threads, and has hung while recording live.
 
     Raises:
         DatasetError: none of them works, or a size that video cannot have.
@@ -64,7 +70,7 @@ def choose_codec(wanted: str, sizes: Sequence[tuple[int, int]], fps: float) -> C
             raise DatasetError(
                 f"a camera of {width}x{height} pixels cannot be recorded as video: both must be even"
             )
-    names = ("av1", "h264") if wanted == "auto" else (wanted,)
+    names = ("h264", "av1") if wanted == "auto" else (wanted,)
     reasons = []
     for name in names:
         codec = CODECS.get(name)
@@ -90,21 +96,27 @@ def _probe(codec: Codec, height: int, width: int, fps: float) -> None:
 class EpisodeEncoder:
     """Encodes one camera's frames of one episode in a thread of its own, into a file of its own.
 
-    `add` waits while `QUEUE_FRAMES` frames are pending (memory stays bounded); `waits` counts that.
+    `add` waits while `QUEUE_FRAMES` frames are pending (memory stays bounded); `waits` counts that. Nothing waits for
+    an encoder that hangs: after `STALL_S` without progress it is given up, and its thread left to itself.
     """
 
     def __init__(self, path: Path, codec: Codec, size: tuple[int, int], fps: float) -> None:
         self.path, self.codec, self.size, self.fps = path, codec, size, fps
         self.n_frames = 0
         self.waits = 0
-        self._error: BaseException | None = None
-        self._is_aborted = False
+        self._error: str | None = None
+        self._is_aborted = self._is_stuck = False
+        self._n_moves = 0
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue(QUEUE_FRAMES)
         self._thread = threading.Thread(target=self._run, name=f"encode {path.stem}", daemon=True)
         self._thread.start()
 
     def add(self, frame: np.ndarray) -> None:
-        """frame: uint8 (H, W, 3) RGB; it is not copied, so it must not change afterwards."""
+        """frame: uint8 (H, W, 3) RGB; it is not copied, so it must not change afterwards.
+
+        Raises:
+            DatasetError: encoding failed, or hangs.
+        """
         self._check()
         self.waits += self._queue.full()
         self._put(frame)
@@ -114,36 +126,68 @@ class EpisodeEncoder:
         """Waits until the file is complete.
 
         Raises:
-            DatasetError: encoding failed.
+            DatasetError: encoding failed, or hangs.
         """
         self._put(None)
-        self._thread.join()
+        self._wait(self._has_ended)
         self._check()
 
     def abort(self) -> None:
         """Stops and deletes the file."""
         self._is_aborted = True
-        with contextlib.suppress(DatasetError):
-            self._put(None)
-        self._thread.join()
+        if not self._is_stuck:
+            with contextlib.suppress(DatasetError):
+                self._put(None)
+                self._wait(self._has_ended)
         self.path.unlink(missing_ok=True)
 
     def _put(self, frame: np.ndarray | None) -> None:
-        while True:
+        def has_room() -> bool:
             try:
-                return self._queue.put(frame, timeout=0.5)
+                self._queue.put(frame, timeout=POLL_S)
             except queue.Full:
-                self._check()
+                return False
+            return True
+
+        self._wait(has_room)
+
+    def _has_ended(self) -> bool:
+        self._thread.join(POLL_S)
+        return not self._thread.is_alive()
+
+    def _wait(self, is_done: Callable[[], bool]) -> None:
+        """Asks `is_done`, which takes `POLL_S` to say no, until it says yes or the thread has stood still too long."""
+        n_moves, quiet_s = self._n_moves, 0.0
+        while not is_done():
+            self._check()
+            quiet_s = quiet_s + POLL_S if self._n_moves == n_moves else 0.0
+            n_moves = self._n_moves
+            if quiet_s >= STALL_S:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """A thread cannot be ended from outside; should this one ever wake, it finds that there is nothing to do."""
+        self._is_stuck = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+        self._queue.put_nowait(None)
+        cure = " with codec h264" if self.codec.name != "h264" else ""
+        self._error = (
+            f"the video encoder {self.codec.encoder} of {self.path.stem} has stood still for {STALL_S:g} s and is "
+            f"given up: the open episode is lost, saved ones are whole. Record it again{cure}"
+        )
+        self._check()
 
     def _check(self) -> None:
-        if self._error is not None and not self._is_aborted:
-            raise DatasetError(f"encoding {self.path.name} failed: {self._error}", file=str(self.path))
+        if self._error is not None:
+            raise DatasetError(self._error, file=str(self.path))
 
     def _run(self) -> None:
         try:
             self._encode()
         except Exception as error:  # the thread's edge: handed to the recording thread by `_check`
-            self._error = error
+            self._error = f"encoding {self.path.name} failed: {error}"
             while self._queue.get() is not None:
                 pass
 
@@ -158,7 +202,8 @@ class EpisodeEncoder:
             stream.codec_context.time_base = 1 / rate
             number = 0
             while (pixels := self._queue.get()) is not None:
-                if self._is_aborted:
+                self._n_moves += 1
+                if self._is_aborted or self._is_stuck:
                     continue
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = number, 1 / rate

@@ -4,8 +4,8 @@
     save_episode  videos joined -> data rows -> tasks -> episode row (the commit) -> stats.json -> info.json
 
 Each file is written beside its name, synced and renamed, so a reader never meets half a file. A recording that is
-killed loses the open episode; killed inside `save_episode` it leaves rows that no episode lists, which the reader
-ignores and `resume` removes.
+killed, or whose video encoder hangs, loses the open episode; killed inside `save_episode` it leaves rows that no
+episode lists, which the reader ignores and `resume` removes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DatasetWriter:
         features: as in LeRobot: name -> {"dtype", "shape", "names"}; cameras have dtype `video` (or `image`, PNG in
             the table) and shape (H, W, 3). `timestamp` and the other bookkeeping columns are added here. Extra
             columns are welcome, e.g. `camera_age_key(camera)`: {"dtype": "float32", "shape": (1,), "names": None}.
-        codec: `auto` (AV1, else h264), `av1`, `h264` or `hevc`.
+        codec: `auto` (h264, else AV1), `av1`, `h264` or `hevc`.
         resume: append to the dataset in `root` if there is one; without it an existing dataset is refused.
         joint_units: `degrees` or `range100`, kept in meta/edgevla.json, where `facts_of` finds it.
     """
@@ -66,6 +66,7 @@ class DatasetWriter:
         self.codec = choose_codec(codec, [f.hwc[:2] for f in videos], fps) if videos else None
         self._info = self._new_info(raw, robot_type, chunks_size, data_mb, video_mb)
         self.n_episodes, self.n_frames = 0, 0
+        self._n_takes = 0
         self.tasks: dict[str, int] = {}
         self._stats: statistics.Stats = {}
         if (self.root / INFO).exists():
@@ -106,7 +107,8 @@ class DatasetWriter:
         """Adds one row. Cameras: uint8 (H, W, 3) RGB, not changed by the caller afterwards.
 
         Raises:
-            DatasetError: a feature is missing, unknown, of another shape, or not finite; nothing is added then.
+            DatasetError: a feature is missing, unknown, of another shape, or not finite; nothing is added then. Or
+                encoding failed or hangs; the episode can only be discarded then.
         """
         values = self._checked(frame)
         for name, value in values.items():
@@ -115,8 +117,9 @@ class DatasetWriter:
                 self._counters.setdefault(name, statistics.ImageCounter()).add(value)
             if feature.dtype == "video":
                 if name not in self._encoders:
-                    path = self._scratch / f"{name}.mp4"
                     assert self.codec is not None
+                    path = self._take / f"{name}.mp4"
+                    path.parent.mkdir(exist_ok=True)
                     self._encoders[name] = EpisodeEncoder(path, self.codec, feature.hwc[:2], self.fps)
                 self._encoders[name].add(value)
             else:
@@ -128,7 +131,8 @@ class DatasetWriter:
         """Completes the open episode on disk and returns its number.
 
         Raises:
-            UsageError: no frames. DatasetError: encoding or writing failed; the dataset is as it was before.
+            UsageError: no frames. DatasetError: encoding or writing failed, or the encoder hangs; the dataset is as
+                it was before, and the episode can only be discarded.
         """
         if not self._length:
             raise UsageError("there is no open episode to save: add frames first")
@@ -177,6 +181,9 @@ class DatasetWriter:
     # -- one episode --------------------------------------------------------------------------------------
 
     def _clear_episode(self) -> None:
+        self._n_takes += 1
+        # A folder for each: an encoder that hung and was given up may wake and write its file after all.
+        self._take = self._scratch / f"take-{self._n_takes}"
         self._length = 0
         self._rows: dict[str, list[Any]] = {}
         self._task_names: list[str] = []

@@ -29,7 +29,7 @@ import zmq
 
 from edgevla.cameras.pixels import frame_pixels
 from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.errors import CameraError, EdgeVLAError, UsageError
+from edgevla.errors import CameraError, DatasetError, EdgeVLAError, UsageError
 from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
 
 PATIENCE_NS = 60 * NS_PER_MS
@@ -155,12 +155,16 @@ class Recording:
         """Ends the episode and saves it; its number.
 
         Raises:
-            UsageError: nothing was recorded.
+            UsageError: nothing was recorded. DatasetError: it could not be saved, and is forgotten.
         """
         self.is_recording = False
-        while self.waiting:
-            self._row(self.waiting.popleft())
-        return self.writer.save_episode()
+        try:
+            while self.waiting:
+                self._row(self.waiting.popleft())
+            return self.writer.save_episode()
+        except DatasetError:
+            self.discard()
+            raise
 
     def discard(self) -> int:
         """Ends the episode and forgets it; the number of rows that were forgotten."""
@@ -278,7 +282,6 @@ class RecorderNode:
             robot_type=str(robot["robot"]),
             resume=True,
             joint_units=joint_units_of(robot["joints"]),
-            codec="h264",  # SVT-AV1 has deadlocked while encoding live; a recording must not hang
         )
 
     def _describe(self, node: str) -> dict[str, Any]:

@@ -30,8 +30,6 @@ N_STEPS = {"rest": 55, "conveyor": 130}
 HEAD_START_S = 0.3
 """A demonstration on the belt begins up to so much later than an episode, so that its end is shown as well."""
 FPS = round(1 / STEP_S)
-CODEC = "h264"
-"""SVT-AV1 4.1 takes 40 threads for a 64 px picture, and now and then waits for itself for ever."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,6 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
         features=features(names, plan.camera, plan.size_px),
         robot_type="so101_follower",
         joint_units="degrees",
-        codec=CODEC,
     )
     shares = []
     with writer:

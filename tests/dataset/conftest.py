@@ -49,7 +49,7 @@ def so101_v21(so101: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four short episodes with machine-readable frames, written by our writer into several files and chunks."""
     root = tmp_path_factory.mktemp("recorded") / "set"
-    dataset_kit.record(root, [7, 5, 9, 6], video_mb=0.005, data_mb=0.002, chunks_size=2)
+    dataset_kit.record(root, [7, 5, 9, 6], video_mb=0.0045, data_mb=0.002, chunks_size=2)
     return root
 
 

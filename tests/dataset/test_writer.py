@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from edgevla.dataset import DatasetWriter, camera_age_key, check_dataset, open_dataset
-from edgevla.dataset.encode import CODECS, choose_codec
+from edgevla.dataset import DatasetWriter, camera_age_key, check_dataset, encode, open_dataset
+from edgevla.dataset.encode import CODECS, QUEUE_FRAMES, Codec, EpisodeEncoder, choose_codec
 from edgevla.errors import DatasetError, UsageError
 
 
@@ -254,21 +255,16 @@ def test_wrong_beginnings_are_refused(
         writer.save_episode()
 
 
-def test_h264_stands_in_where_av1_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgevla.dataset import encode
-
-    assert choose_codec("auto", [(96, 128)], 30).name == "av1"
-    broken = encode.Codec("av1", "no-such-encoder", {})
-    monkeypatch.setitem(encode.CODECS, "av1", broken)
+def test_av1_stands_in_where_h264_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_codec("auto", [(96, 128)], 30).name == "h264"
+    monkeypatch.setitem(CODECS, "h264", Codec("h264", "no-such-encoder", {}))
+    assert choose_codec("auto", [(96, 128)], 30).name == "av1"
     with pytest.raises(DatasetError, match="no-such-encoder"):
-        choose_codec("av1", [(96, 128)], 30)
+        choose_codec("h264", [(96, 128)], 30)
 
 
 def test_memory_stays_bounded_and_waiting_is_counted(tmp_path: Path) -> None:
     """An episode's frames never pile up: add_frame waits for the encoder instead."""
-    from edgevla.dataset.encode import QUEUE_FRAMES, EpisodeEncoder
-
     encoder = EpisodeEncoder(tmp_path / "x.mp4", CODECS["h264"], (480, 640), 30)
     frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     for _ in range(3 * QUEUE_FRAMES):
@@ -278,6 +274,104 @@ def test_memory_stays_bounded_and_waiting_is_counted(tmp_path: Path) -> None:
     assert encoder.waits > 0
     with av.open(str(tmp_path / "x.mp4")) as container:
         assert container.streams.video[0].frames == 3 * QUEUE_FRAMES
+
+
+# -- an encoder that hangs ------------------------------------------------------------------------------------
+
+
+class Hang:
+    """While `is_on`, new encoders take `n_taken` frames and stand still until `wakes`; then they go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_on, self.n_taken, self.wakes = True, 0, threading.Event()
+        self.threads: list[threading.Thread] = []
+        whole = EpisodeEncoder._encode
+
+        def encode_or_hang(encoder: EpisodeEncoder) -> None:
+            if self.is_on:
+                self.threads.append(threading.current_thread())
+                for _ in range(self.n_taken):
+                    encoder._queue.get()
+                self.wakes.wait(60)
+            whole(encoder)
+
+        monkeypatch.setattr(EpisodeEncoder, "_encode", encode_or_hang)
+
+
+@pytest.fixture
+def hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang]:
+    monkeypatch.setattr(encode, "POLL_S", 0.1)
+    monkeypatch.setattr(encode, "STALL_S", 0.3)
+    hang = Hang(monkeypatch)
+    hang.is_on = False
+    yield hang
+    hang.wakes.set()
+    for thread in hang.threads:
+        thread.join()
+
+
+@pytest.mark.parametrize(("n_taken", "n_frames"), [(0, 6), (6, 6), (3, QUEUE_FRAMES + 20)])
+def test_an_encoder_that_hangs_costs_no_more_than_the_open_episode(
+    tmp_path: Path, hang: Hang, n_taken: int, n_frames: int
+) -> None:
+    """At its first frame, while it finishes, and amidst an episode that is longer than the queue."""
+    root = tmp_path / "set"
+    with DatasetWriter(root, fps=30, features=kit.features()) as writer:
+        for frame in range(5):
+            writer.add_frame(kit.row(0, frame), kit.task_of(0))
+        writer.save_episode()
+        hang.is_on, hang.n_taken = True, n_taken
+
+        def record() -> None:
+            for frame in range(n_frames):
+                writer.add_frame(kit.row(1, frame), "lost")
+            writer.save_episode()
+
+        with pytest.raises(
+            DatasetError, match=r"libx264 of observation.images.front has stood still"
+        ) as hung:
+            record()
+        assert "the open episode is lost, saved ones are whole" in str(hung.value)
+        assert open_dataset(root).n_episodes == 1
+        writer.discard_episode()
+        hang.is_on = False
+        for frame in range(7):
+            writer.add_frame(kit.row(1, frame), kit.task_of(1))
+        hang.wakes.set()  # it may wake while the next episode is open
+        hang.threads[0].join()
+        assert writer.save_episode() == 1
+    assert _codes(root) == _expected([5, 7])
+    assert check_dataset(root) == []
+    assert open_dataset(root).tasks == ["pick the cube", "place the cube"]
+
+
+def test_an_episode_whose_encoder_hangs_can_be_discarded(tmp_path: Path, hang: Hang) -> None:
+    hang.is_on = True
+    with DatasetWriter(tmp_path / "set", fps=30, features=kit.features()) as writer:
+        for frame in range(QUEUE_FRAMES):
+            writer.add_frame(kit.row(0, frame), "lost")
+        writer.discard_episode()
+        hang.is_on = False
+        for frame in range(4):
+            writer.add_frame(kit.row(0, frame), "t")
+        writer.save_episode()
+    assert _codes(tmp_path / "set") == _expected([4])
+
+
+def test_a_recording_whose_encoder_hangs_ends_with_a_sentence(tmp_path: Path) -> None:
+    """As a process: neither the error nor the exit waits for the thread that cannot be ended."""
+    code = f"""
+import sys, time
+from edgevla.dataset import encode
+from edgevla.robots.emulator.demonstrate import main
+encode.POLL_S, encode.STALL_S = 0.1, 0.3
+encode.EpisodeEncoder._encode = lambda self: time.sleep(1000)
+sys.exit(main(["--task", "rest", "--episodes", "1", "--output", {str(tmp_path / "set")!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "has stood still for 0.3 s and is given up" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # -- a recording that is killed -------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import zmq
 from edgevla.cameras import CameraSettings, open_source
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
-from edgevla.errors import UsageError
+from edgevla.dataset.encode import EpisodeEncoder
+from edgevla.errors import DatasetError, UsageError
 from edgevla.nodes.camera import CameraNode
 from edgevla.nodes.recorder import RecorderNode, features_of, is_grid_moment, joint_units_of
 from edgevla.wire import CommandServer, Publisher, endpoint
@@ -85,7 +86,7 @@ def stage(tmp_path):
     recorder = RecorderNode(ctx, "inproc", SESSION, tmp_path / "recorded", ["front"], "show the card")
     camera.open()
 
-    def play(done, timeout_s: float = 10.0) -> None:
+    def play(done, timeout_s: float = 60.0) -> None:
         end = time.monotonic() + timeout_s
         while not done() and time.monotonic() < end:
             for node in (camera, robot, recorder):
@@ -148,6 +149,26 @@ def test_a_red_card_stays_red_from_camera_to_dataset(stage):
     assert (ages >= 0).all()
     assert np.median(ages) < 100  # a 50 fps camera; the rest is this machine's other work
     assert not [f for f in check_dataset(root) if f.severity == "error"]
+
+
+def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(stage, monkeypatch):
+    recorder, play, root = stage
+    play(lambda: recorder.inbox.newest("state") is not None and recorder.inbox.newest("frame") is not None)
+
+    def fails(self) -> None:
+        raise DatasetError("the encoder hangs")
+
+    recorder.obey("record", {"task": "lost"})
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeEncoder, "finish", fails)
+        with pytest.raises(DatasetError, match="the encoder hangs"):
+            recorder.obey("keep", {})
+    recorder.obey("record", {"task": "kept"})
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    assert "episode 0 kept" in recorder.obey("keep", {})
+    recorder.close()
+    assert open_dataset(root).tasks == ["kept"]
 
 
 def test_commands_out_of_order_are_refused_with_a_reason(stage):
