@@ -2,6 +2,9 @@
 
 Every frame is decoded once, by a background thread that goes through the dataset in order (the decoder's cheapest
 way) or by whoever needs it first. The file outlives the run and is found again by the dataset's hash.
+
+Kept as stored, not as the policy prepares them: preparing takes 1.5 % of a step (the demo's ACT on one core: 1.2 of
+85 ms), and prepared float32 frames would take four times the memory.
 """
 
 from __future__ import annotations
