@@ -13,7 +13,6 @@
       CameraError                1   a camera cannot be opened or gives other frames than declared
       BusError                   1   a servo bus failed (port, motor, register)
         CalibrationError         1   calibration missing, implausible, or different from the servos'
-      SafetyStop                 1   the arm was stopped on purpose
 
 A message is one sentence: what happened, to what thing, with which value, what was expected, what to do.
 Callers catch by class and read fields; nobody searches the text.
@@ -103,8 +102,4 @@ class BusError(EdgeVLAError):
 
 
 class CalibrationError(BusError):
-    pass
-
-
-class SafetyStop(EdgeVLAError):
     pass

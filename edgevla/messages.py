@@ -243,7 +243,7 @@ TYPES: dict[str, MessageType] = {
     ),
 }
 
-# What a `describe` holds, by its `node` field: checked by whoever needs it with `wire.check_fields`.
+# What the robot's `describe` holds: checked by whoever needs it with `wire.check_fields`.
 ABOUT_ROBOT = {
     "node": "str",
     "robot": "str",
@@ -252,4 +252,3 @@ ABOUT_ROBOT = {
     "servo_hz": "float",
     "buses": [{"name": "str", "protocol": "str", "port": "str", "baud": "uint", "n_motors": "uint"}],
 }
-ABOUT_CAMERA = {"node": "str", "cameras": [CAMERA], "format": "str"}

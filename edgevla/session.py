@@ -20,7 +20,6 @@ from edgevla.errors import UsageError, WireError
 MAX_PATH_BYTES = 100
 NOTE = "deployment.json"
 EMERGENCY_STOP = b"emergency_stop"
-CLEAR_STOP = b"clear_stop"
 
 
 def new_session() -> bytes:
@@ -146,12 +145,12 @@ def guardian_socket(folder: Path) -> Path:
     return Path(folder) / "guardian.stop"
 
 
-def tell_guardian(folder: Path, word: bytes = EMERGENCY_STOP) -> bool:
-    """Sends `EMERGENCY_STOP` or `CLEAR_STOP` straight to the guardian; whether it was there to hear it."""
+def tell_guardian(folder: Path) -> bool:
+    """Sends `EMERGENCY_STOP` straight to the guardian; whether it was there to hear it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.setblocking(False)
         try:
-            out.sendto(word, str(guardian_socket(folder)))
+            out.sendto(EMERGENCY_STOP, str(guardian_socket(folder)))
         except OSError:
             return False
     return True

@@ -44,11 +44,6 @@ class Ending:
         self.is_done = False
         self.unreached: Sequence[str] = ()
 
-    @property
-    def is_frozen(self) -> bool:
-        """Whether the goal shall be where the arm is now."""
-        return self._stage in ("hold", "park")
-
     def step(self, torque: Torque, last_goal: np.ndarray, now_ns: int) -> np.ndarray | None:
         """The goal wanted now (None: as before). When the last stage is over, `is_done`."""
         spent_ms = (now_ns - self._began_ns) / 1e6

@@ -180,9 +180,6 @@ class Profile:
     def bus_of_motor(self, motor: Motor) -> Bus:
         return next(bus for bus in self.buses if bus.name == motor.bus)
 
-    def bus_of(self, joint: Joint) -> Bus:
-        return self.bus_of_motor(self._motors[joint.motor])
-
     def with_units(self, joint_units: str) -> Profile:
         """The same robot, written in degrees, with its body joints in `range100`.
 

@@ -26,13 +26,6 @@ def finger_m(angle_rad: np.ndarray, gripper: GripperMap) -> np.ndarray:
     return r * np.sin(angle_rad) + np.sqrt(arm**2 - (r * np.cos(angle_rad)) ** 2)
 
 
-def finger_angle_rad(position_m: np.ndarray, gripper: GripperMap) -> np.ndarray:
-    """Inverse of `finger_m`; beyond the crank's reach the nearest angle."""
-    r, arm = gripper.horn_m, gripper.arm_m
-    sine = (r**2 + np.square(position_m) - arm**2) / (2 * r * position_m)
-    return np.arcsin(np.clip(sine, -1.0, 1.0))
-
-
 @dataclass(frozen=True)
 class JointUnits:
     """Vectors of one robot in its joints' order. low, high: int ticks; drive_mode: 0 or 1."""

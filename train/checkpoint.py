@@ -9,7 +9,6 @@ unknown keys in its own files.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -364,8 +363,3 @@ def _replace(scratch: Path, folder: Path) -> None:
     scratch.rename(folder)
     if old is not None:
         shutil.rmtree(old.parent, ignore_errors=True)
-
-
-def config_fields(cls: type[PolicyConfig]) -> list[str]:
-    """Names that `--policy.<name>` and `overrides` accept."""
-    return [f.name for f in dataclasses.fields(cls)]

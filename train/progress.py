@@ -78,10 +78,6 @@ class TrainingLog:
         if self._board is not None:
             self._board.close()
 
-    @property
-    def steps_per_s(self) -> float:
-        return self.last.get("steps_per_s", 0.0)
-
     def _write(self, step: int, lr: float) -> None:
         now = self.clock()
         rate = self._n / max(now - self._logged_at, 1e-9)

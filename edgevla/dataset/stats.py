@@ -8,7 +8,7 @@ of the whole: `vector_stats` computes the true ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,6 @@ class ImageCounter:
         found.update({name: levels[(below >= q).argmax(1)] for name, q in QUANTILES.items()})
         shaped = {name: np.asarray(a).reshape(3, 1, 1) for name, a in found.items()}
         return {**shaped, "count": np.array([self.n_frames], np.int64)}
-
-
-def image_stats(frames: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    counter = ImageCounter()
-    for frame in frames:
-        counter.add(frame)
-    return counter.stats()
 
 
 def sample_rows(n_rows: int) -> np.ndarray:

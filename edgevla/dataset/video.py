@@ -166,7 +166,6 @@ class Decoder:
         self._stream.codec_context.thread_count = 1  # several decoders run side by side; one thread each
         self._reformatter = VideoReformatter()
         self._frames: Iterator[Any] | None = None
-        self._next_pts = 0
         self._position = -1
         """Number of the frame decoded last; -1: nowhere."""
 

@@ -98,11 +98,6 @@ class DatasetWriter:
         """Frames of the open episode."""
         return self._length
 
-    @property
-    def encoder_waits(self) -> int:
-        """How often `add_frame` had to wait for an encoder since the open episode began."""
-        return sum(e.waits for e in self._encoders.values())
-
     def add_frame(self, frame: Mapping[str, Any], task: str) -> None:
         """Adds one row. Cameras: uint8 (H, W, 3) RGB, not changed by the caller afterwards.
 

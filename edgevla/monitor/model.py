@@ -88,7 +88,6 @@ class MonitorModel:
     reason: str = ""
     task: str = ""
     tick: int = 0
-    tick_period_ns: int = 0
     queue_left: int = 0
     queue_size: int = 0
     action_index: float = 0.0

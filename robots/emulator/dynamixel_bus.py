@@ -23,10 +23,8 @@ DEFAULTS = {
     "xl330-m288": {"max_temperature": 70, "velocity_limit": 445, "current_limit": 1750, "position_p": 400,
                    "shutdown": 53, "min_voltage": 35, "max_voltage": 70},
 }  # fmt: skip
-EEPROM_END = 64
 MEMORY = 700
 POSITION_MODES = (3, 4, 5)
-EXTENDED_MODES = (4, 5)
 NO_ID = 255
 INDIRECT_ADDRESS, INDIRECT_DATA, N_INDIRECT = 168, 224, protocol.N_INDIRECT
 REVERSE = 1

@@ -39,7 +39,6 @@ class Axis:
         self.gravity = 0.0
         self.rest: float | None = None
         self.is_stuck = False
-        self.backlash = 0.0
 
     @property
     def current_ma(self) -> float:

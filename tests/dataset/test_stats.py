@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import dataset_kit as kit
@@ -33,10 +34,17 @@ def test_merged_quantiles_are_weighted_means_and_true_ones_are_not(so101: Path) 
     assert ds.stats["action"]["q01"][wrist_roll] > true + 1
 
 
+def image_stats(frames: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    counter = statistics.ImageCounter()
+    for frame in frames:
+        counter.add(frame)
+    return counter.stats()
+
+
 def test_image_statistics_equal_numpys() -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(20, 200, (5, 40, 60, 3), np.uint8)
-    got = statistics.image_stats(frames)
+    got = image_stats(frames)
     pixels = frames.reshape(-1, 3) / 255
     np.testing.assert_allclose(got["mean"].ravel(), pixels.mean(0))
     np.testing.assert_allclose(got["std"].ravel(), pixels.std(0))
@@ -51,7 +59,7 @@ def test_image_statistics_equal_numpys() -> None:
 def test_large_frames_are_thinned_as_lerobot_does() -> None:
     frame = np.zeros((300, 450, 3), np.uint8)
     frame[::3, ::3] = 255  # longer side 450: every third pixel
-    assert statistics.image_stats([frame])["mean"].ravel().tolist() == [1, 1, 1]
+    assert image_stats([frame])["mean"].ravel().tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("n", "count"), [(50, 50), (99, 99), (473, 101), (100_000, 5623)])
@@ -74,7 +82,7 @@ def test_the_wrong_image_std_is_noticed_and_replaced(so101: Path) -> None:
 
 
 def test_an_even_picture_keeps_its_small_std() -> None:
-    grey = statistics.image_stats([np.full((8, 8, 3), 90, np.uint8)])
+    grey = image_stats([np.full((8, 8, 3), 90, np.uint8)])
     assert not statistics.is_bad_image_std(grey)
 
 

@@ -43,10 +43,6 @@ class Fixture:
     checkpoint: Path
     processors: Path | None = None
 
-    @property
-    def is_variant(self) -> bool:
-        return self.checkpoint.name != "checkpoint" or self.processors is not None
-
     @functools.cached_property
     def policy_type(self) -> str:
         return str(json.loads((self.checkpoint / "config.json").read_text())["type"])

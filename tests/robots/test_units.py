@@ -9,7 +9,7 @@ import pytest
 
 from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
 from edgevla.robots.profile import load_profile
-from edgevla.robots.units import finger_angle_rad, finger_m, joint_units
+from edgevla.robots.units import finger_m, joint_units
 
 LOW, HIGH = 823, 3297
 
@@ -107,12 +107,6 @@ def test_aloha_gripper_state_and_action_are_different_quantities():
     linear = (finger_m(np.array(0.43485), gripper) - 0.01844) / (0.058 - 0.01844)
     assert units.state(ticks)[6] == pytest.approx(linear, abs=1e-3)
     assert abs(units.state(ticks)[6] - units.action(ticks)[6]) > 0.02
-
-
-def test_finger_maps_are_inverse_over_the_whole_stroke():
-    gripper = load_profile("aloha").joints[6].gripper
-    angle = np.linspace(-0.6213, 1.4910, 200)
-    assert np.allclose(finger_angle_rad(finger_m(angle, gripper), gripper), angle, atol=1e-9)
 
 
 def test_aloha_start_pose_in_ticks():
