@@ -131,6 +131,7 @@ class Robot:
         self._observed_ns = np.zeros(n, np.int64)
         self._jumps = np.zeros(n, np.int64)
         self._n_invalid = 0
+        self._gone: set[str] = set()
         self._reading = Reading(np.zeros(n, np.float32), np.zeros(n, np.uint32), 0)
         self._units: JointUnits | None = None
 
@@ -229,10 +230,16 @@ class Robot:
             n_stale += self._take(line, read, now_ns)
         self._read_health(deadline_ns)
         self._reading = self._make_reading(now_ns, begun_ns, n_stale)
+        self._gone |= {line.bus.name for line, read in zip(self._lines, reads, strict=True) if read.failure}
         for read in reads:
             if read.failure is not None:
                 raise read.failure
         return self._reading
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no line is left through which a servo could be told anything."""
+        return len(self._gone) == len(self._lines)
 
     def _begin(self, line: _Line, goal: np.ndarray | None, deadline_ns: int) -> BlockRead:
         prefix = b""

@@ -9,6 +9,7 @@ from edgevla.errors import BusError, EdgeVLAError, UsageError
 from edgevla.execution import execution_from, judge_latency
 from edgevla.execution.strategies import kind_of
 
+from .links import STOPPING
 from .rollout import plan_from
 
 if TYPE_CHECKING:
@@ -172,10 +173,15 @@ class Commands:
             loop.stop("fault", words)
 
     def bus_gone(self, sentence: str) -> None:
-        """The line itself has gone: nothing can be sent any more, so the run ends and says what the arm may do."""
+        """A line has gone. Arms on other lines are held, parked and released; without any the run ends at once."""
         loop = self._loop
         loop.has_failed = loop.must_end = True
         loop.tell_once("stop", "bus_gone", sentence)
+        if loop.is_torque_on and not loop.robot.is_cut_off:
+            if loop.ending is None:
+                loop.stop("fault", sentence)
+            return
+        loop.links.lease(STOPPING)
         try:
             unreached = loop.robot.set_torque(False) if loop.is_torque_on else []
         except BusError:

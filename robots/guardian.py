@@ -31,7 +31,7 @@ from .rescue import Rescue
 
 RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
 STOPPING_LEASE_S = 2.0
-"""A stopping loop talks to servos one by one, some of them perhaps gone: its ticks may be long."""
+"""A loop that switches torque talks to servos one by one, some of them perhaps gone: its ticks may be long."""
 OBEY_S = 0.3
 END_S = 60.0
 TOOK_OVER = 3
@@ -71,7 +71,9 @@ class Guardian:
         os.close(loop_read)
         why, is_released = self.watch(lease_read)
         if why == "":
-            return self.loop.wait()
+            if (code := self.loop.wait()) < 0:
+                say(f"the control loop ended ({_how(code)}) while torque was off")
+            return code if code >= 0 else 1
         self.loop.kill()
         self.loop.wait()
         self.take_over(why, is_released)

@@ -8,7 +8,6 @@ guardian, safety, cameras, recorder and monitor see no difference to a policy.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import threading
@@ -23,7 +22,7 @@ import zmq
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.codec import Message
 from edgevla.errors import BusError, ConfigError, EdgeVLAError
-from edgevla.nodes.vitals import heartbeat
+from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.wire import CommandServer, Publisher, Router, endpoint
 
 from .arm import Robot
@@ -158,7 +157,6 @@ def _run(args: argparse.Namespace) -> int:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
     profile = load_profile(args.leader)
     if profile.kind != "leader":
         raise ConfigError(f"{profile.name} is a {profile.kind}, not a leader arm")
@@ -175,7 +173,7 @@ def _run(args: argparse.Namespace) -> int:
         node.warm_up()
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
-        while not stopping.is_set() and os.getppid() == parent:
+        while not stopping.is_set() and not is_orphan():
             poller.poll(20)
             node.step(time.monotonic_ns())
     except BusError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from edgevla.codec import Message
 
 RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
-"""Bytes of the lease."""
+"""Bytes of the lease. STOPPING: torque is on or being switched, servo by servo. RELEASED: torque is off."""
 
 
 class Links(Protocol):

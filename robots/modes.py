@@ -15,7 +15,7 @@ from edgevla.execution import Executor
 
 from .arm import Reading, Robot
 from .ending import Ending, Kind
-from .links import RELEASED, Links
+from .links import RELEASED, STOPPING, Links
 from .profile import Profile
 from .rollout import Plan
 from .safety import SafetyFilter, Watch, make_caps
@@ -72,7 +72,8 @@ class Modes:
         Raises:
             BusError: a servo did not take its torque; names them. All torque is off again.
         """
-        self.links.lease(RELEASED)
+        # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
+        self.links.lease(STOPPING)
         self.robot.set_torque_limit(1.0)
         unreached = self.robot.set_torque(True)
         if unreached:

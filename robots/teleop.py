@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevla.errors import BusError, EdgeVLAError, UsageError
+from edgevla.errors import BusError, UsageError
 
 if TYPE_CHECKING:
     from edgevla.nodes.supervisor import Supervisor
@@ -50,30 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgevla.nodes.deploy_cli import _report, _Screen
+    from edgevla.nodes.deploy_cli import _report, _Screen, carry_out
 
     if args.sim and (args.port or args.leader_port or args.calibration or args.leader_calibration):
         raise UsageError("--sim makes its own arms; leave out ports and calibrations")
     if args.duration is not None and args.duration <= 0:
         raise UsageError(f"--duration must be above 0 s, not {args.duration:g}")
     shown = _Screen(to_stderr=args.json)
-    supervisor = make_supervisor(args, shown)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: supervisor.interrupt())
-    failure: EdgeVLAError | None = None
-    was_interrupted = False
-    try:
-        supervisor.start()
-        supervisor.watch()
-        supervisor.stop()
-    except EdgeVLAError as error:
-        failure = error
-    except KeyboardInterrupt:
-        was_interrupted = True
-    summary = supervisor.close()
-    if failure is not None:
-        raise failure
-    return 130 if was_interrupted else _report(args, summary, shown)
+    summary = carry_out(make_supervisor(args, shown))
+    return 130 if summary is None else _report(args, summary, shown)
 
 
 def make_supervisor(args: argparse.Namespace, say: Any) -> Supervisor:

@@ -29,6 +29,7 @@ from edgevla.cameras import CameraSettings, Source, open_source
 from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
 from edgevla.clock import NS_PER_S
 from edgevla.errors import CameraError, EdgeVLAError
+from edgevla.nodes.vitals import is_orphan
 from edgevla.wire import CommandServer, Publisher, endpoint, run_dir
 
 HEARTBEAT_NS = NS_PER_S // 5
@@ -260,12 +261,11 @@ def serve(session: bytes, sources: Sequence[Source]) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    parent = os.getppid()
     ctx = zmq.Context()
     node = CameraNode(ctx, run_dir(session), session, sources)
     try:
         node.open()
-        while not stopping.is_set() and os.getppid() == parent and not node.is_at_end:
+        while not stopping.is_set() and not is_orphan() and not node.is_at_end:
             node.wake.wait(0.05)
             node.wake.clear()
             node.step(time.monotonic_ns())

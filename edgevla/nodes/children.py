@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+
+from edgevla.nodes.vitals import PARENT
 
 SENTENCES_KEPT = 40
 RESTART_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -44,6 +47,7 @@ class Child:
             errors="replace",
             pass_fds=pass_fds,
             start_new_session=True,
+            env={**os.environ, PARENT: str(os.getpid())},
         )
         self._began = time.monotonic()
         self.n_starts += 1

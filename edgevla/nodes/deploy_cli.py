@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import signal
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgevla.errors import EdgeVLAError, UsageError
 
@@ -119,8 +119,7 @@ def carry_out(
     Raises:
         EdgeVLAError: what a person must act on, after everything was ended.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: supervisor.interrupt())
+    supervisor.obey_signals()
     failure: EdgeVLAError | None = None
     was_interrupted = False
     try:
@@ -142,11 +141,11 @@ def _report(args: argparse.Namespace, summary: Mapping[str, Any], shown: _Screen
     from edgevla.nodes.runlog import describe_summary, plain
 
     if args.json:
-        print(json.dumps(plain(dict(summary)), indent=1))
+        _write(sys.stdout, json.dumps(plain(dict(summary)), indent=1))
     else:
-        print(describe_summary(summary))
+        _write(sys.stdout, describe_summary(summary))
         if args.log:
-            print(f"log: {args.log / 'run.jsonl'}")
+            _write(sys.stdout, f"log: {args.log / 'run.jsonl'}")
     if summary["failure"]:
         shown("error", "deploy", str(summary["failure"]))
         return 1
@@ -169,19 +168,26 @@ class _Screen:
         if self._waiting is not None:
             self._waiting.append(line)
             return
-        with contextlib.suppress(
-            OSError
-        ):  # the terminal may be gone; the arm still has to be brought to rest
-            print(line, file=self._stream, flush=True)
+        _write(self._stream, line)
 
     def give_way(self) -> None:
         self._waiting = []
 
     def come_back(self) -> None:
         lines, self._waiting = self._waiting or [], None
-        with contextlib.suppress(OSError):
-            for line in lines:
-                print(line, file=self._stream, flush=True)
+        for line in lines:
+            _write(self._stream, line)
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """Past the stream's buffer: Ctrl-C's sentence may come while another is being written, and a buffer refuses that.
+
+    Nothing is raised when the terminal has gone: the arm still has to be brought to rest.
+    """
+    left = (line + "\n").encode(stream.encoding or "utf-8", "replace")
+    with contextlib.suppress(OSError):
+        while left:
+            left = left[os.write(stream.fileno(), left) :]
 
 
 class _open_monitor(contextlib.AbstractContextManager[None]):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
@@ -30,7 +29,7 @@ from edgevla.codec import Message
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
 from edgevla.nodes.assembler import Assembler
-from edgevla.nodes.vitals import heartbeat
+from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
 from edgevla.types import Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, endpoint
@@ -267,7 +266,6 @@ def _run(args: argparse.Namespace, bundle: Bundle) -> int:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
     options = EngineOptions(threads=args.threads)
     policy = BundlePolicy(
         bundle,
@@ -295,7 +293,7 @@ def _run(args: argparse.Namespace, bundle: Bundle) -> int:
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
         poller.register(woken, zmq.POLLIN)
-        while not stopping.is_set() and os.getppid() == parent:
+        while not stopping.is_set() and not is_orphan():
             if any(socket is woken for socket, _ in poller.poll(node.wait_ms(time.monotonic_ns()))):
                 woken.recv()
             node.step(time.monotonic_ns())

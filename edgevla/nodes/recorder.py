@@ -30,6 +30,7 @@ import zmq
 from edgevla.cameras.pixels import frame_pixels
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import CameraError, DatasetError, EdgeVLAError, UsageError
+from edgevla.nodes.vitals import is_orphan
 from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
 
 PATIENCE_NS = 60 * NS_PER_MS
@@ -334,10 +335,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    session, ctx, parent = bytes.fromhex(args.session), zmq.Context(), os.getppid()
+    session, ctx = bytes.fromhex(args.session), zmq.Context()
     node = RecorderNode(ctx, run_dir(session), session, args.output, args.camera, args.task)
     try:
-        while not stopping.is_set() and os.getppid() == parent:
+        while not stopping.is_set() and not is_orphan():
             node.inbox.wait(0.02)
             node.step(time.monotonic_ns())
         return 0

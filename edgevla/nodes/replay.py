@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
@@ -26,7 +25,7 @@ from edgevla.clock import NS_PER_S
 from edgevla.codec import Message
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.joint_units import joint_map
-from edgevla.nodes.vitals import heartbeat
+from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.types import ACTION, STATE
 from edgevla.wire import CommandServer, Publisher, Router, endpoint
 
@@ -203,7 +202,7 @@ def main() -> int:
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent, ctx = os.getppid(), zmq.Context()
+    ctx = zmq.Context()
     try:
         robot = json.loads(args.robot_json.read_text())
         recorded = load_episode(args.dataset, args.episode, robot, args.joint_units)
@@ -214,7 +213,7 @@ def main() -> int:
     try:
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
-        while not stopping.is_set() and os.getppid() == parent:
+        while not stopping.is_set() and not is_orphan():
             poller.poll(20)
             node.step(time.monotonic_ns())
     finally:

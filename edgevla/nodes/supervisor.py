@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -89,7 +90,12 @@ class Supervisor:
         self._start_cameras()
         latency_ms = self._start_policy()
         self.execution = self._judge(latency_ms)
-        self._command("start", self._start_arguments(latency_ms))
+        try:
+            self._command("start", self._start_arguments(latency_ms))
+        except WireError as error:
+            if self.children["robot"].wait(STOPPED_S):  # the guardian ends when the arm is released
+                raise BusError(self._guardian_s_end()) from error
+            raise
         self._is_running = True
         self._say(
             "info",
@@ -110,9 +116,7 @@ class Supervisor:
             self._take_messages(0.05)
             guardian = self.children["robot"]
             if not guardian.is_alive:
-                self.failure = (
-                    f"the guardian ended with {how(guardian.exit_code)}: {self._last_words(guardian)}"
-                )
+                self.failure = self._guardian_s_end()
                 self._await_rest(guardian)
                 return
             if self.log.last_mode == "stopped":
@@ -152,13 +156,13 @@ class Supervisor:
         """Ends all processes, writes the log; the summary."""
         self._is_running = True
         self._close_alive()
-        order = ["robot", *[name for name in reversed(self.children) if name != "robot"]]
-        for name in order:
-            child = self.children.get(name)
-            if child is not None:
-                if name == "robot":
-                    child.wait(STOPPED_S)
-                child.end()
+        if (guardian := self.children.get("robot")) is not None:
+            if not guardian.is_alive:  # the loop, which outlives it, may still hold the arm
+                self._await_rest(guardian)
+            guardian.wait(STOPPED_S)
+            guardian.end()
+        for name in reversed(self.children):
+            self.children[name].end()
         summary = self.summary()
         self.log.close(summary)
         if self._inbox is not None:
@@ -172,6 +176,13 @@ class Supervisor:
 
     def interrupt(self) -> None:
         """Ctrl-C: the first stops in order, the second freezes the arm, the third lets go."""
+    def obey_signals(self) -> None:
+        """Every Ctrl-C is a press. SIGTERM, and the SIGHUP of a closed terminal, which comes from the kernel and from
+        the shell, ask to stop, however often."""
+        signal.signal(signal.SIGINT, lambda *_: self.interrupt())
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: None if self._is_asked_to_stop else self.interrupt())
+
         self._n_interrupts += 1
         self._is_asked_to_stop = True
         if self._n_interrupts == 1:
@@ -385,6 +396,10 @@ class Supervisor:
 
     def _last_words(self, guardian: Child) -> str:
         """Why the robot's processes ended: the loop's own reason, else what the guardian said."""
+    def _guardian_s_end(self) -> str:
+        guardian = self.children["robot"]
+        return f"the guardian ended with {how(guardian.exit_code)}: {self._last_words(guardian)}"
+
         self._take_messages(0.3)
         own = [text for text in guardian.sentences if text.startswith("guardian: ")]
         return self.log.last_stop or _without_prefix((own or [*guardian.sentences, "it did not say why"])[0])

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+PARENT = "EDGEVLA_PARENT"
+"""Environment variable with the pid of who started this process: asked at start-up, the kernel's own answer may come
+too late, from a process that was orphaned before it could ask."""
+_parent = int(os.environ.get(PARENT) or os.getppid())
 REAL_TIME_PRIORITY = 40
 
 
@@ -28,6 +32,11 @@ def heartbeat(phase: str, counters: Mapping[str, int]) -> dict[str, Any]:
         "counters": {k: max(0, int(v)) for k, v in counters.items()},
         "rss_bytes": rss_bytes(),
     }
+
+
+def is_orphan() -> bool:
+    """Whether the process that started this one has died."""
+    return os.getppid() != _parent
 
 
 def freeze_garbage() -> None:

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from edgevla.clock import NS_PER_S, MonotonicClock
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.nodes.vitals import ask_for_real_time
+from edgevla.nodes.vitals import ask_for_real_time, is_orphan
 
 from ..profile import Profile, load_profile
 from .cli import add_arguments
@@ -207,10 +207,10 @@ class OrphanWatch:
     and the guardian still bring the arm to rest."""
 
     def __init__(self, server: Server) -> None:
-        self._server, self._parent = server, os.getppid()
+        self._server = server
 
     def turn(self, now_ns: int) -> int:
-        if os.getppid() != self._parent and now_ns - self._server.heard_ns > 2 * NS_PER_S:
+        if is_orphan() and now_ns - self._server.heard_ns > 2 * NS_PER_S:
             self._server.must_end = True
         return now_ns + NS_PER_S // 2
 

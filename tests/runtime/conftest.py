@@ -1,176 +1,13 @@
-"""A bundle small enough to make by hand: its policy goes a part of the way from the observed state to a constant."""
+"""Fixtures of real deployments; what they are made of is in `deployment_kit.py`."""
 
-import contextlib
-import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
-import psutil
 import pytest
 
-TARGET = [20.0, -10.0, 15.0, -5.0, 0.0, 40.0]
-BODY = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
-SO101 = {f"{name}.pos": ("deg", -90.0, 90.0) for name in BODY} | {"gripper.pos": ("percent", 0.0, 100.0)}
-"""Joint -> unit, and the range that training saw; 0.9 of half of it per second was the fastest."""
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbours unimportable
 
-
-def graph(name, inputs, outputs, nodes, constants):
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    kinds = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
-
-    def info(spec):
-        return helper.make_tensor_value_info(spec["name"], kinds[spec["dtype"]], spec["shape"])
-
-    made = helper.make_graph(
-        [helper.make_node(*node[:3], **(node[3] if len(node) > 3 else {})) for node in nodes],
-        name,
-        [info(i) for i in inputs],
-        [info(o) for o in outputs],
-        [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
-
-
-def make_bundle(
-    folder: Path,
-    *,
-    cameras=("front",),
-    size=(48, 64),
-    chunk=30,
-    gain=0.15,
-    joints=SO101,
-    target=TARGET,
-    fps=30.0,
-) -> Path:
-    """Writes a bundle; an arm under it is at TARGET within about two seconds."""
-    from edgevla.bundle import list_files
-    from edgevla.manifest import Manifest
-
-    folder.mkdir(parents=True)
-    (height, width), n = size, len(joints)
-    left = ((1 - gain) ** (np.arange(chunk, dtype=np.float32) + 1)).reshape(1, chunk, 1)
-    camera_inputs = [
-        {
-            "name": c,
-            "dtype": "uint8",
-            "shape": [1, height, width, 3],
-            "source": f"camera:observation.images.{c}",
-        }
-        for c in cameras
-    ]
-    state = {"name": "state", "dtype": "float32", "shape": [1, n], "source": "state"}
-    x = {"name": "x", "dtype": "float32", "shape": [1, chunk, n]}
-    nodes = [
-        ("Unsqueeze", ["state", "one"], ["row"]),
-        ("Sub", ["row", "target"], ["gap"]),
-        ("Mul", ["gap", "left"], ["rest"]),
-        ("Add", ["rest", "target"], ["wish"]),
-    ]
-    last = "wish"
-    constants = {
-        "one": np.array([1], np.int64),
-        "zero": np.zeros((), np.float32),
-        "target": np.array(target, np.float32).reshape(1, 1, n),
-        "left": left,
-    }
-    for i, camera in enumerate(cameras):  # the picture takes part, with weight zero
-        nodes += [
-            ("Cast", [camera], [f"f{i}"], {"to": 1}),
-            ("ReduceMean", [f"f{i}"], [f"m{i}"], {"keepdims": 0}),
-            ("Mul", [f"m{i}", "zero"], [f"z{i}"]),
-            ("Add", [last, f"z{i}"], ["x" if i + 1 == len(cameras) else f"y{i}"]),
-        ]
-        last = f"y{i}"
-    if not cameras:
-        nodes[-1] = ("Add", ["rest", "target"], ["x"])
-    (folder / "encode.onnx").write_bytes(graph("encode", [*camera_inputs, state], [x], nodes, constants))
-    actions = {**x, "name": "actions"}
-    (folder / "decode.onnx").write_bytes(
-        graph("decode", [x], [actions], [("Identity", ["x"], ["actions"])], {})
-    )
-    manifest = manifest_of(cameras, size, chunk, joints, fps, camera_inputs, state, x, actions)
-    manifest["files"] = [vars(entry) for entry in list_files(folder)]
-    Manifest.from_json(manifest)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def manifest_of(cameras, size, chunk, joints, fps, camera_inputs, state, x, actions):
-    n = len(joints)
-    vector = {
-        "dtype": "float32",
-        "shape": [n],
-        "names": list(joints),
-        "units": [unit for unit, _, _ in joints.values()],
-        "zero": "mid_range",
-    }
-    seen = {"q01": [low for _, low, _ in joints.values()], "q99": [high for _, _, high in joints.values()]}
-    speeds = [0.9 * (high - low) / 2 for _, low, high in joints.values()]
-    features = {
-        f"observation.images.{c}": {
-            "kind": "camera",
-            "dtype": "uint8",
-            "shape": [*size, 3],
-            "encoding": "rgb8",
-        }
-        for c in cameras
-    }
-    features["observation.state"] = {"kind": "state", **vector}
-    features["action"] = {"kind": "action", **vector}
-    return {
-        "schema": 1,
-        "policy": "act",
-        "name": "by-hand",
-        "fps": fps,
-        "chunk_size": chunk,
-        "n_action_steps": chunk // 2,
-        "n_obs_steps": 1,
-        "batch": {"min": 1, "max": 1},
-        "features": features,
-        "trained_range": {"observation.state": seen},
-        "trained_speed_p999": {"action": speeds},
-        "prompt": None,
-        "sample": None,
-        "schedule": None,
-        "settings": {},
-        "rtc": None,
-        "graphs": {
-            "encode": {"file": "encode.onnx", "inputs": [*camera_inputs, state], "outputs": [x]},
-            "decode": {"file": "decode.onnx", "inputs": [{**x, "source": "x"}], "outputs": [actions]},
-        },
-        "execution": {
-            "default": {"kind": "async"},
-            "allowed": ["sync", "ensemble", "async"],
-            "ensemble_decay": 0.01,
-        },
-        "target": {
-            "engine": "onnxruntime",
-            "provider": "cpu",
-            "opset": 20,
-            "ir_version": 10,
-            "precision": {"encode": "fp32", "decode": "fp32"},
-        },
-        "parity": None,
-        "latency": None,
-        "provenance": {
-            "checkpoint": {"path": "by hand", "sha256": "0" * 64, "layout": "none"},
-            "dataset": None,
-            "features_from": "this test",
-            "edgevla": "0",
-            "torch": "none",
-            "onnx": "0",
-            "onnxruntime": "0",
-            "exported_at": "2026-01-01T00:00:00Z",
-        },
-        "files": [],
-    }
+from deployment_kit import Deployment, make_bundle, write_fast_profile
 
 
 @pytest.fixture
@@ -183,96 +20,9 @@ def bundle_maker():
     return make_bundle
 
 
-FAST_ESCALATION = {"hold_ms": 400, "park_ms": 400}
-
-
 @pytest.fixture
 def fast_profile(tmp_path):
-    """The SO101 with a short escalation, so that a test sees its end."""
-    from edgevla.robots.profile import PROFILES_DIR
-
-    text = (PROFILES_DIR / "so101.toml").read_text()
-    for key, value in FAST_ESCALATION.items():
-        head, tail = text.split(f"\n{key} = ", 1)
-        text = f"{head}\n{key} = {value} #{tail}"
-    path = tmp_path / "so101_fast.toml"
-    path.write_text(text)
-    return path
-
-
-class Deployment:
-    """A real `edgevla deploy --sim` in processes of its own, its bus trace and its log."""
-
-    def __init__(self, folder, bundle, profile, *more):
-        self.folder = folder
-        self.trace_path, self.log_path = folder / "trace.jsonl", folder / "log"
-        self.output_path = folder / "output.txt"
-        args = ["deploy", str(bundle), f"--robot={profile}", "--sim", f"--sim-trace={self.trace_path}"]
-        self._output = self.output_path.open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgevla", *args, f"--log={self.log_path}", *more],
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.known = {}
-
-    @property
-    def output(self):
-        return self.output_path.read_text()
-
-    def wait_for(self, words, timeout_s=40.0):
-        deadline = time.monotonic() + timeout_s
-        while words not in self.output:
-            assert time.monotonic() < deadline, f"never said {words!r}:\n{self.output}"
-            assert self.process.poll() is None or words in self.output, self.output
-            time.sleep(0.05)
-        self.find()
-
-    def find(self):
-        """Remembers all processes by what they are; they outlive their supervisor."""
-        modules = {
-            "guardian": "edgevla.robots.guardian",
-            "robot": "edgevla.robots.node",
-            "policy": "edgevla.nodes.policy",
-            "camera": "edgevla.robots.emulator.sim_camera",
-            "emulator": "edgevla.robots.emulator.server",
-        }
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            for name, module in modules.items():
-                with contextlib.suppress(psutil.Error):
-                    if module in process.cmdline():
-                        self.known[name] = process
-
-    def kill(self, name):
-        if name == "supervisor":
-            self.process.kill()
-        else:
-            self.known[name].kill()
-
-    def wait_for_end(self, timeout_s=30.0):
-        code = self.process.wait(timeout_s)
-        for process in self.known.values():
-            with contextlib.suppress(psutil.TimeoutExpired):
-                process.wait(timeout_s)
-        return code
-
-    def left_over(self):
-        return [name for name, process in self.known.items() if process.is_running()]
-
-    def trace(self):
-        from edgevla.robots.emulator.trace import read_trace
-
-        return list(read_trace(self.trace_path))
-
-    def close(self):
-        for process in self.known.values():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._output.close()
+    return write_fast_profile(tmp_path / "so101_fast.toml")
 
 
 @pytest.fixture
@@ -280,8 +30,8 @@ def deploy(tmp_path, bundle, fast_profile):
     """`deploy(*options)` starts one; it ends with the test."""
     made = []
 
-    def start(*more, bundle=bundle, profile=fast_profile):
-        made.append(Deployment(tmp_path, bundle, profile, *more))
+    def start(*more, bundle=bundle, profile=fast_profile, in_terminal=False):
+        made.append(Deployment(tmp_path, bundle, profile, *more, in_terminal=in_terminal))
         return made[-1]
 
     yield start

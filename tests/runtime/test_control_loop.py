@@ -6,6 +6,8 @@ import pytest
 from edgevla.errors import UsageError
 from edgevla.robots.emulator.closed_loop import ClosedLoop
 from edgevla.robots.emulator.faults import Fault
+from edgevla.robots.links import STOPPING
+from edgevla.robots.profile import load_profile
 from edgevla.robots.safety import Reason
 
 TARGET = np.array([20.0, -10.0, 15.0, -5.0, 0.0, 40.0], np.float32)
@@ -221,6 +223,38 @@ def test_an_unplugged_bus_ends_the_run_with_a_sentence():
     assert loop.loop.is_done
     assert loop.loop.has_failed
     assert any("unplugged" in text for _, code, text in loop.links.events if code == "bus_gone")
+
+
+def test_when_one_line_of_two_goes_the_other_arm_is_held_parked_and_released():
+    loop = make(
+        lambda observation: np.tile(observation.state, (T, 1)), profile=load_profile("so101_bimanual")
+    )
+    loop.start()
+    loop.run(0.3)
+    loop.arm.apply(Fault("unplug", target="left"))
+    loop.run(1.9)
+    right = [servo for name, servo in loop.arm.servos.items() if name.startswith("right")]
+    assert all(servo.torque_on for servo in right), "not dropped"
+    loop.run(0.3)
+    assert {servo.get("torque_limit") for servo in right if servo.name != "right_gripper"} == {400}
+    loop.run(5.0)
+    assert loop.loop.is_done
+    assert not any(servo.torque_on for servo in right)
+    unreached = next(text for _, code, text in loop.links.events if code == "torque_unconfirmed")
+    assert "left_shoulder_pan" in unreached
+    assert "right" not in unreached
+
+
+def test_torque_is_not_switched_on_without_a_lease_that_the_guardian_acts_upon():
+    """A loop killed between the first servo's torque and the last one's left the arm powered for ever."""
+    loop = make()
+    said = []
+    loop.arm.lines["arm"].on_frame = lambda direction, frame, _: said.append(
+        (direction, frame[4:7], loop.links.leases[-1])
+    )
+    loop.start()
+    leases = {lease for direction, words, lease in said if direction == "tx" and words == b"\x03\x28\x01"}
+    assert leases == {STOPPING}
 
 
 def test_dropped_answers_cost_retries_not_ticks():

@@ -1,0 +1,174 @@
+"""What the trace of an emulated robot's lines proves about the arm: no jump, no free fall, torque as the profile says.
+
+`judge` replays what was sent and answered, and holds it against rules that must hold whoever is killed whenever:
+
+    a goal steps by at most the cap from the goal before, or goes to where the servo was read last (a freeze);
+    torque goes on only with the goal where the servo is, and no other goal is sent while it is off;
+    torque goes off only at the rest pose, or after `hold_ms` frozen and `park_ms` at reduced torque;
+    in the end torque is off on every servo where it was on.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgevla.robots.bus import dynamixel, feetech
+from edgevla.robots.calibration import nominal
+from edgevla.robots.profile import load_profile
+from edgevla.robots.rescue import TORQUE_LIMIT, full_torque, goal_ids
+from edgevla.robots.safety import make_caps
+from edgevla.robots.units import joint_units
+
+PROTOCOLS = {"feetech": feetech, "dynamixel": dynamixel}
+NEAR_TICKS = 2
+"""A goal this near to where the servo was read last is a freeze."""
+REST_TICKS = 3
+TIME_SHARE = 0.9
+"""Of the table's times: both ends are seen through the line, a message or two later."""
+
+
+def events(trace, bus):
+    """(t_ns, what, {servo: value}) of one bus: `goal_position`, `torque_enable`, the torque limit, `present`."""
+    protocol = PROTOCOLS[bus.protocol]
+    position, asked = protocol.REGISTERS["present_position"], None
+    for entry in trace:
+        if entry.get("bus") != bus.name:
+            continue
+        if entry["dir"] == "tx" and "read" in entry.get("op", ""):
+            asked = entry.get("address"), entry.get("size")
+        elif entry["dir"] == "tx" and "values" in entry:
+            yield entry["t_ns"], entry["register"], {int(i): v for i, v in entry["values"].items()}
+        elif entry["dir"] == "rx" and asked is not None and None not in asked:
+            address, size = asked
+            at = position.address - address
+            if not 0 <= at <= size - position.size:
+                continue
+            answers = protocol.Decoder(size).feed(bytes.fromhex(entry["hex"]))
+            found = {
+                a.id: position.decode(a.data[at : at + position.size]) for a in answers if len(a.data) == size
+            }
+            if found:
+                yield entry["t_ns"], "present", found
+
+
+@dataclass
+class Verdict:
+    """violations: sentences; empty is good. endings: how torque went off, `rest` or `park`, by bus.
+
+    on_ns, off_ns: when the first torque went on and the last went off; None: never.
+    """
+
+    violations: list[str] = field(default_factory=list)
+    endings: Counter = field(default_factory=Counter)
+    n_goals: int = 0
+    largest_step: int = 0
+    on_ns: int | None = None
+    off_ns: int | None = None
+
+
+def caps_in_ticks(profile, trained_speed, servo_hz):
+    """{motor: ticks} by which a goal may differ from the one before."""
+    units = joint_units(profile, nominal(profile))
+    caps = make_caps(
+        np.array([j.min for j in profile.joints]),
+        np.array([j.max for j in profile.joints]),
+        np.array([j.max_velocity for j in profile.joints]),
+        np.array([j.is_gripper for j in profile.joints]),
+        profile.rates.home_speed,
+        np.array(trained_speed),
+    )
+    steps = np.ceil(caps.speed / servo_hz / units.scale()) + 1  # both ends are rounded to ticks
+    return {joint.motor: int(step) for joint, step in zip(profile.joints, steps, strict=True)}
+
+
+def rest_ticks(profile):
+    """{motor: ticks} of the rest pose."""
+    ticks = joint_units(profile, nominal(profile)).ticks(np.array([joint.rest for joint in profile.joints]))
+    return {joint.motor: int(tick) for joint, tick in zip(profile.joints, ticks, strict=True)}
+
+
+def judge(trace: Sequence[dict], robot: str, trained_speed: Sequence[float], servo_hz: float) -> Verdict:
+    """trained_speed: unit/s per joint, as the bundle says. servo_hz: of the loop while the policy ran."""
+    profile = load_profile(str(robot))
+    verdict = Verdict()
+    caps, rest = caps_in_ticks(profile, trained_speed, servo_hz), rest_ticks(profile)
+    for bus in profile.buses:
+        _Bus(bus, profile, caps, rest, verdict).follow(trace)
+    return verdict
+
+
+class _Bus:
+    def __init__(self, bus, profile, caps, rest, verdict):
+        self.bus, self.rule, self.verdict = bus, profile.escalation, verdict
+        self.names = {m.id: m.name for m in bus.motors}
+        self.caps, self.rest = caps, rest
+        self.driven = goal_ids(bus)
+        self.park = {i: int(full * self.rule.park_torque) for i, full in full_torque(bus).items()}
+        self.goal, self.present, self.torque = {}, {}, {}
+        self.parked_ns = self.moved_ns = None
+
+    def follow(self, trace):
+        for t_ns, what, values in events(trace, self.bus):
+            if what == "present":
+                self.present.update(values)
+            elif what == "goal_position":
+                self._goals(t_ns, values)
+            elif what == TORQUE_LIMIT[self.bus.protocol]:
+                self.parked_ns = t_ns if all(values.get(i) == v for i, v in self.park.items()) else None
+            elif what == "torque_enable":
+                self._torque(t_ns, values)
+        if held := [self.names[i] for i, on in self.torque.items() if on]:
+            self._bad(f"torque was left on at {', '.join(held)}")
+
+    def _bad(self, text):
+        self.verdict.violations.append(f"{self.bus.name}: {text}")
+
+    def _is_near(self, i, goal):
+        return i in self.present and abs(goal - self.present[i]) <= NEAR_TICKS
+
+    def _goals(self, t_ns, values):
+        self.verdict.n_goals += 1
+        for i, goal in values.items():
+            name, before = self.names[i], self.goal.get(i)
+            self.goal[i] = goal
+            if not 0 <= goal < feetech.TICKS_PER_TURN:
+                self._bad(f"{name} was told to go to {goal}")
+            if self._is_near(i, goal):
+                continue
+            if not self.torque.get(i):
+                self._bad(f"{name} was told {goal} with torque off, while it was at {self.present.get(i)}")
+            elif abs(goal - before) > self.caps[name]:
+                self._bad(f"{name} was told to jump from {before} to {goal}, cap {self.caps[name]}")
+            if goal != before:
+                self.moved_ns = t_ns
+                self.verdict.largest_step = max(self.verdict.largest_step, abs(goal - (before or goal)))
+
+    def _torque(self, t_ns, values):
+        were_on = {i for i, on in self.torque.items() if on}
+        for i in {i for i, on in values.items() if on} - were_on:
+            self.verdict.on_ns = self.verdict.on_ns or t_ns
+            if i in self.driven and not self._is_near(i, self.goal.get(i, -1)):
+                self._bad(
+                    f"{self.names[i]} was switched on at {self.present.get(i)} with goal {self.goal.get(i)}"
+                )
+        # Before all are on, letting go is switching on undone: nothing has moved yet.
+        goes_off = were_on == set(self.names) and not all(values.values())
+        if goes_off and not self._may_go_off(t_ns):
+            self._bad("torque went off before the arm was at rest or parked")
+        self.torque.update(values)
+        if were_on and not any(self.torque.values()):
+            self.verdict.off_ns = t_ns
+
+    def _may_go_off(self, t_ns):
+        if all(abs(self.goal[i] - self.rest[self.names[i]]) <= REST_TICKS for i in self.driven):
+            self.verdict.endings["rest"] += 1
+            return True
+        frozen_ns = t_ns - (self.moved_ns or 0)
+        is_parked = (
+            self.parked_ns is not None and t_ns - self.parked_ns >= TIME_SHARE * self.rule.park_ms * 1e6
+        )
+        is_held = frozen_ns >= TIME_SHARE * (self.rule.hold_ms + self.rule.park_ms) * 1e6
+        self.verdict.endings["park" if is_parked and is_held else "dropped"] += 1
+        return is_parked and is_held
