@@ -16,7 +16,7 @@ from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
 from edgevla.policy import Schedule
 from edgevla.strict import Mismatch, nearest, read, write
-from edgevla.types import ACTION, STATE, Feature
+from edgevla.types import ACTION, STATE, CameraAge, Feature
 
 SCHEMA = 1
 UNITS = ("deg", "rad", "range100", "percent", "unit", "m", "raw")
@@ -211,7 +211,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of `manifest.json`. None means "does not apply"."""
+    """The whole of `manifest.json`. None means "does not apply".
+
+    trained_camera_age_ms: by camera feature; left out where the training data do not hold ages.
+    """
 
     schema: int
     policy: str
@@ -236,6 +239,7 @@ class Manifest:
     latency: Latency | None
     provenance: Provenance
     files: tuple[FileEntry, ...]
+    trained_camera_age_ms: dict[str, CameraAge] | None = None
 
     @property
     def cameras(self) -> list[str]:
@@ -365,6 +369,9 @@ def _features(m: Manifest) -> Iterator[str]:
             sizes = {len(value.q01), len(value.q99)} if isinstance(value, Range) else {len(value)}
             if name not in m.features or sizes != {m.features[name].shape[0]}:
                 yield f"{block} of '{name}' does not fit the feature"
+    for name in m.trained_camera_age_ms or {}:
+        if name not in m.cameras:
+            yield f"trained_camera_age_ms names '{name}', which is no camera of the policy"
 
 
 def _graphs(m: Manifest) -> Iterator[str]:

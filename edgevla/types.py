@@ -45,6 +45,15 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class CameraAge:
+    """How old a camera's frames were at their rows' moments while the training data were recorded, ms."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
 class Observation:
     """Everything the policy sees at one grid moment.
 

@@ -87,6 +87,7 @@ def draft_manifest(
         latency=None,
         provenance=_provenance(folder, facts, meaning, options),
         files=(),
+        trained_camera_age_ms=meaning.trained_camera_age_ms,
     )
 
 

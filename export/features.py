@@ -17,17 +17,15 @@ from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is
 from edgevla.errors import UsageError
 from edgevla.manifest import Range
 from edgevla.strict import nearest
-from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Feature, FeatureKind
+from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind
 
 from .options import ExportOptions
 
 if TYPE_CHECKING:
     from ..train.policies.base import Policy
-    from ..train.processors import Processors
 
 FACTS = "edgevla.json"
-POSE_MODES = ("ee6d", "agibot_ee6d")
-POSE_STEP = "xvla_rotation_6d_to_axis_angle"
+NOT_JOINTS = "end-effector poses ('{}'), which no joint robot here can follow"
 _BODY = {"degrees": "deg", "range100": "range100", "radians": "rad", "raw": "raw"}
 _GRIPPER = {"degrees": "percent", "range100": "percent", "radians": "unit", "raw": "raw"}
 
@@ -43,6 +41,7 @@ class Meaning:
     fps: float
     trained_range: dict[str, Range] | None
     trained_speed_p999: dict[str, tuple[float, ...]] | None
+    trained_camera_age_ms: dict[str, CameraAge] | None
     features_from: str
     joint_units: str
     dataset_keys: dict[str, str]
@@ -74,19 +73,13 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
         fps=_fps(facts, options),
         trained_range=_trained_range(facts, vectors),
         trained_speed_p999=_trained_speeds(facts, vectors),
+        trained_camera_age_ms=_trained_ages(facts, cameras, keys),
         features_from=origin if facts is not None else _told(options),
         joint_units=units,
         dataset_keys=keys,
         bindings=bindings,
         warnings=tuple(warnings),
     )
-
-
-def pose_space(action_mode: str | None, processors: Processors) -> str | None:
-    """The action space's name where actions are end-effector poses, which a joint bus cannot follow; else None."""
-    if (action_mode or "").lower() in POSE_MODES:
-        return action_mode
-    return POSE_STEP if processors.post_step(POSE_STEP) is not None else None
 
 
 def _told(options: ExportOptions) -> str:
@@ -214,10 +207,9 @@ def _joint_units(
             f"nothing says whether the policy's joints are degrees or -100..100 of their range.{hint} "
             "Say --joint-units degrees or --joint-units range100"
         )
-    poses = pose_space(getattr(policy.config, "action_mode", None), policy.processors)
-    if poses is not None and units != "raw":
+    if policy.pose_space is not None and units != "raw":
         raise UsageError(
-            f"the policy's action space '{poses}' is end-effector poses, which no joint robot here can follow; "
+            f"the policy's actions are {NOT_JOINTS.format(policy.pose_space)}; "
             "--joint-units raw exports it for evaluation only"
         )
     warnings = []
@@ -291,3 +283,12 @@ def _trained_speeds(
         return None
     n = vectors[ACTION].shape[0]
     return {name: tuple(v) for name, v in facts.trained_speed_p999.items() if name == ACTION and len(v) == n}
+
+
+def _trained_ages(
+    facts: DatasetFacts | None, cameras: Mapping[str, Feature], keys: Mapping[str, str]
+) -> dict[str, CameraAge] | None:
+    """By policy camera; None where the recording did not tell them."""
+    known = facts.camera_ages if facts is not None else {}
+    live = [name for name, feature in cameras.items() if feature.kind == "camera"]
+    return {name: known[keys[name]] for name in live if keys[name] in known} or None

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgevla import strict
 from edgevla.errors import DatasetError, UsageError
-from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Feature, FeatureKind, JointUnits
+from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind, JointUnits
 
 from .layout import STATED, camera_age_key
 from .stats import Stats
@@ -38,15 +38,6 @@ class Range:
 
     q01: list[float]
     q99: list[float]
-
-
-@dataclass(frozen=True)
-class CameraAge:
-    """How old a camera's frames were at their rows' moments while recording, ms."""
-
-    p50: float
-    p99: float
-    max: float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgevla.codec import Message
 from edgevla.errors import CameraError
-from edgevla.types import Observation
+from edgevla.types import CameraAge, Observation
 
 OLDEST_FRAME_NS = 1_000_000_000
 """A picture older than this shows another scene: the camera counts as lost."""
@@ -68,6 +68,50 @@ class Assembler:
             images[feature] = pixels(frame)
             ages[feature] = age
         return Assembled(Observation(state, images, task=task), ages, lost)
+
+
+class AgeWatch:
+    """Whether pictures are as old as those the policy learned from; what it leads by depends on it.
+
+    Judged once per camera, by the median of the first `N_JUDGED` inferences: a camera's own delay is what differs
+    between two set-ups, a single late frame happens in either.
+
+    trained: feature -> ages while the training data were recorded. cameras: feature -> name of the robot's camera.
+    """
+
+    N_JUDGED = 10
+    TOLERANCE_STEPS = 1.5
+    """One comes from how camera and grid lie to each other: a frame just too late waits for the next moment."""
+
+    def __init__(self, trained: Mapping[str, CameraAge], cameras: Mapping[str, str], step_ms: float) -> None:
+        self._trained, self._cameras, self._step_ms = trained, cameras, step_ms
+        self._seen: dict[str, list[float]] = {f: [] for f in trained if f in cameras}
+
+    def see(self, ages_ns: Mapping[str, int]) -> list[str]:
+        """A sentence for each camera that has just been found too far off."""
+        found = []
+        for feature in [f for f in self._seen if f in ages_ns]:
+            seen = self._seen[feature]
+            seen.append(ages_ns[feature] / 1e6)
+            if len(seen) == self.N_JUDGED:
+                del self._seen[feature]
+                found += self._judge(feature, float(np.median(seen)))
+        return found
+
+    def _judge(self, feature: str, live_ms: float) -> list[str]:
+        trained = self._trained[feature].p50
+        if abs(live_ms - trained) <= self.TOLERANCE_STEPS * self._step_ms:
+            return []
+        late, cure = (
+            ("late", "look for what delays it (exposure, USB, a busy machine)")
+            if live_ms > trained
+            else ("early", "use the camera it was recorded with")
+        )
+        return [
+            f"camera '{self._cameras[feature]}' gives pictures {live_ms:.0f} ms old, in the training data they were "
+            f"{trained:.0f} ms (medians), and a policy step is {self._step_ms:.0f} ms: the arm will act too {late}; "
+            f"{cure}, or record and train anew"
+        ]
 
 
 def pixels(frame: Message) -> np.ndarray:

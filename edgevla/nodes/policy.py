@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.codec import Message
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
-from edgevla.nodes.assembler import Assembler
+from edgevla.nodes.assembler import AgeWatch, Assembler
 from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
 from edgevla.types import Observation
@@ -42,10 +42,11 @@ WARM_UPS = 3
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished inference, on its way out at `due_ns`."""
+    """A finished inference, on its way out at `due_ns`. ages_ns: of the pictures it saw, by feature."""
 
     fields: dict[str, Any]
     actions: np.ndarray
+    ages_ns: Mapping[str, int]
     observed_ns: int
     due_ns: int
 
@@ -78,6 +79,8 @@ class PolicyNode:
             streams["state"] = (endpoint(folder, "robot"), STATES_KEPT)
         self._inbox = Inbox(ctx, streams, session)
         self._assembler = Assembler(self._inbox, fit.cameras, allow_lost_cameras)
+        trained_ages = policy.manifest.trained_camera_age_ms or {}
+        self._age_watch = AgeWatch(trained_ages, fit.cameras, self._step_ns / NS_PER_MS)
         self._publisher = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
         self._router = Router(ctx, endpoint(folder, "policy", "infer"), session, "policy")
         self._server = CommandServer(ctx, endpoint(folder, "policy", "commands"), session, "policy")
@@ -152,6 +155,8 @@ class PolicyNode:
         try:
             self._done = running.result()
             self.counters["inferences"] += 1
+            for sentence in self._age_watch.see(self._done.ages_ns):
+                self._publisher.event("warning", "camera_age", sentence)
         except EdgeVLAError as error:  # no chunk: the robot asks again, and holds meanwhile
             self.counters["inferences_failed"] += 1
             self._tell(type(error).__name__, str(error))
@@ -187,10 +192,10 @@ class PolicyNode:
             "wait": began - taken_ns + self._inject_delay_ns,
             "network": 0,
         }
-        ages = assembled.ages_ns.values()
-        fields = self._fields(request, result, timing, max(ages, default=0))
+        ages = assembled.ages_ns
+        fields = self._fields(request, result, timing, max(ages.values(), default=0))
         actions = self._fit.action.to_robot(result.actions)
-        return _Done(fields, actions, moment, done_ns + self._inject_delay_ns)
+        return _Done(fields, actions, ages, moment, done_ns + self._inject_delay_ns)
 
     def _fields(
         self, request: Message, result: InferenceResult, timing: dict[str, int], image_age_ns: int

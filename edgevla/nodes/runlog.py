@@ -201,11 +201,16 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         return f"  {name:<16} p50 {figures['p50']:.2f}  p99 {figures['p99']:.2f}  max {figures['max']:.2f} {unit}"
 
     bus = s["bus"]
+    ages = (
+        s.get("trained_camera_age_ms") or {}
+    ).values()  # live ages are the oldest camera's, so these are too
+    worst = {name: max(age[name] for age in ages) for name in ("p50", "p99")} if ages else None
+    trained = f"; in training p50 {worst['p50']:.2f}  p99 {worst['p99']:.2f}" if worst else ""
     lines = [
         f"ran {s['duration_s']} s: {s['ticks_running']} ticks under the policy, {s['inferences']} inferences",
         line("lateness", s["lateness_ms"], "ms") + f"; {s['deadline_misses']} deadlines missed",
         line("inference", s["inference_ms"], "ms"),
-        line("image age", s["image_age_ms"], "ms"),
+        line("image age", s["image_age_ms"], "ms") + trained,
         f"  {'chunks':<16} {s['stale_actions']} actions skipped as past, {s['late_chunks']} chunks too late, "
         f"{s['unanswered_requests']} requests unanswered, waited {s['waiting_share']:.1%} of the time",
         f"  {'bus':<16} {bus['retries']} retries, {bus['corrupt']} damaged answers, {bus['stale']} stale values",

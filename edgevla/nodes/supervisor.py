@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 
+from edgevla import strict
 from edgevla.bundle import Bundle, Fit, load_bundle
 from edgevla.codec import Message
 from edgevla.errors import BusError, CameraError, EdgeVLAError, EngineError, UsageError, WireError
@@ -149,6 +150,7 @@ class Supervisor:
             "execution": execution_to(self.execution),
             "failure": self.failure or None,
             "was_interrupted": self._n_interrupts > 0,
+            "trained_camera_age_ms": strict.write(self.bundle.manifest.trained_camera_age_ms),
             **made,
         }
 
@@ -174,8 +176,6 @@ class Supervisor:
         shutil.rmtree(self.folder, ignore_errors=True)
         return summary
 
-    def interrupt(self) -> None:
-        """Ctrl-C: the first stops in order, the second freezes the arm, the third lets go."""
     def obey_signals(self) -> None:
         """Every Ctrl-C is a press. SIGTERM, and the SIGHUP of a closed terminal, which comes from the kernel and from
         the shell, ask to stop, however often."""
@@ -183,6 +183,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: None if self._is_asked_to_stop else self.interrupt())
 
+    def interrupt(self) -> None:
+        """Ctrl-C: the first stops in order, the second freezes the arm, the third lets go."""
         self._n_interrupts += 1
         self._is_asked_to_stop = True
         if self._n_interrupts == 1:
@@ -394,12 +396,12 @@ class Supervisor:
         if not ack.is_accepted:
             raise UsageError(f"the robot refused '{action}': {ack.reason}")
 
-    def _last_words(self, guardian: Child) -> str:
-        """Why the robot's processes ended: the loop's own reason, else what the guardian said."""
     def _guardian_s_end(self) -> str:
         guardian = self.children["robot"]
         return f"the guardian ended with {how(guardian.exit_code)}: {self._last_words(guardian)}"
 
+    def _last_words(self, guardian: Child) -> str:
+        """Why the robot's processes ended: the loop's own reason, else what the guardian said."""
         self._take_messages(0.3)
         own = [text for text in guardian.sentences if text.startswith("guardian: ")]
         return self.log.last_stop or _without_prefix((own or [*guardian.sentences, "it did not say why"])[0])

@@ -82,6 +82,7 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         ("execution/allowed", ["sync", "rtc"], "act has no rtc"),
         ("execution/default", {"kind": "rtc"}, "not allowed"),
         ("trained_speed_p999/action", [1.0], "does not fit the feature"),
+        ("trained_camera_age_ms", {"action": {"p50": 1, "p99": 1, "max": 1}}, "no camera of the policy"),
     ],
 )
 def test_a_contradiction_is_refused_by_name(path: str, value: Any, sentence: str) -> None:

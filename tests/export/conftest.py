@@ -18,15 +18,20 @@ JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`runs/reach` with one checkpoint whose `edgevla.json` says degrees. Random weights, sizes as small as they go."""
     import logging
+    from dataclasses import replace
 
     from edgevla.dataset import facts_of, open_dataset
     from edgevla.train.checkpoint import new_policy, save_policy
     from edgevla.train.processors import Stats
+    from edgevla.types import CameraAge
 
     logging.disable(logging.WARNING)  # the sample's image statistics are known to be wrong
     try:
         dataset = open_dataset(SO101)
-        facts = facts_of(dataset, "degrees")
+        ages = {
+            "observation.images.front": CameraAge(12.0, 30.0, 41.0)
+        }  # as our recorder would have told them
+        facts = replace(facts_of(dataset, "degrees"), camera_ages=ages)
         stats: Stats = dict(dataset.true_stats)
     finally:
         logging.disable(logging.NOTSET)

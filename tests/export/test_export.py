@@ -23,7 +23,7 @@ from edgevla.export import build, trace
 from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
-from edgevla.types import Observation
+from edgevla.types import CameraAge, Observation
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 GOLDEN_ACT = SHARED / "goldens" / "act" / "checkpoint"
@@ -51,6 +51,7 @@ def test_the_manifest_states_what_the_checkpoint_could_not(bundle: Path, robot: 
     assert m.trained_range["observation.state"].q99[0] > m.trained_range["observation.state"].q01[0]
     assert m.trained_speed_p999 is not None
     assert m.trained_speed_p999["action"][5] == pytest.approx(141.3, abs=0.1)
+    assert m.trained_camera_age_ms == {"observation.images.front": CameraAge(12.0, 30.0, 41.0)}
     assert m.provenance.features_from == "checkpoint (edgevla.json)"
     assert m.provenance.dataset is not None
     assert len(m.provenance.dataset.sha256) == 64

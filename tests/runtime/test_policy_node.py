@@ -1,5 +1,7 @@
 """The policy node over inproc sockets, with a real bundle: which frame it takes, what it answers, what it refuses."""
 
+import json
+import re
 import time
 
 import cv2
@@ -10,9 +12,10 @@ import zmq
 from edgevla.bundle import load_bundle
 from edgevla.codec import Message
 from edgevla.errors import CameraError
-from edgevla.nodes.assembler import OLDEST_FRAME_NS, Assembler
+from edgevla.nodes.assembler import OLDEST_FRAME_NS, AgeWatch, Assembler
 from edgevla.nodes.policy import PolicyNode
 from edgevla.runner import BundlePolicy
+from edgevla.types import CameraAge
 from edgevla.wire import CommandClient, Dealer, Inbox, Publisher, endpoint
 
 SESSION = b"policynd"
@@ -83,6 +86,24 @@ def test_a_damaged_jpeg_is_refused():
     damaged.payloads[0] = np.arange(50, dtype=np.uint8)
     with pytest.raises(CameraError, match="damaged JPEG"):
         assembler(damaged).assemble(STATE, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("trained_ms", "live_ms", "words"),
+    [
+        (20, [65], None),  # one and a half steps of 33 ms: the phase of camera and grid
+        (20, [75], "camera 'front' gives pictures 75 ms old, .* they were 20 ms .* too late; look for what"),
+        (95, [40], "camera 'front' gives pictures 40 ms old, .* they were 95 ms .* too early; use the"),
+        (20, [25, 25, 400], None),  # now and then a late one: as everywhere
+    ],
+)
+def test_a_camera_that_is_later_or_earlier_than_in_training_is_told_once(trained_ms, live_ms, words):
+    feature = "observation.images.front"
+    watch = AgeWatch({feature: CameraAge(trained_ms, 120.0, 200.0)}, {feature: "front"}, 100 / 3)
+    told = [text for age in live_ms * AgeWatch.N_JUDGED for text in watch.see({feature: age * MS})]
+    assert len(told) == (words is not None)
+    if words is not None:
+        assert re.search(words, told[0])
 
 
 class Bench:
@@ -199,6 +220,20 @@ def test_an_injected_delay_holds_the_chunk_back(bench):
     about = setup.until(lambda: client._dealer.poll())[0]["about"]
     assert about["latency_ms"] >= 300
     client.close()
+
+
+def test_pictures_older_than_in_training_raise_a_warning(bundle, bench):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["trained_camera_age_ms"] = {"observation.images.front": {"p50": 5.0, "p99": 9.0, "max": 12.0}}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    setup = bench()
+    time.sleep(0.2)
+    for number in range(AgeWatch.N_JUDGED):
+        setup.ask(request=number, grid=number)
+        setup.until(lambda n=number: (c := setup.inbox.newest("chunk")) and c["request_id"] == n)
+    event = setup.until(lambda: setup.inbox.newest("event"))
+    assert (event["severity"], event["code"]) == ("warning", "camera_age")
+    assert "in the training data they were 5 ms" in event["text"]
 
 
 def test_a_lost_camera_yields_a_sentence_and_no_chunk(bench):
