@@ -101,14 +101,23 @@ def _decode(folder: Path) -> dict:
 
 
 def _flow(folder: Path, changes: dict) -> None:
-    import json
+    more = {
+        "prompt": _prompt(folder),
+        "sample": {"dtype": "float32", "shape": [1, T, A], "action_dim": A},
+        "schedule": {"kind": "linear", "start": 1.0, "end": 0.0, "n_steps": 4, "n_steps_allowed": [1, 100]},
+        "rtc": {"mode": "guided", "weights": "linear", "guidance_end": 5, "max_guidance": 10.0},
+    }
+    graphs = {"encode": _flow_encode(folder), "denoise": _flow_denoise(folder), "decode": _decode(folder)}
+    _manifest(folder, "smolvla", graphs, ["sync", "ensemble", "async", "rtc"], {**more, **changes})
 
+
+FLOW_GOAL = ("goal", "float32", [1, 1, A])
+
+
+def _flow_encode(folder: Path) -> dict:
     import numpy as np
 
-    tokens = ("tokens", "int64", [1, 8], "prompt:tokens")
-    mask = ("token_mask", "bool", [1, 8], "prompt:mask")
-    present = ("camera_present", "bool", [1, 1], "camera_present")
-    encode = [
+    nodes = [
         # Unused values still pass through, so that the signature is real.
         _node("Cast", "front", "pixels", to=1),
         _node("ReduceMax", "pixels", "light", keepdims=0),
@@ -125,7 +134,21 @@ def _flow(folder: Path, changes: dict) -> None:
         _node("Unsqueeze", "state axis", "row"),
         _node("Add", "row nothing", "goal"),
     ]
-    denoise = [
+    inputs = [
+        CAMERA,
+        ("camera_present", "bool", [1, 1], "camera_present"),
+        ("tokens", "int64", [1, 8], "prompt:tokens"),
+        ("token_mask", "bool", [1, 8], "prompt:mask"),
+        STATE,
+    ]
+    constants = {"zero": np.float32(0), "axis": np.array([1])}
+    return _graph(folder, "encode", nodes, inputs, [FLOW_GOAL], constants)
+
+
+def _flow_denoise(folder: Path) -> dict:
+    import numpy as np
+
+    nodes = [
         _node("Sub", "committed goal", "error"),
         _node("Unsqueeze", "weights last", "share"),
         _node("Mul", "error share", "pull"),
@@ -143,39 +166,24 @@ def _flow(folder: Path, changes: dict) -> None:
         ("weights", "float32", [1, T], "rtc:weights"),
         ("max_guidance", "float32", [1], "rtc:max_guidance"),
     ]
-    goal = ("goal", "float32", [1, 1, A])
-    constants = {"zero": np.float32(0), "axis": np.array([1]), "last": np.array([-1])}
-    graphs = {
-        "encode": _graph(
-            folder,
-            "encode",
-            encode,
-            [CAMERA, present, tokens, mask, STATE],
-            [goal],
-            {k: constants[k] for k in ("zero", "axis")},
-        ),
-        "denoise": _graph(
-            folder,
-            "denoise",
-            denoise,
-            [X, *TAUS, (*goal, "context:goal"), *rtc],
-            [("x_next", *X[1:3])],
-            {k: constants[k] for k in ("zero", "last")},
-        ),
-        "decode": _decode(folder),
+    inputs = [X, *TAUS, (*FLOW_GOAL, "context:goal"), *rtc]
+    constants = {"zero": np.float32(0), "last": np.array([-1])}
+    return _graph(folder, "denoise", nodes, inputs, [("x_next", *X[1:3])], constants)
+
+
+def _prompt(folder: Path) -> dict:
+    """Writes a tokenizer of five words; the manifest's prompt block."""
+    import json
+
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "go", "left", "right"])}
+    tokenizer = {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
     }
     (folder / "tokenizer").mkdir()
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "go", "left", "right"])}
-    (folder / "tokenizer/tokenizer.json").write_text(
-        json.dumps(
-            {
-                "version": "1.0",
-                "pre_tokenizer": {"type": "Whitespace"},
-                "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-            }
-        )
-    )
-    prompt = {
+    (folder / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
+    return {
         "recipe": "smolvla",
         "template": "{task}",
         "clean_task": ["ensure_newline"],
@@ -190,13 +198,6 @@ def _flow(folder: Path, changes: dict) -> None:
         },
         "default_task": "go left",
     }
-    more = {
-        "prompt": prompt,
-        "sample": {"dtype": "float32", "shape": [1, T, A], "action_dim": A},
-        "schedule": {"kind": "linear", "start": 1.0, "end": 0.0, "n_steps": 4, "n_steps_allowed": [1, 100]},
-        "rtc": {"mode": "guided", "weights": "linear", "guidance_end": 5, "max_guidance": 10.0},
-    }
-    _manifest(folder, "smolvla", graphs, ["sync", "ensemble", "async", "rtc"], {**more, **changes})
 
 
 def _history(folder: Path, changes: dict) -> None:
