@@ -422,6 +422,15 @@ class Robot:
                 with contextlib.suppress(BusError):
                     line.line.sync_write("bus_watchdog", dict.fromkeys(line.order, counts))
 
+    def renew_torque(self, motor: str) -> None:
+        """Enables the torque of one servo once more, which clears a Feetech's overload. Only of one that has torque:
+        what a brown-out switched off stays off."""
+        for line in self._lines:
+            for servo_id, health in line.health.items():
+                if health.name == motor and health.torque_on:
+                    with contextlib.suppress(BusError):  # the next exchange says so
+                        line.line.sync_write("torque_enable", {servo_id: 1})
+
     def set_torque_limit(self, share: float) -> None:
         """Limits all servos to a share (0..1) of the torque that the profile gives them."""
         self.rescue.limit_torque(share)

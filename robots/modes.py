@@ -15,6 +15,7 @@ from edgevla.execution import Executor
 
 from .arm import Reading, Robot
 from .ending import Ending, Kind
+from .grip import GripRelief
 from .links import RELEASED, STOPPING, Links
 from .profile import Profile
 from .rollout import Plan
@@ -45,6 +46,7 @@ class Modes:
         self._rest = np.array([joint.rest for joint in profile.joints], np.float32)
         self.filter = self._make_filter(None)
         self.watch = self._make_watch()
+        self.grip = GripRelief(profile.joints, *robot.limits())
         self.pending: dict[int, int] = {}
         self.next_request, self.first_request = 0, 0
         self.answered_ns = 0
@@ -61,6 +63,7 @@ class Modes:
         self.executor = plan.executor(self.n_joints)
         self.filter = self._make_filter(plan)
         self.watch = self._make_watch()
+        self.grip.forget()
         self.energise()
         self.restart_grid()
         self.set_mode("running", "")
@@ -98,6 +101,7 @@ class Modes:
         """The goal is where the arm is now."""
         if self.is_torque_on:
             self.filter.begin(self.robot.present_goal())
+            self.grip.forget()
 
     def stop(self, kind: Kind, reason: str) -> None:
         """Begins to come to rest; a graver ending replaces a milder one."""
@@ -110,7 +114,9 @@ class Modes:
             return
         if kind == "fault":
             self.freeze()
-        self.ending = Ending(kind, self.profile.escalation, self.clock.now_ns(), self._rest)
+        rest, _ = self.grip.bend(self._rest, self._rest)  # a blocked gripper is not asked to reach it
+        assert rest is not None
+        self.ending = Ending(kind, self.profile.escalation, self.clock.now_ns(), rest)
         if self.mode != "emergency":
             self.set_mode("stopped", reason)
 

@@ -114,9 +114,11 @@ class ControlLoop(Modes):
         if self.wants_new_grid:  # this tick still has a number of the old grid
             return Goal(None)
         if self.mode == "homing":
-            if np.allclose(self.filter.last_goal, self.home, atol=1e-3):  # type: ignore[arg-type]
+            assert self.filter.last_goal is not None
+            home, _ = self.grip.bend(self.home, self.filter.last_goal)
+            if np.allclose(self.filter.last_goal, home, atol=1e-3):  # type: ignore[arg-type]
                 self.set_mode("paused", "at home")
-            return Goal(self.home)
+            return Goal(home)
         if self.mode not in RUN_MODES or self.executor is None:
             return Goal(None)
         goal = self.executor.goal_at(tick.number)
@@ -137,9 +139,10 @@ class ControlLoop(Modes):
         if not self.is_torque_on or self.filter.last_goal is None:
             return None, np.zeros(self.n_joints, np.uint16)
         is_slow = self.mode == "homing" or self.ending is not None
-        goal, bits = self.filter.allow(decided.wanted, is_slow)
+        wanted, held_back = self.grip.bend(decided.wanted, self.filter.last_goal)
+        goal, bits = self.filter.allow(wanted, is_slow)
         self.counters["ticks_clipped"] += self.mode == "running" and bool((bits & np.uint16(CLIPPING)).any())
-        return goal, bits
+        return goal, bits | held_back
 
     def _exchange(self, goal: np.ndarray | None, tick: Tick) -> Reading:
         deadline = tick.deadline_ns + self.period_ns * 3 // 4
@@ -160,6 +163,7 @@ class ControlLoop(Modes):
             self.is_torque_on,
             self.period_ns / 1000,
         )
+        findings = sorted([*self._watch_grip(goal), *findings], key=lambda finding: -finding.level)
         for finding in findings:
             severity = {Level.WARN: "warning", Level.HOLD: "warning", Level.STOP: "stop", Level.FAIL: "stop"}
             self.tell_once(severity[finding.level], finding.code, finding.text)
@@ -167,6 +171,13 @@ class ControlLoop(Modes):
                 self.has_failed = True
                 self.stop("fault", finding.text)
         return findings
+
+    def _watch_grip(self, goal: np.ndarray | None) -> list[Finding]:
+        if goal is None or self.ending is not None or self.mode == "emergency":
+            return []
+        for motor in self.grip.arrived(goal):
+            self.robot.renew_torque(motor)
+        return self.grip.look(self.robot.health(), goal, self.robot.present_goal(), self.clock.now_ns())
 
     def _ask(
         self, tick: Tick, reading: Reading, goal: np.ndarray | None, findings: Sequence[Finding]

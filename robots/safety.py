@@ -22,6 +22,8 @@ LEAST_SHARE = 0.05
 SLOW_START_FROM_S = 0.25
 """A first action within a quarter second's travel needs no slow start."""
 
+OVERLOADS = frozenset({"overload", "over-current"})
+"""What a servo reports that pushes too hard."""
 TORQUE_LOST_MS = 500
 """Health is read servo by servo: what it says of torque may be this old after switching it on."""
 
@@ -174,6 +176,13 @@ class ServoState(Protocol):
     is_gripper: bool
 
 
+def measured(servo: ServoState) -> str:
+    """` (load 52 %, 41 degC)`, as far as it is known."""
+    known = [] if servo.load_percent is None else [f"load {abs(servo.load_percent):.0f} %"]
+    known += [] if servo.temperature_c is None else [f"{servo.temperature_c:.0f} degC"]
+    return f" ({', '.join(known)})" if known else ""
+
+
 class _Since:
     """How long a condition has held, by key."""
 
@@ -249,13 +258,11 @@ class Watch:
 
     @staticmethod
     def _reported(servo: ServoState) -> Finding | None:
-        """What the servo says of itself. Volts are judged by the measured ones; a gripper may push on something."""
+        """What the servo says of itself. Volts are judged by the measured ones, a gripper's push by `GripRelief`."""
         said = [fault for fault in servo.faults if fault != "voltage"]
-        if not said:
+        if not said or (servo.is_gripper and set(said) <= OVERLOADS):
             return None
-        text = f"servo {servo.name} reports {', '.join(said)}"
-        if servo.is_gripper and said == ["overload"]:
-            return Finding(Level.WARN, "gripper_overload", f"{text}: it holds with reduced force")
+        text = f"servo {servo.name} reports {', '.join(said)}{measured(servo)}"
         return Finding(Level.STOP, "servo_fault", f"{text}; free the joint before you start again")
 
     def _servo(self, servo: ServoState, now_ns: int, is_torque_on: bool) -> Finding:

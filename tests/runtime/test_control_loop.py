@@ -1,5 +1,7 @@
 """The control loop on a virtual clock: real driver, real packets, emulated SO101. Exact, and faster than real time."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -293,3 +295,97 @@ def test_the_execution_may_be_changed_while_running_if_the_bundle_allows():
     assert loop.links.n_inferences - n > 10
     with pytest.raises(UsageError, match="allows"):
         loop.command("set_execution", {"kind": "rtc"})
+
+
+def closing_on_something(until_s=None):
+    """A policy that closes the gripper to 0, and opens it to 60 after so many seconds; it is blocked at 30."""
+
+    def policy(observation, rtc=None):
+        seconds = (loop.clock.now_ns() - begun) / 1e9
+        gripper = 60.0 if until_s is not None and seconds > until_s else 0.0
+        return np.tile(np.array([0, 0, 0, 0, 0, gripper], np.float32), (T, 1))
+
+    loop = make(policy, execution={"kind": "async"})
+    loop.arm.move_by_hand("gripper.pos", 30.0)
+    for _ in range(3):
+        loop.step()
+    loop.arm.apply(Fault("stuck", target="gripper"))
+    begun = loop.clock.now_ns()
+    loop.start()
+    return loop
+
+
+def told(loop, code):
+    return [text for _, found, text in loop.links.events if found == code]
+
+
+def test_an_overloaded_gripper_is_let_go_once_and_holds_lightly_until_it_is_opened():
+    loop = closing_on_something(until_s=6.0)
+    loop.run(3.5)  # its servo trips after 2 s
+    assert re.search(
+        r"servo gripper reports overload \(load \d+ %, \d+ degC\): it was told 0.0 and is blocked at 30.\d. It now "
+        r"holds lightly at 28.\d until the policy opens it",
+        told(loop, "gripper_relieved")[0],
+    )
+    states = loop.run(2.0)
+    assert all(s["goal"][5] == pytest.approx(28.0, abs=0.3) for s in states), "it does not push on"
+    assert states[-1]["limited_by"][5] & Reason.SERVO
+    assert not loop.arm.servos["gripper"].error, "torque was enabled again: the report is gone"
+    assert states[-1]["mode"] == "running", "the other joints go on"
+    loop.arm.apply(Fault("clear"))
+    states = loop.run(2.0)
+    assert states[-1]["position"][5] == pytest.approx(60.0, abs=1.0)
+    assert not states[-1]["limited_by"][5] & Reason.SERVO
+    assert len(told(loop, "gripper_relieved")) == 1
+
+
+def test_an_overload_that_does_not_go_away_or_comes_back_ends_the_run():
+    loop = closing_on_something()
+    loop.arm.apply(Fault("overload", target="gripper"))  # held on by the fault, whatever is done
+    loop.run(0.5)
+    assert told(loop, "gripper_relieved")
+    assert not loop.loop.has_failed
+    loop.run(1.5)
+    assert re.search(
+        r"reports overload .*still, although its goal was taken back to", told(loop, "gripper_overload")[0]
+    )
+    assert all(servo.torque_on for servo in loop.arm.servos.values()), "held, not dropped"
+    loop.run(8.0)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+    loop = closing_on_something()
+    loop.run(3.5)
+    loop.arm.apply(Fault("overload", target="gripper"))
+    loop.run(0.2)
+    assert re.search(r"overload .*again, although", told(loop, "gripper_overload")[0])
+
+
+def test_a_relieved_gripper_keeps_no_one_from_home_or_rest():
+    loop = closing_on_something()
+    loop.run(3.5)
+    assert told(loop, "gripper_relieved")
+    loop.command("pause")
+    loop.command("home")
+    loop.run(6.0)
+    assert loop.loop.mode == "paused"
+    loop.command("stop")
+    states = loop.run(8.0)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+    assert states[-1]["position"][1] == pytest.approx(-95.0, abs=3.0), "it came to rest, it was not given up"
+
+
+def test_a_gripper_whose_servo_has_let_go_by_itself_ends_the_run():
+    """A Dynamixel's overload switches its torque off until it is rebooted, which only a person may ask for."""
+    loop = make(
+        lambda observation, rtc=None: np.tile(observation.state, (T, 1)),
+        profile=load_profile("aloha"),
+        fps=50.0,
+    )
+    loop.start()
+    loop.run(0.3)
+    loop.arm.apply(Fault("overload", target="left_gripper"))
+    loop.run(1.0)
+    assert re.search(
+        r"left_gripper reports overload.* and has switched its torque off", told(loop, "gripper_overload")[0]
+    )
+    assert loop.loop.has_failed
