@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
-from edgevla.errors import EdgeVLAError, UsageError
-
-if TYPE_CHECKING:
-    from edgevla.nodes.supervisor import Supervisor
+from edgevla.errors import UsageError
+from edgevla.nodes import foreground
+from edgevla.nodes.foreground import Screen, carry_out, pairs, report
 
 BUNDLE_PLACES: tuple[str, ...] = (
     "bundles/*",
@@ -34,31 +29,16 @@ BUNDLE_PLACES: tuple[str, ...] = (
     "runs/bundles/*",
     "demo-runs/*/bundles/*",
 )
-MARKS = {"warning": "! ", "error": "!! ", "stop": "!! ", "info": "", "log": ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", nargs="?", help="folder made by edgevla export; default: the newest one below here")
-    add("--robot", required=True, help="so101, so101_bimanual, aloha, or the path of your own .toml")
-    add("--sim", action="store_true", help="emulate the servos and the cameras; everything else is real")
-    add(
-        "--port",
-        action="append",
-        default=[],
-        metavar="[BUS=]PATH",
-        help="serial port; repeat for several buses",
-    )
-    add(
-        "--camera",
-        action="append",
-        default=[],
-        metavar="NAME=SOURCE",
-        help="device, image folder or video; repeat",
-    )
-    add("--calibration", metavar="ID|FILE", help="LeRobot calibration of this arm")
-    add("--task", default="", help="what the policy shall do, for policies that read text")
+    foreground.add_arguments(parser)
+    add("--camera", action="append", default=[], metavar="NAME=SOURCE",
+        help="device, image folder or video; repeat")  # fmt: skip
     add("--duration", type=float, metavar="S", help="stop in order after so many seconds")
+    add("--task", default="", help="what the policy shall do, for policies that read text")
     add("--execution", choices=("sync", "ensemble", "async", "rtc"), help="default: the bundle's")
     add("--n-action-steps", type=int, metavar="N", help="sync: actions executed per inference")
     add("--every", type=int, metavar="N", help="ensemble, async, rtc: policy steps between two requests")
@@ -85,115 +65,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
     add("--sim-task", choices=("rest", "conveyor"), help="with --sim: what the cube does (default: rest)")
-    add(
-        "--sim-trace",
-        metavar="FILE",
-        type=Path,
-        help="with --sim: write every frame on the emulated lines there",
-    )
-    add("--log", metavar="DIR", type=Path, help="write run.jsonl and summary.json there")
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
-    add("--json", action="store_true", help="print the summary as JSON on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
+    from edgevla.nodes.sources import PolicySource
     from edgevla.nodes.supervisor import Supervisor
 
-    shown = _Screen(to_stderr=args.json)
+    shown = Screen(to_stderr=args.json)
     options = _options(args)
+    bundle = Path(args.bundle) if args.bundle else newest_bundle()
     if args.bundle is None:
-        shown("info", "deploy", f"bundle: {options.bundle} (the newest one here)")
-    supervisor = Supervisor(options, shown)
+        shown("info", "deploy", f"bundle: {bundle} (the newest one here)")
+    supervisor = Supervisor(options, PolicySource(bundle, options), shown)
     summary = carry_out(supervisor, _open_monitor(supervisor, shown) if args.monitor else None)
-    if summary is None:
-        shown("info", "deploy", "stopped before the arm was switched on")
-        return 130
-    return _report(args, summary, shown)
-
-
-def carry_out(
-    supervisor: Supervisor, watcher: contextlib.AbstractContextManager[None] | None = None
-) -> dict[str, Any] | None:
-    """Starts, watches, stops, and closes whatever happens; the summary, None when Ctrl-C came before the arm was on.
-
-    Raises:
-        EdgeVLAError: what a person must act on, after everything was ended.
-    """
-    supervisor.obey_signals()
-    failure: EdgeVLAError | None = None
-    was_interrupted = False
-    try:
-        supervisor.start()
-        with watcher or contextlib.nullcontext():
-            supervisor.watch()
-        supervisor.stop()
-    except EdgeVLAError as error:
-        failure = error
-    except KeyboardInterrupt:
-        was_interrupted = True
-    summary = supervisor.close()
-    if failure is not None:
-        raise failure
-    return None if was_interrupted else summary
-
-
-def _report(args: argparse.Namespace, summary: Mapping[str, Any], shown: _Screen) -> int:
-    from edgevla.nodes.runlog import describe_summary, plain
-
-    if args.json:
-        _write(sys.stdout, json.dumps(plain(dict(summary)), indent=1))
-    else:
-        _write(sys.stdout, describe_summary(summary))
-        if args.log:
-            _write(sys.stdout, f"log: {args.log / 'run.jsonl'}")
-    if summary["failure"]:
-        shown("error", "deploy", str(summary["failure"]))
-        return 1
-    return 130 if summary["was_interrupted"] else 0
-
-
-class _Screen:
-    """One clear line per event, with the time since the start and who says it.
-
-    While the monitor has the terminal, lines wait; they are shown when it is left.
-    """
-
-    def __init__(self, to_stderr: bool) -> None:
-        self._began = time.monotonic()
-        self._waiting: list[str] | None = None
-        self._stream = sys.stderr if to_stderr else sys.stdout
-
-    def __call__(self, severity: str, source: str, text: str) -> None:
-        line = f"{time.monotonic() - self._began:8.2f}  {source:<12} {MARKS[severity]}{text}"
-        if self._waiting is not None:
-            self._waiting.append(line)
-            return
-        _write(self._stream, line)
-
-    def give_way(self) -> None:
-        self._waiting = []
-
-    def come_back(self) -> None:
-        lines, self._waiting = self._waiting or [], None
-        for line in lines:
-            _write(self._stream, line)
-
-
-def _write(stream: TextIO, line: str) -> None:
-    """Past the stream's buffer: Ctrl-C's sentence may come while another is being written, and a buffer refuses that.
-
-    Nothing is raised when the terminal has gone: the arm still has to be brought to rest.
-    """
-    left = (line + "\n").encode(stream.encoding or "utf-8", "replace")
-    with contextlib.suppress(OSError):
-        while left:
-            left = left[os.write(stream.fileno(), left) :]
+    return report(args, summary, shown)
 
 
 class _open_monitor(contextlib.AbstractContextManager[None]):
     """The monitor in this terminal, as a process of its own; when it is left, the deployment stops."""
 
-    def __init__(self, supervisor: Any, screen: _Screen) -> None:
+    def __init__(self, supervisor: Any, screen: Screen) -> None:
         self._supervisor, self._screen = supervisor, screen
 
     def __enter__(self) -> None:
@@ -216,23 +108,14 @@ class _open_monitor(contextlib.AbstractContextManager[None]):
 def _options(args: argparse.Namespace) -> Any:
     from edgevla.nodes.deployment import DeployOptions
 
-    if args.sim and args.port:
-        raise UsageError("--sim makes its own ports; leave out --port")
-    if args.sim and args.calibration:
-        raise UsageError("--sim has its own calibration; leave out --calibration")
-    for option in ("sim_task", "sim_trace"):
-        if getattr(args, option) and not args.sim:
-            raise UsageError(f"--{option.replace('_', '-')} needs --sim")
-    if args.duration is not None and args.duration <= 0:
-        raise UsageError(f"--duration {args.duration:g} must be positive")
+    foreground.check_arguments(args)
     if args.inject_delay_ms < 0:
         raise UsageError(f"--inject-delay-ms {args.inject_delay_ms:g} must not be negative")
     return DeployOptions(
-        bundle=Path(args.bundle) if args.bundle else newest_bundle(),
         robot=args.robot,
         is_sim=args.sim,
-        ports=_pairs(args.port, "--port", default_key=""),
-        cameras=_pairs(args.camera, "--camera"),
+        ports=pairs(args.port, "--port", default_key=""),
+        cameras=pairs(args.camera, "--camera"),
         execution=_execution(args),
         task=args.task,
         duration_s=args.duration,
@@ -262,21 +145,6 @@ def _execution(args: argparse.Namespace) -> dict[str, Any]:
         "max_guidance": args.max_guidance,
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _pairs(texts: list[str], option: str, default_key: str | None = None) -> dict[str, str]:
-    """`NAME=VALUE` texts. default_key: where a bare value belongs (the only bus)."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals and default_key is not None:
-            name, value = default_key, text
-        if not value or (not name and default_key is None):
-            raise UsageError(f"{option} {text}: expected NAME=VALUE")
-        if name in found:
-            raise UsageError(f"{option} {name} is given twice")
-        found[name] = value
-    return found
 
 
 def newest_bundle(here: Path | None = None) -> Path:

@@ -21,7 +21,6 @@ from edgevla.manifest import Manifest
 class DeployOptions:
     """What the command line says. execution: options of `--execution`; ports: bus -> path; cameras: name -> source."""
 
-    bundle: Path
     robot: str
     is_sim: bool = False
     ports: Mapping[str, str] = field(default_factory=dict)

@@ -1,8 +1,7 @@
 """A recorded episode in the place of a policy: one `infer` in, one `chunk` of recorded actions out.
 
 The arm first goes to where the episode begins (slowly, as safety has it); then the recorded actions follow on the
-grid, one per row. The robot node, the guardian, safety and the monitor see no difference to a policy. Run as
-`python -m edgevla.nodes.replay`, by `edgevla replay`.
+grid, one per row. `EpisodeSource` is the supervisor's side of it, the rest runs as `python -m edgevla.nodes.replay`.
 """
 
 from __future__ import annotations
@@ -16,19 +15,25 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zmq
 
+from edgevla.cameras import CameraSettings
 from edgevla.clock import NS_PER_S
 from edgevla.codec import Message
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.joint_units import joint_map
+from edgevla.nodes.sources import DirectSource
 from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.types import ACTION, STATE
 from edgevla.wire import CommandServer, Publisher, Router, endpoint
 
+if TYPE_CHECKING:
+    from edgevla.nodes.supervisor import Supervisor
+
+READY_S = 60.0
 CHUNK_SIZE = 30
 NEAR_SHARE = 0.03
 """Of a joint's range: this near to the first state the episode may begin."""
@@ -79,6 +84,37 @@ def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: st
     near = np.array([NEAR_SHARE * (joint["max"] - joint["min"]) for joint in robot["joints"]], np.float32)
     names = [str(joint["name"]) for joint in robot["joints"]]
     return Recorded(float(dataset.info.fps), values[STATE], values[ACTION], near, names)
+
+
+class EpisodeSource(DirectSource):
+    """A recorded episode where the policy would be. Raises DatasetError when the dataset cannot be read."""
+
+    def __init__(self, dataset: str, episode: int, joint_units: str | None = None) -> None:
+        from edgevla.dataset import open_dataset
+
+        super().__init__(f"episode {episode} of {dataset}")
+        self._dataset, self._episode, self._joint_units = dataset, episode, joint_units
+        self._fps = float(open_dataset(dataset).info.fps)
+
+    def fit(self, run: Supervisor) -> list[CameraSettings]:
+        load_episode(self._dataset, self._episode, run.robot, self._joint_units)
+        (run.folder / "robot.json").write_text(json.dumps(run.robot))
+        return []
+
+    def start(self, run: Supervisor) -> float:
+        words = [
+            "edgevla.nodes.replay",
+            f"--dataset={self._dataset}",
+            f"--episode={self._episode}",
+            *run.place,
+        ]
+        words += [f"--robot-json={run.folder / 'robot.json'}"]
+        words += [f"--joint-units={self._joint_units}"] if self._joint_units else []
+        run.spawn("policy", words)
+        return float(run.await_ready("policy", "policy", READY_S, EdgeVLAError)["latency_ms"])
+
+    def start_arguments(self, run: Supervisor, latency_ms: float) -> dict[str, Any]:
+        return self.direct_arguments(run, self._fps, CHUNK_SIZE, latency_ms)
 
 
 class Player:

@@ -1,15 +1,15 @@
 """The supervisor: starts the nodes in order, waits for readiness (never for time), restarts what may be, ends all.
 
-    emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> latency judged -> start -> watch -> stop
+    emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> start -> watch -> stop
 
-It holds nothing of the arm. It keeps one end of a pipe whose closing tells guardian and loop that it has gone.
+Where the actions come from (a policy, a leader arm, a recording) is its `ActionSource`. It holds nothing of the arm;
+it keeps one end of a pipe whose closing tells guardian and loop that it has gone.
 `edgevla/` never imports the robot's code: it names modules as strings, and learns the robot from its `describe`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,29 +19,20 @@ from typing import Any
 
 import zmq
 
-from edgevla import strict
-from edgevla.bundle import Bundle, Fit, load_bundle
 from edgevla.codec import Message
-from edgevla.errors import BusError, CameraError, EdgeVLAError, EngineError, UsageError, WireError
-from edgevla.execution import Execution, execution_from, execution_to, judge_latency
+from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
+from edgevla.execution import execution_to
 from edgevla.messages import ABOUT_ROBOT
 from edgevla.nodes.children import Child, how
-from edgevla.nodes.deployment import (
-    DeployOptions,
-    camera_names,
-    camera_settings,
-    chosen_execution,
-    execution_words,
-    start_arguments,
-)
+from edgevla.nodes.deployment import DeployOptions, execution_words
 from edgevla.nodes.runlog import RunLog
+from edgevla.nodes.sources import ActionSource
 from edgevla.session import Deployment, new_session, run_dir, tell_guardian, write_deployment
 from edgevla.wire import CommandClient, Inbox, check_fields, endpoint
 
-GUARDIAN, POLICY = "edgevla.robots.guardian", "edgevla.nodes.policy"
+GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
 EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.server", "edgevla.robots.emulator.sim_camera"
-CAMERA = "edgevla.nodes.camera"
-ROBOT_READY_S, CAMERAS_READY_S, POLICY_READY_S, EMULATOR_READY_S = 30.0, 20.0, 600.0, 20.0
+ROBOT_READY_S, CAMERAS_READY_S, EMULATOR_READY_S = 30.0, 20.0, 30.0
 STOPPED_S = 40.0
 SILENT_S = 1.0
 LOGGED = ("state", "chunk", "heartbeat", "event", "servo_health")
@@ -51,17 +42,18 @@ Say = Callable[[str, str, str], None]
 
 
 class Supervisor:
-    """One deployment, from nothing to the summary."""
+    """One deployment, from nothing to the summary.
 
-    def __init__(self, options: DeployOptions, say: Say) -> None:
-        self.options, self._say = options, say
-        self._load()
+    source: where the actions come from; loaded already, so that what cannot run starts no process.
+    """
+
+    def __init__(self, options: DeployOptions, source: ActionSource, say: Say) -> None:
+        self.options, self.source, self.say = options, source, say
         self.session = new_session()
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
         self.children: dict[str, Child] = {}
         self.robot: dict[str, Any] = {}
-        self.fit: Fit | None = None
         self.log = RunLog(options.log_dir)
         self.failure = ""
         self._alive_read, self._alive_write = os.pipe()
@@ -72,36 +64,31 @@ class Supervisor:
         self._n_interrupts = 0
         self._is_running = False
 
-    def _load(self) -> None:
-        """What shall run. Raises BundleError before any process is started."""
-        self.bundle: Bundle = load_bundle(self.options.bundle)
-        self.execution = chosen_execution(self.bundle.manifest, self.options)
-
     # -- the story ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Everything up to a moving arm. Raises what a person must act on; `close` cleans up."""
-        o = self.options
         self._note()
-        if o.is_sim:
+        if self.options.is_sim:
             self._start_emulator()
         self._start_robot()
-        self._fit_bundle()
+        self._cameras = self.source.fit(self)
         self._listen()
         self._start_cameras()
-        latency_ms = self._start_policy()
-        self.execution = self._judge(latency_ms)
+        latency_ms = self.source.start(self)
+        arguments = self.source.start_arguments(self, latency_ms)
         try:
-            self._command("start", self._start_arguments(latency_ms))
+            self._command("start", arguments)
         except WireError as error:
             if self.children["robot"].wait(STOPPED_S):  # the guardian ends when the arm is released
                 raise BusError(self._guardian_s_end()) from error
             raise
         self._is_running = True
-        self._say(
+        self.say(
             "info",
             "deploy",
-            f"running {o.bundle} on {self.robot['robot']}, execution {execution_words(self.execution)}",
+            f"running {self.source.name} on {self.robot['robot']}, "
+            f"execution {execution_words(self.source.execution)}",
         )
 
     def stop_when(self, is_over: Callable[[], bool]) -> None:
@@ -134,7 +121,7 @@ class Supervisor:
             self._await_rest(guardian)
             self._close_alive()
             if not guardian.wait(STOPPED_S):
-                self._say("error", "deploy", "the robot process does not end; ending it")
+                self.say("error", "deploy", "the robot process does not end; ending it")
                 guardian.end()
             self._take_messages(0.3)
             if guardian.exit_code and not self.failure:
@@ -145,12 +132,10 @@ class Supervisor:
         made = self.log.summary(counters)
         return {
             "robot": self.robot.get("robot"),
-            "bundle": str(self.options.bundle),
-            "policy_sha256": self.bundle.sha256,
-            "execution": execution_to(self.execution),
+            **self.source.about,
+            "execution": execution_to(self.source.execution),
             "failure": self.failure or None,
             "was_interrupted": self._n_interrupts > 0,
-            "trained_camera_age_ms": strict.write(self.bundle.manifest.trained_camera_age_ms),
             **made,
         }
 
@@ -188,32 +173,32 @@ class Supervisor:
         self._n_interrupts += 1
         self._is_asked_to_stop = True
         if self._n_interrupts == 1:
-            self._say(
+            self.say(
                 "info",
                 "deploy",
                 "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
             )
             return
         words = "frozen; Ctrl-C again releases it" if self._n_interrupts == 2 else "released"
-        self._say("stop", "deploy", f"emergency stop: the arm is {words}")
+        self.say("stop", "deploy", f"emergency stop: the arm is {words}")
         # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
         tell_guardian(self.folder)
 
     # -- start-up, in order ---------------------------------------------------------------------------------------
 
     def _note(self) -> None:
-        nodes = ["robot", "policy", *(f"camera/{c}" for c in camera_names(self.bundle.manifest))]
+        nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
         note = Deployment(
-            self.session.hex(),
-            os.getpid(),
-            self.options.robot,
-            str(self.options.bundle),
-            nodes,
-            self.options.task,
+            self.session.hex(), os.getpid(), self.options.robot, self.source.bundle, nodes, self.options.task
         )
         write_deployment(self.folder, note)
 
-    def _spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
+    @property
+    def place(self) -> list[str]:
+        """What tells a child where this deployment's processes meet."""
+        return [f"--run-dir={self.folder}", f"--session={self.session.hex()}"]
+
+    def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
         child = Child(name, args, self._heard)
         self.children[name] = child
         child.start(pass_fds)
@@ -222,7 +207,7 @@ class Supervisor:
     def _heard(self, source: str, text: str) -> None:
         """What a child says on stderr. While starting, its last sentence becomes the error itself."""
         if self._is_running:
-            self._say("log", source, text)
+            self.say("log", source, text)
 
     def _start_emulator(self) -> None:
         args = [
@@ -232,13 +217,13 @@ class Supervisor:
             f"--session={self.session.hex()}",
         ]
         args.append(f"--seed={self.options.seed}")
-        sources = [self.options.cameras.get(name, "sim") for name in camera_names(self.bundle.manifest)]
+        sources = [self.options.cameras.get(name, "sim") for name in self.source.cameras]
         if self.options.sim_task or "sim" in sources:  # a world is for simulated cameras to see
             args.append(f"--world={self.options.sim_task or 'rest'}")
         if self.options.sim_trace is not None:
             args.append(f"--trace={self.options.sim_trace}")
-        self._spawn("emulator", args)
-        self._await_ready("emulator", "emulator", EMULATOR_READY_S, BusError)
+        self.spawn("emulator", args)
+        self.await_ready("emulator", "emulator", EMULATOR_READY_S, BusError)
 
     def _ports(self) -> dict[str, str]:
         if not self.options.is_sim:
@@ -247,7 +232,7 @@ class Supervisor:
 
     def _start_robot(self) -> None:
         o = self.options
-        args = [GUARDIAN, f"--robot={o.robot}", f"--run-dir={self.folder}", f"--session={self.session.hex()}"]
+        args = [GUARDIAN, f"--robot={o.robot}", *self.place]
         args += [
             f"--alive-fd={self._alive_read}",
             *(f"--port={bus}={path}" for bus, path in self._ports().items()),
@@ -256,30 +241,15 @@ class Supervisor:
             args.append("--calibration=nominal")
         elif o.calibration:
             args.append(f"--calibration={o.calibration}")
-        self._spawn("robot", args, [self._alive_read])
-        about = self._await_ready("robot", "robot", ROBOT_READY_S, BusError)
+        self.spawn("robot", args, [self._alive_read])
+        about = self.await_ready("robot", "robot", ROBOT_READY_S, BusError)
         self.robot = check_fields(about, ABOUT_ROBOT, "the robot's describe")
         ports = ", ".join(f"{b['name']} {b['port']}" for b in self.robot["buses"])
-        self._say(
+        self.say(
             "info",
             "deploy",
             f"robot {self.robot['robot']} answers: {len(self.robot['joints'])} joints, {ports}",
         )
-
-    def _fit_bundle(self) -> None:
-        self._cameras = camera_settings(self.bundle.manifest, self.robot, self.options)
-        cameras = [
-            {"name": c.name, "source": c.source, "height": c.height, "width": c.width, "fps": c.fps}
-            for c in self._cameras
-        ]
-        robot = {**self.robot, "cameras": cameras}
-        self.fit = self.bundle.fits(robot)
-        (self.folder / "robot.json").write_text(json.dumps(robot))
-        for feature, camera in self.fit.cameras.items():
-            source = next(c.source for c in self._cameras if c.name == camera)
-            self._say("info", "deploy", f"camera {camera} ({source}) -> {feature}")
-        for warning in self.fit.warnings:
-            self._say("warning", "deploy", warning)
 
     def _start_cameras(self) -> None:
         for is_sim in (True, False):
@@ -290,24 +260,10 @@ class Supervisor:
             args = [SIM_CAMERA if is_sim else CAMERA, "--session", self.session.hex()]
             args += ["--world", endpoint(self.folder, "emulator")] if is_sim else []
             args += [part for c in chosen for part in ("--camera", c.to_json())]
-            self._spawn(name, args)
-            self._await_ready(name, "camera", CAMERAS_READY_S, CameraError)
+            self.spawn(name, args)
+            self.await_ready(name, "camera", CAMERAS_READY_S, CameraError)
 
-    def _start_policy(self) -> float:
-        """Latency in ms, measured warm."""
-        o = self.options
-        args = [POLICY, f"--bundle={o.bundle}", f"--run-dir={self.folder}", f"--session={self.session.hex()}"]
-        args += [f"--robot-json={self.folder / 'robot.json'}", f"--seed={o.seed}", f"--threads={o.threads}"]
-        args += [f"--inject-delay-ms={o.inject_delay_ms}"]
-        args += [f"--provider={o.provider}"] if o.provider else []
-        args += ["--allow-lost-cameras"] if o.may_lose_cameras else []
-        self._spawn("policy", args)
-        about = self._await_ready("policy", "policy", POLICY_READY_S, EngineError)
-        latency_ms = float(about["latency_ms"])
-        self._say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.1f} ms per inference")
-        return latency_ms
-
-    def _await_ready(
+    def await_ready(
         self, child_name: str, node: str, limit_s: float, error: type[EdgeVLAError]
     ) -> dict[str, Any]:
         """A node's `describe` once it is ready; its own last sentence when it ends before."""
@@ -331,19 +287,6 @@ class Supervisor:
         finally:
             client.close()
 
-    def _judge(self, latency_ms: float) -> Execution:
-        m = self.bundle.manifest
-        verdict = judge_latency(self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms)
-        if verdict.sentence:
-            self._say(verdict.severity, "deploy", verdict.sentence)
-        if verdict.execution != self.execution:
-            return execution_from({"kind": "sync", "n_action_steps": m.n_action_steps})
-        return self.execution
-
-    def _start_arguments(self, latency_ms: float) -> dict[str, Any]:
-        assert self.fit is not None, "the bundle was fitted before"
-        return start_arguments(self.bundle.manifest, self.fit, self.options, self.execution, latency_ms)
-
     # -- while running ----------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
@@ -364,7 +307,7 @@ class Supervisor:
         for message in messages:
             self.log.take(message)
             if message.type == "event":
-                self._say(message["severity"], message.source, message["text"])
+                self.say(message["severity"], message.source, message["text"])
         if wait_s:
             time.sleep(min(wait_s, 0.02))  # a tick's worth at once, not one wake-up per message
 
@@ -382,7 +325,7 @@ class Supervisor:
     def _say_once(self, child: Child, text: str) -> None:
         if child.told_of_start != child.n_starts:
             child.told_of_start = child.n_starts
-            self._say("error", "deploy", text)
+            self.say("error", "deploy", text)
 
     def _command(self, action: str, arguments: Mapping[str, Any]) -> None:
         """

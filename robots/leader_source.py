@@ -1,0 +1,98 @@
+"""A leader arm as the source of a deployment's actions: its cameras, and the processes that it consists of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgevla.cameras import CameraSettings
+from edgevla.errors import BusError
+from edgevla.nodes.deployment import DeployOptions
+from edgevla.nodes.sources import DirectSource
+
+from .leader_node import CHUNK_SIZE, FPS, check_pair
+from .profile import Profile
+
+if TYPE_CHECKING:
+    from edgevla.nodes.supervisor import Supervisor
+
+SIM_SWAY = 0.25
+"""Share of its range by which an emulated leader moves to and fro."""
+READY_S = 30.0
+
+
+class LeaderSource(DirectSource):
+    """ports: `[BUS=]PATH` texts of the leader. calibration: its id or file.
+
+    Raises:
+        ConfigError: the two arms do not fit.
+    """
+
+    def __init__(
+        self,
+        leader: Profile,
+        follower: Profile,
+        ports: Sequence[str],
+        calibration: str | None,
+        options: DeployOptions,
+    ) -> None:
+        check_pair(leader, follower)
+        self._leader, self._ports, self._calibration = leader, ports, calibration
+        self._settings = _camera_settings(follower, options)
+        super().__init__(f"leader {leader.name}", [camera.name for camera in self._settings])
+
+    def fit(self, run: Supervisor) -> list[CameraSettings]:
+        for camera in self._settings:
+            run.say("info", "teleop", f"camera {camera.name}: {camera.source}")
+        return self._settings
+
+    def start(self, run: Supervisor) -> float:
+        ports, calibration = self._ports, self._calibration
+        if run.options.is_sim:
+            ports, calibration = [self._emulate(run)], "nominal"
+        words = ["edgevla.robots.leader_node", f"--leader={self._leader.path}", *run.place]
+        words += [f"--port={text}" for text in ports]
+        words += [f"--calibration={calibration}"] if calibration else []
+        run.spawn("policy", words)
+        about = run.await_ready("policy", "policy", READY_S, BusError)
+        latency_ms = float(about["latency_ms"])
+        run.say("info", "teleop", f"{about['provider']} answers in {latency_ms:.1f} ms")
+        return latency_ms
+
+    def _emulate(self, run: Supervisor) -> str:
+        """Starts an emulated leader that sways; the folder with a link per bus."""
+        links = run.folder / "leader"
+        words = [
+            "edgevla.robots.emulator.server",
+            str(self._leader.path),
+            f"--link={links}/",
+            f"--sway={SIM_SWAY}",
+        ]
+        emulator = run.spawn("leader_emulator", words)
+        until = time.monotonic() + READY_S
+        while not all((links / bus.name).exists() for bus in self._leader.buses):
+            if time.monotonic() > until or not emulator.is_alive:
+                raise BusError(emulator.last_sentence())
+            time.sleep(0.05)
+        return str(links)
+
+    def start_arguments(self, run: Supervisor, latency_ms: float) -> dict[str, Any]:
+        fps = min(FPS, float(run.robot["servo_hz"]))
+        return self.direct_arguments(run, fps, CHUNK_SIZE, latency_ms)
+
+
+def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSettings]:
+    """Those of the follower's profile, as the command line changes them; simulated ones where there is a world."""
+    made = []
+    for camera in follower.cameras:
+        source = options.cameras.get(camera.name, "sim" if options.is_sim else camera.source)
+        if source == "none" or (source == "sim" and not follower.world):
+            continue
+        made.append(
+            CameraSettings(
+                camera.name, source, camera.width, camera.height, camera.fps,
+                has_locked_exposure=camera.has_locked_exposure,
+            )
+        )  # fmt: skip
+    return made
