@@ -1,6 +1,7 @@
 """Says what is in a dataset, a checkpoint or a policy bundle, and checks all of it.
 
-Exit code 0: sound (warnings allowed); 1: something is wrong, each said in one sentence.
+Exit code 0: sound (warnings allowed); 1: something is wrong, each said in one sentence, or the checkpoint's actions are
+end-effector poses, which no robot here can follow.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """What is in a checkpoint or a bundle, for `edgevla inspect`: read from headers and JSON, without loading weights.
 
-Each function returns (lines for a person, the same as data, exit code: 0 sound, 1 something is wrong).
+Each function returns (lines for a person, the same as data, exit code: 0 sound, 1 something is wrong, or the actions
+are end-effector poses, which nothing here can deploy).
 """
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,7 @@ from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
 
 from ..train.processors import Processors
-from .features import pose_space, read_facts
+from .features import NOT_JOINTS, read_facts
 from .header import Weight, read_header
 
 Report = tuple[list[str], dict[str, Any], int]
@@ -49,6 +51,8 @@ def describe_checkpoint(path: str | Path) -> Report:
     facts = read_facts(folder)
     parts = _parts(weights)
     trained, problem = _trained(folder)
+    poses, unknown = _pose_space(config, processors)
+    problem = problem or unknown
     dtypes = Counter[str]()
     for w in weights.values():
         dtypes[w.dtype] += w.count
@@ -65,7 +69,7 @@ def describe_checkpoint(path: str | Path) -> Report:
         "outputs": config.get("output_features") or {},
         "normalisation": _normalisation(config, processors, weights),
         "tokenizer": _tokenizer(folder, config, processors),
-        "action_space": _action_space(config, processors, facts),
+        "action_space": _action_space(config, processors, facts, poses),
         "joint_units": None if facts is None else facts.joint_units,
         "fps": None if facts is None else facts.fps,
         "chunk": {
@@ -74,7 +78,7 @@ def describe_checkpoint(path: str | Path) -> Report:
         "export": _export_sizes(weights),
         "problem": problem,
     }
-    return _checkpoint_lines(folder, data), data, 1 if problem else 0
+    return _checkpoint_lines(folder, data), data, 1 if problem or poses else 0
 
 
 def describe_bundle(path: str | Path) -> Report:
@@ -168,11 +172,29 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], processors: Processors) 
     return {"name": name, "max_length": length, "is_in_checkpoint": file.is_file()}
 
 
-def _action_space(config: Mapping[str, Any], processors: Processors, facts: Any) -> dict[str, Any]:
+def _pose_space(config: dict[str, Any], processors: Processors) -> tuple[str | None, str | None]:
+    """What makes the actions end-effector poses, None for joints; and why that cannot be told, if so."""
+    if config["type"] != "xvla":
+        return None, None
+    from ..train.policies.xvla_actions import pose_space
+    from ..train.policies.xvla_config import XVlaConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # unknown keys, which loading announces
+            settings = XVlaConfig.from_json(config)
+        assert isinstance(settings, XVlaConfig)
+        return pose_space(settings, processors), None
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def _action_space(
+    config: Mapping[str, Any], processors: Processors, facts: Any, poses: str | None
+) -> dict[str, Any]:
     output = (config.get("output_features") or {}).get("action") or {}
     relative = processors.step("relative_actions_processor", "delta_actions_processor")
     names = list(facts.features["action"].names) if facts is not None and "action" in facts.features else None
-    poses = pose_space(config.get("action_mode"), processors)
     return {
         "n": (output.get("shape") or [None])[0],
         "names": names,
@@ -245,6 +267,12 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     if trained is None and d["problem"] is None:
         lines.append('what training would change is known where torch is: pip install "edgevla[train]"')
     lines.append(f"not sound: {d['problem']}" if d["problem"] else "sound: the weights fit the config")
+    poses = d["action_space"]["poses"]
+    if poses is not None:
+        lines.append(
+            f"refused: the actions are {NOT_JOINTS.format(poses)}, so export refuses them too; "
+            "fine-tune on joints with --set action_mode=auto"
+        )
     return lines
 
 
@@ -255,8 +283,7 @@ def _actions(space: Mapping[str, Any], chunk: Mapping[str, Any]) -> str:
     words += [f"{k} {v}" for k, v in chunk.items()]
     words += [f"{k} {space[k]}" for k in ("mode", "embodiment") if space[k]]
     words += ["relative to the state"] if space["is_relative"] else []
-    if not space["drives_joints"]:
-        words.append(f"{space['poses']}: end-effector poses, which no joint robot here can follow")
+    words += ["end-effector poses"] if space["poses"] else []
     return ", ".join(words)
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from edgevla.errors import CheckpointError
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.nn.florence import Florence, FlorenceDims, published_names
+from edgevla.train.nn.rotation import rot6d_to_axis_angle
 from edgevla.train.nn.soft_prompt import DomainLinear, SoftPromptedTransformer
 from edgevla.train.policies.xvla import XVla
-from edgevla.train.policies.xvla_actions import ACTION_SPACES, action_space, rot6d_to_axis_angle
+from edgevla.train.policies.xvla_actions import ACTION_SPACES, ActionSpace, Term, action_space
 from edgevla.train.policies.xvla_config import XVlaConfig
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "xvla" / "checkpoint"
@@ -222,11 +223,65 @@ def test_loss_terms_of_an_action_space(name: str, expected: dict[str, float]) ->
     )
 
 
-def test_a_users_own_action_space_is_one_more_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ACTION_SPACES, "mine", ACTION_SPACES["franka_joint7"])
-    assert action_space(XVlaConfig(action_mode="mine")).real == 7
+def six_joints(config: XVlaConfig) -> ActionSpace:
+    """A user's own space on the recorded network of ten channels: five joints and a gripper."""
+    parts = {"arm_loss": (Term(2.0, "mse", (0, 1, 2, 3, 4)),), "grip_loss": (Term(0.5, "bce", (5,)),)}
+    return ActionSpace("six_joints", 10, 6, parts, is_joint=True, zeroed=(5,), squashed=(5,))
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch, policy: XVla) -> XVla:
+    """The recorded checkpoint with the user's space."""
+    monkeypatch.setitem(ACTION_SPACES, "six_joints", six_joints)
+    policy.config.action_mode = "six_joints"
+    made = XVla(policy.config, policy.processors).eval()
+    made.load_state_dict(policy.state_dict())
+    return made
+
+
+def test_the_losses_of_a_users_own_space(own: XVla) -> None:
+    data = batch()
+    draws = own.draw(data, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss, parts = own.loss(data, draws)
+        predicted, _, _ = own.training_prediction(data, draws)
+        target = own.target(data["action"])
+        arm = 2 * ((predicted - target)[..., :5] ** 2).mean()
+        p, t = predicted[..., 5], target[..., 5]
+        grip = 0.5 * (p.clamp(min=0) - p * t + torch.log1p(torch.exp(-p.abs()))).mean()
+    torch.testing.assert_close(parts["arm_loss"], arm)
+    torch.testing.assert_close(parts["grip_loss"], grip)
+    torch.testing.assert_close(loss, arm + grip)
+
+
+def test_what_stands_before_and_behind_the_network_in_a_users_own_space(own: XVla) -> None:
+    """The gripper is hidden from the network in state and sample, and squashed on its way out."""
+    one, other = observation(), observation()
+    other["state"] = one["state"].clone()
+    other["state"][0, 5] += 1
+    noise = torch.randn(1, *own.sample_shape)
+    louder = noise.clone()
+    louder[..., 5] += 1
+    with torch.no_grad():
+        context = own.encode(one)
+        assert torch.equal(context["proprio"], own.encode(other)["proprio"])
+        x = own.predict(context, noise, torch.ones(1), {})
+        assert torch.equal(x, own.predict(context, louder, torch.ones(1), {}))
+        actions = own.decode(x, {})
+    expected = torch.cat([x[..., :5], x[..., 5:6].sigmoid()], dim=-1)
+    torch.testing.assert_close(own.normalizers("action", actions), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_space_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="did you mean 'joint'"):
         action_space(XVlaConfig(action_mode="joints"))
+    with pytest.raises(CheckpointError, match="names channel 12, but has 0 to 9"):
+        ActionSpace("wide", 10, 6, {"loss": (Term(1.0, "mse", (0, 12)),)}, is_joint=True)
+    with pytest.raises(CheckpointError, match="12 real of 10 channels"):
+        ActionSpace("narrow", 10, 12, {}, is_joint=True)
+    monkeypatch.setitem(ACTION_SPACES, "nothing", lambda config: None)
+    with pytest.raises(CheckpointError, match="made a NoneType"):
+        action_space(XVlaConfig(action_mode="nothing"))
 
 
 def test_squashed_channels_go_out_and_come_back() -> None:

@@ -267,8 +267,8 @@ def test_end_effector_poses_are_refused(
     assert "end-effector poses" in said
     assert mode in said
     assert not (tmp_path / "bundle").exists()
-    main(["inspect", str(run / "checkpoints/last/pretrained_model")])
-    assert "end-effector poses" in capsys.readouterr().out
+    assert main(["inspect", str(run)]) == 1
+    assert "refused: the actions are end-effector poses" in capsys.readouterr().out
 
 
 # -- recipes ----------------------------------------------------------------------------------------------------

@@ -116,6 +116,11 @@ class Policy(nn.Module, ABC):
     """`guided`, `inpaint`, `trained` or None (graphs.md 1.5)."""
 
     @property
+    def pose_space(self) -> str | None:
+        """What makes the actions end-effector poses, which no joint bus can follow; None where they are joints."""
+        return None
+
+    @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """The manifest's `settings` block: name -> {dtype, default, values}."""
         return {}

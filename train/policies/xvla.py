@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
@@ -27,15 +26,15 @@ from ..backbone import backbone_weights, copy_weights, pad_id, read_json
 from ..nn.florence import Florence, FlorenceDims, is_newer_layout, published_names
 from ..nn.image import resize_with_pad
 from ..nn.normalize import Normalizers
+from ..nn.rotation import rot6d_to_axis_angle
 from ..nn.soft_prompt import DomainLinear, SoftPromptedTransformer
 from ..processors import Processors, Stats, Step, flatten_stats
 from .base import Batch, Policy
 from .config import Features, PolicyConfig
-from .xvla_actions import action_space, rot6d_to_axis_angle
+from .xvla_actions import ROT6D_STEP, action_space, pose_space
 from .xvla_config import EMPTY, XVlaConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ROT6D_STEP = "xvla_rotation_6d_to_axis_angle"
 
 
 class XVla(Policy):
@@ -52,8 +51,6 @@ class XVla(Policy):
     def __init__(self, config: XVlaConfig, processors: Processors) -> None:
         super().__init__(config, processors)
         self.space = action_space(config)
-        if self.space.width != 20 and config.action_mode in ("franka_joint7", "so101_bimanual"):
-            raise CheckpointError(f"action_mode '{config.action_mode}' needs a network of 20 channels")
         dims = FlorenceDims.from_json(config.florence_config)
         self.vlm = Florence(dims)
         self.transformer = SoftPromptedTransformer(config, dims.width, self.space.width)
@@ -321,6 +318,10 @@ class XVla(Policy):
     def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
         actions = self.normalizers.inverse(ACTION, self.space.output(x))
         return rot6d_to_axis_angle(actions) if self._is_pose_output else actions
+
+    @property
+    def pose_space(self) -> str | None:
+        return pose_space(self.config, self.processors)
 
     @property
     def _is_pose_output(self) -> bool:

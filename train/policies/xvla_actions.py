@@ -1,7 +1,18 @@
 """X-VLA's action spaces: what a channel means, how it is scored, what stands before and behind the network.
 
 A space is data: channels that hold a gripper, loss terms as (weight, kind, channels), channels zeroed at the input and
-squashed at the output. A user's own is one more entry: `ACTION_SPACES["mine"] = lambda config: ActionSpace(...)`.
+squashed at the output. A user's own is one more function from the config to an `ActionSpace`, found by its
+`action_mode` in `ACTION_SPACES` or, where the command line finds it too, among the entry points of installed packages:
+
+    [project.entry-points."edgevla.action_spaces"]
+    six_joints = "my_package:six_joints"
+
+    def six_joints(config):
+        parts = {"arm_loss": (Term(1.0, "mse", (0, 1, 2, 3, 4)),), "gripper_loss": (Term(0.1, "bce", (5,)),)}
+        return ActionSpace("six_joints", 20, 6, parts, is_joint=True, zeroed=(5,), squashed=(5,))
+
+Whatever else it needs it says by overriding `losses`, `hide`, `output` and (for real-time chunking) `inverse_output`.
+Nothing here imports torch before a tensor arrives: `edgevla inspect` reads spaces without it.
 """
 
 from __future__ import annotations
@@ -9,16 +20,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from edgevla.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..processors import Processors
     from .xvla_config import XVlaConfig
+
+ENTRY_POINTS = "edgevla.action_spaces"
+ROT6D_STEP = "xvla_rotation_6d_to_axis_angle"
+"""The post-processor step that turns two columns of a rotation into its axis and angle."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,8 @@ class Term:
     channels: tuple[int, ...]
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
         p, t = predicted[..., list(self.channels)], target[..., list(self.channels)]
         loss = F.mse_loss(p, t) if self.kind == "mse" else F.binary_cross_entropy_with_logits(p, t)
         return self.weight * loss
@@ -37,19 +54,36 @@ class Term:
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """width: the network's. real: what leaves it. zeroed: channels hidden from the network, in proprio and x alike.
-    squashed: output channels that are logits. is_joint: whether the real channels are joints that a bus can drive."""
+    """width: the network's. real: what leaves it. parts: log name -> its terms. is_joint: whether the real channels are
+    joints, which a bus can drive; end-effector poses are refused by `inspect` and `export`. zeroed: channels hidden from
+    the network, in proprio and x alike. squashed: output channels that are logits.
+
+    Raises:
+        CheckpointError: channels beyond the width.
+    """
 
     name: str
     width: int
     real: int
     parts: Mapping[str, tuple[Term, ...]]
+    is_joint: bool
     zeroed: tuple[int, ...] = ()
     squashed: tuple[int, ...] = ()
-    is_joint: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.real <= self.width:
+            raise CheckpointError(f"action space '{self.name}': {self.real} real of {self.width} channels")
+        scored = [c for terms in self.parts.values() for term in terms for c in term.channels]
+        strange = sorted({c for c in (*scored, *self.zeroed, *self.squashed) if not 0 <= c < self.width})
+        if strange:
+            raise CheckpointError(
+                f"action space '{self.name}' names channel {strange[0]}, but has 0 to {self.width - 1}"
+            )
 
     def losses(self, predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Terms by their log names; the training loss is their sum. predicted, target: (B, T, width)."""
+        import torch
+
         return {
             name: torch.stack([term(predicted, target) for term in terms]).sum()
             for name, terms in self.parts.items()
@@ -59,24 +93,23 @@ class ActionSpace:
         """Zero on the hidden channels of proprio (B, P) or of actions (B, T, width)."""
         if not self.zeroed:
             return x
-        keep = [0.0 if i in self.zeroed else 1.0 for i in range(x.shape[-1])]
-        return x * torch.tensor(keep, dtype=x.dtype, device=x.device)
+        return x * x.new_tensor([0.0 if i in self.zeroed else 1.0 for i in range(x.shape[-1])])
 
     def output(self, x: Tensor) -> Tensor:
-        """Network output -> normalised actions (B, T, real)."""
+        """Network output (B, T, width) -> normalised actions (B, T, real)."""
         if self.squashed:
-            x = torch.where(self._is_squashed(x), x.sigmoid(), x)
+            x = x.sigmoid().where(self._is_squashed(x), x)
         return x[..., : self.real]
 
     def inverse_output(self, actions: Tensor) -> Tensor:
         """Normalised actions (B, T, real) -> what the network would have to say, on the real channels."""
         if not self.squashed:
             return actions
-        logits = torch.logit(actions.clamp(1e-4, 1 - 1e-4))
-        return torch.where(self._is_squashed(actions), logits, actions)
+        logits = actions.clamp(1e-4, 1 - 1e-4).logit()
+        return logits.where(self._is_squashed(actions), actions)
 
     def _is_squashed(self, x: Tensor) -> Tensor:
-        return torch.tensor([i in self.squashed for i in range(x.shape[-1])], device=x.device)
+        return x.new_tensor([i in self.squashed for i in range(x.shape[-1])]).bool()
 
 
 def _span(a: int, b: int) -> tuple[int, ...]:
@@ -89,7 +122,7 @@ def _poses(gripper: tuple[Term, ...], squashed: tuple[int, ...], name: str) -> A
         "rotate6D_loss": (Term(10.0, "mse", _span(3, 9)), Term(10.0, "mse", _span(13, 19))),
         "gripper_loss": gripper,
     }
-    return ActionSpace(name, 20, 20, parts, zeroed=squashed, squashed=squashed, is_joint=False)
+    return ActionSpace(name, 20, 20, parts, is_joint=False, zeroed=squashed, squashed=squashed)
 
 
 def _ee6d(config: XVlaConfig) -> ActionSpace:
@@ -106,11 +139,12 @@ def _joint(config: XVlaConfig) -> ActionSpace:
         "joints_loss": (Term(1.0, "mse", arms),),
         "gripper_loss": (Term(0.05, "bce", (6,)), Term(0.05, "bce", (13,))),
     }
-    return ActionSpace("joint", 14, 14, parts, zeroed=(6, 13), squashed=(6, 13))
+    return ActionSpace("joint", 14, 14, parts, is_joint=True, zeroed=(6, 13), squashed=(6, 13))
 
 
 def _franka(config: XVlaConfig) -> ActionSpace:
-    return ActionSpace("franka_joint7", 20, 7, {"joints_loss": (Term(1.0, "mse", _span(0, 7)),)})
+    parts = {"joints_loss": (Term(1.0, "mse", _span(0, 7)),)}
+    return ActionSpace("franka_joint7", 20, 7, parts, is_joint=True)
 
 
 def _so101_bimanual(config: XVlaConfig) -> ActionSpace:
@@ -121,13 +155,13 @@ def _so101_bimanual(config: XVlaConfig) -> ActionSpace:
         "left_arm_loss": (Term(1.0, "mse", _span(0, 6)),),
         "right_arm_loss": (Term(1.0, "mse", _span(6, 12)),),
     }
-    return ActionSpace("so101_bimanual", 20, 12, parts, zeroed=(5, 11), squashed=(5, 11))
+    return ActionSpace("so101_bimanual", 20, 12, parts, is_joint=True, zeroed=(5, 11), squashed=(5, 11))
 
 
 def _auto(config: XVlaConfig) -> ActionSpace:
     real = config.action_dim
     parts = {"joints_loss": (Term(1.0, "mse", _span(0, real)),)}
-    return ActionSpace("auto", max(config.max_action_dim, real), real, parts)
+    return ActionSpace("auto", max(config.max_action_dim, real), real, parts, is_joint=True)
 
 
 ACTION_SPACES: dict[str, Callable[[XVlaConfig], ActionSpace]] = {
@@ -141,57 +175,41 @@ ACTION_SPACES: dict[str, Callable[[XVlaConfig], ActionSpace]] = {
 
 
 def action_space(config: XVlaConfig) -> ActionSpace:
-    """
+    """The space that `action_mode` names.
+
     Raises:
-        CheckpointError: an `action_mode` that nobody registered; suggests the nearest.
+        CheckpointError: a name that nobody registered (suggests the nearest), or a space that cannot be made.
     """
-    make = ACTION_SPACES.get(config.action_mode.lower())
+    mode = config.action_mode
+    make = ACTION_SPACES.get(mode) or ACTION_SPACES.get(mode.lower()) or _installed(mode)
     if make is None:
-        near = difflib.get_close_matches(config.action_mode, ACTION_SPACES, n=1)
+        near = difflib.get_close_matches(mode, ACTION_SPACES, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise CheckpointError(
-            f"action_mode '{config.action_mode}' is unknown{hint} Known: {', '.join(ACTION_SPACES)}"
+            f"action_mode '{mode}' is unknown{hint} Known: {', '.join(ACTION_SPACES)}. A space of your own is an "
+            f"entry point '{mode}' of the group '{ENTRY_POINTS}' in an installed package"
         )
-    return make(config)
+    space = make(config)
+    if not isinstance(space, ActionSpace):
+        raise CheckpointError(f"action_mode '{mode}' made a {type(space).__name__}, not an ActionSpace")
+    return space
 
 
-def rot6d_to_axis_angle(actions: Tensor) -> Tensor:
-    """(..., >= 10) position, two columns of R, gripper -> (..., 7) position, axis-angle, gripper as +1 or -1.
+def _installed(mode: str) -> Callable[[XVlaConfig], ActionSpace] | None:
+    """A user's own space among the installed packages."""
+    found = list(entry_points(group=ENTRY_POINTS, name=mode))
+    if not found:
+        return None
+    try:
+        return found[0].load()
+    except Exception as error:  # a stranger's module may fail in any way
+        raise CheckpointError(
+            f"action space '{mode}' ({found[0].value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
-    The quaternion comes in closed form from the largest of its four squared components (Shepperd), w >= 0.
-    """
-    position, a1, a2 = actions[..., 0:3], actions[..., 3:6], actions[..., 6:9]
-    b1 = a1 / (a1.norm(dim=-1, keepdim=True) + 1e-6)
-    rest = a2 - (b1 * a2).sum(-1, keepdim=True) * b1
-    b2 = rest / (rest.norm(dim=-1, keepdim=True) + 1e-6)
-    b3 = torch.stack(
-        [
-            b1[..., 1] * b2[..., 2] - b1[..., 2] * b2[..., 1],
-            b1[..., 2] * b2[..., 0] - b1[..., 0] * b2[..., 2],
-            b1[..., 0] * b2[..., 1] - b1[..., 1] * b2[..., 0],
-        ],
-        dim=-1,
-    )
-    (m00, m10, m20), (m01, m11, m21), (m02, m12, m22) = (b.unbind(-1) for b in (b1, b2, b3))
-    # Rows: 4 * q_k * q for each component k = w, x, y, z; the row of the largest q_k is the stable one.
-    rows = torch.stack(
-        [
-            torch.stack([1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01], -1),
-            torch.stack([m21 - m12, 1 + m00 - m11 - m22, m01 + m10, m02 + m20], -1),
-            torch.stack([m02 - m20, m01 + m10, 1 - m00 + m11 - m22, m12 + m21], -1),
-            torch.stack([m10 - m01, m02 + m20, m12 + m21, 1 - m00 - m11 + m22], -1),
-        ],
-        dim=-2,
-    )
-    q, largest = rows[..., 0, :], rows[..., 0, 0:1]
-    for k in range(1, 4):
-        candidate = rows[..., k, k : k + 1]
-        q, largest = torch.where(candidate > largest, rows[..., k, :], q), torch.maximum(candidate, largest)
-    q = q / q.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    q = torch.where(q[..., :1] < 0, -q, q)
-    w, v = q[..., :1], q[..., 1:]
-    sine = v.norm(dim=-1, keepdim=True)
-    angle = 2 * torch.atan(sine / w.clamp(min=1e-12))  # w >= 0
-    axis_angle = torch.where(sine > 1e-8, angle * v / sine.clamp(min=1e-8), torch.zeros_like(v))
-    gripper = torch.where(actions[..., 9:10] > 0.5, 1.0, -1.0).to(actions.dtype)
-    return torch.cat([position, axis_angle, gripper], dim=-1)
+
+def pose_space(config: XVlaConfig, processors: Processors) -> str | None:
+    """What makes the actions end-effector poses, which a joint bus cannot follow; None where they are joints."""
+    if not action_space(config).is_joint:
+        return config.action_mode
+    return ROT6D_STEP if processors.post_step(ROT6D_STEP) is not None else None
