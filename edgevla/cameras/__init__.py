@@ -25,9 +25,10 @@ def open_source(settings: CameraSettings) -> Source:
         return ImageFolder(settings)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
         return VideoFile(settings)
+    fault = "is of no kind that can be read" if path.exists() else "does not exist"
     raise CameraError(
-        f"camera '{settings.name}' has the source '{settings.source}', which is neither a device (0, /dev/video0), a "
-        "folder of images, nor a video file that exists",
+        f"camera '{settings.name}': {settings.source} {fault}; give a device (0, /dev/video0), a stream's address, a "
+        f"folder of images or a video ({' '.join(VIDEO_SUFFIXES)}): --camera {settings.name}=SOURCE",
         camera=settings.name,
     )
 

@@ -45,7 +45,14 @@ class ImageFolder(_Paced):
 
     def open(self) -> None:
         folder = Path(self.settings.source)
-        self._files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        try:
+            self._files = sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        except OSError as error:
+            raise CameraError(
+                f"camera '{self.settings.name}': the folder {folder} cannot be read ({error.strerror}); name another "
+                f"source: --camera {self.settings.name}=SOURCE",
+                camera=self.settings.name,
+            ) from error
         if not self._files:
             raise CameraError(
                 f"camera '{self.settings.name}': the folder {folder} holds no images "
@@ -62,7 +69,11 @@ class ImageFolder(_Paced):
             self._next = 0
         file = self._files[self._next]
         self._next += 1
-        pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.stat().st_size else None
+        try:
+            data = np.fromfile(file, np.uint8)
+        except OSError:  # it was there when the folder was opened: as a camera that was unplugged
+            return None
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
         if pixels is None:
             raise CameraError(
                 f"camera '{self.settings.name}': {file} is not a picture that OpenCV can read; remove it",

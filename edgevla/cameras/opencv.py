@@ -11,6 +11,7 @@ import re
 import time
 from pathlib import Path
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what happens is said once, in our words
 import cv2
 
 from edgevla.errors import CameraError
@@ -47,6 +48,13 @@ class OpenCVCamera:
         capture = cv2.VideoCapture(device, cv2.CAP_ANY if is_stream else cv2.CAP_V4L2)
         if not capture.isOpened():
             capture.release()
+            if is_stream:
+                raise CameraError(
+                    f"camera '{settings.name}' cannot be reached at {device}; check that it is on, and its address: "
+                    f"ffplay {device}",
+                    camera=settings.name,
+                    device=device,
+                )
             raise CameraError(
                 f"camera '{settings.name}' cannot be opened at {device}: another program may be using it, or it is no "
                 f"capture device. See who has it: fuser -v {device}; cameras found: {_found()}",

@@ -60,7 +60,7 @@ class Capture(threading.Thread):
         self.is_lost = False
         self.failure: EdgeVLAError | None = None
         self._wake, self._stopping = wake, threading.Event()
-        self._n_repeated = 0
+        self._n_repeated = self._n_tries = 0
         self._last_ns: int | None = None
         self._previous: np.ndarray | None = None
         self._thumbnail_ns = 0
@@ -78,6 +78,8 @@ class Capture(threading.Thread):
     def _turn(self) -> None:
         picture = self.source.read()
         if picture is not None:
+            if self.is_lost:
+                self._found()
             self.frames.append(self._prepare(to_rgb(picture), picture.captured_ns))
             self._wake.set()
         elif not self.source.is_at_end and not self._stopping.is_set():
@@ -117,23 +119,32 @@ class Capture(threading.Thread):
         self._previous = image
 
     def _reopen(self) -> None:
-        """The device has gone silent: close it and look for it until it is back."""
-        who = f"camera '{self.settings.name}' ({self.source.about})"
-        self.is_lost, self._last_ns = True, None
-        self._say("warning", "camera_lost", f"{who} gives no more pictures; looking for it")
-        for attempt in range(1_000_000):
+        """The device has gone silent: close it and try to open it, waiting longer each time, until it opens."""
+        if not self.is_lost:
+            self.is_lost, self._last_ns, self._n_tries = True, None, 0
+            text = f"{self._who} gives no more pictures; looking for it. Check its plug and cable"
+            self._say("warning", "camera_lost", text)
+        while True:
             self.source.close()
-            if self._stopping.wait(REOPEN_S[min(attempt, len(REOPEN_S) - 1)]):
+            if self._stopping.wait(REOPEN_S[min(self._n_tries, len(REOPEN_S) - 1)]):
                 return
+            self._n_tries += 1
             try:
                 self.source.open()
-                break
+                return
             except CameraError as error:
-                if attempt == len(REOPEN_S):
+                if self._n_tries == len(REOPEN_S):
                     self._say("warning", "camera_missing", str(error))
+
+    def _found(self) -> None:
+        """It is back when it shows something: a device may open and stay dark."""
         self.is_lost = False
         self.counters["reopened"] += 1
-        self._say("info", "camera_back", f"{who} is back")
+        self._say("info", "camera_back", f"{self._who} is back")
+
+    @property
+    def _who(self) -> str:
+        return f"camera '{self.settings.name}' ({self.source.about})"
 
     def _say(self, severity: str, code: str, text: str) -> None:
         self.news.append((severity, code, text))
@@ -271,7 +282,7 @@ def serve(session: bytes, sources: Sequence[Source]) -> int:
             node.step(time.monotonic_ns())
         return 0
     except EdgeVLAError as error:
-        print(f"edgevla camera: {error}", file=sys.stderr)
+        print(f"camera: {error}", file=sys.stderr)
         return error.exit_code
     finally:
         node.close()
@@ -286,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sources = [open_source(CameraSettings.from_json(text)) for text in args.camera]
     except EdgeVLAError as error:
-        print(f"edgevla camera: {error}", file=sys.stderr)
+        print(f"camera: {error}", file=sys.stderr)
         return error.exit_code
     return serve(bytes.fromhex(args.session), sources)
 

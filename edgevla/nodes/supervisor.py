@@ -207,7 +207,7 @@ class Supervisor:
     def _heard(self, source: str, text: str) -> None:
         """What a child says on stderr. While starting, its last sentence becomes the error itself."""
         if self._is_running:
-            self.say("log", source, text)
+            self.say("log", source, text.removeprefix(f"{source}: "))
 
     def _start_emulator(self) -> None:
         args = [

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sources: list[Source] = [SimCamera(settings, inbox) for settings in _settings(args)]
         return serve(session, sources)
     except EdgeVLAError as error:
-        print(f"edgevla camera: {error}", file=sys.stderr)
+        print(f"camera: {error}", file=sys.stderr)
         return error.exit_code
     finally:
         inbox.stop()

@@ -53,7 +53,8 @@ def run_node(node: CameraNode, done, timeout_s: float = 5.0) -> None:
 
 
 class Flaky:
-    """A device that is unplugged after some pictures and comes back at the third attempt."""
+    """A device that is unplugged after some pictures, comes back at the third attempt, and shows something after
+    the fourth."""
 
     def __init__(self, settings: CameraSettings, n_good: int = 5) -> None:
         self.settings, self.n_good, self.n_opened = settings, n_good, 0
@@ -63,7 +64,7 @@ class Flaky:
         self.n_opened += 1
         if self.n_opened in (2, 3):
             raise CameraError("camera 'front' is not there: /dev/video9 does not exist", camera="front")
-        self.left = self.n_good if self.n_opened == 1 else 10**6
+        self.left = {1: self.n_good, 4: 0}.get(self.n_opened, 10**6)
 
     def read(self) -> Picture | None:
         time.sleep(0.01)
@@ -120,13 +121,31 @@ def test_a_lost_camera_is_found_again_and_said(ctx):
     inbox = Inbox(ctx, {"event": (endpoint("inproc", "camera/front"), 8)}, SESSION)
     try:
         node.open()
-        run_node(node, lambda: source.n_opened == 4 and node.captures[0].counters["frames"] > 8)
-        codes = [m["code"] for m in inbox.drain("event")]
-        assert codes[0] == "camera_lost"
-        assert codes[-1] == "camera_back"
+        run_node(node, lambda: source.n_opened == 5 and node.captures[0].counters["frames"] > 8, 20.0)
+        events: list = []
+        run_node(node, lambda: events.extend(inbox.drain("event")) or len(events) == 2)
+        assert [m["code"] for m in events] == ["camera_lost", "camera_back"]
+        assert "/dev/video9) gives no more pictures; looking for it. Check its plug" in events[0]["text"]
         assert node.captures[0].counters["reopened"] == 1
     finally:
         inbox.stop()
+        node.close()
+
+
+def test_a_folder_that_goes_away_is_a_camera_that_was_unplugged(folder, ctx):
+    node = CameraNode(
+        ctx, "inproc", SESSION, [open_source(CameraSettings("front", str(folder), 64, 48, fps=100.0))]
+    )
+    capture = node.captures[0]
+    try:
+        node.open()
+        run_node(node, lambda: capture.counters["frames"] > 3)
+        away = folder.rename(folder.with_name("away"))
+        run_node(node, lambda: capture.is_lost)
+        away.rename(folder)
+        run_node(node, lambda: not capture.is_lost, 20.0)
+        assert capture.failure is None
+    finally:
         node.close()
 
 
@@ -168,7 +187,10 @@ def test_the_sentences_name_device_and_cure(tmp_path):
     assert "/dev/video97 does not exist" in refused(source="97")
     assert "--camera front=" in refused(source="/dev/video97")
     assert "holds no images" in refused(source=str(tmp_path))
-    assert "neither a device" in refused(source=str(tmp_path / "gone.mp4"))
+    assert "gone.mp4 does not exist; give a device" in refused(source=str(tmp_path / "gone.mp4"))
+    (tmp_path / "notes.txt").touch()
+    assert "notes.txt is of no kind that can be read" in refused(source=str(tmp_path / "notes.txt"))
+    assert "cannot be reached at http://127.0.0.1:9/" in refused(source="http://127.0.0.1:9/")
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     assert "cannot be decoded" in refused(source=str(tmp_path / "bad.mp4"))
 
