@@ -30,9 +30,8 @@ from .calibration import find_calibration
 from .opening import open_ports
 from .profile import Profile, load_profile
 
-FPS = 50.0
-CHUNK_SIZE = 25
-"""Half a second: longer than any hiccup, shorter than anybody would want a lost leader to be followed."""
+HOLD_S = 0.5
+"""Length of a chunk: longer than any hiccup, shorter than anybody would want a lost leader to be followed."""
 BUDGET_NS = 12 * NS_PER_MS
 STALE_US = 100_000
 WARM_UPS = 20
@@ -55,11 +54,17 @@ def check_pair(leader: Profile, follower: Profile) -> None:
             )
 
 
-class LeaderNode:
-    """Reads the leader when it is asked. folder: the run directory of the deployment."""
+def chunk_size(fps: float) -> int:
+    return max(2, round(HOLD_S * fps))
 
-    def __init__(self, ctx: zmq.Context, folder: Path | str, session: bytes, leader: Robot) -> None:
-        self._leader = leader
+
+class LeaderNode:
+    """Reads the leader when it is asked. folder: the run directory of the deployment. fps: rate of the grid."""
+
+    def __init__(
+        self, ctx: zmq.Context, folder: Path | str, session: bytes, leader: Robot, fps: float
+    ) -> None:
+        self._leader, self._fps = leader, fps
         self._publisher = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
         self._router = Router(ctx, endpoint(folder, "policy", "infer"), session, "policy")
         self._server = CommandServer(ctx, endpoint(folder, "policy", "commands"), session, "policy")
@@ -112,8 +117,8 @@ class LeaderNode:
         fields: dict[str, Any] = {
             "request_id": request["request_id"],
             "grid_index": request["grid_index"],
-            "step_ns": round(NS_PER_S / FPS),
-            "n_valid": CHUNK_SIZE,
+            "step_ns": round(NS_PER_S / self._fps),
+            "n_valid": chunk_size(self._fps),
             "policy": f"leader {self._leader.profile.name}",
             "task": request["task"],
             "is_guided": False,
@@ -123,7 +128,9 @@ class LeaderNode:
             "state_age_ns": age_us * 1000,
             "timing_ns": timing,
         }
-        self._publisher.send("chunk", fields, [np.tile(goal, (CHUNK_SIZE, 1))], request.observed_ns)
+        self._publisher.send(
+            "chunk", fields, [np.tile(goal, (chunk_size(self._fps), 1))], request.observed_ns
+        )
         self.counters["chunks"] += 1
 
     def _tell(self, text: str) -> None:
@@ -142,6 +149,7 @@ def main() -> int:
     parser.add_argument("--leader", required=True)
     parser.add_argument("--port", action="append", default=[])
     parser.add_argument("--calibration")
+    parser.add_argument("--fps", type=float, required=True)
     parser.add_argument("--joint-units", choices=("degrees", "range100"))
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--session", required=True)
@@ -169,7 +177,7 @@ def _run(args: argparse.Namespace) -> int:
     node = None
     try:
         leader.connect()
-        node = LeaderNode(ctx, args.run_dir, bytes.fromhex(args.session), leader)
+        node = LeaderNode(ctx, args.run_dir, bytes.fromhex(args.session), leader, args.fps)
         node.warm_up()
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)

@@ -11,7 +11,7 @@ from edgevla.errors import BusError
 from edgevla.nodes.deployment import DeployOptions
 from edgevla.nodes.sources import DirectSource
 
-from .leader_node import CHUNK_SIZE, FPS, check_pair
+from .leader_node import check_pair, chunk_size
 from .profile import Profile
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ READY_S = 30.0
 
 
 class LeaderSource(DirectSource):
-    """ports: `[BUS=]PATH` texts of the leader. calibration: its id or file.
+    """ports: `[BUS=]PATH` texts of the leader. calibration: its id or file. fps: how often its pose is taken.
 
     Raises:
         ConfigError: the two arms do not fit.
@@ -36,9 +36,11 @@ class LeaderSource(DirectSource):
         ports: Sequence[str],
         calibration: str | None,
         options: DeployOptions,
+        fps: float | None = None,
     ) -> None:
         check_pair(leader, follower)
         self._leader, self._ports, self._calibration = leader, ports, calibration
+        self._fps = float(fps or follower.rates.record_hz)
         self._settings = _camera_settings(follower, options)
         super().__init__(f"leader {leader.name}", [camera.name for camera in self._settings])
 
@@ -51,7 +53,8 @@ class LeaderSource(DirectSource):
         ports, calibration = self._ports, self._calibration
         if run.options.is_sim:
             ports, calibration = [self._emulate(run)], "nominal"
-        words = ["edgevla.robots.leader_node", f"--leader={self._leader.path}", *run.place]
+        words = ["edgevla.robots.leader_node", f"--leader={self._leader.path}", f"--fps={self._fps}"]
+        words += run.place
         words += [f"--port={text}" for text in ports]
         words += [f"--calibration={calibration}"] if calibration else []
         run.spawn("policy", words)
@@ -78,8 +81,7 @@ class LeaderSource(DirectSource):
         return str(links)
 
     def start_arguments(self, run: Supervisor, latency_ms: float) -> dict[str, Any]:
-        fps = min(FPS, float(run.robot["servo_hz"]))
-        return self.direct_arguments(run, fps, CHUNK_SIZE, latency_ms)
+        return self.direct_arguments(run, self._fps, chunk_size(self._fps), latency_ms)
 
 
 def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSettings]:

@@ -143,9 +143,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rates:
-    """servo_hz: the fastest control loop this robot's buses carry. home_speed: share of `max_velocity`."""
+    """servo_hz: the fastest control loop this robot's buses carry. record_hz: how often a leader's pose is taken, and
+    so the rate of datasets recorded from it. home_speed: share of `max_velocity`."""
 
     servo_hz: int = 100
+    record_hz: int = 30
     home_speed: float = 0.25
     watchdog_ms: int = 200
 

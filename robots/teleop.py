@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help="device, image folder or video, or `none`; repeat")  # fmt: skip
     add("--duration", type=float, metavar="S", help="stop in order after so many seconds")
+    add(
+        "--fps",
+        type=float,
+        metavar="HZ",
+        help="how often the leader's pose is taken, and recorded; default: the robot's",
+    )
     add("--task", default="", help="instruction, for what is recorded")
 
 
@@ -46,8 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
     foreground.check_arguments(args)
     leader, follower = load_profile(args.leader), load_profile(args.robot)
+    if args.fps is not None and not 0 < args.fps <= (most := follower.rates.servo_hz):
+        raise UsageError(
+            f"--fps {args.fps:g} must be above 0 and at most {most}, the rate of {follower.name}"
+        )
     options = _options(args, follower)
-    source = LeaderSource(leader, follower, args.leader_port, args.leader_calibration, options)
+    source = LeaderSource(leader, follower, args.leader_port, args.leader_calibration, options, args.fps)
     shown = Screen(to_stderr=args.json)
     return report(args, carry_out(Supervisor(options, source, shown)), shown)
 

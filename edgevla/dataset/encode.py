@@ -209,7 +209,8 @@ class EpisodeEncoder:
                 frame.pts, frame.time_base = number, 1 / rate
                 number += 1
                 container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+            if not self._is_aborted:  # emptying the encoder takes as long as some twenty frames
+                container.mux(stream.encode(None))
 
 
 def join_videos(sources: Sequence[Path], target: Path, fps: float) -> int:

@@ -149,6 +149,8 @@ class Session:
                 if self.is_recording:
                     self._obey("discard")
                 word = "record"
+            if word == "keep" and self.is_recording:
+                self._say("saving the episode ...")
             self._say(self.node.obey(word, {}))
             self.n_kept += word == "keep"
             self.n_discarded += word == "discard"

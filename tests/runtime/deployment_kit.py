@@ -218,7 +218,7 @@ class Deployment:
         command = [sys.executable, "-m", "edgevla", *args, f"--log={self.log_path}", *more]
         self._mark = secrets.token_hex(8)
         env = {**os.environ, MARK: self._mark}
-        self.terminal = _Terminal(env, self.output_path) if in_terminal else None
+        self.terminal = Terminal(env, self.output_path) if in_terminal else None
         self.known = {}
         if self.terminal is not None:
             self.terminal.type(shlex.join(command) + "\n")
@@ -325,7 +325,7 @@ class Deployment:
 BE_A_SHELL = "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('bash', {args})"
 
 
-class _Terminal:
+class Terminal:
     """An interactive shell on a pseudo-terminal of its own; what it shows goes into a file."""
 
     def __init__(self, env, output_path):
@@ -341,6 +341,7 @@ class _Terminal:
         )
         os.close(slave)
         self.pid = self._shell.pid
+        self.output_path = output_path
         self._output = output_path.open("wb", buffering=0)
         self._is_closing = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -354,6 +355,13 @@ class _Terminal:
 
     def type(self, text):
         os.write(self._master, text.encode())
+
+    def wait_for(self, words, n=1, timeout_s=40.0):
+        """Until they have been shown so often."""
+        deadline = time.monotonic() + timeout_s
+        while (shown := self.output_path.read_text(errors="replace")).count(words) < n:
+            assert time.monotonic() < deadline, f"never said {words!r}:\n{shown}"
+            time.sleep(0.02)
 
     def close(self):
         """The window is closed: the kernel hangs up, the shell hangs up on what it started."""

@@ -1,13 +1,17 @@
 """`edgevla record` beside a real deployment: processes, sockets, video."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import pytest
+from deployment_kit import Terminal
 
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
@@ -70,6 +74,65 @@ def test_keys_keep_discard_and_quit(deploy, tmp_path):
     assert "recording episode 0" in done.stdout
     assert "episode discarded" in done.stdout
     assert "0 episodes kept" in done.stdout
+
+
+@pytest.mark.timeout(240)
+def test_a_leader_s_demonstrations_are_recorded_by_keys_in_a_terminal(tmp_path):
+    """Two emulated arms, the leader swaying; what a person types at `edgevla record` in a second window."""
+    root, said = tmp_path / "waves", tmp_path / "teleop.txt"
+    words = ["teleop", "--leader=so101_leader", "--robot=so101", "--sim", "--task=wave", "--camera=front=sim"]
+    with said.open("w") as output:
+        teleop = subprocess.Popen([sys.executable, "-m", "edgevla", *words], stdout=output, stderr=output)
+    window = Terminal(dict(os.environ), tmp_path / "record.txt")
+    try:
+        until = time.monotonic() + 60
+        while "robot        running" not in said.read_text():
+            assert time.monotonic() < until, said.read_text()
+            assert teleop.poll() is None, said.read_text()
+            time.sleep(0.1)
+        window.type(f"{sys.executable} -m edgevla record {root}\n")
+        window.wait_for("keys: r record")
+        window.type("k")
+        window.wait_for("! there is no episode to keep")
+        window.type("r")
+        window.wait_for("recording episode 0: wave")
+        time.sleep(2.0)
+        window.type("k")
+        window.wait_for("episode 0 kept")
+        window.type("r")
+        window.wait_for("recording episode 1: wave")
+        time.sleep(1.0)
+        window.type("a")
+        window.wait_for("episode discarded (")
+        window.wait_for("recording episode 1: wave", 2)
+        time.sleep(2.0)
+        window.type("k")
+        window.wait_for("episode 1 kept")
+        window.type("r")
+        window.wait_for("recording episode 2")
+        time.sleep(0.5)
+        window.type("d")
+        window.wait_for("episode discarded (", 2)
+        window.type("q")
+        window.wait_for("2 episodes kept. Next: edgevla inspect")
+        teleop.send_signal(signal.SIGINT)
+        assert teleop.wait(60) == 130, said.read_text()
+    finally:
+        window.close()
+        teleop.kill()
+        teleop.wait()
+
+    assert not [f for f in check_dataset(root) if f.severity == "error"]
+    dataset = open_dataset(root)
+    assert (dataset.n_episodes, dataset.info.fps, dataset.tasks) == (2, 30, ["wave"])
+    assert all(45 <= episode.length <= 120 for episode in dataset.episodes), "about two seconds each"
+    state, action = dataset.columns["observation.state"], dataset.columns["action"]
+    assert np.ptp(action[:, :5], axis=0).min() > 5, "every joint follows the leader's wave"
+    assert np.median(np.abs(action - state)[:, :5]) < 3, "the follower is where it was sent"
+    first, last = (
+        dataset.frame("observation.images.front", k).astype(int) for k in (0, dataset.n_frames - 1)
+    )
+    assert (np.abs(first - last) > 40).mean() > 0.01, "the camera saw the arm move"
 
 
 def test_without_a_deployment_it_says_what_to_start(tmp_path):
