@@ -116,8 +116,9 @@ class Supervisor:
         """To rest, release, and the end of the robot's processes; everybody else afterwards."""
         guardian = self.children.get("robot")
         if guardian is not None and guardian.is_alive:
-            with contextlib.suppress(WireError):
-                self._command("stop", {})
+            if self.log.last_mode != "stopped":  # a node that stopped by itself may not answer any more
+                with contextlib.suppress(WireError):
+                    self._command("stop", {})
             self._await_rest(guardian)
             self._close_alive()
             if not guardian.wait(STOPPED_S):
@@ -179,7 +180,8 @@ class Supervisor:
                 "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
             )
             return
-        words = "frozen; Ctrl-C again releases it" if self._n_interrupts == 2 else "released"
+        frozen = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
+        words = frozen if self._n_interrupts == 2 else "released"
         self.say("stop", "deploy", f"emergency stop: the arm is {words}")
         # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
         tell_guardian(self.folder)
@@ -356,6 +358,12 @@ class Supervisor:
             self._take_messages(0.05)
             if not guardian.is_alive and time.monotonic() - self.log.heard_of_robot > SILENT_S:
                 return
+        if not self.log.is_released:
+            self.say(
+                "warning",
+                "deploy",
+                f"nobody released the arm for {STOPPED_S:g} s; it is parked and released now",
+            )
 
     def _close_alive(self) -> None:
         if self._alive_write >= 0:
