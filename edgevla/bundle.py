@@ -182,6 +182,6 @@ def _check_camera(feature: Feature, cameras: Mapping[str, Mapping[str, Any]], ro
         ]
     raise BundleError(
         f"camera '{feature.camera_name}' of {robot} delivers {live[1]}x{live[0]}, the policy was exported for "
-        f"{width}x{height}; set the camera to it, or export again with "
+        f"{width}x{height}; set that size in the robot's profile, or export again with "
         f"--camera-size {feature.camera_name}={live[1]}x{live[0]}"
     )
