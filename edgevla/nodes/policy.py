@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections import Counter
@@ -29,7 +27,7 @@ from edgevla.codec import Message
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
 from edgevla.nodes.assembler import AgeWatch, Assembler
-from edgevla.nodes.vitals import heartbeat, is_orphan
+from edgevla.nodes.vitals import heartbeat, is_orphan, stop_on_sigterm
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
 from edgevla.types import Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, endpoint
@@ -268,9 +266,7 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace, bundle: Bundle) -> int:
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopping = stop_on_sigterm()
     options = EngineOptions(threads=args.threads)
     policy = BundlePolicy(
         bundle,

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
-import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +17,13 @@ import numpy as np
 import zmq
 
 from edgevla.cameras import CameraSettings
-from edgevla.clock import NS_PER_S
 from edgevla.codec import Message
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.joint_units import joint_map
 from edgevla.nodes.sources import DirectSource
-from edgevla.nodes.vitals import heartbeat, is_orphan
+from edgevla.nodes.stand_in import StandIn
+from edgevla.nodes.vitals import stop_on_sigterm
 from edgevla.types import ACTION, STATE
-from edgevla.wire import CommandServer, Publisher, Router, endpoint
 
 if TYPE_CHECKING:
     from edgevla.nodes.supervisor import Supervisor
@@ -42,7 +37,6 @@ SETTLE_S = 0.5
 DONE = "the episode has been replayed"
 NEVER_THERE = "the arm did not reach where the episode begins"
 """How the last words of a replay begin: its supervisor listens for them."""
-TIMING = ("assemble", "prompt", "encode", "denoise", "decode", "wait", "network")
 
 
 @dataclass(frozen=True)
@@ -169,61 +163,22 @@ class Player:
         )
 
 
-class ReplayNode:
-    """Sits where the policy node sits. folder: the run directory, or `inproc`."""
-
+class ReplayNode(StandIn):
     def __init__(self, ctx: zmq.Context, folder: Path | str, session: bytes, player: Player) -> None:
-        self._player = player
-        self._publisher = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
-        self._router = Router(ctx, endpoint(folder, "policy", "infer"), session, "policy")
-        self._server = CommandServer(ctx, endpoint(folder, "policy", "commands"), session, "policy")
-        self._server.about = {"node": "policy", "provider": "a recorded episode", "latency_ms": 1.0}
-        self.counters: Counter[str] = Counter()
-        self._beat_ns, self._has_told = 0, False
+        super().__init__(ctx, folder, session, "a recording")
+        self._player, self._has_told = player, False
+        self.is_ready("a recorded episode", latency_ms=1.0)
 
-    @property
-    def router_socket(self) -> zmq.Socket:
-        return self._router.socket
-
-    def step(self, now_ns: int) -> None:
-        for _, message in self._router.poll():
-            if message.type == "infer":
-                self._answer(message)
-        for command in self._server.poll():
-            command.answer(False, f"a recording does not know '{command.action}'")
-        if now_ns - self._beat_ns >= NS_PER_S // 5:
-            self._beat_ns = now_ns
-            self._publisher.send("heartbeat", heartbeat("ready", self.counters))
-
-    def _answer(self, request: Message) -> None:
+    def answer(self, request: Message) -> None:
         player, grid = self._player, request["grid_index"]
         actions = np.ascontiguousarray(player.chunk(grid, request["state"]), np.float32)
-        fields: dict[str, Any] = {
-            "request_id": request["request_id"],
-            "grid_index": grid,
-            "step_ns": round(NS_PER_S / player.recorded.fps),
-            "n_valid": len(actions),
-            "policy": "replay",
-            "task": request["task"],
-            "is_guided": False,
-            "n_steps": 0,
-            "noise_seed": 0,
-            "image_age_ns": 0,
-            "state_age_ns": 0,
-            "timing_ns": dict.fromkeys(TIMING, 0),
-        }
-        self._publisher.send("chunk", fields, [actions], request.observed_ns)
-        self.counters["chunks"] += 1
+        self.send_chunk(request, actions, "replay", player.recorded.fps)
         if not self._has_told and (player.is_done(grid) or player.is_lost):
             self._has_told = True
             if player.is_lost:
-                self._publisher.event("error", "replay_lost", player.never_there(request["state"]))
+                self.publisher.event("error", "replay_lost", player.never_there(request["state"]))
             else:
-                self._publisher.event("info", "replay_done", player.words())
-
-    def close(self) -> None:
-        for part in (self._publisher, self._router, self._server):
-            part.close()
+                self.publisher.event("info", "replay_done", player.words())
 
 
 def main() -> int:
@@ -235,10 +190,7 @@ def main() -> int:
     parser.add_argument("--session", required=True)
     parser.add_argument("--robot-json", type=Path, required=True, help="the robot's describe, as JSON")
     args = parser.parse_args()
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctx = zmq.Context()
+    stopping, ctx = stop_on_sigterm(), zmq.Context()
     try:
         robot = json.loads(args.robot_json.read_text())
         recorded = load_episode(args.dataset, args.episode, robot, args.joint_units)
@@ -247,11 +199,7 @@ def main() -> int:
         print(f"replay: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     try:
-        poller = zmq.Poller()
-        poller.register(node.router_socket, zmq.POLLIN)
-        while not stopping.is_set() and not is_orphan():
-            poller.poll(20)
-            node.step(time.monotonic_ns())
+        node.serve(stopping)
     finally:
         node.close()
         ctx.term()

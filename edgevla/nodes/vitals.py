@@ -1,9 +1,11 @@
-"""What every node says of itself five times a second, and the settings of a process that must be on time."""
+"""What every node says of itself five times a second, how it hears that it shall end, and how to be on time."""
 
 from __future__ import annotations
 
 import gc
 import os
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +39,14 @@ def heartbeat(phase: str, counters: Mapping[str, int]) -> dict[str, Any]:
 def is_orphan() -> bool:
     """Whether the process that started this one has died."""
     return os.getppid() != _parent
+
+
+def stop_on_sigterm() -> threading.Event:
+    """Set by SIGTERM. Ctrl-C is left to the supervisor, which stops everything in order."""
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return stopping
 
 
 def freeze_garbage() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from edgevla.clock import NS_PER_S, VirtualClock
 from edgevla.codec import Message, decode, encode
 from edgevla.errors import UsageError
+from edgevla.nodes.stand_in import chunk_fields
 from edgevla.types import Observation
 
 from ..arm import Robot
@@ -27,7 +28,6 @@ Policy = Callable[..., np.ndarray]
 """observation -> float32 (T, D), robot units, profile order. With `rtc` execution it is also given `rtc=(committed,
 weights, max_guidance)`."""
 SESSION = b"lockstep"
-TIMING = dict.fromkeys(("assemble", "prompt", "encode", "denoise", "decode", "wait", "network"), 0)
 
 
 class _Request:
@@ -90,20 +90,7 @@ class DirectLinks:
         more = {} if rtc is None else {"rtc": (request.payloads[0], rtc["weights"], rtc["max_guidance"])}
         actions = np.asarray(self.policy(seen, **more), np.float32)
         self.n_inferences += 1
-        answer = {
-            "request_id": request["request_id"],
-            "grid_index": request["grid_index"],
-            "step_ns": 0,
-            "n_valid": len(actions),
-            "policy": "lockstep",
-            "task": request["task"],
-            "is_guided": rtc is not None,
-            "n_steps": 0,
-            "noise_seed": 0,
-            "image_age_ns": 0,
-            "state_age_ns": 0,
-            "timing_ns": TIMING,
-        }
+        answer = chunk_fields(request, "lockstep", len(actions), 0, is_guided=rtc is not None)
         message = self._through_the_wire("chunk", answer, [actions], observed_ns)
         self._coming.append((self.tick + self.delay_ticks, message))
         return True
