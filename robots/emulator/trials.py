@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,9 @@ class BundleArm:
             height, width = feature.shape[:2]
             self.scenes[name] = Scene(str(feature.camera_name), width, height)
         self._fit: Any = None
+        self._loop: ClosedLoop | None = None
+        self._past: dict[int, Observation] = {}
+        """Grid moment -> what was seen then, for policies with a history; of the newest moments."""
         self.glimpses: list[Glimpse] = []
         """Of the newest episode, one per tick."""
 
@@ -85,9 +88,32 @@ class BundleArm:
 
     def act(self, seen: Observation) -> np.ndarray:
         """float32 (T, D), robot units."""
-        state = self._fit.state.to_policy(seen.state) if self._fit.state is not None else seen.state
-        result = self.policy.infer(Observation(state, seen.images, task=seen.task))
+        grid = self._grid_index()
+        past = {n: self._past[n] for n in self.policy.missing_moments(grid) if n in self._past}
+        seen = replace(seen, state=self._to_policy(seen.state))
+        result = self.policy.infer(seen, grid_index=grid, past=past)
         return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
+
+    def _to_policy(self, state: np.ndarray) -> np.ndarray:
+        return state if self._fit.state is None else np.asarray(self._fit.state.to_policy(state), np.float32)
+
+    def _grid_index(self) -> int:
+        """The grid moment of the tick that runs, or the one before it between two."""
+        assert self._loop is not None
+        plan = self._loop.loop.plan
+        assert plan is not None
+        return int(self._loop.links.tick // plan.ticks_per_step)
+
+    def _remember(self, state: Mapping[str, Any]) -> None:
+        """Keeps what a recorder would have written at this tick, as the policy node keeps states and frames."""
+        assert self._loop is not None
+        plan, tick = self._loop.loop.plan, self._loop.links.tick
+        if self.policy.n_moments == 1 or plan is None or tick % plan.ticks_per_step:
+            return
+        now = tick // plan.ticks_per_step
+        position = self._to_policy(np.asarray(state["position"], np.float32))
+        kept = {n: o for n, o in self._past.items() if n > now - self.policy.n_moments}
+        self._past = {**kept, now: Observation(position, self.look())}
 
     def episode(self, number: int) -> tuple[Verdict, list[dict[str, Any]]]:
         """One place: the verdict, and the `state` of every tick."""
@@ -106,6 +132,7 @@ class BundleArm:
             servo_hz=trial.servo_hz,
             seed=number,
         )
+        self._loop, self._past = loop, {}
         if self._fit is None:
             cameras = [
                 {"name": s.camera, "source": "sim", "height": s.pinhole.height, "width": s.pinhole.width}
@@ -128,6 +155,7 @@ class BundleArm:
         end_ns = loop.clock.now_ns() + round(EPISODE_S[trial.task] * NS_PER_S)
         while loop.clock.now_ns() < end_ns and not loop.loop.is_done:
             states.append(loop.step())
+            self._remember(states[-1])
             if number < SHOWN:
                 self.glimpses.append(Glimpse.of(self.world))
         return self.world.judge.verdict(), states
