@@ -79,13 +79,3 @@ class ActionChunk:
     tick: int
     ticks_per_step: int = 1
     seq: int = 0
-
-    def first_current(self, now: int) -> int:
-        """Index of the first action that is not yet past at tick `now`; may equal `len(self.actions)`."""
-        steps = -(-(now - self.tick) // self.ticks_per_step)
-        return min(max(0, steps), len(self.actions))
-
-    @property
-    def end_tick(self) -> int:
-        """First tick that the chunk no longer covers."""
-        return self.tick + len(self.actions) * self.ticks_per_step

@@ -82,7 +82,6 @@ class RunLog:
         self._past: list[tuple[int, int | None, np.ndarray]] = []
         self.n_chunks = 0
         self.last_mode = ""
-        self.last_reason = ""
         self.is_released = False
         self.last_stop = ""
         self.heard_of_robot = 0.0
@@ -99,7 +98,7 @@ class RunLog:
 
     def _on_state(self, m: Message) -> None:
         h = m.header
-        self.last_mode, self.last_reason = h["mode"], h["reason"]
+        self.last_mode = h["mode"]
         self.heard_of_robot = time.monotonic()
         self._modes[h["mode"]] += 1
         if h["mode"] in ("running", "holding"):
@@ -201,9 +200,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         return f"  {name:<16} p50 {figures['p50']:.2f}  p99 {figures['p99']:.2f}  max {figures['max']:.2f} {unit}"
 
     bus = s["bus"]
-    ages = (
-        s.get("trained_camera_age_ms") or {}
-    ).values()  # live ages are the oldest camera's, so these are too
+    ages = (s.get("trained_camera_age_ms") or {}).values()
+    # Live ages are the oldest camera's, so these are too.
     worst = {name: max(age[name] for age in ages) for name in ("p50", "p99")} if ages else None
     trained = f"; in training p50 {worst['p50']:.2f}  p99 {worst['p99']:.2f}" if worst else ""
     lines = [

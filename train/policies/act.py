@@ -279,10 +279,7 @@ class Act(Policy):
     # -- graphs -------------------------------------------------------------------------------------------
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        by_feature = {source.removeprefix("camera:"): value for source, value in inputs.items()}
-        for source, feature in (("state", STATE), ("environment_state", self.config.environment_state_key)):
-            if source in inputs:
-                by_feature[feature] = inputs[source]
+        by_feature = self.by_feature(inputs)
         state, environment = self.vectors(by_feature)
         return {"x": self.network(self.images(by_feature), state, environment, None)}
 
@@ -291,16 +288,11 @@ class Act(Policy):
 
     def graphs(self) -> dict[str, GraphSpec]:
         config = self.config
-        inputs = list(self.camera_specs())
-        if config.state_dim is not None:
-            inputs.append(TensorSpec("state", "float32", (1, config.state_dim), "state"))
-        if config.environment_state_dim is not None:
-            shape = (1, config.environment_state_dim)
-            inputs.append(TensorSpec("environment_state", "float32", shape, "environment_state"))
+        inputs = (*self.camera_specs(), *self.vector_specs())
         chunk = (1, config.chunk_size, config.action_dim)
         x, actions = TensorSpec("x", "float32", chunk), TensorSpec("actions", "float32", chunk)
         return {
-            "encode": GraphSpec(tuple(inputs), (x,)),
+            "encode": GraphSpec(inputs, (x,)),
             "decode": GraphSpec((TensorSpec("x", "float32", chunk, "x"),), (actions,)),
         }
 

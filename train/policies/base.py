@@ -23,6 +23,7 @@ from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Sampler, Schedule
 from edgevla.prompt import PromptBuilder
+from edgevla.types import STATE
 
 from ..backbone import tokenizer_folder
 from ..processors import Processors, Stats, normalizing_processors
@@ -231,6 +232,16 @@ class Policy(nn.Module, ABC):
             taken.add(name)
             specs.append(TensorSpec(name, "uint8", (1, *self.camera_size(feature), 3), f"camera:{feature}"))
         return tuple(specs)
+
+    def vector_specs(self) -> tuple[TensorSpec, ...]:
+        """One graph input each for the state and the environment's state, where the policy takes them."""
+        widths = {"state": self.config.state_dim, "environment_state": self.config.environment_state_dim}
+        return tuple(TensorSpec(k, "float32", (1, n), k) for k, n in widths.items() if n is not None)
+
+    def by_feature(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `encode` takes by source, by feature name as in a training batch."""
+        features = {"state": STATE, "environment_state": self.config.environment_state_key}
+        return {features.get(s, s.removeprefix("camera:")): value for s, value in inputs.items()}
 
     def sampler(self) -> Sampler:
         """The runtime's own sampler over this module's torch methods."""

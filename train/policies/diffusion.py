@@ -389,11 +389,7 @@ class Diffusion(Policy):
     # -- graphs -------------------------------------------------------------------------------------------
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        by_feature = {source.removeprefix("camera:"): value for source, value in inputs.items()}
-        for source, feature in (("state", STATE), ("environment_state", self.config.environment_state_key)):
-            if source in inputs:
-                by_feature[feature] = inputs[source]
-        return {"features": self.features(by_feature)}
+        return {"features": self.features(self.by_feature(inputs))}
 
     def predict(
         self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
@@ -432,10 +428,7 @@ class Diffusion(Policy):
 
     def graphs(self) -> dict[str, GraphSpec]:
         config = self.config
-        inputs = [*self.camera_specs(), TensorSpec("state", "float32", (1, config.state_dim or 0), "state")]
-        if config.environment_state_dim is not None:
-            shape = (1, config.environment_state_dim)
-            inputs.append(TensorSpec("environment_state", "float32", shape, "environment_state"))
+        inputs = (*self.camera_specs(), *self.vector_specs())
         n_obs, width = config.n_obs_steps, self.feature_dim
         sample = (1, *self.sample_shape)
         future = (1, config.horizon - n_obs + 1, config.action_dim)
@@ -449,7 +442,7 @@ class Diffusion(Policy):
         )
         features = TensorSpec("features", "float32", (1, width), history=n_obs)
         return {
-            "encode": GraphSpec(tuple(inputs), (features,)),
+            "encode": GraphSpec(inputs, (features,)),
             "denoise": GraphSpec(denoise, (TensorSpec("x_next", "float32", sample),)),
             "decode": GraphSpec(
                 (TensorSpec("x", "float32", sample, "x"),), (TensorSpec("actions", "float32", future),)
