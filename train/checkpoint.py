@@ -75,8 +75,14 @@ def load_policy(
     if adapt is not None:
         config = adapt(config, processors)
     weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
-    with _no_init():
-        policy = cls.build(config, processors, {name: tuple(w.shape) for name, w in weights.items()})
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    try:
+        with _no_init():
+            policy = cls.build(config, processors, shapes)
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} describes a network that cannot be built: {error}"
+        ) from error
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
     policy.config_keys, policy.config_extras = keys, extras
     if base:
@@ -155,7 +161,7 @@ def read_config(folder: Path) -> tuple[PolicyConfig, dict[str, Any]]:
     cls = policy_class(data["type"])
     try:
         config = cls.Config.from_json(data)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} has a value of an unexpected form: {error!r}") from error
     return config, data
 

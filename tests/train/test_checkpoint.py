@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -201,6 +202,35 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
     (folder / "config.json").write_text('{"type": "act", "input_features": {"a": 3}}')
     with pytest.raises(CheckpointError, match="unexpected form"):
         load_policy(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("chunk_size", "100", "'chunk_size' is '100', expected int"),
+        ("dim_feedforward", 1.5, "'dim_feedforward' is 1.5, expected int"),
+        ("use_vae", 1, "'use_vae' is 1, expected bool"),
+        ("dropout", float("nan"), "'dropout' is nan, expected float"),
+        ("normalization_mapping", "MEAN_STD", "'normalization_mapping' is 'MEAN_STD'"),
+        ("latent_dim", -1, "latent_dim is -1"),
+        ("input_features", {"observation.state": {"type": "STATE", "shape": [-3]}}, "environment state"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_name(tmp_path, key, value, words):
+    folder = save_policy(fresh(), tmp_path / "policy")
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, key: value}))
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        load_policy(folder)
+
+
+def test_null_takes_the_default_and_whole_numbers_may_be_written_as_fractions(tmp_path):
+    folder = save_policy(fresh(), tmp_path / "policy")
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "dim_model": 16.0, "kl_weight": None}))
+    config = load_policy(folder).config
+    assert (config.dim_model, config.kl_weight) == (16, 10.0)
+    assert isinstance(config.dim_model, int)
 
 
 def test_a_hub_id_is_fetched_and_what_cannot_be_fetched_is_a_sentence(tmp_path, monkeypatch):

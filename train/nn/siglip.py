@@ -148,7 +148,14 @@ def pixel_shuffle(x: Tensor, rows: int, columns: int, factor: int) -> Tensor:
     """Folds factor x factor neighbours into channels: (B, rows * columns, C) -> (B, rows * columns / f^2, C * f^2).
 
     Token (I, J) holds at channel (r * f + c) * C + ch what patch (f * I + r, f * J + c) has at ch.
+
+    Raises:
+        CheckpointError: rows or columns are no multiple of the factor.
     """
+    if rows % factor or columns % factor:
+        raise CheckpointError(
+            f"images of {rows}x{columns} patches do not fold {factor}x{factor}; give images of another size"
+        )
     n, _, width = x.shape
     x = x.reshape(n, rows // factor, factor, columns // factor, factor, width).transpose(2, 3)
     return x.reshape(n, (rows // factor) * (columns // factor), factor * factor * width)

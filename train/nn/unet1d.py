@@ -31,8 +31,12 @@ class StepEmbedding(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
+FINAL_GROUPS = 8
+"""Groups of the last block's norm, whatever the others have."""
+
+
 class ConvBlock(nn.Module):
-    def __init__(self, n_in: int, n_out: int, kernel: int, n_groups: int = 8) -> None:
+    def __init__(self, n_in: int, n_out: int, kernel: int, n_groups: int) -> None:
         super().__init__()
         self.block = nn.Sequential(
             nn.Conv1d(n_in, n_out, kernel, padding=kernel // 2), nn.GroupNorm(n_groups, n_out), nn.Mish()
@@ -110,7 +114,7 @@ class Unet1d(nn.Module):
             grow = nn.ConvTranspose1d(n_out, n_out, 4, stride=2, padding=1)
             self.up_modules.append(nn.ModuleList([residual(2 * n_in, n_out), residual(n_out, n_out), grow]))
         self.final_conv = nn.Sequential(
-            ConvBlock(widths[0], widths[0], kernel), nn.Conv1d(widths[0], n_actions, 1)
+            ConvBlock(widths[0], widths[0], kernel, FINAL_GROUPS), nn.Conv1d(widths[0], n_actions, 1)
         )
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:

@@ -62,6 +62,11 @@ class ActConfig(PolicyConfig):
     optimizer_lr_backbone: float = 1e-5
 
     def validate(self) -> None:
+        self.check_sizes(
+            "chunk_size", "n_action_steps", "dim_model", "n_heads", "dim_feedforward", "latent_dim"
+        )
+        if not 0 <= self.dropout <= 1:
+            raise CheckpointError(f"dropout {self.dropout} is outside [0, 1]")
         if not self.vision_backbone.startswith("resnet"):
             raise CheckpointError(
                 f"vision_backbone '{self.vision_backbone}' is not a ResNet; ACT needs resnet18 ... resnet152"

@@ -6,7 +6,11 @@ unknown key is a warning), writing is strict (LeRobot refuses unknown keys). com
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import types
+import typing
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -96,11 +100,23 @@ class PolicyConfig:
     def validate(self) -> None:
         """Raises CheckpointError on settings that cannot work together. Called after reading and by training."""
 
+    def check_sizes(self, *names: str) -> None:
+        """Raises CheckpointError where one of these fields is below 1; None means that it does not apply."""
+        for name in names:
+            value = getattr(self, name)
+            if any(n is not None and n < 1 for n in (value if isinstance(value, tuple) else (value,))):
+                raise CheckpointError(f"{self.type}: {name} is {value}; it must be at least 1")
+
     # -- config.json --------------------------------------------------------------------------------------
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PolicyConfig:
-        """Reads LeRobot's flat JSON. Unknown keys warn and are ignored; missing ones take the defaults here."""
+        """Reads LeRobot's flat JSON. Unknown keys warn and are ignored; missing ones, and null where a field knows no
+        null, take the defaults here.
+
+        Raises:
+            CheckpointError: a value of another type than its field's, or settings that cannot work together.
+        """
         fields = {f.name: f for f in dataclasses.fields(cls)}
         unknown = sorted(set(data) - set(fields) - {"type", *cls.ignored_keys})
         if unknown:
@@ -108,19 +124,20 @@ class PolicyConfig:
                 f"config.json of a {cls.type} policy: unknown keys ignored: {', '.join(unknown)}",
                 stacklevel=2,
             )
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) and "tuple" in str(fields[k].type) else v
-            for k, v in data.items()
-            if k in fields
-        }
-        for key in ("input_features", "output_features"):
-            values[key] = {
-                name: PolicyFeature(str(f["type"]), tuple(f["shape"]))
-                for name, f in (values.get(key) or {}).items()
-            }
-        values["normalization_mapping"] = dict(
-            values.get("normalization_mapping") or cls().normalization_mapping
-        )
+        features = ("input_features", "output_features")
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for key in (k for k in data if k in fields and k not in features):
+            try:
+                values[key] = _typed(data[key], hints[key])
+            except TypeError as error:
+                if data[key] is not None:
+                    raise CheckpointError(
+                        f"config.json of a {cls.type} policy: '{key}' is {data[key]!r}, "
+                        f"expected {fields[key].type}"
+                    ) from error
+        for key in features:
+            values[key] = {name: _feature(f) for name, f in (data.get(key) or {}).items()}
         config = cls(**values)
         config.validate()
         return config
@@ -140,3 +157,34 @@ class PolicyConfig:
                 value = {k: {"type": v.type, "shape": list(v.shape)} for k, v in value.items()}
             data[f.name] = list(value) if isinstance(value, tuple) else value
         return data
+
+
+def _feature(data: dict[str, Any]) -> PolicyFeature:
+    return PolicyFeature(str(data["type"]), tuple(int(n) for n in data["shape"]))
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A JSON value as an annotated type: lists become tuples, 8.0 becomes 8 where whole numbers are expected.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if origin in (typing.Union, types.UnionType):
+        for kind in args:
+            with contextlib.suppress(TypeError):
+                return _typed(value, kind)
+    elif origin is dict and isinstance(value, dict):
+        return {k: _typed(v, args[1]) for k, v in value.items()}
+    elif origin in (list, tuple) and isinstance(value, (list, tuple)):
+        kinds = args if origin is tuple and args[-1] is not Ellipsis else args[:1] * len(value)
+        if len(kinds) == len(value):
+            return origin(_typed(v, kind) for v, kind in zip(value, kinds, strict=True))
+    elif hint is int and is_number and value == int(value):
+        return int(value)
+    elif (hint is float and is_number) or hint is Any or (hint in (bool, str) and isinstance(value, hint)):
+        return value
+    elif value is None and hint is types.NoneType:
+        return None
+    raise TypeError(f"{value!r} is no {getattr(hint, '__name__', hint)}")

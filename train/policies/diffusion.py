@@ -24,7 +24,7 @@ from ..nn.diffusion import NoiseSchedule, alphas_cumprod
 from ..nn.normalize import Normalizers
 from ..nn.resize import resize, resize_matrix
 from ..nn.resnet import ResNet, ResNetShape, feature_map_size, group_norm
-from ..nn.unet1d import SpatialSoftmax, Unet1d
+from ..nn.unet1d import FINAL_GROUPS, SpatialSoftmax, Unet1d
 from ..processors import Processors
 from .base import Batch, Policy
 from .config import PolicyConfig
@@ -104,6 +104,10 @@ class DiffusionConfig(PolicyConfig):
         return (self.crop_shape[0], self.crop_shape[1]) if self.crop_shape is not None else None
 
     def validate(self) -> None:
+        self.check_sizes("n_obs_steps", "horizon", "n_action_steps", "down_dims", "kernel_size", "n_groups")
+        self.check_sizes("spatial_softmax_num_keypoints", "num_train_timesteps", "num_inference_steps")
+        self.check_sizes("resize_shape", "crop_shape")
+        self._validate_unet()
         divisor = 2 ** len(self.down_dims)
         if self.horizon % divisor:
             raise CheckpointError(
@@ -130,10 +134,26 @@ class DiffusionConfig(PolicyConfig):
             )
         if not 0 < self.crop_ratio <= 1:
             raise CheckpointError(f"crop_ratio {self.crop_ratio} is outside (0, 1]")
-        if self.resize_shape is not None and min(self.resize_shape) <= 0:
-            raise CheckpointError(f"resize_shape {tuple(self.resize_shape)} is not a size in pixels")
         if self.input_features:
             self._validate_features()
+
+    def _validate_unet(self) -> None:
+        odd = [d for d in self.down_dims if d % self.n_groups]
+        if not self.down_dims or odd or self.down_dims[0] % FINAL_GROUPS:
+            raise CheckpointError(
+                f"down_dims {self.down_dims} must be multiples of n_groups {self.n_groups}, the first also of "
+                f"{FINAL_GROUPS}"
+            )
+        if self.kernel_size % 2 == 0:
+            raise CheckpointError(f"kernel_size {self.kernel_size} must be odd")
+        if self.diffusion_step_embed_dim < 4 or self.diffusion_step_embed_dim % 2:
+            raise CheckpointError(
+                f"diffusion_step_embed_dim {self.diffusion_step_embed_dim} must be even and at least 4"
+            )
+        if (self.num_inference_steps or 1) > self.num_train_timesteps:
+            raise CheckpointError(
+                f"num_inference_steps {self.num_inference_steps} exceeds num_train_timesteps {self.num_train_timesteps}"
+            )
 
     def _validate_features(self) -> None:
         if self.state_dim is None:

@@ -113,6 +113,7 @@ class SmolVlaConfig(VlaConfig):
             name = f"observation.images.empty_camera_{i}"
             self.input_features.setdefault(name, PolicyFeature("VISUAL", (3, 480, 640)))
         super().validate()
+        self.check_sizes("resize_imgs_with_padding")
         if self.use_delta_joint_actions_aloha:
             raise CheckpointError("smolvla: use_delta_joint_actions_aloha exists in no version of LeRobot")
         if self.adapt_to_pi_aloha and (

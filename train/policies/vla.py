@@ -286,7 +286,8 @@ class FlowVla(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule("linear", self.config.denoise_steps)
+        n = self.config.denoise_steps
+        return Schedule("linear", n, n_steps_allowed=(1, max(100, n)))
 
     @property
     def sample_shape(self) -> tuple[int, int]:

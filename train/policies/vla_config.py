@@ -55,6 +55,15 @@ class VlaConfig(PolicyConfig):
         raise NotImplementedError
 
     def validate(self) -> None:
+        self.check_sizes(
+            "chunk_size", "n_action_steps", "max_state_dim", "max_action_dim", "tokenizer_max_length"
+        )
+        if self.min_period <= 0 or self.max_period <= 0:
+            raise CheckpointError(
+                f"{self.type}: min_period {self.min_period} and max_period {self.max_period} must be above 0"
+            )
+        if self.denoise_steps < 1:
+            raise CheckpointError(f"{self.type}: {self.denoise_steps} denoise steps; at least 1 is needed")
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps is {self.n_action_steps}, but a chunk has only {self.chunk_size} actions"
