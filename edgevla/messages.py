@@ -250,5 +250,6 @@ ABOUT_ROBOT = {
     "joints": [JOINT],
     "cameras": [CAMERA],
     "servo_hz": "float",
+    "warnings": ["str"],
     "buses": [{"name": "str", "protocol": "str", "port": "str", "baud": "uint", "n_motors": "uint"}],
 }

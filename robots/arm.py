@@ -30,11 +30,16 @@ from .units import TICKS_PER_DEGREE, JointUnits, joint_units
 HEALTH_PERIOD_NS = 400_000_000
 """Every servo's torque, error bits and heat are read at least this often."""
 HEALTH_MARGIN_NS = 1_500_000
+HEALTH_OVERDUE_NS = 1_000_000_000
+"""On an adapter so slow that no tick has room for it, health is read this often, and a tick is late."""
 FASTEST_TICKS_S = 4500.0
 """No servo of the profiles turns faster; a sample that says so is damaged."""
 JUMP_FLOOR_TICKS = 80
 LAST_TICK = 4095
 SLOW_ADAPTER_MS = 6.0
+EXCHANGE_SHARE = 0.75
+"""Of a tick, for the exchange with the servos."""
+EXCHANGE_MARGIN_NS = 2_000_000
 
 
 @dataclass
@@ -199,8 +204,8 @@ class Robot:
         line.adapter_latency_ns = int(min(latency_ms, 20.0) * 1e6)
         if latency_ms > SLOW_ADAPTER_MS:
             self._warn(
-                f"{line.port.name} answers {latency_ms:.0f} ms later than the wire needs: see its USB latency timer, "
-                "avoid hubs, or use another adapter; edgevla doctor says more"
+                f"{line.port.name} answers {latency_ms:.0f} ms later than the wire needs, so the control loop runs "
+                "slower: see its USB latency timer, avoid hubs, or use another adapter; edgevla doctor says more"
             )
 
     def _first_positions(self) -> None:
@@ -303,12 +308,14 @@ class Robot:
             needed = (
                 line.line.wire_time_ns(block.size, 1, 14) + line.line.adapter_latency_ns + HEALTH_MARGIN_NS
             )
-            if now_ns < line.next_health_ns or now_ns + needed > deadline_ns:
+            is_overdue = line.next_health_ns and now_ns > line.next_health_ns + HEALTH_OVERDUE_NS
+            if now_ns < line.next_health_ns or (now_ns + needed > deadline_ns and not is_overdue):
                 continue
             line.next_health_ns = now_ns + HEALTH_PERIOD_NS // len(line.order)
             servo_id = line.order[line.next_health]
             line.next_health = (line.next_health + 1) % len(line.order)
-            reads.append((line, line.line.begin(block, (servo_id,), deadline_ns, n_retries=0)))
+            until_ns = max(deadline_ns, now_ns + needed)
+            reads.append((line, line.line.begin(block, (servo_id,), until_ns, n_retries=0)))
         finish([read for _, read in reads], self.clock)
         for line, read in reads:
             for servo_id, data in read.replies.items():
@@ -452,6 +459,17 @@ class Robot:
             return None
         half = float(self.units.high[k] - self.units.low[k]) / 2 / TICKS_PER_DEGREE
         return (half, -half) if self.units.drive_mode[k] == 1 else (-half, half)
+
+    @property
+    def max_hz(self) -> float:
+        """The fastest control loop: the profile's, or less where an adapter is slow."""
+        hz = float(self.profile.rates.servo_hz)
+        for each in self._lines:
+            line, n = each.line, len(each.ids)
+            if line.adapter_latency_ns > SLOW_ADAPTER_MS * 1e6:
+                needed_ns = line.wire_time_ns(line.tick_block.size, n, 14 + 5 * n) + line.adapter_latency_ns
+                hz = min(hz, EXCHANGE_SHARE * 1e9 / (needed_ns + EXCHANGE_MARGIN_NS))
+        return hz
 
     def present_ticks(self) -> np.ndarray:
         """int64 (D,): raw positions as read last."""

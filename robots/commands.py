@@ -58,7 +58,7 @@ class Commands:
         loop = self._loop
         if loop.mode not in ("idle", "stopped") or loop.ending is not None:
             return f"cannot start while {loop.mode}"
-        plan = plan_from(arguments, loop.profile.rates.servo_hz, loop.n_joints)
+        plan = plan_from(arguments, loop.robot.max_hz, loop.n_joints)
         loop.has_failed = False
         loop.begin(plan)
         return ""

@@ -30,7 +30,8 @@ def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
             }
             for camera in profile.cameras
         ],
-        "servo_hz": float(profile.rates.servo_hz),
+        "servo_hz": robot.max_hz,
+        "warnings": list(robot.warnings),
         "buses": [
             {
                 "name": bus.name,

@@ -228,8 +228,11 @@ def probe_joined(line: ServoBus) -> str | None:
     return f"{line.robot} on {line.port.name}: servos do not answer a read sent together with a write; sent apart now"
 
 
-def pulse_ms(line: ServoBus, n: int = 5) -> float:
-    """Median time of a one-servo read beyond the wire's own, in ms: the adapter's latency. 0 when nobody answers."""
+def pulse_ms(line: ServoBus, n: int = 7) -> float:
+    """Time of a one-servo read beyond the wire's own, in ms: the adapter's latency. 0 when nobody answers.
+
+    The lower quartile of a few: a busy machine only adds.
+    """
     r = line.registers["model_number"]
     for servo_id in line.ids:
         frame = line.codec.read(servo_id, r.address, r.size)
@@ -242,5 +245,5 @@ def pulse_ms(line: ServoBus, n: int = 5) -> float:
                 times.append(line.clock.now_ns() - begun_ns)
         if times:
             wire_ns = line.wire_time_ns(r.size, 1, len(frame))
-            return max(0.0, (sorted(times)[len(times) // 2] - wire_ns) / 1e6)
+            return max(0.0, (sorted(times)[len(times) // 4] - wire_ns) / 1e6)
     return 0.0

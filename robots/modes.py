@@ -51,6 +51,8 @@ class Modes:
         self.next_request, self.first_request = 0, 0
         self.answered_ns = 0
         self.told: dict[str, int] = {}
+        self.remarks: list[tuple[str, str]] = []
+        """(code, sentence): told with the first start, when there is somebody to hear."""
         self.t0_ns = 0
 
     @property
@@ -68,6 +70,8 @@ class Modes:
         self.restart_grid()
         self.set_mode("running", "")
         self._check_first_state()
+        while self.remarks:
+            self.links.event("info", *self.remarks.pop(0))
 
     def energise(self) -> None:
         """Goals at the present position, then torque on: in the other order the arm would jump.

@@ -19,7 +19,7 @@ from edgevla.errors import BusError
 from edgevla.execution import Goal
 from edgevla.types import ActionChunk
 
-from .arm import Reading, Robot
+from .arm import EXCHANGE_SHARE, Reading, Robot
 from .commands import Commands
 from .links import RELEASED, RUNNING, STOPPING, Links
 from .modes import Modes
@@ -145,9 +145,11 @@ class ControlLoop(Modes):
         return goal, bits | held_back
 
     def _exchange(self, goal: np.ndarray | None, tick: Tick) -> Reading:
-        deadline = tick.deadline_ns + self.period_ns * 3 // 4
+        share_ns, now_ns = int(self.period_ns * EXCHANGE_SHARE), self.clock.now_ns()
+        # Where switching torque has taken longer than the tick, there is as much time as in any other.
+        least_ns = share_ns if now_ns > tick.deadline_ns + share_ns else 2 * NS_PER_MS
         try:
-            self.reading = self.robot.exchange(goal, max(deadline, self.clock.now_ns() + 2 * NS_PER_MS))
+            self.reading = self.robot.exchange(goal, max(tick.deadline_ns + share_ns, now_ns + least_ns))
         except BusError as error:
             self._commands.bus_gone(str(error))
             self.reading = self.robot.last_reading()

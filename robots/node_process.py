@@ -172,10 +172,8 @@ def _run(args: argparse.Namespace) -> int:
     loop = ControlLoop(profile, robot, links, MonotonicClock())
     links.server.about = describe(profile, robot)
     freeze_garbage()
-    for sentence in robot.warnings:
-        links.event("warning", "robot_warning", sentence)
     if refusal := ask_for_real_time():
-        links.event("info", "no_real_time", refusal)
+        loop.remarks.append(("no_real_time", refusal))
     try:
         for tick in loop.ticks():
             loop.step(tick)

@@ -22,6 +22,7 @@ from .profile import Bus, Profile
 FREEZE_NS = 60_000_000
 N_TRIES = 3
 WRITE_TIMEOUT_NS = 15_000_000
+"""For the first try; the next ones get twice as long each, for adapters that answer after 16 ms."""
 FULL_TORQUE = {"feetech": 1000, "dynamixel": dynamixel.FULL_PWM}
 TORQUE_LIMIT = {"feetech": "torque_limit", "dynamixel": "goal_pwm"}
 
@@ -130,9 +131,9 @@ def torque_off(line: ServoBus) -> list[int]:
     for servo_id in line.ids:
         frame = line.codec.write(servo_id, register.address, b"\0")
         acknowledged = None
-        for _ in range(N_TRIES):
+        for attempt in range(N_TRIES):
             with contextlib.suppress(_Refused):
-                acknowledged = _transact(line, frame, servo_id, 0)
+                acknowledged = _transact(line, frame, servo_id, 0, WRITE_TIMEOUT_NS << attempt)
             if acknowledged is not None:
                 break
         if acknowledged is None:
@@ -144,7 +145,8 @@ def torque_off(line: ServoBus) -> list[int]:
     still = []
     for servo_id in missing:
         with contextlib.suppress(_Refused):
-            data = _transact(line, line.codec.read(servo_id, register.address, 1), servo_id, 1)
+            frame = line.codec.read(servo_id, register.address, 1)
+            data = _transact(line, frame, servo_id, 1, WRITE_TIMEOUT_NS << N_TRIES - 1)
             if data == b"\0":
                 continue
         still.append(servo_id)
@@ -155,10 +157,10 @@ class _Refused(BusError):
     pass
 
 
-def _transact(line: ServoBus, frame: bytes, servo_id: int, size: int) -> bytes | None:
+def _transact(line: ServoBus, frame: bytes, servo_id: int, size: int, timeout_ns: int) -> bytes | None:
     """One try; a refusal is told apart from a line that has gone."""
     try:
-        return line.transact(frame, servo_id, size, WRITE_TIMEOUT_NS, 1)
+        return line.transact(frame, servo_id, size, timeout_ns, 1)
     except BusError as error:
         if error.fields.get("is_unplugged"):
             raise

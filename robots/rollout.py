@@ -84,7 +84,10 @@ def plan_from(arguments: Mapping[str, Any], servo_hz: float, n_joints: int) -> P
         raise ConfigError(str(error)) from error
     fps = a["fps"]
     if not 0 < fps <= servo_hz:
-        raise ConfigError(f"the policy runs at {fps:g} Hz, this robot's buses carry {servo_hz:g} Hz at most")
+        raise ConfigError(
+            f"the policy runs at {fps:g} Hz, this robot's buses carry {servo_hz:.3g} Hz at most (its profile, or a slow "
+            "USB adapter)"
+        )
     if a["max_hz"] is not None and a["max_hz"] < fps:
         raise ConfigError(f"--servo-hz {a['max_hz']:g} is slower than the policy's {fps:g} Hz")
     if not 1 <= a["n_action_steps"] <= a["chunk_size"]:

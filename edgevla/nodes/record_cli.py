@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(session.result()))
     else:
-        say(f"{session.n_kept} episodes kept. Next: edgevla inspect {args.output}")
+        say(f"{session.n_kept} episodes kept" + f". Next: edgevla inspect {args.output}" * bool(session.n_kept))
     return 0
 
 

@@ -252,6 +252,8 @@ class Supervisor:
             "deploy",
             f"robot {self.robot['robot']} answers: {len(self.robot['joints'])} joints, {ports}",
         )
+        for sentence in self.robot["warnings"]:
+            self.say("warning", "robot", sentence)
 
     def _start_cameras(self) -> None:
         for is_sim in (True, False):
@@ -343,7 +345,9 @@ class Supervisor:
 
     def _guardian_s_end(self) -> str:
         guardian = self.children["robot"]
-        return f"the guardian ended with {how(guardian.exit_code)}: {self._last_words(guardian)}"
+        words = self._last_words(guardian)
+        was_killed = (guardian.exit_code or 0) < 0
+        return f"the guardian ended with {how(guardian.exit_code)}: {words}" if was_killed else words
 
     def _last_words(self, guardian: Child) -> str:
         """Why the robot's processes ended: the loop's own reason, else what the guardian said."""

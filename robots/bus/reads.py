@@ -105,7 +105,7 @@ class BlockRead:
         left = self.deadline_ns - now_ns
         if left < 2 * allowed and self._tries_left > 1:  # keep half of a short budget for a second try
             shortest = bus.wire_time_ns(self.size, len(self._missing), len(self._request)) + SHORTEST_TRY_NS
-            allowed = max(shortest, left // 2)
+            allowed = max(shortest + bus.adapter_latency_ns, left // 2)
         self._try_end_ns = self.wake_ns = min(self.deadline_ns, now_ns + allowed)
 
     def _receive(self, now_ns: int) -> None:
@@ -164,6 +164,7 @@ class BlockRead:
     def _try_again(self, now_ns: int) -> None:
         missing = self._missing + [i for group in self._queue for i in group]
         needed = self.bus.wire_time_ns(self.size, len(missing), 14 + len(missing)) + SHORTEST_TRY_NS // 3
+        needed += self.bus.adapter_latency_ns
         self._tries_left -= 1
         if self._is_merged:
             self.bus.note_fast_read(False)

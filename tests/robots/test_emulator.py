@@ -13,16 +13,19 @@ import zmq
 
 from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, UsageError
-from edgevla.robots.arm import Robot
+from edgevla.messages import ABOUT_ROBOT
+from edgevla.robots.arm import EXCHANGE_SHARE, Robot
 from edgevla.robots.bus import dynamixel, feetech
 from edgevla.robots.bus.port import SerialPort, candidate_ports, set_latency_timer, wire_ns
 from edgevla.robots.bus.servo_bus import FeetechBus
 from edgevla.robots.calibration import nominal
+from edgevla.robots.describe import describe
 from edgevla.robots.emulator.faults import KINDS, Fault
 from edgevla.robots.emulator.motion import Axis, MotorModel
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.emulator.trace import read_trace
 from edgevla.robots.profile import load_profile
+from edgevla.wire import check_fields
 
 pytestmark = pytest.mark.realtime
 
@@ -235,6 +238,27 @@ def test_a_slow_adapter_is_noticed_while_connecting(bench):
     made.robot.connect()
     assert any("answers 16 ms later than the wire needs" in w for w in made.robot.warnings)
     assert made.robot.buses["arm"].adapter_latency_ns == pytest.approx(16e6, rel=0.05)
+    about = check_fields(describe(made.profile, made.robot), ABOUT_ROBOT, "describe")
+    assert about["warnings"] == made.robot.warnings, "the deployment's user reads them"
+    assert 30 < about["servo_hz"] < 40, "no faster than this adapter allows"
+
+
+@pytest.mark.parametrize("name", ["so101", "aloha"])
+def test_on_a_slow_adapter_the_loop_is_slower_and_nothing_is_stale_or_left_on(bench, name):
+    made = bench(name, adapter="ftdi16")
+    made.robot.connect()
+    assert made.robot.set_torque(True) == []
+    period_ns = int(1e9 / made.robot.max_hz)
+    for tick in range(1, 60):
+        made.clock.sleep_until(made.clock.now_ns() // period_ns * period_ns + period_ns)
+        deadline_ns = made.clock.now_ns() + int(EXCHANGE_SHARE * period_ns)
+        assert made.robot.exchange(made.robot.present_goal(), deadline_ns).n_stale == 0, tick
+    made.fault("brownout", target=made.profile.buses[0].motors[0].name)
+    for _ in range(600):  # every servo's torque is read in turn, if only once a second
+        made.clock.sleep_until(made.clock.now_ns() // period_ns * period_ns + period_ns)
+        made.robot.exchange(None, made.clock.now_ns() + int(EXCHANGE_SHARE * period_ns))
+    assert made.robot.health()[0].torque_on is False
+    assert made.robot.set_torque(False) == [], "confirmed on every servo"
 
 
 def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_path, monkeypatch):
