@@ -26,7 +26,7 @@ from edgevla.errors import EdgeVLAError
 from edgevla.session import NOTE, read_deployment, runtime_root
 from edgevla.wire import Inbox, Message, endpoint
 
-from .trials import UNSEEN, wilson
+from .trials import UNSEEN, judged
 from .world import EPISODE_S, TASKS, Judge, Verdict
 
 STARTED_S = 60.0
@@ -132,19 +132,11 @@ def roll_out(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _result(args: argparse.Namespace, verdicts: list[Verdict], summary: Mapping[str, Any]) -> dict[str, Any]:
-    n, n_good = len(verdicts), sum(v.is_success for v in verdicts)
-    times = [v.time_to_success_s for v in verdicts if v.time_to_success_s is not None]
     return {
         "task": args.task,
         "execution": args.execution,
         "delay_ms": args.delay_ms,
-        "n": n,
-        "n_success": n_good,
-        "success": n_good / n if n else None,
-        "interval": list(wilson(n_good, n)),
-        "share_in_tolerance": float(np.mean([v.share for v in verdicts])) if n else None,
-        "rms_mm": float(np.sqrt(np.mean([v.rms_m**2 for v in verdicts])) * 1000) if n else None,
-        "time_to_success_s": float(np.median(times)) if times else None,
+        **judged(verdicts),
         "summary": dict(summary),
     }
 

@@ -186,6 +186,24 @@ def wilson(n_good: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def judged(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """n, n_success, success, interval (Wilson, 95 %), share_in_tolerance, rms_mm, time_to_success_s (median).
+
+    What cannot be said of no episodes is None.
+    """
+    n, n_good = len(verdicts), sum(v.is_success for v in verdicts)
+    times = [v.time_to_success_s for v in verdicts if v.time_to_success_s is not None]
+    return {
+        "n": n,
+        "n_success": n_good,
+        "success": n_good / n if n else None,
+        "interval": list(wilson(n_good, n)),
+        "share_in_tolerance": float(np.mean([v.share for v in verdicts])) if n else None,
+        "rms_mm": float(np.sqrt(np.mean([v.rms_m**2 for v in verdicts])) * 1000) if n else None,
+        "time_to_success_s": float(np.median(times)) if times else None,
+    }
+
+
 def seams(states: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
     """Second difference of the body joints' goals, degrees per tick squared (largest joint): at ticks where the chunk
     changed, and at the others."""
@@ -205,8 +223,7 @@ def run_trial(
     """All episodes of one setting. sheet: a picture of the first two. told: hears (episodes done, successes) after each.
 
     Returns:
-        n, n_success, success, interval (Wilson, 95 %), share_in_tolerance, rms_mm, time_to_success_s (median),
-        seam_p95_deg, within_p95_deg, per_episode (booleans, for paired comparison).
+        What `judged` says, seam_p95_deg, within_p95_deg, per_episode (booleans, for paired comparison).
     """
     arm = BundleArm(folder, trial)
     verdicts: list[Verdict] = []
@@ -223,20 +240,12 @@ def run_trial(
         told(number + 1, sum(v.is_success for v in verdicts))
     if sheet is not None:
         save_sheet(sheet, shown)
-    n, n_good = len(verdicts), sum(v.is_success for v in verdicts)
-    times = [v.time_to_success_s for v in verdicts if v.time_to_success_s is not None]
     return {
         "task": trial.task,
         "execution": trial.execution,
         "delay_ms": trial.delay_ms,
         "control": trial.control,
-        "n": n,
-        "n_success": n_good,
-        "success": n_good / n,
-        "interval": list(wilson(n_good, n)),
-        "share_in_tolerance": float(np.mean([v.share for v in verdicts])),
-        "rms_mm": float(np.sqrt(np.mean([v.rms_m**2 for v in verdicts])) * 1000),
-        "time_to_success_s": float(np.median(times)) if times else None,
+        **judged(verdicts),
         "seam_p95_deg": float(np.percentile(at_seam, 95)) if at_seam else None,
         "within_p95_deg": float(np.percentile(within, 95)) if within else None,
         "per_episode": [v.is_success for v in verdicts],
