@@ -22,14 +22,16 @@ ONE_LEVEL = 2 / 255
 class Cases(Adapter):
     def load(self) -> Policy:
         policy = super().load()
+        policy.n_text_tokens = 256  # type: ignore[assignment]  # the tiny vocabularies have a token per letter
         if "infer/pre/eagle_pixel_values" in self.cases:
             policy.pixels = _Recorded(self, policy.pixels)  # type: ignore[method-assign,assignment]
         return policy
 
     def prompt(self, tasks: list[str], observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reference gives the first task of a batch to all of it (groot.md T4)."""
         n = next(iter(observation.values())).shape[0]
         builder = PromptBuilder.from_recipe(self.policy.prompt_recipe() or {}, self.folder)
-        prompt = builder.build((tasks * n)[:n])
+        prompt = builder.build(tasks[:1] * n)
         return {
             "prompt:tokens": torch.from_numpy(prompt.tokens),
             "prompt:mask": torch.from_numpy(prompt.mask),
@@ -73,7 +75,8 @@ class Cases(Adapter):
     @computes("infer/timesteps")
     def buckets(self) -> dict[str, Any]:
         taus = torch.from_numpy(self.policy.schedule.taus()[:-1])
-        return {"infer/timesteps": torch.trunc(taus * 1000).to(torch.int64)}
+        n_buckets = self.policy.arch.head["num_timestep_buckets"]
+        return {"infer/timesteps": torch.trunc(taus * n_buckets).to(torch.int64)}
 
     @computes("batch/eagle_pixel_values", "batch/state")
     def packed_batch(self) -> dict[str, Any]:
@@ -107,9 +110,8 @@ class Cases(Adapter):
 
     def queued_rows(self, n: int) -> tuple[Tensor, Tensor]:
         """LeRobot's queue keeps the last `n_action_steps` of a chunk (its bug, groot.md T10); ours the first."""
-        n_queue, horizon = int(self.policy.config.n_action_steps), self.policy.sample_shape[0]
-        if n_queue >= horizon:
-            return super().queued_rows(n)
+        horizon = self.policy.sample_shape[0]
+        n_queue = min(horizon, int(self.policy.config.n_action_steps))
         sampler, rows, robot_rows = self.policy.sampler(), [], []
         for i in range(n):
             query, position = divmod(i, n_queue)

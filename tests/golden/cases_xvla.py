@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -26,11 +25,7 @@ class Cases(Adapter):
     def prompt(self, tasks: list[str], observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         n = next(iter(observation.values())).shape[0]
         builder = PromptBuilder.from_recipe(self.policy.prompt_recipe(), self.folder)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # the recorded tasks are longer than the tiny text: cut, as in the reference
-            prompt = builder.build((tasks * n)[:n])
+        prompt = builder.build((tasks * n)[:n])
         return {
             "prompt:tokens": torch.from_numpy(prompt.tokens),
             "prompt:mask": torch.from_numpy(prompt.mask),
@@ -44,7 +39,7 @@ class Cases(Adapter):
     )
     def tokens(self) -> dict[str, Any]:
         one = self.prompt(self.tasks[:1], self.observation("infer"))
-        two = self.prompt(self.tasks[:2], self.observation("train"))
+        two = self.prompt(self.tasks, self.observation("train"))
         return {
             "infer/pre/tokens": one["prompt:tokens"],
             "infer/pre/token_mask": one["prompt:mask"],
@@ -89,11 +84,12 @@ class Cases(Adapter):
     @computes("batch/chunk")
     @torch.no_grad()
     def mixed_domains(self) -> dict[str, Any]:
-        """Two domains in one batch, beyond what a bundle (one domain) can do."""
+        """Several domains in one batch, beyond what a bundle (one domain) can do."""
         policy = self.policy
         observation = self.observation("train")
-        domain = self.cases.get("batch/domain_id", policy.domains(2))
-        tokens = self.prompt(self.tasks[:2], observation)["prompt:tokens"]
+        tokens = self.prompt(self.tasks, observation)["prompt:tokens"]
+        n = len(tokens)
+        domain = self.cases.get("batch/domain_id", policy.domains(n))
         context = policy.context(
             policy.views(observation), tokens, observation.get("observation.state"), domain
         )
@@ -101,7 +97,7 @@ class Cases(Adapter):
         taus = policy.schedule.taus()
         extras = {"noise:initial": noise, "setting:domain_id": domain}
         for tau, tau_next in pairwise(taus):
-            x = policy.denoise(context, x, torch.full((2,), tau), torch.full((2,), tau_next), extras)
+            x = policy.denoise(context, x, torch.full((n,), tau), torch.full((n,), tau_next), extras)
         return {"batch/chunk": self.chunk(x)}
 
     @computes("train/prediction", "train/x_t", "train/time")

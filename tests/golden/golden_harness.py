@@ -64,7 +64,10 @@ class Fixture:
 
     def write_checkpoint(self, folder: Path) -> Path:
         """A complete checkpoint folder: the variant's files over those of `checkpoint`."""
-        shutil.copytree(self.folder / "checkpoint", folder, ignore=None if self.is_base else _files_of_root)
+        folder.mkdir(parents=True)
+        if (self.folder / "checkpoint").is_dir():
+            ignore = None if self.is_base else _files_of_root
+            shutil.copytree(self.folder / "checkpoint", folder, ignore=ignore, dirs_exist_ok=True)
         for source in (self.checkpoint, self.processors):
             if source is not None and source.name != "checkpoint":
                 shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -222,6 +225,11 @@ class Adapter:
     def tasks(self) -> list[str]:
         return list(self.meta.get("tasks", [""]))
 
+    def tasks_of(self, observation: Mapping[str, Tensor]) -> list[str]:
+        """One per element of a batch; the recorded ones from the first again where there are fewer."""
+        n = next(iter(observation.values())).shape[0]
+        return (self.tasks * n)[:n]
+
     # -- pre-processing -----------------------------------------------------------------------------------
 
     @computes("*/pre/observation.*", "*/pre/action")
@@ -264,7 +272,8 @@ class Adapter:
     @torch.no_grad()
     def batched(self) -> dict[str, Any]:
         sampler = self.policy.sampler()
-        values = self.sources(self.observation("train"), self.tasks[:2])
+        observation = self.observation("train")
+        values = self.sources(observation, self.tasks_of(observation))
         x = sampler.solve(sampler.encode(values), values, noise=self.cases.get("batch/noise"))
         return {"batch/chunk": self.chunk(x), "batch/chunk_robot": sampler.decode(x, values)}
 
@@ -325,7 +334,7 @@ class Adapter:
     def batch(self) -> dict[str, Any]:
         """The recorded training batch, raw, with what `sources` adds for language."""
         observation = self.observation("train")
-        prompt = self.prompt(self.tasks, observation)
+        prompt = self.prompt(self.tasks_of(observation), observation)
         batch: dict[str, Any] = {**observation, "action": self.cases["train/action"]}
         batch["action_is_pad"] = self.cases["train/action_is_pad"]
         for source, name in (("prompt:tokens", "tokens"), ("prompt:mask", "token_mask")):
