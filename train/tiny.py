@@ -227,7 +227,7 @@ def _write_groot_base(folder: Path, width: int, depth: int) -> dict[str, Tensor]
     }
     _write_json(folder / "vlm_config/config.json", vlm)
     _write_json(folder / "config.json", config)
-    arch = Architecture.read(folder, config)
+    arch = Architecture.read(config, vlm)
     parts = {"backbone": Backbone(arch), "action_head": ActionHead(arch.head)}
     return {f"{part}.{name}": w for part, module in parts.items() for name, w in module.state_dict().items()}
 

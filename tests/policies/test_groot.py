@@ -220,6 +220,80 @@ def test_unused_weights_are_kept_for_the_reference(policy: Groot, tmp_path: Path
     assert all(torch.equal(saved[k], weights[k]) for k in weights)
 
 
+@pytest.mark.parametrize("flag", ["tune_llm", "tune_visual"])
+def test_unused_weights_follow_the_part_that_they_belong_to(flag: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tuned"
+    shutil.copytree(GOLDEN, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "tune_llm": False, "tune_visual": False, flag: True})
+    )
+    weights = load_file(str(folder / "model.safetensors"))
+    prefix = "backbone.eagle_model."
+    heads = {"tune_visual": f"{prefix}vision_model.vision_model.head.probe"}
+    heads["tune_llm"] = f"{prefix}language_model.lm_head.weight"
+    table = weights[f"_groot_model.{heads['tune_llm']}"]
+    weights[f"_groot_model.{prefix}language_model.model.embed_tokens.weight"] = table + 1  # so it is not tied
+    weights[f"_groot_model.{heads['tune_visual']}"] = torch.ones(1, 1, 24)
+    save_file(weights, str(folder / "model.safetensors"))
+    named = dict(load_policy(folder).named_parameters())
+    assert {name: named[head].requires_grad for name, head in heads.items()} == {n: n == flag for n in heads}
+
+
+def test_a_projection_behind_the_language_model(policy: Groot, tmp_path: Path) -> None:
+    """`project_to_dim` of the base model's config; the identity as its matrix changes nothing."""
+    folder = tmp_path / "projected"
+    shutil.copytree(GOLDEN, folder)
+    config = json.loads((folder / "groot_config/config.json").read_text())
+    config["backbone_cfg"]["project_to_dim"] = 32
+    (folder / "groot_config/config.json").write_text(json.dumps(config))
+    weights = load_file(str(folder / "model.safetensors"))
+    weights["_groot_model.backbone.eagle_linear.weight"] = torch.eye(32)
+    weights["_groot_model.backbone.eagle_linear.bias"] = torch.zeros(32)
+    save_file(weights, str(folder / "model.safetensors"))
+    projected = load_policy(folder)
+    values, noise = observation(policy), torch.randn(1, *policy.sample_shape)
+    torch.testing.assert_close(projected.sample([values], noise=noise), policy.sample([values], noise=noise))
+    with torch.no_grad():
+        projected.backbone.eagle_linear.weight[0] += 1  # type: ignore[union-attr,index,operator]
+    assert not torch.allclose(projected.sample([values], noise=noise), policy.sample([values], noise=noise))
+    assert (
+        load_file(str(save_policy(projected, tmp_path / "saved") / "model.safetensors")).keys()
+        == weights.keys()
+    )
+
+
+def test_sizes_are_found_in_the_folders_that_the_config_names(policy: Groot, tmp_path: Path) -> None:
+    """LeRobot's fine-tunes hold neither sizes nor tokenizer: they name the base model and its assets."""
+    folder, base, assets = (tmp_path / n for n in ("tuned", "base", "assets"))
+    shutil.copytree(GOLDEN, folder)
+    (folder / "groot_config").rename(base)
+    (folder / "tokenizer").rename(assets)
+    (folder / "vlm_config/config.json").rename(assets / "config.json")
+    config = json.loads((folder / "config.json").read_text())
+    named = {"base_model_path": str(base), "tokenizer_assets_repo": str(assets)}
+    (folder / "config.json").write_text(json.dumps({**config, **named}))
+    loaded = load_policy(folder)
+    assert isinstance(loaded, Groot)
+    assert loaded.arch == policy.arch
+    assert loaded.prompt_builder().text("go") == policy.prompt_builder().text("go")
+
+
+def test_a_switch_that_makes_another_network_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "shuffled"
+    shutil.copytree(GOLDEN, folder)
+    config = json.loads((folder / "vlm_config/config.json").read_text())
+    (folder / "vlm_config/config.json").write_text(json.dumps({**config, "use_pixel_shuffle": True}))
+    with pytest.raises(CheckpointError, match="use_pixel_shuffle"):
+        load_policy(folder)
+
+
+def test_an_empty_task_is_the_references_default(policy: Groot) -> None:
+    builder = policy.prompt_builder()
+    assert "['Perform the task.']" in builder.text("")
+    assert builder.text("") == builder.text("Perform the task.")
+
+
 def test_it_starts_from_the_published_base_in_shards(policy: Groot, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()

@@ -61,9 +61,17 @@ class _Eagle(nn.Module):
 
 
 class Backbone(nn.Module):
+    """Eagle, and a projection of what it yields where the architecture has one (the published model has none)."""
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.eagle_model = _Eagle(arch)
+        self.eagle_linear = nn.Linear(arch.text.width, arch.project) if arch.project else nn.Identity()
+
+    def forward(self, images: Sequence[Tensor], tokens: Tensor, real: Tensor) -> Tensor:
+        """Per camera (N, 3, h, w); tokens, real: (B, L). Gives what the action head takes, (B, L, width)."""
+        seen = [self.eagle_model.image_tokens(image) for image in images]
+        return self.eagle_linear(self.eagle_model(seen, tokens, real))
 
 
 class ActionHead(nn.Module):
@@ -111,4 +119,4 @@ class Unused(nn.Module):
                 if part not in owner._modules:
                     owner.add_module(part, nn.Module())
                 owner = owner._modules[part]  # type: ignore[assignment]
-            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape), requires_grad=False))
+            owner.register_parameter(leaf, nn.Parameter(torch.empty(shape)))

@@ -25,7 +25,7 @@ from edgevla.policy import Schedule
 from edgevla.prompt import groot_template
 from edgevla.types import ACTION, STATE
 
-from ..backbone import backbone_weights, copy_weights, pad_id, read_json
+from ..backbone import backbone_weights, copy_weights, pad_id, read_json, sub_config
 from ..nn import masks
 from ..nn.dit import PerEmbodimentLinear
 from ..nn.eagle import ActionHead, Backbone, Unused
@@ -116,13 +116,16 @@ class Groot(Policy):
         self.embodiment = int(mapping.get(settings.get("embodiment_tag", config.embodiment_tag), 0))
         self._freeze()
         self.set_cameras({name: self.camera_size(name) for name in config.image_features})
+        self.n_text_tokens = N_TEXT_TOKENS
 
     @classmethod
     def build(
         cls, config: PolicyConfig, processors: Processors, shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> Groot:
         assert isinstance(config, GrootConfig)
-        policy = cls(config, processors, Architecture.read(processors.folder))
+        head = sub_config(processors, "groot_config", config.base_model_path)
+        vlm = sub_config(processors, "vlm_config", config.tokenizer_assets_repo)
+        policy = cls(config, processors, Architecture.read(head, vlm))
         policy._keep_unused(shapes or {})
         return policy
 
@@ -136,6 +139,7 @@ class Groot(Policy):
             found = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
             if found:
                 owner.add_module(prefix.split(".")[-2], Unused(found))
+        self._freeze()
 
     @classmethod
     def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> Groot:
@@ -147,7 +151,8 @@ class Groot(Policy):
         weights = cls.repair_keys(backbone_weights(folder), config)
         own = {name.removeprefix(cls.Prefix): tensor for name, tensor in weights.items()}
         processors.folder = None
-        arch = Architecture.read(folder, read_json(folder / "config.json"))
+        vlm = folder / "vlm_config/config.json"
+        arch = Architecture.read(read_json(folder / "config.json"), read_json(vlm) if vlm.is_file() else None)
         assert isinstance(config, GrootConfig)
         policy = cls(config, processors, arch)
         policy._keep_unused({name: tuple(w.shape) for name, w in own.items()})
@@ -278,7 +283,7 @@ class Groot(Policy):
             "state": None,
             "tokenizer": {
                 "file": "tokenizer/tokenizer.json",
-                "n_tokens": self._n_fixed_tokens(template) + N_TEXT_TOKENS,
+                "n_tokens": self._n_fixed_tokens(template) + self.n_text_tokens,
                 "padding": "max_length",
                 "padding_side": "right",
                 "add_bos": False,
@@ -306,8 +311,7 @@ class Groot(Policy):
 
     def features(self, pixels: Sequence[Tensor], tokens: Tensor, real: Tensor) -> Tensor:
         """What the backbone hands to the action head: (B, L, width)."""
-        eagle = self.backbone.eagle_model
-        return eagle([eagle.image_tokens(image) for image in pixels], tokens, real)
+        return self.backbone(pixels, tokens, real)
 
     def context(
         self, pixels: Sequence[Tensor], tokens: Tensor, real: Tensor, state: Tensor

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from edgevla.errors import CheckpointError
@@ -71,6 +70,16 @@ PUBLISHED_VLM: dict[str, Any] = {
         "vocab_size": 151680,
     },
 }
+ONLY: dict[str, Any] = {
+    "select_layer": -1,
+    "use_pixel_shuffle": False,
+    "mlp_connector_layers": 1,
+    "activation_fn": "gelu-approximate",
+    "norm_type": "ada_norm",
+    "positional_embeddings": None,
+    "attention_bias": True,
+}
+"""Switches of Eagle's and the action head's configs that change the network, at the only value that is built here."""
 
 
 @dataclass
@@ -139,34 +148,47 @@ class GrootConfig(PolicyConfig):
 
 @dataclass(frozen=True)
 class Architecture:
-    """The network's sizes, as the published model's own config files name them."""
+    """The network's sizes, as the published model's own config files name them.
+
+    project: width of a projection behind the language model; None: there is none.
+    """
 
     head: dict[str, Any]
     vision: VisionDims
     text: TransformerDims
     vocabulary: int
     image_token: int
+    project: int | None = None
 
     @classmethod
-    def read(cls, folder: Path | None, head: dict[str, Any] | None = None) -> Architecture:
-        """folder: a checkpoint's. head: the published model's config.json, where the caller has it."""
-        head, backbone = head or _json(folder, "groot_config"), _json(folder, "vlm_config") or PUBLISHED_VLM
-        n_layers = ((head or {}).get("backbone_cfg") or {}).get("select_layer", 12)
-        image = backbone.get("force_image_size") or backbone["vision_config"]["image_size"]
-        vision = dict(backbone["vision_config"], image_size=image)
+    def read(cls, model: Mapping[str, Any] | None, vlm: Mapping[str, Any] | None) -> Architecture:
+        """model: the base model's config.json. vlm: Eagle's. None: as published.
+
+        Raises:
+            CheckpointError: a switch that makes another network of it.
+        """
+        vlm = vlm or PUBLISHED_VLM
+        backbone = (model or {}).get("backbone_cfg") or {}
+        head = {**PUBLISHED_HEAD, **((model or {}).get("action_head_cfg") or {})}
+        for part in (vlm, head["diffusion_model_cfg"], head["vl_self_attention_cfg"]):
+            for name, value in ONLY.items():
+                if part.get(name, value) != value:
+                    raise CheckpointError(
+                        f"GR00T with {name} {part[name]!r} is not supported, only {value!r}"
+                    )
+        image = vlm.get("force_image_size") or vlm["vision_config"]["image_size"]
+        vision = dict(vlm["vision_config"], image_size=image)
         return cls(
-            head={**PUBLISHED_HEAD, **((head or {}).get("action_head_cfg") or {})},
+            head=head,
             vision=VisionDims.from_hf(vision),
-            text=TransformerDims.from_hf({"model_type": "qwen3", **backbone["text_config"]}, depth=n_layers),
-            vocabulary=backbone["text_config"]["vocab_size"],
-            image_token=backbone["image_token_index"],
+            text=TransformerDims.from_hf(
+                {"model_type": "qwen3", **vlm["text_config"]}, depth=backbone.get("select_layer", 12)
+            ),
+            vocabulary=vlm["text_config"]["vocab_size"],
+            image_token=vlm["image_token_index"],
+            project=backbone.get("project_to_dim"),
         )
 
     @property
     def tokens_per_image(self) -> int:
         return self.vision.grid**2
-
-
-def _json(folder: Path | None, name: str) -> dict[str, Any] | None:
-    path = folder / name / "config.json" if folder is not None else None
-    return json.loads(path.read_text()) if path is not None and path.is_file() else None
