@@ -53,11 +53,14 @@ class PromptState:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """add_bos: the tokenizer's own special tokens are added. padding_side right, or left as GR00T's reference."""
+    """add_bos: the tokenizer's own special tokens are added. padding_side right, or left as GR00T's reference.
+
+    padding: to n_tokens, or to the longest of a batch (training only: a bundle's graphs have one length).
+    """
 
     file: str
     n_tokens: int
-    padding: Literal["max_length"]
+    padding: Literal["max_length", "longest"]
     padding_side: Literal["right", "left"]
     add_bos: bool
     pad_id: int

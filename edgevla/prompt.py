@@ -8,7 +8,6 @@ beyond the table of published recipes below.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ CLEANERS = {
     "newline_to_space": lambda task: task.replace("\n", " "),
     "ensure_newline": lambda task: task if task.endswith("\n") else task + "\n",
     "list_repr": lambda task: str([task]),
-    "lower_no_punctuation": lambda task: re.sub(r"[^\w\s]", "", task.lower()),
+    "lower_no_punctuation": lambda task: "".join(c for c in task.lower() if c.isalnum() or c.isspace()),
 }
 
 GROOT_TEMPLATE = (
@@ -112,7 +111,11 @@ class PromptBuilder:
         return cls(recipe, tokenizer)
 
     def text(self, task: str, state: np.ndarray | None = None) -> str:
-        """The prompt as a person may read it. state: raw (S,), robot units, where the recipe writes it."""
+        """The prompt as a person may read it. state: raw (S,), robot units, where the recipe writes it.
+
+        An empty task is the recipe's default one, where it has one.
+        """
+        task = task or self.recipe.default_task or ""
         for name in self.recipe.clean_task:
             task = CLEANERS[name](task)
         text = self.recipe.template
@@ -131,7 +134,13 @@ class PromptBuilder:
         rows = [
             self._encode(self.text(t, None if states is None else states[i])) for i, t in enumerate(tasks)
         ]
-        return Prompt(np.stack([tokens for tokens, _ in rows]), np.stack([mask for _, mask in rows]))
+        tokens, mask = np.stack([tokens for tokens, _ in rows]), np.stack([mask for _, mask in rows])
+        spec = self.recipe.tokenizer
+        if spec.padding == "longest":
+            n = int(mask.sum(axis=1).max())
+            kept = slice(n) if spec.padding_side == "right" else slice(spec.n_tokens - n, None)
+            tokens, mask = tokens[:, kept], mask[:, kept]
+        return Prompt(tokens, mask)
 
     def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if text in self._kept:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgevla.errors import BundleError
-from edgevla.prompt import PUBLISHED, PromptBuilder, discretise, groot_template
+from edgevla.prompt import CLEANERS, PUBLISHED, PromptBuilder, discretise, groot_template
 
 GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
 TASK = "Pick up the red cube and place it in the bowl."
@@ -156,6 +156,25 @@ def test_a_state_of_checkpoints_before_lerobot_05_is_padded_first() -> None:
     state = {"mode": "IDENTITY", "eps": 1e-8, "a": [], "b": [], "n_bins": 256, "pad_to": 4}
     text = builder("pi05", 64, state=state).text("go_\n", np.array([-2.0, 0.5]))
     assert text == "Task: go , State: -1 192 128 128;\nAction: "
+
+
+def test_formal_language_keeps_letters_digits_and_spaces() -> None:
+    assert CLEANERS["lower_no_punctuation"]("Pick_up, the 'RED' cube 2!") == "pickup the red cube 2"
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_to_the_longest_of_a_batch(side: str) -> None:
+    fixed = builder("xvla", 30, pad_id=1, padding_side=side)
+    asked = recipe("xvla", 30, pad_id=1, padding_side=side)
+    asked["tokenizer"]["padding"] = "longest"
+    longest = PromptBuilder.from_recipe(asked, GOLDENS / "xvla" / "checkpoint")
+    tasks = ["go", "Close the drawer."]
+    whole, cut = fixed.build(tasks), longest.build(tasks)
+    n = int(whole.mask.sum(axis=1).max())
+    real = slice(n) if side == "right" else slice(30 - n, None)
+    assert cut.mask.sum(axis=1).max() == cut.mask.shape[1] == n < 30
+    np.testing.assert_array_equal(cut.tokens, whole.tokens[:, real])
+    assert longest.build(tasks[:1]).mask.all()
 
 
 def test_a_task_is_text_not_a_template() -> None:

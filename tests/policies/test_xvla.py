@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from edgevla.train.nn.soft_prompt import DomainLinear, SoftPromptedTransformer
 from edgevla.train.policies.xvla import XVla
 from edgevla.train.policies.xvla_actions import ACTION_SPACES, ActionSpace, Term, action_space
 from edgevla.train.policies.xvla_config import XVlaConfig
+from edgevla.train.processors import Step
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "xvla" / "checkpoint"
 
@@ -329,6 +332,54 @@ def test_the_number_of_views_survives_saving(policy: XVla, tmp_path: Path) -> No
     assert isinstance(again, XVla)
     assert again.config.n_views == 3
     assert again.live_cameras == policy.live_cameras
+
+
+@pytest.mark.parametrize(("changes", "n_names"), [({"len_soft_prompts": 0}, -1), ({"dim_time": 15}, 0)])
+def test_no_prompts_and_an_odd_time_width(policy: XVla, changes: dict[str, Any], n_names: int) -> None:
+    """As the reference: without prompts there is no table of them; an odd time embedding ends in a zero."""
+    config = dataclasses.replace(policy.config, **changes)
+    other = XVla(config, policy.processors).eval()
+    assert len(other.state_dict()) == len(policy.state_dict()) + n_names
+    noise = torch.randn(1, *other.sample_shape)
+    before = other.sample([observation()], noise=noise)
+    other.bake()
+    torch.testing.assert_close(other.sample([observation()], noise=noise), before)
+
+
+def test_image_steps_are_done_in_the_pipelines_order(policy: XVla) -> None:
+    """`xvla_image_scale` is undone by `xvla_image_to_float` behind it; `image_keys` are the only ones changed."""
+    first, second = policy.live_cameras
+    frames = observation()[f"camera:{first}"]
+    plain = policy.view(first, frames)
+    pre = policy.processors.pre
+    at = [s.name for s in pre].index("xvla_image_to_float")
+    pre.insert(at, Step("xvla_image_scale"))
+    torch.testing.assert_close(policy.view(first, frames), plain)
+    del pre[at]
+    pre[at + 1].config["image_keys"] = [second]
+    assert policy.view(first, frames).max() <= 1
+    torch.testing.assert_close(policy.view(second, frames), plain)
+
+
+def test_text_of_no_fixed_length_has_no_graph(policy: XVla) -> None:
+    step = policy.processors.step("tokenizer_processor")
+    assert step is not None
+    step.config["padding"] = "longest"
+    lengths = {policy.prompt_builder().build([task]).tokens.shape[1] for task in ("go", "go there")}
+    assert len(lengths) == 2
+    with pytest.raises(CheckpointError, match="max_length"):
+        policy.bake()
+
+
+@pytest.mark.parametrize("name", ["gelu", "relu"])
+def test_florence_reads_its_activation(policy: XVla, name: str) -> None:
+    config = copy.deepcopy(policy.config.florence_config)
+    config["text_config"]["activation_function"] = name
+    layer = Florence(FlorenceDims.from_json(config)).language_model.model.encoder.layers[0]
+    assert layer.activation is getattr(torch.nn.functional, name)
+    config["text_config"]["activation_function"] = "tanh"
+    with pytest.raises(CheckpointError, match="tanh"):
+        Florence(FlorenceDims.from_json(config))
 
 
 def test_it_overfits_one_batch(policy: XVla) -> None:

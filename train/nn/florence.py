@@ -7,13 +7,18 @@ onto them. Everything has fixed sizes and no masks, so it traces to plain produc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from edgevla.errors import CheckpointError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+"""Of BART's MLP, by Hugging Face's names."""
 
 PUBLISHED: dict[str, Any] = {
     "projection_dim": 1024,
@@ -283,7 +288,9 @@ class _TextAttention(nn.Module):
 class _TextLayer(nn.Module):
     """Post-norm, as BART."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, activation: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.self_attn = _TextAttention(width, heads, dropout)
         self.self_attn_layer_norm = nn.LayerNorm(width)
@@ -291,16 +298,23 @@ class _TextLayer(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
         self.final_layer_norm = nn.LayerNorm(width)
         self.drop = nn.Dropout(dropout)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.self_attn_layer_norm(x + self.drop(self.self_attn(x)))
-        return self.final_layer_norm(x + self.drop(self.fc2(F.gelu(self.fc1(x)))))
+        return self.final_layer_norm(x + self.drop(self.fc2(self.activation(self.fc1(x)))))
 
 
 class _TextEncoder(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         width, dropout = config["d_model"], float(config.get("dropout", 0.1))
+        activation = ACTIVATIONS.get(config.get("activation_function", "gelu"))
+        if activation is None:
+            raise CheckpointError(
+                f"Florence-2 with activation_function '{config['activation_function']}' is not supported, "
+                f"only {', '.join(ACTIVATIONS)}"
+            )
         self.scale = width**0.5 if config.get("scale_embedding") else 1.0
         # The padding's row takes part in the sum and is never trained, as in BART.
         self.embed_tokens = nn.Embedding(
@@ -310,7 +324,9 @@ class _TextEncoder(nn.Module):
             config["max_position_embeddings"] + 2, width
         )  # BART's offset of two
         self.layers = nn.ModuleList(
-            _TextLayer(width, config["encoder_attention_heads"], config["encoder_ffn_dim"], dropout)
+            _TextLayer(
+                width, config["encoder_attention_heads"], config["encoder_ffn_dim"], dropout, activation
+            )
             for _ in range(config["encoder_layers"])
         )
         self.layernorm_embedding = nn.LayerNorm(width)
@@ -364,7 +380,8 @@ class Florence(nn.Module):
     def __init__(self, dims: FlorenceDims) -> None:
         super().__init__()
         channels = dims.vision["dim_embed"][-1]
-        positions = (dims.vision.get("image_pos_embed") or {}).get("max_pos_embeddings", 50)
+        # Unsaid in the original spelling; the transformers library's default is 50.
+        positions = (dims.vision.get("image_pos_embed") or {}).get("max_pos_embeddings", 1000)
         frames = (dims.vision.get("visual_temporal_embedding") or {}).get("max_temporal_embeddings", 100)
         self.image_projection = nn.Parameter(torch.empty(channels, dims.width))
         nn.init.trunc_normal_(self.image_projection, std=0.02)

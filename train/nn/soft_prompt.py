@@ -116,13 +116,24 @@ class SoftPromptedTransformer(nn.Module):
         n_in = action_width + n_proprio + config.dim_time
         self.action_encoder = DomainLinear(config.num_domains, n_in, width)
         self.action_decoder = DomainLinear(config.num_domains, width, action_width)
-        self.soft_prompt_hub = nn.Embedding(config.num_domains, self.n_prompts * width)
-        nn.init.normal_(self.soft_prompt_hub.weight, std=0.02)
+        if self.n_prompts:
+            self.soft_prompt_hub = nn.Embedding(config.num_domains, self.n_prompts * width)
+            nn.init.normal_(self.soft_prompt_hub.weight, std=0.02)
         self.gradient_checkpointing = False
         self._baked_prompts: Tensor | None = None
 
     def bake(self, domain: int) -> None:
-        self._baked_prompts = self.soft_prompt_hub.weight[domain].detach().view(1, self.n_prompts, -1).clone()
+        if self.n_prompts:
+            row = self.soft_prompt_hub.weight[domain].detach()
+            self._baked_prompts = row.view(1, self.n_prompts, -1).clone()
+
+    def prompts(self, domain: Tensor) -> list[Tensor]:
+        """(B, prompts, width) of domain ids (B,); none where the network has no prompts."""
+        if self._baked_prompts is not None:
+            return [self._baked_prompts.expand(domain.shape[0], -1, -1)]
+        if not self.n_prompts:
+            return []
+        return [self.soft_prompt_hub(domain).view(domain.shape[0], self.n_prompts, -1)]
 
     def condition(self, vlm: Tensor, aux: Tensor, domain: Tensor, horizon: int) -> Tensor:
         """Encoder output and the other views' tokens -> what every step attends to, positions added."""
@@ -150,11 +161,7 @@ class SoftPromptedTransformer(nn.Module):
             + proprio
             + self.pos_emb[:, :horizon]
         )
-        prompts = self._baked_prompts
-        if prompts is None:
-            prompts = self.soft_prompt_hub(domain).view(domain.shape[0], self.n_prompts, -1)
-        prompts = prompts.expand(x.shape[0], -1, -1)
-        h = torch.cat([actions, tokens.to(actions.dtype), prompts], dim=1)
+        h = torch.cat([actions, tokens.to(actions.dtype), *self.prompts(domain)], dim=1)
         for block in self.blocks:
             h = recompute.call(self, block, h)
         return self.action_decoder(self.norm(h[:, :horizon]), domain)
@@ -163,4 +170,5 @@ class SoftPromptedTransformer(nn.Module):
         half = self.dim_time // 2
         index = torch.arange(half, dtype=torch.float32, device=tau.device)
         angle = tau.to(torch.float32)[:, None] * torch.exp(index * (-math.log(100.0) / half))
-        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+        # An odd width ends in a zero.
+        return F.pad(torch.cat([angle.cos(), angle.sin()], dim=-1), (0, self.dim_time % 2))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
@@ -172,12 +173,17 @@ class XVla(Policy):
 
     def view(self, feature: str, frames: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> a view as the vision tower takes it, by the steps that the pipeline lists."""
-        x = frames.float().permute(0, 3, 1, 2) / 255
+        x, is_scaled = frames.float().permute(0, 3, 1, 2) / 255, False
         for step in self.processors.pre:
+            keys = step.config.get("image_keys")
+            if keys is not None and feature not in keys:
+                continue
             if step.name == "xvla_imagenet_normalize":
                 x = (x - self._mean) / self._std
             elif step.name == "xvla_image_scale":
-                x = x * 255
+                x, is_scaled = x * 255, True
+            elif step.name == "xvla_image_to_float" and is_scaled:
+                x, is_scaled = x / 255, False
             elif step.name == "normalizer_processor":
                 x = self.normalizers(feature, x)
         size = self.config.resize_imgs_with_padding
@@ -209,7 +215,7 @@ class XVla(Policy):
             "tokenizer": {
                 "file": "tokenizer/tokenizer.json",
                 "n_tokens": int(settings.get("max_length", self.config.tokenizer_max_length)),
-                "padding": "max_length",
+                "padding": self._padding,
                 "padding_side": settings.get("padding_side", "right"),
                 "add_bos": True,
                 "pad_id": pad_id(self.tokenizer_folder()),
@@ -217,6 +223,11 @@ class XVla(Policy):
             },
             "default_task": None,
         }
+
+    @property
+    def _padding(self) -> str:
+        step = self.processors.step("tokenizer_processor")
+        return str((step.config if step is not None else {}).get("padding", self.config.pad_language_to))
 
     @property
     def tokenizer_name(self) -> str:
@@ -310,7 +321,7 @@ class XVla(Policy):
 
     def _inpainted(self, predicted: Tensor, committed: Tensor, weights: Tensor) -> Tensor:
         """Committed actions (B, T, real), robot units, take the place of the prediction by weight (B, T)."""
-        wanted = self.space.inverse_output(self.normalizers(ACTION, committed))
+        wanted = self.space.inverse_output(self.normalizers.command(ACTION, committed))
         real = predicted[..., : self.space.real]
         real = real + weights[..., None] * (wanted - real)
         return torch.cat([real, predicted[..., self.space.real :]], dim=-1)
@@ -336,7 +347,16 @@ class XVla(Policy):
         return self.config.chunk_size, self.space.width
 
     def bake(self) -> None:
-        """One domain's matrices and prompts in place of the tables of all domains."""
+        """One domain's matrices and prompts in place of the tables of all domains.
+
+        Raises:
+            CheckpointError: the text's length differs from prompt to prompt, and is seen by the network.
+        """
+        if self._padding != "max_length":
+            raise CheckpointError(
+                f"this X-VLA pads its text by '{self._padding}', so the length of a prompt changes what it does and no "
+                "graph of one size is it; train it with pad_language_to=max_length"
+            )
         for module in self.modules():
             if isinstance(module, DomainLinear | SoftPromptedTransformer):
                 module.bake(self.domain)
@@ -360,7 +380,7 @@ class XVla(Policy):
         state: tuple[TensorSpec, ...] = ()
         if config.use_proprio:
             state = (TensorSpec("state", "float32", (1, config.state_dim or 0), "state"),)
-        dtype = config.dtype
+        dtype = str(self.transformer.pos_emb.dtype).removeprefix("torch.")
         context = (
             TensorSpec("tokens", dtype, (1, self.n_context_tokens(), config.hidden_size)),
             TensorSpec("proprio", dtype, (1, 1, config.hidden_size)),
