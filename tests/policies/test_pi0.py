@@ -165,6 +165,10 @@ def test_bfloat16_keeps_its_islands(kind: str, make_vla: MakeVla) -> None:
         is_island = any(k in name for k in kept) or "paligemma_with_expert" not in name
         assert parameter.dtype == (torch.float32 if is_island else torch.bfloat16), name
     batch = random_batch(policy)
+    context = policy.encode(policy.inputs(batch))
+    assert [str(context[s.name].dtype) for s in policy.context_specs()] == [
+        f"torch.{s.dtype}" for s in policy.context_specs()
+    ]
     loss, _ = policy.train().loss(batch, policy.draw(batch))
     loss.backward()
     assert loss.dtype == torch.float32
@@ -210,6 +214,14 @@ def test_unknown_variant_and_dtype_are_refused(make_vla: MakeVla) -> None:
         make_vla("pi0", paligemma_variant="gemma_9b")
     with pytest.raises(CheckpointError, match="float16"):
         make_vla("pi0", dtype="float16")
+    with pytest.raises(CheckpointError, match="squares"):
+        make_vla("pi0", image_resolution=(64, 32))
+
+
+def test_a_backbone_config_that_leaves_out_a_size_is_named() -> None:
+    text = {k: v for k, v in VARIANTS["gemma_2b"].items() if k != "num_hidden_layers"}
+    with pytest.raises(CheckpointError, match="num_hidden_layers"):
+        PiDims.of(SIGLIP, text, VARIANTS["gemma_300m"], adaptive=False)
 
 
 # -- relative actions -------------------------------------------------------------------------------------

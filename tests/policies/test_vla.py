@@ -18,6 +18,7 @@ from vla_kit import MakeVla, chunk_of, no_guidance, prompt_of, random_batch
 from edgevla.errors import CheckpointError
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.nn import flow
+from edgevla.train.nn.normalize import Normalizer
 from edgevla.train.policies.vla import FlowVla
 
 KINDS = ["smolvla", "pi0", "pi05"]
@@ -159,6 +160,23 @@ def test_decode_is_undone_by_to_network(policy: FlowVla) -> None:
     x[..., policy.config.action_dim :] = 0
     back = policy.to_network(policy.decode(x, {}), None)
     torch.testing.assert_close(back, x, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_joint_that_never_moved_does_not_spoil_guidance(policy: FlowVla) -> None:
+    """Its command differs from the only value it had by a limit or a rounding, which has no measure there."""
+    dim, stats = 1, {k: np.ones(policy.config.action_dim, np.float32) for k in ("mean", "std", "q01", "q99")}
+    stats["q01"], stats["std"] = stats["q01"] - 2, stats["std"].copy()
+    stats["std"][dim], stats["q01"][dim] = 0, 1
+    mode = policy.normalizers.forwards["action"].mode
+    moved = Normalizer(mode, stats, 1e-8, feature="action", is_image=False)  # type: ignore[arg-type]
+    policy.normalizers.forwards["action"] = moved
+    command = torch.ones(2, policy.config.chunk_size, policy.config.action_dim)
+    command[..., dim] += 0.01
+    wanted = policy.to_network(command, None, is_command=True)
+    assert wanted.abs().max() <= 1
+    taught = policy.to_network(torch.ones_like(command), None)
+    torch.testing.assert_close(wanted[..., dim], taught[..., dim])
 
 
 def test_draws_follow_the_generator_and_the_time_law(policy: FlowVla) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
+from edgevla.types import ACTION
 
 from ..policies.config import Features, PolicyConfig
 from ..processors import Processors, Stats, Step, unflatten_stats
@@ -29,6 +30,8 @@ class Normalizer(nn.Module):
 
     a: Tensor | None
     b: Tensor | None
+    fixed: Tensor | None
+    """Dimensions without a range; None: all have one."""
 
     def __init__(
         self, mode: str, stats: dict[str, np.ndarray] | None, eps: float, *, feature: str, is_image: bool
@@ -53,6 +56,10 @@ class Normalizer(nn.Module):
         # Not persistent: LeRobot keeps statistics in the pipeline files, not among the weights.
         self.register_buffer("a", a, persistent=False)
         self.register_buffer("b", b, persistent=False)
+        fixed = None
+        if a is not None and b is not None:
+            fixed = b == 0 if self.mode == "MEAN_STD" else a == b
+        self.register_buffer("fixed", fixed if fixed is not None and fixed.any() else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.a is None or self.b is None:
@@ -61,6 +68,14 @@ class Normalizer(nn.Module):
         if self.mode == "MEAN_STD":
             return (x - a) / (b + self.eps)
         return 2 * (x - a) / self._range(a, b) - 1
+
+    def command(self, x: Tensor) -> Tensor:
+        """As forward, but a dimension that never moved in training has the value it had there: what a robot was given
+        differs from it by a rounding or a limit, which eps would make a million times larger."""
+        y = self.forward(x)
+        if self.fixed is None:
+            return y
+        return torch.where(self.fixed, torch.full_like(y, 0.0 if self.mode == "MEAN_STD" else -1.0), y)
 
     def inverse(self, y: Tensor) -> Tensor:
         if self.a is None or self.b is None:
@@ -86,35 +101,39 @@ def normalizer(
 class Normalizers(nn.Module):
     """The normaliser of every feature of a policy, by feature name: `forward` in, `inverse` out.
 
-    A feature that the pipeline's own list does not name passes unchanged, as in LeRobot. The inverse takes the
-    statistics of the post-processor, which may differ from the pre-processor's.
+    An observation that the pipeline's own lists do not name passes unchanged, as in LeRobot; the action needs no
+    naming. The inverse takes the statistics of the post-processor, which may differ from the pre-processor's.
     """
 
     def __init__(self, config: PolicyConfig, processors: Processors) -> None:
         super().__init__()
         pre, post = processors.step("normalizer_processor"), processors.post_step("unnormalizer_processor")
         features = {**config.input_features, **config.output_features}
-        self.forwards = _of_step(pre, features, config, processors)
-        self.inverses = _of_step(post, config.output_features, config, processors)
+        self.forwards = _of_step(pre, features, config)
+        self.inverses = _of_step(post, config.output_features, config)
 
     def forward(self, feature: str, x: Tensor) -> Tensor:
         return self.forwards[_module_name(feature)](x)
+
+    def command(self, feature: str, x: Tensor) -> Tensor:
+        normalizer: Normalizer = self.forwards[_module_name(feature)]  # type: ignore[assignment]
+        return normalizer.command(x)
 
     def inverse(self, feature: str, y: Tensor) -> Tensor:
         inverse: Normalizer = self.inverses[_module_name(feature)]  # type: ignore[assignment]
         return inverse.inverse(y)
 
 
-def _of_step(
-    step: Step | None, features: Features, config: PolicyConfig, processors: Processors
-) -> nn.ModuleDict:
+def _of_step(step: Step | None, features: Features, config: PolicyConfig) -> nn.ModuleDict:
     modules = nn.ModuleDict()
     settings = step.config if step is not None else {}
     listed = settings.get("features") or {k: {"type": f.type} for k, f in features.items()}
+    chosen = settings.get("normalize_observation_keys")
     norm_map = settings.get("norm_map") or config.normalization_mapping
-    stats = unflatten_stats(step.state) if step is not None and step.state else processors.stats
+    stats = unflatten_stats(step.state) if step is not None and step.state else {}
     for name in features:
-        kind = str(listed[name]["type"]) if name in listed else "IDENTITY"
+        is_named = name in listed and (chosen is None or name in chosen)
+        kind = "ACTION" if name == ACTION else str(listed[name]["type"]) if is_named else "IDENTITY"
         modules[_module_name(name)] = normalizer(
             name, kind, norm_map, stats, float(settings.get("eps", 1e-8))
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgevla.errors import CheckpointError
 
 from . import recompute
+from .transformer import check_said
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class VisionDims:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VisionDims:
+        sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
+        check_said(config, *sizes, "patch_size", "image_size")
         return cls(
             width=config["hidden_size"],
             depth=config["num_hidden_layers"],

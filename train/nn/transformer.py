@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgevla.errors import CheckpointError
+
 from . import recompute
 
 Rope = tuple[Tensor, Tensor]
@@ -50,7 +52,12 @@ class TransformerDims:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], **changes: Any) -> TransformerDims:
-        """From a Hugging Face text config (`gemma`, `llama`, `qwen3`); `changes` win."""
+        """From a Hugging Face text config (`gemma`, `llama`, `qwen3`); `changes` win.
+
+        Raises:
+            CheckpointError: a size that the config does not say.
+        """
+        check_said(config, "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
         family = config.get("model_type", "")
         heads = config["num_attention_heads"]
         rope = config.get("rope_parameters") or {}
@@ -68,6 +75,15 @@ class TransformerDims:
             qk_norm=family.startswith("qwen3"),
         )
         return replace(dims, **changes)
+
+
+def check_said(config: Mapping[str, Any], *names: str) -> None:
+    """Raises CheckpointError for a size that a Hugging Face config leaves to its library."""
+    missing = [name for name in names if config.get(name) is None]
+    if missing:
+        raise CheckpointError(
+            f"a backbone's config.json (model_type '{config.get('model_type', '')}') does not say {', '.join(missing)}"
+        )
 
 
 def project(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -100,6 +100,10 @@ class PiConfig(VlaConfig):
         self.input_features.setdefault(STATE, PolicyFeature("STATE", (self.max_state_dim,)))
         self.output_features.setdefault(ACTION, PolicyFeature("ACTION", (self.max_action_dim,)))
         super().validate()
+        if len(set(self.image_resolution)) != 1:
+            raise CheckpointError(
+                f"{self.type}: image_resolution is {list(self.image_resolution)}; PaliGemma sees squares only"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise CheckpointError(f"{self.type}: dtype is '{self.dtype}'; expected float32 or bfloat16")
         for name in ("paligemma_variant", "action_expert_variant"):
@@ -230,6 +234,7 @@ class PiPolicy(FlowVla):
         expert_config = sub_config(processors, "expert_config", expert_folder)
         text = merged(VARIANTS[config.paligemma_variant], (vlm or {}).get("text_config"))
         vision = merged(SIGLIP, (vlm or {}).get("vision_config"))
+        vision["image_size"] = config.image_resolution[0]
         expert = merged(VARIANTS[config.action_expert_variant], expert_config)
         root = "paligemma_with_expert."
         if shapes is not None and vlm is None:

@@ -161,7 +161,7 @@ class FlowVla(Policy):
     ) -> Tensor:
         v = self.predict(context, x, tau, extras)
         if "rtc:weights" in extras:
-            committed = self.to_network(extras["rtc:committed"], context.get("raw_state"))
+            committed = self.to_network(extras["rtc:committed"], context.get("raw_state"), is_command=True)
             v = flow.guide(x, v, tau, committed, extras["rtc:weights"], extras["rtc:max_guidance"])
         return flow.euler(x, v, tau, tau_next)
 
@@ -170,13 +170,17 @@ class FlowVla(Policy):
         actions = self.normalizers.inverse(ACTION, actions)
         return actions + self.relative_offset(extras["state"]) if self.is_relative else actions
 
-    def to_network(self, actions: Tensor, state: Tensor | None) -> Tensor:
-        """Robot units (B, T, A) -> normalised and padded (B, T, W): the inverse of `decode`. state: raw (B, S)."""
+    def to_network(self, actions: Tensor, state: Tensor | None, *, is_command: bool = False) -> Tensor:
+        """Robot units (B, T, A) -> normalised and padded (B, T, W): the inverse of `decode`. state: raw (B, S).
+
+        is_command: what the robot was given, not what it was taught (`Normalizer.command`).
+        """
         if self.is_relative:
             if state is None:
                 raise CheckpointError(f"{self.policy_type} with relative actions needs '{STATE}'")
             actions = actions - self.relative_offset(state)
-        actions = self.adapt_actions(self.normalizers(ACTION, actions))
+        normalize = self.normalizers.command if is_command else self.normalizers
+        actions = self.adapt_actions(normalize(ACTION, actions))
         return pad_last(actions, self.config.max_action_dim)
 
     def relative_offset(self, state: Tensor) -> Tensor:
@@ -241,8 +245,9 @@ class FlowVla(Policy):
     def context_specs(self) -> tuple[TensorSpec, ...]:
         dims, config = self.language.dims, self.config
         n = self.prefix_tokens(self.live_cameras, self.n_prompt_tokens)
+        dtype = str(self.language.dtype).removeprefix("torch.")
         specs = [
-            TensorSpec("kv", "float32", (dims.depth, 2, 1, dims.kv_heads, n, dims.head_dim)),
+            TensorSpec("kv", dtype, (dims.depth, 2, 1, dims.kv_heads, n, dims.head_dim)),
             TensorSpec("prefix_mask", "bool", (1, n)),
         ]
         if self.is_relative:
