@@ -83,7 +83,7 @@ class Processors:
         """Reads both pipelines; missing files give empty pipelines (checkpoints before LeRobot 0.4).
 
         Raises:
-            CheckpointError: unreadable JSON, or a state file that the JSON names and the folder lacks.
+            CheckpointError: unreadable JSON, or a state file that is damaged or missing.
         """
         return cls(_read(folder, PRE), _read(folder, POST), folder)
 
@@ -137,6 +137,7 @@ def flatten_stats(stats: Stats) -> dict[str, np.ndarray]:
 
 
 def _read(folder: Path, name: str) -> list[Step]:
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     path = folder / f"{name}.json"
@@ -144,18 +145,24 @@ def _read(folder: Path, name: str) -> list[Step]:
         return []
     try:
         data = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the checkpoint again") from error
+        entries = data.get("steps", [])
+        if not all(isinstance(e.get("config") or {}, dict) for e in entries):
+            raise TypeError("a step's config is no object")
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        raise CheckpointError(f"{path} is no pipeline ({error}); fetch the checkpoint again") from error
     steps = []
-    for entry in data.get("steps", []):
+    for entry in entries:
         state = None
         if entry.get("state_file"):
-            state_path = folder / entry["state_file"]
+            state_path = folder / str(entry["state_file"])
             if not state_path.is_file():
                 raise CheckpointError(
                     f"{path} names {entry['state_file']}, which {folder} lacks; fetch it again"
                 )
-            state = load_file(state_path)
+            try:
+                state = load_file(state_path)
+            except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{state_path} is damaged ({error}); fetch it again") from error
         is_class = "registry_name" not in entry
         steps.append(
             Step(

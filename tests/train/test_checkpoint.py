@@ -173,9 +173,54 @@ def test_normalisation_among_the_weights_is_read_as_before_lerobot_04(tmp_path):
     assert (again / "policy_preprocessor.json").is_file()
     assert torch.equal(act(load_policy(again)), act(policy))
 
-    weights["normalize_inputs.buffer_observation_velocity.mean"] = torch.zeros(3)
+    # SmolVLA's base keeps statistics per robot, which match no feature; others were never set.
+    weights["normalize_inputs.so100_buffer_observation_state.mean"] = torch.zeros(3)
     save_file(weights, str(folder / "model.safetensors"))
-    with pytest.raises(CheckpointError, match="observation_velocity"):
+    with pytest.warns(UserWarning, match="'so100_buffer_observation_state' is no feature"):
+        assert torch.equal(act(load_policy(folder)), act(policy))
+    del weights["normalize_inputs.so100_buffer_observation_state.mean"]
+    for stat in ("mean", "std"):
+        weights[f"normalize_inputs.buffer_observation_state.{stat}"] = torch.full((3,), torch.inf)
+    save_file(weights, str(folder / "model.safetensors"))
+    with pytest.warns(UserWarning, match=r"'observation\.state' was never given any"):
+        unset = load_policy(folder)
+    assert torch.equal(unset.normalizers("observation.state", torch.ones(1, 3)), torch.ones(1, 3))
+
+
+def test_what_is_normalised_is_what_the_pipelines_lists_say(tmp_path):
+    """As LeRobot: the action always, observations that `features` and `normalize_observation_keys` name."""
+    folder = save_policy(fresh(normalization_mapping={"ENV": "MEAN_STD"}), tmp_path / "policy")
+    path = folder / "policy_preprocessor.json"
+    data = json.loads(path.read_text())
+    settings = data["steps"][3]["config"]
+    del settings["features"]["action"]
+    del settings["features"]["observation.images.front"]
+    settings["normalize_observation_keys"] = ["observation.images.front"]
+    path.write_text(json.dumps(data))
+    normalizers = load_policy(folder).normalizers
+    ones = torch.ones(1, 3)
+    torch.testing.assert_close(normalizers("action", ones), torch.tensor([[0.125, -0.5, 8.0]]))
+    assert torch.equal(normalizers("observation.state", ones), ones)
+    assert torch.equal(normalizers("observation.images.front", ones), ones)
+    assert (
+        "normalize_observation_keys"
+        in (save_policy(load_policy(folder), tmp_path / "b") / path.name).read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"steps": [3]}', '{"steps": [{"config": [1]}]}', '{"steps": 4}', "{"]
+)
+def test_a_damaged_pipeline_is_refused_in_a_sentence(tmp_path, text):
+    folder = save_policy(fresh(), tmp_path / "policy")
+    state = folder / "policy_preprocessor_step_3_normalizer_processor.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:50])
+    with pytest.raises(CheckpointError, match=f"{state.name} is damaged"):
+        load_policy(folder)
+    state.write_bytes(whole)
+    (folder / "policy_preprocessor.json").write_text(text)
+    with pytest.raises(CheckpointError, match="is no pipeline"):
         load_policy(folder)
 
 
