@@ -3,6 +3,7 @@
     edgevla emulate so101 --link /tmp/so101              one arm, one port
     edgevla emulate aloha --link /tmp/aloha/             one link per bus in that folder
     edgevla emulate so101 --faults faults.jsonl          {"at_s": 5, "kind": "drop", "probability": 0.01}
+    edgevla emulate so101 --faults -                     typed: mute 4, stuck gripper, clear, or JSON as above
 
 A link is a serial port: give it to `--port`, to a vendor's SDK, or to any other program. Faults: drop corrupt truncate
 delay duplicate noise wrong_id echo latency unplug replug mute overload overheat voltage brownout stuck jump
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE", help="write every frame as a JSON line")
     parser.add_argument(
-        "--faults", metavar="FILE", help='script of faults: JSON lines with "at_s" and what a fault has'
+        "--faults",
+        metavar="FILE",
+        help='script of faults: JSON lines with "at_s" and what a fault has; `-`: as they are typed',
     )
     parser.add_argument("--session", help="deployment whose sockets carry world and faults (16 hex digits)")
     parser.add_argument("--world", metavar="TASK", help="simulated world to publish: rest or conveyor")

@@ -35,7 +35,8 @@ class Fault:
     """One fault. target: servo id, motor name, bus name, or None for all.
 
     probability: per answer; count: how many answers are hit at most (None: no limit); amount: milliseconds of
-    a delay, ticks of a jump, degrees of heat, volts, position of a hand, depending on the kind.
+    a delay, ticks of a jump, position of a hand, degC that an overheated servo has and volts of its supply (0: it only
+    reports the error), depending on the kind.
     """
 
     kind: str

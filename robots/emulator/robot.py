@@ -250,7 +250,11 @@ class EmulatedRobot:
 
     def _hurt(self, servo: Servo, fault: Fault, now_ns: int) -> None:
         bits = {"overload": feetech.OVERLOAD, "overheat": feetech.OVERHEAT, "voltage": feetech.VOLTAGE}
-        if fault.kind in bits:
+        if fault.kind == "overheat" and fault.amount:
+            servo.axis.temperature_c = fault.amount
+        elif fault.kind == "voltage" and fault.amount:
+            servo.supply_v = fault.amount
+        elif fault.kind in bits:
             servo.extra_error |= bits[fault.kind]
         elif fault.kind == "mute":
             servo.is_mute = True
@@ -276,3 +280,4 @@ class EmulatedRobot:
         self.faults.clear()
         for servo in self.servos.values():
             servo.extra_error, servo.is_mute, servo.axis.is_stuck = 0, False, False
+            servo.supply_v = SUPPLY_V["feetech" if isinstance(servo, FeetechServo) else "dynamixel"]

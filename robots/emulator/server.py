@@ -1,7 +1,7 @@
 """Emulated servos behind pseudo-terminals, in a process of its own: what `deploy --sim` starts, and `edgevla emulate`.
 
 One thread: it sleeps until a host writes, an answer is due, or the world is to be published, and answers at absolute
-times. Faults come in over ZeroMQ (`fault`), from a script file, or from lines on standard input.
+times. Faults come in over ZeroMQ (`fault`), from a script file, or as lines on standard input.
 """
 
 from __future__ import annotations
@@ -196,6 +196,39 @@ class Script:
         return self._steps[0][0] if self._steps else now_ns + NS_PER_S
 
 
+class Typed:
+    """Faults as lines on standard input, applied at once: `mute 4`, `clear`, or the JSON of a script."""
+
+    def __init__(self, apply: Callable[[dict[str, Any]], str], out: TextIO) -> None:
+        self._apply, self._out = apply, out
+        self._read, self._has_ended = b"", False
+
+    def turn(self, now_ns: int) -> int:
+        while not self._has_ended and select.select([0], [], [], 0)[0]:
+            more = os.read(0, 4096)
+            self._has_ended = not more
+            self._read += more
+        *lines, self._read = self._read.split(b"\n")
+        for line in lines:
+            if text := line.decode(errors="replace").strip():
+                print(self._obey(text), file=self._out, flush=True)
+        return now_ns + NS_PER_S // 20
+
+    def _obey(self, text: str) -> str:
+        """What became of it, in words."""
+        if not text.startswith("{"):
+            kind, _, target = text.partition(" ")
+            return self._apply({"kind": kind, "target": _target(target)}) or text
+        try:
+            return self._apply(json.loads(text)) or text
+        except (ValueError, TypeError) as error:
+            return f"{text}: {error}"
+
+
+def _target(text: str) -> str | int | None:
+    return int(text) if text.isdigit() else text or None
+
+
 def step_at_leisure(robot: EmulatedRobot, now_ns: int) -> int:
     """Lets an arm move on while nobody asks; returns when to call again."""
     robot.step(now_ns)
@@ -215,8 +248,8 @@ class OrphanWatch:
         return now_ns + NS_PER_S // 2
 
 
-def make_server(args: argparse.Namespace) -> tuple[Server, Callable[[], None]]:
-    """The server as the options say, and what closes its sockets."""
+def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable[[], None]]:
+    """The server as the options say, and what closes its sockets. out: where typed faults are answered."""
     profile = load_profile(args.robot)
     clock = MonotonicClock()
     world = None
@@ -253,14 +286,16 @@ def make_server(args: argparse.Namespace) -> tuple[Server, Callable[[], None]]:
         close = link.close
     else:
         server.on_turn.append(lambda now: step_at_leisure(robot, now))
-    if args.faults:
+    if args.faults == "-":
+        server.on_turn.append(Typed(apply, out).turn)
+    elif args.faults:
         server.on_turn.append(Script(Path(args.faults), apply, clock.now_ns()).turn)
     return server, close
 
 
 def serve(args: argparse.Namespace, out: TextIO) -> int:
     """Runs until SIGINT, SIGTERM or SIGHUP; prints one line per bus first."""
-    server, close = make_server(args)
+    server, close = make_server(args, out)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: setattr(server, "must_end", True))
     ask_for_real_time()  # servos do not wait for a busy machine; where it is not permitted, they may

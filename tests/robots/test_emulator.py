@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +132,34 @@ def test_unplugged_is_an_error_and_the_same_link_works_again_after_replugging(st
     emulator.stop()
     notes = [e["fault"]["kind"] for e in read_trace(tmp_path / "trace") if e["dir"] == "note"]
     assert notes == ["unplug", "replug"]
+
+
+def test_faults_may_be_typed(tmp_path):
+    args = [sys.executable, "-m", "edgevla.robots.emulator.server", "so101", "--untimed", "--faults", "-"]
+    emulator = subprocess.Popen(
+        [*args, "--link", str(tmp_path / "arm")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert "so101 arm:" in emulator.stdout.readline()
+        bus = FeetechBus(SerialPort.open(str(tmp_path / "arm"), 1_000_000), {3: "elbow_flex, STS3215"})
+        assert bus.ping(3)
+
+        def typed(text):
+            emulator.stdin.write(text + "\n")
+            emulator.stdin.flush()
+            return emulator.stdout.readline().strip()
+
+        assert typed("mute 3") == "mute 3"
+        assert bus.ping(3) is None
+        assert typed('{"kind": "clear"}') == '{"kind": "clear"}'
+        assert bus.ping(3)
+        assert "unknown fault 'melt'" in typed("melt 3")
+        assert "no servo or bus '9'" in typed("mute 9")
+        assert "Expecting" in typed("{mute 3")
+        bus.close()
+    finally:
+        emulator.terminate()
+        emulator.communicate(timeout=20)
 
 
 def test_the_trace_tells_every_frame_and_what_it_means(start_emulator, tmp_path):
