@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,14 @@ def test_load_vlm_weights_starts_a_fresh_policy_from_the_named_backbone(
     assert not torch.equal(random.language.embed_tokens.weight, given.language.embed_tokens.weight)
     with pytest.raises(CheckpointError, match="'no such folder'"):
         SmolVla.build(dataclasses.replace(config, vlm_model_name="no such folder"), given.processors)
+
+
+def test_a_backbone_that_does_not_say_its_fold_has_its_librarys(
+    make_vla: MakeVla, backbones: dict[str, Path], tmp_path: Path
+) -> None:
+    given = make_vla("smolvla")
+    data = json.loads((backbones["smolvla"] / "config.json").read_text())
+    del data["scale_factor"]
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    config = dataclasses.replace(given.config, vlm_model_name=str(tmp_path))
+    assert SmolVla.build(config, given.processors).dims.shuffle == 2

@@ -244,7 +244,8 @@ class SmolVla(FlowVla):
     ) -> SmolVla:
         """backbone: a folder whose config.json describes the VLM, for checkpoints that have none of their own."""
         found = sub_config(processors, "vlm_config", backbone)
-        vlm = {"scale_factor": PUBLISHED["scale_factor"], **(found or {})}
+        # A file leaves out what its library takes by default: a factor of 2.
+        vlm: dict[str, Any] = dict(PUBLISHED) if found is None else {"scale_factor": 2, **found}
         for part in ("text_config", "vision_config"):
             vlm[part] = merged(PUBLISHED[part], (found or {}).get(part))
         if found is None and shapes is not None:
