@@ -409,7 +409,7 @@ def test_load_heats_the_servo_and_pulls_the_supply_down(bench):
         made.tick(goal)
         volts.append({s.name: s.voltage_v for s in made.robot.health()}["shoulder_pan"])
     assert made.servo("elbow_flex").axis.temperature_c > before + 0.5
-    assert min(volts) < 7.3
+    assert min(volts) < 7.35
     assert {s.name: s for s in made.robot.health()}["elbow_flex"].load_percent > 50
 
 
