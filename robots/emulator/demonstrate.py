@@ -19,8 +19,8 @@ import numpy as np
 from edgevla.clock import NS_PER_S
 from edgevla.errors import EdgeVLAError
 
-from .expert import NOISE_RAD, STEP_S, Expert, start_posture
-from .kinematics import inverse, radians, robot_units
+from .expert import NOISE_RAD, OPEN_PERCENT, STEP_S, Expert, start_posture
+from .kinematics import gripper_rad, inverse, radians, robot_units
 from .lockstep import LockstepArm
 from .scene import Scene
 from .world import BELT_X_M, HOVER_M, TASKS, Task, World, place, velocity
@@ -30,6 +30,8 @@ N_STEPS = {"rest": 55, "conveyor": 130}
 HEAD_START_S = 0.3
 """A demonstration on the belt begins up to so much later than an episode, so that its end is shown as well."""
 FPS = round(1 / STEP_S)
+HOME_PERCENT = 10.0
+"""Of the jaws in the SO101 profile's home pose."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,26 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
 
 
 def first_posture(task: Task, seed: int, episode: int) -> np.ndarray:
-    """Where an episode begins (6,): near the ready posture, above some other place, or (one in eight) on the way
-    from the profile's home pose, where a deployment finds the arm."""
+    """Where an episode begins (6,): near the ready posture, above some other place with open jaws as the last episode
+    left it, or (one in eight) on the way from the profile's home pose, where a deployment finds the arm.
+
+    The jaws matter: were they always half closed at first, a policy would read from them how far an episode is, and
+    stay where it is when it finds them open.
+    """
     rng = np.random.default_rng([seed, episode, 7])
     posture = start_posture(rng)
     kind = rng.random()
     if kind < 0.5:
         elsewhere = place("rest", seed + 1_000_003, episode)
         if task == "conveyor":  # where the last cube went: far from where the next one comes
-            elsewhere = np.array([rng.uniform(*BELT_X_M), rng.uniform(-0.15, 0.22), 0.0])
+            elsewhere = np.array([rng.uniform(*BELT_X_M), rng.uniform(0.0, 0.22), 0.0])
         elsewhere[2] = HOVER_M + rng.uniform(0.0, 0.06)
         posture[:5] = inverse(elsewhere)[:5]
+        posture[5] = gripper_rad(np.array(OPEN_PERCENT))
     elif kind < 0.625:
-        posture[1:4] *= rng.uniform(0.0, 1.0)
+        share = rng.uniform(0.0, 1.0)
+        posture[1:4] *= share
+        posture[5] += (1 - share) * (gripper_rad(np.array(HOME_PERCENT)) - posture[5])
     return posture
 
 

@@ -18,11 +18,11 @@ from edgevla.demo.table import closing_words
 from edgevla.errors import EdgeVLAError
 from edgevla.robots.emulator import kinematics
 from edgevla.robots.emulator.closed_loop import ClosedLoop
-from edgevla.robots.emulator.demonstrate import Plan, demonstrate
+from edgevla.robots.emulator.demonstrate import Plan, demonstrate, first_posture
 from edgevla.robots.emulator.expert import Expert
 from edgevla.robots.emulator.scene import Scene
 from edgevla.robots.emulator.trials import wilson
-from edgevla.robots.emulator.world import EPISODE_S, World, place, velocity
+from edgevla.robots.emulator.world import EPISODE_S, TASKS, World, above, place, velocity
 
 
 def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
@@ -89,6 +89,17 @@ def follow(execution, delay_steps, misaligned=False, n=2):
         loop.run(EPISODE_S["conveyor"])
         verdicts.append(world.judge.verdict())
     return verdicts
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_demonstrations_begin_where_an_episode_or_a_deployment_leaves_the_arm(task):
+    """With the jaws of that moment: a policy that never saw open jaws far from the cube does not come back to it."""
+    starts = np.array([first_posture(task, 0, episode) for episode in range(200)])
+    jaws, tool = kinematics.gripper_percent(starts[:, 5]), kinematics.forward(starts)
+    is_far = np.linalg.norm(tool - above(np.array([place(task, 0, e) for e in range(200)])), axis=-1) > 0.15
+    assert (jaws[is_far] > 55).mean() > 0.3, "as the last episode ends"
+    assert (jaws < 20).sum() > 5, "as the home pose has them"
+    assert ((jaws > 20) & (jaws < 40)).mean() > 0.3
 
 
 def test_at_200_ms_only_an_aligned_executor_follows_the_belt():
