@@ -21,7 +21,7 @@ from . import handshake
 from .bus import dynamixel
 from .bus.port import Port, set_latency_timer
 from .bus.reads import BlockRead, finish
-from .bus.servo_bus import DynamixelBus, ServoBus
+from .bus.servo_bus import DynamixelBus, ServoBus, cable_hint
 from .calibration import Calibration, adopted
 from .profile import Bus, Profile
 from .rescue import Rescue, goal_ids
@@ -134,6 +134,7 @@ class Robot:
         n = len(profile.joints)
         self._ticks = np.zeros(n, np.int64)
         self._observed_ns = np.zeros(n, np.int64)
+        self._asked_ns = np.zeros(n, np.int64)
         self._jumps = np.zeros(n, np.int64)
         self._n_invalid = 0
         self._gone: set[str] = set()
@@ -232,7 +233,7 @@ class Robot:
         now_ns = self.clock.now_ns()
         n_stale = 0
         for line, read in zip(self._lines, reads, strict=True):
-            n_stale += self._take(line, read, now_ns)
+            n_stale += self._take(line, read, begun_ns, now_ns)
         self._read_health(deadline_ns)
         self._reading = self._make_reading(now_ns, begun_ns, n_stale)
         self._gone |= {line.bus.name for line, read in zip(self._lines, reads, strict=True) if read.failure}
@@ -253,7 +254,7 @@ class Robot:
             prefix = line.line.goal_frame({i: int(ticks[line.joint_of[i]]) for i in line.ids})
         return line.line.begin(line.line.tick_block, line.ids, deadline_ns, prefix)
 
-    def _take(self, line: _Line, read: BlockRead, now_ns: int) -> int:
+    def _take(self, line: _Line, read: BlockRead, begun_ns: int, now_ns: int) -> int:
         """Takes the values that came; returns how many joints of this bus got none."""
         n_stale = 0
         for servo_id in line.ids:
@@ -263,6 +264,7 @@ class Robot:
                 if self._is_plausible(line, line.joint_of[servo_id], values["present_position"], now_ns):
                     k = line.joint_of[servo_id]
                     self._ticks[k], self._observed_ns[k] = values["present_position"], now_ns
+                    self._asked_ns[k] = begun_ns
                     self._take_tick(line, servo_id, values)
                     continue
                 self._n_invalid += 1
@@ -276,7 +278,7 @@ class Robot:
             return False  # Dynamixel in extended position mode may count on
         if not self._observed_ns[k]:
             return True
-        reach = FASTEST_TICKS_S * (now_ns - self._observed_ns[k]) / 1e9 * 2 + JUMP_FLOOR_TICKS
+        reach = FASTEST_TICKS_S * (now_ns - self._asked_ns[k]) / 1e9 * 2 + JUMP_FLOOR_TICKS
         is_jump = abs(tick - self._ticks[k]) > reach
         self._jumps[k] = self._jumps[k] + 1 if is_jump else 0
         return self._jumps[k] != 1
@@ -296,6 +298,29 @@ class Robot:
         now_ns = self.clock.now_ns()
         aged = self._make_reading(now_ns, now_ns, len(self._ticks))
         return Reading(aged.position, aged.position_age_us, self._reading.observed_ns, 0, aged.n_stale)
+
+    @property
+    def jumped(self) -> list[str]:
+        """Joints that have just been found, for the second time, where no servo could have got to."""
+        return [joint.name for joint, n in zip(self.profile.joints, self._jumps, strict=True) if n == 2]
+
+    def explain_silence(self, is_silent: np.ndarray) -> str:
+        """bool (D,) -> for each line with such joints, who does not answer, who does, and where to look."""
+        found = []
+        for each in self._lines:
+            line = each.line
+            silent = [i for i in each.ids if is_silent[each.joint_of[i]]]
+            if not silent:
+                continue
+            alive = [i for i in line.ids if i not in silent]
+            names = ", ".join(line.name_of(i) for i in silent)
+            where = (
+                cable_hint(line.ids, alive, line.motors)
+                if len(silent) < len(each.ids)
+                else "power and adapter"
+            )
+            found.append(f"{names} on {line.port.name} does not answer: check {where}")
+        return "; ".join(found)
 
     # ---- health ----
 

@@ -10,6 +10,7 @@ from edgevla.execution import execution_from, judge_latency
 from edgevla.execution.strategies import kind_of
 
 from .links import STOPPING
+from .rescue import unconfirmed
 from .rollout import plan_from
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Commands:
         """A pipe closed or a signal came: hold, park, end."""
         loop = self._loop
         loop.must_end = True
-        if not loop.is_torque_on:  # nothing to hold: an ordinary end
+        if not loop.is_held:  # an ordinary end
             loop.is_done = True
             return
         words = {
@@ -187,8 +188,6 @@ class Commands:
         except BusError:
             unreached = [joint.motor for joint in loop.profile.joints]
         if unreached:
-            loop.links.event(
-                "error", "torque_unconfirmed", f"torque could not be confirmed off on {', '.join(unreached)}"
-            )
+            loop.links.event("error", "torque_unconfirmed", unconfirmed(unreached))
         loop.ending, loop.is_torque_on, loop.is_done = None, False, True
         loop.set_mode("stopped", sentence)

@@ -62,6 +62,8 @@ class Ending:
         if self._stage == "released" and not self.is_done:
             if self._rule.release or self.kind == "release":
                 self.unreached = torque.set_torque(False)
+            elif self.kind == "rest":
+                torque.set_torque_limit(self._rule.park_torque)
             self.is_done = True
         return None
 

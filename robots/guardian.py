@@ -27,7 +27,7 @@ from edgevla.session import EMERGENCY_STOP, guardian_socket
 from .bus.port import SerialPort
 from .choose_ports import choose_ports
 from .profile import Profile, load_profile
-from .rescue import Rescue
+from .rescue import Rescue, unconfirmed
 
 RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
 STOPPING_LEASE_S = 2.0
@@ -138,10 +138,7 @@ class Guardian:
             is_released = self.wait(rule.park_ms)
         if rule.release or is_released:
             unreached = rescue.release()
-            say(
-                "torque is off"
-                + (f", but could not be confirmed on {', '.join(unreached)}" if unreached else "")
-            )
+            say(unconfirmed(unreached) if unreached else "torque is off")
         for sentence in rescue.lost.values():
             say(sentence)
 

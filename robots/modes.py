@@ -18,6 +18,7 @@ from .ending import Ending, Kind
 from .grip import GripRelief
 from .links import RELEASED, STOPPING, Links
 from .profile import Profile
+from .rescue import unconfirmed
 from .rollout import Plan
 from .safety import SafetyFilter, Watch, make_caps
 
@@ -35,6 +36,8 @@ class Modes:
         self.counters: Counter[str] = Counter()
         self.is_done, self.must_end, self.has_failed = False, False, False
         self.is_torque_on = False
+        self.is_left_parked = False
+        """Whether torque stays on, reduced, because the profile's escalation does not release."""
         self.period_ns = round(NS_PER_S / min(IDLE_HZ, profile.rates.servo_hz))
         self.plan: Plan | None = None
         self.executor: Executor | None = None
@@ -54,6 +57,11 @@ class Modes:
         self.remarks: list[tuple[str, str]] = []
         """(code, sentence): told with the first start, when there is somebody to hear."""
         self.t0_ns = 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody must still look after the arm: it has torque, and is not left parked."""
+        return self.is_torque_on and not self.is_left_parked
 
     @property
     def is_stopping(self) -> bool:
@@ -86,7 +94,7 @@ class Modes:
         if unreached:
             self.robot.set_torque(False)
             raise BusError(f"torque could not be switched on at {', '.join(unreached)}; the arm stays off")
-        self.is_torque_on = True
+        self.is_torque_on, self.is_left_parked = True, False
         self.filter.begin(self.robot.present_goal())
 
     def restart_grid(self) -> None:
@@ -112,7 +120,7 @@ class Modes:
         self.reason = reason
         if self.executor is not None:
             self.executor.reset()
-        if not self.is_torque_on:
+        if not self.is_held:
             self.set_mode("stopped", reason)
             self.is_done = self.must_end
             return
@@ -128,11 +136,15 @@ class Modes:
         assert self.ending is not None
         ending, self.ending = self.ending, None
         if ending.unreached:
-            names = ", ".join(ending.unreached)
-            self.links.event("error", "torque_unconfirmed", f"torque could not be confirmed off on {names}")
+            self.links.event("error", "torque_unconfirmed", unconfirmed(ending.unreached))
+        text = "torque is off on the others" if ending.unreached else "torque is off"
         if self.profile.escalation.release or ending.kind == "release":
             self.is_torque_on = False
-            self.links.event("info", "released", "torque is off")
+        else:
+            self.is_left_parked = True
+            share = self.profile.escalation.park_torque
+            text = f"torque stays on, at {share:.0%}: the profile does not release the arm; its power switch does"
+        self.links.event("info", "released", text)
         self.links.lease(RELEASED)
         self.is_done = self.must_end or self.has_failed
 
@@ -165,7 +177,8 @@ class Modes:
 
     def _make_watch(self) -> Watch:
         joints = self.profile.joints
-        return Watch(self.profile.limits, [j.name for j in joints], [j.is_gripper for j in joints])
+        names, grippers = [j.name for j in joints], [j.is_gripper for j in joints]
+        return Watch(self.profile.limits, names, grippers, self.robot.explain_silence)
 
     def _check_first_state(self) -> None:
         """Says so when the arm stands where training never was."""

@@ -165,7 +165,8 @@ class ControlLoop(Modes):
             self.is_torque_on,
             self.period_ns / 1000,
         )
-        findings = sorted([*self._watch_grip(goal), *findings], key=lambda finding: -finding.level)
+        findings = [*self._watch_jumps(), *self._watch_grip(goal), *findings]
+        findings.sort(key=lambda finding: -finding.level)
         for finding in findings:
             severity = {Level.WARN: "warning", Level.HOLD: "warning", Level.STOP: "stop", Level.FAIL: "stop"}
             self.tell_once(severity[finding.level], finding.code, finding.text)
@@ -173,6 +174,15 @@ class ControlLoop(Modes):
                 self.has_failed = True
                 self.stop("fault", finding.text)
         return findings
+
+    def _watch_jumps(self) -> list[Finding]:
+        if not self.is_torque_on or not (names := self.robot.jumped):
+            return []
+        text = (
+            f"{', '.join(names)} jumped within a tick, and stayed there: a horn or gear has slipped, or the servo has "
+            "restarted; look after it, then: edgevla calibrate --check"
+        )
+        return [Finding(Level.STOP, "jump", text)]
 
     def _watch_grip(self, goal: np.ndarray | None) -> list[Finding]:
         if goal is None or self.ending is not None or self.mode == "emergency":
@@ -269,7 +279,7 @@ class ControlLoop(Modes):
             "reason": self.reason,
         }
         self.links.publish("state", fields, reading.observed_ns)
-        self.links.lease(RELEASED if not self.is_torque_on else STOPPING if self.is_stopping else RUNNING)
+        self.links.lease(RELEASED if not self.is_held else STOPPING if self.is_stopping else RUNNING)
         if tick.deadline_ns >= self._due["heartbeat"]:
             self._due["heartbeat"] = tick.deadline_ns + HEARTBEAT_NS
             self.links.publish("heartbeat", self._heartbeat())

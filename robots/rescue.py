@@ -7,7 +7,7 @@ servo that reports overload has still received the instruction.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError
@@ -122,6 +122,10 @@ class Rescue:
     def close(self) -> None:
         for line in self.buses.values():
             line.close()
+
+
+def unconfirmed(motors: Sequence[str]) -> str:
+    return f"torque could not be confirmed off on {', '.join(motors)}: switch the arm's power off before you touch it"
 
 
 def torque_off(line: ServoBus) -> list[int]:

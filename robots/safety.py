@@ -6,7 +6,7 @@ what was measured and says whether to go on, hold, stop or give up. Neither move
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Protocol
@@ -199,8 +199,14 @@ class _Since:
 class Watch:
     """Judges what was measured, by the profile's limits. Acts before the servos' own shutdown does."""
 
-    def __init__(self, limits: Limits, joints: Sequence[str], is_gripper: Sequence[bool]) -> None:
-        self._limits, self._joints = limits, list(joints)
+    def __init__(
+        self,
+        limits: Limits,
+        joints: Sequence[str],
+        is_gripper: Sequence[bool],
+        explain_silence: Callable[[np.ndarray], str] = lambda _: "",
+    ) -> None:
+        self._limits, self._joints, self._explain_silence = limits, list(joints), explain_silence
         self._watches_following = ~np.asarray(is_gripper, bool)  # a gripper's error is its grip
         self._since = _Since()
         self._n_stale_ticks = np.zeros(len(self._joints), np.int64)
@@ -232,8 +238,8 @@ class Watch:
         who = ", ".join(name for name, old in zip(self._joints, is_old, strict=True) if old)
         bits = np.where(is_old, np.uint16(Reason.STALE), np.uint16(0)).astype(np.uint16)
         if age_us[worst] > limits.stale_fail_ms * 1000:
-            text = f"no position of {who} for {age_us[worst] / 1000:.0f} ms; the arm is held, parked and released"
-            return Finding(Level.FAIL, "state_lost", text, bits)
+            text = f"no position of {who} for {age_us[worst] / 1000:.0f} ms; {self._explain_silence(is_old)}"
+            return Finding(Level.FAIL, "state_lost", f"{text}. The arm is held, parked and released", bits)
         return Finding(
             Level.HOLD, "state_stale", f"the position of {who} is {age_us[worst] / 1000:.0f} ms old", bits
         )
@@ -302,6 +308,9 @@ class Watch:
                 f"servo {name} has switched its torque off (brown-out, overload or heat); it stays off until you "
                 f"start again",
             )
+        if "voltage" in servo.faults and volts is not None:
+            text = f"servo {name} reports its voltage: {volts:.1f} V; check the power supply"
+            return Finding(Level.WARN, "voltage_reported", text)
         if hot is not None and hot >= limits.temperature_warn_c:
             return Finding(Level.WARN, "warm", f"servo {name} has {hot:.0f} degC")
         return Finding(Level.GO)

@@ -1,6 +1,7 @@
 """The control loop on a virtual clock: real driver, real packets, emulated SO101. Exact, and faster than real time."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from edgevla.errors import UsageError
 from edgevla.robots.emulator.closed_loop import ClosedLoop
 from edgevla.robots.emulator.faults import Fault
-from edgevla.robots.links import STOPPING
+from edgevla.robots.links import RELEASED, STOPPING
 from edgevla.robots.profile import load_profile
 from edgevla.robots.safety import Reason
 
@@ -188,6 +189,39 @@ def test_when_nobody_is_left_the_arm_is_held_parked_and_released(signal):
     assert not any(servo.torque_on for servo in loop.arm.servos.values())
 
 
+@pytest.mark.parametrize("ending", ["stop", "supervisor_gone"])
+def test_an_arm_that_its_profile_does_not_release_stays_parked_and_the_loop_ends_in_order(ending):
+    profile = load_profile("so101")
+    loop = started(profile=replace(profile, escalation=replace(profile.escalation, release=False)))
+    loop.run(0.3)
+    if ending == "stop":
+        loop.command("stop")
+    else:
+        loop.links.pending_signals.append(ending)
+    loop.run(8.0)
+    assert "torque stays on, at 40%" in told(loop, "released")[0]
+    assert all(servo.torque_on for servo in loop.arm.servos.values())
+    assert {s.get("torque_limit") for name, s in loop.arm.servos.items() if name != "gripper"} == {400}
+    assert loop.links.leases[-1] == RELEASED, "the guardian leaves it so"
+    if ending == "stop":
+        loop.links.pending_signals.append("supervisor_gone")
+        loop.run(0.1)
+    assert loop.loop.is_done
+
+
+def test_a_joint_that_jumps_and_stays_there_stops_the_arm():
+    loop = started(execution={"kind": "async"})
+    loop.run(0.3)
+    loop.arm.apply(Fault("jump", target="elbow_flex", amount=700))
+    states = loop.run(0.1)
+    assert re.search("elbow_flex.pos jumped within a tick", told(loop, "jump")[0])
+    assert states[-1]["goal"][2] == pytest.approx(states[-1]["position"][2], abs=0.5), (
+        "frozen where it is now"
+    )
+    loop.run(8.0)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+
 def test_silent_servos_are_held_then_end_the_run():
     loop = started(execution={"kind": "async"})
     loop.run(0.3)
@@ -199,8 +233,12 @@ def test_silent_servos_are_held_then_end_the_run():
     assert loop.loop.has_failed
     loop.run(8.0)
     assert loop.loop.is_done
-    names = [text for _, code, text in loop.links.events if code == "torque_unconfirmed"]
-    assert "elbow_flex" in names[0]
+    assert "elbow_flex: switch the arm's power off" in told(loop, "torque_unconfirmed")[0]
+    assert re.search(
+        r"no position of elbow_flex.pos for \d+ ms; motor 3 \(elbow_flex, STS3215\) on emulated arm does not answer: "
+        r"check the cables and ids of elbow_flex \(3\)",
+        told(loop, "state_lost")[0],
+    )
     others = [servo for name, servo in loop.arm.servos.items() if name != "elbow_flex"]
     assert not any(servo.torque_on for servo in others)
 

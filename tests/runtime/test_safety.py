@@ -160,7 +160,7 @@ def test_a_blocked_joint_stops_after_its_time_and_a_gripping_gripper_does_not():
         (Servo(faults=("overload",)), 10, (Level.STOP, "servo_fault")),
         (Servo(faults=("overload",), is_gripper=True), 10, (Level.GO, "")),  # `GripRelief` judges it
         (Servo(faults=("over-temperature",), is_gripper=True), 10, (Level.STOP, "servo_fault")),
-        (Servo(faults=("voltage",)), 10, (Level.GO, "")),
+        (Servo(faults=("voltage",)), 10, (Level.WARN, "voltage_reported")),
         (Servo("elbow", None, None, None, None), 1000, (Level.GO, "")),
     ],
 )
