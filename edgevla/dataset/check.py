@@ -57,8 +57,10 @@ def examine(path: str | Path, *, progress: Progress | None = None) -> tuple[list
 
 
 def check_values(dataset: Dataset, findings: Findings, features: Sequence[str] | None = None) -> None:
-    """NaN and infinity, times off the fps grid, indices that do not count, unknown tasks, shapes without names."""
-    _check_finite(dataset, findings, features)
+    """NaN and infinity, times off the fps grid, indices that do not count, unknown tasks, shapes without names.
+
+    features: those whose numbers are looked at, besides the times; None: all."""
+    _check_finite(dataset, findings, None if features is None else ["timestamp", *features])
     _check_times(dataset, findings)
     _check_counting(dataset, findings)
     _check_tasks(dataset, findings)

@@ -15,6 +15,8 @@ from edgevla.errors import DatasetError
 
 from .tables import open_parquet
 
+_AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+"""LeRobot does not turn pictures by their EXIF tag."""
 KEPT_BYTES = 256 * 2**20
 
 
@@ -74,7 +76,7 @@ class ImageTable:
             path = self.root / cell["path"]
             data = path.read_bytes() if path.is_file() else None
         encoded = np.frombuffer(data or b"", np.uint8)
-        picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None
+        picture = cv2.imdecode(encoded, _AS_STORED) if len(encoded) else None
         if picture is None:
             raise DatasetError(
                 f"the picture of camera '{camera}' in row {row} of {file} is damaged or missing",

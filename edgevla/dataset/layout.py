@@ -99,7 +99,7 @@ class FeatureInfo:
     @property
     def is_depth(self) -> bool:
         info = self.raw.get("info") or self.raw.get("video_info") or {}
-        return bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+        return isinstance(info, Mapping) and bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
 
     @property
     def is_numeric(self) -> bool:
@@ -122,7 +122,7 @@ class Info:
     robot_type: str | None
     features: dict[str, FeatureInfo]
     data_path: str
-    video_path: str | None
+    video_path: str
     chunks_size: int
     raw: dict[str, Any]
 
@@ -143,15 +143,16 @@ class Info:
 
     def episode_video_path(self, camera: str, episode: int) -> str:
         """v2.x: the mp4 file of one episode and camera."""
-        return (self.video_path or "").format(
+        return self.video_path.format(
             episode_chunk=episode // self.chunks_size, episode_index=episode, video_key=camera
         )
 
     def video_file(self, camera: str, chunk: int, file: int) -> str:
         """v3.x: an mp4 file by its numbers."""
-        return (self.video_path or "").format(video_key=camera, chunk_index=chunk, file_index=file)
+        return self.video_path.format(video_key=camera, chunk_index=chunk, file_index=file)
 
 
+V3_NUMBERS = ("chunk_index", "file_index")
 V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 V3_EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -190,11 +191,33 @@ def read_info(root: Path) -> Info:
         fps=float(fps),
         robot_type=raw.get("robot_type"),
         features={str(k): _feature(str(k), v, path) for k, v in named.items()},
-        data_path=str(raw.get("data_path") or (V2_DATA if is_v2 else V3_DATA)),
-        video_path=raw.get("video_path") or (V2_VIDEO if is_v2 else V3_VIDEO),
-        chunks_size=int(raw.get("chunks_size") or 1000),
+        data_path=_template(path, raw, "data_path", V2_DATA if is_v2 else V3_DATA),
+        video_path=_template(path, raw, "video_path", V2_VIDEO if is_v2 else V3_VIDEO),
+        chunks_size=_chunks_size(path, raw),
         raw=raw,
     )
+
+
+def _template(path: Path, raw: Mapping[str, Any], key: str, usual: str) -> str:
+    """A path template of info.json that can be filled with what `usual` is filled with."""
+    template = raw.get(key) or usual
+    numbers = dict.fromkeys(
+        ("episode_chunk", "episode_index") if usual in (V2_DATA, V2_VIDEO) else V3_NUMBERS, 0
+    )
+    try:
+        template.format(video_key="", **numbers)
+    except (AttributeError, LookupError, ValueError) as error:
+        raise DatasetError(
+            f"{path} says {key} = {template!r}; expected a path like {usual}", file=INFO
+        ) from error
+    return str(template)
+
+
+def _chunks_size(path: Path, raw: Mapping[str, Any]) -> int:
+    size = raw.get("chunks_size") or 1000
+    if not isinstance(size, (int, float)) or not 1 <= size < 1e9:
+        raise DatasetError(f"{path} says chunks_size = {size!r}; expected a positive number", file=INFO)
+    return int(size)
 
 
 def _version(root: Path, raw: Mapping[str, Any]) -> tuple[int, int]:

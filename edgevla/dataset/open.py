@@ -5,6 +5,7 @@ Rows decide, counters are compared with them: totals, lengths and ranges that di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgevla.errors import DatasetError
 from . import stats as statistics
 from .layout import INFO, Episode, Findings, Info, VideoSpan, read_info, read_jsonl, relative_files
 from .stats import Stats
-from .tables import Frames, read_episode_rows, read_episode_stats, read_frames, read_tasks
+from .tables import Frames, read_episode_rows, read_episode_stats, read_frames, read_tasks, task_table
 
 EPISODES_GLOB = "meta/episodes/*/*.parquet"
 
@@ -79,7 +80,8 @@ def _guard(findings: Findings, read: Any, otherwise: Any) -> Any:
 def _tasks(root: Path, is_v2: bool, findings: Findings) -> dict[int, str]:
     if is_v2:
         lines = _guard(findings, lambda: list(read_jsonl(root / "meta/tasks.jsonl")), [])
-        return {int(line["task_index"]): str(line["task"]) for line in lines}
+        pairs = [(line.get("task_index"), line.get("task")) for line in lines]
+        return _guard(findings, lambda: task_table(pairs, "meta/tasks.jsonl"), {})
     if (root / "meta/tasks.parquet").is_file():
         return _guard(findings, lambda: read_tasks(root), {})
     findings.error(f"meta/tasks.parquet is missing in {root}", file="meta/tasks.parquet")
@@ -87,8 +89,9 @@ def _tasks(root: Path, is_v2: bool, findings: Findings) -> dict[int, str]:
 
 
 def _episode_rows_v2(root: Path, findings: Findings) -> list[dict[str, Any]]:
-    rows = _guard(findings, lambda: list(read_jsonl(root / "meta/episodes.jsonl")), [])
-    return sorted(rows, key=lambda row: int(row["episode_index"]))
+    lines = _guard(findings, lambda: list(read_jsonl(root / "meta/episodes.jsonl")), [])
+    rows = _typed_rows(lines, "meta/episodes.jsonl", findings)
+    return [row for _, row in sorted({row["episode_index"]: row for row in rows}.items())]
 
 
 def _episode_rows_v3(root: Path, findings: Findings) -> list[dict[str, Any]]:
@@ -100,13 +103,41 @@ def _episode_rows_v3(root: Path, findings: Findings) -> list[dict[str, Any]]:
     rows = [
         row for file in files for row in _guard(findings, lambda f=file: read_episode_rows(root, [f]), [])
     ]
-    numbers = [row.get("episode_index") for row in rows]
+    rows = _typed_rows(rows, "meta/episodes", findings)
+    numbers = [row["episode_index"] for row in rows]
     if numbers != list(range(len(rows))):
         findings.error(
             f"the episode table of {root} lists episodes {numbers[:5]} ...; expected 0, 1, 2, ...",
             file="meta/episodes",
         )
-    return [row for row in rows if row.get("episode_index") is not None]
+    return rows
+
+
+def _typed_rows(rows: Sequence[Mapping[str, Any]], file: str, findings: Findings) -> list[dict[str, Any]]:
+    """Rows with their numbers as int (seconds: float); NaN, which pandas writes for nothing, becomes None."""
+    typed = [_guard(findings, lambda r=row: _typed_row(r, file), None) for row in rows]
+    return [row for row in typed if row is not None]
+
+
+def _typed_row(row: Mapping[str, Any], file: str) -> dict[str, Any]:
+    typed: dict[str, Any] = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+    typed.setdefault("episode_index", None)
+    for name, value in typed.items():
+        is_whole = name in ("episode_index", "length") or name.endswith(("/chunk_index", "/file_index"))
+        try:
+            if value is None and name != "episode_index":
+                continue
+            if is_whole:
+                typed[name] = int(value)
+            elif name.endswith("_timestamp"):
+                typed[name] = float(value)
+            elif name == "tasks":
+                typed[name] = [str(t) for t in ([value] if isinstance(value, str) else value)]
+        except (TypeError, ValueError):
+            raise DatasetError(
+                f"{file}: the row of episode {row.get('episode_index')} has {name} = {value!r}", file=file
+            ) from None
+    return typed
 
 
 def _stored_stats(root: Path, is_v2: bool, findings: Findings) -> Stats:
@@ -119,12 +150,22 @@ def _stored_stats(root: Path, is_v2: bool, findings: Findings) -> Stats:
             findings.warn(f"{error}; they are rebuilt", file="meta/stats.json")
     if is_v2 and (root / "meta/episodes_stats.jsonl").is_file():
         lines = _guard(findings, lambda: list(read_jsonl(root / "meta/episodes_stats.jsonl")), [])
-        return statistics.merge([statistics.as_stats(line["stats"]) for line in lines])
+        return _merged([line.get("stats") for line in lines], "meta/episodes_stats.jsonl", findings)
     files = [] if is_v2 else relative_files(root, EPISODES_GLOB)
     parts = [p for p in (read_episode_stats(root, files) if files else []) if p]
     source = "rebuilt from the episodes' statistics" if parts else "computed from the data"
     findings.warn(f"meta/stats.json is missing in {root}: statistics are {source}", file="meta/stats.json")
-    return statistics.merge([statistics.as_stats(p) for p in parts])
+    return _merged(parts, "meta/episodes", findings)
+
+
+def _merged(parts: Sequence[Any], file: str, findings: Findings) -> Stats:
+    try:
+        return statistics.merge([statistics.as_stats(p) for p in parts])
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        findings.warn(
+            f"statistics in {file} are not readable ({error}); they are computed from the data", file=file
+        )
+        return {}
 
 
 # -- the data table -----------------------------------------------------------------------------------------
@@ -140,7 +181,7 @@ def _data_files(
     there = relative_files(root, info.data_glob())
     have = set(there)
     if info.version[0] == 2:
-        named = {info.episode_data_path(int(r["episode_index"])): int(r["episode_index"]) for r in rows}
+        named = {info.episode_data_path(r["episode_index"]): r["episode_index"] for r in rows}
     else:
         named = {}
         for row in rows:
@@ -209,7 +250,7 @@ def _episodes(
     """Episodes by what the table holds; a length that the metadata states otherwise is an error."""
     numbers, first, counts = np.unique(frames.columns["episode_index"], return_index=True, return_counts=True)
     at = {int(n): (int(f), int(c)) for n, f, c in zip(numbers, first, counts, strict=True)}
-    listed = {int(r["episode_index"]) for r in rows}
+    listed = {r["episode_index"] for r in rows}
     orphans = sorted(set(at) - listed)
     if orphans and rows:
         findings.warn(
@@ -220,7 +261,7 @@ def _episodes(
         )
     episodes = []
     for row in rows:
-        number, stated = int(row["episode_index"]), int(row.get("length") or 0)
+        number, stated = row["episode_index"], row.get("length") or 0
         start, n = at.get(number, (0, 0))
         if n != stated and wanted is not None and number not in wanted:
             continue
@@ -255,7 +296,7 @@ def _spans(root: Path, info: Info, row: Mapping[str, Any], length: int) -> dict[
         if info.features[camera].dtype != "video":
             continue
         if info.version[0] == 2:
-            file = info.episode_video_path(camera, int(row["episode_index"]))
+            file = info.episode_video_path(camera, row["episode_index"])
             spans[camera] = VideoSpan(file, 0.0, length / info.fps)
             continue
         chunk, number = row.get(f"videos/{camera}/chunk_index"), row.get(f"videos/{camera}/file_index")
@@ -263,10 +304,8 @@ def _spans(root: Path, info: Info, row: Mapping[str, Any], length: int) -> dict[
         if chunk is None or number is None or start is None:
             continue
         end = row.get(f"videos/{camera}/to_timestamp")
-        file = info.video_file(camera, int(chunk), int(number))
-        spans[camera] = VideoSpan(
-            file, float(start), float(start + length / info.fps if end is None else end)
-        )
+        file = info.video_file(camera, chunk, number)
+        spans[camera] = VideoSpan(file, start, start + length / info.fps if end is None else end)
     return spans
 
 

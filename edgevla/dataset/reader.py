@@ -172,7 +172,9 @@ class Dataset:
         for camera in self.cameras:
             stored = stats.get(camera, {})
             is_bad = statistics.is_bad_image_std(stored)
-            if self.n_frames and (is_bad or not all(s in stored for s in statistics.BASIC)):
+            # v2.0 has no counts; nothing normalises by one.
+            lacks = [s for s in statistics.BASIC if s not in stored and s != "count"]
+            if self.n_frames and (is_bad or lacks):
                 why = (
                     "have an impossible std (a defect of LeRobot 0.4.0 to 0.5.1)" if is_bad else "are missing"
                 )
@@ -304,7 +306,8 @@ class Dataset:
         numbers = index.nearest(seconds)
         off = np.abs(index.seconds[numbers] - seconds) if index.n_frames else np.full(len(seconds), np.inf)
         # A stored time is float32: its own rounding is allowed on top of the tolerance.
-        late = off > np.maximum(self.tolerance_s, 2 * np.spacing(np.abs(seconds).astype(np.float32)))
+        allowed = np.maximum(self.tolerance_s, 2 * np.spacing(np.abs(seconds).astype(np.float32)))
+        late = ~(off <= allowed)  # a time that is NaN has no frame
         if late.any():
             at = int(late.argmax())
             gap = (

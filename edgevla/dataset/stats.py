@@ -121,6 +121,8 @@ def merge(parts: Sequence[Stats]) -> Stats:
 
 def _merge_feature(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     counts = np.array([float(p["count"].ravel()[0]) for p in parts])
+    if counts.min() < 0 or counts.sum() <= 0:
+        raise ValueError(f"counts of {counts.min():g}")
     shape = (len(parts),) + (1,) * parts[0]["mean"].ndim
     weight = counts.reshape(shape) / counts.sum()
     means, stds = np.stack([p["mean"] for p in parts]), np.stack([p["std"] for p in parts])

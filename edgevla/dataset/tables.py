@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from edgevla.errors import DatasetError
 
-from .layout import FeatureInfo, Findings
+from .layout import BOOKKEEPING, INFO, FeatureInfo, Findings
 
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _NUMPY_NAME = {"bool": "bool_", "float": "float32"}
@@ -83,7 +83,7 @@ def read_frames(
     """Reads all data files. A damaged file, or a feature that a file lacks, is a finding: an error, but for the
     former only a warning when `is_partial`, as its episodes may not be wanted."""
     parts: dict[str, list[np.ndarray]] = {}
-    wanted = [f for f in features.values() if f.is_numeric or f.dtype == "string"]
+    wanted = [f for f in features.values() if f.dtype == "string" or (f.is_numeric and _is_read(f, findings))]
     missing: set[str] = set()
     kept, starts, row = [], [], 0
     for file in files:
@@ -116,6 +116,18 @@ def read_frames(
     )
 
 
+def _is_read(feature: FeatureInfo, findings: Findings) -> bool:
+    """Whether numpy knows the dtype; a kind of column that a later version of the format brings is left alone."""
+    try:
+        np.dtype(_NUMPY_NAME.get(feature.dtype, feature.dtype))
+    except TypeError:
+        text = f"feature '{feature.name}' has the dtype '{feature.dtype}', which is not known"
+        is_needed = feature.name in BOOKKEEPING or feature.name.startswith(("observation", "action"))
+        (findings.error if is_needed else findings.warn)(text, file=INFO, feature=feature.name)
+        return False
+    return True
+
+
 def _to_numpy(table: pa.Table, feature: FeatureInfo, file: str) -> np.ndarray:
     """(N,) for shape [1], else (N, *shape), cast to the declared dtype; strings as an object array."""
     column = table.column(feature.name).combine_chunks()
@@ -138,6 +150,12 @@ def _to_numpy(table: pa.Table, feature: FeatureInfo, file: str) -> np.ndarray:
     if array.dtype == object or (values.null_count and not np.issubdtype(dtype, np.floating)):
         raise DatasetError(
             f"{file}: feature '{feature.name}' has empty cells", file=file, feature=feature.name
+        )
+    if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DatasetError(
+            f"{file}: feature '{feature.name}' holds values that are no whole numbers",
+            file=file,
+            feature=feature.name,
         )
     shape = (n,) if feature.shape == (1,) else (n, *feature.shape)
     return np.ascontiguousarray(array.reshape(shape).astype(dtype, copy=False))
@@ -163,7 +181,26 @@ def read_tasks(root: Path, file: str = "meta/tasks.parquet") -> dict[int, str]:
             f"{file} has the columns {table.column_names}; expected task_index and the task's text", file=file
         )
     text = next((n for n in ("task", "__index_level_0__") if n in names), names[0])
-    return dict(zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True))
+    pairs = zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True)
+    return task_table(pairs, file)
+
+
+def task_table(pairs: Iterable[tuple[Any, Any]], file: str) -> dict[int, str]:
+    """(number, instruction) pairs as read, checked; no instruction is an empty one.
+
+    Raises:
+        DatasetError: a number or a text that is none.
+    """
+    tasks: dict[int, str] = {}
+    for number, text in pairs:
+        if (
+            not isinstance(number, (int, float))
+            or number != number
+            or not isinstance(text, (str, type(None)))
+        ):
+            raise DatasetError(f"{file} has task_index {number!r} with the task {text!r}", file=file)
+        tasks[int(number)] = text or ""
+    return tasks
 
 
 def read_episode_rows(root: Path, files: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import dataset_kit as kit
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -71,6 +72,16 @@ def _clock_times(root: Path) -> None:
     kit.edit_parquet(root / DATA, change)
 
 
+def _nan_file_numbers(root: Path) -> None:
+    """As pandas leaves an interrupted batch encoding: whole numbers become fractions, nothing becomes NaN."""
+    table = pq.read_table(root / EPISODES)
+    for name in (f"videos/{FRONT}/chunk_index", f"videos/{FRONT}/file_index", "data/chunk_index"):
+        values = np.array(table.column(name), np.float64)
+        values[1] = np.nan
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    pq.write_table(table, root / EPISODES)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str | None, str | None, int | None]] = {
     # what is done, words of the sentence, file, feature, episode
     "missing video": (_unlink(MP4), "is missing", MP4, FRONT, 0),
@@ -103,6 +114,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str | None, str | None, int 
     ),
     "time off the grid": (_cell("timestamp", 250, 0.25), "off the 30 fps grid", DATA, "timestamp", 2),
     "clock times": (_clock_times, "the clock's time was recorded", DATA, "timestamp", 1),
+    "NaN time": (_cell("timestamp", 250, float("nan")), "'timestamp' element 0 is nan", DATA, "timestamp", 2),
     "unknown task": (
         _cell("task_index", 400, 7),
         "task_index 7, which the task table does not list",
@@ -135,6 +147,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str | None, str | None, int 
     ),
     "episode without video": (
         _episode_cell(f"videos/{FRONT}/file_index", 1, None),
+        "episode 1 has no video of camera",
+        "meta/episodes",
+        FRONT,
+        1,
+    ),
+    "episode with NaN numbers": (
+        _nan_file_numbers,
         "episode 1 has no video of camera",
         "meta/episodes",
         FRONT,
@@ -194,6 +213,28 @@ def test_what_cannot_be_opened_says_so_at_once(so101_copy: Path, name: str) -> N
 def test_sound_datasets_have_no_errors(so101: Path, pusht: Path, so101_v21: Path) -> None:
     for root in (so101, pusht, so101_v21):
         assert _errors(root) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("tasks", '"task_index": 0', '"task_index": null', "task_index None"),
+        ("tasks", '"task": ', '"text": ', None),
+        ("episodes", '"episode_index": 0', '"episode": 0', "episode_index = None"),
+        ("episodes", '"length": 118', '"length": "many"', "length = 'many'"),
+        ("episodes_stats", '"stats"', '"statistics"', "not readable"),
+        ("episodes_stats", '"count": [118]', '"count": []', "not readable"),
+    ],
+)
+def test_metadata_of_another_form_is_a_sentence(
+    so101_v21: Path, copy_of: Callable[[Path], Path], file: str, old: str, new: str, words: str | None
+) -> None:
+    root = copy_of(so101_v21)
+    path = root / f"meta/{file}.jsonl"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    found = check_dataset(root)
+    assert any(re.search(words or "empty instruction", f.text) for f in found), [f.text for f in found]
 
 
 def test_a_video_shorter_than_the_table(so101_v21: Path, copy_of: Callable[[Path], Path]) -> None:

@@ -284,6 +284,9 @@ def test_dictionaries_of_names() -> None:
         ({"codebase_version": "v1.6"}, "Convert it"),
         ({"storage_format": "lance"}, "lance"),
         ({"fps": 0}, "fps = 0"),
+        ({"data_path": "data/{episode_index:06d}.parquet"}, "data_path = .* expected a path like"),
+        ({"video_path": 3}, "video_path = 3"),
+        ({"chunks_size": "many"}, "chunks_size = 'many'"),
         ({"features": {}}, "no features"),
         ({"features": {"action": {"shape": [2]}}}, "'action' needs a dtype"),
     ],
@@ -301,6 +304,25 @@ def test_unknown_minor_version_and_unknown_keys_are_read(so101_copy: Path) -> No
     ds = open_dataset(so101_copy)
     assert ds.n_frames == 473
     assert any("v3.4" in f.text for f in ds.findings)
+
+
+def test_columns_of_an_unknown_kind_are_left_alone_but_not_those_a_policy_needs(so101_copy: Path) -> None:
+    new = {"dtype": "pointcloud", "shape": [3], "names": None}
+    kit.edit_json(so101_copy / "meta/info.json", lambda info: info["features"].update(lidar=new))
+    dataset = open_dataset(so101_copy)
+    assert "lidar" not in dataset.columns
+    assert any("'pointcloud', which is not known" in f.text for f in dataset.findings)
+    kit.edit_json(so101_copy / "meta/info.json", lambda info: info["features"].update(action=new))
+    with pytest.raises(DatasetError, match="'pointcloud', which is not known"):
+        open_dataset(so101_copy)
+
+
+def test_a_row_without_a_time_has_no_frame(so101_copy: Path) -> None:
+    kit.set_cell(so101_copy / "data/chunk-000/file-000.parquet", "timestamp", 3, float("nan"))
+    dataset = open_dataset(so101_copy)
+    dataset.frame("observation.images.wrist", 2)
+    with pytest.raises(DatasetError, match="has no frame at nan"):
+        dataset.frame("observation.images.wrist", 3)
 
 
 def test_fractional_fps_stays_exact(so101_copy: Path) -> None:
