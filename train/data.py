@@ -17,7 +17,7 @@ import torch
 from edgevla.dataset.check import check_values, check_videos
 from edgevla.dataset.layout import Findings
 from edgevla.dataset.reader import Dataset
-from edgevla.dataset.stats import Stats
+from edgevla.dataset.stats import Stats, vector_stats
 from edgevla.errors import DatasetError, UsageError
 from edgevla.types import ACTION, STATE
 
@@ -28,6 +28,9 @@ from .policies.config import PolicyConfig
 
 Tokenize = Callable[[list[str], "np.ndarray | None"], Mapping[str, np.ndarray]]
 """(tasks, raw states (B, S) or None) -> `tokens` int64 and `token_mask` bool, both (B, L)."""
+
+MOST_ACTIONS = 2_000_000
+"""Of these at most are statistics of relative actions."""
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,24 @@ def dataset_features(
 def dataset_stats(dataset: Dataset, rename_map: Mapping[str, str] | None = None) -> Stats:
     """Statistics under the policy's names; quantiles are the true ones of all opened rows, not merged ones."""
     return {(rename_map or {}).get(name, name): by for name, by in dataset.true_stats.items()}
+
+
+def relative_stats(
+    dataset: Dataset, mask: np.ndarray, chunk_size: int, rename_map: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+    """Statistics of actions as their distance from the state at which they are predicted (common.md 3.3, 5.4).
+
+    Over the chunks of all frames, as far as their episodes go; of frames evenly spaced where those are many.
+    mask: (A,), 1 where an action is relative.
+    """
+    named = {(rename_map or {}).get(name, name): name for name in dataset.info.features}
+    actions, states = (np.asarray(dataset.columns[named[k]], np.float32) for k in (ACTION, STATE))
+    rows = sample_positions(dataset)
+    rows = rows[:: max(1, len(rows) * chunk_size // MOST_ACTIONS)]
+    wanted = rows[:, None] + np.arange(chunk_size)
+    is_real = wanted < dataset.episode_bounds(rows)[1][:, None]
+    offset = states[rows][:, None, : len(mask)] * np.asarray(mask, np.float32)
+    return vector_stats((actions[np.where(is_real, wanted, 0)] - offset)[is_real])
 
 
 def sample_positions(dataset: Dataset, drop_n_last_frames: int = 0) -> np.ndarray:

@@ -18,12 +18,13 @@ from edgevla.types import ACTION, STATE
 from .cameras import Cameras, for_fresh_policy, for_policy
 from .checkpoint import CONFIG, load_policy
 from .config import TrainConfig, convert, unknown
-from .data import Tokenize, dataset_features, dataset_stats
+from .data import Tokenize, dataset_features, dataset_stats, relative_stats
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
-from .processors import Processors, flatten_stats
+from .policies.vla_config import VlaConfig, relative_mask, set_relative
+from .processors import Processors, Stats, flatten_stats
 
 Say = Callable[[str], None]
 
@@ -31,6 +32,8 @@ STATISTICS_STEPS = {"normalizer_processor", "unnormalizer_processor"}
 STATISTICS_STEPS |= {"groot_pack_inputs_v3", "groot_action_unpack_unnormalize_v1"}
 """Steps whose tensors are a dataset's statistics."""
 DOMAIN_STEP = "xvla_add_domain_id"
+RELATIVE_SETTINGS = {"use_relative_actions": "enabled", "relative_exclude_joints": "exclude_joints"}
+"""Fields of Pi0's config -> settings of its pipelines' step."""
 
 FROM_OPTIMIZER = {
     "optimizer_lr": "lr",
@@ -117,7 +120,11 @@ def _fresh(
 ) -> tuple[Policy, Cameras]:
     cameras = for_fresh_policy(config.cameras, dataset.cameras)
     features = {k: v for k, v in dataset_features(dataset, cameras.rename).items() if k not in cameras.unused}
-    stats = dataset_stats(dataset, cameras.rename)
+    settings = {**settings, **_relative_names(settings, dataset)}
+    policy_config = fresh_config(policy_class(config.policy).Config, features, settings)
+    stats = _relative_stats(
+        dataset_stats(dataset, cameras.rename), policy_config, None, dataset, cameras.rename
+    )
     if backbone is None:
         policy = new_policy(
             config.policy,
@@ -132,7 +139,6 @@ def _fresh(
         say("The rest of the policy starts from random weights.")
     else:
         cls = policy_class(config.policy)
-        policy_config = fresh_config(cls.Config, features, settings)
         stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
         processors = cls.default_processors(policy_config, stats)
         _set_domain(processors, config)
@@ -157,6 +163,7 @@ def _adapt(
     cameras = for_policy(
         config.cameras, dataset.cameras, list(policy_config.image_features), processors.rename_map
     )
+    settings = {**settings, **_relative_names(settings, dataset)}
     features = policy_features(dataset_features(dataset, cameras.rename))
     inputs = dict(policy_config.input_features)
     for name in inputs:
@@ -176,7 +183,12 @@ def _adapt(
         pretrained_path=config.start,
     )
     adapted.validate()
-    stats = dataset_stats(dataset, cameras.rename)
+    if any(name in settings for name in RELATIVE_SETTINGS):
+        said = {key: getattr(adapted, name) for name, key in RELATIVE_SETTINGS.items() if name in settings}
+        set_relative(processors, said)
+    stats = _relative_stats(
+        dataset_stats(dataset, cameras.rename), adapted, processors, dataset, cameras.rename
+    )
     if config.imagenet_stats:
         stats = imagenet_stats(stats, adapted)
     if not processors.pre:  # a folder from before LeRobot 0.4, without statistics among its weights
@@ -186,6 +198,36 @@ def _adapt(
     _set_rename(processors, cameras.rename)
     _set_domain(processors, config)
     return adapted, cameras
+
+
+def _relative_names(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """By their names joints are left out of relative actions; they are the dataset's unless they were said."""
+    if not settings.get("use_relative_actions") or settings.get("action_feature_names"):
+        return {}
+    return {"action_feature_names": list(dataset.info.features[ACTION].names)}
+
+
+def _relative_stats(
+    stats: Stats,
+    config: PolicyConfig,
+    processors: Processors | None,
+    dataset: Dataset,
+    rename: Mapping[str, str],
+) -> Stats:
+    """The actions' statistics are those of what the network learns: relative ones where the policy's are.
+
+    processors: a checkpoint's; None: as a fresh policy of this config has them.
+    """
+    if not isinstance(config, VlaConfig) or not hasattr(config, "use_relative_actions"):
+        return stats
+    if processors is None:
+        processors = policy_class(config.type).default_processors(config, {})
+    elif relative_mask(config, processors) is not None:
+        set_relative(processors, {"action_names": list(dataset.info.features[ACTION].names)})
+    mask = relative_mask(config, processors)
+    if mask is None:
+        return stats
+    return {**stats, ACTION: relative_stats(dataset, mask.numpy(), config.chunk_size, rename)}
 
 
 def _set_stats(

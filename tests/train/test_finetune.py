@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from edgevla.cli import main
 from edgevla.dataset import open_dataset
 from edgevla.train.checkpoint import load_policy
+from edgevla.train.policies.vla import FlowVla
 from edgevla.train.progress import read_metrics
 
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -52,6 +54,42 @@ def test_one_command_fine_tunes_any_policy(policy: str, recorded: str, tmp_path:
         assert (config["type"], config["num_inference_steps"]) == ("pi05", 5)
     if policy == "xvla":
         assert tuned.processors.step("xvla_add_domain_id").config["domain_id"] == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("has_steps", [True, False], ids=["0.6", "0.4"])
+def test_relative_actions_are_normalised_by_what_they_are(
+    has_steps: bool, recorded: str, tmp_path: Path
+) -> None:
+    """Switched on at fine-tuning: names from the dataset, statistics of the distances from the state."""
+    start, run = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(SHARED / "goldens" / "pi0" / "checkpoint", start)
+    if not has_steps:  # pipelines of LeRobot 0.4
+        for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+            data = json.loads((start / name).read_text())
+            data["steps"] = [s for s in data["steps"] if "_actions_" not in s["registry_name"]]
+            (start / name).chmod(0o644)
+            (start / name).write_text(json.dumps(data))
+    words = ["train", "--policy", "pi0", "--dataset", recorded, "--from", str(start), *CASES["pi0"]]
+    words += ["--set", "use_relative_actions=true", "--set", 'relative_exclude_joints=["JOINT_5"]']
+    words += ["--batch-size", "1", "--steps", "1", "--device", "cpu", "--threads", "1", "--cache", "none"]
+    assert main([*words, "--no-tensorboard", "--output", str(run)]) == 0
+    tuned = load_policy(run / "checkpoints" / "last")
+    assert isinstance(tuned, FlowVla)
+    assert tuned.relative is not None
+    assert tuned.relative.tolist() == [1, 1, 1, 1, 1, 0]
+    dataset = open_dataset(recorded)
+    actions, states = (np.asarray(dataset.columns[k]) for k in ("action", "observation.state"))
+    mask = np.array([1, 1, 1, 1, 1, 0], np.float32)
+    far = [
+        actions[j] - states[i] * mask
+        for episode in dataset.episodes
+        for i in range(episode.from_index, episode.to_index)
+        for j in range(i, min(i + tuned.config.chunk_size, episode.to_index))
+    ]
+    for step in (*tuned.processors.pre, *tuned.processors.post):
+        if step.state:
+            np.testing.assert_allclose(step.state["action.mean"], np.mean(far, axis=0), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(step.state["action.max"], np.max(far, axis=0), rtol=1e-5)
 
 
 def test_a_policy_without_domains_refuses_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from edgevla.errors import CheckpointError
 from edgevla.types import ACTION, STATE
 
-from ..processors import Processors
+from ..processors import Processors, Step
 from .config import PolicyConfig
 
 RELATIVE = ("relative_actions_processor", "delta_actions_processor")
@@ -106,3 +107,21 @@ def relative_mask(config: VlaConfig, processors: Processors) -> Tensor | None:
     excluded = [str(e).lower() for e in step.config.get("exclude_joints") or []]
     keep = [not any(e in str(name).lower() for e in excluded) for name in names]
     return torch.tensor(keep + [True] * (n - len(keep)), dtype=torch.float32)
+
+
+def set_relative(processors: Processors, settings: Mapping[str, Any]) -> None:
+    """Makes the pair of steps say `settings`: `enabled`, `exclude_joints`, `action_names`; those not given stay.
+
+    Pipelines of LeRobot 0.4 have no such steps and get them around the normaliser, as later ones have them.
+    """
+    for steps, names, place in (
+        (processors.pre, RELATIVE, lambda i: i),
+        (processors.post, ("absolute_actions_processor",), lambda i: i + 1),
+    ):
+        step = next((s for s in steps if s.name in names), None)
+        if step is None:
+            step = Step(names[0], {"enabled": False})
+            at = next(i for i, s in enumerate(steps) if s.name.endswith("normalizer_processor"))
+            steps.insert(place(at), step)
+        taken = settings if names is RELATIVE else {k: v for k, v in settings.items() if k == "enabled"}
+        step.config.update(taken)
