@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgevla import __version__
 from edgevla.bundle import sha256_of
 from edgevla.errors import UsageError
+from edgevla.graph import GraphSpec
 from edgevla.manifest import (
     Batch,
     CheckpointOrigin,
@@ -54,7 +56,7 @@ def draft_manifest(
         schedule = replace(schedule, n_steps_allowed=(schedule.n_steps, schedule.n_steps))
     chunk = graphs["decode"].outputs[0].shape[1]
     shape = policy.sample_shape
-    rtc = _rtc(policy)
+    rtc = _rtc(policy, graphs)
     return Manifest(
         schema=1,
         policy=policy.policy_type,
@@ -126,8 +128,12 @@ def _prompt(policy: Policy, task: str | None, usual_task: str | None) -> PromptR
     )
 
 
-def _rtc(policy: Policy) -> Rtc | None:
-    if policy.rtc_mode is None:
+def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
+    """None where no step takes what was commanded: policies without real-time chunking, and X-VLA's poses."""
+    takers = (
+        [i for i in graphs["denoise"].inputs if i.source == "rtc:committed"] if "denoise" in graphs else []
+    )
+    if policy.rtc_mode is None or not takers:
         return None
     own = getattr(policy.config, "rtc_config", None) or {}
     return Rtc(

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from edgevla.errors import CheckpointError
+from edgevla.export.draft import draft_manifest
+from edgevla.export.features import decide
+from edgevla.export.options import ExportOptions
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.nn.florence import Florence, FlorenceDims, published_names
 from edgevla.train.nn.rotation import rot6d_to_axis_angle
 from edgevla.train.nn.soft_prompt import DomainLinear, SoftPromptedTransformer
+from edgevla.train.policies.config import PolicyFeature
 from edgevla.train.policies.xvla import XVla
 from edgevla.train.policies.xvla_actions import ACTION_SPACES, ActionSpace, Term, action_space
 from edgevla.train.policies.xvla_config import XVlaConfig
@@ -359,6 +363,20 @@ def test_image_steps_are_done_in_the_pipelines_order(policy: XVla) -> None:
     pre[at + 1].config["image_keys"] = [second]
     assert policy.view(first, frames).max() <= 1
     torch.testing.assert_close(policy.view(second, frames), plain)
+
+
+@pytest.mark.parametrize("is_pose", [False, True])
+def test_a_bundle_offers_rtc_where_its_graph_takes_it(policy: XVla, is_pose: bool) -> None:
+    """Axis and angle do not say which two columns of the rotation were commanded."""
+    twenty = {"action": PolicyFeature("ACTION", (20,))}
+    config = dataclasses.replace(policy.config, action_mode="ee6d", output_features=twenty, max_state_dim=20)
+    if is_pose:
+        policy.processors.post.insert(1, Step("xvla_rotation_6d_to_axis_angle"))
+    poses = XVla(config, policy.processors)
+    options = ExportOptions(fps=30, joint_units="raw")
+    manifest = draft_manifest(poses, GOLDEN, None, decide(poses, None, options, ""), options)
+    assert (manifest.rtc is None) == ("rtc" not in manifest.execution.allowed) == is_pose
+    assert manifest.execution.default["kind"] == ("sync" if is_pose else "rtc")
 
 
 def test_text_of_no_fixed_length_has_no_graph(policy: XVla) -> None:
