@@ -24,7 +24,7 @@ class Cases(Adapter):
         policy = super().load()
         policy.n_text_tokens = 256  # type: ignore[assignment]  # the tiny vocabularies have a token per letter
         if "infer/pre/eagle_pixel_values" in self.cases:
-            policy.pixels = _Recorded(self, policy.pixels)  # type: ignore[method-assign,assignment]
+            policy.pixels = _Recorded(self, policy)  # type: ignore[method-assign,assignment]
         return policy
 
     def prompt(self, tasks: list[str], observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,17 +128,15 @@ class Cases(Adapter):
 class _Recorded:
     """`Groot.pixels`, answering with the recorded pixels for the frames that have them."""
 
-    def __init__(self, cases: Cases, original: Any) -> None:
-        self.original = original
+    def __init__(self, cases: Cases, policy: Any) -> None:
+        self.original = policy.pixels
         self.known: list[tuple[Tensor, Tensor]] = []
-        cameras = sorted(cases.fixture.meta["cameras"], key=lambda c: f"observation.images.{c}")
         for prefix, key in (("infer", "infer/pre/eagle_pixel_values"), ("train", "batch/eagle_pixel_values")):
             if key not in cases.cases:
                 continue
-            recorded = cases.cases[key].unflatten(0, (-1, len(cameras)))  # (B, V, 3, h, w)
-            for i, camera in enumerate(cameras):
-                frames = cases.cases[f"{prefix}/obs/observation.images.{camera}"]
-                self.known.append((frames if prefix == "train" else frames[None], recorded[:, i]))
+            recorded = cases.cases[key].unflatten(0, (-1, len(policy.live_cameras)))  # (B, V, 3, h, w)
+            frames = cases.observation(prefix, policy)
+            self.known += [(frames[c], recorded[:, i]) for i, c in enumerate(policy.live_cameras)]
 
     def __call__(self, frames: Tensor) -> Tensor:
         for known, pixels in self.known:

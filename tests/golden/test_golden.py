@@ -36,7 +36,10 @@ def test_output(adapter: Adapter, fixture: Fixture, key: str) -> None:
 
 def test_weight_names_shapes_and_what_is_trainable(adapter: Adapter, fixture: Fixture) -> None:
     policy = adapter.policy
-    rows = [line.split("\t") for line in (fixture.folder / "keys.txt").read_text().splitlines()[1:]]
+    keys = fixture.folder / "keys.txt"
+    if not keys.is_file():
+        pytest.skip(f"{fixture.name} has no keys.txt")
+    rows = [line.split("\t") for line in keys.read_text().splitlines()[1:]]
     expected = {name: (shape, dtype) for name, shape, dtype, flags in rows if "-" not in flags}
     saved = policy.saved_weights()
     assert {
