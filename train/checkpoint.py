@@ -77,9 +77,9 @@ def load_policy(
     weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     try:
-        with _no_init():
+        with without_init():
             policy = cls.build(config, processors, shapes)
-    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} describes a network that cannot be built: {error}"
         ) from error

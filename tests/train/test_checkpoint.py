@@ -258,7 +258,9 @@ def test_what_is_no_checkpoint_is_refused_in_a_sentence(tmp_path):
         ("dropout", float("nan"), "'dropout' is nan, expected float"),
         ("normalization_mapping", "MEAN_STD", "'normalization_mapping' is 'MEAN_STD'"),
         ("latent_dim", -1, "latent_dim is -1"),
-        ("input_features", {"observation.state": {"type": "STATE", "shape": [-3]}}, "environment state"),
+        ("input_features", {"observation.state": {"type": "STATE", "shape": [3]}}, "environment state"),
+        ("input_features", {"observation.image": {"type": "VISUAL", "shape": [3, 4]}}, "has shape [3, 4]"),
+        ("output_features", {"action": {"type": "ACTION", "shape": [3, 2]}}, "'action' has shape [3, 2]"),
     ],
 )
 def test_settings_of_another_kind_are_refused_by_name(tmp_path, key, value, words):

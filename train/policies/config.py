@@ -61,12 +61,12 @@ class PolicyConfig:
     @property
     def state_dim(self) -> int | None:
         feature = self.input_features.get(STATE)
-        return feature.shape[0] if feature is not None and feature.type == "STATE" else None
+        return _length(STATE, feature) if feature is not None and feature.type == "STATE" else None
 
     @property
     def environment_state_dim(self) -> int | None:
         feature = next((f for f in self.input_features.values() if f.type == "ENV"), None)
-        return feature.shape[0] if feature is not None else None
+        return _length(self.environment_state_key, feature) if feature is not None else None
 
     @property
     def environment_state_key(self) -> str:
@@ -77,7 +77,7 @@ class PolicyConfig:
         feature = self.output_features.get(ACTION)
         if feature is None:
             raise CheckpointError("the policy's config.json names no output feature 'action'")
-        return feature.shape[0]
+        return _length(ACTION, feature)
 
     # -- what differs between policies --------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class PolicyConfig:
                         f"expected {fields[key].type}"
                     ) from error
         for key in features:
-            values[key] = {name: _feature(f) for name, f in (data.get(key) or {}).items()}
+            values[key] = {name: _feature(name, f) for name, f in (data.get(key) or {}).items()}
         config = cls(**values)
         config.validate()
         return config
@@ -159,8 +159,19 @@ class PolicyConfig:
         return data
 
 
-def _feature(data: dict[str, Any]) -> PolicyFeature:
-    return PolicyFeature(str(data["type"]), tuple(int(n) for n in data["shape"]))
+def _feature(name: str, data: dict[str, Any]) -> PolicyFeature:
+    feature = PolicyFeature(str(data["type"]), tuple(int(n) for n in data["shape"]))
+    if feature.type == "VISUAL" and (len(feature.shape) != 3 or min(feature.shape) < 1):
+        raise CheckpointError(
+            f"camera '{name}' has shape {list(feature.shape)}; expected [channels, height, width]"
+        )
+    return feature
+
+
+def _length(name: str, feature: PolicyFeature) -> int:
+    if len(feature.shape) != 1 or feature.shape[0] < 1:
+        raise CheckpointError(f"'{name}' has shape {list(feature.shape)}; policies take one row of numbers")
+    return feature.shape[0]
 
 
 def _typed(value: Any, hint: Any) -> Any:
