@@ -77,7 +77,7 @@ def load_policy(
     weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     try:
-        with without_init():
+        with _no_init():
             policy = cls.build(config, processors, shapes)
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
