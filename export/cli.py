@@ -64,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise in the comparison")
     parser.add_argument(
+        "--adapt-to-pi-aloha",
+        action="store_true",
+        help="for openpi's Pi0 on ALOHA, which sees mapped joints and grippers",
+    )
+    parser.add_argument(
         "--allow-parity-failure",
         action="store_true",
         help="write the bundle even if it computes something else than torch; the report says so",
@@ -91,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         n_samples=args.samples,
         seed=args.seed,
+        adapt_to_pi_aloha=args.adapt_to_pi_aloha,
         allow_parity_failure=args.allow_parity_failure,
     )
     target = Path(args.output) if args.output else Path("bundles") / _default_name(args.checkpoint)

@@ -162,6 +162,8 @@ def _provenance(
     said: dict[str, Any] = {"joint_units": meaning.joint_units, "cameras": meaning.bindings}
     if meaning.warnings:
         said["warnings"] = list(meaning.warnings)
+    if options.adapt_to_pi_aloha:
+        said["adapt_to_pi_aloha"] = True
     if options.allow_parity_failure:
         said["allow_parity_failure"] = True
     layout = "lerobot 0.4 to 0.6" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"

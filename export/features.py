@@ -68,6 +68,8 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
     cameras = _cameras(policy, facts, options, bindings, keys)
     units, warnings = _joint_units(policy, facts, profile, options)
     vectors = _vectors(policy, facts, profile, units)
+    if options.adapt_to_pi_aloha:
+        _adapt_to_aloha(policy, units)
     return Meaning(
         features={**cameras, **vectors},
         fps=_fps(facts, options),
@@ -80,6 +82,19 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
         bindings=bindings,
         warnings=tuple(warnings),
     )
+
+
+def _adapt_to_aloha(policy: Policy, units: str) -> None:
+    if not hasattr(policy, "adapts_to_aloha"):
+        raise UsageError(
+            f"--adapt-to-pi-aloha is for openpi's Pi0; a {policy.policy_type} policy has no such map"
+        )
+    if (policy.config.state_dim, policy.config.action_dim) != (14, 14) or units not in ("radians", "raw"):
+        raise UsageError(
+            "--adapt-to-pi-aloha maps the 14 joints of ALOHA in radians; this policy has "
+            f"{policy.config.state_dim or 0} state and {policy.config.action_dim} action values in {units}"
+        )
+    policy.adapts_to_aloha = True  # type: ignore[assignment]
 
 
 def _told(options: ExportOptions) -> str:

@@ -18,6 +18,7 @@ class ExportOptions:
 
     cameras: robot camera -> policy feature, or policy feature -> `none`. camera_sizes: camera -> (H, W).
     joint_units: `degrees`, `range100`, `radians`, or `raw` for what is no joint at all.
+    adapt_to_pi_aloha: the policy is openpi's Pi0 for ALOHA, which sees its joints and grippers mapped.
     allow_parity_failure: write the bundle although it computes something else; the report repeats it.
     """
 
@@ -35,6 +36,7 @@ class ExportOptions:
     n_samples: int = 32
     n_timed: int = 20
     seed: int = 0
+    adapt_to_pi_aloha: bool = False
     allow_parity_failure: bool = False
 
     def __post_init__(self) -> None:

@@ -10,9 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from vla_kit import MakeVla, chunk_of, no_guidance, random_batch
 
-from edgevla.errors import CheckpointError
+from edgevla.errors import CheckpointError, UsageError
+from edgevla.export.features import decide
+from edgevla.export.options import ExportOptions
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.nn.image import resize_with_pad
+from edgevla.train.policies import aloha
 from edgevla.train.policies.pi import SIGLIP, VARIANTS, PiDims
 from edgevla.train.policies.pi0 import Pi0, Pi0Config
 from edgevla.train.policies.pi05 import Pi05, Pi05Config
@@ -274,3 +277,33 @@ def test_relative_actions_survive_saving_and_both_names_of_the_step(
     post.write_text(post.read_text().replace('"enabled": true', '"enabled": false'))
     with pytest.raises(CheckpointError, match="must agree"):
         load_policy(folder)
+
+
+# -- ALOHA ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_openpis_aloha_map_stands_outside_the_policy(make_vla: MakeVla) -> None:
+    """The export's option: the same policy, with state, committed actions and actions mapped at the door."""
+    plain, mapped = (make_vla("pi0", dim=14) for _ in range(2))
+    options = ExportOptions(fps=50, joint_units="raw", adapt_to_pi_aloha=True)
+    decide(mapped, None, options, "")
+    generator = torch.Generator().manual_seed(0)
+    state = torch.rand(1, 14, generator=generator)
+    committed = torch.rand(1, plain.config.chunk_size, 14, generator=generator)
+    batch = random_batch(plain, n=1)
+    rtc = {"rtc:weights": torch.ones(1, plain.config.chunk_size)}
+    seen = {"state": aloha.state_to_pi(state), "rtc:committed": aloha.actions_to_pi(committed)}
+    expected = chunk_of(plain, batch, **rtc, **seen)
+    found = chunk_of(mapped, batch, **rtc, state=state, **{"rtc:committed": committed})
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(mapped.decode(found, {}), aloha.actions_from_pi(plain.decode(expected, {})))
+    assert not torch.allclose(chunk_of(plain, batch, **rtc, state=state), expected)
+
+
+def test_the_aloha_map_is_for_fourteen_joints_in_radians_of_pi0(make_vla: MakeVla) -> None:
+    options = ExportOptions(fps=50, joint_units="raw", adapt_to_pi_aloha=True)
+    with pytest.raises(UsageError, match="14 joints"):
+        decide(make_vla("pi0"), None, options, "")
+    with pytest.raises(UsageError, match="pi05"):
+        decide(make_vla("pi05"), None, options, "")

@@ -1,7 +1,7 @@
 """Between ALOHA's 14 joint values and the convention Pi0 was trained in (`adapt_to_pi_aloha`; smolvla.md 3.7).
 
-Two arms of six joints and a gripper. Some joints are flipped; grippers change from linear travel to an angle. LeRobot
-applies these maps to normalised values, so they stand between normaliser and network.
+Two arms of six joints and a gripper. Some joints are flipped; grippers change from linear travel to an angle. LeRobot's
+SmolVLA applies these maps to normalised values, between normaliser and network; openpi's Pi0 to radians, outside both.
 """
 
 from __future__ import annotations

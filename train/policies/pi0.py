@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from edgevla.graph import TensorSpec
 
 from ..nn.transformer import project
 from ..processors import Processors, Step
+from . import aloha
 from .pi import PiConfig, PiPolicy
 from .vla_config import VlaConfig
 
@@ -27,6 +28,9 @@ class Pi0(PiPolicy):
     policy_type = "pi0"
     Config = Pi0Config
     newline_step = "pi0_new_line_processor"
+    adapts_to_aloha = False
+    """openpi's checkpoints for ALOHA see its joints and grippers mapped, in robot units (aloha.py); LeRobot's config
+    cannot say so, the export can. Training knows nothing of it."""
 
     def add_projections(self) -> None:
         width = self.dims.expert.width
@@ -39,7 +43,30 @@ class Pi0(PiPolicy):
         return name.replace("model.time_mlp_", "model.action_time_mlp_")
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        inputs = self._mapped(inputs, "state", aloha.state_to_pi)
         return {**super().encode(inputs), "state_padded": self.network_state(inputs)}
+
+    def denoise(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        tau: Tensor,
+        tau_next: Tensor,
+        extras: Mapping[str, Tensor],
+    ) -> Tensor:
+        extras = self._mapped(extras, "rtc:committed", aloha.actions_to_pi)
+        return super().denoise(context, x, tau, tau_next, extras)
+
+    def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
+        actions = super().decode(x, self._mapped(extras, "state", aloha.state_to_pi))
+        return aloha.actions_from_pi(actions) if self.adapts_to_aloha else actions
+
+    def _mapped(
+        self, values: Mapping[str, Tensor], source: str, to_pi: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
+        if not self.adapts_to_aloha or source not in values:
+            return values
+        return {**values, source: to_pi(values[source])}
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
         return (
