@@ -64,7 +64,10 @@ class ImageTable:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-            column = open_parquet(self.root, file).read_row_group(number, columns=[camera]).column(camera)
+            table = open_parquet(self.root, file).read_row_group(number, columns=[camera])
+            if camera not in table.column_names:
+                raise DatasetError(f"{file} has no pictures of camera '{camera}'", file=file, feature=camera)
+            column = table.column(camera)
             self._kept[key] = column
             while len(self._kept) > 1 and sum(c.nbytes for c in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)

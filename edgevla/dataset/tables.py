@@ -84,6 +84,7 @@ def read_frames(
     former only a warning when `is_partial`, as its episodes may not be wanted."""
     parts: dict[str, list[np.ndarray]] = {}
     wanted = [f for f in features.values() if f.dtype == "string" or (f.is_numeric and _is_read(f, findings))]
+    pictures = [f for f in features.values() if f.is_camera and f.dtype == "image"]
     missing: set[str] = set()
     kept, starts, row = [], [], 0
     for file in files:
@@ -95,7 +96,7 @@ def read_frames(
             report = findings.warn if is_partial else findings.error
             report(str(error), file=file, feature=error.fields.get("feature"))
             continue
-        missing |= {f.name for f in wanted if f.name not in schema}
+        missing |= {f.name for f in (*wanted, *pictures) if f.name not in schema}
         kept.append(file)
         starts.append(row)
         row += table.num_rows

@@ -72,6 +72,14 @@ def _clock_times(root: Path) -> None:
     kit.edit_parquet(root / DATA, change)
 
 
+def _picture_camera(root: Path) -> None:
+    """A camera of pictures that the data files do not hold."""
+    top = {"dtype": "image", "shape": [4, 6, 3], "names": ["height", "width", "channels"]}
+    kit.edit_json(
+        root / "meta/info.json", lambda info: info["features"].update({"observation.images.top": top})
+    )
+
+
 def _nan_file_numbers(root: Path) -> None:
     """As pandas leaves an interrupted batch encoding: whole numbers become fractions, nothing becomes NaN."""
     table = pq.read_table(root / EPISODES)
@@ -174,6 +182,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str, str | None, str | None, int 
         "feature 'tip' of meta/info.json is not a column",
         DATA,
         "tip",
+        None,
+    ),
+    "no picture column": (
+        _picture_camera,
+        "feature 'observation.images.top' of meta/info.json is not a column",
+        DATA,
+        "observation.images.top",
         None,
     ),
     "another shape": (
