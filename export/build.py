@@ -27,6 +27,8 @@ from edgevla.runner import BundlePolicy
 
 from ..train.checkpoint import checkpoint_folder, load_policy
 from ..train.policies.base import Policy
+from ..train.policies.config import PolicyConfig
+from ..train.processors import Processors
 from ..train.state import find_checkpoint
 from . import trace
 from .draft import draft_manifest, precision_of
@@ -68,14 +70,19 @@ def export_checkpoint(
     check_target(target)
     folder = _policy_folder(path)
     say(f"loading {folder}")
-    policy = load_policy(folder)
+    policy = load_policy(folder, adapt=in_float32)
     return export_policy(policy, folder, target, options, say)
+
+
+def in_float32(config: PolicyConfig, processors: Processors) -> PolicyConfig:
+    """For `load_policy`: a bfloat16 checkpoint is widened. Nothing is lost, and ONNX Runtime's CPU knows no bfloat16."""
+    return replace(config, dtype="float32") if hasattr(config, "dtype") else config  # type: ignore[call-arg]
 
 
 def export_policy(
     policy: Policy, folder: Path, target: Path, options: ExportOptions, say: Say = lambda _: None
 ) -> Exported:
-    """As `export_checkpoint`, of a policy that was loaded from `folder`."""
+    """As `export_checkpoint`, of a policy that was loaded from `folder`, in float32."""
     check_target(target)
     dataset = _open(options.dataset)
     facts, origin = _facts(folder, dataset, options)

@@ -12,7 +12,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edgevla.errors import CheckpointError
 
-from ..train.checkpoint import _no_init, read_config
+from ..train.checkpoint import read_config
+from ..train.memory import without_init
 from ..train.policies import policy_class
 from ..train.policies.base import Policy
 from ..train.processors import Processors
@@ -68,7 +69,7 @@ def _without_memory() -> Iterator[None]:
     # The hook may return another parameter, which the annotation of torch 2.13 does not say.
     hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
     try:
-        with _no_init():
+        with without_init():
             yield
     finally:
         hook.remove()

@@ -8,12 +8,11 @@ unknown keys in its own files.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from edgevla.errors import CheckpointError
 from . import lora
 from .fresh import new_policy as new_policy
 from .legacy import split_legacy
+from .memory import release_pages, without_init
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
@@ -77,7 +77,7 @@ def load_policy(
     weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     try:
-        with _no_init():
+        with without_init():
             policy = cls.build(config, processors, shapes)
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
@@ -263,7 +263,10 @@ def _assign(
         place = own[name]
         if id(place) not in done:
             source = name if name in weights else next(n for n in weights if shared.get(n) == shared[name])
-            tensor = weights.pop(source).to(place.dtype)
+            mapped = weights.pop(source)
+            tensor = mapped.to(place.dtype)
+            if is_mapped and tensor is not mapped and mapped.is_contiguous():
+                release_pages(mapped)
             done[id(place)] = tensor if is_mapped else _aligned(tensor)
         _put(modules, name, place, done)
 
@@ -301,20 +304,6 @@ def _misfit(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> 
 def _some(names: list[str], limit: int = 20) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-@contextlib.contextmanager
-def _no_init() -> Iterator[None]:
-    """Modules are built without filling their parameters: untouched memory costs nothing, and is replaced anyway."""
-    names = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("_")]
-    originals = {n: getattr(nn.init, n) for n in names}
-    try:
-        for n in names:
-            setattr(nn.init, n, lambda tensor, *args, **kwargs: tensor)
-        yield
-    finally:
-        for n, original in originals.items():
-            setattr(nn.init, n, original)
 
 
 # -- writing ----------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from edgevla.export import trt_check
 from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
+from edgevla.train.checkpoint import load_policy, save_policy
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 SMOLVLA = SHARED / "goldens" / "smolvla" / "checkpoint"
@@ -26,6 +29,20 @@ RAW = {"fps": 30.0, "joint_units": "raw", "n_samples": 4, "n_timed": 1}
 def kinds(path: Path) -> set[int]:
     """Types of the weights in a graph."""
     return {i.data_type for i in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.parametrize("policy", ["pi0", "xvla"])
+def test_a_bfloat16_checkpoint_runs_on_a_cpu(policy: str, tmp_path: Path) -> None:
+    """Its weights are widened before tracing: ONNX Runtime's CPU kernels know no bfloat16."""
+    folder = Path(shutil.copytree(SHARED / "goldens" / policy / "checkpoint", tmp_path / "policy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    save_policy(load_policy(folder), tmp_path / "bfloat16")
+    done = export_checkpoint(tmp_path / "bfloat16", tmp_path / "bundle", ExportOptions(**RAW))  # type: ignore[arg-type]
+    parity = done.bundle.manifest.parity
+    assert parity is not None
+    assert parity.passed
+    assert set(done.bundle.manifest.target.precision.values()) == {"fp32"}
 
 
 def test_fp16_stores_half_and_keeps_float32_at_the_door(tmp_path: Path) -> None:
