@@ -65,7 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone-weights", metavar="FILE", help="torchvision ResNet weights for the vision trunk"
     )
     what.add_argument(
-        "--trunk-width", type=int, metavar="N", help="channels in a fresh ACT trunk's stem (published: 64)"
+        "--trunk-width",
+        type=int,
+        metavar="N",
+        help="channels in the stem of a fresh ResNet (ACT, Diffusion; published: 64)",
     )
     _add_numbers(parser.add_argument_group("how"))
     _add_machine(parser.add_argument_group("where"))

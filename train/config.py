@@ -76,7 +76,7 @@ class TrainConfig:
     dataset: folder or hub id.  start: checkpoint folder or hub id to fine-tune from; empty: from scratch.
     episodes: `0:40`, `3,5,8:12`; empty: all.  eval_episodes: the same form, or one number N for the last N.
     backbone_weights: torchvision ResNet file for a fresh vision trunk; empty: looked for in the usual caches.
-    trunk_width: channels in a fresh vision trunk's stem (ACT); 0: the published 64.
+    trunk_width: channels in a fresh vision trunk's stem (ACT, Diffusion); 0: the published 64.
     cameras: name -> name or `none`, as given on the command line (`train/cameras.py` resolves them).
     workers: threads that prepare batches.  cache: where decoded frames are kept.
     domain_id: which of X-VLA's soft prompts and heads learn; None: the checkpoint's.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE = 64
-"""Side of the tiny vision towers' images, in pixels."""
+IMAGE, PATCH = 64, 8
+"""Side of the tiny vision towers' images and patches, in pixels. The demo's cube fills a patch: of larger ones a random
+tower does not learn to find it."""
 
 Kind = Literal["smolvlm", "paligemma", "florence", "eagle"]
 BACKBONES: dict[str, Kind] = {
@@ -46,8 +47,18 @@ def write_tiny_backbone(folder: Path, kind: Kind, *, width: int = 64, depth: int
             expert = {**config["text_config"], "hidden_size": width, "intermediate_size": 2 * width}
             _write_json(folder / "expert_config/config.json", expert)
         weights = _random_weights(kind, config)
+    weights = {name: _loud_position(name, w) for name, w in weights.items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder
+
+
+def _loud_position(name: str, weight: Tensor) -> Tensor:
+    """A vision tower's positions, as large as its patches' features.
+
+    SigLIP's own start is 1 / sqrt(width). A tiny tower then needs thousands of steps to tell where something is, for
+    as long as the arm's state explains most of a demonstration; with these it needs hundreds.
+    """
+    return weight.new_empty(weight.shape).normal_() if "position_embedding." in name else weight
 
 
 def _write_json(path: Path, data: Any) -> None:
@@ -104,18 +115,18 @@ def write_byte_tokenizer(
 
 
 def _text(width: int, depth: int, vocabulary: int, **more: Any) -> dict[str, Any]:
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": depth}
     return {**sizes, **heads, "vocab_size": vocabulary, **more}
 
 
-def _vision(width: int, patch: int) -> dict[str, Any]:
+def _vision(width: int) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": 2 * width,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "patch_size": patch,
+        "patch_size": PATCH,
         "image_size": IMAGE,
         "layer_norm_eps": 1e-6,
     }
@@ -126,7 +137,7 @@ def _smolvlm(width: int, depth: int, vocabulary: int) -> dict[str, Any]:
         "model_type": "smolvlm",
         "scale_factor": 2,
         "text_config": _text(width, depth, vocabulary, model_type="llama", rms_norm_eps=1e-5),
-        "vision_config": _vision(width // 2, 8),
+        "vision_config": _vision(width // 2),
     }
 
 
@@ -134,7 +145,7 @@ def _paligemma(width: int, depth: int, vocabulary: int) -> dict[str, Any]:
     return {
         "model_type": "paligemma",
         "text_config": _text(width, depth, vocabulary, model_type="gemma", rms_norm_eps=1e-6),
-        "vision_config": _vision(width // 2, 16),
+        "vision_config": _vision(width // 2),
     }
 
 
@@ -218,7 +229,7 @@ def _write_groot_base(folder: Path, width: int, depth: int) -> dict[str, Tensor]
         "force_image_size": IMAGE,
         "image_token_index": EAGLE.index("<IMG_CONTEXT>"),
         "text_config": _text(width, depth, vocabulary, model_type="qwen3", rms_norm_eps=1e-6, rope_theta=1e6),
-        "vision_config": _vision(width // 2, 16),
+        "vision_config": _vision(width // 2),
     }
     config = {
         "model_type": "gr00t_n1_5",

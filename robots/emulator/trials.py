@@ -60,8 +60,9 @@ class Trial:
 class BundleArm:
     """A bundle on an emulated SO101: what the policy node does, without its process."""
 
-    def __init__(self, folder: Path, trial: Trial, *, threads: int = 1) -> None:
-        self.trial = trial
+    def __init__(self, folder: Path, trial: Trial, *, threads: int = 1, n_steps: int | None = None) -> None:
+        """n_steps: of the denoise loop; None takes the bundle's."""
+        self.trial, self.n_steps = trial, n_steps
         self.policy = BundlePolicy(load_bundle(folder), options=EngineOptions(threads=threads))
         m = self.policy.manifest
         self.world = World(trial.task, UNSEEN + trial.seed, episode_s=0)
@@ -91,7 +92,7 @@ class BundleArm:
         grid = self._grid_index()
         past = {n: self._past[n] for n in self.policy.missing_moments(grid) if n in self._past}
         seen = replace(seen, state=self._to_policy(seen.state))
-        result = self.policy.infer(seen, grid_index=grid, past=past)
+        result = self.policy.infer(seen, grid_index=grid, past=past, n_steps=self.n_steps)
         return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
 
     def _to_policy(self, state: np.ndarray) -> np.ndarray:

@@ -12,9 +12,10 @@ from edgevla.train.tiny import BACKBONES
 
 CHUNK = ["chunk_size=30", "n_action_steps=15"]
 NARROW = [*CHUNK, "max_state_dim=8", "max_action_dim=8"]
-SCALED = 'normalization_mapping={"VISUAL":"IDENTITY","STATE":"MEAN_STD","ACTION":"MEAN_STD"}'
+SCALED = 'normalization_mapping={"VISUAL":"IDENTITY","STATE":"MEAN_STD","ACTION":"MIN_MAX"}'
+"""Demonstrations only shake the wrist's roll: by its deviation, that noise would be as loud as what is to be learned."""
 XVLA = [*CHUNK, "hidden_size=64", "depth=3", "num_heads=4", "num_domains=2", "len_soft_prompts=4", SCALED]
-XVLA += ["tokenizer_max_length=40", "resize_imgs_with_padding=[64,64]"]
+XVLA += ["tokenizer_max_length=24", "resize_imgs_with_padding=[64,64]"]
 DIFFUSION = [
     "n_obs_steps=2",
     "horizon=32",
@@ -37,18 +38,19 @@ SETTINGS: dict[str, list[str]] = {
     "diffusion": DIFFUSION,
     "smolvla": [
         *NARROW,
+        SCALED,
         "resize_imgs_with_padding=[64,64]",
-        "tokenizer_max_length=40",
+        "tokenizer_max_length=24",
         "train_expert_only=false",
         "freeze_vision_encoder=false",
     ],
-    "pi0": [*NARROW, "image_resolution=[64,64]", "tokenizer_max_length=40"],
+    "pi0": [*NARROW, SCALED, "image_resolution=[64,64]", "tokenizer_max_length=24"],
     "pi05": [*NARROW, "image_resolution=[64,64]", "tokenizer_max_length=100"],
     "xvla": [*XVLA, "action_mode=auto", "max_action_dim=8", "max_state_dim=8"],
     "groot": ["tune_llm=true", "tune_visual=true", "use_bf16=false"],
 }
 """`--set` of each policy: random backbones must learn, and a cell of the network is small."""
-OPTIONS: dict[str, list[str]] = {"act": ["--trunk-width", "16"]}
+OPTIONS: dict[str, list[str]] = {p: ["--trunk-width", "16"] for p in ("act", "diffusion")}
 
 
 def settings_of(policy: str, *more: str) -> list[str]:
