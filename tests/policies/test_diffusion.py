@@ -130,6 +130,30 @@ def test_every_switch_trains_survives_saving_and_samples(switch, tmp_path):
         torch.testing.assert_close(policy.condition(batch), context.flatten(1))
 
 
+@pytest.mark.parametrize("norm", [True, False], ids=["groups", "batch"])
+def test_a_narrow_trunk_is_found_again_in_the_weights(tmp_path, norm):
+    settings = {**TINY, "use_group_norm": norm}
+    policy = new_policy(
+        "diffusion", features(CAMERAS, (36, 50), False), STATS, settings, trunk_width=16, say=lambda _: None
+    )
+    assert policy.state_dict()["rgb_encoder.1.backbone.0.weight"].shape[0] == 16
+    again = load_policy(save_policy(policy, tmp_path / "saved"))
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, policy.state_dict()[name])
+
+
+def test_a_trunk_too_narrow_for_groups_is_refused():
+    with pytest.raises(CheckpointError, match="groups have 16 channels"):
+        new_policy(
+            "diffusion",
+            features(CAMERAS, (36, 50), False),
+            STATS,
+            {**TINY, "use_group_norm": True},
+            trunk_width=8,
+            say=lambda _: None,
+        )
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

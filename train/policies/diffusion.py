@@ -246,6 +246,23 @@ class Diffusion(Policy):
         return cls(config, processors, ResNetShape.of_weights(trunk))
 
     @classmethod
+    def trunk_shapes(cls, config: PolicyConfig, width: int) -> dict[str, tuple[int, ...]]:
+        assert isinstance(config, DiffusionConfig)
+        if config.use_group_norm and width % 16:
+            raise CheckpointError(
+                f"--trunk-width {width} does not go with use_group_norm, whose groups have 16 channels"
+            )
+        norm = group_norm if config.use_group_norm else nn.BatchNorm2d
+        trunk = ResNet(ResNetShape.named(config.vision_backbone, width), norm)
+        start = "rgb_encoder.0." if config.use_separate_rgb_encoder_per_camera else "rgb_encoder."
+        numbers = {name: number for number, name in TRUNK_NAMES.items()}
+        shapes = {}
+        for name, weight in trunk.state_dict().items():
+            part, _, rest = name.partition(".")
+            shapes[f"{start}backbone.{numbers[part]}.{rest}"] = tuple(weight.shape)
+        return shapes
+
+    @classmethod
     def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
         """A compiled U-Net was saved under another name."""
         return {k.replace("diffusion.unet._orig_mod.", "diffusion.unet."): v for k, v in weights.items()}
