@@ -44,7 +44,8 @@ EXCHANGE_MARGIN_NS = 2_000_000
 
 @dataclass
 class ServoHealth:
-    """What is known of one servo, each value as last read. faults: conditions that the servo reports, in words."""
+    """What is known of one servo, each value as last read. faults: conditions that the servo reports, in words.
+    restart: how it is made to forget them."""
 
     id: int
     bus: str
@@ -57,6 +58,7 @@ class ServoHealth:
     torque_on: bool | None = None
     faults: tuple[str, ...] = ()
     is_gripper: bool = False
+    restart: str = ""
     n_retries: int = 0
     n_corrupt: int = 0
     n_stale: int = 0
@@ -104,7 +106,14 @@ class _Line:
         self.joint_of = {m.id: motors[m.name] for m in bus.motors if m.name in motors}
         grippers = {joint.motor for joint in profile.joints if joint.is_gripper}
         self.health = {
-            m.id: ServoHealth(m.id, bus.name, m.name, is_gripper=m.name in grippers) for m in bus.motors
+            m.id: ServoHealth(
+                m.id,
+                bus.name,
+                m.name,
+                is_gripper=m.name in grippers,
+                restart=handshake.restart_words(bus, profile.name, m.id),
+            )
+            for m in bus.motors
         }
         self.order = [m.id for m in bus.motors]
         self.next_health_ns = 0
@@ -135,6 +144,7 @@ class Robot:
         self._ticks = np.zeros(n, np.int64)
         self._observed_ns = np.zeros(n, np.int64)
         self._asked_ns = np.zeros(n, np.int64)
+        self._beyond: dict[int, int] = {}
         self._jumps = np.zeros(n, np.int64)
         self._n_invalid = 0
         self._gone: set[str] = set()
@@ -176,7 +186,7 @@ class Robot:
     def _connect(self) -> None:
         for line in self._lines:
             self._tune_adapter(line.line)
-            handshake.check_motors(line.line, line.bus, self.profile)
+            self._warn(handshake.check_motors(line.line, line.bus, self.profile))
         lines = self.buses
         if self.profile.is_calibrated_by_file:
             if self.calibration is None:
@@ -190,6 +200,10 @@ class Robot:
             handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
             self._warn(handshake.probe(line.line))
             self._warn(handshake.probe_joined(line.line))
+            if line.line.echoes:
+                self._warn(
+                    f"{line.line.port.name} returns what is sent (echo); that is taken out, but costs time"
+                )
             for servo_id in line.order:
                 block = line.line.read_block(servo_id, line.line.health_block)
                 self._take_health(line, servo_id, block)
@@ -243,6 +257,10 @@ class Robot:
         return self._reading
 
     @property
+    def has_lost_lines(self) -> bool:
+        return bool(self._gone)
+
+    @property
     def is_cut_off(self) -> bool:
         """Whether no line is left through which a servo could be told anything."""
         return len(self._gone) == len(self._lines)
@@ -261,6 +279,7 @@ class Robot:
             data = read.replies.get(servo_id)
             if data is not None:
                 values = line.line.tick_block.decode(data)
+                self._beyond.pop(line.joint_of[servo_id], None)
                 if self._is_plausible(line, line.joint_of[servo_id], values["present_position"], now_ns):
                     k = line.joint_of[servo_id]
                     self._ticks[k], self._observed_ns[k] = values["present_position"], now_ns
@@ -275,6 +294,7 @@ class Robot:
     def _is_plausible(self, line: _Line, k: int, tick: int, now_ns: int) -> bool:
         """Within one turn, and no farther than a servo can have gone; a jump is believed when it is there twice."""
         if line.bus.protocol == "feetech" and not 0 <= tick <= LAST_TICK:
+            self._beyond[k] = tick
             return False  # Dynamixel in extended position mode may count on
         if not self._observed_ns[k]:
             return True
@@ -305,22 +325,26 @@ class Robot:
         return [joint.name for joint, n in zip(self.profile.joints, self._jumps, strict=True) if n == 2]
 
     def explain_silence(self, is_silent: np.ndarray) -> str:
-        """bool (D,) -> for each line with such joints, who does not answer, who does, and where to look."""
-        found = []
-        for each in self._lines:
-            line = each.line
-            silent = [i for i in each.ids if is_silent[each.joint_of[i]]]
-            if not silent:
-                continue
-            alive = [i for i in line.ids if i not in silent]
-            names = ", ".join(line.name_of(i) for i in silent)
-            where = (
-                cable_hint(line.ids, alive, line.motors)
-                if len(silent) < len(each.ids)
-                else "power and adapter"
+        """bool (D,) -> for each line with such joints, who does not answer, and where to look."""
+        return "; ".join(
+            self._explain(each, silent)
+            for each in self._lines
+            if (silent := [i for i in each.ids if is_silent[each.joint_of[i]]])
+        )
+
+    def _explain(self, each: _Line, silent: list[int]) -> str:
+        line, port = each.line, each.line.port.name
+        if beyond := [i for i in silent if each.joint_of[i] in self._beyond]:
+            return (
+                f"{line.name_of(beyond[0])} on {port} says {self._beyond[each.joint_of[beyond[0]]]}, beyond one turn: "
+                "turn it back by hand and start again"
             )
-            found.append(f"{names} on {line.port.name} does not answer: check {where}")
-        return "; ".join(found)
+        if len(silent) == len(each.ids):
+            return f"no servo on {port} answers: look after the arm's power and the adapter"
+        names = ", ".join(f"{i} ({each.health[i].name})" for i in silent)
+        who = f"motor {names} does" if len(silent) == 1 else f"motors {names} do"
+        alive = [i for i in line.ids if i not in silent]
+        return f"{who} not answer on {port}: check {cable_hint(line.ids, alive, line.motors)}"
 
     # ---- health ----
 

@@ -59,21 +59,21 @@ class GripRelief:
             return None
         what = f"servo {servo.name} reports {', '.join(servo.faults)}{measured(servo)}"
         if servo.torque_on is False:
-            text = f"{what} and has switched its torque off; take out what blocks it before you start again"
+            text = f"{what} and has switched its torque off; take out what blocks it, then {servo.restart}"
             return Finding(Level.STOP, "gripper_overload", text)
         if relieved is None:
             little = float(np.clip(goal - present, -self._little[k], self._little[k]))
             self._relieved[k] = _Relieved(present + little, float(np.sign(goal - present)), now_ns)
             text = (
-                f"{what}: it was told {goal:.1f} and is blocked at {present:.1f}. It now holds lightly at "
-                f"{present + little:.1f} until the policy opens it; if it reports overload again, the run ends"
+                f"{what} at {present:.1f}, told to go to {goal:.1f}: it now holds lightly at {present + little:.1f} "
+                "until the policy opens it; if it reports overload again, the run ends"
             )
             return Finding(Level.WARN, "gripper_relieved", text)
         if relieved.is_cleared or now_ns - relieved.since_ns > STILL_MS * 1_000_000:
             again = "again" if relieved.is_cleared else "still"
             text = (
                 f"{what} {again}, although its goal was taken back to {relieved.goal:.1f}; take out what blocks it, "
-                "then switch the arm off and on"
+                f"then {servo.restart}"
             )
             return Finding(Level.STOP, "gripper_overload", text)
         return None

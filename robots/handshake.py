@@ -24,8 +24,11 @@ DYNAMIXEL_SETTINGS = {"return_delay": 0, "operating_mode": 3}
 DYNAMIXEL_RAM = {"profile_acceleration": 0, "profile_velocity": 0, "response_level": 2}
 
 
-def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> None:
-    """All servos answer, each once and with the right model; else BusError with the likeliest cure."""
+def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> str | None:
+    """All servos answer, each once and with the right model; else BusError with the likeliest cure.
+
+    Returns a sentence for the user when servos of one model have different firmware.
+    """
     found = {reply.id: reply for reply in line.scan(line.ids, n_tries=3)}
     missing = [motor for motor in bus.motors if motor.id not in found]
     if missing:
@@ -42,6 +45,22 @@ def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> None:
                 port=line.port.name,
                 motor_id=motor.id,
             )
+    return _mixed_firmware(line, bus, {i: reply.firmware for i, reply in found.items()})
+
+
+def _mixed_firmware(line: ServoBus, bus: Bus, firmware: Mapping[int, str]) -> str | None:
+    for model in sorted({motor.model for motor in bus.motors}):
+        held: dict[str, list[str]] = {}
+        for motor in bus.motors:
+            if motor.model == model:
+                held.setdefault(firmware[motor.id], []).append(motor.name)
+        if len(held) > 1:
+            rarest = min(held, key=lambda version: len(held[version]))
+            return (
+                f"{line.robot} on {line.port.name}: firmware {rarest} in {', '.join(held[rarest])}, "
+                f"{' and '.join(sorted(held.keys() - {rarest}))} in the other {model}; give all of them the same"
+            )
+    return None
 
 
 def _missing_text(line: ServoBus, bus: Bus, profile: Profile, found: list[int], missing: list[Motor]) -> str:
@@ -49,7 +68,8 @@ def _missing_text(line: ServoBus, bus: Bus, profile: Profile, found: list[int], 
     who = ", ".join(f"{m.id} ({m.name})" for m in missing)
     text = f"{profile.name} on {line.port.name}: no answer from motor {who} at {line.port.baud} baud"
     if not found:
-        return text + "; no servo answered at all: switch the arm's power supply on, then: edgevla doctor"
+        ask = f"edgevla doctor --robot {profile.name} --port {line.port.name}"
+        return text + f"; no servo answered at all: switch the arm's power supply on; if it is on, ask: {ask}"
     text += f"; answered: {', '.join(map(str, found))}"
     if len(missing) > 1 and found == [1]:
         return text + f"; all servos may still have id 1: edgevla setup-motors --robot {profile.name}"
@@ -116,15 +136,17 @@ def check_health(line: ServoBus, bus: Bus, limits: Limits, name: str) -> None:
                 port=line.port.name, motor_id=motor.id, register="present_temperature",
             )  # fmt: skip
         if texts := line.codec.error_texts(block["status"]):
-            cure = (
-                f"reboot it: edgevla doctor --robot {name} --reboot {motor.id} (the arm may drop)"
-                if bus.protocol == "dynamixel"
-                else "free the joint, then switch the arm off and on"
-            )
             raise BusError(
-                f"{where} reports {', '.join(texts)}; {cure}",
+                f"{where} reports {', '.join(texts)}; free the joint, then {restart_words(bus, name, motor.id)}",
                 port=line.port.name, motor_id=motor.id, register="status", error_bits=block["status"],
             )  # fmt: skip
+
+
+def restart_words(bus: Bus, robot: str, servo_id: int) -> str:
+    """How a servo forgets what it reports."""
+    if bus.protocol == "dynamixel":
+        return f"reboot it: edgevla doctor --robot {robot} --reboot {servo_id} (the arm may drop)"
+    return "switch the arm off and on"
 
 
 def configure(line: ServoBus, bus: Bus) -> None:
@@ -204,8 +226,9 @@ def probe(line: ServoBus) -> str | None:
     if isinstance(line, FeetechBus) and not line.probe_sync_read():
         versions = {reply.firmware for reply in line.scan(line.ids)}
         return (
-            f"{line.robot} on {line.port.name}: sync read does not work (firmware {', '.join(sorted(versions))}; 3.10 "
-            "and later support it); servos are read one by one, which is slower. Update the firmware"
+            f"{line.robot} on {line.port.name}: sync read does not work; servos are read one by one, which is slower. "
+            f"Firmware before 3.10 cannot do it (here: {', '.join(sorted(versions))}); a bad cable may be why, too: "
+            f"edgevla doctor --robot {line.robot}"
         )
     return None
 

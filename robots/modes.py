@@ -23,7 +23,7 @@ from .rollout import Plan
 from .safety import SafetyFilter, Watch, make_caps
 
 IDLE_HZ = 30.0
-REPEAT_NS = 5 * NS_PER_S
+REPEAT_NS, NEVER_NS = 5 * NS_PER_S, 1 << 62
 
 
 class Modes:
@@ -74,6 +74,7 @@ class Modes:
         self.filter = self._make_filter(plan)
         self.watch = self._make_watch()
         self.grip.forget()
+        self.told.clear()
         self.energise()
         self.restart_grid()
         self.set_mode("running", "")
@@ -95,6 +96,7 @@ class Modes:
             self.robot.set_torque(False)
             raise BusError(f"torque could not be switched on at {', '.join(unreached)}; the arm stays off")
         self.is_torque_on, self.is_left_parked = True, False
+        self.reading = self.robot.exchange(None, self.clock.now_ns() + self.period_ns)
         self.filter.begin(self.robot.present_goal())
 
     def restart_grid(self) -> None:
@@ -110,9 +112,11 @@ class Modes:
             self.filter.begin(self.filter.last_goal)
 
     def freeze(self) -> None:
-        """The goal is where the arm is now."""
+        """The goal is where the arm is now; a joint that does not say where it is keeps its goal."""
         if self.is_torque_on:
-            self.filter.begin(self.robot.present_goal())
+            assert self.filter.last_goal is not None
+            is_known = self.robot.last_reading().position_age_us <= 2 * self.period_ns / 1000
+            self.filter.begin(np.where(is_known, self.robot.present_goal(), self.filter.last_goal))
             self.grip.forget()
 
     def stop(self, kind: Kind, reason: str) -> None:
@@ -155,11 +159,11 @@ class Modes:
         self.mode, self.reason = mode, reason
 
     def tell_once(self, severity: str, code: str, text: str) -> None:
-        """A person sees the first, then one every five seconds with the number of the others."""
+        """A person sees the first, then one every five seconds with the number of the others; what stopped, once."""
         now = self.clock.now_ns()
         self.counters[f"finding_{code}"] += 1
         if now >= self.told.get(code, 0):
-            self.told[code] = now + REPEAT_NS
+            self.told[code] = NEVER_NS if severity == "stop" else now + REPEAT_NS
             self.links.event(severity, code, text, count=self.counters[f"finding_{code}"])
 
     def _make_filter(self, plan: Plan | None) -> SafetyFilter:

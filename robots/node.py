@@ -168,9 +168,10 @@ class ControlLoop(Modes):
         findings = [*self._watch_jumps(), *self._watch_grip(goal), *findings]
         findings.sort(key=lambda finding: -finding.level)
         for finding in findings:
-            severity = {Level.WARN: "warning", Level.HOLD: "warning", Level.STOP: "stop", Level.FAIL: "stop"}
-            self.tell_once(severity[finding.level], finding.code, finding.text)
-            if finding.level >= Level.STOP and self.is_torque_on and self.ending is None:
+            is_grave = finding.level >= Level.STOP
+            if not (finding.code.startswith("state_") and self.robot.has_lost_lines):  # said, with the reason
+                self.tell_once("stop" if is_grave else "warning", finding.code, finding.text)
+            if is_grave and self.is_held and (self.ending is None or self.ending.kind == "rest"):
                 self.has_failed = True
                 self.stop("fault", finding.text)
         return findings

@@ -173,6 +173,7 @@ class ServoState(Protocol):
     load_percent: float | None
     torque_on: bool | None
     faults: tuple[str, ...]
+    restart: str
     is_gripper: bool
 
 
@@ -235,14 +236,14 @@ class Watch:
         if not is_old.any():
             return Finding(Level.GO)
         worst = int(np.argmax(age_us))
-        who = ", ".join(name for name, old in zip(self._joints, is_old, strict=True) if old)
+        names = [name for name, old in zip(self._joints, is_old, strict=True) if old]
+        who = "any joint" if len(names) == len(self._joints) else ", ".join(names)
         bits = np.where(is_old, np.uint16(Reason.STALE), np.uint16(0)).astype(np.uint16)
         if age_us[worst] > limits.stale_fail_ms * 1000:
             text = f"no position of {who} for {age_us[worst] / 1000:.0f} ms; {self._explain_silence(is_old)}"
             return Finding(Level.FAIL, "state_lost", f"{text}. The arm is held, parked and released", bits)
-        return Finding(
-            Level.HOLD, "state_stale", f"the position of {who} is {age_us[worst] / 1000:.0f} ms old", bits
-        )
+        text = f"no new position of {who} for {age_us[worst] / 1000:.0f} ms"
+        return Finding(Level.HOLD, "state_stale", text, bits)
 
     def _following(self, position: np.ndarray, goal: np.ndarray, age_us: np.ndarray, now_ns: int) -> Finding:
         limits = self._limits
@@ -269,7 +270,11 @@ class Watch:
         if not said or (servo.is_gripper and set(said) <= OVERLOADS):
             return None
         text = f"servo {servo.name} reports {', '.join(said)}{measured(servo)}"
-        return Finding(Level.STOP, "servo_fault", f"{text}; free the joint before you start again")
+        if "bus watchdog" in said:
+            text += ": it was told nothing for so long that it froze by itself"
+            return Finding(Level.STOP, "servo_fault", f"{text}; start again")
+        first = "let it cool down" if "over-temperature" in said else "free the joint"
+        return Finding(Level.STOP, "servo_fault", f"{text}; {first}, then {servo.restart}")
 
     def _servo(self, servo: ServoState, now_ns: int, is_torque_on: bool) -> Finding:
         limits, name = self._limits, servo.name
@@ -289,7 +294,7 @@ class Watch:
                 Level.STOP,
                 "overload",
                 f"servo {name} pushes with {abs(load or 0):.0f} % for {limits.overload_ms} ms (limit "
-                f"{limits.overload_percent:g} %)",
+                f"{limits.overload_percent:g} %); free the joint before you start again",
             )
         volts = servo.voltage_v
         is_out = volts is not None and not limits.voltage_min <= volts <= limits.voltage_max
@@ -309,8 +314,9 @@ class Watch:
                 f"start again",
             )
         if "voltage" in servo.faults and volts is not None:
-            text = f"servo {name} reports its voltage: {volts:.1f} V; check the power supply"
+            text = f"servo {name} reports that its voltage is wrong: {volts:.1f} V; check the power supply"
             return Finding(Level.WARN, "voltage_reported", text)
         if hot is not None and hot >= limits.temperature_warn_c:
-            return Finding(Level.WARN, "warm", f"servo {name} has {hot:.0f} degC")
+            text = f"servo {name} is warm: {hot:.0f} degC, the arm stops at {limits.temperature_stop_c:g}"
+            return Finding(Level.WARN, "warm", text)
         return Finding(Level.GO)

@@ -132,6 +132,7 @@ def test_echo_is_stripped_and_remembered(bench):
     for _ in range(20):
         assert made.tick(goal_of(made)).n_stale == 0
     assert made.robot.buses["arm"].echoes is True
+    assert [w for w in made.robot.warnings if "echo" in w]
     assert made.robot.counters()["bus_retries"] == 0
 
 
@@ -302,8 +303,17 @@ def test_a_servo_that_reports_overload_at_the_start_is_refused(bench):
 
 
 def test_a_dynamixel_hardware_error_says_reboot(bench):
-    refused(bench, r"\(left_gripper\) reports overload; reboot it: edgevla doctor --robot aloha --reboot 9",
-            ("overload", {"target": "left_gripper"}), name="aloha")  # fmt: skip
+    words = r"\(left_gripper\) reports overload; free the joint, then reboot it: edgevla doctor --robot aloha --reboot 9"
+    refused(bench, words, ("overload", {"target": "left_gripper"}), name="aloha")
+
+
+def test_mixed_firmware_is_told(bench):
+    made = running(bench, "so101")
+    assert not any("firmware" in warning for warning in made.robot.warnings)
+    made = bench("so101")
+    made.fault("wrong_firmware", target="elbow_flex", amount=9)
+    made.robot.connect()
+    assert any("firmware 3.9 in elbow_flex, 3.10 in the other sts3215" in w for w in made.robot.warnings)
 
 
 def test_a_calibration_that_differs_stops_before_anything_moves(bench):

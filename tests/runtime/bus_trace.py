@@ -105,6 +105,8 @@ class _Bus:
         self.names = {m.id: m.name for m in bus.motors}
         self.caps, self.rest = caps, rest
         self.driven = goal_ids(bus)
+        grippers = {joint.motor for joint in profile.joints if joint.is_gripper}  # may be blocked on the way
+        self.grippers = {m.id for m in bus.motors if m.name in grippers}
         self.park = {i: int(full * self.rule.park_torque) for i, full in full_torque(bus).items()}
         self.goal, self.present, self.torque = {}, {}, {}
         self.parked_ns = self.moved_ns = None
@@ -162,7 +164,11 @@ class _Bus:
             self.verdict.off_ns = t_ns
 
     def _may_go_off(self, t_ns):
-        if all(abs(self.goal[i] - self.rest[self.names[i]]) <= REST_TICKS for i in self.driven):
+        if all(
+            abs(self.goal[i] - self.rest[self.names[i]]) <= REST_TICKS
+            for i in self.driven
+            if i not in self.grippers
+        ):
             self.verdict.endings["rest"] += 1
             return True
         frozen_ns = t_ns - (self.moved_ns or 0)

@@ -235,12 +235,41 @@ def test_silent_servos_are_held_then_end_the_run():
     assert loop.loop.is_done
     assert "elbow_flex: switch the arm's power off" in told(loop, "torque_unconfirmed")[0]
     assert re.search(
-        r"no position of elbow_flex.pos for \d+ ms; motor 3 \(elbow_flex, STS3215\) on emulated arm does not answer: "
-        r"check the cables and ids of elbow_flex \(3\)",
+        r"no position of elbow_flex.pos for \d+ ms; motor 3 \(elbow_flex\) does not answer on emulated arm: check the "
+        r"cables and ids of elbow_flex \(3\)",
         told(loop, "state_lost")[0],
     )
     others = [servo for name, servo in loop.arm.servos.items() if name != "elbow_flex"]
     assert not any(servo.torque_on for servo in others)
+
+
+def test_a_joint_that_says_nothing_keeps_its_goal_when_the_arm_freezes():
+    """Where it was half a second ago is no place to send it to: it may hear well, and only be silent."""
+    far = np.array([60.0, -10.0, 70.0, -5.0, 0.0, 40.0], np.float32)
+    loop = started(towards(far, gain=0.05), execution={"kind": "async"}, trained_speed=[80.0] * 6)
+    loop.run(0.4)
+    before = loop.links.states[-1]["goal"][2]
+    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    loop.run(1.0)
+    assert loop.loop.has_failed
+    assert loop.links.states[-1]["goal"][2] >= before, "not sent back"
+    assert steps_of(loop.links.states)[:, 2].max() <= 1.5 * 80.0 * loop.loop.period_ns / 1e9 * 1.001
+
+
+def test_a_fault_on_the_way_to_rest_stops_the_arm_there():
+    loop = started(execution={"kind": "async"})
+    loop.run(1.0)
+    loop.command("stop")
+    loop.run(0.3)
+    loop.arm.apply(Fault("overload", target="elbow_flex"))
+    loop.run(0.1)
+    frozen = loop.links.states[-1]["goal"].copy()
+    loop.run(1.8)
+    np.testing.assert_array_equal(loop.links.states[-1]["goal"], frozen)
+    assert all(servo.torque_on for servo in loop.arm.servos.values())
+    loop.run(6.0)
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+    assert len(told(loop, "servo_fault")) == 1, "what stopped is told once"
 
 
 def test_a_brown_out_is_never_re_energised():
@@ -361,8 +390,8 @@ def test_an_overloaded_gripper_is_let_go_once_and_holds_lightly_until_it_is_open
     loop = closing_on_something(until_s=6.0)
     loop.run(3.5)  # its servo trips after 2 s
     assert re.search(
-        r"servo gripper reports overload \(load \d+ %, \d+ degC\): it was told 0.0 and is blocked at 30.\d. It now "
-        r"holds lightly at 28.\d until the policy opens it",
+        r"servo gripper reports overload \(load \d+ %, \d+ degC\) at 30.\d, told to go to 0.0: it now holds lightly at "
+        r"28.\d until the policy opens it",
         told(loop, "gripper_relieved")[0],
     )
     states = loop.run(2.0)
