@@ -282,8 +282,8 @@ def main() -> int:
     if args.out:
         head = (
             "# LeRobot's motor buses on our emulator\n\n"
-            f"lerobot 0.4.4 unmodified, `tests/bench/lerobot_bus.py`, {datetime.date.today()}: {n_failed} checks failed. "
-            "Two shared cores, other work running.\n\n"
+            f"lerobot 0.4.4 unmodified, `tests/bench/lerobot_bus.py`, {datetime.date.today()}: {n_failed} checks "
+            "failed. Two shared cores, other work running.\n\n"
         )
         args.out.write_text(head + "\n".join(lines), encoding="utf-8")
     return int(n_failed > 0)
