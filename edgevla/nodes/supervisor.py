@@ -346,8 +346,10 @@ class Supervisor:
     def _guardian_s_end(self) -> str:
         guardian = self.children["robot"]
         words = self._last_words(guardian)
-        was_killed = (guardian.exit_code or 0) < 0
-        return f"the guardian ended with {how(guardian.exit_code)}: {words}" if was_killed else words
+        if (guardian.exit_code or 0) >= 0:
+            return words
+        reason = f": {self.log.last_stop}" if self.log.last_stop else ""
+        return f"the guardian ended with {how(guardian.exit_code)}{reason}"
 
     def _last_words(self, guardian: Child) -> str:
         """Why the robot's processes ended: the loop's own reason, else what the guardian said."""
