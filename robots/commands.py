@@ -169,8 +169,8 @@ class Commands:
             "supervisor_gone": "the supervisor has gone",
             "terminated": "asked to terminate",
         }[what]
-        then = "the arm is held, parked and released" if loop.ending is None else "the arm comes to rest as was asked"
-        loop.links.event("stop", what, f"{words}; {then}")
+        then = "is held, parked and released" if loop.ending is None else "comes to rest as was asked"
+        loop.links.event("stop", what, f"{words}; the arm {then}")
         if loop.ending is None:
             loop.stop("fault", words)
 

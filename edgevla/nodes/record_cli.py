@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(session.result()))
     else:
-        say(f"{session.n_kept} episodes kept" + f". Next: edgevla inspect {args.output}" * bool(session.n_kept))
+        then = f". Next: edgevla inspect {args.output}" if session.n_kept else ""
+        say(f"{session.n_kept} episodes kept{then}")
     return 0
 
 
