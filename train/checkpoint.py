@@ -167,12 +167,14 @@ def read_config(folder: Path) -> tuple[PolicyConfig, dict[str, Any]]:
 
 
 def config_to_save(policy: Policy) -> dict[str, Any]:
-    """A config.json with the keys that the loaded one had, plus what has since left its default; a fresh one: all."""
-    data = policy.config.to_json()
-    if policy.config_keys is None:
-        return {k: v for k, v in data.items() if v is not None or k not in policy.config.newer_keys}
-    defaults = type(policy.config)().to_json()
-    kept = {k: v for k, v in data.items() if k in policy.config_keys or v != defaults.get(k)}
+    """A config.json with the keys that the loaded one had, plus what has since left its default.
+
+    A fresh one has all keys but those that older LeRobots refuse, unless they say something.
+    """
+    config = policy.config
+    data, defaults = config.to_json(), type(config)().to_json()
+    keys = set(data) - config.newer_keys if policy.config_keys is None else policy.config_keys
+    kept = {k: v for k, v in data.items() if k in keys or v != defaults.get(k)}
     return {**kept, **policy.config_extras}
 
 

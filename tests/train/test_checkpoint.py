@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from edgevla.errors import CheckpointError
-from edgevla.train.checkpoint import load_policy, new_policy, save_policy, save_weights
+from edgevla.train.checkpoint import config_to_save, load_policy, new_policy, save_policy, save_weights
+from edgevla.train.policies import policy_class
 from edgevla.train.policies.act import ActConfig
+from edgevla.train.policies.config import PolicyFeature
 
 FEATURES = {
     "observation.images.front": {
@@ -33,6 +36,7 @@ STATS = {
     "observation.state": {"mean": np.array([1, 2, 3.0]), "std": np.array([1, 2, 0.5])},
     "action": {"mean": np.array([0.5, 2, -3.0]), "std": np.array([4, 2, 0.5])},
 }
+FRONT = {"observation.images.front": PolicyFeature("VISUAL", (3, 32, 48))}
 TINY = {
     "dim_model": 16,
     "n_heads": 2,
@@ -48,6 +52,31 @@ TINY = {
 def fresh(**overrides):
     torch.manual_seed(0)
     return new_policy("act", FEATURES, STATS, {**TINY, **overrides}, say=lambda _: None)
+
+
+LATER_THAN_04 = {
+    "diffusion": {"pretrained_revision", "gradient_checkpointing"},
+    "pi0": {"pretrained_revision", "use_relative_actions", "relative_exclude_joints", "action_feature_names"},
+}
+
+
+@pytest.mark.parametrize("kind", LATER_THAN_04)
+def test_what_older_lerobots_refuse_is_written_only_where_it_says_something(kind):
+    """LeRobot ends at a key of config.json or a processing step that it does not know."""
+    cls = policy_class(kind)
+
+    def written(config):
+        policy = SimpleNamespace(config=config, config_keys=None, config_extras={})
+        steps = cls.default_processors(config, {})
+        return set(config_to_save(policy)), {step.name for step in [*steps.pre, *steps.post]}
+
+    keys, steps = written(cls.Config(input_features=FRONT))
+    assert not keys & LATER_THAN_04[kind]
+    assert not any("relative" in name or "absolute" in name for name in steps)
+    said = sorted(LATER_THAN_04[kind] - {"pretrained_revision"})[-1]
+    keys, steps = written(cls.Config(input_features=FRONT, **{said: True}))
+    assert said in keys
+    assert ("relative_actions_processor" in steps) is (kind == "pi0")
 
 
 def observation():

@@ -146,7 +146,7 @@ class PolicyConfig:
     """Keys of other LeRobot versions that change nothing here and need no warning."""
 
     newer_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
-    """Fields that LeRobot before 0.6 refuses: written only where the loaded config had them or they say something."""
+    """Fields that an older LeRobot refuses: written only where the loaded config had them or they say something."""
 
     def to_json(self) -> dict[str, Any]:
         """The flat JSON that LeRobot reads back; only LeRobot's own keys."""

@@ -40,7 +40,7 @@ from ..processors import Processors, Stats, Step
 from .base import Batch
 from .config import PolicyConfig, PolicyFeature
 from .vla import FlowVla, freeze
-from .vla_config import VlaConfig
+from .vla_config import VlaConfig, set_relative
 
 VOCABULARY = 257152
 """Rows of the embedding in LeRobot's files; PaliGemma's own has 64 unused rows more."""
@@ -88,6 +88,10 @@ class PiConfig(VlaConfig):
     action_feature_names: list[str] | None = None
     image_resolution: tuple[int, int] = (224, 224)
     gradient_checkpointing: bool = False
+
+    newer_keys: ClassVar[frozenset[str]] = PolicyConfig.newer_keys | {
+        "use_relative_actions", "relative_exclude_joints", "action_feature_names",
+    }  # fmt: skip
 
     @property
     def denoise_steps(self) -> int:
@@ -368,24 +372,21 @@ class PiPolicy(FlowVla):
 
     @classmethod
     def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
-        """As of LeRobot 0.6: with the pair of steps for relative actions."""
+        """The pair of steps for relative actions only where they are switched on: LeRobot 0.4 knows neither, 0.5 and
+        0.6 name one of them differently, and all read pipelines without.
+        """
         assert isinstance(config, PiConfig)
         processors = super().default_processors(config, stats)
-        settings = {
-            "enabled": config.use_relative_actions,
-            "exclude_joints": list(config.relative_exclude_joints),
-            "action_names": config.action_feature_names,
-        }
-        relative = Step("relative_actions_processor", settings)
-        processors.pre = cls.ordered_steps(config, processors, relative)
-        absolute = Step("absolute_actions_processor", {"enabled": config.use_relative_actions})
-        processors.post.insert(1, absolute)
+        processors.pre = cls.ordered_steps(processors.pre)
+        if config.use_relative_actions:
+            excluded, names = list(config.relative_exclude_joints), config.action_feature_names
+            set_relative(processors, {"enabled": True, "exclude_joints": excluded, "action_names": names})
         return processors
 
     @classmethod
-    @abstractmethod
-    def ordered_steps(cls, config: PiConfig, processors: Processors, relative: Step) -> list[Step]:
+    def ordered_steps(cls, steps: list[Step]) -> list[Step]:
         """The pre-processor's steps in this policy's order."""
+        return steps
 
 
 @contextlib.contextmanager

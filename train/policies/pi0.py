@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from edgevla.graph import TensorSpec
 
 from ..nn.transformer import project
-from ..processors import Processors, Step
 from . import aloha
 from .pi import PiConfig, PiPolicy
-from .vla_config import VlaConfig
 
 
 @dataclass
@@ -90,8 +88,3 @@ class Pi0(PiPolicy):
         # The state sees no action; actions see the state and each other.
         starts = [True, True] + [False] * (x.shape[1] - 1)
         return self.run_expert(context, suffix, starts)
-
-    @classmethod
-    def ordered_steps(cls, config: VlaConfig, processors: Processors, relative: Step) -> list[Step]:
-        *before, normalizer = processors.pre
-        return [*before, relative, normalizer]

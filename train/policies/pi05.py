@@ -19,7 +19,7 @@ from edgevla.types import STATE
 
 from ..nn.normalize import Normalizer
 from ..nn.transformer import project
-from ..processors import Processors, Step
+from ..processors import Step
 from .pi import PiConfig, PiPolicy
 from .vla_config import RELATIVE
 
@@ -122,7 +122,7 @@ class Pi05(PiPolicy):
         }
 
     @classmethod
-    def ordered_steps(cls, config: PiConfig, processors: Processors, relative: Step) -> list[Step]:
+    def ordered_steps(cls, steps: list[Step]) -> list[Step]:
         """The normaliser comes before the prompt, which holds its result."""
-        rename, to_batch, tokenizer, device, normalizer = processors.pre
-        return [rename, to_batch, relative, normalizer, Step(PREPARE_STATE), tokenizer, device]
+        rename, to_batch, tokenizer, device, normalizer = steps
+        return [rename, to_batch, normalizer, Step(PREPARE_STATE), tokenizer, device]
