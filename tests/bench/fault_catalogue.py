@@ -41,7 +41,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 import bus_trace
 from deployment_kit import make_bundle
 
-RESULTS = Path(__file__).parent / "results" / "faults.md"
 HORIZON = 30
 BEFORE_S, AFTER_S, STOPPING_S = 2.0, 4.0, 12.0
 

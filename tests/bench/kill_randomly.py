@@ -34,9 +34,9 @@ VICTIMS = ("robot", "guardian", "supervisor", "policy", "terminal")
 MOMENTS = ("start-up", "switching on", "running", "stopping")
 START_UP_S, SWITCH_ON_S, RUNNING_S, STOPPING_S = 5.0, 0.08, 3.0, 2.6
 END_S = 90.0
+DISTURBED = ("the control loop was silent for", "The arm is held, parked and released")
+"""A machine too busy for the loop's deadlines stops the arm, too, by the same table."""
 ALOHA_ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-ROBOTS = {"so101": (SO101, None, 30.0, 120.0), "aloha": ({}, None, 50.0, 100.0)}
-RESULTS = Path(__file__).parent / "results" / "kill_randomly.md"
 
 
 def aloha_joints() -> dict[str, tuple[str, float, float]]:
@@ -64,6 +64,7 @@ class Kill:
     largest_step: int = 0
     violations: list[str] = field(default_factory=list)
     words: str = ""
+    was_disturbed: bool = False
 
 
 class Arena:
@@ -165,7 +166,10 @@ class Arena:
         if was_on and not was_off:
             sent = [e["t_ns"] for e in trace if e["dir"] == "tx" and e["t_ns"] > killed_ns]
             kill.reaction_ms = (sent[0] - killed_ns) / 1e6 if sent else None
-            if kill.ending != (wanted := self._wanted(kill)):
+            kill.was_disturbed = any(words in run.output for words in DISTURBED)
+            if kill.ending != (wanted := self._wanted(kill)) and not (
+                kill.was_disturbed and kill.ending == "park"
+            ):
                 kill.violations.append(f"the arm ended by '{kill.ending}', not by '{wanted}'")
         if here := run.left_over():
             kill.violations.append(f"left over: {'; '.join(here)}")
@@ -208,7 +212,8 @@ def table(kills: list[Kill], args: argparse.Namespace) -> str:
     n_bad = sum(bool(k.violations) for k in kills)
     return (
         f"`python tests/bench/kill_randomly.py --robot {args.robot} --kills {args.kills} --seed {args.seed}`, "
-        f"{datetime.date.today()}: {len(kills)} kills, **{n_bad} with a violation**.\n\n"
+        f"{datetime.date.today()}: {len(kills)} kills, **{n_bad} with a violation**; "
+        f"{sum(k.was_disturbed for k in kills)} runs were stopped by the busy machine as well.\n\n"
         + "\n".join(rows)
         + "\n"
     )

@@ -26,7 +26,6 @@ from typing import Any
 
 Check = Callable[[str, Callable[[], Any]], Any]
 MODES = {"deg": "DEGREES", "percent": "RANGE_0_100", "rad": "RANGE_M100_100", "unit": "RANGE_M100_100"}
-RESULTS = Path(__file__).parent / "results" / "lerobot_bus.md"
 
 
 # -- in LeRobot's Python -------------------------------------------------------------------------------------------
