@@ -28,20 +28,23 @@ BACKBONES: dict[str, Kind] = {
 """Policy -> kind of the backbone that it starts from."""
 
 
-def write_tiny_backbone(folder: Path, kind: Kind, *, width: int = 64, depth: int = 4) -> Path:
+def write_tiny_backbone(
+    folder: Path, kind: Kind, *, width: int = 64, depth: int = 4, kv_heads: int = 1
+) -> Path:
     """A backbone folder with random weights: config.json, model.safetensors, tokenizer files. Returns it.
 
     PaliGemma's also has `expert_config/`, since LeRobot's config can only name published expert sizes. GR00T's is the
-    whole base model, with `vlm_config/` and `tokenizer/` beside it.
+    whole base model, with `vlm_config/` and `tokenizer/` beside it. kv_heads: sets of keys and
+    values for the language model's 4 heads (1, 2 or 4); Florence-2's heads have their own.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "eagle":
-        weights = _write_groot_base(folder, width, depth)
+        weights = _write_groot_base(folder, width, depth, kv_heads)
     else:
         vocabulary = _write_tokenizer(folder, kind)
-        config = _CONFIGS[kind](width, depth, vocabulary)
+        config = _CONFIGS[kind](width, depth, vocabulary, kv_heads)
         _write_json(folder / "config.json", config)
         if kind == "paligemma":
             expert = {**config["text_config"], "hidden_size": width, "intermediate_size": 2 * width}
@@ -114,8 +117,8 @@ def write_byte_tokenizer(
 # -- configs --------------------------------------------------------------------------------------------------
 
 
-def _text(width: int, depth: int, vocabulary: int, **more: Any) -> dict[str, Any]:
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+def _text(width: int, depth: int, vocabulary: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": kv_heads, "head_dim": 16}
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": depth}
     return {**sizes, **heads, "vocab_size": vocabulary, **more}
 
@@ -132,24 +135,24 @@ def _vision(width: int) -> dict[str, Any]:
     }
 
 
-def _smolvlm(width: int, depth: int, vocabulary: int) -> dict[str, Any]:
+def _smolvlm(width: int, depth: int, vocabulary: int, kv_heads: int) -> dict[str, Any]:
     return {
         "model_type": "smolvlm",
         "scale_factor": 2,
-        "text_config": _text(width, depth, vocabulary, model_type="llama", rms_norm_eps=1e-5),
+        "text_config": _text(width, depth, vocabulary, kv_heads, model_type="llama", rms_norm_eps=1e-5),
         "vision_config": _vision(width // 2),
     }
 
 
-def _paligemma(width: int, depth: int, vocabulary: int) -> dict[str, Any]:
+def _paligemma(width: int, depth: int, vocabulary: int, kv_heads: int) -> dict[str, Any]:
     return {
         "model_type": "paligemma",
-        "text_config": _text(width, depth, vocabulary, model_type="gemma", rms_norm_eps=1e-6),
+        "text_config": _text(width, depth, vocabulary, kv_heads, model_type="gemma", rms_norm_eps=1e-6),
         "vision_config": _vision(width // 2),
     }
 
 
-def _florence(width: int, depth: int, vocabulary: int) -> dict[str, Any]:
+def _florence(width: int, depth: int, vocabulary: int, kv_heads: int) -> dict[str, Any]:
     """A 64-pixel picture becomes 4 x 4 places and their mean."""
     quarter = width // 4
     vision = {
@@ -216,7 +219,7 @@ def _groot_head(width: int, depth: int) -> dict[str, Any]:
     }
 
 
-def _write_groot_base(folder: Path, width: int, depth: int) -> dict[str, Tensor]:
+def _write_groot_base(folder: Path, width: int, depth: int, kv_heads: int) -> dict[str, Tensor]:
     """config.json, vlm_config/, tokenizer/ as the base model and its assets repository have them; the weights."""
     from .nn.eagle import ActionHead, Backbone
     from .policies.groot_config import Architecture
@@ -228,7 +231,9 @@ def _write_groot_base(folder: Path, width: int, depth: int) -> dict[str, Tensor]
         "model_type": "eagle_2_5_vl",
         "force_image_size": IMAGE,
         "image_token_index": EAGLE.index("<IMG_CONTEXT>"),
-        "text_config": _text(width, depth, vocabulary, model_type="qwen3", rms_norm_eps=1e-6, rope_theta=1e6),
+        "text_config": _text(
+            width, depth, vocabulary, kv_heads, model_type="qwen3", rms_norm_eps=1e-6, rope_theta=1e6
+        ),
         "vision_config": _vision(width // 2),
     }
     config = {

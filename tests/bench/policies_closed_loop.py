@@ -33,7 +33,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "story"))
 from every_policy import SETTINGS, export_words, last_loss, train_words
 
 RESULTS = Path(__file__).parent / "results"
-BATCH, DEPTH = 16, 2
+BATCH = 16
+SIZE = {"depth": 2, "kv_heads": 4}
+"""Of the backbones: shallow, and every head with its own keys."""
 DEMONSTRATED = 30
 """Ticks of a demonstration. Later the arm stands above the cube, and its own joints say where that is: a policy that
 is shown this for half of the time is long content with looking at nothing else."""
@@ -81,7 +83,7 @@ def backbone_of(policy: str, work: Path) -> Path | None:
     folder = work / "backbones" / BACKBONES[policy]
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(0)
-        write_tiny_backbone(folder, BACKBONES[policy], depth=DEPTH)
+        write_tiny_backbone(folder, BACKBONES[policy], **SIZE)
     return folder
 
 
