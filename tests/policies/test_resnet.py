@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -82,3 +85,28 @@ def test_named_trunks_have_torchvisions_size_without_the_classifier(name, n_para
     with torch.device("meta"):
         trunk = ResNet(ResNetShape.named(name), nn.BatchNorm2d)
     assert sum(p.numel() for p in trunk.parameters()) == n_parameters
+
+
+NARROW = """
+import torch
+from torch import nn
+from edgevla.train.nn.resnet import ResNet, ResNetShape
+torch.set_num_threads(2)
+trunk = ResNet(ResNetShape.named("resnet18", 4), nn.BatchNorm2d)
+for _ in range(2):
+    trunk(torch.rand(3, 96, 128, 3).permute(0, 3, 1, 2)).sum().backward()
+"""
+
+
+def test_a_narrow_trunk_learns_from_interleaved_frames():
+    """In a process of its own: where it fails it takes the process along."""
+    done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_narrow_trunks_rearrange_their_images():
+    images = torch.rand(2, 8, 8, 3).permute(0, 3, 1, 2)
+    assert ResNetShape.named("resnet50").arranged(images) is images
+    narrow = ResNetShape.named("resnet18", 8).arranged(images)
+    assert narrow.is_contiguous()
+    assert torch.equal(narrow, images)

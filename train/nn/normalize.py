@@ -40,6 +40,7 @@ class Normalizer(nn.Module):
         self.mode = mode if stats and mode != "IDENTITY" else "IDENTITY"
         self.eps = eps
         a = b = None
+        has_fixed = False
         if self.mode != "IDENTITY":
             assert stats is not None
             if mode not in _NEEDS:
@@ -50,7 +51,9 @@ class Normalizer(nn.Module):
                     f"feature '{feature}' is normalised by {mode}, but its statistics lack {', '.join(missing)}; "
                     "recompute them from the dataset"
                 )
-            a, b = (torch.as_tensor(np.asarray(stats[s], np.float32)) for s in _NEEDS[mode])
+            low, high = (np.asarray(stats[s], np.float32) for s in _NEEDS[mode])
+            a, b = torch.as_tensor(low), torch.as_tensor(high)
+            has_fixed = bool((high == 0 if mode == "MEAN_STD" else low == high).any())
             if is_image and a.ndim == 1:
                 a, b = a.reshape(-1, 1, 1), b.reshape(-1, 1, 1)
         # Not persistent: LeRobot keeps statistics in the pipeline files, not among the weights.
@@ -59,7 +62,7 @@ class Normalizer(nn.Module):
         fixed = None
         if a is not None and b is not None:
             fixed = b == 0 if self.mode == "MEAN_STD" else a == b
-        self.register_buffer("fixed", fixed if fixed is not None and fixed.any() else None, persistent=False)
+        self.register_buffer("fixed", fixed if has_fixed else None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.a is None or self.b is None:

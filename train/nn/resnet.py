@@ -68,6 +68,13 @@ class ResNetShape:
         """Channels of the last feature map."""
         return self.stages[-1][1]
 
+    def arranged(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) as this trunk wants them in memory. Frames come with their colours interleaved, which is
+        the fastest; but with fewer than 16 channels torch's backward of a strided 1x1 convolution then writes where it
+        must not and the process dies (2.13, CPU, two threads), so narrow trunks take planes."""
+        is_narrow = min(self.stem, *(width for stage in self.stages for width in stage[:2])) < 16
+        return images.contiguous() if is_narrow else images
+
 
 class FrozenBatchNorm(nn.Module):
     """Batch norm whose four tensors are buffers: y = x * s + (b - mean * s), s = w / sqrt(var + eps)."""
@@ -161,11 +168,13 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def parts(self) -> list[nn.Module]:
-        """The trunk as a sequence: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages (Diffusion names them so)."""
+        """The trunk as a sequence, for images `arranged` for it: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages
+        (Diffusion names them so)."""
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return [getattr(self, name) for name in names]
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.shape.arranged(x)
         for part in self.parts():
             x = part(x)
         return x

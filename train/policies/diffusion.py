@@ -81,6 +81,8 @@ class DiffusionConfig(PolicyConfig):
     scheduler_name: str = "cosine"
     scheduler_warmup_steps: int = 500
 
+    newer_keys: ClassVar[frozenset[str]] = PolicyConfig.newer_keys | {"gradient_checkpointing"}
+
     @property
     def observation_indices(self) -> list[int]:
         return list(range(1 - self.n_obs_steps, 1))
@@ -177,6 +179,7 @@ class RgbEncoder(nn.Module):
 
     def __init__(self, config: DiffusionConfig, size: Size, shape: ResNetShape) -> None:
         super().__init__()
+        self.trunk_shape = shape
         trunk = ResNet(shape, group_norm if config.use_group_norm else nn.BatchNorm2d)
         self.backbone = nn.Sequential(*trunk.parts())
         n_keypoints = config.spatial_softmax_num_keypoints
@@ -184,7 +187,7 @@ class RgbEncoder(nn.Module):
         self.out = nn.Linear(2 * n_keypoints, 2 * n_keypoints)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.out(self.pool(self.backbone(images))))
+        return F.relu(self.out(self.pool(self.backbone(self.trunk_shape.arranged(images)))))
 
 
 class Diffusion(Policy):
