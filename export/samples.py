@@ -66,6 +66,7 @@ def _sized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 def synthetic_samples(policy: Policy, manifest: Manifest, n: int, n_moments: int, seed: int) -> list[Sample]:
     """Smooth random pictures and vectors within the training statistics, for checkpoints without their dataset."""
     generator = np.random.default_rng(seed)
+    task = (manifest.prompt.default_task if manifest.prompt else "") or "put the red cube into the bowl"
 
     def observe() -> Observation:
         images = {name: _picture(generator, manifest.features[name].shape) for name in manifest.cameras}
@@ -77,7 +78,7 @@ def synthetic_samples(policy: Policy, manifest: Manifest, n: int, n_moments: int
             None
             if environment is None
             else _vector(policy, policy.config.environment_state_key, environment.shape[0], generator),
-            "put the red cube into the bowl",
+            task,
         )
 
     samples = []
