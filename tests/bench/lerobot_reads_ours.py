@@ -41,6 +41,9 @@ def write(work: Path) -> None:
     for policy in SETTINGS:
         backbone = work / BACKBONES[policy] if policy in BACKBONES else None
         words = train_words(policy, work / "data", work / "runs" / policy, backbone)
+        words += (
+            ["--trunk-width", "64"] if policy in WHOLE else []
+        )  # LeRobot knows ResNets of the usual width only
         run_verb([*words, "--steps", "2", "--batch-size", "2"])
     columns = open_dataset(str(work / "data")).columns
     np.savez(work / "columns.npz", **{key: columns[key] for key in ("observation.state", "action")})
