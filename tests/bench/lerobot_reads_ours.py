@@ -6,7 +6,8 @@ Two steps, for LeRobot needs an environment of its own (tried with lerobot 0.5.1
     LEROBOT_PYTHON tests/bench/lerobot_reads_ours.py read WORK
 
 `read` prints a line per thing and ends with 1 when one failed: configuration (it refuses unknown keys) and pipelines of
-all policies; the networks of ACT and Diffusion with every key in its place; the data set's columns and where its videos lie.
+all policies; the networks of ACT and Diffusion with every key in its place; the data set's columns, and where its videos
+lie.
 """
 
 from __future__ import annotations
