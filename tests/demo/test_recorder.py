@@ -118,6 +118,15 @@ def stage(tmp_path):
         return run
 
     recorder.obey = answering(recorder.obey)
+    drain, heard = recorder.inbox.drain, set()
+
+    def noted(kind: str):
+        messages = drain(kind)
+        heard.update(message.type for message in messages)
+        return messages
+
+    recorder.inbox.drain = noted
+    play(lambda: heard == {"state", "frame"})
     yield recorder, play, tmp_path / "recorded"
     recorder.close()
     camera.close()
@@ -127,7 +136,6 @@ def stage(tmp_path):
 
 def test_a_red_card_stays_red_from_camera_to_dataset(stage):
     recorder, play, root = stage
-    play(lambda: recorder.inbox.newest("state") is not None and recorder.inbox.newest("frame") is not None)
     recorder.obey("record", {"task": "show the card"})
     play(lambda: recorder.recording.writer.n_open_frames >= 12)
     assert "episode 0 kept" in recorder.obey("keep", {})
@@ -153,7 +161,6 @@ def test_a_red_card_stays_red_from_camera_to_dataset(stage):
 
 def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(stage, monkeypatch):
     recorder, play, root = stage
-    play(lambda: recorder.inbox.newest("state") is not None and recorder.inbox.newest("frame") is not None)
 
     def fails(self) -> None:
         raise DatasetError("the encoder hangs")
@@ -175,7 +182,6 @@ def test_commands_out_of_order_are_refused_with_a_reason(stage):
     recorder, play, _ = stage
     with pytest.raises(UsageError, match="no episode to keep"):
         recorder.obey("keep", {})
-    play(lambda: recorder.inbox.newest("state") is not None and recorder.inbox.newest("frame") is not None)
     recorder.obey("record", {})
     with pytest.raises(UsageError, match="already being recorded"):
         recorder.obey("record", {})
