@@ -94,7 +94,7 @@ def stage(tmp_path):
             time.sleep(0.002)
         assert done(), "it did not happen in time"
 
-    # `describe` is asked within one step of the recorder, so the others must answer meanwhile.
+    # `describe` and the newest state are asked for within one step of the recorder, so the others live meanwhile.
     def answering(method):
         def run(*args):
             import threading
@@ -103,7 +103,7 @@ def stage(tmp_path):
 
             def live():
                 while not stop.is_set():
-                    robot.server.poll()
+                    robot.step()
                     camera.step(time.monotonic_ns())
                     time.sleep(0.002)
 
@@ -179,7 +179,7 @@ def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(s
 
 
 def test_commands_out_of_order_are_refused_with_a_reason(stage):
-    recorder, play, _ = stage
+    recorder, _, _ = stage
     with pytest.raises(UsageError, match="no episode to keep"):
         recorder.obey("keep", {})
     recorder.obey("record", {})
