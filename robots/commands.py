@@ -45,6 +45,8 @@ class Commands:
         handler = self._handlers.get(action)
         if handler is None:
             return False, f"the robot node does not know '{action}'"
+        if self._loop.must_end and action == "start":  # it may have come with the news that nobody is left
+            return False, "the robot's processes are ending"
         if self._loop.mode == "emergency" and action not in ("emergency_stop", "clear_stop"):
             return False, "the emergency stop is latched; clear it first (clear_stop)"
         try:

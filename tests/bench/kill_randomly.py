@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -70,8 +72,8 @@ class Kill:
 class Arena:
     """What all runs share: the bundle, the profile, and how fast the arm may go."""
 
-    def __init__(self, robot: str, folder: Path) -> None:
-        self.robot, self.folder = robot, folder
+    def __init__(self, robot: str, folder: Path, keep: Path | None) -> None:
+        self.robot, self.folder, self.keep = robot, folder, keep
         self.profile = write_fast_profile(folder / f"{robot}_fast.toml", robot)
         if robot == "so101":
             joints, self.servo_hz = SO101, 120.0
@@ -100,6 +102,8 @@ class Arena:
                 kill.words = run.output[-2000:]
             finally:
                 run.close()
+            if kill.violations and self.keep is not None:
+                shutil.copytree(run_folder, self.keep / str(seed))
         return kill
 
     def _go(self, run: Deployment, kill: Kill, rng: random.Random) -> None:
@@ -156,6 +160,7 @@ class Arena:
             run.process.send_signal(signal.SIGINT)
 
     def _judge(self, run: Deployment, kill: Kill, killed_ns: int) -> None:
+        here = run.left_over(END_S)  # who outlives the supervisor still brings the arm to rest
         trace = run.trace()
         verdict = bus_trace.judge(trace, self.profile, self.trained_speed, self.servo_hz)
         kill.violations += verdict.violations
@@ -166,19 +171,21 @@ class Arena:
         if was_on and not was_off:
             sent = [e["t_ns"] for e in trace if e["dir"] == "tx" and e["t_ns"] > killed_ns]
             kill.reaction_ms = (sent[0] - killed_ns) / 1e6 if sent else None
-            kill.was_disturbed = any(words in run.output for words in DISTURBED)
-            if kill.ending != (wanted := self._wanted(kill)) and not (
-                kill.was_disturbed and kill.ending == "park"
-            ):
+            kill.was_disturbed = any(words in _said(run) for words in DISTURBED)
+            if kill.was_disturbed:  # a stalled emulator notes late what it was told, so its times say little
+                kill.violations = [
+                    v for v in kill.violations if "before the arm was at rest or parked" not in v
+                ]
+            elif kill.ending != (wanted := self._wanted(kill)):
                 kill.violations.append(f"the arm ended by '{kill.ending}', not by '{wanted}'")
-        if here := run.left_over():
+        if here:
             kill.violations.append(f"left over: {'; '.join(here)}")
         if "Traceback" in run.output:
             kill.violations.append("a traceback was shown")
         lines = [line for line in run.output.splitlines() if "!" in line[:30] or "edgevla deploy:" in line]
         kill.words = " / ".join(" ".join(line.split()) for line in lines[-3:])
         if kill.violations:
-            kill.words = run.output[-3000:]
+            kill.words = _said(run)[-3000:]
 
     @staticmethod
     def _wanted(kill: Kill) -> str:
@@ -188,6 +195,17 @@ class Arena:
         if kill.victim == "robot" or kill.moment != "stopping":
             return "park"
         return "rest"  # the loop brings the arm to rest, as it was asked, though its parents are gone
+
+
+def _said(run: Deployment) -> str:
+    """What was shown, and what the log kept when nobody was left to show it to."""
+    log = run.log_path / "run.jsonl"
+    events = (
+        [line for line in log.read_text().splitlines() if '"type":"event"' in line] if log.exists() else []
+    )
+    summary = run.log_path / "summary.json"
+    failure = str(json.loads(summary.read_text())["failure"]) if summary.exists() else ""
+    return "\n".join([run.output, *events, failure])
 
 
 def table(kills: list[Kill], args: argparse.Namespace) -> str:
@@ -228,11 +246,14 @@ def main() -> int:
     parser.add_argument("--victim", action="append", choices=VICTIMS)
     parser.add_argument("--moment", action="append", choices=MOMENTS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep trace and log of runs with a violation there"
+    )
     parser.add_argument("--out", type=Path, help="append the table to this file")
     args = parser.parse_args()
     kills: list[Kill] = []
     with tempfile.TemporaryDirectory(prefix="kill-", dir="/tmp") as folder:
-        arena = Arena(args.robot, Path(folder))
+        arena = Arena(args.robot, Path(folder), args.keep)
         for number in range(args.kills):
             for victim in args.victim or VICTIMS:
                 moments = args.moment or MOMENTS

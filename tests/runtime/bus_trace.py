@@ -22,8 +22,8 @@ from edgevla.robots.safety import make_caps
 from edgevla.robots.units import joint_units
 
 PROTOCOLS = {"feetech": feetech, "dynamixel": dynamixel}
-NEAR_TICKS = 2
-"""A goal this near to where the servo was read last is a freeze."""
+NEAR_TICKS, N_READ = 2, 3
+"""A goal this near to where the servo was read in the last few readings is a freeze: the loop may have missed one."""
 REST_TICKS = 3
 TIME_SHARE = 0.9
 """Of the table's times: both ends are seen through the line, a message or two later."""
@@ -114,7 +114,8 @@ class _Bus:
     def follow(self, trace):
         for t_ns, what, values in events(trace, self.bus):
             if what == "present":
-                self.present.update(values)
+                for i, tick in values.items():
+                    self.present[i] = [*self.present.get(i, ()), tick][-N_READ:]
             elif what == "goal_position":
                 self._goals(t_ns, values)
             elif what == TORQUE_LIMIT[self.bus.protocol]:
@@ -128,7 +129,8 @@ class _Bus:
         self.verdict.violations.append(f"{self.bus.name}: {text}")
 
     def _is_near(self, i, goal):
-        return i in self.present and abs(goal - self.present[i]) <= NEAR_TICKS
+        seen = self.present.get(i, ())
+        return bool(seen) and min(seen) - NEAR_TICKS <= goal <= max(seen) + NEAR_TICKS
 
     def _goals(self, t_ns, values):
         self.verdict.n_goals += 1

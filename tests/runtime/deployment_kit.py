@@ -293,9 +293,9 @@ class Deployment:
                 process.wait(timeout_s)
         return code
 
-    def left_over(self):
+    def left_over(self, patience_s=5.0):
         """Names of processes that are still there; they get a moment to end."""
-        until = time.monotonic() + 5
+        until = time.monotonic() + patience_s
         while (here := [p for p in self._mine() if not self._is_shell(p)]) and time.monotonic() < until:
             time.sleep(0.1)
         found = []

@@ -222,6 +222,18 @@ def test_a_joint_that_jumps_and_stays_there_stops_the_arm():
     assert not any(servo.torque_on for servo in loop.arm.servos.values())
 
 
+@pytest.mark.parametrize("signal", ["guardian_gone", "supervisor_gone", "terminated"])
+def test_a_start_that_comes_with_the_news_that_nobody_is_left_switches_nothing_on(signal):
+    """The loop ended a tick later, and left the arm powered with nobody to look after it."""
+    loop = make()
+    loop.run(0.1)
+    loop.links.pending_signals.append(signal)
+    with pytest.raises(UsageError, match="are ending"):
+        loop.start()
+    assert loop.loop.is_done
+    assert not any(servo.torque_on for servo in loop.arm.servos.values())
+
+
 def test_silent_servos_are_held_then_end_the_run():
     loop = started(execution={"kind": "async"})
     loop.run(0.3)
