@@ -36,7 +36,11 @@ VICTIMS = ("robot", "guardian", "supervisor", "policy", "terminal")
 MOMENTS = ("start-up", "switching on", "running", "stopping")
 START_UP_S, SWITCH_ON_S, RUNNING_S, STOPPING_S = 5.0, 0.08, 3.0, 2.6
 END_S = 90.0
-DISTURBED = ("the control loop was silent for", "The arm is held, parked and released")
+DISTURBED = (
+    "the control loop was silent for",
+    "The arm is held, parked and released",
+    "reports bus watchdog",
+)
 """A machine too busy for the loop's deadlines stops the arm, too, by the same table."""
 ALOHA_ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 

@@ -32,12 +32,13 @@ TIME_SHARE = 0.9
 def events(trace, bus):
     """(t_ns, what, {servo: value}) of one bus: `goal_position`, `torque_enable`, the torque limit, `present`."""
     protocol = PROTOCOLS[bus.protocol]
-    position, asked = protocol.REGISTERS["present_position"], None
+    position, asked, merged = protocol.REGISTERS["present_position"], None, ()
     for entry in trace:
         if entry.get("bus") != bus.name:
             continue
         if entry["dir"] == "tx" and "read" in entry.get("op", ""):
             asked = entry.get("address"), entry.get("size")
+            merged = tuple(entry.get("ids", ())) if entry["op"] == "fast_sync_read" else ()
         elif entry["dir"] == "tx" and "values" in entry:
             yield entry["t_ns"], entry["register"], {int(i): v for i, v in entry["values"].items()}
         elif entry["dir"] == "rx" and asked is not None and None not in asked:
@@ -45,7 +46,10 @@ def events(trace, bus):
             at = position.address - address
             if not 0 <= at <= size - position.size:
                 continue
-            answers = protocol.Decoder(size).feed(bytes.fromhex(entry["hex"]))
+            decoder = protocol.Decoder(size)
+            if merged:
+                decoder.merged_ids = merged
+            answers = decoder.feed(bytes.fromhex(entry["hex"]))
             found = {
                 a.id: position.decode(a.data[at : at + position.size]) for a in answers if len(a.data) == size
             }
