@@ -30,7 +30,7 @@ from edgevla.types import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "story"))
 
-from every_policy import SETTINGS, export_words, last_loss, train_words
+from every_policy import export_words, last_loss, train_words
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 16
@@ -44,14 +44,15 @@ STEPS = {
     "diffusion": 1500,
     "smolvla": 1800,
     "pi0": 1800,
-    "pi05": 1800,
+    "pi05": 3000,
     "xvla": 1500,
-    "groot": 1800,
+    "groot": 4000,
 }
 LR = {"act": "4e-4", "diffusion": "1e-3", "xvla": "3e-3"}
 """Others 2e-3. X-VLA's preset gives its vision-language part a tenth, which is random here and has to learn."""
 SAME_WEIGHTS = {"pi05_fast": ("pi05", 5)}
 """Rows that are another row's bundle with another number of denoise steps."""
+ROWS = "act,diffusion,smolvla,pi0,pi05,pi05_fast,xvla,groot"
 
 
 class MeanArm(BundleArm):
@@ -173,7 +174,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("work", type=Path, help="folder for data, runs and bundles")
-    parser.add_argument("--policies", default=",".join([*SETTINGS, *SAME_WEIGHTS]))
+    parser.add_argument("--policies", default=ROWS)
     parser.add_argument("--places", type=int, default=20)
     parser.add_argument("--demonstrations", type=int, default=240)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of steps")
