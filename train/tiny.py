@@ -50,18 +50,24 @@ def write_tiny_backbone(
             expert = {**config["text_config"], "hidden_size": width, "intermediate_size": 2 * width}
             _write_json(folder / "expert_config/config.json", expert)
         weights = _random_weights(kind, config)
-    weights = {name: _loud_position(name, w) for name, w in weights.items()}
+    weights = {name: _start(name, w) for name, w in weights.items()}
     save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder
 
 
-def _loud_position(name: str, weight: Tensor) -> Tensor:
-    """A vision tower's positions, as large as its patches' features.
+def _start(name: str, weight: Tensor) -> Tensor:
+    """The weight that a tiny model learns from, where the published start is made for a wide one.
 
-    SigLIP's own start is 1 / sqrt(width). A tiny tower then needs thousands of steps to tell where something is, for
-    as long as the arm's state explains most of a demonstration; with these it needs hundreds.
+    Positions in a vision tower are as large as its patches' features, not 1 / sqrt(width): a tiny tower then needs
+    hundreds of steps to tell where something is, else thousands, for as long as the arm's state explains most of a
+    demonstration. GR00T's layers per body, (bodies, in, out), keep the size of what passes: the published 0.02 is
+    made for 1536 inputs, and three such layers of 64 would drown actions and state in their positions.
     """
-    return weight.new_empty(weight.shape).normal_() if "position_embedding." in name else weight
+    if "vision" in name and "position_embedding." in name:
+        return weight.new_empty(weight.shape).normal_()
+    if name.endswith(".W"):
+        return weight.new_empty(weight.shape).normal_(std=weight.shape[1] ** -0.5)
+    return weight
 
 
 def _write_json(path: Path, data: Any) -> None:
@@ -74,6 +80,17 @@ def _write_json(path: Path, data: Any) -> None:
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<fake_token_around_image>", "<global-img>", "<image>")
 BART = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 EAGLE = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
+CHAT = (
+    "system",
+    "user",
+    "assistant",
+    "You are a helpful assistant.",
+    "<image 1>",
+    "<image 2>",
+    "<image 3>",
+    "<image 4>",
+)
+"""What GR00T's template always says, a token each: as bytes it would be more than the picture and the task."""
 
 
 def _write_tokenizer(folder: Path, kind: Kind) -> int:
@@ -225,7 +242,7 @@ def _write_groot_base(folder: Path, width: int, depth: int, kv_heads: int) -> di
     from .policies.groot_config import Architecture
 
     vocabulary = write_byte_tokenizer(
-        folder / "tokenizer", adds_bos=False, special=EAGLE, eos="<|im_end|>", pad="<|endoftext|>"
+        folder / "tokenizer", adds_bos=False, special=(*EAGLE, *CHAT), eos="<|im_end|>", pad="<|endoftext|>"
     )
     vlm = {
         "model_type": "eagle_2_5_vl",

@@ -18,7 +18,10 @@ from edgevla.errors import BundleError, CheckpointError
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.nn.dit import angles
 from edgevla.train.nn.resize import byte_resize_matrix, resize_bytes
+from edgevla.train.policies.config import PolicyFeature
 from edgevla.train.policies.groot import N_TEXT_TOKENS, Groot, MinMax
+from edgevla.train.policies.groot_config import GrootConfig
+from edgevla.train.tiny import write_tiny_backbone
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "groot" / "checkpoint"
 CAMERAS = ("observation.images.front", "observation.images.wrist")
@@ -334,3 +337,27 @@ def test_it_overfits_one_batch(policy: Groot) -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_tiny_base_hears_the_state_and_the_noisy_actions(tmp_path: Path) -> None:
+    """The published start of the layers per body is made for 1536 inputs; of 64, positions would drown what they say."""
+    torch.manual_seed(0)
+    config = GrootConfig(
+        input_features={
+            **{c: PolicyFeature("VISUAL", (3, 36, 48)) for c in CAMERAS},
+            "observation.state": PolicyFeature("STATE", (6,)),
+        },
+        output_features={"action": PolicyFeature("ACTION", (6,))},
+    )
+    base = write_tiny_backbone(tmp_path / "base", "eagle", depth=2)
+    tiny = Groot.from_backbone(base, config, Groot.default_processors(config, {})).eval()
+    seen, horizon = observation(tiny), tiny.sample_shape[0]
+    noise = torch.randn(3, *tiny.sample_shape)
+    context = tiny.encode({**seen, "state": torch.zeros(1, 6)})
+    moved = tiny.encode({**seen, "state": torch.ones(1, 6)})
+    v, other_state, other_noise = (
+        tiny.predict(c, n[None], torch.full((1,), 0.5), {})[:, :horizon, :6]
+        for c, n in ((context, noise[0]), (moved, noise[0]), (context, noise[1]))
+    )
+    assert (other_noise - v).norm() > 0.1 * v.norm()  # 0.002 with the published start
+    assert (other_state - v).norm() > 0.01 * v.norm()  # 0.0035
