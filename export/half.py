@@ -1,17 +1,23 @@
 """Mixed precision: heavy operations in float16, everything delicate in float32, by what an operation is.
 
     heavy     MatMul, Gemm, Conv ...        weights stored half, inputs cast to half, output half
-    neutral   Reshape, Add, Relu ...        half only when everything they read is half
+    neutral   Reshape, Add, Relu ...        half only when everything they read is half, tables not among it
     others    norms, softmax, sines, tables float32, their inputs cast back
+
+    heavy, but float32 all the same:
+    exact     what leads to a sine, a cosine or a rounding: angles of time and positions, a picture's resize to
+              whole grey levels (half moves some of them by a level)
+    door      a small first product of an input, or last one before an output: x, state and pixels in, velocity out
 
 So the residual stream, positions and time stay float32 (a plain conversion loses 9 % of the velocity to the time
 table alone), and no list of a policy's node names is needed. x, tau, noise and actions are float32 at the door; of
-the context only large tensors (rank 3 and up: keys and values, features) are half.
+the context only large tensors (rank 3 and up: keys and values, features) are half. What error is left comes from the
+weights' own rounding, spread over all layers: tests/bench/results/half_parity.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +40,9 @@ NEUTRAL = {
         "Tile",
     ),
 }
+EXACT = {"Sin", "Cos", "Round", "Floor", "Ceil"}
+DOOR_ELEMENTS = 1 << 20
+"""Products with more weights than this are half wherever they stand."""
 TABLE_ELEMENTS = 1 << 20
 """Embedding tables above this are stored half; smaller ones (positions) stay float32."""
 LARGEST = float(np.finfo(np.float16).max)
@@ -54,13 +63,17 @@ class _Rewrite:
         self.graph = model.graph
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._constants: dict[int, ir.Value] = {}
+        self._kept: set[ir.Node] = set()
 
     def run(self, half_inputs: set[str], half_outputs: set[str]) -> None:
+        self._kept = self._exact() | self._door(half_inputs, half_outputs)
         for value in self.graph.inputs:
             if value.name in half_inputs:
                 value.dtype = HALF
         for node in list(self.graph):
-            if node.op_type == "Gather":
+            if node in self._kept:
+                self._keep_float(node)
+            elif node.op_type == "Gather":
                 self._gather(node)
             elif node.op_type in HEAVY or (node.op_type in NEUTRAL and self._reads_half_only(node)):
                 self._make_half(node)
@@ -69,12 +82,54 @@ class _Rewrite:
         self._fix_outputs(half_outputs)
         self._drop_unused()
 
+    # -- what stays float32 whatever it is ----------------------------------------------------------------
+
+    def _exact(self) -> set[ir.Node]:
+        """Everything that leads to an angle or to a whole number."""
+        found: set[ir.Node] = set()
+        waiting = [node for node in self.graph if node.op_type in EXACT]
+        while waiting:
+            node = waiting.pop()
+            if node not in found:
+                found.add(node)
+                waiting += _producers(node.inputs)
+        return found
+
+    def _door(self, half_inputs: set[str], half_outputs: set[str]) -> set[ir.Node]:
+        """Small heavy nodes that no other heavy one separates from a float32 input or output."""
+        door: set[ir.Node] = set()
+        near = {value for value in self.graph.inputs if value.name not in half_inputs}
+        fixed: set[ir.Value] = set()
+        for node in self.graph:
+            read = [v for v in node.inputs if v is not None and not v.is_initializer() and v not in fixed]
+            if not read:
+                fixed.update(node.outputs)
+            elif all(value in near for value in read):
+                if node.op_type not in HEAVY:
+                    near.update(node.outputs)
+                elif _is_small(node):
+                    door.add(node)
+        seen: set[ir.Node] = set()
+        waiting = _producers(v for v in self.graph.outputs if v.name not in half_outputs)
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.op_type not in HEAVY:
+                waiting += _producers(node.inputs)
+            elif _is_small(node):
+                door.add(node)
+        return door
+
     # -- nodes --------------------------------------------------------------------------------------------
 
     def _reads_half_only(self, node: ir.Node) -> bool:
         read = [v for v in node.inputs if v is not None and not v.is_initializer()]
         floats = [v for v in read if v.dtype in (HALF, FLOAT)]
         constants = [v for v in node.inputs if v is not None and v.is_initializer() and v.dtype == FLOAT]
+        if any(_is_table(v) for v in constants):
+            return False
         return bool(floats) and all(v.dtype == HALF for v in floats) and all(map(_fits, constants))
 
     def _make_half(self, node: ir.Node) -> None:
@@ -164,8 +219,22 @@ class _Rewrite:
                 del self.graph.initializers[name]
 
 
+def _producers(values: Iterable[ir.Value | None]) -> list[ir.Node]:
+    return [p for v in values if v is not None and (p := v.producer()) is not None]
+
+
+def _is_small(node: ir.Node) -> bool:
+    weights = [v for v in node.inputs if v is not None and v.is_initializer()]
+    return bool(weights) and sum(map(_size, weights)) <= DOOR_ELEMENTS
+
+
 def _size(value: ir.Value) -> int:
     return int(value.const_value.size) if value.const_value is not None else 0
+
+
+def _is_table(value: ir.Value) -> bool:
+    """Positions added, or turned by (RoPE that was computed once); a bias or a scale has one axis."""
+    return value.shape is not None and sum(n != 1 for n in value.shape) > 1
 
 
 def _fits(value: Any) -> bool:

@@ -32,7 +32,7 @@ POLL_S = 0.02
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .opening import add_port_argument
+    from .ports import add_port_argument
 
     parser.add_argument("--robot", required=True, help="name of a profile, or a path to a .toml file")
     add_port_argument(parser)
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .opening import open_ports
+    from .ports import open_ports
     from .profile import load_profile
     from .rescue import make_buses
 

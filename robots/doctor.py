@@ -32,7 +32,7 @@ OLDEST_PYTHON = (3, 10)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .opening import add_port_argument
+    from .ports import add_port_argument
 
     parser.add_argument("--robot", help="name of a profile, or a path to a .toml file")
     add_port_argument(parser)
@@ -138,15 +138,14 @@ def examine(args: argparse.Namespace) -> tuple[list[Check], list[MotorReport]]:
     """All buses of the robot, each as far as it can be reached."""
     from .bus.port import SerialPort
     from .checkup import BusCheckup, Check
-    from .choose_ports import choose_ports
-    from .opening import parse_ports
+    from .ports import choose_ports
     from .profile import load_profile
 
     profile = load_profile(args.robot)
     checks: list[Check] = []
     motors: list[MotorReport] = []
     try:
-        paths = choose_ports(profile, parse_ports(profile, args.port))
+        paths = choose_ports(profile, args.port)
     except BusError as error:
         return [Check("fail", "ports", str(error), "plug the adapter in, or name its port with --port")], []
     for bus in profile.buses:
@@ -190,7 +189,7 @@ def _calibration(profile: Profile, args: argparse.Namespace, paths: dict[str, st
 
 def _reboot(args: argparse.Namespace) -> int:
     from .bus.servo_bus import DynamixelBus
-    from .opening import open_ports
+    from .ports import open_ports
     from .profile import load_profile
     from .rescue import make_buses
 

@@ -25,7 +25,7 @@ from edgevla.errors import EdgeVLAError
 from edgevla.session import EMERGENCY_STOP, guardian_socket
 
 from .bus.port import SerialPort
-from .choose_ports import choose_ports
+from .ports import open_ports
 from .profile import Profile, load_profile
 from .rescue import Rescue, unconfirmed
 
@@ -164,19 +164,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="edgevla.robots.guardian", description=__doc__)
     parser.add_argument("--robot", required=True)
     parser.add_argument("--run-dir", required=True, type=Path)
-    parser.add_argument("--port", action="append", default=[], metavar="BUS=PATH")
+    parser.add_argument("--port", action="append", default=[], metavar="[BUS=]PATH")
     parser.add_argument("--alive-fd", type=int)
     args, rest = parser.parse_known_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         profile = load_profile(args.robot)
-        given = dict(text.split("=", 1) for text in args.port)
-        ports = {
-            name: SerialPort.open(path, next(b.baud for b in profile.buses if b.name == name))
-            for name, path in choose_ports(profile, given).items()
-        }
-        guardian = Guardian(profile, ports, args.run_dir, args.alive_fd)
+        guardian = Guardian(profile, open_ports(profile, args.port), args.run_dir, args.alive_fd)
     except EdgeVLAError as error:
         say(str(error))
         return error.exit_code

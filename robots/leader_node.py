@@ -24,7 +24,7 @@ from edgevla.nodes.vitals import stop_on_sigterm
 
 from .arm import Robot
 from .calibration import find_calibration
-from .opening import open_ports
+from .ports import open_ports
 from .profile import Profile, load_profile
 
 HOLD_S = 0.5

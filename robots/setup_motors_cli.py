@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .opening import add_port_argument
+    from .ports import add_port_argument
 
     parser.add_argument("--robot", required=True, help="name of a profile, or a path to a .toml file")
     add_port_argument(parser)
@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .bus.port import SerialPort
-    from .choose_ports import choose_ports
-    from .opening import parse_ports
+    from .ports import choose_ports
     from .profile import load_profile
 
     profile = load_profile(args.robot)
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     for name in args.motor or ():
         if name not in known:
             raise UsageError(f"{profile.name} has no motor '{name}'; it has {', '.join(known)}")
-    paths = choose_ports(profile, parse_ports(profile, args.port))
+    paths = choose_ports(profile, args.port)
     for bus in profile.buses:
         motors = [m for m in reversed(bus.motors) if args.motor is None or m.name in args.motor]
         path = paths[bus.name]

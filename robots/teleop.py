@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from .opening import add_port_argument
+    from .ports import add_port_argument
 
     add = parser.add_argument
     add("--leader", required=True, help="profile of the leader arm, or a path to a .toml file")
@@ -65,8 +65,6 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
     from edgevla.nodes.deployment import DeployOptions
 
-    from .opening import parse_ports
-
     cameras = pairs(args.camera, "--camera")
     for name in cameras:
         if name not in {camera.name for camera in follower.cameras}:
@@ -75,7 +73,7 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
     return DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
-        ports=parse_ports(follower, args.port),
+        ports=args.port,
         cameras=cameras,
         task=args.task,
         duration_s=args.duration,

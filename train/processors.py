@@ -35,6 +35,15 @@ class Step:
     artifacts: dict[str, str] | None = None
     is_class: bool = False
 
+    def number(self, key: str, default: float | None = None) -> float:
+        """A setting that is a number. Raises CheckpointError, naming it, when something else stands there."""
+        value = self.config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise CheckpointError(
+                f"the pipeline's step '{self.name}' has {key} = {value!r}, which is no number; correct it in {PRE}.json"
+            )
+        return value
+
 
 @dataclass
 class Processors:
@@ -62,7 +71,7 @@ class Processors:
     @property
     def eps(self) -> float:
         step = self.step("normalizer_processor")
-        return float(step.config.get("eps", 1e-8)) if step else 1e-8
+        return float(step.number("eps", 1e-8)) if step else 1e-8
 
     @property
     def norm_map(self) -> dict[str, str] | None:

@@ -114,7 +114,7 @@ def _options(args: argparse.Namespace) -> Any:
     return DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
-        ports=pairs(args.port, "--port", default_key=""),
+        ports=args.port,
         cameras=pairs(args.camera, "--camera"),
         execution=_execution(args),
         task=args.task,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from edgevla.manifest import Manifest
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What the command line says. execution: options of `--execution`; ports: bus -> path; cameras: name -> source."""
+    """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source."""
 
     robot: str
     is_sim: bool = False
-    ports: Mapping[str, str] = field(default_factory=dict)
+    ports: Sequence[str] = ()
     cameras: Mapping[str, str] = field(default_factory=dict)
     execution: Mapping[str, Any] | None = None
     task: str = ""

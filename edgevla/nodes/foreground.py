@@ -56,14 +56,12 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def pairs(texts: list[str], option: str, default_key: str | None = None) -> dict[str, str]:
-    """`NAME=VALUE` texts. default_key: where a bare value belongs (the only bus)."""
+def pairs(texts: list[str], option: str) -> dict[str, str]:
+    """`NAME=VALUE` texts."""
     found: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals and default_key is not None:
-            name, value = default_key, text
-        if not value or (not name and default_key is None):
+        name, _, value = text.partition("=")
+        if not value or not name:
             raise UsageError(f"{option} {text}: expected NAME=VALUE")
         if name in found:
             raise UsageError(f"{option} {name} is given twice")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from edgevla.nodes import foreground
-from edgevla.nodes.foreground import Screen, carry_out, pairs, report
+from edgevla.nodes.foreground import Screen, carry_out, report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     options = DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
-        ports=pairs(args.port, "--port", default_key=""),
+        ports=args.port,
         calibration=args.calibration,
         log_dir=args.log,
         sim_trace=args.sim_trace,

@@ -227,18 +227,13 @@ class Supervisor:
         self.spawn("emulator", args)
         self.await_ready("emulator", "emulator", EMULATOR_READY_S, BusError)
 
-    def _ports(self) -> dict[str, str]:
-        if not self.options.is_sim:
-            return dict(self.options.ports)
-        return {path.name: str(path) for path in sorted((self.folder / "ports").iterdir())}
+    def _ports(self) -> Sequence[str]:
+        return [str(self.folder / "ports")] if self.options.is_sim else self.options.ports
 
     def _start_robot(self) -> None:
         o = self.options
         args = [GUARDIAN, f"--robot={o.robot}", *self.place]
-        args += [
-            f"--alive-fd={self._alive_read}",
-            *(f"--port={bus}={path}" for bus, path in self._ports().items()),
-        ]
+        args += [f"--alive-fd={self._alive_read}", *(f"--port={text}" for text in self._ports())]
         if o.is_sim:
             args.append("--calibration=nominal")
         elif o.calibration:

@@ -10,11 +10,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgevla.bundle import load_bundle
 from edgevla.export import trt_check
 from edgevla.export.build import Exported, export_checkpoint
+from edgevla.export.half import HALF, HEAVY, to_half
 from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.train.policies import POLICIES
@@ -66,6 +68,29 @@ def test_the_bundle_runs_from_its_folder_alone(exported: Exported) -> None:
     ]
     np.testing.assert_array_equal(*chunks)
     assert chunks[0].shape == (runs.manifest.chunk_size, *runs.manifest.action.shape)
+
+
+def test_half_precision_keeps_angles_whole_numbers_and_tables(exported: Exported) -> None:
+    """Times and positions up to their sines, a resize up to its grey levels, tables that are not picked from."""
+    n_heavy = n_half = 0
+    for name in set(exported.bundle.manifest.graphs) & {"encode", "denoise"}:
+        model = ir.load(exported.bundle.path(f"{name}.onnx"))
+        to_half(model, [], [])
+        waiting = {n for n in model.graph if n.op_type in ("Sin", "Cos", "Round", "Floor", "Ceil")}
+        exact: set[ir.Node] = set()
+        while waiting:
+            node = waiting.pop()
+            exact.add(node)
+            assert HALF not in {v.dtype for v in (*node.inputs, *node.outputs) if v is not None}, node.name
+            producers = {p for v in node.inputs if v is not None and (p := v.producer()) is not None}
+            waiting |= producers - exact
+        for value in model.graph.initializers.values():
+            if value.dtype == HALF and value.shape is not None and sum(n != 1 for n in value.shape) > 1:
+                assert {use.node.op_type for use in value.uses()} <= {*HEAVY, "Gather"}, value.name
+        heavy = [n for n in model.graph if n.op_type in HEAVY]
+        n_heavy += len(heavy)
+        n_half += sum(n.outputs[0].dtype == HALF for n in heavy)
+    assert n_half > n_heavy / 2
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

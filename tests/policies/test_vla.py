@@ -384,3 +384,11 @@ def test_time_embedding_is_float64_inside() -> None:
     angle = tau.numpy().astype(np.float64)[:, None] * 2 * np.pi / (4e-3 * 1000**fraction)
     expected = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-7)
+
+
+def test_a_pipeline_s_setting_that_is_no_number_is_named(policy: FlowVla) -> None:
+    step = policy.processors.step("tokenizer_processor")
+    assert step is not None
+    step.config["max_length"] = "many"
+    with pytest.raises(CheckpointError, match="'tokenizer_processor' has max_length = 'many'"):
+        policy.prompt_recipe()

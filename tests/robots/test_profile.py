@@ -113,7 +113,7 @@ def test_the_guardian_s_modules_need_no_numpy():
     code = (
         "import sys; sys.modules['numpy'] = None; "
         "from edgevla.robots.rescue import Rescue; from edgevla.robots.profile import load_profile; "
-        "from edgevla.robots.choose_ports import choose_ports; from edgevla.robots import calibration; "
+        "from edgevla.robots.ports import choose_ports; from edgevla.robots import calibration; "
         "load_profile('aloha')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

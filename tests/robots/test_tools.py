@@ -20,7 +20,7 @@ from edgevla.robots.calibration import find_calibration, nominal
 from edgevla.robots.checkup import BusCheckup
 from edgevla.robots.emulator.feetech_bus import FeetechLine, FeetechServo
 from edgevla.robots.emulator.motion import Axis, MotorModel
-from edgevla.robots.opening import open_ports
+from edgevla.robots.ports import open_ports
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import make_buses
 

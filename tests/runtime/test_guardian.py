@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from edgevla.errors import BusError, UsageError
-from edgevla.robots.choose_ports import choose_ports
+from edgevla.robots.ports import choose_ports
 from edgevla.robots.profile import PROFILES_DIR, load_profile
 from edgevla.session import new_session, run_dir, tell_guardian
 
@@ -28,16 +28,23 @@ def test_the_control_loop_imports_neither_opencv_nor_an_engine():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_ports_are_given_by_bus_or_refused_in_words():
+def test_ports_are_given_by_bus_by_folder_or_refused_in_words(tmp_path):
     one, two = load_profile("so101"), load_profile("so101_bimanual")
-    assert choose_ports(one, {"": "/dev/ttyX"}) == {"arm": "/dev/ttyX"}
-    assert choose_ports(one, {"arm": "/dev/ttyX"}) == {"arm": "/dev/ttyX"}
+    assert choose_ports(one, ["/dev/ttyX"]) == {"arm": "/dev/ttyX"}
+    assert choose_ports(one, ["arm=/dev/ttyX"]) == {"arm": "/dev/ttyX"}
+    assert choose_ports(one, ["/dev/serial/by-id/a=b"]) == {"arm": "/dev/serial/by-id/a=b"}
+    assert choose_ports(one, [str(tmp_path)]) == {"arm": f"{tmp_path}/arm"}
+    assert choose_ports(two, [str(tmp_path)]) == {b.name: f"{tmp_path}/{b.name}" for b in two.buses}
     with pytest.raises(UsageError, match="no bus 'leg'"):
-        choose_ports(one, {"leg": "/dev/ttyX"})
+        choose_ports(one, ["leg=/dev/ttyX"])
+    with pytest.raises(UsageError, match="expected BUS=PATH"):
+        choose_ports(one, ["arm="])
+    with pytest.raises(UsageError, match="'arm' is given twice, /dev/ttyX and /dev/ttyY"):
+        choose_ports(one, ["/dev/ttyX", "arm=/dev/ttyY"])
     with pytest.raises(UsageError, match="2 buses; say which"):
-        choose_ports(two, {"": "/dev/ttyX"})
+        choose_ports(two, ["/dev/ttyX"])
     with pytest.raises(BusError, match="which serial port"):
-        choose_ports(two, {})
+        choose_ports(two, [])
 
 
 def run_guardian(port):

@@ -118,7 +118,7 @@ class Pi05(PiPolicy):
             "a": a,
             "b": b,
             "n_bins": N_BINS,
-            "pad_to": int(step.config["max_state_dim"]) if step and self.pads_prompt_state else None,
+            "pad_to": int(step.number("max_state_dim")) if step and self.pads_prompt_state else None,
         }
 
     @classmethod

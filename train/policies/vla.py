@@ -308,11 +308,8 @@ class FlowVla(Policy):
     @property
     def n_prompt_tokens(self) -> int:
         step = self.processors.step("tokenizer_processor")
-        return (
-            int(step.config.get("max_length", self.config.tokenizer_max_length))
-            if step
-            else self.config.tokenizer_max_length
-        )
+        length = self.config.tokenizer_max_length
+        return int(step.number("max_length", length)) if step else length
 
     @property
     def tokenizer_name(self) -> str:

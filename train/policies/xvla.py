@@ -57,7 +57,7 @@ class XVla(Policy):
         self.transformer = SoftPromptedTransformer(config, dims.width, self.space.width)
         self.normalizers = Normalizers(config, processors)
         step = processors.step("xvla_add_domain_id")
-        self.domain = int(step.config.get("domain_id", 0)) if step is not None else 0
+        self.domain = int(step.number("domain_id", 0)) if step is not None else 0
         for name, values in (("_mean", IMAGENET_MEAN), ("_std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         self._freeze()
@@ -207,6 +207,7 @@ class XVla(Policy):
     def prompt_recipe(self) -> dict[str, Any]:
         step = self.processors.step("tokenizer_processor")
         settings = step.config if step is not None else {}
+        length = self.config.tokenizer_max_length
         return {
             "recipe": "xvla",
             "template": "{task}",
@@ -214,7 +215,7 @@ class XVla(Policy):
             "state": None,
             "tokenizer": {
                 "file": "tokenizer/tokenizer.json",
-                "n_tokens": int(settings.get("max_length", self.config.tokenizer_max_length)),
+                "n_tokens": int(step.number("max_length", length)) if step is not None else length,
                 "padding": self._padding,
                 "padding_side": settings.get("padding_side", "right"),
                 "add_bos": True,
