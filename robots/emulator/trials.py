@@ -25,7 +25,7 @@ from edgevla.clock import NS_PER_S
 from edgevla.codec import Message
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.runner import BundlePolicy
+from edgevla.runner import BundlePolicy, RtcInputs
 from edgevla.types import Observation
 
 from ..describe import describe
@@ -87,12 +87,13 @@ class BundleArm:
         }
         return {n: np.zeros_like(i) for n, i in images.items()} if self.trial.control == "black" else images
 
-    def act(self, seen: Observation) -> np.ndarray:
-        """float32 (T, D), robot units."""
+    def act(self, seen: Observation, rtc: tuple[np.ndarray, np.ndarray, float] | None = None) -> np.ndarray:
+        """float32 (T, D), robot units. rtc: committed goals (T, D) in robot units, weights (T,), guidance limit."""
         grid = self._grid_index()
         past = {n: self._past[n] for n in self.policy.missing_moments(grid) if n in self._past}
         seen = replace(seen, state=self._to_policy(seen.state))
-        result = self.policy.infer(seen, grid_index=grid, past=past, n_steps=self.n_steps)
+        guidance = None if rtc is None else RtcInputs(self._fit.action.to_policy(rtc[0]), *rtc[1:])
+        result = self.policy.infer(seen, grid_index=grid, past=past, n_steps=self.n_steps, rtc=guidance)
         return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
 
     def _to_policy(self, state: np.ndarray) -> np.ndarray:
@@ -258,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--execution", choices=("sync", "ensemble", "async"), default="sync")
+    parser.add_argument("--execution", choices=("sync", "ensemble", "async", "rtc"), default="sync")
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -196,6 +196,26 @@ def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) ->
 
 
 @pytest.mark.realtime
+@pytest.mark.parametrize("policy", ["pi0", "groot"])
+def test_a_late_vla_is_guided_by_what_the_arm_is_about_to_do(policy: str, work: Path, tmp_path: Path) -> None:
+    """Hardly trained, so every chunk is another one: unguided the arm would jerk where chunks meet."""
+    bend: dict[str, float] = {}
+    for kind in ("async", "rtc"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        words = ["--execution", kind, "--inject-delay-ms", "150", "--duration", "10"]
+        deployed = Deployed(folder, make_bundle(work, policy), "so101", *words)
+        try:
+            bend[kind] = deployed.summary()["seam_jump"]["p50"]
+        finally:
+            deployed.close()
+        guided = [chunk["is_guided"] for chunk in deployed.chunks()]
+        assert len(guided) >= 5
+        assert all(guided) == (kind == "rtc")
+    assert bend["rtc"] < 0.7 * bend["async"], bend
+
+
+@pytest.mark.realtime
 def test_a_policy_with_history_runs_in_its_own_process(work: Path, tmp_path: Path) -> None:
     assert count_inferences(tmp_path, make_bundle(work, "diffusion"), "so101") >= 2
 
