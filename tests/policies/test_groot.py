@@ -319,9 +319,23 @@ def test_it_starts_from_the_published_base_in_shards(policy: Groot, tmp_path: Pa
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_a_missing_camera_is_refused(policy: Groot) -> None:
-    with pytest.raises(CheckpointError, match="front"):
-        policy.set_cameras({CAMERAS[1]: (36, 48)}, absent=[CAMERAS[0]])
+def test_an_absent_camera_is_left_out_of_the_prompt(policy: Groot, tmp_path: Path) -> None:
+    """As of a policy that never had it; only one that is left with no picture at all is refused."""
+    folder = tmp_path / "one"
+    shutil.copytree(GOLDEN, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["input_features"][CAMERAS[0]]
+    (folder / "config.json").write_text(json.dumps(config))
+    one = load_policy(folder)
+    assert isinstance(one, Groot)
+    policy.set_cameras({CAMERAS[1]: (36, 48)}, absent=[CAMERAS[0]])
+    with torch.no_grad():
+        found, expected = (p.encode(observation(p)) for p in (policy, one))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert policy.graphs() == one.graphs()
+    with pytest.raises(CheckpointError, match="cannot do without any camera"):
+        policy.set_cameras({}, absent=CAMERAS)
 
 
 def test_it_overfits_one_batch(policy: Groot) -> None:

@@ -247,11 +247,10 @@ class Groot(Policy):
         return sorted(super().live_cameras)
 
     def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
-        if absent:
-            raise CheckpointError(
-                f"GR00T was trained with camera '{next(iter(absent))}' and cannot do without it; bind it"
-            )
-        super().set_cameras(sizes)
+        """A camera that the robot lacks is left out of the prompt, as LeRobot does; one must remain."""
+        super().set_cameras(sizes, absent)
+        if absent and not self.live_cameras:
+            raise CheckpointError("GR00T cannot do without any camera; bind at least one: --camera NAME=NAME")
         for height, width in sizes.values():
             for n in (height, width):
                 matrix = byte_resize_matrix(n, self.arch.vision.image).to(self.device)
