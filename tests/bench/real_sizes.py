@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgevla.train.policies.base import Policy
 
 LOAD_LIMIT, EXPORT_LIMIT = 1.3, 2.5
+MAX_ABS = {"float32": 1e-3, "bfloat16": 0.1}
+"""What graphs (float32) and torch may differ by, in robot units of a spread of about 1; bfloat16 has 8 bits."""
 PREPACKED_BYTES = 4 << 30
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 
@@ -304,7 +306,6 @@ STAGES = {
     "onnx": onnx_run,
     "latency": latency,
 }
-ONNX_STAGES = ("onnx", "latency")
 
 
 def stage(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -323,8 +324,8 @@ def report(arguments: argparse.Namespace, root: Path) -> int:
     print(
         f"{arguments.kind}: {made['parameters'] / 1e6:.1f} M parameters, {size / 1e9:.2f} GB {arguments.dtype}"
     )
-    # The graphs are float32: twice the size of a bfloat16 file, and torch's bfloat16 run is no reference for them.
-    names = [n for n in STAGES if n != "build" and not (n in ONNX_STAGES and arguments.dtype == "bfloat16")]
+    # The graphs are float32, so their times are no measure for a bfloat16 policy.
+    names = [n for n in STAGES if n != "build" and not (n == "latency" and arguments.dtype == "bfloat16")]
     failures = []
     for name in names:
         result = stage(name, arguments, folder)
@@ -333,7 +334,7 @@ def report(arguments: argparse.Namespace, root: Path) -> int:
         limit = {"load": LOAD_LIMIT, "export": EXPORT_LIMIT}.get(name)
         if limit is not None and ratio > limit:
             failures.append(f"{name} needed {ratio:.2f} times the weight file; allowed {limit}")
-        if result.get("max_abs", 0) > 1e-3:
+        if result.get("max_abs", 0) > MAX_ABS[arguments.dtype]:
             failures.append(f"the graphs differ from torch by {result['max_abs']:.2g}")
     for failure in failures:
         print(f"FAILED: {failure}")

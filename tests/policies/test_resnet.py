@@ -102,11 +102,3 @@ def test_a_narrow_trunk_learns_from_interleaved_frames():
     """In a process of its own: where it fails it takes the process along."""
     done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def test_only_narrow_trunks_rearrange_their_images():
-    images = torch.rand(2, 8, 8, 3).permute(0, 3, 1, 2)
-    assert ResNetShape.named("resnet50").arranged(images) is images
-    narrow = ResNetShape.named("resnet18", 8).arranged(images)
-    assert narrow.is_contiguous()
-    assert torch.equal(narrow, images)

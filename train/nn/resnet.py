@@ -68,13 +68,6 @@ class ResNetShape:
         """Channels of the last feature map."""
         return self.stages[-1][1]
 
-    def arranged(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) as this trunk wants them in memory. Frames come with their colours interleaved, which is
-        the fastest; but with fewer than 16 channels torch's backward of a strided 1x1 convolution then writes where it
-        must not and the process dies (2.13, CPU, two threads), so narrow trunks take planes."""
-        is_narrow = min(self.stem, *(width for stage in self.stages for width in stage[:2])) < 16
-        return images.contiguous() if is_narrow else images
-
 
 class FrozenBatchNorm(nn.Module):
     """Batch norm whose four tensors are buffers: y = x * s + (b - mean * s), s = w / sqrt(var + eps)."""
@@ -111,6 +104,9 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.is_bottleneck = is_bottleneck
+        # Of interleaved frames (the fastest, and how cameras give them) with fewer than 16 channels, torch's backward
+        # of a strided 1x1 convolution writes where it must not and the process dies (2.13, CPU, two threads).
+        self.is_narrow = n_in < 16
         if is_bottleneck:
             self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
             self.conv2 = _conv3x3(width, width, stride, dilation)
@@ -126,7 +122,7 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), norm(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.downsample is None else self.downsample(x)
+        skip = x if self.downsample is None else self.downsample(x.contiguous() if self.is_narrow else x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
         if self.is_bottleneck:
@@ -168,13 +164,11 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def parts(self) -> list[nn.Module]:
-        """The trunk as a sequence, for images `arranged` for it: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages
-        (Diffusion names them so)."""
+        """The trunk as a sequence: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4-7 stages (Diffusion names them so)."""
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return [getattr(self, name) for name in names]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.shape.arranged(x)
         for part in self.parts():
             x = part(x)
         return x

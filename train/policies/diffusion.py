@@ -179,7 +179,6 @@ class RgbEncoder(nn.Module):
 
     def __init__(self, config: DiffusionConfig, size: Size, shape: ResNetShape) -> None:
         super().__init__()
-        self.trunk_shape = shape
         trunk = ResNet(shape, group_norm if config.use_group_norm else nn.BatchNorm2d)
         self.backbone = nn.Sequential(*trunk.parts())
         n_keypoints = config.spatial_softmax_num_keypoints
@@ -187,7 +186,7 @@ class RgbEncoder(nn.Module):
         self.out = nn.Linear(2 * n_keypoints, 2 * n_keypoints)
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.out(self.pool(self.backbone(self.trunk_shape.arranged(images)))))
+        return F.relu(self.out(self.pool(self.backbone(images))))
 
 
 class Diffusion(Policy):
