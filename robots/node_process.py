@@ -25,7 +25,7 @@ from edgevla.wire import CommandRequest, CommandServer, Dealer, Inbox, Message, 
 
 from .arm import Robot
 from .bus.port import SerialPort
-from .calibration import Calibration, load, nominal
+from .calibration import find_calibration
 from .describe import describe
 from .node import ControlLoop
 from .profile import Profile, load_profile
@@ -107,24 +107,9 @@ def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | Non
     for text in port_fds:
         bus, fd, name = text.split("=", 2)
         ports[bus] = SerialPort(int(fd), name, bauds[bus])
-    robot = Robot(profile, ports, calibration_of(profile, calibration))
+    robot = Robot(profile, ports, find_calibration(profile, calibration))
     robot.connect()
     return robot
-
-
-def calibration_of(profile: Profile, named: str | None) -> Calibration | None:
-    """By LeRobot id or file; `servos` takes what the servos hold, `nominal` is the emulated arm's.
-
-    Raises:
-        CalibrationError: there is none, or it is implausible.
-    """
-    if named == "servos" or not profile.is_calibrated_by_file:
-        return None
-    if named == "nominal":
-        return nominal(profile)
-    if named is not None and named.endswith(".json"):
-        return load(profile, None, {bus.name: Path(named) for bus in profile.buses})
-    return load(profile, named)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

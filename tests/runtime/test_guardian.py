@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from edgevla.errors import BusError, UsageError
+from edgevla.robots.calibration import nominal, write
 from edgevla.robots.ports import choose_ports
 from edgevla.robots.profile import PROFILES_DIR, load_profile
 from edgevla.session import new_session, run_dir, tell_guardian
@@ -74,6 +75,19 @@ def test_a_silent_line_is_one_sentence_of_the_loop():
     assert code == 1
     assert "Traceback" not in words
     assert "no answer" in words or "no calibration" in words
+
+
+def test_without_a_name_the_only_calibration_there_is_serves_the_loop(tmp_path, monkeypatch):
+    """As `edgevla doctor` finds it: the silent line is what is wrong, not a file called None.json."""
+    monkeypatch.setenv("HF_LEROBOT_CALIBRATION", str(tmp_path))
+    profile = load_profile("so101")
+    write(profile, nominal(profile), "blue")
+    master, slave = pty.openpty()
+    code, words = run_guardian(os.ttyname(slave))
+    os.close(master)
+    os.close(slave)
+    assert code == 1
+    assert "no answer from motor" in words
 
 
 def test_nobody_home_is_told_to_the_caller():
