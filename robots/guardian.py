@@ -25,11 +25,11 @@ from edgevla.errors import EdgeVLAError
 from edgevla.session import EMERGENCY_STOP, guardian_socket
 
 from .bus.port import SerialPort
+from .links import RELEASED, RUNNING, STOPPING
 from .ports import open_ports
 from .profile import Profile, load_profile
 from .rescue import Rescue, unconfirmed
 
-RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
 STOPPING_LEASE_S = 2.0
 """A loop that switches torque talks to servos one by one, some of them perhaps gone: its ticks may be long."""
 OBEY_S = 0.3

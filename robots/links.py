@@ -1,13 +1,14 @@
-"""Everything between the control loop and the other processes, as the loop sees it."""
+"""Everything between the control loop and the other processes, as the loop sees it; and the bytes of its lease."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:  # the guardian imports this: no numpy
+    import numpy as np
 
-from edgevla.codec import Message
+    from edgevla.codec import Message
 
 RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
 """Bytes of the lease. STOPPING: torque is on or being switched, servo by servo. RELEASED: torque is off."""
