@@ -22,7 +22,7 @@ from .bus import dynamixel
 from .bus.port import Port, set_latency_timer
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import DynamixelBus, ServoBus, cable_hint
-from .calibration import Calibration, adopted
+from .calibration import LAST_TICK, Calibration, adopted
 from .profile import Bus, Profile
 from .rescue import Rescue, goal_ids
 from .units import TICKS_PER_DEGREE, JointUnits, joint_units
@@ -35,11 +35,12 @@ HEALTH_OVERDUE_NS = 1_000_000_000
 FASTEST_TICKS_S = 4500.0
 """No servo of the profiles turns faster; a sample that says so is damaged."""
 JUMP_FLOOR_TICKS = 80
-LAST_TICK = 4095
 SLOW_ADAPTER_MS = 6.0
 EXCHANGE_SHARE = 0.75
 """Of a tick, for the exchange with the servos."""
 EXCHANGE_MARGIN_NS = 2_000_000
+FULL_LOAD = {"xm430-w350": 1193, "xm540-w270": 2047, "xl330-m288": 1750, "xl430-w250": 1000}
+"""Raw present current of a Dynamixel at full load, others as the XM430; XL430 reports load in 0.1 % instead."""
 
 
 @dataclass
@@ -115,6 +116,7 @@ class _Line:
             )
             for m in bus.motors
         }
+        self.full_load = {m.id: FULL_LOAD.get(m.model, FULL_LOAD["xm430-w350"]) for m in bus.motors}
         self.order = [m.id for m in bus.motors]
         self.next_health_ns = 0
         self.next_health = 0
@@ -384,9 +386,7 @@ class Robot:
     def _take_current(self, line: _Line, servo_id: int, raw: int) -> None:
         health = line.health[servo_id]
         health.current_ma = raw * line.line.registers["present_current"].scale
-        health.load_percent = (
-            100.0 * raw / CURRENT_LIMITS.get(line.line.motors[servo_id].split(", ")[1].lower(), 1193)
-        )
+        health.load_percent = 100.0 * raw / line.full_load[servo_id]
 
     def _take_health(self, line: _Line, servo_id: int, values: Mapping[str, int]) -> None:
         health, registers = line.health[servo_id], line.line.registers
@@ -527,7 +527,3 @@ class Robot:
     def close(self) -> None:
         """Closes the ports; torque stays as it is."""
         self.rescue.close()
-
-
-CURRENT_LIMITS = {"xm430-w350": 1193, "xm540-w270": 2047, "xl330-m288": 1750, "xl430-w250": 1000}
-"""Raw present current at full load; XL430 reports load in 0.1 % instead."""
