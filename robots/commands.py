@@ -21,7 +21,7 @@ ONE_PRESS_NS = 300_000_000
 
 
 class Commands:
-    """Obeys on behalf of one loop. Every method returns why not, or an empty string."""
+    """Obeys on behalf of one loop. Every handler of a command returns why not, or an empty string."""
 
     def __init__(self, loop: Modes) -> None:
         self._loop = loop

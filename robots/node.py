@@ -60,7 +60,7 @@ class ControlLoop(Modes):
         decided = self._decide(tick)
         goal, bits = self._make_safe(decided)
         reading = self._exchange(goal, tick)
-        findings = self._judge(reading, goal, tick)
+        findings = self._judge(reading, goal)
         self._ask(tick, reading, goal, findings)
         self._tell(tick, reading, decided, goal, bits, findings)
 
@@ -155,7 +155,7 @@ class ControlLoop(Modes):
             self.reading = self.robot.last_reading()
         return self.reading
 
-    def _judge(self, reading: Reading, goal: np.ndarray | None, tick: Tick) -> list[Finding]:
+    def _judge(self, reading: Reading, goal: np.ndarray | None) -> list[Finding]:
         findings = self.watch.look(
             reading.position,
             reading.position_age_us,

@@ -96,8 +96,11 @@ def plan_from(arguments: Mapping[str, Any], servo_hz: float, n_joints: int) -> P
         )
     limit_hz = servo_hz if a["max_hz"] is None else min(servo_hz, a["max_hz"])
     speed, seen = a.pop("trained_speed"), a.pop("trained_range")
-    for name, values in (("trained_speed", speed), ("trained_range", seen)):
-        if values is not None and np.shape(values) not in ((n_joints,), (2, n_joints)):
+    for name, values, shape in (
+        ("trained_speed", speed, (n_joints,)),
+        ("trained_range", seen, (2, n_joints)),
+    ):
+        if values is not None and np.shape(values) != shape:
             raise ConfigError(f"{name} has the shape {np.shape(values)}; this robot has {n_joints} joints")
     del a["max_hz"]
     a["execution"], a["allowed"] = execution_from(a["execution"]), tuple(a["allowed"])
