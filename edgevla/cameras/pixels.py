@@ -52,21 +52,10 @@ def encode_jpeg(image: np.ndarray, quality: int = 90) -> np.ndarray:
     return encoded.reshape(-1)
 
 
-def decode_jpeg(encoded: np.ndarray) -> np.ndarray:
-    """uint8 (n,) -> uint8 (H, W, 3) RGB.
-
-    Raises:
-        CameraError: not a picture.
-    """
-    decoded = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    if decoded is None:
-        raise CameraError(f"a frame of {len(encoded)} bytes is not a JPEG picture")
-    return np.ascontiguousarray(decoded[..., ::-1])
-
-
-def frame_pixels(encoding: str, payload: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a `frame` message's payload, decoded where it is a JPEG."""
-    return decode_jpeg(payload) if encoding == "jpeg" else payload
+def decode_jpeg(encoded: np.ndarray) -> np.ndarray | None:
+    """uint8 (n,) -> uint8 (H, W, 3) RGB; None where it is no picture."""
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None  # OpenCV raises for no bytes
+    return None if decoded is None else np.ascontiguousarray(decoded[..., ::-1])
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ class Assembler:
                     )
                 lost.append(camera)
                 continue
-            images[feature] = pixels(frame)
+            images[feature] = frame_pixels(frame)
             ages[feature] = age
         return Assembled(Observation(state, images, task=task), ages, lost)
 
@@ -114,7 +114,7 @@ class AgeWatch:
         ]
 
 
-def pixels(frame: Message) -> np.ndarray:
+def frame_pixels(frame: Message) -> np.ndarray:
     """uint8 (H, W, 3) RGB of a `frame`.
 
     Raises:
@@ -122,9 +122,9 @@ def pixels(frame: Message) -> np.ndarray:
     """
     if frame["encoding"] == "rgb8":
         return frame.payloads[0]
-    import cv2
+    from edgevla.cameras.pixels import decode_jpeg  # OpenCV only where pictures come compressed
 
-    picture = cv2.imdecode(frame.payloads[0], cv2.IMREAD_COLOR)
+    picture = decode_jpeg(frame.payloads[0])
     if picture is None or picture.shape[:2] != (frame["height"], frame["width"]):
         raise CameraError(f"camera '{frame['camera']}' sent a damaged JPEG", camera=frame["camera"])
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return picture

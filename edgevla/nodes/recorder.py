@@ -27,9 +27,9 @@ from typing import Any, Protocol
 import numpy as np
 import zmq
 
-from edgevla.cameras.pixels import frame_pixels
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import CameraError, DatasetError, EdgeVLAError, UsageError
+from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.vitals import is_orphan
 from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
 
@@ -139,7 +139,7 @@ class Recording:
                 return
             age_ms = (moment - frame.observed_ns) / NS_PER_MS
             self.counters["stale_pictures"] += age_ms > STALE_MS
-            row[key] = frame_pixels(frame["encoding"], frame.payloads[0])
+            row[key] = frame_pixels(frame)
             row[self.age_keys[name]] = age_ms
         self._count_gap(state)
         self.writer.add_frame(row, self.task)

@@ -11,8 +11,9 @@ import pytest
 import zmq
 
 from edgevla.cameras import CameraSettings, Picture, open_source
-from edgevla.cameras.pixels import decode_jpeg, encode_jpeg, fit, frame_pixels
+from edgevla.cameras.pixels import decode_jpeg, encode_jpeg, fit
 from edgevla.errors import CameraError
+from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.camera import CameraNode
 from edgevla.wire import CommandClient, Inbox, endpoint, new_session, run_dir
 
@@ -87,7 +88,7 @@ def test_red_stays_red_through_node_and_wire(folder, ctx, encoding):
             node, lambda: inbox.newest("frame") and inbox.newest("thumbnail") and inbox.newest("heartbeat")
         )
         frame = inbox.newest("frame")
-        image = frame_pixels(frame["encoding"], frame.payloads[0])
+        image = frame_pixels(frame)
         assert image.shape == (48, 64, 3)
         assert np.abs(image[24, 32].astype(int) - RED_CARD).max() <= (0 if encoding == "rgb8" else 6)
         small = decode_jpeg(inbox.newest("thumbnail").payloads[0])
@@ -208,8 +209,7 @@ def test_settings_travel_as_strict_json():
 
 
 def test_jpeg_of_noise_is_not_a_picture():
-    with pytest.raises(CameraError, match="not a JPEG"):
-        decode_jpeg(np.arange(100, dtype=np.uint8))
+    assert decode_jpeg(np.arange(100, dtype=np.uint8)) is None
     assert np.abs(decode_jpeg(encode_jpeg(card(), 95)).astype(int) - card()).max() < 60
 
 
