@@ -58,7 +58,7 @@ class Capture(threading.Thread):
         self.news: deque[tuple[str, str, str]] = deque(maxlen=32)
         self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent"), 0)
         self.is_lost = False
-        self.failure: EdgeVLAError | None = None
+        self.failure: Exception | None = None
         self._wake, self._stopping = wake, threading.Event()
         self._n_repeated = self._n_tries = 0
         self._last_ns: int | None = None
@@ -69,7 +69,7 @@ class Capture(threading.Thread):
         try:
             while not self._stopping.is_set() and not self.source.is_at_end:
                 self._turn()
-        except EdgeVLAError as error:
+        except Exception as error:  # the thread's edge: `step` raises it in the node
             self.failure = error
         finally:
             self.source.close()
@@ -198,7 +198,7 @@ class CameraNode:
         """Publishes what has come, answers, beats.
 
         Raises:
-            CameraError: a camera gives frames that were not declared.
+            CameraError: a camera gives frames that were not declared; or what else ended a capture.
         """
         for capture in self.captures:
             publisher = self._publishers[capture.settings.name]

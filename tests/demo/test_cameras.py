@@ -150,6 +150,22 @@ def test_a_folder_that_goes_away_is_a_camera_that_was_unplugged(folder, ctx):
         node.close()
 
 
+def test_what_ends_one_of_two_captures_ends_the_node(ctx, folder):
+    class Broken(Flaky):
+        def read(self) -> Picture | None:
+            raise RuntimeError("the driver is confused")
+
+    broken = Broken(CameraSettings("front", "/dev/video9", 64, 48, fps=100.0))
+    top = open_source(CameraSettings("top", str(folder), 64, 48, fps=100.0))
+    node = CameraNode(ctx, "inproc", SESSION, [broken, top])
+    try:
+        node.open()
+        with pytest.raises(RuntimeError, match="the driver is confused"):
+            run_node(node, lambda: False, timeout_s=2)
+    finally:
+        node.close()
+
+
 def test_another_size_than_declared_is_refused_unless_a_fit_is_declared(folder, ctx):
     settings = CameraSettings("front", str(folder), 32, 32, fps=100.0)
     node = CameraNode(ctx, "inproc", SESSION, [open_source(settings)])
