@@ -180,7 +180,7 @@ class Cameras(Static):
 
 
 def half_blocks(jpeg: bytes, width: int, height: int) -> Text:
-    """A JPEG as `height` lines of at most `width` characters, proportions kept; empty text if it cannot be read."""
+    """A JPEG as `height` lines of at most `width` characters, proportions kept; one word if it cannot be read."""
     import cv2  # half of the monitor's start-up time, and the first frame comes later
 
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
