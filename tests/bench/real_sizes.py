@@ -236,10 +236,11 @@ def onnx_run(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
     import numpy as np
 
     from edgevla.engines import EngineOptions, load_graph
+    from edgevla.export.build import in_float32
     from edgevla.policy import Sampler
     from edgevla.train.checkpoint import load_policy
 
-    policy = load_policy(folder)
+    policy = load_policy(folder, adapt=in_float32)
     options = EngineOptions(prepack=False)
     paths = {
         name: (folder.parent / "graphs" / f"{name}.onnx", spec) for name, spec in policy.graphs().items()
