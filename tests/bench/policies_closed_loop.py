@@ -184,9 +184,10 @@ within: the same inside chunks.
 
 WORDS = """
 Margin: RMS of the mean action minus the policy's; `closer` pairs them place by place. Blind, no policy is more than a
-millimetre better than the mean action, so what it has over it comes from the picture. At n = 20 success rates of two policies are hardly told
-apart, RMS is. One seed. Settings were chosen on the loss over demonstrations and with these places in view: a first try
-of Diffusion and GR00T was worse than the mean action, one of Pi0.5 reached 70 mm. They were not tuned beyond that.
+millimetre better than the mean action, so what it has over it comes from the picture. At n = 20 success rates of two
+policies are hardly told apart, RMS is. One seed. Settings were chosen on the loss over demonstrations and with these
+places in view: a first try of Diffusion and GR00T was worse than the mean action, one of Pi0.5 reached 70 mm. They were
+not tuned beyond that.
 
 What had kept the large policies from learning (measured: with the pictures of a batch exchanged, the loss was the same):
 
