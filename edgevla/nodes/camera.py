@@ -10,8 +10,6 @@ Run as `python -m edgevla.nodes.camera --session HEX --camera JSON [--camera JSO
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import signal
 import sys
 import threading
@@ -29,7 +27,7 @@ from edgevla.cameras import CameraSettings, Source, open_source
 from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
 from edgevla.clock import NS_PER_S
 from edgevla.errors import CameraError, EdgeVLAError
-from edgevla.nodes.vitals import is_orphan
+from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.wire import CommandServer, Publisher, endpoint, run_dir
 
 HEARTBEAT_NS = NS_PER_S // 5
@@ -250,11 +248,9 @@ class CameraNode:
             publisher.send("thumbnail", fields, [jpeg], ready.captured_ns)
 
     def _beat(self) -> None:
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         for capture in self.captures:
             phase = "degraded" if capture.is_lost else "running" if capture.counters["frames"] else "starting"
-            fields = {"pid": os.getpid(), "phase": phase, "counters": capture.counters, "rss_bytes": rss}
-            self._publishers[capture.settings.name].send("heartbeat", fields)
+            self._publishers[capture.settings.name].send("heartbeat", heartbeat(phase, capture.counters))
 
     def close(self) -> None:
         for capture in self.captures:

@@ -13,8 +13,6 @@ Run as `python -m edgevla.nodes.recorder --session HEX --output DIR --camera fro
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import signal
 import sys
 import threading
@@ -30,7 +28,7 @@ import zmq
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import CameraError, DatasetError, EdgeVLAError, UsageError
 from edgevla.nodes.assembler import frame_pixels
-from edgevla.nodes.vitals import is_orphan
+from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
 
 PATIENCE_NS = 60 * NS_PER_MS
@@ -309,13 +307,7 @@ class RecorderNode:
         recording = self.recording
         counters = {**(recording.counters if recording else {}), **self.inbox.counters}
         is_on = recording is not None and recording.is_recording
-        fields = {
-            "pid": os.getpid(),
-            "phase": "running" if is_on else "ready",
-            "counters": {k: int(v) for k, v in counters.items()},
-            "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        self._publisher.send("heartbeat", fields)
+        self._publisher.send("heartbeat", heartbeat("running" if is_on else "ready", counters))
 
     def close(self) -> None:
         if self.recording is not None:
