@@ -22,7 +22,6 @@ RING_SIZES = {
     "thumbnail": 2,
     "heartbeat": 4,
     "event": 200,
-    "describe": 4,
 }
 
 
@@ -53,10 +52,7 @@ class DeploymentLink:
             received.append(self._news.get())
         for kind in RING_SIZES:
             for message in self._inbox.drain(kind):
-                header = {**message.header, "source": message.source}
-                if kind == "describe":
-                    header = {**(header.get("about") or {}), "source": message.source}
-                received.append((kind, header, message.payloads))
+                received.append((kind, message.header, message.payloads))
         return received
 
     def command(self, action: str, arguments: Mapping[str, Any]) -> None:

@@ -135,10 +135,9 @@ class MonitorModel:
         if "joints" in h:
             self.robot = str(h.get("robot", ""))
             self._description = {str(j["name"]): j for j in h["joints"]}
-        elif "policy" in h or "manifest" in h:
-            manifest = h.get("manifest", h)
-            self.bundle = str(manifest.get("name", ""))
-            self.queue_size = int(manifest.get("chunk_size") or 0)
+        elif "policy" in h:
+            self.bundle = str(h["name"])
+            self.queue_size = int(h.get("chunk_size") or 0)
 
     def _on_state(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
         self.tick, self.mode, self.reason = int(h["tick"]), str(h["mode"]), str(h["reason"])
