@@ -119,7 +119,7 @@ def test_joint_units_are_demanded_where_nothing_states_them(
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert "--joint-units degrees or --joint-units range100" in said
-    assert main(arguments[:-2]) == 2
+    assert main([*arguments[:-2], "--joint-units", "degrees"]) == 2
     assert "nothing says at which rate the policy was trained" in capsys.readouterr().err
     assert not target.exists()
 
