@@ -24,12 +24,13 @@ from edgevla.manifest import (
     Manifest,
 )
 from edgevla.runner import BundlePolicy
+from edgevla.session import is_alive
 
 from ..train.checkpoint import checkpoint_folder, load_policy
 from ..train.policies.base import Policy
 from ..train.policies.config import PolicyConfig
 from ..train.processors import Processors
-from ..train.state import find_checkpoint
+from ..train.state import find_checkpoint, replace_folder
 from . import trace
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide, read_facts
@@ -117,7 +118,8 @@ def export_policy(
         write_manifest(scratch, replace(manifest, files=list_files(scratch)))
         load_bundle(scratch)
         del runner
-        _publish(scratch, target)
+        scratch.chmod(0o755)
+        replace_folder(scratch, target)
     return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
 
 
@@ -295,32 +297,10 @@ def _scratch(target: Path) -> Iterator[Path]:
     prefix = f".{target.name}.export-"
     for old in target.parent.glob(f"{prefix}*"):
         pid = old.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
+        if pid.isdigit() and not is_alive(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=target.parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    """Renames; an older bundle at the target is replaced and only then deleted."""
-    scratch.chmod(0o755)
-    if not target.exists():
-        scratch.rename(target)
-        return
-    old = scratch.with_name(scratch.name + "-old")
-    target.rename(old)
-    scratch.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

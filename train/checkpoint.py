@@ -29,6 +29,7 @@ from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
 from .processors import Processors
+from .state import flush, replace_folder
 
 CONFIG, WEIGHTS, FACTS = "config.json", "model.safetensors", "edgevla.json"
 MAPPED_BYTES = 1 << 30
@@ -108,7 +109,8 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
             shutil.copytree(source, scratch / name, ignore=_WEIGHT_FILES)
         _write_facts(policy, facts, scratch)
         _open_modes(scratch)
-        _replace(scratch, folder)
+        flush(scratch)
+        replace_folder(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -345,18 +347,3 @@ def _open_modes(folder: Path) -> None:
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def _replace(scratch: Path, folder: Path) -> None:
-    """Renames `scratch` to `folder`; an existing folder is moved aside first and removed afterwards."""
-    for path in scratch.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    old = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent)) / folder.name
-        folder.rename(old)
-    scratch.rename(folder)
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)

@@ -50,7 +50,7 @@ def new_checkpoint(run: Path, step: int, n_steps: int) -> Iterator[Path]:
     hidden.mkdir()
     try:
         yield hidden
-        _flush(hidden)
+        flush(hidden)
         replace_folder(hidden, target)
         _point(home / LAST, target.name)
     except BaseException:
@@ -127,7 +127,8 @@ def _point(link: Path, name: str) -> None:
     _flush_folder(link.parent)
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """Everything below `folder` to the disk, so that a rename never outruns what it names."""
     for root, _, files in os.walk(folder):
         for name in files:
             with (Path(root) / name).open("rb") as file:
