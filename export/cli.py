@@ -17,12 +17,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .options import JOINT_UNITS, PRECISIONS, TARGETS, ExportOptions
+
 if TYPE_CHECKING:
     from .build import Exported
-
-PRECISIONS = ("fp32", "fp16", "int8")
-TARGETS = ("cpu", "cuda", "tensorrt")
-JOINT_UNITS = ("degrees", "range100", "radians", "raw")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .build import export_checkpoint
-    from .options import ExportOptions
 
     options = ExportOptions(
         dataset=args.dataset,

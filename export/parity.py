@@ -113,7 +113,9 @@ def failures(parity: Parity, names: Sequence[str]) -> list[str]:
     ]
     a = parity.actions
     if a.min_cosine is not None:
-        return [*out, f"the worst chunk has cosine {a.min_cosine:.5f}, at least {MIN_COSINE} is needed"]
+        if not a.min_cosine >= MIN_COSINE:
+            out.append(f"the worst chunk has cosine {a.min_cosine:.5f}, at least {MIN_COSINE} is needed")
+        return out
     return out + [
         f"joint {n} differs by {e:.3g}, tolerance {t:.3g}"
         for n, e, t in zip(names, a.max_abs_per_joint, a.tolerance_per_joint, strict=True)

@@ -13,7 +13,7 @@ import numpy as np
 from edgevla.manifest import Latency, Manifest, Percentiles
 
 from .features import Meaning
-from .parity import Comparison, chunk_ms
+from .parity import MIN_COSINE, Comparison, chunk_ms
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ def _joint_table(m: Manifest, comparison: Comparison) -> str:
     ]
     table = _table(["joint", "unit", "largest difference", "tolerance", "within"], rows)
     if a.min_cosine is not None:
-        table += f"<p>Quantised: judged by the worst chunk's cosine, {a.min_cosine:.5f} (at least 0.999).</p>"
+        table += f"<p>Quantised: judged by the worst chunk's cosine, {a.min_cosine:.5f} (at least {MIN_COSINE}).</p>"
     return f"<p>{comparison.parity.n_samples} samples; reference: {html.escape(comparison.parity.reference)}.</p>{table}"
 
 
