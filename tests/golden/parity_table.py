@@ -63,7 +63,7 @@ class Errors:
             expected = fixture.cases[key]
             try:
                 computed = torch.as_tensor(adapter.compute(key)).detach()
-                compare(key, computed, expected)
+                compare(key, computed, expected, is_bfloat16=fixture.is_bfloat16)
             except (AssertionError, KeyError) as error:
                 self.failed.append(f"{fixture.name}: {error or key}")
                 continue

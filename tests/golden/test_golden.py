@@ -31,7 +31,7 @@ def test_output(adapter: Adapter, fixture: Fixture, key: str) -> None:
         if error.args == (key,):
             pytest.fail(f"nothing computes '{key}': add a @computes method to cases_{fixture.policy_type}.py")
         raise
-    compare(key, computed, fixture.cases[key])
+    compare(key, computed, fixture.cases[key], is_bfloat16=fixture.is_bfloat16)
 
 
 def test_weight_names_shapes_and_what_is_trainable(adapter: Adapter, fixture: Fixture) -> None:
