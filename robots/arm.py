@@ -35,7 +35,6 @@ HEALTH_OVERDUE_NS = 1_000_000_000
 FASTEST_TICKS_S = 4500.0
 """No servo of the profiles turns faster; a sample that says so is damaged."""
 JUMP_FLOOR_TICKS = 80
-SLOW_ADAPTER_MS = 6.0
 EXCHANGE_SHARE = 0.75
 """Of a tick, for the exchange with the servos."""
 EXCHANGE_MARGIN_NS = 2_000_000
@@ -219,7 +218,7 @@ class Robot:
         self._warn(set_latency_timer(line.port.name))
         latency_ms = handshake.pulse_ms(line)
         line.adapter_latency_ns = int(min(latency_ms, 20.0) * 1e6)
-        if latency_ms > SLOW_ADAPTER_MS:
+        if latency_ms > handshake.SLOW_ADAPTER_MS:
             self._warn(
                 f"{line.port.name} answers {latency_ms:.0f} ms later than the wire needs, so the control loop runs "
                 "slower: see its USB latency timer, avoid hubs, or use another adapter; edgevla doctor says more"
@@ -515,7 +514,7 @@ class Robot:
         hz = float(self.profile.rates.servo_hz)
         for each in self._lines:
             line, n = each.line, len(each.ids)
-            if line.adapter_latency_ns > SLOW_ADAPTER_MS * 1e6:
+            if line.adapter_latency_ns > handshake.SLOW_ADAPTER_MS * 1e6:
                 needed_ns = line.wire_time_ns(line.tick_block.size, n, 14 + 5 * n) + line.adapter_latency_ns
                 hz = min(hz, EXCHANGE_SHARE * 1e9 / (needed_ns + EXCHANGE_MARGIN_NS))
         return hz

@@ -9,7 +9,7 @@ from typing import Literal
 from edgevla.errors import BusError
 
 from . import handshake
-from .bus.port import LATENCY_WARN_MS, Port, latency_timer_path
+from .bus.port import LATENCY_WARN_MS, Port, latency_timer_ms, latency_timer_path
 from .bus.servo_bus import BUSES, ServoBus, cable_hint
 from .profile import MODELS, Bus, Limits, Profile
 
@@ -66,7 +66,7 @@ class BusCheckup:
             quality = {motor.id: self._answers(line, motor.id) for motor in self.bus.motors}
             found = [i for i, n in quality.items() if n]
             if not found:
-                port.close()
+                port.close()  # the line is opened at other speeds
                 self._nobody(port.name)
                 return
             self._missing(line, found)
@@ -88,9 +88,9 @@ class BusCheckup:
 
     def _latency_timer(self, path: str) -> None:
         timer = latency_timer_path(path)
-        if timer is None:
+        ms = latency_timer_ms(timer)
+        if ms is None:
             return
-        ms = int(timer.read_text())
         if ms > LATENCY_WARN_MS:
             self._say(
                 "warn", "latency timer", f"the adapter delays every answer by up to {ms} ms",
@@ -109,9 +109,10 @@ class BusCheckup:
             port = self._open_or_none(baud)
             if port is None:
                 continue
-            line = self._line(port)
-            found = scan(line, LIKELY_IDS)
-            port.close()
+            try:
+                found = scan(self._line(port), LIKELY_IDS)
+            finally:
+                port.close()
             if found and baud != self.bus.baud:
                 self._say(
                     "fail", "baud rate", f"{_list(found)} answer at {baud} baud, the profile says {self.bus.baud}",
@@ -221,7 +222,7 @@ class BusCheckup:
         if sentence := handshake.probe(line):
             self._say("warn", "sync read", sentence)
         latency_ms = handshake.pulse_ms(line)
-        if latency_ms > 6:
+        if latency_ms > handshake.SLOW_ADAPTER_MS:
             self._say(
                 "warn", "speed", f"answers come {latency_ms:.0f} ms later than the wire needs",
                 "lower the adapter's latency timer, avoid USB hubs, or use another adapter",

@@ -110,7 +110,7 @@ def _engines() -> Check:
 
 
 def _serial_ports() -> list[Check]:
-    from .bus.port import candidate_ports, latency_timer_path
+    from .bus.port import LATENCY_WARN_MS, candidate_ports, latency_timer_ms, latency_timer_path
     from .checkup import Check
 
     ports = candidate_ports()
@@ -123,7 +123,7 @@ def _serial_ports() -> list[Check]:
             checks.append(Check("fail", "serial port", f"{port}: no permission", step))
             continue
         timer = latency_timer_path(port)
-        slow = timer is not None and int(timer.read_text()) > 2
+        slow = (latency_timer_ms(timer) or 0) > LATENCY_WARN_MS
         step = f"echo 1 | sudo tee {timer}" if slow else ""
         checks.append(
             Check("warn" if slow else "ok", "serial port", port + (" (slow)" if slow else ""), step)

@@ -18,6 +18,8 @@ from .profile import MODELS, Bus, Limits, Motor, Profile
 MULTI_TURN = 0x10
 PULSE_TIMEOUT_NS = 60_000_000
 PROBES = 3
+SLOW_ADAPTER_MS = 6.0
+"""An adapter that adds more than this to an answer (`pulse_ms`) slows the control loop."""
 FEETECH_SETTINGS = {"return_delay": 0, "operating_mode": 0, "max_acceleration": 254}
 FEETECH_RAM = {"acceleration": 254, "goal_velocity": 0}
 DYNAMIXEL_SETTINGS = {"return_delay": 0, "operating_mode": 3}

@@ -232,6 +232,14 @@ def latency_timer_path(path: str, sysfs: str = "/sys/bus/usb-serial/devices") ->
     return timer if timer.exists() else None
 
 
+def latency_timer_ms(timer: Path | None) -> int | None:
+    """What the file of `latency_timer_path` says; None where there is none, or it went away with its adapter."""
+    try:
+        return None if timer is None else int(timer.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def set_latency_timer(path: str, ms: int = 1, sysfs: str = "/sys/bus/usb-serial/devices") -> str | None:
     """Sets the adapter's latency timer where permitted.
 
@@ -239,19 +247,17 @@ def set_latency_timer(path: str, ms: int = 1, sysfs: str = "/sys/bus/usb-serial/
         None when there is nothing to do (no timer, or it is low now), else the sentence that says what to run.
     """
     timer = latency_timer_path(path, sysfs)
-    if timer is None:
+    now_ms = latency_timer_ms(timer)
+    if timer is None or now_ms is None or now_ms <= LATENCY_WARN_MS:
         return None
     try:
-        now_ms = int(timer.read_text())
-        if now_ms <= LATENCY_WARN_MS:
-            return None
         timer.write_text(str(ms))
-        return None
-    except (OSError, ValueError):
+    except OSError:
         return (
-            f"{path} delays every answer by up to {timer.read_text().strip()} ms (its USB latency timer); run: "
+            f"{path} delays every answer by up to {now_ms} ms (its USB latency timer); run: "
             f"echo {ms} | sudo tee {timer}"
         )
+    return None
 
 
 class MemoryPort:
