@@ -7,7 +7,7 @@ events the thread sleeps in `select`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edgevla.clock import Clock
@@ -72,7 +72,7 @@ class BlockRead:
         """The try's time is over: ask the missing servos again, or leave them."""
         self._guarded(self._try_again, now_ns)
 
-    def _guarded(self, step, now_ns: int) -> None:  # type: ignore[no-untyped-def]
+    def _guarded(self, step: Callable[[int], None], now_ns: int) -> None:
         try:
             step(now_ns)
         except BusError as error:
