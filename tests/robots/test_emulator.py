@@ -306,10 +306,8 @@ def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_p
 
 
 def test_a_latency_timer_that_cannot_be_read_is_none(tmp_path):
-    (tmp_path / "ttyUSB7").mkdir()
-    (
-        tmp_path / "ttyUSB7" / "latency_timer"
-    ).mkdir()  # as one that goes away between two looks: reading is an OSError
+    # A folder in its place: reading is an OSError, as of an adapter that goes away between two looks.
+    (tmp_path / "ttyUSB7" / "latency_timer").mkdir(parents=True)
     assert set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path)) is None
 
 
