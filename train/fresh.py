@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgevla.dataset.stats import IMAGENET
 from edgevla.errors import CheckpointError, ConfigError
 from edgevla.types import ACTION, ENVIRONMENT_STATE
 
@@ -22,7 +23,6 @@ from .policies.base import Policy
 from .policies.config import Features, PolicyConfig, PolicyFeature
 from .processors import Stats
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 _LOG = logging.getLogger(__name__)
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgevla.dataset.stats import IMAGENET
 from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
@@ -34,8 +35,6 @@ from .base import Batch, Policy
 from .config import Features, PolicyConfig
 from .xvla_actions import ROT6D_STEP, action_space, pose_space
 from .xvla_config import EMPTY, XVlaConfig
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class XVla(Policy):
@@ -58,8 +57,8 @@ class XVla(Policy):
         self.normalizers = Normalizers(config, processors)
         step = processors.step("xvla_add_domain_id")
         self.domain = int(step.number("domain_id", 0)) if step is not None else 0
-        for name, values in (("_mean", IMAGENET_MEAN), ("_std", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        for name, values in IMAGENET.items():
+            self.register_buffer(f"_{name}", torch.tensor(values).view(3, 1, 1), persistent=False)
         self._freeze()
         if config.dtype == "bfloat16":
             self.vlm.to(torch.bfloat16)
