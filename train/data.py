@@ -127,12 +127,9 @@ class TrainingData:
         absent_cameras: Sequence[str] = (),
         augmentation: Augmentation | None = None,
         cache: FrameCache | None = None,
-        constants: Mapping[str, int] | None = None,
     ) -> None:
         self.dataset, self.config = dataset, config
         self.tokenize, self.augmentation, self.cache = tokenize, augmentation, cache
-        self.constants = dict(constants or {})
-        """Integers that every sample carries, such as X-VLA's `domain_id`."""
         self._source = _sources(dataset, config, dict(rename_map or {}))
         self.cameras = {name: self._source[name] for name in config.image_features if name in self._source}
         self.absent_cameras = tuple(absent_cameras)
@@ -187,8 +184,6 @@ class TrainingData:
         if self.absent_cameras:
             present = [name in self.cameras for name in config.image_features]
             arrays["camera_present"] = np.tile(np.array(present), (len(rows), 1))
-        for name, value in self.constants.items():
-            arrays[name] = np.full(len(rows), value, np.int64)
         tensors: dict[str, Any] = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
         return {**tensors, "task": tasks}
 

@@ -132,13 +132,12 @@ def test_prompts_get_tasks_and_raw_states(so101: Dataset) -> None:
         seen.append((tasks, states))
         return {"tokens": np.ones((len(tasks), 4), np.int64), "token_mask": np.ones((len(tasks), 4), bool)}
 
-    data = TrainingData(so101, config_for(so101, history=[0]), tokenize=tokenize, constants={"domain_id": 3})
+    data = TrainingData(so101, config_for(so101, history=[0]), tokenize=tokenize)
     batch = data.batch(np.array([0, 120]))
     assert seen[0][0] == ["Put the red ball in the bin.", "Push the blue cube to the left."]
     np.testing.assert_array_equal(seen[0][1], so101.columns["observation.state"][[0, 120]])
     assert batch["tokens"].shape == (2, 4)
     assert batch["token_mask"].dtype == torch.bool
-    assert batch["domain_id"].tolist() == [3, 3]
 
 
 def test_statistics_have_true_quantiles(so101: Dataset) -> None:
