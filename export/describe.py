@@ -18,6 +18,7 @@ from edgevla.bundle import load_bundle
 from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
 
+from ..train.policies.config import features_of
 from ..train.processors import Processors
 from .features import NOT_JOINTS, read_facts
 from .header import Weight, read_header
@@ -46,6 +47,7 @@ def describe_checkpoint(path: str | Path) -> Report:
         raise CheckpointError(
             f"{folder / 'config.json'} names no policy 'type', so it is not a LeRobot policy config"
         )
+    inputs, outputs = (_features(config, key) for key in ("input_features", "output_features"))
     weights = read_header(folder / "model.safetensors")
     processors = Processors.load(folder)
     facts = read_facts(folder)
@@ -65,11 +67,11 @@ def describe_checkpoint(path: str | Path) -> Report:
         "parts": parts,
         "trained": trained,
         "dtypes": dict(dtypes),
-        "inputs": config.get("input_features") or {},
-        "outputs": config.get("output_features") or {},
+        "inputs": inputs,
+        "outputs": outputs,
         "normalisation": _normalisation(config, processors, weights),
         "tokenizer": _tokenizer(folder, config, processors),
-        "action_space": _action_space(config, processors, facts, poses),
+        "action_space": _action_space(config, outputs, processors, facts, poses),
         "joint_units": None if facts is None else facts.joint_units,
         "fps": None if facts is None else facts.fps,
         "chunk": {
@@ -105,6 +107,10 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
     return data if isinstance(data, dict) else {}
+
+
+def _features(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: {"type": f.type, "shape": list(f.shape)} for name, f in features_of(config, key).items()}
 
 
 # -- parts of a checkpoint ------------------------------------------------------------------------------------
@@ -190,13 +196,16 @@ def _pose_space(config: dict[str, Any], processors: Processors) -> tuple[str | N
 
 
 def _action_space(
-    config: Mapping[str, Any], processors: Processors, facts: Any, poses: str | None
+    config: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    processors: Processors,
+    facts: Any,
+    poses: str | None,
 ) -> dict[str, Any]:
-    output = (config.get("output_features") or {}).get("action") or {}
     relative = processors.step("relative_actions_processor", "delta_actions_processor")
     names = list(facts.features["action"].names) if facts is not None and "action" in facts.features else None
     return {
-        "n": (output.get("shape") or [None])[0],
+        "n": next(iter(outputs.get("action", {}).get("shape", ())), None),
         "names": names,
         "mode": config.get("action_mode"),
         "embodiment": config.get("embodiment_tag"),

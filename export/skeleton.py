@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edgevla.errors import CheckpointError
 
-from ..train.checkpoint import read_config
+from ..train.checkpoint import build_policy, read_config
 from ..train.memory import without_init
 from ..train.policies import policy_class
 from ..train.policies.base import Policy
@@ -40,7 +40,7 @@ def parameters(folder: Path) -> dict[str, tuple[int, bool]]:
     weights = cls.repair_keys(weights, config)
     shapes = {n.removeprefix(cls.Prefix): tuple(w.shape) for n, w in weights.items()}
     with _without_memory():
-        policy = cls.build(config, Processors.load(folder), shapes)
+        policy = build_policy(config, Processors.load(folder), shapes, folder)
     _check(policy, shapes, path)
     return {cls.Prefix + n: (p.numel(), p.requires_grad) for n, p in policy.named_parameters()}
 

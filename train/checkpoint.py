@@ -77,13 +77,8 @@ def load_policy(
         config = adapt(config, processors)
     weights = _own_names(cls.repair_keys(weights, config), cls.Prefix, folder)
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    try:
-        with without_init():
-            policy = cls.build(config, processors, shapes)
-    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG} describes a network that cannot be built: {error}"
-        ) from error
+    with without_init():
+        policy = build_policy(config, processors, shapes, folder)
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
     policy.config_keys, policy.config_extras = keys, extras
     if base:
@@ -91,6 +86,27 @@ def load_policy(
         if merge_adapter:
             lora.merge(policy)
     return policy.to(device or "cpu").eval()
+
+
+def build_policy(
+    config: PolicyConfig, processors: Processors, shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> Policy:
+    """The network that `folder` describes, its weights not yet set. Raises CheckpointError where none can be built."""
+    try:
+        return policy_class(config.type).build(config, processors, shapes)
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        reason = str(error).partition("\n")[0]  # torch adds the place in its own code
+        raise CheckpointError(
+            f"{folder / CONFIG} describes a network that cannot be built: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) -> Path:

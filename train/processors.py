@@ -23,6 +23,27 @@ Stats = dict[str, dict[str, np.ndarray]]
 """Feature name -> statistic (`mean`, `std`, `min`, `max`, `q01`, `q10`, `q50`, `q90`, `q99`) -> float32 array."""
 
 PRE, POST = "policy_preprocessor", "policy_postprocessor"
+SETTINGS: dict[str, Any] = {
+    "eps": float,
+    "norm_map": dict[str, str],
+    "features": dict[str, dict[str, Any]],
+    "normalize_observation_keys": list[str],
+    "rename_map": dict[str, str],
+    "enabled": bool,
+    "exclude_joints": list[str],
+    "action_names": list[str],
+    "image_keys": list[str],
+    "domain_id": int,
+    "tokenizer_name": str,
+    "max_length": int,
+    "padding": str,
+    "max_state_dim": int,
+    "embodiment_tag": str,
+    "embodiment_mapping": dict[str, int],
+    "formalize_language": bool,
+    "normalize_min_max": bool,
+}
+"""The settings of steps that are read here, and what each is; null says as much as leaving it out."""
 
 
 @dataclass
@@ -77,7 +98,8 @@ class Processors:
     def norm_map(self) -> dict[str, str] | None:
         """Feature type -> mode as the pipeline says (it wins over config.json), or None without a normaliser."""
         step = self.step("normalizer_processor")
-        return dict(step.config["norm_map"]) if step and "norm_map" in step.config else None
+        modes = step.config.get("norm_map") if step else None
+        return None if modes is None else dict(modes)
 
     @property
     def rename_map(self) -> dict[str, str]:
@@ -92,7 +114,7 @@ class Processors:
         """Reads both pipelines; missing files give empty pipelines (checkpoints before LeRobot 0.4).
 
         Raises:
-            CheckpointError: unreadable JSON, or a state file that is damaged or missing.
+            CheckpointError: unreadable JSON, a setting of another kind, a state file that is damaged or missing.
         """
         return cls(_read(folder, PRE), _read(folder, POST), folder)
 
@@ -161,6 +183,7 @@ def _read(folder: Path, name: str) -> list[Step]:
         raise CheckpointError(f"{path} is no pipeline ({error}); fetch the checkpoint again") from error
     steps = []
     for entry in entries:
+        _check_settings(entry, path)
         state = None
         if entry.get("state_file"):
             state_path = folder / str(entry["state_file"])
@@ -183,6 +206,23 @@ def _read(folder: Path, name: str) -> list[Step]:
             )
         )
     return steps
+
+
+def _check_settings(entry: dict[str, Any], path: Path) -> None:
+    """Raises CheckpointError: a setting of `SETTINGS` is of another kind."""
+    from .policies.config import typed
+
+    for key, value in (entry.get("config") or {}).items():
+        if key not in SETTINGS or value is None:
+            continue
+        try:
+            typed(value, SETTINGS[key])
+        except TypeError as error:
+            kind = SETTINGS[key]
+            raise CheckpointError(
+                f"{path}: step '{entry.get('registry_name') or entry.get('class')}' has {key} = {value!r}, "
+                f"expected {kind.__name__ if isinstance(kind, type) else kind}; correct it or fetch it again"
+            ) from error
 
 
 def _write(folder: Path, name: str, steps: list[Step]) -> None:

@@ -71,6 +71,30 @@ def test_weights_are_not_read(tmp_path: Path) -> None:
     assert "holds weights that the policy has not: big" in data["problem"]
 
 
+@pytest.mark.parametrize("features", [["x"], {"action": -1}, {"action": {"type": "ACTION", "shape": True}}])
+def test_features_of_another_form_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], features: object
+) -> None:
+    shutil.copytree(GOLDENS / "act/checkpoint", tmp_path / "c")
+    path = tmp_path / "c/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "output_features": features}))
+    assert main(["inspect", str(tmp_path / "c")]) == 1
+    assert "config.json: " in (said := capsys.readouterr().err)
+    assert "expected" in said
+
+
+def test_a_network_that_cannot_be_built_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(GOLDENS / "act/checkpoint", tmp_path / "c")
+    path = tmp_path / "c/config.json"
+    data = json.loads(path.read_text())
+    data["input_features"]["observation.state"]["shape"] = [1 << 70]
+    path.write_text(json.dumps(data))
+    assert main(["inspect", str(tmp_path / "c")]) == 1
+    assert "describes a network that cannot be built" in capsys.readouterr().out
+
+
 def test_damage_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(GOLDENS / "act/checkpoint", tmp_path / "c")
     path = tmp_path / "c/model.safetensors"

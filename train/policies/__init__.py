@@ -33,7 +33,7 @@ def policy_class(name: str) -> type[Policy]:
     target = POLICIES.get(ALIASES.get(name, name))
     if target is None:
         near = difflib.get_close_matches(name, [*POLICIES, *ALIASES], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean '{near[0]}'?" if near else "."
         raise CheckpointError(
             f"policy type '{name}' is unknown{hint} Known: {', '.join([*POLICIES, *ALIASES])}"
         )

@@ -12,6 +12,7 @@ import math
 import types
 import typing
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -129,15 +130,14 @@ class PolicyConfig:
         values: dict[str, Any] = {}
         for key in (k for k in data if k in fields and k not in features):
             try:
-                values[key] = _typed(data[key], hints[key])
+                values[key] = typed(data[key], hints[key])
             except TypeError as error:
                 if data[key] is not None:
                     raise CheckpointError(
                         f"config.json of a {cls.type} policy: '{key}' is {data[key]!r}, "
                         f"expected {fields[key].type}"
                     ) from error
-        for key in features:
-            values[key] = {name: _feature(name, f) for name, f in (data.get(key) or {}).items()}
+        values |= {key: features_of(data, key) for key in features}
         config = cls(**values)
         config.validate()
         return config
@@ -159,8 +159,22 @@ class PolicyConfig:
         return data
 
 
-def _feature(name: str, data: dict[str, Any]) -> PolicyFeature:
-    feature = PolicyFeature(str(data["type"]), tuple(int(n) for n in data["shape"]))
+def features_of(data: Mapping[str, Any], key: str) -> Features:
+    """`input_features` or `output_features` of a config.json. Raises CheckpointError where one is not of that form."""
+    found = data.get(key) or {}
+    if not isinstance(found, dict):
+        raise CheckpointError(f"config.json: {key} is {found!r}, expected a table of features by name")
+    return {name: _feature(name, f) for name, f in found.items()}
+
+
+def _feature(name: str, data: Any) -> PolicyFeature:
+    try:
+        feature = PolicyFeature(typed(data["type"], str), typed(data["shape"], tuple[int, ...]))
+    except (TypeError, LookupError) as error:
+        raise CheckpointError(
+            f"config.json: feature '{name}' is {data!r}, expected its type and shape, such as "
+            '{"type": "STATE", "shape": [6]}'
+        ) from error
     if feature.type == "VISUAL" and (len(feature.shape) != 3 or min(feature.shape) < 1):
         raise CheckpointError(
             f"camera '{name}' has shape {list(feature.shape)}; expected [channels, height, width]"
@@ -174,7 +188,7 @@ def _length(name: str, feature: PolicyFeature) -> int:
     return feature.shape[0]
 
 
-def _typed(value: Any, hint: Any) -> Any:
+def typed(value: Any, hint: Any) -> Any:
     """A JSON value as an annotated type: lists become tuples, 8.0 becomes 8 where whole numbers are expected.
 
     Raises:
@@ -185,13 +199,13 @@ def _typed(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         for kind in args:
             with contextlib.suppress(TypeError):
-                return _typed(value, kind)
+                return typed(value, kind)
     elif origin is dict and isinstance(value, dict):
-        return {k: _typed(v, args[1]) for k, v in value.items()}
+        return {k: typed(v, args[1]) for k, v in value.items()}
     elif origin in (list, tuple) and isinstance(value, (list, tuple)):
         kinds = args if origin is tuple and args[-1] is not Ellipsis else args[:1] * len(value)
         if len(kinds) == len(value):
-            return origin(_typed(v, kind) for v, kind in zip(value, kinds, strict=True))
+            return origin(typed(v, kind) for v, kind in zip(value, kinds, strict=True))
     elif hint is int and is_number and value == int(value):
         return int(value)
     elif (hint is float and is_number) or hint is Any or (hint in (bool, str) and isinstance(value, hint)):
