@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from edgevla.errors import DatasetError, MissingExtraError
@@ -12,10 +11,8 @@ REVISIONS = ("v3.0", "v2.1", "v2.0", "main")
 """Tags LeRobot gives its dataset repositories; untagged ones are read from `main`."""
 
 
-def local_folder(
-    path_or_repo: str | Path, root: str | Path | None = None, episodes: Sequence[int] | None = None
-) -> tuple[Path, str | None]:
-    """(folder, hub id or None) of a dataset.
+def local_folder(path_or_repo: str | Path, root: str | Path | None = None) -> tuple[Path, str | None]:
+    """(folder, hub id or None) of a dataset. root: where a hub id's files lie, or go; None: the hub's own cache.
 
     Raises:
         DatasetError: neither a folder nor a dataset on the hub.

@@ -190,7 +190,7 @@ def read_info(root: Path) -> Info:
         version=version,
         fps=float(fps),
         robot_type=raw.get("robot_type"),
-        features={str(k): _feature(str(k), v, path) for k, v in named.items()},
+        features={str(k): feature_info(str(k), v, path) for k, v in named.items()},
         data_path=_template(path, raw, "data_path", V2_DATA if is_v2 else V3_DATA),
         video_path=_template(path, raw, "video_path", V2_VIDEO if is_v2 else V3_VIDEO),
         chunks_size=_chunks_size(path, raw),
@@ -254,7 +254,12 @@ def _version(root: Path, raw: Mapping[str, Any]) -> tuple[int, int]:
     return version
 
 
-def _feature(name: str, raw: Any, path: Path) -> FeatureInfo:
+def feature_info(name: str, raw: Any, path: Path) -> FeatureInfo:
+    """One entry of info.json's `features`. path: the file it stands in, for the error.
+
+    Raises:
+        DatasetError: no dtype or shape, or a camera whose shape is not three numbers.
+    """
     try:
         shape = tuple(int(n) for n in (raw.get("shape") or (1,)))
         dtype = str(raw["dtype"])

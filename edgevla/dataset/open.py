@@ -276,7 +276,7 @@ def _episodes(
                 episode=number,
                 file="meta/episodes",
             )
-        spans = _spans(root, info, row, n)
+        spans = _spans(info, row, n)
         episodes.append(Episode(number, n, start, start + n, tuple(row.get("tasks") or ()), spans))
     _drop_rows(frames, episodes)
     return episodes
@@ -290,7 +290,7 @@ def _drop_rows(frames: Frames, episodes: list[Episode]) -> None:
         frames.texts.update({k: v[:end] for k, v in frames.texts.items()})
 
 
-def _spans(root: Path, info: Info, row: Mapping[str, Any], length: int) -> dict[str, VideoSpan]:
+def _spans(info: Info, row: Mapping[str, Any], length: int) -> dict[str, VideoSpan]:
     spans = {}
     for camera in info.cameras:
         if info.features[camera].dtype != "video":

@@ -45,7 +45,7 @@ def open_dataset(
         DatasetError: what cannot be read, in one sentence naming the file. What can be repaired in memory (wrong
             totals, missing statistics) is, with a warning; see `Dataset.findings`.
     """
-    folder, repo_id = local_folder(path_or_repo, root, episodes)
+    folder, repo_id = local_folder(path_or_repo, root)
     findings = Findings()
     opened = read_all(folder, findings, episodes)
     return Dataset(folder, opened, findings, repo_id=repo_id, episodes=episodes, tolerance_s=tolerance_s)

@@ -22,7 +22,7 @@ from edgevla.errors import DatasetError, UsageError
 
 from . import stats as statistics
 from .encode import EpisodeEncoder, choose_codec, join_videos
-from .layout import BOOKKEEPING, INFO, STATED, V3_DATA, V3_EPISODES, V3_VIDEO, FeatureInfo, _feature, log
+from .layout import BOOKKEEPING, INFO, STATED, V3_DATA, V3_EPISODES, V3_VIDEO, FeatureInfo, feature_info, log
 from .store import FileSeries, clean_after_crash, data_table, episode_table, replace_json, write_tasks
 
 SCRATCH = ".recording"
@@ -60,7 +60,7 @@ class DatasetWriter:
     ) -> None:
         self.root, self.fps = Path(root), fps
         raw = {name: _plain(spec) for name, spec in {**features, **_BOOKKEEPING}.items()}
-        self.features = {name: _feature(name, spec, self.root / INFO) for name, spec in raw.items()}
+        self.features = {name: feature_info(name, spec, self.root / INFO) for name, spec in raw.items()}
         self._check_features()
         videos = [f for f in self.features.values() if f.dtype == "video"]
         self.codec = choose_codec(codec, [f.hwc[:2] for f in videos], fps) if videos else None
