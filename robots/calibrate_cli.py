@@ -55,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"{profile.name} needs no calibration: its servos' ranges are in {profile.path.name}"
         )
+    if args.id is not None and (not args.id or "/" in args.id):
+        raise UsageError(
+            f"--id '{args.id}' is no name of an arm; LeRobot's --robot.id is one word such as blue"
+        )
     ports = open_ports(profile, args.port)
     try:
         lines = make_buses(profile, ports)

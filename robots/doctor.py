@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.robot is None and (args.port or args.reboot is not None):
         raise UsageError("say which robot: edgevla doctor --robot so101 --port ...")
+    if args.robot is None and args.calibration is not None:
+        raise UsageError("--calibration needs --robot: it is compared with what that arm's servos hold")
+    if args.bus is not None and args.reboot is None:
+        raise UsageError(
+            "--bus says where the servo of --reboot ID is; without --reboot every bus is examined"
+        )
     if args.reboot is not None:
         return _reboot(args)
     checks = environment()
@@ -197,6 +203,9 @@ def _reboot(args: argparse.Namespace) -> int:
     names = [b.name for b in profile.buses if any(m.id == args.reboot for m in b.motors)]
     if args.bus is not None:
         names = [n for n in names if n == args.bus]
+    if not names:
+        where = f"bus {args.bus} of {profile.name}" if args.bus is not None else profile.name
+        raise UsageError(f"--reboot {args.reboot}: {where} has no such servo; edgevla doctor lists all ids")
     if len(names) != 1:
         raise UsageError(
             f"which bus has the servo {args.reboot}? Say --bus {'|'.join(b.name for b in profile.buses)}"

@@ -42,7 +42,7 @@ def choose_ports(profile: Profile, texts: Sequence[str], option: str = "--port")
             what = ", ".join(found) or "none"
             raise BusError(
                 f"which serial port is bus '{name}' of {profile.name}? Adapters on this machine: {what}. Name it with "
-                f"{option} {name}=PATH, or use --sim for a simulated arm"
+                f"{option} {name}=PATH, or emulate it: edgevla emulate {profile.name} --link DIR/, then {option} DIR"
             )
         ports[name] = found[0]
     return ports
@@ -75,6 +75,10 @@ def _said(profile: Profile, texts: Sequence[str], option: str) -> dict[str, str]
             raise UsageError(f"{profile.name} has no bus '{bus}'; it has {', '.join(names)}")
         if not path:
             raise UsageError(f"{option} {text}: expected BUS=PATH")
+        if bus and Path(path).is_dir():
+            raise UsageError(
+                f"{option} {text}: a folder; name the port in it, or {option} {path} for every bus"
+            )
         if bus or (len(names) == 1 and not Path(path).is_dir()):
             new = {bus or names[0]: path}
         elif Path(path).is_dir():

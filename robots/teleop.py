@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     foreground.check_arguments(args)
     leader, follower = load_profile(args.leader), load_profile(args.robot)
-    if args.fps is not None and not 0 < args.fps <= (most := follower.rates.servo_hz):
+    most = follower.rates.servo_hz
+    if args.fps is not None and not 0 < args.fps <= most:
         raise UsageError(
             f"--fps {args.fps:g} must be above 0 and at most {most}, the rate of {follower.name}"
         )

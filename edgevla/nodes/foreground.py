@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--robot", required=True, help="so101, so101_bimanual, aloha, or the path of your own .toml")
     add("--sim", action="store_true", help="emulate servos and cameras; everything else is real")
     add("--port", action="append", default=[], metavar="[BUS=]PATH",
-        help="serial port of the robot; repeat for several buses")  # fmt: skip
+        help="serial port of the robot; repeat for several buses, or name a folder with one link per bus")  # fmt: skip
     add("--calibration", metavar="ID|FILE", help="LeRobot calibration of the robot")
     add("--sim-trace", metavar="FILE", type=Path,
         help="with --sim: write every frame on the robot's emulated lines there")  # fmt: skip
@@ -48,8 +49,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, name, None) and not args.sim:
             raise UsageError(f"{_option(name)} needs --sim")
     duration_s = getattr(args, "duration", None)
-    if duration_s is not None and duration_s <= 0:
-        raise UsageError(f"--duration {duration_s:g} must be positive")
+    if duration_s is not None and not 0 < duration_s < math.inf:
+        raise UsageError(f"--duration {duration_s:g} must be positive, in seconds; without it, Ctrl-C ends")
 
 
 def _option(name: str) -> str:

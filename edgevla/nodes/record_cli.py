@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import select
 import sys
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.seconds is not None and args.seconds <= 0:
+    if args.seconds is not None and not 0 < args.seconds < math.inf:
         raise UsageError(f"--seconds is {args.seconds:g}; it must be positive")
     if args.episodes is not None and args.episodes < 1:
         raise UsageError(f"--episodes is {args.episodes}; it must be at least 1")

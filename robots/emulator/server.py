@@ -11,6 +11,7 @@ import contextlib
 import heapq
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -178,7 +179,13 @@ class Script:
     def __init__(self, path: Path, apply: Callable[[dict[str, Any]], str], now_ns: int) -> None:
         self._apply = apply
         self._steps: list[tuple[int, dict[str, Any]]] = []
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--faults {path} cannot be read ({error}); name a file of JSON lines"
+            ) from error
+        for number, text in enumerate(lines, 1):
             if not text.strip() or text.startswith("#"):
                 continue
             try:
@@ -251,6 +258,9 @@ class OrphanWatch:
 def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable[[], None]]:
     """The server as the options say, and what closes its sockets. out: where typed faults are answered."""
     profile = load_profile(args.robot)
+    for option, share in (("--gravity", args.gravity), ("--sway", args.sway)):
+        if not 0 <= share <= 1:
+            raise UsageError(f"{option} is {share:g}; a share is from 0 to 1")
     clock = MonotonicClock()
     world = None
     if args.world:
@@ -278,7 +288,11 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
         return ""
 
     close: Callable[[], None] = lambda: None  # noqa: E731
-    if args.session:
+    if args.session is not None:
+        if not re.fullmatch("[0-9a-f]{16}", args.session):
+            raise UsageError(
+                f"--session {args.session}: expected the 16 hex digits of a deployment's session"
+            )
         link = WorldLink(robot, bytes.fromhex(args.session))
         link.on_fault = apply
         server.on_turn.append(link.turn)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
+from edgevla.cli import main
 from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, UsageError
 from edgevla.messages import ABOUT_ROBOT
@@ -230,6 +231,19 @@ def answer(dealer):
         if found := dealer.poll(0.1):
             return found[0]
     pytest.fail("no answer to a fault")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--faults=/nowhere/faults.jsonl", "--faults /nowhere/faults.jsonl cannot be read"),
+        ("--gravity=nan", "a share is from 0 to 1"),
+        ("--session=zz", "expected the 16 hex digits"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, capsys, option, words):
+    assert main(["emulate", "so101", f"--link={tmp_path}/arm", option]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_fault_script_with_a_mistake_names_its_line(tmp_path):

@@ -26,6 +26,15 @@ def test_leaders_fit_their_followers(leader, follower):
     check_pair(load_profile(leader), load_profile(follower))
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--fps=0", "--fps 0 must be above 0 and at most"), ("--duration=inf", "must be positive")],
+)
+def test_rates_and_times_that_cannot_be_are_refused(capsys, option, words):
+    assert main(["teleop", "--leader=so101_leader", "--robot=so101", "--sim", option]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_leader_that_does_not_fit_is_a_sentence(capsys):
     with pytest.raises(ConfigError, match="so101_leader cannot lead aloha"):
         check_pair(load_profile("so101_leader"), load_profile("aloha"))

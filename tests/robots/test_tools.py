@@ -71,6 +71,21 @@ def test_without_a_robot_the_machine_itself_is_examined(capsys):
     assert code == int(any(c["level"] == "fail" for c in found["checks"]))
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--calibration", "blue"], "--calibration needs --robot"),
+        (["--robot", "aloha", "--bus", "left"], "--bus says where the servo of --reboot ID is"),
+        (["--robot", "aloha", "--reboot", "99"], "--reboot 99: aloha has no such servo"),
+        (["--robot", "aloha", "--bus", "up", "--reboot", "9"], "bus up of aloha has no such servo"),
+        (["--robot", "aloha", "--reboot", "9"], "which bus has the servo 9? Say --bus left|right"),
+    ],
+)
+def test_options_of_doctor_that_cannot_take_effect_are_refused(capsys, options, words):
+    assert main(["doctor", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def examined(bench, *faults, name="so101", **options):
     made = bench(name, **options)
     for kind, values in faults:
@@ -184,6 +199,9 @@ def test_check_adopt_and_write_through_the_command_line(start_emulator, capsys, 
     assert f"elbow_flex: homing_offset is {content['elbow_flex']['homing_offset']} in the file" in out
     assert main([*base, "--write"]) == 0
     assert main([*base, "--check"]) == 0
+    assert main([*base[:-1], "../blue", "--adopt"]) == 2
+    assert "'../blue' is no name of an arm" in capsys.readouterr().err
+    assert not list((home / "robots").glob("*.json"))
 
 
 def test_the_guided_way_at_a_terminal(start_emulator, home):

@@ -90,6 +90,7 @@ def test_a_camera_that_the_policy_does_not_have(bundle):
         (["--execution=async", "--decay=0.1"], "no option 'decay'"),
         (["--port=/dev/ttyX"], "leave out --port"),
         (["--duration=-1"], "must be positive"),
+        (["--duration=nan"], "must be positive"),
         (["--servo-hz=10", "--duration=1"], "slower than the policy's 30 Hz"),
     ],
 )

@@ -42,6 +42,8 @@ def test_ports_are_given_by_bus_by_folder_or_refused_in_words(tmp_path):
         choose_ports(one, ["arm="])
     with pytest.raises(UsageError, match="'arm' is given twice, /dev/ttyX and /dev/ttyY"):
         choose_ports(one, ["/dev/ttyX", "arm=/dev/ttyY"])
+    with pytest.raises(UsageError, match="a folder; name the port in it"):
+        choose_ports(one, [f"arm={tmp_path}"])
     with pytest.raises(UsageError, match="2 buses; say which"):
         choose_ports(two, ["/dev/ttyX"])
     with pytest.raises(BusError, match="which serial port"):
