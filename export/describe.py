@@ -165,7 +165,8 @@ def _normalisation(
         source = "policy_postprocessor"
     else:
         source = "none"
-    return {"modes": dict(modes), "statistics": source, "features": sorted(processors.stats)}
+    modes = modes if isinstance(modes, dict) else {}  # else loading says what it is
+    return {"modes": modes, "statistics": source, "features": sorted(processors.stats)}
 
 
 def _tokenizer(folder: Path, config: Mapping[str, Any], processors: Processors) -> dict[str, Any] | None:

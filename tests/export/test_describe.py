@@ -83,6 +83,15 @@ def test_features_of_another_form_are_named(
     assert "expected" in said
 
 
+def test_a_normalisation_of_another_kind_is_named(tmp_path: Path) -> None:
+    shutil.copytree(GOLDENS / "groot/checkpoint", tmp_path / "c")
+    path = tmp_path / "c/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "normalization_mapping": True}))
+    _, data, code = describe_checkpoint(tmp_path / "c")
+    assert code == 1
+    assert "'normalization_mapping' is True" in data["problem"]
+
+
 def test_a_network_that_cannot_be_built_is_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
