@@ -189,6 +189,7 @@ def _dataset_json(folder: Path, dataset: Dataset | None, findings: list[Finding]
     from edgevla.dataset.stats import to_json, vector_stats
 
     info = dataset.info
+    stats = {n: vector_stats(v) for n, v in dataset.columns.items() if n not in BOOKKEEPING and len(v)}
     return {
         **data,
         "version": info.version_text,
@@ -202,7 +203,6 @@ def _dataset_json(folder: Path, dataset: Dataset | None, findings: list[Finding]
             n: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names)}
             for n, f in info.features.items()
         },
-        "stats": to_json(
-            {n: vector_stats(v) for n, v in dataset.columns.items() if n not in BOOKKEEPING and len(v)}
-        ),
+        # JSON has no NaN and no infinity: null.
+        "stats": json.loads(json.dumps(to_json(stats)), parse_constant=lambda _: None),
     }

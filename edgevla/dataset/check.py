@@ -49,7 +49,10 @@ def examine(path: str | Path, *, progress: Progress | None = None) -> tuple[list
     check_videos(dataset, findings, progress=progress)
     _check_leftovers(root, findings)
     if not findings.has_errors:
-        _check_stats(dataset, findings)
+        try:
+            _check_stats(dataset, findings)
+        except DatasetError as error:  # a frame that cannot be decoded
+            findings.error(f"{error}. Restore it from a copy.", file=error.fields.get("file"))
     return findings.all, dataset
 
 

@@ -84,7 +84,9 @@ def _tasks(root: Path, is_v2: bool, findings: Findings) -> dict[int, str]:
         return _guard(findings, lambda: task_table(pairs, "meta/tasks.jsonl"), {})
     if (root / "meta/tasks.parquet").is_file():
         return _guard(findings, lambda: read_tasks(root), {})
-    findings.error(f"meta/tasks.parquet is missing in {root}", file="meta/tasks.parquet")
+    findings.error(
+        f"meta/tasks.parquet is missing in {root}; restore it from a copy", file="meta/tasks.parquet"
+    )
     return {}
 
 
@@ -98,7 +100,8 @@ def _episode_rows_v3(root: Path, findings: Findings) -> list[dict[str, Any]]:
     files = relative_files(root, EPISODES_GLOB)
     if not files:
         findings.error(
-            f"{root} has no episode table (meta/episodes/chunk-000/file-000.parquet)", file="meta/episodes"
+            f"{root} has no episode table (meta/episodes/chunk-000/file-000.parquet); restore it from a copy",
+            file="meta/episodes",
         )
     rows = [
         row for file in files for row in _guard(findings, lambda f=file: read_episode_rows(root, [f]), [])
@@ -205,6 +208,8 @@ def _data_files(
 def _with_bookkeeping(frames: Frames, info: Info, findings: Findings) -> Frames:
     """Makes the five bookkeeping columns that a third-party dataset may leave out."""
     c, n = frames.columns, frames.n_rows
+    if not c:
+        raise DatasetError("no data file can be read, so nothing else was checked", file="data")
     if "episode_index" not in c:
         raise DatasetError(
             "the data files have no column episode_index; the dataset cannot be read", feature="episode_index"

@@ -59,14 +59,15 @@ def vector_stats(values: np.ndarray) -> dict[str, np.ndarray]:
     """All statistics of (N, ...) rows, true quantiles included; shape of one row, or (1,) for scalars."""
     rows = np.asarray(values, np.float64)
     rows = rows[:, None] if rows.ndim == 1 else rows
-    stats = {
-        "min": rows.min(0),
-        "max": rows.max(0),
-        "mean": rows.mean(0),
-        "std": rows.std(0),
-        "count": np.array([len(rows)], np.int64),
-    }
-    stats.update(zip(QUANTILES, np.quantile(rows, list(QUANTILES.values()), axis=0), strict=True))
+    with np.errstate(invalid="ignore"):  # infinities give NaN; checking the dataset names them
+        stats = {
+            "min": rows.min(0),
+            "max": rows.max(0),
+            "mean": rows.mean(0),
+            "std": rows.std(0),
+            "count": np.array([len(rows)], np.int64),
+        }
+        stats.update(zip(QUANTILES, np.quantile(rows, list(QUANTILES.values()), axis=0), strict=True))
     return stats
 
 

@@ -29,7 +29,7 @@ def open_parquet(root: Path, file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
-        raise DatasetError(f"{file} is missing in {root}", file=file) from None
+        raise DatasetError(f"{file} is missing in {root}; restore it from a copy", file=file) from None
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(
             f"{file} in {root} is not a complete parquet file ({_first_line(error)}); a recording killed before it "

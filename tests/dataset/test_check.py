@@ -320,6 +320,23 @@ def test_the_known_defect_of_the_samples_is_a_warning(so101: Path) -> None:
     assert all("impossible std" in w.text for w in warnings)
 
 
+def test_data_that_cannot_be_read_hide_what_else_there_is(so101_copy: Path) -> None:
+    _cut(DATA, 0.9)(so101_copy)
+    first, second = _errors(so101_copy)
+    assert "not a complete parquet file" in first.text
+    assert second.text == "no data file can be read, so nothing else was checked"
+
+
+def test_a_frame_that_cannot_be_decoded_is_a_finding_beside_the_others(so101_copy: Path) -> None:
+    data = bytearray((so101_copy / MP4).read_bytes())
+    for i in range(len(data) // 3, len(data) // 3 + 400):
+        data[i] ^= 0x5A
+    (so101_copy / MP4).write_bytes(data)
+    (error,) = _errors(so101_copy)
+    assert "cannot be decoded" in error.text
+    assert "Restore it" in error.text
+
+
 def test_statistics_of_other_data_are_a_warning(so101_copy: Path) -> None:
     kit.edit_json(so101_copy / "meta/stats.json", lambda s: s["action"].update(mean=[50.0] * 6))
     assert any(w.feature == "action" and "not those of the rows" in w.text for w in _warnings(so101_copy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import cv2
@@ -51,6 +52,16 @@ def test_for_programs(so101_copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     (error,) = [f for f in data["findings"] if f["severity"] == "error"]
     assert error["feature"] == "observation.images.wrist"
     assert error["file"].endswith("file-000.mp4")
+
+
+def test_for_programs_infinity_is_null(so101_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kit.set_cell(so101_copy / "data/chunk-000/file-000.parquet", "action", 200, float("inf"), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["inspect", str(so101_copy), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert data["stats"]["action"]["max"][2] is None
+    assert data["stats"]["action"]["max"][1] is not None
 
 
 def test_v21(so101_v21: Path, capsys: pytest.CaptureFixture[str]) -> None:
