@@ -48,6 +48,8 @@ def open_dataset(
     folder, repo_id = local_folder(path_or_repo, root)
     findings = Findings()
     opened = read_all(folder, findings, episodes)
+    if not opened.episodes:
+        raise DatasetError(f"{folder} holds no complete episode; record some first", file="meta/episodes")
     return Dataset(folder, opened, findings, repo_id=repo_id, episodes=episodes, tolerance_s=tolerance_s)
 
 

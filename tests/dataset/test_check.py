@@ -320,6 +320,14 @@ def test_the_known_defect_of_the_samples_is_a_warning(so101: Path) -> None:
     assert all("impossible std" in w.text for w in warnings)
 
 
+def test_a_dataset_without_episodes_is_refused(so101_copy: Path) -> None:
+    for file in (DATA, EPISODES):
+        pq.write_table(pq.read_table(so101_copy / file).slice(0, 0), so101_copy / file)
+    assert any("holds no complete episode" in f.text for f in _errors(so101_copy))
+    with pytest.raises(DatasetError, match="holds no complete episode; record some first"):
+        open_dataset(so101_copy)
+
+
 def test_data_that_cannot_be_read_hide_what_else_there_is(so101_copy: Path) -> None:
     _cut(DATA, 0.9)(so101_copy)
     first, second = _errors(so101_copy)
