@@ -24,7 +24,7 @@ from .images import ImageTable
 from .layout import BOOKKEEPING, Episode, Findings, Info
 from .open import Opened, read_all
 from .stats import Stats
-from .video import VideoPool
+from .video import VideoIndex, VideoPool
 
 DEFAULT_TOLERANCE_S = 1e-4
 
@@ -386,8 +386,8 @@ class Dataset:
             return self.frame(camera, 0).shape[:2]
         return self.info.features[camera].hwc[:2]
 
-    def video_index(self, file: str) -> Any:
-        """Frame times of one of the dataset's videos (`edgevla.dataset.video.VideoIndex`)."""
+    def video_index(self, file: str) -> VideoIndex:
+        """Frame times of one of the dataset's videos. file: relative to `root`."""
         return self._video.index(self.root / file)
 
 

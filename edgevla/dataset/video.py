@@ -27,6 +27,7 @@ from edgevla.errors import DatasetError
 MAX_OPEN = 48
 """Decoders kept open per process: 3-5 MB and one file handle each."""
 _ORPHANS: list[object] = []
+"""Decoders of the process that forked this one; see `VideoPool._after_fork`."""
 READ_ON = 4
 """Frames further on that are cheaper to decode through than to seek to."""
 
@@ -36,7 +37,8 @@ class VideoIndex:
     """One pass over a file's packets. All arrays are in presentation order.
 
     seconds: float64 (n,) presentation times. start: for each frame, the number of the frame to seek to.
-    seek_dts: for each frame that is a seek target, what to pass to seek. has_leading: open groups of pictures.
+    seek_dts: for each frame, what to pass to seek. declared: frames that the file's header claims; 0: none said.
+    rate: frames per second, 0 when the file does not tell.
     """
 
     pts: np.ndarray
