@@ -175,13 +175,14 @@ def _check_camera(feature: Feature, cameras: Mapping[str, Mapping[str, Any]], ro
     live = (camera.get("height"), camera.get("width"))
     if live == (height, width) or None in live:
         return []
-    if camera.get("fit") in ("crop", "area_resize"):
+    if camera.get("fit") in ("crop", "resize"):
         return [
-            f"camera '{feature.camera_name}' delivers {live[1]}x{live[0]}; the profile's {camera['fit']} makes it "
-            f"{width}x{height}, which differs from training"
+            f"camera '{feature.camera_name}' delivers {live[1]}x{live[0]}; the profile's fit = "
+            f'"{camera["fit"]}" makes it {width}x{height}, which differs from training'
         ]
     raise BundleError(
         f"camera '{feature.camera_name}' of {robot} delivers {live[1]}x{live[0]}, the policy was exported for "
-        f"{width}x{height}; set that size in the robot's profile, or export again with "
+        f"{width}x{height}; set that size in the robot's profile, let it be fitted there "
+        '(fit = "crop" or "resize"), or export again with '
         f"--camera-size {feature.camera_name}={live[1]}x{live[0]}"
     )

@@ -132,6 +132,7 @@ CAMERA = {
     "width": "uint",
     "fps": "float",
     "locked_exposure": "bool",
+    "fit": "str",
 }
 SERVO = {
     "id": "uint",

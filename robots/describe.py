@@ -27,6 +27,7 @@ def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
                 "width": camera.width,
                 "fps": camera.fps,
                 "locked_exposure": camera.has_locked_exposure,
+                "fit": camera.fit,
             }
             for camera in profile.cameras
         ],

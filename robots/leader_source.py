@@ -94,7 +94,7 @@ def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSe
         made.append(
             CameraSettings(
                 camera.name, source, camera.width, camera.height, camera.fps,
-                has_locked_exposure=camera.has_locked_exposure,
+                has_locked_exposure=camera.has_locked_exposure, fit=camera.fit,
             )
         )  # fmt: skip
     return made

@@ -91,7 +91,11 @@ class Bus:
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera of the robot. source: what `--camera NAME=SOURCE` takes; fps: frames per second."""
+    """A camera of the robot. source: what `--camera NAME=SOURCE` takes; fps: frames per second.
+
+    fit: what to do where another size is wanted than the camera gives: `exact` refuses, `crop` cuts the middle,
+    `resize` averages areas.
+    """
 
     name: str
     source: str
@@ -99,6 +103,7 @@ class Camera:
     height: int
     fps: float
     has_locked_exposure: bool = False
+    fit: Literal["exact", "crop", "resize"] = "exact"
 
 
 @dataclass(frozen=True)
@@ -273,6 +278,7 @@ def _camera(table: Table) -> Camera:
         height=table.whole("height", 1, 8192),
         fps=table.number("fps", 0.1, 1000),
         has_locked_exposure=table.flag("locked_exposure", False),
+        fit=table.choice("fit", ("exact", "crop", "resize"), "exact"),
     )
     table.finish()
     return camera

@@ -113,8 +113,8 @@ class Table:
             raise self.error(key, f"expected [lower, upper], got {value!r}")
         return float(value[0]), float(value[1])
 
-    def choice(self, key: str, allowed: Sequence[Any]) -> Any:
-        value = self.raw(key)
+    def choice(self, key: str, allowed: Sequence[Any], default: Any = _MISSING) -> Any:
+        value = self.raw(key, default)
         if value not in allowed:
             known = ", ".join(map(str, allowed))
             raise self.error(key, f"{value!r} is not one of {known}", str(value), [str(a) for a in allowed])

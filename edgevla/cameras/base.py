@@ -29,8 +29,9 @@ class CameraSettings:
     """One camera as declared by the robot's profile and the command line.
 
     source: device number or path, image folder, video file. width, height: of the frames that are published.
+    asked_width, asked_height: what to ask the device for; 0: what is published.
     fit: what to do when the device gives another size: `exact` refuses, `crop` cuts the middle, `resize` averages
-        areas to the declared size; both differ from what the policy was trained on, and that is said.
+        areas to the published size; both differ from what the policy was trained on, and that is said.
     fourcc: pixel format to ask the device for (`MJPG`, `YUYV`); empty: the driver's choice.
     exposure, gain, white_balance: locked to these driver units where given; has_locked_exposure alone freezes what the
         driver's automatic found.
@@ -42,6 +43,8 @@ class CameraSettings:
     width: int = 640
     height: int = 480
     fps: float = 30.0
+    asked_width: int = 0
+    asked_height: int = 0
     fit: Fit = "exact"
     fourcc: str = ""
     has_locked_exposure: bool = False

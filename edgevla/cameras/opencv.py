@@ -86,8 +86,8 @@ class OpenCVCamera:
         s = self.settings
         if s.fourcc:
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*s.fourcc))
-        capture.set(cv2.CAP_PROP_FRAME_WIDTH, s.width)
-        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, s.height)
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, s.asked_width or s.width)
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, s.asked_height or s.height)
         capture.set(cv2.CAP_PROP_FPS, s.fps)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         code = int(capture.get(cv2.CAP_PROP_FOURCC))

@@ -232,12 +232,11 @@ class CameraNode:
                     "width": c.settings.width,
                     "fps": float(c.settings.fps),
                     "locked_exposure": c.settings.has_locked_exposure or c.settings.exposure is not None,
+                    "fit": c.settings.fit,
                 }
                 for c in self.captures
             ],
-            "format": "; ".join(
-                f"{c.settings.name}: {c.source.about}, {c.settings.fit}" for c in self.captures
-            ),
+            "format": "; ".join(f"{c.settings.name}: {c.source.about}" for c in self.captures),
         }
 
     def _publish(self, publisher: Publisher, ready: _Ready) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,16 @@ def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptio
         source = o.cameras.get(name, "sim" if o.is_sim else known.get(name, {}).get("source"))
         if source is None:
             continue  # `fit` says which camera is missing
-        if name in known and source != "sim":
-            height, width = known[name]["height"], known[name]["width"]
-        fps = known.get(name, {}).get("fps") or manifest.fps
-        locked = bool(known.get(name, {}).get("locked_exposure", False))
-        made.append(
-            CameraSettings(name, source, width, height, max(fps, manifest.fps), has_locked_exposure=locked)
-        )
+        camera = known.get(name)
+        fps = max(camera["fps"] if camera else 0.0, manifest.fps)
+        settings = CameraSettings(name, source, width, height, fps)
+        if camera is not None and source != "sim":
+            delivered = {"asked_width": camera["width"], "asked_height": camera["height"]}
+            if camera["fit"] == "exact":  # where it is not what the policy takes, `fit` refuses
+                delivered |= {"width": camera["width"], "height": camera["height"]}
+            locked = camera["locked_exposure"]
+            settings = replace(settings, **delivered, fit=camera["fit"], has_locked_exposure=locked)
+        made.append(settings)
     return made
 
 

@@ -89,7 +89,14 @@ class PolicySource:
     def fit(self, run: Supervisor) -> list[CameraSettings]:
         settings = camera_settings(self._bundle.manifest, run.robot, run.options)
         cameras = [
-            {"name": c.name, "source": c.source, "height": c.height, "width": c.width, "fps": c.fps}
+            {
+                "name": c.name,
+                "source": c.source,
+                "height": c.asked_height or c.height,
+                "width": c.asked_width or c.width,
+                "fps": c.fps,
+                "fit": c.fit,
+            }
             for c in settings
         ]
         robot = {**run.robot, "cameras": cameras}

@@ -202,9 +202,7 @@ def test_what_does_not_fit_is_named() -> None:
         bundle.fits(other_zero)
     with pytest.raises(BundleError, match=r"delivers 1280x720.*--camera-size front=1280x720"):
         bundle.fits(robot(height=720, width=1280))
-    assert (
-        "differs from training" in bundle.fits(robot(height=720, width=1280, fit="area_resize")).warnings[0]
-    )
+    assert "differs from training" in bundle.fits(robot(height=720, width=1280, fit="resize")).warnings[0]
     blind = robot()
     blind["cameras"].pop()
     with pytest.raises(BundleError, match="camera 'wrist'"):

@@ -4,7 +4,12 @@ import json
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
+
+from edgevla.cameras.base import FITS
+from edgevla.robots.profile import PROFILES_DIR
 
 pytestmark = pytest.mark.realtime
 
@@ -75,6 +80,24 @@ def test_a_camera_of_another_size(bundle):
     assert code == 1
     assert "640x480" in words
     assert "64x48" in words
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_a_profile_may_fit_another_size(tmp_path, bundle, fit):
+    """Pictures of 640x480, as the profile says, for a policy that was trained on 64x48."""
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((480, 640, 3), 80 * i, np.uint8))
+    profile = tmp_path / "mine.toml"
+    text = (PROFILES_DIR / "so101.toml").read_text()
+    profile.write_text(text.replace("height = 480\n", f'height = 480\nfit = "{fit}"\n'))
+    options = (f"--robot={profile}", "--sim", f"--camera=front={tmp_path}", "--duration=2")
+    code, words, shown = deploy(bundle, *options)
+    if fit == "exact":
+        assert code == 1
+        assert 'fit = "crop" or "resize"' in words
+    else:
+        assert code == 0
+        assert f'delivers 640x480; the profile\'s fit = "{fit}" makes it 64x48, which differs' in shown
 
 
 def test_a_camera_that_the_policy_does_not_have(bundle):
