@@ -88,6 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `edgevla inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if verbose:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        cure = "check the path, its permissions, and the room on the disk"
+        print(f"edgevla {verb}: {where}{error.strerror or error}; {cure}", file=sys.stderr)
+        return 1
 
 
 EXTRA_OF_MODULE = {

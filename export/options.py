@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -44,5 +45,14 @@ class ExportOptions:
             raise UsageError(
                 "int8 for cuda is not supported: onnxruntime's CUDA kernels gain nothing; use fp16"
             )
-        if self.n_samples < 1:
-            raise UsageError("--samples must be at least 1")
+        for option, value in (("--samples", self.n_samples), ("--n-steps", self.n_steps)):
+            if value is not None and value < 1:
+                raise UsageError(f"{option} is {value}; it must be at least 1")
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise UsageError(f"--fps is {self.fps:g}; it must be positive")
+        if self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}; it must be 0 or more")
+        if self.name is not None and (not self.name.strip() or "/" in self.name):
+            raise UsageError(
+                f"--name '{self.name}' is no name; give one without '/', where it is to be: -o DIR"
+            )

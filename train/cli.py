@@ -191,6 +191,8 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
     config = TrainConfig.resolve(recipe, overrides)
     config = dataclasses.replace(config, settings=_typed(policy, config))
     folder = Path(config.output) if config.output else _default_output(policy)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose another --output for the run's folder")
     if (folder / "checkpoints").exists():
         raise UsageError(
             f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"

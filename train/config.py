@@ -126,13 +126,25 @@ class TrainConfig:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_freq"):
+        for name in ("steps", "batch_size", "accumulate", "log_freq", "workers"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        optimizer, scheduler = self.optimizer, self.scheduler
+        for part, names in (
+            (self, ("threads", "save_freq", "eval_freq", "lora", "lora_alpha", "trunk_width")),
+            (optimizer, ("weight_decay", "grad_clip_norm", "eps")),
+            (scheduler, ("warmup_steps", "decay_steps", "decay_lr", "freeze_steps", "final_ratio")),
+        ):
+            for name in names:
+                if not (math.isfinite(value := getattr(part, name)) and value >= 0):
+                    raise UsageError(f"{name} is {value}; it must be 0 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise UsageError(f"seed is {self.seed}; it must be 0 or more, and below 2^32")
         if not (math.isfinite(self.optimizer.lr) and self.optimizer.lr > 0):
             raise UsageError(f"the learning rate is {self.optimizer.lr}; it must be positive")
-        if self.merge_lora and not self.lora:
-            raise UsageError("--merge-lora was given without --lora; say the rank, such as --lora 16")
+        for is_given, option in ((self.merge_lora, "--merge-lora"), (self.lora_alpha, "--lora-alpha")):
+            if is_given and not self.lora:
+                raise UsageError(f"{option} was given without --lora; say the rank, such as --lora 16")
 
     # -- reading ------------------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
 import pytest
 
-from edgevla.cli import VERBS
+from edgevla.cli import VERBS, main
 
 HEAVY = ("numpy", "zmq", "cv2", "torch", "onnxruntime", "textual", "pyarrow", "transformers", "matplotlib")
 
@@ -50,3 +51,18 @@ def test_a_wrong_option_is_wrong_usage(verb: str) -> None:
     done = edgevla(verb, "--no-such-option")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses_is_a_sentence_with_the_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgevla import inspect_cli
+
+    def refused(args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "/data/run")
+
+    monkeypatch.setattr(inspect_cli, "run", refused)
+    assert main(["inspect", "x"]) == 1
+    assert capsys.readouterr().err.startswith("edgevla inspect: /data/run: Permission denied; check the path")
+    with pytest.raises(PermissionError):
+        main(["inspect", "x", "--verbose"])

@@ -308,3 +308,19 @@ def test_a_damaged_bundle_is_refused_by_inspect(
     (broken / "encode.onnx").write_bytes(graph)
     assert main(["inspect", str(broken), "--json"]) == 1
     assert "'encode.onnx' is damaged" in json.loads(capsys.readouterr().out)["problem"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fps": float("nan")}, "--fps is nan"),
+        ({"fps": 0.0}, "--fps is 0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"n_steps": 0}, "--n-steps is 0"),
+        ({"name": "../x"}, "is no name"),
+        ({"name": " "}, "is no name"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        ExportOptions(**change)

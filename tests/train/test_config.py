@@ -156,3 +156,20 @@ def test_held_out_episodes_are_never_trained_on() -> None:
     for bad in ("4", "0:4"):
         with pytest.raises(UsageError):
             split_episodes(dataclasses.replace(base, eval_episodes=bad), 4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"seed": -5}, "seed is -5"),
+        ({"threads": -1}, "threads is -1"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"save_freq": -3}, "save_freq is -3"),
+        ({"lora_alpha": 4}, "--lora-alpha was given without --lora"),
+        ({"optimizer": {"weight_decay": float("nan")}}, "weight_decay is nan"),
+        ({"scheduler": {"warmup_steps": -3}}, "warmup_steps is -3"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(overrides, words):
+    with pytest.raises(UsageError, match=words):
+        TrainConfig.resolve("act", overrides)
