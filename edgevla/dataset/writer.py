@@ -10,8 +10,11 @@ episode lists, which the reader ignores and `resume` removes.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +72,15 @@ class DatasetWriter:
         self._n_takes = 0
         self.tasks: dict[str, int] = {}
         self._stats: statistics.Stats = {}
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._unlock = _locked(self, self.root)
         if (self.root / INFO).exists():
             if not resume:
                 raise DatasetError(
                     f"{self.root} already holds a dataset; record elsewhere, or resume it", file=INFO
                 )
             self._resume()
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif any(self.root.iterdir()):
             raise DatasetError(f"{self.root} is not empty and not a dataset; record into a new folder")
         self._data = FileSeries(self.root, V3_DATA, chunks_size, data_mb)
         self._episodes = FileSeries(self.root, V3_EPISODES, chunks_size, data_mb)
@@ -85,7 +90,7 @@ class DatasetWriter:
         }
         self._video_frames = dict.fromkeys(self._videos, 0)
         self._scratch = self.root / SCRATCH
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._scratch.mkdir(exist_ok=True)
         if joint_units is not None:
             replace_json(self.root / STATED, {"joint_units": joint_units})
         self._write_info()
@@ -166,6 +171,7 @@ class DatasetWriter:
             log.warning("the open episode of %d frames was not saved and is discarded", self._length)
         self.discard_episode()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        self._unlock()
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -342,6 +348,25 @@ class DatasetWriter:
         self._info = {**info.raw}
         self.n_episodes, self.n_frames = found.n_episodes, found.n_frames
         self.tasks, self._stats = found.tasks, found.stats
+
+
+def _locked(writer: DatasetWriter, root: Path) -> Callable[[], object]:
+    """Keeps a second recording out of `root`, as long as this one lives; what is returned ends that.
+
+    Raises:
+        DatasetError: another one records there; it would lose its open episode.
+    """
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(folder)
+        if isinstance(error, BlockingIOError):
+            raise DatasetError(
+                f"another recording into {root} is running; end it, or record elsewhere"
+            ) from None
+        return lambda: None  # some network file systems know no locks
+    return weakref.finalize(writer, os.close, folder)
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:

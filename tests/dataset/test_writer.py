@@ -134,6 +134,18 @@ def test_resume_appends(tmp_path: Path) -> None:
     assert open_dataset(root).tasks == ["pick the cube", "place the cube"]
 
 
+def test_a_second_recording_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    """It would take the open episode of the first for leftovers."""
+    root = tmp_path / "set"
+    with DatasetWriter(root, fps=30, features=kit.features()) as first:
+        first.add_frame(kit.row(0, 0), kit.task_of(0))
+        with pytest.raises(DatasetError, match=r"another recording into .*set is running"):
+            DatasetWriter(root, fps=30, features=kit.features(), resume=True)
+        first.save_episode()
+    kit.record(root, [4], resume=True)
+    assert open_dataset(root).n_episodes == 2
+
+
 def test_a_set_recorded_by_lerobot_can_be_resumed(so101_copy: Path) -> None:
     source = open_dataset(so101_copy)
     features = {n: f.raw for n, f in source.info.features.items() if n not in ("timestamp", "index")}
@@ -445,6 +457,7 @@ def test_a_save_cut_at_any_step_is_repaired(
     findings = check_dataset(root)
     assert [f for f in findings if f.severity == "error"] == []
     assert findings
+    writer._unlock()  # as the end of its process would
     kit.record(root, [4], resume=True)
     assert _codes(root) == _expected([*[6, 5][:n], 4])
     assert check_dataset(root) == []
