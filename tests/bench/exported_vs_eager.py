@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from edgevla.engines import EngineOptions
-from edgevla.export.build import export_policy
+from edgevla.export.build import export_policy, in_float32
 from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.train.checkpoint import load_policy
@@ -29,7 +29,7 @@ from edgevla.train.policies.base import TorchGraph
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
 
 import real_sizes
-from golden_harness import DEFAULT, Fixture, find_fixtures
+from golden_harness import DEFAULT, Fixture, own_graphs
 
 RESULTS = Path(__file__).parent / "results" / "exported_vs_eager.md"
 PARTS = ("encode", "denoise", "decode")
@@ -49,7 +49,7 @@ only the last row says something about a real policy.
 def measure(fixture: Fixture, scratch: Path, n: int) -> str:
     """Exports one golden and times it."""
     folder = fixture.write_checkpoint(scratch / "policy")
-    policy = load_policy(folder)
+    policy = load_policy(folder, adapt=in_float32)
     n_parameters = sum(p.numel() for p in policy.parameters())
     options = ExportOptions(fps=30, joint_units="raw", n_samples=2, n_timed=1)
     done = export_policy(policy, folder, scratch / "bundle", options)
@@ -120,13 +120,9 @@ def main() -> None:
     parser.add_argument("--real-size", action="store_true", help="also SmolVLA with 450 M parameters")
     parser.add_argument("--n", type=int, default=30, help="chunks of each (default 30)")
     arguments = parser.parse_args()
-    # Other pipelines of the same weights run the same graphs.
-    fixtures = [f for f in find_fixtures(arguments.goldens) if f.processors is None]
-    if not fixtures:
-        parser.error(f"no fixture (a folder with cases.safetensors) in {arguments.goldens}")
     torch.set_num_threads(1)
     rows = []
-    for fixture in fixtures:
+    for fixture in own_graphs(arguments.goldens):
         with tempfile.TemporaryDirectory() as scratch:
             rows.append(measure(fixture, Path(scratch), arguments.n))
         print(rows[-1], flush=True)

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgevla.export.build import export_policy
+from edgevla.export.build import export_policy, in_float32
 from edgevla.export.options import ExportOptions
 from edgevla.train.checkpoint import load_policy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
 
-from golden_harness import DEFAULT, find_fixtures
+from golden_harness import DEFAULT, own_graphs
 
 N_FRAMES = 16
 RESULTS = Path(__file__).parent / "results" / "half_parity.md"
@@ -44,7 +44,7 @@ def measure(name: str, folder: Path, scratch: Path, options: ExportOptions) -> s
     shares = {}
     for precision in ("fp32", "fp16"):
         options = replace(options, precision=precision, n_timed=1, allow_parity_failure=True)
-        done = export_policy(load_policy(folder), folder, scratch / precision, options)
+        done = export_policy(load_policy(folder, adapt=in_float32), folder, scratch / precision, options)
         parity = done.bundle.manifest.parity
         allowed = np.asarray(parity.actions.tolerance_per_joint)
         tolerance = {"fp32": 1e-5, "fp16": 1e-3}[precision]
@@ -69,12 +69,9 @@ def main() -> None:
     parser.add_argument("--study", type=Path, metavar="WORK", help="folder of policies_closed_loop.py")
     parser.add_argument("--n", type=int, default=4, help="observations of each (default 4)")
     arguments = parser.parse_args()
-    fixtures = [f for f in find_fixtures(arguments.goldens) if f.processors is None]
-    if not fixtures:
-        parser.error(f"no fixture (a folder with cases.safetensors) in {arguments.goldens}")
     torch.set_num_threads(1)
     rows = []
-    for fixture in fixtures:
+    for fixture in own_graphs(arguments.goldens):
         with tempfile.TemporaryDirectory() as scratch:
             folder = fixture.write_checkpoint(Path(scratch) / "policy")
             options = ExportOptions(fps=30, joint_units="raw", n_samples=arguments.n)

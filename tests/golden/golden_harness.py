@@ -104,6 +104,14 @@ def find_fixtures(root: Path) -> list[Fixture]:
     return found
 
 
+def own_graphs(root: Path) -> list[Fixture]:
+    """Without other pipelines of the same weights, which run the same graphs. Ends the program where there is none."""
+    found = [f for f in find_fixtures(root) if f.processors is None]
+    if not found:
+        raise SystemExit(f"no fixture (a folder with cases.safetensors) in {root}")
+    return found
+
+
 def open_adapter(fixture: Fixture, folder: Path) -> Adapter:
     """The fixture's policy behind its adapter. folder: where its checkpoint is laid out, not there yet."""
     module = importlib.import_module(f"cases_{fixture.policy_type}")
