@@ -54,7 +54,7 @@ class DynamixelServo(Servo):
         self._hardware = 0
         self._overload_s = 0.0
         self._pending: tuple[int, bytes] | None = None
-        self._heard_ns = 0
+        self._silent_s = 0.0
         self.power_up(0)
 
     @property
@@ -127,7 +127,7 @@ class DynamixelServo(Servo):
         for r in touched:
             if code := self._refusal(r.name, r.area, address, data):
                 return code
-        self.memory[address : address + len(data)] = data
+        self.store(address, data)
         for r in touched:
             if r.area == "eeprom":
                 first, last = max(r.address, address), min(r.end, address + len(data))
@@ -173,9 +173,9 @@ class DynamixelServo(Servo):
         pending, self._pending = self._pending, None
         return self.write(*pending) if pending is not None else 0
 
-    def heard(self, now_ns: int) -> None:
+    def heard(self) -> None:
         """Any instruction on the line feeds the bus watchdog."""
-        self._heard_ns = now_ns
+        self._silent_s = 0.0
 
     # ---- mechanics ----
 
@@ -186,8 +186,9 @@ class DynamixelServo(Servo):
         if cut := self._shut_down():
             self._hardware |= cut
             self.put("torque_enable", 0)
+        self._silent_s += dt_s  # of steps: while this process is held up, the servos' time stands still, too
         watchdog = self.get("bus_watchdog")
-        if self.torque_on and 0 < watchdog <= 127 and now_ns - self._heard_ns > watchdog * 20_000_000:
+        if self.torque_on and 0 < watchdog <= 127 and self._silent_s > watchdog * 0.02:
             self.put("bus_watchdog", protocol.WATCHDOG_FIRED)
             self.put("goal_position", self.present)
         if not self.torque_on:
@@ -244,7 +245,7 @@ class DynamixelLine(Line):
 
     def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[Answer]:
         for servo in self.servos:
-            servo.heard(now_ns)
+            servo.heard()
         many = {
             protocol.SYNC_READ: self._sync_read,
             protocol.FAST_SYNC_READ: self._fast_sync_read,

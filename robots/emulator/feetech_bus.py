@@ -64,7 +64,7 @@ class FeetechServo(Servo):
                 continue
             first, last = max(r.address, address), min(r.end, address + len(data))
             piece = data[first - address : last - address]
-            self.memory[first:last] = piece
+            self.store(first, piece)
             if r.area == "eeprom" and self.get("lock") == 0:
                 self.flash[first:last] = piece
             if r.name == "torque_enable":

@@ -80,14 +80,18 @@ class Line:
         return self.protocol.status(servo_id, answer.error, answer.data)
 
     def receive(self, data: bytes, now_ns: int) -> list[tuple[int, bytes]]:
-        """What the host wrote; the answers as (ready_ns, bytes), in order of time."""
-        out: list[tuple[int, bytes]] = []
+        """What the host wrote; the answers as (ready_ns, bytes), in order of time.
+
+        Of several questions at once only the last is answered: the emulator was held up, and the host has given up
+        the others. On a wire their answers would be over, too.
+        """
         if self.client_baud is not None and not any(self._hears(s) for s in self.servos):
             self.counters["garbage_bytes"] += len(data)
-            return out
-        if self.faults.take("echo", self.name, now_ns):
-            out.append((now_ns, data))
+            return []
+        echo = [(now_ns, data)] if self.faults.take("echo", self.name, now_ns) else []
         self._buffer += data
+        asked: list[Answer] = []
+        asked_ns = begun_ns = end_ns = max(now_ns, self._free_ns)
         for servo_id, code, parameters in self.protocol.split_instructions(self._buffer):
             request = self.protocol.instruction(servo_id, code, parameters)
             if self.on_frame is not None:
@@ -95,9 +99,11 @@ class Line:
             self.counters["instructions"] += 1
             if self.before_frame is not None:
                 self.before_frame(now_ns)
-            end_ns = max(now_ns, self._free_ns) + self._wire_ns(len(request))
-            out += self._answer(self.execute(servo_id, code, parameters, now_ns), end_ns, now_ns)
-        return out
+            end_ns += self._wire_ns(len(request))
+            if answers := self.execute(servo_id, code, parameters, now_ns):
+                asked, asked_ns, end_ns = answers, end_ns, begun_ns
+        self._free_ns = end_ns
+        return echo + (self._answer(asked, asked_ns, now_ns) if asked else [])
 
     def _wire_ns(self, n_bytes: int) -> int:
         if not self.is_timed:

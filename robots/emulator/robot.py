@@ -30,7 +30,8 @@ from .motion import Axis, MotorModel
 from .servo import SUPPLY_OHM, Servo
 
 STEP_NS = 2_000_000
-LONGEST_STEP_NS = 400_000_000
+LONGEST_STEP_NS = 100_000_000
+"""A longer time than this without a step is a process that was held up: the servos do not live through the rest."""
 SWAY_PERIOD_NS = 8_000_000_000
 JAW_CLOSED_RAD = -10 * np.pi / 180
 """SO101's jaw angle at 0 percent."""

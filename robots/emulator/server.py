@@ -75,18 +75,20 @@ class Server:
         masters = {port.master: name for name, port in self.ports.items() if port.master is not None}
         timeout = min(max(0.0, (wake - self.clock.now_ns()) / NS_PER_S), 0.1)
         ready, _, _ = select.select(list(masters), [], [], timeout)
+        come_ns = self.clock.now_ns()
         for fd in ready:
-            self._serve(masters[fd])
+            self._serve(masters[fd], come_ns)
         self._send_due()
 
-    def _serve(self, name: str) -> None:
+    def _serve(self, name: str, come_ns: int) -> None:
+        """The wire's time counts from when the bytes came: our own work, or that for another line, hides behind it."""
         port, line = self.ports[name], self.robot.lines[name]
         data = port.read()
         if not data:
             return
-        self.heard_ns = self.clock.now_ns()
+        self.heard_ns = come_ns
         line.client_baud = port.client_baud()
-        for ready_ns, answer in line.receive(data, self.clock.now_ns()):
+        for ready_ns, answer in line.receive(data, come_ns):
             self._n += 1
             heapq.heappush(self._due, (ready_ns, self._n, name, answer))
 

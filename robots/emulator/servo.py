@@ -26,6 +26,8 @@ class Servo:
         self.name, self.axis, self.supply_v = name, axis, supply_v
         self.memory = bytearray(self.memory_size)
         self.flash = bytearray(self.memory_size)
+        self._values: dict[str, int] = {}
+        """Registers of `memory` that were decoded; the mechanics read dozens of them 500 times a second."""
         self.extra_error = 0
         """Error bits that a fault holds on."""
         self.is_mute = False
@@ -37,17 +39,29 @@ class Servo:
         self.power_up(0)
 
     def get(self, name: str) -> int:
-        r = self.registers[name]
-        return r.decode(bytes(self.memory[r.address : r.end]))
+        value = self._values.get(name)
+        if value is None:
+            r = self.registers[name]
+            value = self._values[name] = r.decode(bytes(self.memory[r.address : r.end]))
+        return value
 
     def put(self, name: str, value: int) -> None:
         """Sets a register as the servo itself does, without the rules for writers; EEPROM persists."""
         r = self.registers[name]
         low, high = r.limits
-        data = r.encode(max(low, min(high, int(value))))
+        value = max(low, min(high, int(value)))
+        if r.area != "eeprom" and self._values.get(name) == value:
+            return
+        data = r.encode(value)
         self.memory[r.address : r.end] = data
+        self._values[name] = value
         if r.area == "eeprom":
             self.flash[r.address : r.end] = data
+
+    def store(self, address: int, data: bytes) -> None:
+        """Overwrites memory as a writer does."""
+        self.memory[address : address + len(data)] = data
+        self._values.clear()
 
     @property
     def id(self) -> int:
@@ -68,7 +82,7 @@ class Servo:
 
     def power_up(self, now_ns: int) -> None:
         """After the power came (back): EEPROM from flash, RAM at its defaults, torque off."""
-        self.memory[:] = self.flash
+        self.store(0, self.flash)
         self.boot_ns = now_ns
         self.n_power_ups += 1
 

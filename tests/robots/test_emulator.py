@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -398,6 +399,52 @@ def test_feetech_broadcast_ping_is_answered_in_order_of_ids():
     _, _, line = servo_of("so101", "elbow_flex")
     found = feetech.Decoder().feed(b"".join(data for _, data in line.receive(feetech.ping(254), 0)))
     assert [f.id for f in found] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("so101", feetech), ("aloha", dynamixel)])
+def test_of_several_questions_at_once_the_last_is_answered_and_every_write_obeyed(name, codec):
+    """What an emulator finds that was held up for some ticks: the host has long given up the older questions."""
+    _, _, line = servo_of(name, load_profile(name).buses[0].motors[0].name)
+    goal, at = codec.REGISTERS["goal_position"], codec.REGISTERS["present_position"]
+    asked = codec.sync_read(at.address, at.size, (1, 2, 3))
+    ticks = [codec.sync_write(goal.address, goal.size, {1: goal.encode(2000 + k)}) + asked for k in range(40)]
+    answers = line.receive(b"".join(ticks), 0)
+    found = codec.Decoder(at.size).feed(b"".join(data for _, data in answers))
+    assert [status.id for status in found] == [1, 2, 3]
+    assert answers[-1][0] < 10_000_000, "not behind the time of forty answers on the wire"
+    assert line.servos[0].get("goal_position") == 2039
+    after = line.receive(codec.read(1, at.address, at.size), 20_000_000)
+    assert after[-1][0] < 30_000_000
+
+
+@pytest.mark.parametrize("name", ["so101", "aloha"])
+def test_an_emulator_that_is_held_up_goes_on_as_if_no_time_had_passed(start_emulator, name):
+    emulator = start_emulator(name)
+    robot = connected(emulator, name)
+    assert robot.set_torque(True) == []
+    goal = robot.present_goal()
+    for held_s in (0.0, 0.4):
+        emulator.process.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + held_s
+        while time.monotonic() < until:
+            robot.exchange(goal, time.monotonic_ns() + 7_000_000)
+            time.sleep(0.003)
+        emulator.process.send_signal(signal.SIGCONT)
+        exchange_until(robot, goal, lambda reading: reading.n_stale == 0, limit_s=2.0)
+    for _ in range(150):  # the servos' health is read one by one
+        robot.exchange(goal, time.monotonic_ns() + 10_000_000)
+        time.sleep(0.01)
+    assert [health.faults for health in robot.health() if health.faults] == []
+    assert robot.set_torque(False) == []
+    robot.close()
+
+
+def test_what_a_host_writes_through_an_indirect_address_reads_back_from_the_register():
+    _, servo, _ = servo_of("aloha", "left_waist")
+    assert servo.get("led") == 0
+    assert servo.write(168, (65).to_bytes(2, "little")) == 0
+    assert servo.write(224, b"\x01") == 0
+    assert servo.get("led") == 1
 
 
 # ---- motion ----
