@@ -58,7 +58,7 @@ class Servo:
         if r.area == "eeprom":
             self.flash[r.address : r.end] = data
 
-    def store(self, address: int, data: bytes) -> None:
+    def store(self, address: int, data: bytes | bytearray) -> None:
         """Overwrites memory as a writer does."""
         self.memory[address : address + len(data)] = data
         self._values.clear()

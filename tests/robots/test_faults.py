@@ -413,7 +413,9 @@ def test_the_watchdog_freezes_the_arm_when_the_line_falls_silent_and_resume_clea
         made.tick(goal)
     made.clock.advance(350_000_000)
     made.emulated.step(made.clock.now_ns())
-    assert made.servo("left_waist").get("bus_watchdog") < 255, "the emulator was held up, the host was not silent"
+    assert made.servo("left_waist").get("bus_watchdog") < 255, (
+        "the emulator was held up, the host was not silent"
+    )
     made.tick(goal)
     for _ in range(35):
         made.clock.advance(10_000_000)
