@@ -361,6 +361,11 @@ def _features(m: Manifest) -> Iterator[str]:
             {f.shape[0], len(f.names), len(f.units)}
         ):
             yield f"'{name}' has shape {f.shape}, {len(f.names)} names and {len(f.units)} units; they must agree"
+        twice = sorted(
+            {n for n, unit in zip(f.names, f.units, strict=False) if unit != "raw" and f.names.count(n) > 1}
+        )
+        if twice:
+            yield f"'{name}' names {', '.join(twice)} more than once"
         for unit in f.units:
             if unit not in UNITS:
                 yield f"'{name}' has the unknown unit '{unit}'{nearest(unit, UNITS)}"

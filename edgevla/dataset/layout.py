@@ -131,6 +131,11 @@ class Info:
         return f"v{self.version[0]}.{self.version[1]}"
 
     @property
+    def says_version(self) -> bool:
+        """Whether the file names a version; else it was told from the files that are there."""
+        return VERSION.fullmatch(str(self.raw.get("codebase_version", ""))) is not None
+
+    @property
     def cameras(self) -> list[str]:
         return [f.name for f in self.features.values() if f.is_camera]
 
@@ -152,6 +157,7 @@ class Info:
         return self.video_path.format(video_key=camera, chunk_index=chunk, file_index=file)
 
 
+VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\..*)?")
 V3_NUMBERS = ("chunk_index", "file_index")
 V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 V3_VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -222,7 +228,7 @@ def _chunks_size(path: Path, raw: Mapping[str, Any]) -> int:
 
 def _version(root: Path, raw: Mapping[str, Any]) -> tuple[int, int]:
     text = str(raw.get("codebase_version", ""))
-    match = re.fullmatch(r"v?(\d+)\.(\d+)(?:\..*)?", text)
+    match = VERSION.fullmatch(text)
     if match is None:
         if (root / "meta/episodes").is_dir():
             return 3, 0

@@ -43,6 +43,12 @@ def read_all(root: Path, findings: Findings, wanted: Sequence[int] | None = None
     """
     info = read_info(root)
     is_v2 = info.version[0] == 2
+    if not info.says_version:
+        findings.warn(
+            f"{INFO} says codebase_version = {info.raw.get('codebase_version')!r}, which is none; read as "
+            f"{info.version_text}, which its files look like",
+            file=INFO,
+        )
     if info.version not in ((2, 0), (2, 1), (3, 0)):
         findings.warn(
             f"{INFO} says version {info.version_text}; read as v3.0, unknown extras are ignored", file=INFO

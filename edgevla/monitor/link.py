@@ -1,4 +1,5 @@
-"""The monitor's connection to a deployment: subscriptions in one thread, commands and their answers in another."""
+"""The monitor's connection to a deployment: subscriptions in one thread, commands and their answers in two others, so
+that an emergency stop waits for no answer."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ RING_SIZES = {
     "heartbeat": 4,
     "event": 200,
 }
+Commands = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]
 
 
 class DeploymentLink:
@@ -40,9 +42,14 @@ class DeploymentLink:
         addresses = [endpoint(folder, node) for node in deployment.nodes]
         streams = {kind: (addresses, size) for kind, size in RING_SIZES.items()}
         self._inbox = Inbox(self._ctx, streams, self._session)
-        self._commands: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
-        self._steering = threading.Thread(target=self._steer, name="commands", daemon=True)
-        self._steering.start()
+        self._commands: Commands = queue.SimpleQueue()
+        self._emergencies: Commands = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._steer, args=args, daemon=True)
+            for args in ((self._commands, True), (self._emergencies, False))
+        ]
+        for thread in self._threads:
+            thread.start()
         about = {"name": Path(deployment.bundle).name if deployment.bundle else "", "policy": ""}
         self._news.put(("describe", {"source": "supervisor", **about}, []))
 
@@ -56,25 +63,28 @@ class DeploymentLink:
         return received
 
     def command(self, action: str, arguments: Mapping[str, Any]) -> None:
-        self._commands.put((action, dict(arguments)))
+        is_urgent = action == "emergency_stop"
+        (self._emergencies if is_urgent else self._commands).put((action, dict(arguments)))
 
     def close(self) -> None:
         self._commands.put(None)
-        self._steering.join(timeout=3)
+        self._emergencies.put(None)
+        for thread in self._threads:
+            thread.join(timeout=3)
         self._inbox.stop()
         self._ctx.destroy(linger=0)
 
-    def _steer(self) -> None:
-        """Owns the command socket: learns what the robot is, then sends one command at a time."""
+    def _steer(self, commands: Commands, describes: bool) -> None:
+        """Owns a command socket: learns what the robot is (if it `describes`), then sends one command at a time."""
         address = endpoint(self._folder, "robot", "commands")
         client = CommandClient(self._ctx, address, self._session, "monitor", self._folder)
-        is_described = False
+        is_described = not describes
         try:
             while True:
                 if not is_described:
                     is_described = self._describe(client)
                 try:
-                    item = self._commands.get(timeout=None if is_described else 0.2)
+                    item = commands.get(timeout=None if is_described else 0.2)
                 except queue.Empty:
                     continue
                 if item is None:

@@ -273,7 +273,8 @@ class Supervisor:
             while True:
                 self._take_messages(0.0)
                 if not child.is_alive:
-                    raise error(_without_prefix(child.last_sentence()))
+                    kind = UsageError if child.exit_code == UsageError.exit_code else error
+                    raise kind(_without_prefix(child.last_sentence()))
                 if self._is_asked_to_stop:
                     raise KeyboardInterrupt
                 with contextlib.suppress(WireError):

@@ -77,6 +77,7 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         ("files/0/path", "/etc/passwd", "leaves the bundle"),
         ("graphs/decode/outputs/0/shape", [1, 99, 6], "chunk_size and 'action' say"),
         ("features/observation.state/units", ["deg"] * 5, "they must agree"),
+        ("features/action/names/1", "shoulder_pan.pos", "names shoulder_pan.pos more than once"),
         ("features/action/units/0", "degrees", "unknown unit 'degrees'; did you mean 'deg'"),
         ("features/observation.images.front/encoding", "bgr8", "expected 'rgb8'"),
         ("execution/allowed", ["sync", "rtc"], "act has no rtc"),

@@ -306,6 +306,13 @@ def test_unknown_minor_version_and_unknown_keys_are_read(so101_copy: Path) -> No
     assert any("v3.4" in f.text for f in ds.findings)
 
 
+def test_a_version_that_is_none_is_told_from_the_files_with_a_warning(so101_copy: Path) -> None:
+    kit.edit_json(so101_copy / "meta/info.json", lambda info: info.update(codebase_version="banana"))
+    dataset = open_dataset(so101_copy)
+    assert dataset.n_frames == 473
+    assert any("'banana', which is none; read as v3.0" in f.text for f in dataset.findings)
+
+
 def test_columns_of_an_unknown_kind_are_left_alone_but_not_those_a_policy_needs(so101_copy: Path) -> None:
     new = {"dtype": "pointcloud", "shape": [3], "names": None}
     kit.edit_json(so101_copy / "meta/info.json", lambda info: info["features"].update(lidar=new))

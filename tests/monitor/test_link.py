@@ -78,6 +78,38 @@ def test_it_learns_the_robot_hears_events_and_gets_answers(folder: tuple[Path, b
         ctx.destroy(linger=0)
 
 
+def test_an_emergency_stop_does_not_wait_behind_a_command_without_an_answer(
+    folder: tuple[Path, bytes],
+) -> None:
+    path, session = folder
+    ctx = zmq.Context()
+    server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
+    server.about = {"node": "robot", "robot": "so101", "joints": []}
+    came: dict[str, float] = {}
+
+    def robot() -> None:
+        for command in server.poll():
+            came[command.action] = time.monotonic()
+            if command.action == "emergency_stop":
+                command.answer(True, "")
+
+    link = DeploymentLink(path)
+    try:
+        collect(link, robot, lambda r: r[0] == "describe" and r[1]["source"] == "robot")
+        link.command("pause", {})
+        while "pause" not in came:
+            robot()
+        link.command("emergency_stop", {})
+        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "monitor")
+        assert header["text"] == "emergency stop: accepted", "before the pause is given up"
+        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["severity"] == "error")
+        assert "'pause' was not answered" in header["text"]
+    finally:
+        link.close()
+        server.close()
+        ctx.destroy(linger=0)
+
+
 def test_a_folder_without_a_deployment_is_named(tmp_path: Path) -> None:
     with pytest.raises(WireError, match=r"deployment\.json"):
         DeploymentLink(tmp_path)

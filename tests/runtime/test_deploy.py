@@ -61,6 +61,12 @@ def test_a_port_that_does_not_exist(bundle):
     assert "/dev/ttyNOTHERE does not exist" in words
 
 
+def test_a_bus_that_the_robot_does_not_have(bundle):
+    code, words, _ = deploy(bundle, "--robot=so101", "--port=left=/dev/ttyACM0")
+    assert code == 2
+    assert "so101 has no bus 'left'; it has arm" in words
+
+
 def test_an_unknown_robot(bundle):
     code, words, _ = deploy(bundle, "--robot=so102", "--port=/dev/ttyX")
     assert code == 1
