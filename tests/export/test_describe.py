@@ -102,6 +102,9 @@ def test_a_network_that_cannot_be_built_is_a_sentence(
     path.write_text(json.dumps(data))
     assert main(["inspect", str(tmp_path / "c")]) == 1
     assert "describes a network that cannot be built" in capsys.readouterr().out
+    path.write_text(json.dumps(data | {"n_encoder_layers": 10**9}))
+    assert main(["inspect", str(tmp_path / "c")]) == 1
+    assert "'n_encoder_layers' is 1000000000; no more than 1000 are built" in capsys.readouterr().out
 
 
 def test_damage_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

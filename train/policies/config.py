@@ -28,6 +28,8 @@ class PolicyFeature:
     shape: tuple[int, ...]
 
 
+MOST_LAYERS = 1000
+
 Features = dict[str, PolicyFeature]
 
 
@@ -138,6 +140,7 @@ class PolicyConfig:
                         f"expected {fields[key].type}"
                     ) from error
         values |= {key: features_of(data, key) for key in features}
+        _check_depths(cls.type, data)
         config = cls(**values)
         config.validate()
         return config
@@ -157,6 +160,17 @@ class PolicyConfig:
                 value = {k: {"type": v.type, "shape": list(v.shape)} for k, v in value.items()}
             data[f.name] = list(value) if isinstance(value, tuple) else value
         return data
+
+
+def _check_depths(policy: str, data: Mapping[str, Any], within: str = "") -> None:
+    """Raises CheckpointError where a number of layers is none that a network has: building it would never end."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            _check_depths(policy, value, f"{within}{key}.")
+        elif key.endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
+            raise CheckpointError(
+                f"config.json of a {policy} policy: '{within}{key}' is {value}; no more than {MOST_LAYERS} are built"
+            )
 
 
 def features_of(data: Mapping[str, Any], key: str) -> Features:
