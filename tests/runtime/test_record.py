@@ -95,10 +95,12 @@ def test_a_leader_s_demonstrations_are_recorded_by_keys_in_a_terminal(tmp_path):
         window.type("k")
         window.wait_for("! there is no episode to keep")
         window.type("r")
+        began = time.monotonic()
         window.wait_for("recording episode 0: wave")
         time.sleep(2.0)
         window.type("k")
         window.wait_for("episode 0 kept")
+        longest_s = time.monotonic() - began
         window.type("r")
         window.wait_for("recording episode 1: wave")
         time.sleep(1.0)
@@ -125,7 +127,9 @@ def test_a_leader_s_demonstrations_are_recorded_by_keys_in_a_terminal(tmp_path):
     assert not [f for f in check_dataset(root) if f.severity == "error"]
     dataset = open_dataset(root)
     assert (dataset.n_episodes, dataset.info.fps, dataset.tasks) == (2, 30, ["wave"])
-    assert all(45 <= episode.length <= 120 for episode in dataset.episodes), "about two seconds each"
+    lengths = [episode.length for episode in dataset.episodes]
+    assert min(lengths) >= 30, f"two seconds each, at 30 Hz and less where the machine is held up: {lengths}"
+    assert lengths[0] <= 30 * longest_s + 15
     state, action = dataset.columns["observation.state"], dataset.columns["action"]
     assert np.ptp(action[:, :5], axis=0).min() > 5, "every joint follows the leader's wave"
     assert np.median(np.abs(action - state)[:, :5]) < 3, "the follower is where it was sent"
