@@ -23,6 +23,9 @@ Stats = dict[str, dict[str, np.ndarray]]
 """Feature name -> statistic (`mean`, `std`, `min`, `max`, `q01`, `q10`, `q50`, `q90`, `q99`) -> float32 array."""
 
 PRE, POST = "policy_preprocessor", "policy_postprocessor"
+NORMALIZERS = ("normalizer_processor", "groot_pack_inputs_v3")
+UNNORMALIZERS = ("unnormalizer_processor", "groot_action_unpack_unnormalize_v1")
+"""Steps whose tensors are a dataset's statistics."""
 SETTINGS: dict[str, Any] = {
     "eps": float,
     "norm_map": dict[str, str],
@@ -84,7 +87,7 @@ class Processors:
     @property
     def stats(self) -> Stats:
         """Statistics of the normaliser (else of the unnormaliser); empty when the checkpoint has none."""
-        for step in (self.step("normalizer_processor"), self.post_step("unnormalizer_processor")):
+        for step in (self.step(*NORMALIZERS), self.post_step(*UNNORMALIZERS)):
             if step is not None and step.state:
                 return unflatten_stats(step.state)
         return {}

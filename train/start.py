@@ -24,13 +24,10 @@ from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
 from .policies.vla_config import VlaConfig, relative_mask, set_relative
-from .processors import Processors, Stats, flatten_stats
+from .processors import NORMALIZERS, UNNORMALIZERS, Processors, Stats, flatten_stats
 
 Say = Callable[[str], None]
 
-STATISTICS_STEPS = {"normalizer_processor", "unnormalizer_processor"}
-STATISTICS_STEPS |= {"groot_pack_inputs_v3", "groot_action_unpack_unnormalize_v1"}
-"""Steps whose tensors are a dataset's statistics."""
 DOMAIN_STEP = "xvla_add_domain_id"
 RELATIVE_SETTINGS = {"use_relative_actions": "enabled", "relative_exclude_joints": "exclude_joints"}
 """Fields of Pi0's config -> settings of its pipelines' step."""
@@ -238,7 +235,7 @@ def _set_stats(
     features = {k: {"type": f.type, "shape": list(f.shape)} for k, f in named.items()}
     outputs = {k: v for k, v in features.items() if k in config.output_features}
     for step in (*processors.pre, *processors.post):
-        if step.name in STATISTICS_STEPS:
+        if step.name in (*NORMALIZERS, *UNNORMALIZERS):
             step.state = state
         if "features" in step.config:
             step.config["features"] = features if step.name == "normalizer_processor" else outputs

@@ -88,15 +88,21 @@ def test_min_max_maps_constants_to_zero_and_back() -> None:
     assert MinMax(None, 2)(x).equal(x)
 
 
-def test_bytes_are_resized_as_bytes() -> None:
-    """Bicubic, antialiased, in whole grey levels: torch's own byte kernel, to a level."""
+def test_the_pack_step_s_statistics_are_the_checkpoint_s(policy: Groot) -> None:
+    """The export's tolerances are shares of these ranges."""
+    assert {"min", "max"} <= set(policy.processors.stats["action"])
+
+
+@pytest.mark.parametrize("size", [(36, 48), (480, 640), (1080, 1920)])
+def test_bytes_are_resized_as_bytes(size: tuple[int, int]) -> None:
+    """Bicubic, antialiased, in whole grey levels: torch's own byte kernel exactly, whatever the order of a sum is."""
     image = torch.randint(
-        0, 256, (1, 3, 36, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+        0, 256, (1, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )
-    expected = torch.nn.functional.interpolate(image, size=(28, 28), mode="bicubic", antialias=True).float()
-    found = resize_bytes(image.float(), byte_resize_matrix(36, 28), byte_resize_matrix(48, 28))
-    assert (found - expected).abs().max() <= 1
-    assert (found != expected).float().mean() < 0.01
+    expected = torch.nn.functional.interpolate(image, size=(56, 56), mode="bicubic", antialias=True).float()
+    rows, columns = (byte_resize_matrix(n, 56) for n in size)
+    assert resize_bytes(image.float(), rows, columns).equal(expected)
+    assert resize_bytes(image.float().flip(-1), rows, columns.flip(-1)).equal(expected)
 
 
 def test_euler_steps_of_the_exact_velocity_end_at_the_action(

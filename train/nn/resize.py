@@ -12,12 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WHOLE = 2.0**15
+"""Sums of bytes times multiples of 1 / WHOLE fit float32's 24 bits: 8 for a byte, 1 for weights that add up to more."""
+
 
 @functools.lru_cache(maxsize=64)
-def resize_matrix(n_in: int, n_out: int, mode: str = "bilinear", antialias: bool = True) -> Tensor:
-    """float32 (n_out, n_in): what `F.interpolate(..., align_corners=False)` does along one axis."""
+def resize_matrix(
+    n_in: int,
+    n_out: int,
+    mode: str = "bilinear",
+    antialias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(n_out, n_in): what `F.interpolate(..., align_corners=False)` of that dtype does along one axis."""
     with torch.no_grad():
-        identity = torch.eye(n_in)[None, None]  # one column per input pixel
+        identity = torch.eye(n_in, dtype=dtype)[None, None]  # one column per input pixel
         return F.interpolate(
             identity, size=(n_out, n_in), mode=mode, align_corners=False, antialias=antialias
         )[0, 0].contiguous()
@@ -30,8 +39,9 @@ def resize(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def byte_resize_matrix(n_in: int, n_out: int, mode: str = "bicubic") -> Tensor:
-    """The same with the weights that resizing of bytes uses: rounded to the finest 2^-p at which all fit int16."""
-    weights = resize_matrix(n_in, n_out, mode).double()
+    """float32 (n_out, n_in) with the weights that resizing of bytes uses: computed in float64, rounded to the finest
+    2^-p at which all fit int16."""
+    weights = resize_matrix(n_in, n_out, mode, dtype=torch.float64)
     precision = 0
     while precision < 22 and int(0.5 + float(weights.max()) * 2 ** (precision + 1)) < 2**15:
         precision += 1
@@ -42,8 +52,14 @@ def byte_resize_matrix(n_in: int, n_out: int, mode: str = "bicubic") -> Tensor:
 
 def resize_bytes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Whole grey levels in float (..., H, W) -> the same (..., h, w), as a byte image is resized: columns first, each
-    pass rounded half up and clamped. Exact: products of such weights and bytes fit float32's 24 bits."""
+    pass rounded half up and clamped.
+
+    Exact, whatever order an engine adds in: the weights are finer than float32 can sum, so their coarse and their fine
+    part are summed apart, and the whole grey levels leave the sum before the fine part enters it.
+    """
     for matrix, is_column in ((columns, True), (rows, False)):
-        images = images @ matrix.T if is_column else matrix @ images
-        images = (images + 0.5).floor().clamp(0, 255)
+        coarse = (matrix * WHOLE).round() / WHOLE
+        large, small = (images @ part.T if is_column else part @ images for part in (coarse, matrix - coarse))
+        whole = (large + 0.5).floor()
+        images = (whole + (large + 0.5 - whole + small).floor()).clamp(0, 255)
     return images
