@@ -8,7 +8,6 @@ so `--help` is instant. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interru
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
@@ -63,9 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        print(f"edgevla: unknown verb '{verb}'{hint}\n\n{_overview()}", end="", file=sys.stderr)
+        from edgevla.strict import nearest
+
+        print(
+            f"edgevla: unknown verb '{verb}'{nearest(verb, VERBS)}\n\n{_overview()}", end="", file=sys.stderr
+        )
         return 2
     verbose = "--verbose" in argv
     try:

@@ -86,10 +86,10 @@ def for_policy(
     if missing:
         free = [c for c in dataset if c not in bound.values()]
         short = missing[0].rpartition(".")[2]
-        example = free[0].rpartition(".")[2] if free else "none"
+        cure = f"bind it with --camera {short}={free[0].rpartition('.')[2]}, or " if free else ""
         raise UsageError(
-            f"the policy's camera '{missing[0]}' is not among the dataset's ({', '.join(dataset)}); bind it with "
-            f"--camera {short}={example}, or do without it: --camera {short}=none"
+            f"the policy's camera '{missing[0]}' is not among the dataset's ({', '.join(dataset) or 'none'}); {cure}do "
+            f"without it: --camera {short}=none"
         )
     absent = [c for c in policy if bound.get(c, "none") == "none"]
     sources = [s for s in bound.values() if s != "none"]

@@ -148,6 +148,7 @@ def train_command(given: dict[str, Any], as_json: bool) -> int:
     logging.basicConfig(
         format="%(levelname)s: %(message)s", level=logging.WARNING if is_first else logging.ERROR
     )
+    logging.getLogger("huggingface_hub").propagate = False  # it prints by itself
 
     def say(text: str) -> None:
         if is_first:
@@ -190,6 +191,11 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
     overrides = _overrides(given)
     config = TrainConfig.resolve(recipe, overrides)
     config = dataclasses.replace(config, settings=_typed(policy, config))
+    kind = config.scheduler.type
+    idle = [name for name in SCHEDULED if name in given and kind not in SCHEDULED[name]]
+    if idle:
+        option = "--" + idle[0].replace("_", "-")
+        raise UsageError(f"{option} does nothing under the schedule '{kind}'; choose another with --schedule")
     folder = Path(config.output) if config.output else _default_output(policy)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output for the run's folder")
@@ -267,6 +273,12 @@ NESTED = {
     "decay_steps": ("scheduler", "decay_steps"),
     "final_lr": ("scheduler", "decay_lr"),
 }
+SCHEDULED = {
+    "warmup": ("cosine", "cosine_decay_with_warmup", "two_phase"),
+    "decay_steps": ("cosine_decay_with_warmup",),
+    "final_lr": ("cosine_decay_with_warmup",),
+}
+"""Options of the schedule, and the schedules that have them."""
 
 
 def _overrides(given: dict[str, Any]) -> dict[str, Any]:

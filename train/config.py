@@ -8,7 +8,6 @@ as its `train_config.json`. Unknown keys are refused with the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgevla.errors import ConfigError, UsageError
+from edgevla.strict import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -186,9 +186,8 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         path = Path(name)
         if not path.is_file():
-            near = difflib.get_close_matches(name, recipe_names(), n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
-            raise UsageError(f"there is no recipe '{name}'; {hint}known: {', '.join(recipe_names())}")
+            known = recipe_names()
+            raise UsageError(f"there is no recipe '{name}' (known: {', '.join(known)}){nearest(name, known)}")
     return _read_toml(path)
 
 
@@ -233,8 +232,7 @@ def from_dict(cls: Any, data: Mapping[str, Any], where: str) -> Any:
 
 
 def unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"unknown key '{key}'{nearest(key, known)}"
 
 
 def convert(value: Any, hint: Any, what: str) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-import difflib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from edgevla.dataset.stats import IMAGENET
-from edgevla.errors import CheckpointError, ConfigError
+from edgevla.errors import CheckpointError, ConfigError, UsageError
+from edgevla.strict import nearest
 from edgevla.types import ACTION, ENVIRONMENT_STATE
 
 from .policies import policy_class
@@ -69,8 +70,7 @@ def fresh_config(
     defaults = cls()
     for name, value in overrides.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+            hint = nearest(name, known) or f"; known: {', '.join(known)}"
             raise ConfigError(f"policy '{cls.type}' has no setting '{name}'{hint}")
         default = getattr(defaults, name)
         if name in ("input_features", "output_features"):
@@ -139,6 +139,8 @@ def _start_trunks(policy: Policy, path: str | Path | None, say: Callable[[str], 
     trunks = policy.trunks()
     wanted = getattr(policy.config, "pretrained_backbone_weights", None)
     if not trunks:
+        if path is not None:
+            raise UsageError(f"--backbone-weights is for ResNet trunks; {policy.policy_type} has none here")
         return
     name = str(getattr(policy.config, "vision_backbone", "resnet"))
     if path is None and wanted is None:
@@ -163,11 +165,17 @@ def find_trunk_weights(backbone: str, wanted: str) -> Path | None:
     found = sorted(cache.glob(f"{backbone}-*.pth")) if cache.is_dir() else []
     if found:
         return found[0]
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     version = "tv2_in1k" if wanted.endswith("V2") else "tv_in1k"
+    file = (f"timm/{backbone}.{version}", "model.safetensors")
+    with contextlib.suppress(Exception):
+        return Path(hf_hub_download(*file, local_files_only=True))
     try:
-        return Path(hf_hub_download(f"timm/{backbone}.{version}", "model.safetensors", etag_timeout=5))
+        get_hf_file_metadata(
+            hf_hub_url(*file), timeout=5
+        )  # without a network a download tries for half a minute
+        return Path(hf_hub_download(*file))
     except Exception as error:  # the hub's client raises many kinds; none of them may stop a training
         _LOG.info("no ImageNet weights from the hub: %s", error)
         return None

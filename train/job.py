@@ -28,7 +28,7 @@ from .loop import Job
 from .optim import build_optimizer, build_scheduler, freeze_all_but, grouped
 from .policies.base import Batch, Policy
 from .progress import TrainingLog
-from .start import Say, is_backbone, start_policy, tokenizer_of
+from .start import Say, start_policy, tokenizer_of
 from .state import PRETRAINED, TRAINING, load_training_state, run_of, seed_everything, tidy
 from .worker import Worker, choose_device, start_worker
 
@@ -166,17 +166,13 @@ def _switch(config: TrainConfig, policy: Policy) -> None:
     if config.train_only:
         freeze_all_but(policy, config.train_only)
     if config.gradient_checkpointing and not policy.set_gradient_checkpointing(True):
-        raise UsageError(f"a {config.policy} policy has no gradient checkpointing; leave the option out")
+        raise UsageError(f"{config.policy} has no gradient checkpointing; leave the option out")
 
 
 def _add_lora(config: TrainConfig, policy: Policy) -> None:
-    if not config.start or is_backbone(config.start):
-        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
     targets = config.lora_targets or getattr(policy, "lora_targets", None)
     if not targets:
-        raise UsageError(
-            f"a {config.policy} policy has no usual LoRA layers; name them with --lora-targets REGEX"
-        )
+        raise UsageError(f"{config.policy} has no usual LoRA layers; name them with --lora-targets REGEX")
     base = str(checkpoint_folder(config.start).resolve()) if Path(config.start).exists() else config.start
     alpha = config.lora_alpha or config.lora
     lora.add_lora(policy, rank=config.lora, alpha=alpha, targets=targets, base=base)

@@ -44,18 +44,40 @@ FROM_SCHEDULER = {
     "scheduler_decay_steps": "decay_steps",
     "scheduler_decay_lr": "decay_lr",
 }
+OPTIONS = {
+    "optimizer_lr": "--lr",
+    "optimizer_weight_decay": "--weight-decay",
+    "optimizer_grad_clip_norm": "--grad-clip",
+    "optimizer_betas": "it in a --recipe",
+    "optimizer_eps": "it in a --recipe",
+    "scheduler_name": "--schedule",
+    "scheduler_warmup_steps": "--warmup",
+    "warmup_ratio": "--warmup",
+    "scheduler_decay_steps": "--decay-steps",
+    "scheduler_decay_lr": "--final-lr",
+}
+"""Fields of config.json that say how the run goes, and the options that decide them."""
 
 
 def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Policy, Cameras]:
     """A policy that fits the dataset, and how their cameras are joined."""
     cls = policy_class(config.policy)
     settings = typed_settings(cls.Config, config)
+    folder = Path(config.start)
+    is_trained = bool(config.start) and not is_backbone(folder)
+    if config.lora and not is_trained:
+        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
+    for is_given, option in (
+        (config.trunk_width, "--trunk-width"),
+        (config.backbone_weights, "--backbone-weights"),
+    ):
+        if is_given and config.start:
+            raise UsageError(f"{option} is for a fresh vision trunk; --from {config.start} brings its own")
     if not config.start:
         if config.domain_id is not None:
             raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
         return _fresh(config, settings, dataset, None, say)
-    folder = Path(config.start)
-    if is_backbone(folder):
+    if not is_trained:
         if not hasattr(cls, "from_backbone"):
             raise UsageError(
                 f"--from {folder} is a backbone, not a LeRobot policy; a policy of type '{config.policy}' "
@@ -108,6 +130,8 @@ def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[s
             raise ConfigError(f"--set {key}: {unknown(key, fields)} (policy type {cls.type})")
         if key in ("input_features", "output_features"):
             raise ConfigError(f"--set {key}: features come from the dataset; see --camera")
+        if key in OPTIONS:
+            raise ConfigError(f"--set {key} is decided by the run; say {OPTIONS[key]}")
         typed[key] = convert(value, fields[key], f"--set {key}")
     return typed
 
@@ -155,7 +179,7 @@ def _adapt(
     """Another checkpoint's config and pipelines, made those of this dataset: its features, its statistics."""
     if policy_config.type != policy_class(config.policy).policy_type:
         raise UsageError(
-            f"--from {config.start} holds a {policy_config.type} policy, but --policy says {config.policy}"
+            f"--from {config.start} holds a policy of type {policy_config.type}, but --policy says {config.policy}"
         )
     cameras = for_policy(
         config.cameras, dataset.cameras, list(policy_config.image_features), processors.rename_map
@@ -256,7 +280,7 @@ def _set_domain(processors: Processors, config: TrainConfig) -> None:
         return
     step = processors.step(DOMAIN_STEP)
     if step is None:
-        raise UsageError(f"--domain-id is for X-VLA; a {config.policy} policy has no domains")
+        raise UsageError(f"--domain-id is for X-VLA; {config.policy} has no domains")
     step.config["domain_id"] = config.domain_id
 
 

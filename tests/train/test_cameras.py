@@ -61,6 +61,11 @@ def test_what_does_not_fit_is_said_with_the_words_to_type(wanted: dict[str, str]
         for_policy(wanted, DATA, BASE, {})
 
 
+def test_where_no_camera_is_left_none_is_the_only_cure() -> None:
+    with pytest.raises(UsageError, match=r"\); do without it: --camera camera3=none"):
+        for_policy({"camera1": "front", "camera2": "wrist"}, DATA, [*BASE, "observation.images.camera3"], {})
+
+
 def test_two_cameras_cannot_have_one_name() -> None:
     with pytest.raises(UsageError, match="same name"):
         for_fresh_policy({"front": "wrist"}, DATA)

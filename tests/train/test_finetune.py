@@ -23,13 +23,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:the prompt has about"),
 ]
 
+HALF_PROMPTS = ("--set", "optimizer_soft_prompt_lr_scale=0.5")
 CASES = {
     "act": [],
     "smolvla": ["--camera", "top=front"],
     "pi0": ["--camera", "base=front", "--camera", "left_wrist=wrist", "--camera", "right_wrist=none"],
     "pi05": ["--camera", "base=front", "--camera", "left_wrist=none", "--camera", "right_wrist=wrist"],
     "pi05_fast": ["--camera", "base=front", "--camera", "left_wrist=none", "--camera", "right_wrist=none"],
-    "xvla": ["--camera", "image=front", "--camera", "image2=wrist", "--domain-id", "1"],
+    "xvla": ["--camera", "image=front", "--camera", "image2=wrist", "--domain-id", "1", *HALF_PROMPTS],
     "groot": [],
 }
 
@@ -54,6 +55,11 @@ def test_one_command_fine_tunes_any_policy(policy: str, recorded: str, tmp_path:
         assert (config["type"], config["num_inference_steps"]) == ("pi05", 5)
     if policy == "xvla":
         assert tuned.processors.step("xvla_add_domain_id").config["domain_id"] == 1  # type: ignore[union-attr]
+        groups = json.loads(
+            (tmp_path / "checkpoints/last/training_state/optimizer_param_groups.json").read_text()
+        )
+        rates = {g["name"]: g["initial_lr"] for g in groups}
+        assert rates == pytest.approx({"vlm": 1e-5, "soft_prompts": 0.5e-4, "other": 1e-4})
 
 
 @pytest.mark.parametrize("has_steps", [True, False], ids=["0.6", "0.4"])
@@ -107,4 +113,4 @@ def test_another_policys_folder_is_refused(
     golden = SHARED / "goldens" / "pi0" / "checkpoint"
     words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(golden), "--device", "cpu"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 2
-    assert "holds a pi0 policy" in capsys.readouterr().err
+    assert "holds a policy of type pi0" in capsys.readouterr().err

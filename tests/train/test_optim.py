@@ -119,18 +119,6 @@ class Named(nn.Module):
         )
 
 
-def test_xvla_groups_have_their_own_rates_on_one_schedule() -> None:
-    config = TrainConfig.resolve("xvla", {})
-    optimizer = build_optimizer(config.optimizer, grouped(Named(), config.optimizer, config.groups))
-    by_name = {g["name"]: g for g in optimizer.param_groups}
-    assert {n: len(g["params"]) for n, g in by_name.items()} == {"vlm": 4, "soft_prompts": 1, "other": 2}
-    assert by_name["vlm"]["lr"] == pytest.approx(1e-5)
-    assert by_name["other"]["lr"] == pytest.approx(1e-4)
-    build_scheduler(config.scheduler, optimizer, peak_lr=1e-4, n_steps=30_000, groups=config.groups)
-    assert by_name["vlm"]["lr"] == pytest.approx(1e-5 / 1001)
-    assert by_name["other"]["lr"] == pytest.approx(1e-4 / 1001)
-
-
 def test_two_phase_groups_keep_the_core_still_at_first() -> None:
     config = TrainConfig.resolve("xvla_two_phase", {})
     optimizer = build_optimizer(config.optimizer, grouped(Named(), config.optimizer, config.groups))

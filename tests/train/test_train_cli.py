@@ -195,6 +195,13 @@ def test_fine_tuning_takes_the_new_datasets_statistics(
     torch.testing.assert_close(old.state_dict()[key], new.state_dict()[key], rtol=0, atol=1e-7)
 
 
+def test_a_trunk_of_its_own_and_a_checkpoint_exclude_each_other(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert edgevla_train(tmp_path / "run", "--from", str(trained), "--backbone-weights", "/no/file") == 2
+    says(capsys, "--trunk-width is for a fresh vision trunk")
+
+
 def test_held_out_episodes_are_measured(tmp_path: Path) -> None:
     assert edgevla_train(tmp_path / "run", "--eval-episodes", "1", "--eval-freq", "2") == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -222,9 +229,11 @@ def says(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
         (["--policy", "atc"], 2, ["did you mean 'act'"]),
         (["--gradient-checkpointing"], 2, ["gradient checkpointing"]),
         (["--dataset", "/no/such/folder"], 1, ["/no/such/folder"]),
-        (["--from", "/no/such/checkpoint"], 1, ["/no/such/checkpoint"]),
+        (["--from", "/no/such/checkpoint", "--trunk-width", "0"], 1, ["/no/such/checkpoint"]),
         (["--lr", "0"], 2, ["learning rate"]),
         (["--steps", "0"], 2, ["steps is 0"]),
+        (["--set", "optimizer_lr=1e-3"], 1, ["decided by the run; say --lr"]),
+        (["--final-lr", "1e-6"], 2, ["--final-lr does nothing under the schedule 'none'"]),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(

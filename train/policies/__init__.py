@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
 
 from edgevla.errors import CheckpointError
+from edgevla.strict import nearest
 
 if TYPE_CHECKING:
     from .base import Policy
@@ -32,10 +32,9 @@ def policy_class(name: str) -> type[Policy]:
     """
     target = POLICIES.get(ALIASES.get(name, name))
     if target is None:
-        near = difflib.get_close_matches(name, [*POLICIES, *ALIASES], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
+        known = [*POLICIES, *ALIASES]
         raise CheckpointError(
-            f"policy type '{name}' is unknown{hint} Known: {', '.join([*POLICIES, *ALIASES])}"
+            f"policy type '{name}' is unknown (known: {', '.join(known)}){nearest(name, known)}"
         )
     module_name, class_name = target.split(":")
     try:

@@ -124,7 +124,7 @@ class PolicyConfig:
         unknown = sorted(set(data) - set(fields) - {"type", *cls.ignored_keys})
         if unknown:
             warnings.warn(
-                f"config.json of a {cls.type} policy: unknown keys ignored: {', '.join(unknown)}",
+                f"config.json ({cls.type}): unknown keys ignored: {', '.join(unknown)}",
                 stacklevel=2,
             )
         features = ("input_features", "output_features")
@@ -136,8 +136,7 @@ class PolicyConfig:
             except TypeError as error:
                 if data[key] is not None:
                     raise CheckpointError(
-                        f"config.json of a {cls.type} policy: '{key}' is {data[key]!r}, "
-                        f"expected {fields[key].type}"
+                        f"config.json ({cls.type}): '{key}' is {data[key]!r}, expected {fields[key].type}"
                     ) from error
         values |= {key: features_of(data, key) for key in features}
         _check_depths(cls.type, data)
@@ -169,7 +168,7 @@ def _check_depths(policy: str, data: Mapping[str, Any], within: str = "") -> Non
             _check_depths(policy, value, f"{within}{key}.")
         elif key.endswith("layers") and isinstance(value, int) and value > MOST_LAYERS:
             raise CheckpointError(
-                f"config.json of a {policy} policy: '{within}{key}' is {value}; no more than {MOST_LAYERS} are built"
+                f"config.json ({policy}): '{within}{key}' is {value}; no more than {MOST_LAYERS} are built"
             )
 
 

@@ -17,13 +17,13 @@ Nothing here imports torch before a tensor arrives: `edgevla inspect` reads spac
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal
 
 from edgevla.errors import CheckpointError
+from edgevla.strict import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,11 +183,9 @@ def action_space(config: XVlaConfig) -> ActionSpace:
     mode = config.action_mode
     make = ACTION_SPACES.get(mode) or ACTION_SPACES.get(mode.lower()) or _installed(mode)
     if make is None:
-        near = difflib.get_close_matches(mode, ACTION_SPACES, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
         raise CheckpointError(
-            f"action_mode '{mode}' is unknown{hint} Known: {', '.join(ACTION_SPACES)}. A space of your own is an "
-            f"entry point '{mode}' of the group '{ENTRY_POINTS}' in an installed package"
+            f"action_mode '{mode}' is unknown (known: {', '.join(ACTION_SPACES)}; a space of your own is an entry point "
+            f"'{mode}' of the group '{ENTRY_POINTS}' in an installed package){nearest(mode, ACTION_SPACES)}"
         )
     space = make(config)
     if not isinstance(space, ActionSpace):
