@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
+from edgevla.dataset.facts import read_facts
 from edgevla.engines import load_graph
 from edgevla.errors import CheckpointError, EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
@@ -33,7 +34,7 @@ from ..train.processors import Processors
 from ..train.state import find_checkpoint, replace_folder
 from . import trace
 from .draft import draft_manifest, precision_of
-from .features import Meaning, decide, read_facts
+from .features import Meaning, decide
 from .half import is_half_context, to_half
 from .options import ExportOptions
 from .parity import Comparison, chunk_ms, compare, failures, measure, torch_policy
@@ -85,6 +86,8 @@ def export_policy(
 ) -> Exported:
     """As `export_checkpoint`, of a policy that was loaded from `folder`, in float32."""
     check_target(target)
+    if _is_calibrated(policy, options) and options.dataset is None:
+        raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
     dataset = _open(options.dataset)
     facts, origin = _facts(folder, dataset, options)
     meaning = decide(policy, facts, options, origin)
@@ -246,13 +249,15 @@ def _copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
     shutil.copyfile(source, place)
 
 
+def _is_calibrated(policy: Policy, options: ExportOptions) -> bool:
+    return options.precision == "int8" and (bool(policy.trunks()) or options.target == "tensorrt")
+
+
 def _quantise(policy: Policy, bundle: Bundle, samples: Sequence[Sample], options: ExportOptions) -> Bundle:
     """int8 for the heavy graphs; ResNet policies and TensorRT are calibrated on the samples."""
     from .quantize import quantize
 
-    is_static = bool(policy.trunks()) or options.target == "tensorrt"
-    if is_static and options.dataset is None:
-        raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
+    is_static = _is_calibrated(policy, options)
     calls: dict[str, list[dict[str, np.ndarray]]] = {}
     if is_static:
         reference, recorders = torch_policy(policy, bundle)
@@ -277,7 +282,9 @@ def _judge(comparison: Comparison, manifest: Manifest, options: ExportOptions) -
     found = failures(comparison.parity, manifest.action.names)
     raise ParityError(
         f"the exported {manifest.policy} does not compute what torch computes: {'; '.join(found[:3])}. "
-        "Nothing was written; --allow-parity-failure writes it anyway and says so in its report"
+        "Nothing was written; "
+        + ("--precision fp32 loses nothing, " if options.precision != "fp32" else "")
+        + "--allow-parity-failure writes it anyway and says so in its report"
     )
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.bundle import load_bundle
+from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
 
 from ..train.policies.config import features_of
 from ..train.processors import Processors
-from .features import NOT_JOINTS, read_facts
+from .features import NOT_JOINTS
 from .header import Weight, read_header
 
 Report = tuple[list[str], dict[str, Any], int]

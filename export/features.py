@@ -7,10 +7,8 @@ else from a robot's profile and `--fps`. Joint units are read where stated, infe
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is_gripper
@@ -24,7 +22,6 @@ from .options import ExportOptions
 if TYPE_CHECKING:
     from ..train.policies.base import Policy
 
-FACTS = "edgevla.json"
 NOT_JOINTS = "end-effector poses ('{}'), which no joint robot here can follow"
 _BODY = {"degrees": "deg", "range100": "range100", "radians": "rad", "raw": "raw"}
 _GRIPPER = {"degrees": "percent", "range100": "percent", "radians": "unit", "raw": "raw"}
@@ -47,12 +44,6 @@ class Meaning:
     dataset_keys: dict[str, str]
     bindings: dict[str, str]
     warnings: tuple[str, ...]
-
-
-def read_facts(folder: Path) -> DatasetFacts | None:
-    """What the trainer left beside a checkpoint; None for checkpoints of others."""
-    path = folder / FACTS
-    return DatasetFacts.from_json(json.loads(path.read_text()), str(path)) if path.is_file() else None
 
 
 def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, origin: str) -> Meaning:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from edgevla.dataset.facts import FACTS
 from edgevla.errors import CheckpointError
 
 from . import lora
@@ -31,7 +32,7 @@ from .policies.config import PolicyConfig
 from .processors import Processors
 from .state import flush, replace_folder
 
-CONFIG, WEIGHTS, FACTS = "config.json", "model.safetensors", "edgevla.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAPPED_BYTES = 1 << 30
 """Files above this stay mapped. Smaller ones are copied into aligned memory, so that kernels give the same bits
 for a loaded policy as for the one that was saved."""

@@ -167,7 +167,7 @@ class TrainingData:
         arrays: dict[str, np.ndarray] = {}
         for name, source in self._source.items():
             deltas = config.action_indices if name == ACTION else config.observation_indices
-            window, is_pad = self._window(rows, deltas)
+            window, is_pad = (rows, None) if deltas is None else dataset.window(rows, deltas)
             if name in self.cameras:
                 arrays[name] = self._frames(source, name, window, augment_seed)
             else:
@@ -186,15 +186,6 @@ class TrainingData:
             arrays["camera_present"] = np.tile(np.array(present), (len(rows), 1))
         tensors: dict[str, Any] = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
         return {**tensors, "task": tasks}
-
-    def _window(self, rows: np.ndarray, deltas: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Rows (B,) or (B, T), clamped to each row's episode, and which are padding."""
-        if deltas is None:
-            return rows, None
-        first, last = self.dataset.episode_bounds(rows)
-        wanted = rows[:, None] + np.asarray(deltas, np.int64)
-        is_pad = (wanted < first[:, None]) | (wanted >= last[:, None])
-        return np.clip(wanted, first[:, None], last[:, None] - 1), is_pad
 
     def _frames(
         self, source: str, name: str, window: np.ndarray, augment_seed: Sequence[int] | None

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from edgevla.dataset.facts import DatasetFacts, facts_of
+from edgevla.dataset.facts import FACTS, DatasetFacts, facts_of, read_facts
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.errors import CheckpointError, DatasetError, UsageError
 
@@ -20,7 +20,7 @@ from . import lerobot, lora
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
 from .cameras import Cameras, for_policy
-from .checkpoint import FACTS, checkpoint_folder, load_policy, save_policy
+from .checkpoint import checkpoint_folder, load_policy, save_policy
 from .config import OWN_CONFIG, TrainConfig, split_episodes
 from .data import TrainingData
 from .loader import Loader
@@ -139,12 +139,11 @@ def _open(config: TrainConfig) -> list[Dataset]:
 
 def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[Policy, Cameras]:
     folder = checkpoint / PRETRAINED
-    stored = folder / FACTS
-    if not stored.is_file():
+    before = read_facts(folder)
+    if before is None:
         raise CheckpointError(
             f"{folder} lacks {FACTS}; a run of EdgeVLA can resume only what it wrote itself"
         )
-    before = DatasetFacts.from_json(json.loads(stored.read_text()), str(stored))
     if before.sha256 != facts.sha256:
         raise DatasetError(
             f"{dataset.root} is not the dataset that the run began with ({before.n_episodes} episodes, "

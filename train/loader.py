@@ -42,11 +42,6 @@ class Loader:
         self.n_threads = min(4, os.cpu_count() or 1) if n_threads is None else n_threads
         self.prefetch, self.pin_memory = max(1, prefetch), pin_memory
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Over all processes; an epoch's last batch may be smaller."""
-        return -(-len(self.data) // self.batch_size)
-
     def batch(self, number: int) -> Batch:
         """Batch `number` of this process: a pure function of it and the seed."""
         overall = number * self.n_ranks + self.rank

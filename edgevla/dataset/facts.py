@@ -24,6 +24,7 @@ from .stats import Stats
 if TYPE_CHECKING:
     from .reader import Dataset
 
+FACTS = "edgevla.json"
 MID_RANGE = "mid_range"
 """Zero of an angle in LeRobot's SO arms: the middle of the calibrated range."""
 
@@ -119,6 +120,24 @@ def _feature_from(name: str, data: Mapping[str, Any]) -> Feature:
         zero=data.get("zero"),
         encoding=data.get("encoding"),
     )
+
+
+def read_facts(folder: Path) -> DatasetFacts | None:
+    """What the trainer left beside a checkpoint; None for checkpoints of others.
+
+    Raises:
+        DatasetError: damaged.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path} is damaged ({error}); fetch the checkpoint again", file=str(path)
+        ) from error
+    return DatasetFacts.from_json(data, str(path))
 
 
 def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:

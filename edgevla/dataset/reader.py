@@ -328,12 +328,12 @@ class Dataset:
 
     # -- items --------------------------------------------------------------------------------------------
 
-    def window(self, row: int, deltas: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of a window around `row`, clamped to its episode, and which of them are padding: int64, bool (T,)."""
-        episode = self.episode_of(row)
-        wanted = row + np.asarray(deltas, np.int64)
-        is_pad = (wanted < episode.from_index) | (wanted >= episode.to_index)
-        return np.clip(wanted, episode.from_index, episode.to_index - 1), is_pad
+    def window(self, rows: int | np.ndarray, deltas: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of a window around each row, clamped to its episode, and which are padding: int64, bool (..., T)."""
+        at = np.asarray(rows, np.int64)[..., None]
+        first, last = self.episode_bounds(at)
+        wanted = at + np.asarray(deltas, np.int64)
+        return np.clip(wanted, first, last - 1), (wanted < first) | (wanted >= last)
 
     def item(
         self,

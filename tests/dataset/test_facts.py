@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgevla.dataset import DatasetFacts, facts_of, infer_joint_units, open_dataset
+from edgevla.dataset.facts import FACTS, read_facts
 from edgevla.errors import DatasetError, UsageError
 
 NAMES = ["shoulder_pan.pos", "elbow_flex.pos", "gripper.pos"]
@@ -101,6 +102,13 @@ def test_facts_survive_json(name: str, request: pytest.FixtureRequest) -> None:
 def test_damaged_facts_are_an_error() -> None:
     with pytest.raises(DatasetError, match=r"runs/x/edgevla.json is not"):
         DatasetFacts.from_json({"fps": 30}, "runs/x/edgevla.json")
+
+
+def test_facts_beside_a_checkpoint(tmp_path: Path) -> None:
+    assert read_facts(tmp_path) is None
+    (tmp_path / FACTS).write_text("{")
+    with pytest.raises(DatasetError, match="is damaged"):
+        read_facts(tmp_path)
 
 
 def test_facts_are_read_without_pyarrow_and_pyav() -> None:

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from edgevla.bundle import load_bundle
 from edgevla.engines.table import TableGraph
-from edgevla.errors import BundleError
+from edgevla.errors import BundleError, UsageError
 from edgevla.export import trt_check
 from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
@@ -64,6 +64,14 @@ def test_fp16_stores_half_and_keeps_float32_at_the_door(tmp_path: Path) -> None:
     assert TensorProto.FLOAT16 in kinds(tmp_path / "bundle/encode.onnx")
     sizes = trt_check.check_bundle(tmp_path / "bundle")
     assert set(sizes) == {"encode", "denoise", "decode"}
+
+
+def test_int8_of_a_resnet_without_frames_is_refused_before_anything(run_folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options = ExportOptions(precision="int8", joint_units="degrees")
+    with pytest.raises(UsageError, match="give --dataset"):
+        export_checkpoint(run_folder, tmp_path / "bundle", options, said.append)
+    assert not [text for text in said if text.startswith("tracing")]
 
 
 def test_int8_of_a_transformer_is_dynamic_and_belongs_to_the_cpu(tmp_path: Path) -> None:

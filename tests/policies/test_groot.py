@@ -288,6 +288,11 @@ def test_sizes_are_found_in_the_folders_that_the_config_names(policy: Groot, tmp
     assert loaded.prompt_builder().text("go") == policy.prompt_builder().text("go")
 
 
+def test_a_size_that_cannot_be_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="groot: n_action_steps is 0"):
+        GrootConfig.from_json({"n_action_steps": 0})
+
+
 def test_a_switch_that_makes_another_network_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "shuffled"
     shutil.copytree(GOLDEN, folder)

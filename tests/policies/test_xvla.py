@@ -279,6 +279,11 @@ def test_what_stands_before_and_behind_the_network_in_a_users_own_space(own: XVl
     torch.testing.assert_close(own.normalizers("action", actions), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_size_that_cannot_be_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="xvla: num_denoising_steps is 0"):
+        XVlaConfig.from_json({"num_denoising_steps": 0})
+
+
 def test_a_space_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="did you mean 'joint'"):
         action_space(XVlaConfig(action_mode="joints"))

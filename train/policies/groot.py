@@ -29,7 +29,7 @@ from ..backbone import backbone_weights, copy_weights, pad_id, read_json, sub_co
 from ..nn import masks
 from ..nn.dit import PerEmbodimentLinear
 from ..nn.eagle import ActionHead, Backbone, Unused
-from ..nn.flow import euler, guide
+from ..nn.flow import draw_time, euler, guide
 from ..nn.resize import byte_resize_matrix, resize_bytes
 from ..processors import Processors, Stats, Step, flatten_stats, unflatten_stats
 from .base import Batch, Policy
@@ -364,8 +364,8 @@ class Groot(Policy):
         n, head = action.shape[0], self.arch.head
         device = generator.device if generator is not None else action.device
         noise = torch.randn((n, *self.sample_shape), generator=generator, device=device)
-        uniform = torch.rand(n, generator=generator, device=device)
-        beta = uniform ** (1 / head["noise_beta_alpha"])  # Beta(a, 1), the published second parameter
+        a, b = float(head["noise_beta_alpha"]), float(head["noise_beta_beta"])
+        beta = draw_time(n, generator, alpha=a, beta=b, scale=1.0, offset=0.0).to(device)
         time = (head["noise_s"] - beta) / head["noise_s"]
         return {"noise": noise.to(action.device), "time": time.to(action.device)}
 

@@ -126,6 +126,7 @@ class GrootConfig(PolicyConfig):
     resume: bool = False
 
     def validate(self) -> None:
+        self.check_sizes("chunk_size", "n_action_steps", "max_state_dim", "max_action_dim")
         if self.input_features and not self.image_features:
             raise CheckpointError("GR00T needs at least one camera among its input features")
         if self.n_action_steps > self.chunk_size:

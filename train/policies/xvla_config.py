@@ -63,6 +63,8 @@ class XVlaConfig(PolicyConfig):
     scheduler_decay_lr: float = 2.5e-6
 
     def validate(self) -> None:
+        self.check_sizes("chunk_size", "n_action_steps", "num_denoising_steps", "num_heads", "hidden_size")
+        self.check_sizes("tokenizer_max_length", "num_domains", "max_state_dim", "resize_imgs_with_padding")
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
