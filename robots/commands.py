@@ -48,7 +48,7 @@ class Commands:
         if self._loop.must_end and action == "start":  # it may have come with the news that nobody is left
             return False, "the robot's processes are ending"
         if self._loop.mode == "emergency" and action not in ("emergency_stop", "clear_stop"):
-            return False, "the emergency stop is latched; clear it first (clear_stop)"
+            return False, "the emergency stop is latched; clear it first"
         try:
             reason = handler(arguments)
         except EdgeVLAError as error:
@@ -111,7 +111,7 @@ class Commands:
         if loop.executor is not None:
             loop.executor.reset()
         loop.freeze()
-        loop.set_mode("emergency", "frozen; press again to release, clear_stop to go on")
+        loop.set_mode("emergency", "frozen; press again to release, clear the stop to go on")
         return ""
 
     def _clear_stop(self, _: Mapping[str, Any]) -> str:

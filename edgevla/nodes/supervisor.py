@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 
+from edgevla.cameras import CameraSettings
 from edgevla.codec import Message
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
@@ -56,6 +57,7 @@ class Supervisor:
         self.robot: dict[str, Any] = {}
         self.log = RunLog(options.log_dir)
         self.failure = ""
+        self._cameras: Sequence[CameraSettings] = ()
         self._alive_read, self._alive_write = os.pipe()
         self._inbox: Inbox | None = None
         self._robot_client: CommandClient | None = None
@@ -117,8 +119,20 @@ class Supervisor:
         guardian = self.children.get("robot")
         if guardian is not None and guardian.is_alive:
             if self.log.last_mode != "stopped":  # a node that stopped by itself may not answer any more
-                with contextlib.suppress(WireError):
+                try:
                     self._command("stop", {})
+                except WireError:
+                    pass
+                except (
+                    UsageError
+                ):  # an emergency stop is latched: the robot parks and releases when we have gone
+                    self.failure = (
+                        "ended while the emergency stop was latched; the arm was parked and released"
+                    )
+                    self.say(
+                        "stop", "deploy", "an emergency stop is latched: the arm is parked and released now"
+                    )
+                    self._close_alive()
             self._await_rest(guardian)
             self._close_alive()
             if not guardian.wait(STOPPED_S):

@@ -4,10 +4,13 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from bus_trace import judge
+
+from edgevla.session import tell_guardian
 
 pytestmark = pytest.mark.realtime
 
@@ -81,6 +84,21 @@ def test_the_second_ctrl_c_freezes_and_the_third_lets_go(deploy):
     run.process.send_signal(signal.SIGINT)
     assert run.wait_for_end() == 130
     assert torque(run.trace()) == {str(i): 0 for i in range(1, 7)}
+
+
+def test_the_end_after_an_emergency_stop_is_said_and_parks(deploy):
+    """As with the monitor's keys e and q: `stop` is refused while the emergency stop is latched."""
+    run = deploy()
+    run.wait_for("robot        running")
+    time.sleep(1.0)
+    assert tell_guardian(Path(re.search(r"arm (\S+)/ports/arm", run.output).group(1)))
+    run.wait_for("emergency: frozen")
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait_for_end() == 1
+    assert "an emergency stop is latched: the arm is parked and released now" in run.output
+    assert "torque is off" in run.output
+    assert "ended while the emergency stop was latched" in run.output
+    assert_ended(run, "park")
 
 
 @pytest.mark.parametrize("name", ["robot", "guardian", "supervisor"])
