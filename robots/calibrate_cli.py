@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from edgevla.errors import CalibrationError, UsageError
+from edgevla.errors import BusError, CalibrationError, UsageError
 
 if TYPE_CHECKING:
     from .bus.servo_bus import ServoBus
@@ -180,24 +180,42 @@ def guide(
 ) -> int:
     """Centre, sweep, check, save: into the servos and into LeRobot's file."""
     from . import calibration
-    from .handshake import check_motors, write_calibration
+    from .handshake import check_motors, held_calibration, write_calibration
 
     for bus in profile.buses:
         check_motors(lines[bus.name], bus, profile)
     _torque_off(lines)
+    held = held_calibration(lines, profile)
     person.wait(
         f"Torque is off: hold the {profile.name}.\n1. Move every joint to the middle of its range, then press Enter."
     )
-    offsets = home(profile, lines)
-    person.say("2. Move every joint to both its ends, then press Enter.")
-    swept = sweep(profile, lines, person.pressed, lambda s: person.draw(_table(profile, s)))
-    made = conclude(profile, offsets, swept)
-    write_calibration(lines, profile, made)
+    try:
+        offsets = home(profile, lines)
+        person.say("2. Move every joint to both its ends, then press Enter.")
+        swept = sweep(profile, lines, person.pressed, lambda s: person.draw(_table(profile, s)))
+        made = conclude(profile, offsets, swept)
+        write_calibration(lines, profile, made)
+    except BaseException:
+        person.say(put_back(profile, lines, held))
+        raise
     for row in _table(profile, swept) if not person.is_live else []:
         person.say(row)
     for path in calibration.write(profile, made, calibration_id):
         person.say(f"Saved {path}")
     return 0
+
+
+def put_back(profile: Profile, lines: Mapping[str, ServoBus], held: Mapping[str, Mapping[str, int]]) -> str:
+    """Gives the servos the registers they had before a calibration that came to nothing; what became of it."""
+    from .handshake import write_differing
+
+    try:
+        for bus in profile.buses:
+            for motor in bus.motors:
+                write_differing(lines[bus.name], motor.id, held[motor.name])
+    except BusError as error:
+        return f"The servos hold half a calibration, which could not be taken back: {error}"
+    return "Nothing was saved; the servos hold again what they held before."
 
 
 def is_full_turn(joint: Joint | None) -> bool:

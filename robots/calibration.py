@@ -96,9 +96,11 @@ def load(
         path = (files or {}).get(bus.name) or find(profile, bus, calibration_id)
         if path is None:
             looked = candidates(profile, bus, calibration_id)
+            named = f"id {calibration_id}" if calibration_id is not None else "no id"
+            option = f" --id {calibration_id}" if calibration_id is not None else ""
             raise CalibrationError(
-                f"no calibration of {profile.name} (bus {bus.name}, id {calibration_id}); looked for {looked[0]} and "
-                f"{len(looked) - 1} older places. Run: edgevla calibrate --robot {profile.name}"
+                f"no calibration of {profile.name} (bus {bus.name}, {named}); looked for {looked[0]} and "
+                f"{len(looked) - 1} older places. Run: edgevla calibrate --robot {profile.name}{option}"
             )
         motors.update(match(profile, bus, read_file(path), str(path)))
         sources.append(str(path))

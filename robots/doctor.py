@@ -189,6 +189,7 @@ def _calibration(profile: Profile, args: argparse.Namespace, paths: dict[str, st
             port.close()
     if lines:
         step = f"edgevla calibrate --robot {profile.name} --write (the file is right) or --adopt (the servos are)"
+        step += ", with the arm's --id where it has one"
         return Check("fail", "calibration", f"{wanted.source}: " + "; ".join(lines), step)
     return Check("ok", "calibration", wanted.source)
 

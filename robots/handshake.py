@@ -87,7 +87,7 @@ def check_calibration(lines: Mapping[str, ServoBus], profile: Profile, calibrati
             f"{profile.name} on {port}: calibration {calibration.source} differs from what the servos hold: "
             + "; ".join(lines_differ)
             + f". The arm was not moved. If the file is right: edgevla calibrate --robot {profile.name} --write; "
-            "if the servos are: --adopt"
+            "if the servos are: --adopt (with the arm's --id, where it has one)"
         )
 
 

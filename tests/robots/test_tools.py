@@ -12,7 +12,7 @@ import pytest
 
 from edgevla.cli import main
 from edgevla.clock import VirtualClock
-from edgevla.errors import BusError, CalibrationError
+from edgevla.errors import BusError, CalibrationError, UsageError
 from edgevla.robots import calibrate_cli, calibration, setup_motors_cli
 from edgevla.robots.bus.port import MemoryPort
 from edgevla.robots.calibrate_cli import Swept, Terminal
@@ -20,6 +20,7 @@ from edgevla.robots.calibration import find_calibration, nominal
 from edgevla.robots.checkup import BusCheckup
 from edgevla.robots.emulator.feetech_bus import FeetechLine, FeetechServo
 from edgevla.robots.emulator.motion import Axis, MotorModel
+from edgevla.robots.handshake import held_calibration, write_differing
 from edgevla.robots.ports import open_ports
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import make_buses
@@ -224,6 +225,25 @@ def test_the_guided_way_at_a_terminal(start_emulator, home):
     assert made["elbow_flex"].range_max - made["elbow_flex"].range_min == pytest.approx(440, abs=12)
     assert "hold the so101" in out.getvalue()
     assert f"Saved {home}" in out.getvalue()
+
+
+def test_a_calibration_that_is_given_up_leaves_the_servos_as_they_were(start_emulator, home):
+    profile = load_profile("so101")
+    ports = open_ports(profile, [start_emulator("so101", "--untimed", "--sway", "0.2").ports["arm"]])
+    lines = make_buses(profile, ports)
+    write_differing(lines["arm"], 3, {"homing_offset": 77, "min_position": 800, "max_position": 3300})
+    before = held_calibration(lines, profile)
+    read, write = os.pipe()
+    os.write(write, b"\n")
+    os.close(write)  # Enter once, then nobody is there
+    out = io.StringIO()
+    with os.fdopen(read) as keys, pytest.raises(UsageError, match="the input has ended"):
+        calibrate_cli.guide(profile, lines, "green", Terminal(keys, out))
+    assert held_calibration(lines, profile) == before
+    assert "2. Move every joint" in out.getvalue(), "the middle had been written"
+    assert "the servos hold again what they held before" in out.getvalue()
+    assert not list(home.rglob("green.json"))
+    ports["arm"].close()
 
 
 def test_nobody_at_the_terminal_is_a_sentence(start_emulator, capsys, monkeypatch):
