@@ -22,7 +22,7 @@ from ..profile import Joint, Motor, Profile
 from ..units import RAD_PER_TICK, JointUnits, joint_units
 from .dynamixel_bus import MODELS as DYNAMIXEL_MODELS
 from .dynamixel_bus import DynamixelLine, DynamixelServo
-from .faults import LINE_FAULTS, SERVO_FAULTS, Fault, Faults
+from .faults import SERVO_FAULTS, Fault, Faults
 from .feetech_bus import MODELS as FEETECH_MODELS
 from .feetech_bus import FeetechLine, FeetechServo
 from .line import Line
@@ -228,6 +228,8 @@ class EmulatedRobot:
         if fault.kind == "clear":
             self._clear()
         elif fault.kind in ("unplug", "replug"):
+            if fault.target is not None and fault.target not in self.lines:
+                raise UsageError(f"no bus '{fault.target}' to {fault.kind}; buses: {', '.join(self.lines)}")
             for name in [n for n in self.lines if fault.target in (None, n)]:
                 if name in self._ports:
                     self._ports[name].is_unplugged = fault.kind == "unplug"
@@ -237,7 +239,7 @@ class EmulatedRobot:
             for servo in self._targets(fault):
                 self._hurt(servo, fault, now_ns)
         else:
-            assert fault.kind in LINE_FAULTS or fault.kind not in SERVO_FAULTS
+            self._targets(fault)
             self.faults.add(fault, now_ns)
 
     def _targets(self, fault: Fault) -> list[Servo]:

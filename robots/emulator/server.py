@@ -201,7 +201,8 @@ class Script:
 
     def turn(self, now_ns: int) -> int:
         while self._steps and self._steps[0][0] <= now_ns:
-            self._apply(self._steps.pop(0)[1])
+            if refused := self._apply(self._steps.pop(0)[1]):
+                print(f"edgevla emulate: {refused}", file=sys.stderr, flush=True)
         return self._steps[0][0] if self._steps else now_ns + NS_PER_S
 
 

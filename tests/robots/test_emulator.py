@@ -157,6 +157,8 @@ def test_faults_may_be_typed(tmp_path):
         assert bus.ping(3)
         assert "unknown fault 'melt'" in typed("melt 3")
         assert "no servo or bus '9'" in typed("mute 9")
+        assert "no servo or bus '9'" in typed("drop 9")
+        assert "no bus 'left' to unplug; buses: arm" in typed("unplug left")
         assert "Expecting" in typed("{mute 3")
         bus.close()
     finally:
