@@ -16,7 +16,7 @@ Nothing else passes: a missing field, an unknown one or a wrong type is refused 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,3 +254,8 @@ ABOUT_ROBOT = {
     "warnings": ["str"],
     "buses": [{"name": "str", "protocol": "str", "port": "str", "baud": "uint", "n_motors": "uint"}],
 }
+
+
+def is_grid_moment(state: Mapping[str, Any]) -> bool:
+    """Whether this `state` is of a tick at which a policy would be asked: whole steps after the grid began."""
+    return bool((state["deadline_ns"] - state["t0_ns"]) % state["step_ns"] == 0)

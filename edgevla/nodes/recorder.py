@@ -27,6 +27,7 @@ import zmq
 
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import CameraError, DatasetError, EdgeVLAError, UsageError
+from edgevla.messages import is_grid_moment
 from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
@@ -77,11 +78,6 @@ def joint_units_of(joints: Sequence[Mapping[str, Any]]) -> str | None:
     return {frozenset({"deg"}): "degrees", frozenset({"range100"}): "range100"}.get(frozenset(units))
 
 
-def is_grid_moment(state: Message) -> bool:
-    """Whether this tick is one at which a policy would be asked: a whole number of steps after the grid began."""
-    return (state["deadline_ns"] - state["t0_ns"]) % state["step_ns"] == 0
-
-
 class Recording:
     """Turns messages into rows. Knows no sockets: messages come in through `state` and `frame`."""
 
@@ -105,7 +101,7 @@ class Recording:
 
     def state(self, message: Message) -> None:
         """Keeps the states of grid moments while recording and while the arm is powered."""
-        if self.is_recording and is_grid_moment(message) and np.isfinite(message["goal"]).all():
+        if self.is_recording and is_grid_moment(message.header) and np.isfinite(message["goal"]).all():
             self.waiting.append(message)
 
     def begin(self, task: str) -> None:
@@ -342,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ctx.destroy(linger=200)
 
 
-__all__ = ["RecorderNode", "Recording", "features_of", "is_grid_moment", "main"]
+__all__ = ["RecorderNode", "Recording", "features_of", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

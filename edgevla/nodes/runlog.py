@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from edgevla.codec import Message
+from edgevla.messages import is_grid_moment
 
 RED_LINE = 0.02
 """A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
@@ -104,8 +105,7 @@ class RunLog:
         if h["mode"] in ("running", "holding"):
             self._late.add(h["late_ns"] / 1e6)
             self._note_seam(h)
-        on_grid = (h["deadline_ns"] - h["t0_ns"]) % h["step_ns"] < 1000
-        if on_grid or h["limited_by"].any():
+        if is_grid_moment(h) or h["limited_by"].any():
             self.write(
                 "state", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "sent_ns")}
             )

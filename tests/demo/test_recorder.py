@@ -12,8 +12,9 @@ from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
 from edgevla.dataset.encode import EpisodeEncoder
 from edgevla.errors import DatasetError, UsageError
+from edgevla.messages import is_grid_moment
 from edgevla.nodes.camera import CameraNode
-from edgevla.nodes.recorder import RecorderNode, features_of, is_grid_moment, joint_units_of
+from edgevla.nodes.recorder import RecorderNode, features_of, joint_units_of
 from edgevla.wire import CommandServer, Publisher, endpoint
 
 SESSION = b"rec-test"
@@ -199,9 +200,6 @@ def test_features_carry_names_sizes_and_units():
 
 
 def test_grid_moments_are_whole_steps():
-    class State(dict):
-        pass
-
     base = {"t0_ns": 1_000_003, "step_ns": 33_333_332}
-    assert is_grid_moment(State(base, deadline_ns=1_000_003 + 7 * 33_333_332))
-    assert not is_grid_moment(State(base, deadline_ns=1_000_003 + 7 * 33_333_332 + 8_333_333))
+    assert is_grid_moment(dict(base, deadline_ns=1_000_003 + 7 * 33_333_332))
+    assert not is_grid_moment(dict(base, deadline_ns=1_000_003 + 7 * 33_333_332 + 8_333_333))
