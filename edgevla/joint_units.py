@@ -131,10 +131,8 @@ def joint_map(feature: Feature, joints: Sequence[Mapping[str, Any]], robot: str)
     spare = [n for n in position if n not in wanted]
     if missing or spare:
         sides = [f"{robot} lacks {', '.join(missing)}"] if missing else []
-        sides += [f"the bundle lacks {', '.join(spare)}"] if spare else []
-        raise BundleError(
-            f"'{feature.name}' of the bundle does not fit the joints of {robot}: {' and '.join(sides)}"
-        )
+        sides += [f"'{feature.name}' lacks {', '.join(spare)}"] if spare else []
+        raise BundleError(f"'{feature.name}' does not fit the joints of {robot}: {' and '.join(sides)}")
     affine = []
     for name, unit in zip(wanted, feature.units, strict=True):
         joint = joints[position[name]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgevla.errors import ConfigError
+from edgevla.strict import nearest
 
 from .bus import dynamixel, feetech
 from .toml_tables import Table, read_toml
@@ -223,6 +224,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         if not path.exists():
             raise ConfigError(
                 f"unknown robot '{name_or_path}'; known: {', '.join(profile_names())}, or a path to a .toml file"
+                + nearest(str(name_or_path), profile_names())
             )
     root = read_toml(path)
     grippers = {name: _gripper(table) for name, table in root.tables("gripper").items()}

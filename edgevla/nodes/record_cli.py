@@ -27,6 +27,7 @@ from edgevla.errors import EdgeVLAError, UsageError
 if TYPE_CHECKING:
     from edgevla.nodes.recorder import RecorderNode
 
+PAUSE_S = 2.0
 KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
 
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, metavar="S", help="length of an episode: keeps it then by itself"
     )
     parser.add_argument(
-        "--pause", type=float, default=2.0, metavar="S", help="with --seconds: between episodes"
+        "--pause", type=float, metavar="S", help="with --seconds: between episodes (default 2)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -85,6 +86,12 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     if args.seconds is not None and not 0 < args.seconds < math.inf:
         raise UsageError(f"--seconds is {args.seconds:g}; it must be positive")
+    if args.pause is None:
+        args.pause = PAUSE_S
+    elif args.seconds is None:
+        raise UsageError("--pause is between episodes of a fixed length: give --seconds too")
+    elif not 0 <= args.pause < math.inf:
+        raise UsageError(f"--pause is {args.pause:g}; it must be 0 or more, in seconds")
     if args.episodes is not None and args.episodes < 1:
         raise UsageError(f"--episodes is {args.episodes}; it must be at least 1")
 
