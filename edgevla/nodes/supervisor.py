@@ -123,12 +123,9 @@ class Supervisor:
                     self._command("stop", {})
                 except WireError:
                     pass
-                except (
-                    UsageError
-                ):  # an emergency stop is latched: the robot parks and releases when we have gone
-                    self.failure = (
-                        "ended while the emergency stop was latched; the arm was parked and released"
-                    )
+                except UsageError:
+                    # An emergency stop is latched: the robot parks and releases when we have gone.
+                    self.failure = "ended while the emergency stop was latched"
                     self.say(
                         "stop", "deploy", "an emergency stop is latched: the arm is parked and released now"
                     )
