@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is_gripper
-from edgevla.errors import UsageError
+from edgevla.errors import CheckpointError, UsageError
 from edgevla.manifest import Range
 from edgevla.strict import nearest
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind
@@ -179,9 +179,15 @@ def _cameras(
         raise UsageError(
             f"--camera-size names '{next(iter(sizes))}'; the cameras are {', '.join(known_names)}"
         )
-    policy.set_cameras(chosen, [f for f, c in bindings.items() if c == "none"])
+    absent = [feature for feature, camera in bindings.items() if camera == "none"]
+    if absent and policy.needs_every_camera:
+        raise CheckpointError(
+            f"{policy.policy_type} was trained with camera '{absent[0]}' and acts otherwise without it; bind it to a "
+            f"live camera, or fine-tune without it: edgevla train --from CHECKPOINT --camera {absent[0]}=none"
+        )
+    policy.set_cameras(chosen, absent)
     out: dict[str, Feature] = {}
-    for feature in [*policy.live_cameras, *(f for f in bindings if bindings[f] == "none")]:
+    for feature in [*policy.live_cameras, *absent]:
         if bindings[feature] == "none":
             out[feature] = Feature(feature, "absent_camera", ())
             continue

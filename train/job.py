@@ -19,7 +19,7 @@ from edgevla.errors import CheckpointError, DatasetError, UsageError
 from . import lerobot, lora
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
-from .cameras import Cameras, for_policy
+from .cameras import Cameras, for_policy, full_name
 from .checkpoint import checkpoint_folder, load_policy, save_policy
 from .config import OWN_CONFIG, TrainConfig, split_episodes
 from .data import TrainingData
@@ -153,8 +153,11 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
     policy = load_policy(folder, merge_adapter=False)
     config = TrainConfig.load(folder / OWN_CONFIG)
     rename = policy.processors.rename_map
-    wanted = config.cameras if config.start else {}  # for a fresh policy its cameras are named already
-    cameras = for_policy(wanted, dataset.cameras, list(policy.config.image_features), rename)
+    named = list(policy.config.image_features)
+    # For a fresh policy its cameras are named already, and one that was done without may be the policy's no more.
+    said = config.cameras if config.start else {}
+    wanted = {name: source for name, source in said.items() if source != "none" or full_name(name, named)}
+    cameras = for_policy(wanted, dataset.cameras, named, rename)
     return policy.train(), dataclasses.replace(cameras, rename=rename)
 
 

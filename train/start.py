@@ -187,6 +187,8 @@ def _adapt(
     settings = {**settings, **_relative_names(settings, dataset)}
     features = policy_features(dataset_features(dataset, cameras.rename))
     inputs = dict(policy_config.input_features)
+    if policy_class(config.policy).needs_every_camera:  # what is trained without a camera may run without it
+        inputs = {name: feature for name, feature in inputs.items() if name not in cameras.absent}
     for name in inputs:
         # Cameras keep the size they really have; a state is padded by those policies that have a widest one.
         is_open = inputs[name].type == "VISUAL" or (name == STATE and hasattr(policy_config, "max_state_dim"))

@@ -35,6 +35,7 @@ GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
 EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.server", "edgevla.robots.emulator.sim_camera"
 ROBOT_READY_S, CAMERAS_READY_S, EMULATOR_READY_S = 30.0, 20.0, 30.0
 STOPPED_S = 40.0
+FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
 SILENT_S = 1.0
 LOGGED = ("state", "chunk", "heartbeat", "event", "servo_health")
 
@@ -123,13 +124,10 @@ class Supervisor:
                     self._command("stop", {})
                 except WireError:
                     pass
-                except UsageError:
-                    # An emergency stop is latched: the robot parks and releases when we have gone.
+                except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
                     self.failure = "ended while the emergency stop was latched"
-                    self.say(
-                        "stop", "deploy", "an emergency stop is latched: the arm is parked and released now"
-                    )
-                    self._close_alive()
+                    self._n_interrupts = max(self._n_interrupts, 2)
+                    self.say("stop", "deploy", f"an emergency stop is latched: the arm stays {FROZEN}")
             self._await_rest(guardian)
             self._close_alive()
             if not guardian.wait(STOPPED_S):
@@ -191,8 +189,7 @@ class Supervisor:
                 "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
             )
             return
-        frozen = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
-        words = frozen if self._n_interrupts == 2 else "released"
+        words = FROZEN if self._n_interrupts == 2 else "released"
         self.say("stop", "deploy", f"emergency stop: the arm is {words}")
         # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
         tell_guardian(self.folder)

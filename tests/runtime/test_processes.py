@@ -86,19 +86,23 @@ def test_the_second_ctrl_c_freezes_and_the_third_lets_go(deploy):
     assert torque(run.trace()) == {str(i): 0 for i in range(1, 7)}
 
 
-def test_the_end_after_an_emergency_stop_is_said_and_parks(deploy):
-    """As with the monitor's keys e and q: `stop` is refused while the emergency stop is latched."""
+def test_the_end_after_an_emergency_stop_leaves_the_arm_frozen_until_a_person_lets_go(deploy):
+    """As with the monitor's keys e and q: nothing moves after an emergency stop because somebody leaves."""
     run = deploy()
     run.wait_for("robot        running")
     time.sleep(1.0)
     assert tell_guardian(Path(re.search(r"arm (\S+)/ports/arm", run.output).group(1)))
     run.wait_for("emergency: frozen")
     run.process.send_signal(signal.SIGINT)
+    run.wait_for("an emergency stop is latched: the arm stays frozen; Ctrl-C again releases it")
+    time.sleep(1.0)
+    assert torque(run.trace()) == {str(i): 1 for i in range(1, 7)}
+    run.process.send_signal(signal.SIGINT)
     assert run.wait_for_end() == 1
-    assert "an emergency stop is latched: the arm is parked and released now" in run.output
-    assert "torque is off" in run.output
+    assert "emergency stop: the arm is released" in run.output
     assert "ended while the emergency stop was latched" in run.output
-    assert_ended(run, "park")
+    assert torque(run.trace()) == {str(i): 0 for i in range(1, 7)}
+    assert run.left_over() == []
 
 
 @pytest.mark.parametrize("name", ["robot", "guardian", "supervisor"])

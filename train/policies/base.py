@@ -49,6 +49,8 @@ class Policy(nn.Module, ABC):
     Config: ClassVar[type[PolicyConfig]]
     Prefix: ClassVar[str] = "model."
     """Prefix of this policy's keys in LeRobot's `model.safetensors`."""
+    needs_every_camera: ClassVar[bool] = False
+    """Whether an export refuses a robot that lacks a camera of the config: the network runs, but acts otherwise."""
 
     def __init__(self, config: PolicyConfig, processors: Processors) -> None:
         super().__init__()

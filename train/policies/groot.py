@@ -89,6 +89,7 @@ class Groot(Policy):
     policy_type: ClassVar[str] = "groot"
     Config: ClassVar[type[PolicyConfig]] = GrootConfig
     Prefix: ClassVar[str] = "_groot_model."
+    needs_every_camera: ClassVar[bool] = True
     rtc_mode: ClassVar[str | None] = "guided"
     lora_targets: ClassVar[str | None] = r"action_head\.model\..*\.(to_q|to_v)"
 
@@ -247,7 +248,7 @@ class Groot(Policy):
         return sorted(super().live_cameras)
 
     def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
-        """A camera that the robot lacks is left out of the prompt, as LeRobot does; one must remain."""
+        """An absent camera is left out of the prompt, as LeRobot does; one must remain."""
         super().set_cameras(sizes, absent)
         if absent and not self.live_cameras:
             raise CheckpointError("GR00T cannot do without any camera; bind at least one: --camera NAME=NAME")
