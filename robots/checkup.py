@@ -10,6 +10,7 @@ from edgevla.errors import BusError
 
 from . import handshake
 from .bus.port import LATENCY_WARN_MS, Port, latency_timer_ms, latency_timer_path
+from .bus.registers import Block
 from .bus.servo_bus import BUSES, ServoBus, cable_hint
 from .profile import MODELS, Bus, Limits, Profile
 
@@ -100,8 +101,13 @@ class BusCheckup:
             self._say("ok", "latency timer", f"{ms} ms")
 
     def _answers(self, line: ServoBus, servo_id: int) -> int:
-        """How many of a few pings a servo answers."""
-        return sum(line.ping(servo_id, 1) is not None for _ in range(N_PINGS))
+        """How many of a few pings a servo answers. Two servos with one id say the same to a ping, but hardly where they
+        stand and what their range is: asking that shows in the count of damaged answers."""
+        n = sum(line.ping(servo_id, 1) is not None for _ in range(N_PINGS))
+        limits = Block((line.register("min_position"), line.register("max_position")))
+        for block in (line.tick_block, limits) if n else ():
+            line.transact(line.codec.read(servo_id, block.address, block.size), servo_id, block.size)
+        return n
 
     def _nobody(self, path: str) -> None:
         """No servo of the profile answers: another speed, another id, or no power."""
@@ -143,8 +149,14 @@ class BusCheckup:
             self._wrong_ids(others, missing)
             return
         names = ", ".join(f"{i} ({self._names[i].split(',')[0]})" for i in missing)
+        doubled = [i for i in found if line.counters[i].n_corrupt]
         if list(found) == [1] and len(missing) > 1:
             step = f"all servos may have id 1: edgevla setup-motors --robot {self.profile.name}"
+        elif len(doubled) == 1:
+            step = (
+                f"it may have id {doubled[0]}, whose answers are damaged: edgevla setup-motors --robot "
+                f"{self.profile.name}"
+            )
         else:
             step = f"check {cable_hint(list(self._names), found, self._names)}"
         self._say("fail", "servos", f"no answer from {names}; answered: {_list(found)}", step)
@@ -160,7 +172,7 @@ class BusCheckup:
         for servo_id, n in quality.items():
             n_corrupt = line.counters[servo_id].n_corrupt
             if n_corrupt or 0 < n < N_PINGS:
-                text = f"id {servo_id} answered {n} of {N_PINGS} pings, {n_corrupt} answers were damaged"
+                text = f"id {servo_id} answered {n} of {N_PINGS} pings; {n_corrupt} answers were damaged"
                 self._say(
                     "warn" if n else "fail", "duplicate id or bad cable", text,
                     f"if only id {servo_id} does this, two servos have it: edgevla setup-motors --robot "

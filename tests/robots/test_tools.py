@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -147,11 +148,14 @@ def test_a_wrong_id_is_found(bench):
     assert "ids 17 answer, which the profile does not have; missing: 5" in found["ids"].text
 
 
-def test_two_servos_with_one_id_garble_each_other(bench):
-    found, _ = examined(bench, ("duplicate_id", {"target": 5, "amount": 4}))
-    text = " ".join(c.text for c in found.values())
-    assert "id 4" in text or "no answer from" in text
-    assert any("setup-motors" in c.next_step or "cable" in c.next_step for c in found.values())
+@pytest.mark.parametrize("name", ["so101", "widowx250s"])
+def test_two_servos_with_one_id_garble_each_other(bench, name):
+    found, _ = examined(bench, ("duplicate_id", {"target": 5, "amount": 4}), name=name)
+    assert "no answer from 5" in found["servos"].text
+    assert "it may have id 4, whose answers are damaged: edgevla setup-motors" in found["servos"].next_step
+    assert re.search(
+        r"id 4 answered \d of \d pings; \d+ answers were damaged", found["duplicate id or bad cable"].text
+    )
 
 
 def test_all_servos_on_id_1_means_setup(bench):

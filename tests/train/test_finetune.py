@@ -102,11 +102,31 @@ def test_a_camera_that_groot_saw_is_missed_by_an_export_until_it_is_fine_tuned_w
     recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     golden = SHARED / "goldens" / "groot" / "checkpoint"
-    out = ["-o", str(tmp_path / "bundle"), "--camera", "wrist=none", "--joint-units", "degrees", "--fps", "30"]
+    out = [
+        "-o",
+        str(tmp_path / "bundle"),
+        "--camera",
+        "wrist=none",
+        "--joint-units",
+        "degrees",
+        "--fps",
+        "30",
+    ]
     assert main(["export", str(golden), *out]) == 1
     assert "'observation.images.wrist' and acts otherwise without it" in capsys.readouterr().err
     words = ["train", "--policy", "groot", "--dataset", recorded, "--from", str(golden)]
-    words += ["--camera", "wrist=none", "--batch-size", "1", "--steps", "1", "--device", "cpu", "--threads", "1"]
+    words += [
+        "--camera",
+        "wrist=none",
+        "--batch-size",
+        "1",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
     assert main([*words, "--cache", "none", "--no-tensorboard", "--output", str(tmp_path / "run")]) == 0
     tuned = tmp_path / "run/checkpoints/last"
     assert list(load_policy(tuned).config.image_features) == ["observation.images.front"]
