@@ -172,9 +172,8 @@ def find_trunk_weights(backbone: str, wanted: str) -> Path | None:
     with contextlib.suppress(Exception):
         return Path(hf_hub_download(*file, local_files_only=True))
     try:
-        get_hf_file_metadata(
-            hf_hub_url(*file), timeout=5
-        )  # without a network a download tries for half a minute
+        # Without a network a download would try for half a minute; this asks once.
+        get_hf_file_metadata(hf_hub_url(*file), timeout=5)
         return Path(hf_hub_download(*file))
     except Exception as error:  # the hub's client raises many kinds; none of them may stop a training
         _LOG.info("no ImageNet weights from the hub: %s", error)

@@ -45,8 +45,11 @@ class DeploymentLink:
         self._commands: Commands = queue.SimpleQueue()
         self._emergencies: Commands = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._steer, args=args, daemon=True)
-            for args in ((self._commands, True), (self._emergencies, False))
+            threading.Thread(target=self._steer, args=args, name=name, daemon=True)
+            for name, args in (
+                ("commands", (self._commands, True)),
+                ("emergencies", (self._emergencies, False)),
+            )
         ]
         for thread in self._threads:
             thread.start()

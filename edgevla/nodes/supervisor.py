@@ -117,6 +117,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """To rest, release, and the end of the robot's processes; everybody else afterwards."""
+        self._is_asked_to_stop = True  # a terminal that closes from here on is no press of Ctrl-C
         guardian = self.children.get("robot")
         if guardian is not None and guardian.is_alive:
             if self.log.last_mode != "stopped":  # a node that stopped by itself may not answer any more

@@ -182,7 +182,7 @@ class DynamixelServo(Servo):
     def _shut_down(self) -> int:
         return self.hardware_error & self.get("shutdown")
 
-    def step(self, dt_s: float, now_ns: int) -> None:
+    def step(self, dt_s: float) -> None:
         if cut := self._shut_down():
             self._hardware |= cut
             self.put("torque_enable", 0)

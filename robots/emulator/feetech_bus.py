@@ -86,7 +86,7 @@ class FeetechServo(Servo):
             pending, self._pending = self._pending, None
             self.write(*pending)
 
-    def step(self, dt_s: float, now_ns: int) -> None:
+    def step(self, dt_s: float) -> None:
         # ERR conditions that register 19 lists cut the torque.
         cuts = self.error & self.get("unload_condition") & ~protocol.OVERLOAD
         if not self.torque_on or cuts:

@@ -147,7 +147,7 @@ class EmulatedRobot:
             part = min(STEP_NS, now_ns - at)
             at += part
             for servo in self.servos.values():
-                servo.step(part / 1e9, at)
+                servo.step(part / 1e9)
         self._now_ns = now_ns
         if self.sway:
             self._sway(now_ns)
@@ -239,7 +239,7 @@ class EmulatedRobot:
             for servo in self._targets(fault):
                 self._hurt(servo, fault, now_ns)
         else:
-            self._targets(fault)
+            self._targets(fault)  # refuses a target that is not there
             self.faults.add(fault, now_ns)
 
     def _targets(self, fault: Fault) -> list[Servo]:

@@ -89,7 +89,7 @@ class Servo:
     def is_silent(self, now_ns: int) -> bool:
         return self.is_mute or (self.n_power_ups > 1 and now_ns < self.boot_ns + BOOT_NS)
 
-    def step(self, dt_s: float, now_ns: int) -> None:
+    def step(self, dt_s: float) -> None:
         raise NotImplementedError
 
     def refresh(self, now_ns: int) -> None:

@@ -112,7 +112,7 @@ def main() -> int:
     if not fixtures:
         parser.error(f"no fixture (a folder with cases.safetensors) in {arguments.goldens}")
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "config.json of a")
+    warnings.filterwarnings("ignore", "config.json .*unknown keys")
     rows, steps, failed = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         for i, fixture in enumerate(fixtures):
