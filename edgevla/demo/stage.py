@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,16 @@ def run_side_by_side(
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running = list(works), list[Work]()
     told, lines = time.monotonic(), dict[str, str]()
+    # Ctrl-C is raised in the main thread: in the midst of Popen it would leave a process that nobody knows of.
+    starter = ThreadPoolExecutor(1, thread_name_prefix="start")
+    starter.submit(
+        int
+    ).result()  # has its thread now: one interrupted while it starts is not waited for by shutdown
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(waiting.pop(0), logs, threads))
+                running.append(waiting.pop(0))
+                starter.submit(_start, running[-1], logs, threads).result()
             time.sleep(POLL_S)
             for work in [w for w in running if w.process is not None and w.process.poll() is not None]:
                 running.remove(work)
@@ -73,11 +80,11 @@ def run_side_by_side(
                         lines[work.name] = line
                         say(f"      {work.name}: {line}")
     finally:
-        for work in running:
-            _end(work)
+        starter.shutdown()
+        _end(running)
 
 
-def _start(work: Work, logs: Path, threads: int) -> Work:
+def _start(work: Work, logs: Path, threads: int) -> None:
     work.log = logs / f"{work.name.replace(' ', '-')}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     output = subprocess.PIPE if work.is_result else None
@@ -92,7 +99,6 @@ def _start(work: Work, logs: Path, threads: int) -> Work:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the demo, which ends its processes in order
         )
-    return work
 
 
 def _finish(work: Work) -> None:
@@ -113,16 +119,25 @@ def _finish(work: Work) -> None:
             raise EdgeVLAError(f"the demo's step '{work.name}' gave no result; see {work.log}") from error
 
 
-def _end(work: Work) -> None:
-    if work.process is None or work.process.poll() is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(work.process.pid, signal.SIGINT)
+def _end(works: Sequence[Work]) -> None:
+    """Asks all to end as Ctrl-C would, and kills who takes longer than END_S, or is there at the next Ctrl-C."""
+    processes = [work.process for work in works if work.process is not None]
+    deadline = time.monotonic() + END_S
     try:
-        work.process.wait(END_S)
-    except subprocess.TimeoutExpired:
+        for process in processes:
+            _signal(process, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in processes:
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(work.process.pid, signal.SIGKILL)
-        work.process.wait()
-    if work.process.stdout is not None:
-        work.process.stdout.close()
+            os.killpg(process.pid, number)

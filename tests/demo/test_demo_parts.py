@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
+from edgevla.demo import stage
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.demo.table import closing_words
 from edgevla.errors import EdgeVLAError
@@ -146,6 +148,52 @@ def test_a_step_that_fails_ends_the_others_and_says_its_last_words(tmp_path, mon
     with pytest.raises(EdgeVLAError, match=r"'bad' ended with code 3: no such camera"):
         run_side_by_side(works, tmp_path / "logs", lambda _: None)
     assert works[0].process.poll() is not None
+
+
+def test_ctrl_c_in_the_midst_of_starting_a_step_leaves_no_process_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "long_of_test.py").write_text("import time; time.sleep(60)")
+    born = []
+
+    def start_and_be_interrupted(*words, **options):
+        born.append(popen(*words, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)  # in the main thread, KeyboardInterrupt comes here: the caller never sees its process
+        return born[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(stage.subprocess, "Popen", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_side_by_side([Work("long", ["long_of_test"])], tmp_path / "logs", lambda _: None)
+    assert [process.poll() is not None for process in born] == [True]
+
+
+def test_a_second_ctrl_c_kills_a_step_that_does_not_heed_the_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    ready = tmp_path / "ready"
+    (tmp_path / "deaf_of_test.py").write_text(
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)"
+    )
+    works = [Work("deaf", ["deaf_of_test"]), Work("deaf too", ["deaf_of_test"])]
+
+    def press_twice():
+        while not ready.exists():
+            time.sleep(0.02)
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press_twice, daemon=True)
+    presser.start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_side_by_side(works, tmp_path / "logs", lambda _: None)
+    presser.join()
+    assert time.monotonic() - began < stage.END_S / 2
+    assert all(work.process.poll() is not None for work in works)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
