@@ -135,6 +135,7 @@ class TrainingData:
         self.absent_cameras = tuple(absent_cameras)
         check_features(dataset, config, self._source, self.absent_cameras)
         _check_content(dataset, self._source)
+        _check_labels(dataset, config, self._source)
         self.positions = sample_positions(dataset, config.drop_n_last_frames)
 
     def __len__(self) -> int:
@@ -219,7 +220,9 @@ def _sources(dataset: Dataset, config: PolicyConfig, rename_map: Mapping[str, st
     by_policy_name = {rename_map.get(name, name): name for name in dataset.info.features}
     wanted = [*config.image_features]
     wanted += [n for n, f in config.input_features.items() if n == STATE or f.type == "ENV"]
-    return {name: by_policy_name[name] for name in [*wanted, ACTION] if name in by_policy_name}
+    return {
+        name: by_policy_name[name] for name in [*wanted, *config.labels, ACTION] if name in by_policy_name
+    }
 
 
 def check_features(
@@ -256,6 +259,35 @@ def check_features(
                 f"feature '{source.name}' of {dataset.root} has shape {list(source.shape)}; the policy takes "
                 f"'{name}' with shape {list(feature.shape)}",
                 feature=source.name,
+            )
+
+
+def _check_labels(dataset: Dataset, config: PolicyConfig, sources: Mapping[str, str]) -> None:
+    """Whether every label is one of those the policy has rows for.
+
+    Raises:
+        DatasetError: it is a camera or text, or holds something else than these numbers; names feature and episode.
+    """
+    for name, count in config.labels.items():
+        if name not in sources:
+            log.warning("%s has no '%s'; every sample counts as the policy's own domain", dataset.root, name)
+            continue
+        feature = sources[name]
+        values = dataset.columns.get(feature)
+        if values is None or values[0].size != 1:
+            raise DatasetError(
+                f"feature '{feature}' of {dataset.root} is not one number per frame; the policy takes it as '{name}'",
+                feature=feature,
+            )
+        values = values.reshape(len(dataset))
+        wrong = np.flatnonzero(~np.isin(values, np.arange(count)))
+        if wrong.size:
+            episode = int(dataset.columns["episode_index"][wrong[0]])
+            raise DatasetError(
+                f"feature '{feature}' of {dataset.root} is {values[wrong[0]]} in episode {episode}; "
+                f"the policy has domains 0 to {count - 1}",
+                feature=feature,
+                episode=episode,
             )
 
 

@@ -162,7 +162,7 @@ def _fresh(
         cls = policy_class(config.policy)
         stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
         processors = cls.default_processors(policy_config, stats)
-        _set_domain(processors, config)
+        _set_domain(processors, config, policy_config)
         policy = cls.from_backbone(backbone, policy_config, processors)  # type: ignore[attr-defined]
         say(f"The backbone starts from {backbone}, the rest of the policy from random weights.")
     _set_rename(policy.processors, cameras.rename)
@@ -219,7 +219,7 @@ def _adapt(
         processors.pre, processors.post = fresh.pre, fresh.post
     _set_stats(processors, adapted, flatten_stats(stats), settings)
     _set_rename(processors, cameras.rename)
-    _set_domain(processors, config)
+    _set_domain(processors, config, adapted)
     return adapted, cameras
 
 
@@ -277,12 +277,15 @@ def _set_rename(processors: Processors, rename: Mapping[str, str]) -> None:
         step.config["rename_map"] = dict(rename)
 
 
-def _set_domain(processors: Processors, config: TrainConfig) -> None:
+def _set_domain(processors: Processors, config: TrainConfig, policy_config: PolicyConfig) -> None:
     if config.domain_id is None:
         return
     step = processors.step(DOMAIN_STEP)
     if step is None:
         raise UsageError(f"--domain-id is for X-VLA; {config.policy} has no domains")
+    n_domains = getattr(policy_config, "num_domains", 0)
+    if not 0 <= config.domain_id < n_domains:
+        raise UsageError(f"--domain-id {config.domain_id}: the policy has domains 0 to {n_domains - 1}")
     step.config["domain_id"] = config.domain_id
 
 

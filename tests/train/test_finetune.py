@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edgevla.cli import main
 from edgevla.dataset import open_dataset
@@ -60,6 +61,55 @@ def test_one_command_fine_tunes_any_policy(policy: str, recorded: str, tmp_path:
         )
         rates = {g["name"]: g["initial_lr"] for g in groups}
         assert rates == pytest.approx({"vlm": 1e-5, "soft_prompts": 0.5e-4, "other": 1e-4})
+
+
+def test_samples_of_several_domains_train_the_rows_of_their_own(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`domain_feature_key` wins over the pipeline's domain 0; here every episode is a domain."""
+    golden = SHARED / "goldens" / "xvla" / "checkpoint"
+    words = ["train", "--policy", "xvla", "--dataset", recorded, "--from", str(golden)]
+    words += ["--camera", "image=front", "--camera", "image2=wrist", "--batch-size", "4", "--device", "cpu"]
+    words += ["--threads", "1", "--cache", "none", "--no-tensorboard", "--warmup", "1"]
+    keyed = [*words, "--steps", "2", "--set", "domain_feature_key=episode_index"]
+    assert main([*keyed, "--episodes", "1:2", "--output", str(tmp_path / "run")]) == 0
+    start, tuned = (load_policy(folder) for folder in (golden, tmp_path / "run/checkpoints/last"))
+    before, after = start.state_dict(), tuned.state_dict()
+    changed = {
+        row
+        for name in before
+        if "soft_prompt_hub" in name or "action_decoder" in name
+        for row in range(len(before[name]))
+        if not torch.equal(before[name][row], after[name][row])
+    }
+    assert changed == {1}
+    assert tuned.config.to_json()["domain_feature_key"] == "episode_index"
+
+    too_many = [*words, "--steps", "1", "--set", "domain_feature_key=frame_index"]
+    assert main([*too_many, "--output", str(tmp_path / "other")]) == 1
+    n = start.config.to_json()["num_domains"]
+    assert (
+        f"feature 'frame_index' of {recorded} is {n} in episode 0; the policy has domains 0 to {n - 1}"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_domain_that_the_policy_does_not_have_is_refused(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(SHARED / "goldens" / "xvla" / "checkpoint", start)
+    words = ["train", "--policy", "xvla", "--dataset", recorded, "--from", str(start), "--steps", "1"]
+    words += ["--camera", "image=front", "--camera", "image2=wrist", "--output", str(tmp_path / "run")]
+    assert main([*words, "--domain-id", "99"]) == 2
+    assert "--domain-id 99: the policy has domains 0 to 3" in capsys.readouterr().err
+    pipeline = start / "policy_preprocessor.json"
+    data = json.loads(pipeline.read_text())
+    next(s for s in data["steps"] if s["registry_name"] == "xvla_add_domain_id")["config"]["domain_id"] = 4
+    pipeline.chmod(0o644)
+    pipeline.write_text(json.dumps(data))
+    assert main(words) == 1
+    assert "domain_id is 4; the policy has domains 0 to 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("has_steps", [True, False], ids=["0.6", "0.4"])

@@ -38,6 +38,7 @@ Batch = Mapping[str, Any]
     action                   float32 (B, T, A), robot units;   action_is_pad  bool (B, T)
     tokens, token_mask       int64, bool (B, L): policies with a prompt recipe
     camera_present           bool (B, N), optional: cameras in the order of `config.image_features`
+    <label of the config>    whole numbers (B,) or (B, 1), where the dataset has it
     domain_id                int64 (B,), optional, X-VLA only: else the domain of the pipeline
 """
 

@@ -98,6 +98,11 @@ class PolicyConfig:
         """Length of the predicted action window in training (`chunk_size`, Diffusion: `horizon`)."""
         return int(getattr(self, "chunk_size"))  # noqa: B009  every other policy has this field
 
+    @property
+    def labels(self) -> dict[str, int]:
+        """Whole numbers of the dataset that condition the policy, where the dataset has them: feature -> count."""
+        return {}
+
     drop_n_last_frames: ClassVar[int] = 0
 
     def validate(self) -> None:

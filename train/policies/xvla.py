@@ -57,6 +57,11 @@ class XVla(Policy):
         self.normalizers = Normalizers(config, processors)
         step = processors.step("xvla_add_domain_id")
         self.domain = int(step.number("domain_id", 0)) if step is not None else 0
+        if not 0 <= self.domain < config.num_domains:
+            raise CheckpointError(
+                f"policy_preprocessor.json: domain_id is {self.domain}; "
+                f"the policy has domains 0 to {config.num_domains - 1} (num_domains in config.json)"
+            )
         for name, values in IMAGENET.items():
             self.register_buffer(f"_{name}", torch.tensor(values).view(3, 1, 1), persistent=False)
         self._freeze()
@@ -293,7 +298,7 @@ class XVla(Policy):
         time = self.times(draws["u"], n)
         t = time[:, None, None]
         x_t = t * draws["noise"] + (1 - t) * target
-        domain = self.domains(n, batch.get("domain_id"))
+        domain = self.domains(n, batch.get(self.config.domain_feature_key or "", batch.get("domain_id")))
         context = self.context(self.views(batch), batch["tokens"], batch.get(STATE), domain)
         return self.predict(context, x_t, time, {"setting:domain_id": domain}), self.space.hide(x_t), time
 

@@ -89,5 +89,10 @@ class XVlaConfig(PolicyConfig):
         return {k: f for k, f in self.image_features.items() if not k.startswith(EMPTY)}
 
     @property
+    def labels(self) -> dict[str, int]:
+        """The sample's own domain, where `domain_feature_key` names one: it wins over the pipeline's."""
+        return {self.domain_feature_key: self.num_domains} if self.domain_feature_key else {}
+
+    @property
     def n_views(self) -> int:
         return max(self.num_image_views or 0, len(self.real_cameras) + self.empty_cameras)
