@@ -38,6 +38,10 @@ MAPPED_BYTES = 1 << 30
 for a loaded policy as for the one that was saved."""
 
 
+class WeightsMisfit(CheckpointError):
+    """Weights that are not those of the network that the config describes."""
+
+
 class Facts(Protocol):
     """What the trainer knows about the dataset; `edgevla.dataset.facts.DatasetFacts`."""
 
@@ -255,7 +259,7 @@ def _assign(
     """Puts every weight in its place, without a second copy of the whole; the module's dtype wins.
 
     Raises:
-        CheckpointError: names or shapes that do not fit; lists them.
+        WeightsMisfit: names or shapes that do not fit; lists them.
     """
     prefix = type(policy).Prefix
     own = policy.state_dict(keep_vars=True)
@@ -277,7 +281,7 @@ def _assign(
         if w.shape != own[n].shape
     ]
     if wrong:
-        raise CheckpointError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {_some(wrong)}")
+        raise WeightsMisfit(f"{folder / WEIGHTS} does not fit its {CONFIG}: {_some(wrong, 5)}")
     modules = dict(policy.named_modules())
     done: dict[int, Tensor] = {}
     for name in own:
@@ -308,14 +312,14 @@ def _aligned(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor)
 
 
-def _misfit(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> CheckpointError:
+def _misfit(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> WeightsMisfit:
     missing, unexpected = sorted(missing), sorted(unexpected)
     said = [
         f"{kind}: {_some(names)}"
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ]
-    return CheckpointError(
+    return WeightsMisfit(
         f"{folder / WEIGHTS} does not fit its {CONFIG}; {'; '.join(said)}",
         missing=missing,
         unexpected=unexpected,

@@ -16,7 +16,7 @@ from edgevla.errors import ConfigError, UsageError
 from edgevla.types import ACTION, STATE
 
 from .cameras import Cameras, for_fresh_policy, for_policy
-from .checkpoint import CONFIG, load_policy
+from .checkpoint import CONFIG, WeightsMisfit, load_policy
 from .config import TrainConfig, convert, unknown
 from .data import Tokenize, dataset_features, dataset_stats, relative_stats
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
@@ -91,7 +91,15 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
         cameras.append(joined)
         return adapted
 
-    policy = load_policy(config.start, adapt=adapt)
+    try:
+        policy = load_policy(config.start, adapt=adapt)
+    except WeightsMisfit as error:
+        if not config.settings:
+            raise
+        raise ConfigError(
+            f"this run sets {', '.join(config.settings)} (--set or its recipe), and then the trained weights fit no "
+            f"more: leave out what shapes the network, or train afresh without --from ({error})"
+        ) from error
     say(f"Starts from the weights in {config.start}.")
     return policy.train(), cameras[0]
 

@@ -200,3 +200,15 @@ def test_another_policys_folder_is_refused(
     words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(golden), "--device", "cpu"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 2
     assert "holds a policy of type pi0" in capsys.readouterr().err
+
+
+def test_a_setting_that_reshapes_a_trained_network_is_named(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--policy", "xvla", "--dataset", recorded, *CASES["xvla"][:4], "--steps", "1"]
+    words += ["--from", str(SHARED / "goldens" / "xvla" / "checkpoint"), "--output", str(tmp_path)]
+    assert main([*words, "--set", "hidden_size=48"]) == 1
+    said = capsys.readouterr().err
+    assert "this run sets hidden_size" in said
+    assert "(4, 320), expected (4, 480)" in said
+    assert len(said.splitlines()[-1]) < 1000
