@@ -53,15 +53,13 @@ class Recorded:
 def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: str | None = None) -> Recorded:
     """
     Raises:
-        DatasetError, UsageError: no such dataset or episode, units that nobody stated.
+        DatasetError, UsageError: no such dataset, units that nobody stated.
         BundleError: the recorded joints are not this robot's.
     """
     from edgevla.dataset import open_dataset
     from edgevla.dataset.facts import facts_of
 
     dataset = open_dataset(path)
-    if not 0 <= episode < dataset.n_episodes:
-        raise UsageError(f"{path} has no episode {episode}; it has 0 to {dataset.n_episodes - 1}")
     facts = facts_of(dataset, joint_units)
     if facts.joint_units is None and any(joint["unit"] in ("deg", "range100") for joint in robot["joints"]):
         hint = f" (they look like {facts.units_guess}: {facts.units_reason})" if facts.units_guess else ""
@@ -81,14 +79,21 @@ def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: st
 
 
 class EpisodeSource(DirectSource):
-    """A recorded episode where the policy would be. Raises DatasetError when the dataset cannot be read."""
+    """A recorded episode where the policy would be.
+
+    Raises:
+        DatasetError, UsageError: the dataset cannot be read, or has no such episode: known before an arm moves.
+    """
 
     def __init__(self, dataset: str, episode: int, joint_units: str | None = None) -> None:
         from edgevla.dataset import open_dataset
 
         super().__init__(f"episode {episode} of {dataset}")
         self._dataset, self._episode, self._joint_units = dataset, episode, joint_units
-        self._fps = float(open_dataset(dataset).info.fps)
+        opened = open_dataset(dataset)
+        if not 0 <= episode < opened.n_episodes:
+            raise UsageError(f"{dataset} has no episode {episode}; it has 0 to {opened.n_episodes - 1}")
+        self._fps = float(opened.info.fps)
 
     def fit(self, run: Supervisor) -> list[CameraSettings]:
         load_episode(self._dataset, self._episode, run.robot, self._joint_units)

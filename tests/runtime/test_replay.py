@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgevla.errors import UsageError
-from edgevla.nodes.replay import CHUNK_SIZE, Player, Recorded, load_episode
+from edgevla.nodes.replay import CHUNK_SIZE, EpisodeSource, Player, Recorded, load_episode
 from edgevla.robots.emulator.demonstrate import Plan, demonstrate
 
 pytestmark = pytest.mark.realtime
@@ -54,7 +54,7 @@ def test_missing_episodes_and_unknown_units_are_refused(demos):
     joints.append({**joint, "name": "gripper.pos", "unit": "percent", "zero": None})
     robot = {"robot": "so101", "joints": joints}
     with pytest.raises(UsageError, match="has no episode 9; it has 0 to 1"):
-        load_episode(str(demos), 9, robot)
+        EpisodeSource(str(demos), 9)
     assert load_episode(str(demos), 1, robot).action.shape == (55, 6)
     (demos / "meta" / "edgevla.json").rename(demos / "meta" / "aside.json")
     try:
