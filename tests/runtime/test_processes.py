@@ -105,6 +105,20 @@ def test_the_end_after_an_emergency_stop_leaves_the_arm_frozen_until_a_person_le
     assert run.left_over() == []
 
 
+def test_a_terminal_that_closes_after_an_emergency_stop_is_no_press(deploy):
+    run = deploy("--duration=3")
+    run.wait_for("robot        running")
+    assert tell_guardian(Path(re.search(r"arm (\S+)/ports/arm", run.output).group(1)))
+    run.wait_for("an emergency stop is latched: the arm stays frozen; Ctrl-C again releases it")
+    run.process.send_signal(signal.SIGHUP)
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(1.0)
+    assert torque(run.trace()) == {str(i): 1 for i in range(1, 7)}
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait_for_end() == 1
+    assert torque(run.trace()) == {str(i): 0 for i in range(1, 7)}
+
+
 @pytest.mark.parametrize("name", ["robot", "guardian", "supervisor"])
 def test_whoever_holds_the_arm_is_killed_and_the_arm_is_held_parked_released(deploy, name):
     run = deploy()
