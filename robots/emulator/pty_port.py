@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import socket
 import struct
 import tty
 from pathlib import Path
@@ -16,14 +18,23 @@ READ_SIZE = 4096
 
 
 class PtyPort:
-    """master: our descriptor, None while unplugged. path: what a host opens; link: the stable name of it."""
+    """master: our descriptor, None while unplugged. path: what a host opens; link: the stable name of it.
+
+    Raises:
+        UsageError: the link is a file, or another emulator's.
+    """
 
     def __init__(self, link: Path) -> None:
         self.link = link
+        self._claim = _claim(link)
         self.master: int | None = None
         self._slave = -1
         self.path = ""
-        self.replug()
+        try:
+            self.replug()
+        except UsageError:
+            self._claim.close()
+            raise
 
     def replug(self) -> None:
         """A new pseudo-terminal behind the same link; raw before anybody can open it."""
@@ -57,6 +68,7 @@ class PtyPort:
 
     def close(self) -> None:
         self.unplug()
+        self._claim.close()
 
     def read(self) -> bytes:
         assert self.master is not None
@@ -76,3 +88,16 @@ class PtyPort:
         assert self.master is not None
         answer = fcntl.ioctl(self.master, TCGETS2, bytes(44))
         return struct.unpack_from("=I", answer, 40)[0]
+
+
+def _claim(link: Path) -> socket.socket:
+    """Says that a link is ours, unplugged or not. A name of the kernel's, which ends with the process; the link itself
+    may be left over, and its pseudo-terminal's number somebody else's by now."""
+    claim = socket.socket(socket.AF_UNIX)
+    name = hashlib.sha256(os.fsencode(link.absolute())).hexdigest()
+    try:
+        claim.bind(f"\0edgevla-emulator-{name}")
+    except OSError as error:
+        claim.close()
+        raise UsageError(f"another emulator has {link}; end it, or name another place with --link") from error
+    return claim

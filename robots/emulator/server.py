@@ -44,7 +44,13 @@ class Server:
     def __init__(self, robot: EmulatedRobot, links: dict[str, Path], trace: Trace | None = None) -> None:
         self.robot, self.trace = robot, trace
         self.clock = MonotonicClock()
-        self.ports = {name: PtyPort(path) for name, path in links.items()}
+        self.ports: dict[str, PtyPort] = {}
+        try:
+            for name, path in links.items():
+                self.ports[name] = PtyPort(path)
+        except UsageError:
+            self.close()
+            raise
         self.must_end = False
         self.heard_ns = 0
         self.on_turn: list[Callable[[int], int]] = []
@@ -62,10 +68,13 @@ class Server:
             while not self.must_end:
                 self._turn()
         finally:
-            for port in self.ports.values():
-                port.close()
-            if self.trace is not None:
-                self.trace.close()
+            self.close()
+
+    def close(self) -> None:
+        for port in self.ports.values():
+            port.close()
+        if self.trace is not None:
+            self.trace.close()
 
     def _turn(self) -> None:
         now = self.clock.now_ns()
@@ -264,6 +273,8 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     for option, share in (("--gravity", args.gravity), ("--sway", args.sway)):
         if not 0 <= share <= 1:
             raise UsageError(f"{option} is {share:g}; a share is from 0 to 1")
+    if args.session is not None and not re.fullmatch("[0-9a-f]{16}", args.session):
+        raise UsageError(f"--session {args.session}: expected the 16 hex digits of a deployment's session")
     clock = MonotonicClock()
     world = None
     if args.world:
@@ -292,10 +303,6 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
 
     close: Callable[[], None] = lambda: None  # noqa: E731
     if args.session is not None:
-        if not re.fullmatch("[0-9a-f]{16}", args.session):
-            raise UsageError(
-                f"--session {args.session}: expected the 16 hex digits of a deployment's session"
-            )
         link = WorldLink(robot, bytes.fromhex(args.session))
         link.on_fault = apply
         server.on_turn.append(link.turn)
@@ -306,7 +313,11 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     if args.faults == "-":
         server.on_turn.append(Typed(apply, out).turn)
     elif args.faults:
-        server.on_turn.append(Script(Path(args.faults), apply, clock.now_ns()).turn)
+        try:
+            server.on_turn.append(Script(Path(args.faults), apply, clock.now_ns()).turn)
+        except UsageError:
+            server.close()
+            raise
     return server, close
 
 

@@ -136,6 +136,24 @@ def test_unplugged_is_an_error_and_the_same_link_works_again_after_replugging(st
     assert notes == ["unplug", "replug"]
 
 
+def test_a_link_belongs_to_one_emulator_and_is_free_when_it_was_killed(start_emulator, tmp_path):
+    first = start_emulator("so101", "--untimed")
+    link = Path(first.ports["arm"])
+    words = [sys.executable, "-m", "edgevla", "emulate", "so101", "--untimed", "--link", f"{link.parent}/"]
+    second = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert (second.returncode, second.stderr) == (
+        2,
+        f"edgevla emulate: another emulator has {link}; end it, or name another place with --link\n",
+    )
+    connected(first).close()
+    first.process.kill()
+    first.process.wait()
+    assert link.is_symlink(), "left over"
+    again = start_emulator("so101", "--untimed", "--link", f"{link.parent}/")
+    again.ports = first.ports
+    connected(again).close()
+
+
 def test_faults_may_be_typed(tmp_path):
     args = [sys.executable, "-m", "edgevla.robots.emulator.server", "so101", "--untimed", "--faults", "-"]
     emulator = subprocess.Popen(
@@ -247,6 +265,7 @@ def answer(dealer):
 def test_options_that_cannot_be_are_refused(tmp_path, capsys, option, words):
     assert main(["emulate", "so101", f"--link={tmp_path}/arm", option]) == 2
     assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fault_script_with_a_mistake_names_its_line(tmp_path):
