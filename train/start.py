@@ -96,7 +96,7 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     except WeightsMisfit as error:
         if not config.settings:
             raise
-        raise ConfigError(
+        raise UsageError(
             f"this run sets {', '.join(config.settings)} (--set or its recipe), and then the trained weights fit no "
             f"more: leave out what shapes the network, or train afresh without --from ({error})"
         ) from error
@@ -128,19 +128,22 @@ def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[s
     """Fields of the policy's config as typed values.
 
     Raises:
-        ConfigError: a field that the policy does not have, or a value of another type.
+        UsageError: a field that the policy does not have, or a value of another type.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
     typed: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in fields:
-            raise ConfigError(f"--set {key}: {unknown(key, fields)} (policy type {cls.type})")
+            raise UsageError(f"--set {key}: {unknown(key, fields)} (policy type {cls.type})")
         if key in ("input_features", "output_features"):
-            raise ConfigError(f"--set {key}: features come from the dataset; see --camera")
+            raise UsageError(f"--set {key}: features come from the dataset; see --camera")
         if key in OPTIONS:
-            raise ConfigError(f"--set {key} is decided by the run; say {OPTIONS[key]}")
-        typed[key] = convert(value, fields[key], f"--set {key}")
+            raise UsageError(f"--set {key} is decided by the run; say {OPTIONS[key]}")
+        try:
+            typed[key] = convert(value, fields[key], f"--set {key}")
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
     return typed
 
 

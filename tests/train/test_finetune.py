@@ -207,7 +207,7 @@ def test_a_setting_that_reshapes_a_trained_network_is_named(
 ) -> None:
     words = ["train", "--policy", "xvla", "--dataset", recorded, *CASES["xvla"][:4], "--steps", "1"]
     words += ["--from", str(SHARED / "goldens" / "xvla" / "checkpoint"), "--output", str(tmp_path)]
-    assert main([*words, "--set", "hidden_size=48"]) == 1
+    assert main([*words, "--set", "hidden_size=48"]) == 2
     said = capsys.readouterr().err
     assert "this run sets hidden_size" in said
     assert "(4, 320), expected (4, 480)" in said

@@ -219,8 +219,8 @@ def says(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
     ("words", "code", "parts"),
     [
         (["--device", "cuda:7"], 1, ["device 'cuda:7' was asked for", "--device cpu"]),
-        (["--set", "chunk_sise=3"], 1, ["chunk_sise", "did you mean 'chunk_size'"]),
-        (["--set", "chunk_size=many"], 1, ["chunk_size", "expected int"]),
+        (["--set", "chunk_sise=3"], 2, ["chunk_sise", "did you mean 'chunk_size'"]),
+        (["--set", "chunk_size=many"], 2, ["chunk_size", "expected int"]),
         (["--set", "chunk_size"], 2, ["NAME=VALUE"]),
         (["--episodes", "3:99"], 2, ["--episodes", "0 ... 11"]),
         (["--camera", "side=none"], 2, ["has no camera 'side'", "observation.image"]),
@@ -232,7 +232,7 @@ def says(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
         (["--from", "/no/such/checkpoint", "--trunk-width", "0"], 1, ["/no/such/checkpoint"]),
         (["--lr", "0"], 2, ["learning rate"]),
         (["--steps", "0"], 2, ["steps is 0"]),
-        (["--set", "optimizer_lr=1e-3"], 1, ["decided by the run; say --lr"]),
+        (["--set", "optimizer_lr=1e-3"], 2, ["decided by the run; say --lr"]),
         (["--final-lr", "1e-6"], 2, ["--final-lr does nothing under the schedule 'none'"]),
     ],
 )
