@@ -58,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="join a camera of the policy with one of the dataset, or with none",
     )
     what.add_argument(
-        "--domain-id", type=int, metavar="N", help="X-VLA: row of the soft prompts for this robot"
+        "--domain-id",
+        type=int,
+        metavar="N",
+        help="X-VLA: row of the soft prompts for this robot (of several: --set domain_feature_key=FEATURE)",
     )
     what.add_argument("--joint-units", choices=["degrees", "range100"], help="units of the dataset's joints")
     what.add_argument(
