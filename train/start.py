@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgevla.dataset.reader import Dataset
-from edgevla.errors import ConfigError, UsageError
+from edgevla.errors import ConfigError, DatasetError, EdgeVLAError, UsageError
 from edgevla.types import ACTION, STATE
 
 from .cameras import Cameras, for_fresh_policy, for_policy
@@ -84,24 +84,41 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
                 "cannot start from one"
             )
         return _fresh(config, settings, dataset, folder, say)
-    cameras: list[Cameras] = []
+    made: list[tuple[PolicyConfig, Cameras]] = []
 
     def adapt(policy_config: PolicyConfig, processors: Processors) -> PolicyConfig:
-        adapted, joined = _adapt(config, settings, dataset, policy_config, processors)
-        cameras.append(joined)
-        return adapted
+        made.append(_adapt(config, settings, dataset, policy_config, processors))
+        return made[-1][0]
 
     try:
         policy = load_policy(config.start, adapt=adapt)
     except WeightsMisfit as error:
-        if not config.settings:
-            raise
-        raise UsageError(
-            f"this run sets {', '.join(config.settings)} (--set or its recipe), and then the trained weights fit no "
-            f"more: leave out what shapes the network, or train afresh without --from ({error})"
-        ) from error
+        raise _reshaped(config, dataset, error) from error
     say(f"Starts from the weights in {config.start}.")
-    return policy.train(), cameras[0]
+    return policy.train(), made[-1][1]
+
+
+def _reshaped(config: TrainConfig, dataset: Dataset, error: WeightsMisfit) -> EdgeVLAError:
+    """Why trained weights do not fit this run's network, found by trial: the folder, the dataset, or a setting."""
+    own = load_policy(config.start).config  # raises where the folder itself is at fault
+    trained = {**own.input_features, **own.output_features}
+    try:
+        load_policy(config.start, adapt=lambda c, p: _adapt(config, {}, dataset, c, p)[0])
+    except WeightsMisfit:
+        features = policy_features(dataset_features(dataset, {}))
+        differing = [
+            f"'{name}' has shape {list(feature.shape)} and was trained with {list(trained[name].shape)}"
+            for name, feature in features.items()
+            if feature.type != "VISUAL" and name in trained and trained[name].shape != feature.shape
+        ]
+        return DatasetError(
+            f"{dataset.root} is of another robot than the policy in {config.start}, whose network cannot follow: "
+            f"{'; '.join(differing) or error}; train on other data, or afresh without --from"
+        )
+    return UsageError(
+        f"this run sets {', '.join(config.settings)} (--set or its recipe), and then the trained weights fit no more: "
+        f"leave out what shapes the network, or train afresh without --from ({error})"
+    )
 
 
 def is_backbone(folder: str | Path) -> bool:

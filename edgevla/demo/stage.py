@@ -61,9 +61,8 @@ def run_side_by_side(
     told, lines = time.monotonic(), dict[str, str]()
     # Ctrl-C is raised in the main thread: in the midst of Popen it would leave a process that nobody knows of.
     starter = ThreadPoolExecutor(1, thread_name_prefix="start")
-    starter.submit(
-        int
-    ).result()  # has its thread now: one interrupted while it starts is not waited for by shutdown
+    # The pool has its thread before the first process: shutdown does not wait for one whose start was interrupted.
+    starter.submit(int).result()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -80,8 +79,11 @@ def run_side_by_side(
                         lines[work.name] = line
                         say(f"      {work.name}: {line}")
     finally:
-        starter.shutdown()
-        _end(running)
+        try:
+            starter.shutdown()
+            _ask_to_end(running)
+        finally:  # also at the next Ctrl-C
+            _kill(running)
 
 
 def _start(work: Work, logs: Path, threads: int) -> None:
@@ -119,22 +121,23 @@ def _finish(work: Work) -> None:
             raise EdgeVLAError(f"the demo's step '{work.name}' gave no result; see {work.log}") from error
 
 
-def _end(works: Sequence[Work]) -> None:
-    """Asks all to end as Ctrl-C would, and kills who takes longer than END_S, or is there at the next Ctrl-C."""
+def _ask_to_end(works: Sequence[Work]) -> None:
+    """Tells all what Ctrl-C would, and waits until they have ended or END_S has passed."""
     processes = [work.process for work in works if work.process is not None]
     deadline = time.monotonic() + END_S
-    try:
+    for process in processes:
+        _signal(process, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
         for process in processes:
-            _signal(process, signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            for process in processes:
-                process.wait(max(0.0, deadline - time.monotonic()))
-    finally:
-        for process in processes:
-            _signal(process, signal.SIGKILL)
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            process.wait(max(0.0, deadline - time.monotonic()))
+
+
+def _kill(works: Sequence[Work]) -> None:
+    for process in [work.process for work in works if work.process is not None]:
+        _signal(process, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

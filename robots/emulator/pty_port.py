@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -94,10 +95,13 @@ def _claim(link: Path) -> socket.socket:
     """Says that a link is ours, unplugged or not. A name of the kernel's, which ends with the process; the link itself
     may be left over, and its pseudo-terminal's number somebody else's by now."""
     claim = socket.socket(socket.AF_UNIX)
-    name = hashlib.sha256(os.fsencode(link.absolute())).hexdigest()
+    place = link.parent.resolve() / link.name
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()
     try:
         claim.bind(f"\0edgevla-emulator-{name}")
     except OSError as error:
         claim.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
         raise UsageError(f"another emulator has {link}; end it, or name another place with --link") from error
     return claim

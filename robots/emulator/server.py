@@ -290,7 +290,6 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
         adapter=args.adapter, sway=args.sway, world=world, stalls_on_missing=args.missing == "stall",
     )  # fmt: skip
     trace = Trace(Path(args.trace)) if args.trace else None
-    server = Server(robot, link_paths(profile, args.link), trace)
 
     def apply(values: dict[str, Any]) -> str:
         try:
@@ -301,6 +300,13 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
             trace.note(clock.now_ns(), fault=values)
         return ""
 
+    faults: Typed | Script | None = None
+    if args.faults == "-":
+        faults = Typed(apply, out)
+    elif args.faults:
+        faults = Script(Path(args.faults), apply, clock.now_ns())
+    # It makes links, so it comes after all that may refuse.
+    server = Server(robot, link_paths(profile, args.link), trace)
     close: Callable[[], None] = lambda: None  # noqa: E731
     if args.session is not None:
         link = WorldLink(robot, bytes.fromhex(args.session))
@@ -310,14 +316,8 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
         close = link.close
     else:
         server.on_turn.append(lambda now: step_at_leisure(robot, now))
-    if args.faults == "-":
-        server.on_turn.append(Typed(apply, out).turn)
-    elif args.faults:
-        try:
-            server.on_turn.append(Script(Path(args.faults), apply, clock.now_ns()).turn)
-        except UsageError:
-            server.close()
-            raise
+    if faults is not None:
+        server.on_turn.append(faults.turn)
     return server, close
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgevla.cli import main
-from edgevla.dataset import open_dataset
+from edgevla.dataset import DatasetWriter, open_dataset
 from edgevla.train.checkpoint import load_policy
 from edgevla.train.policies.vla import FlowVla
 from edgevla.train.progress import read_metrics
@@ -212,3 +212,42 @@ def test_a_setting_that_reshapes_a_trained_network_is_named(
     assert "this run sets hidden_size" in said
     assert "(4, 320), expected (4, 480)" in said
     assert len(said.splitlines()[-1]) < 1000
+
+
+@pytest.mark.parametrize("policy", ["act", "diffusion"])
+def test_a_dataset_of_another_arm_is_named_where_the_weights_cannot_follow(
+    policy: str, recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = SHARED / "goldens" / policy / "checkpoint"
+    features = json.loads((start / "config.json").read_text())
+    n_joints = features["output_features"]["action"]["shape"][0] - 1
+    joints = {"dtype": "float32", "shape": (n_joints,), "names": [f"joint_{i}" for i in range(n_joints)]}
+    cameras = {k: f["shape"] for k, f in features["input_features"].items() if f["type"] == "VISUAL"}
+    image = {"dtype": "image", "names": ["height", "width", "channels"]}
+    described = {"observation.state": joints, "action": joints}
+    described |= {name: {**image, "shape": (h, w, c)} for name, (c, h, w) in cameras.items()}
+    with DatasetWriter(tmp_path / "set", fps=10, features=described) as writer:
+        for i in range(20):
+            frame = {name: np.full((h, w, c), i, np.uint8) for name, (c, h, w) in cameras.items()}
+            values = np.arange(i, i + n_joints, dtype=np.float32)
+            writer.add_frame({**frame, "observation.state": values, "action": values}, task="wave")
+        writer.save_episode()
+    words = ["train", "--policy", policy, "--dataset", str(tmp_path / "set"), "--from", str(start)]
+    assert main([*words, "--steps", "1", "--output", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'set'} is of another robot than the policy in {start}" in said
+    assert f"'action' has shape [{n_joints}] and was trained with [{n_joints + 1}]" in said
+
+
+def test_a_damaged_folder_is_not_blamed_on_the_recipe_s_settings(
+    recorded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ACT's own recipe sets a field of its config."""
+    start = tmp_path / "start"
+    shutil.copytree(SHARED / "goldens" / "act" / "checkpoint", start)
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").chmod(0o644)
+    (start / "config.json").write_text(json.dumps({**config, "dim_model": 48}))
+    words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(start), "--steps", "1"]
+    assert main([*words, "--output", str(tmp_path / "run")]) == 1
+    assert f"{start}/model.safetensors does not fit its config.json" in capsys.readouterr().err
