@@ -153,10 +153,10 @@ class Capture(threading.Thread):
 
 
 class CameraNode:
-    """All cameras of one deployment. `step` never blocks.
+    """Cameras of a deployment, which may have several of these nodes (real and simulated ones). `step` never blocks.
 
-    folder: the run directory, or `inproc`. Each camera publishes at `camera/<name>`; commands and `describe` are
-    answered at `camera`.
+    folder: the run directory, or `inproc`. Each camera publishes at `camera/<name>`, and answers commands and
+    `describe` there.
     """
 
     def __init__(
@@ -166,11 +166,12 @@ class CameraNode:
             raise CameraError("two cameras have the same name; give each its own")
         self.wake = threading.Event()
         self.captures = [Capture(source, self.wake) for source in sources]
-        self._publishers = {}
+        self._publishers: dict[str, Publisher] = {}
+        self._servers: dict[str, CommandServer] = {}
         for source in sources:
-            name = f"camera/{source.settings.name}"
-            self._publishers[source.settings.name] = Publisher(ctx, endpoint(folder, name), session, name)
-        self._server = CommandServer(ctx, endpoint(folder, "camera", "commands"), session, "camera")
+            name, node = source.settings.name, f"camera/{source.settings.name}"
+            self._publishers[name] = Publisher(ctx, endpoint(folder, node), session, node)
+            self._servers[name] = CommandServer(ctx, endpoint(folder, node, "commands"), session, node)
         self._heartbeat_ns = 0
 
     def open(self) -> None:
@@ -199,7 +200,8 @@ class CameraNode:
             CameraError: a camera gives frames that were not declared; or what else ended a capture.
         """
         for capture in self.captures:
-            publisher = self._publishers[capture.settings.name]
+            name = capture.settings.name
+            publisher, server = self._publishers[name], self._servers[name]
             while capture.frames:
                 self._publish(publisher, capture.frames.popleft())
             while capture.news:
@@ -207,10 +209,10 @@ class CameraNode:
             if capture.failure is not None:
                 publisher.event("error", "camera_failed", str(capture.failure))
                 raise capture.failure
-        if self._server.about is None and all(c.counters["frames"] for c in self.captures):
-            self._server.about = self.about()
-        for command in self._server.poll():
-            command.answer(False, f"a camera knows no command '{command.action}'")
+            if server.about is None and capture.counters["frames"]:
+                server.about = _about(capture)
+            for command in server.poll():
+                command.answer(False, f"a camera knows no command '{command.action}'")
         if now_ns - self._heartbeat_ns >= HEARTBEAT_NS:
             self._heartbeat_ns = now_ns
             self._beat()
@@ -219,25 +221,6 @@ class CameraNode:
     def is_at_end(self) -> bool:
         """Whether every source was a file and has ended."""
         return all(not c.is_alive() and not c.frames and c.failure is None for c in self.captures)
-
-    def about(self) -> dict[str, Any]:
-        """The `describe` of this node: real sizes, rates and formats."""
-        return {
-            "node": "camera",
-            "cameras": [
-                {
-                    "name": c.settings.name,
-                    "source": c.settings.source,
-                    "height": c.settings.height,
-                    "width": c.settings.width,
-                    "fps": float(c.settings.fps),
-                    "locked_exposure": c.settings.has_locked_exposure or c.settings.exposure is not None,
-                    "fit": c.settings.fit,
-                }
-                for c in self.captures
-            ],
-            "format": "; ".join(f"{c.settings.name}: {c.source.about}" for c in self.captures),
-        }
 
     def _publish(self, publisher: Publisher, ready: _Ready) -> None:
         publisher.send("frame", ready.fields, [ready.payload], ready.captured_ns)
@@ -257,9 +240,25 @@ class CameraNode:
         for capture in self.captures:
             if capture.is_alive():
                 capture.join(timeout=2)
-        for publisher in self._publishers.values():
+        for name, publisher in self._publishers.items():
             publisher.close()
-        self._server.close()
+            self._servers[name].close()
+
+
+def _about(capture: Capture) -> dict[str, Any]:
+    """The `describe` of one camera: real size, rate and format."""
+    settings = capture.settings
+    return {
+        "node": f"camera/{settings.name}",
+        "name": settings.name,
+        "source": settings.source,
+        "height": settings.height,
+        "width": settings.width,
+        "fps": float(settings.fps),
+        "locked_exposure": settings.has_locked_exposure or settings.exposure is not None,
+        "fit": settings.fit,
+        "format": capture.source.about,
+    }
 
 
 def serve(session: bytes, sources: Sequence[Source]) -> int:

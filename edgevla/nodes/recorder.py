@@ -26,7 +26,7 @@ import numpy as np
 import zmq
 
 from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.errors import CameraError, DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 from edgevla.messages import is_grid_moment
 from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.vitals import heartbeat, is_orphan
@@ -264,16 +264,12 @@ class RecorderNode:
         from edgevla.dataset.writer import DatasetWriter
 
         robot = self._describe("robot")
-        cameras = self._describe("camera")["cameras"] if self.cameras else []
-        seen = {camera["name"]: camera for camera in cameras}
-        missing = [name for name in self.cameras if name not in seen]
-        if missing:
-            raise CameraError(f"camera '{missing[0]}' does not run; running: {', '.join(seen) or 'none'}")
+        cameras = [self._describe(f"camera/{name}") for name in self.cameras]
         self._fps_of_grid = self._fps()
         return DatasetWriter(
             self.output,
             fps=self._fps_of_grid,
-            features=features_of(robot["joints"], [seen[name] for name in self.cameras]),
+            features=features_of(robot["joints"], cameras),
             robot_type=str(robot["robot"]),
             resume=True,
             joint_units=joint_units_of(robot["joints"]),
@@ -286,7 +282,7 @@ class RecorderNode:
         finally:
             client.close()
         if about is None:
-            raise UsageError(f"the {node} is not ready yet; try again in a moment")
+            raise UsageError(f"{node} does not run, or is not ready yet; try again in a moment")
         return about
 
     def _fps(self) -> float:

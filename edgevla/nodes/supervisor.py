@@ -269,7 +269,8 @@ class Supervisor:
             args += ["--world", endpoint(self.folder, "emulator")] if is_sim else []
             args += [part for c in chosen for part in ("--camera", c.to_json())]
             self.spawn(name, args)
-            self.await_ready(name, "camera", CAMERAS_READY_S, CameraError)
+            for camera in chosen:
+                self.await_ready(name, f"camera/{camera.name}", CAMERAS_READY_S, CameraError)
 
     def await_ready(
         self, child_name: str, node: str, limit_s: float, error: type[EdgeVLAError]

@@ -246,12 +246,11 @@ def test_the_process_publishes_describes_and_stops(folder):
     )
     ctx = zmq.Context()
     inbox = Inbox(ctx, {"frame": (endpoint(where, "camera/front"), 4)}, session)
-    client = CommandClient(ctx, endpoint(where, "camera", "commands"), session, "test")
+    client = CommandClient(ctx, endpoint(where, "camera/front", "commands"), session, "test")
     try:
         assert inbox.wait(15), "no frame came"
         about = client.describe(5)
-        assert about["cameras"][0]["name"] == "front"
-        assert about["cameras"][0]["width"] == 64
+        assert (about["node"], about["name"], about["width"]) == ("camera/front", "front", 64)
     finally:
         process.terminate()
         assert process.wait(5) == 0

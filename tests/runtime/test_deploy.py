@@ -81,6 +81,17 @@ def test_a_camera_that_is_not_there(tmp_path, bundle_maker):
     assert "front" in words
 
 
+def test_a_camera_that_is_not_there_beside_one_that_is(tmp_path, bundle_maker):
+    """The simulated camera is another process; its being ready says nothing about the other."""
+    bundle = bundle_maker(tmp_path / "two", cameras=("front", "wrist"), size=(480, 640))
+    code, words, shown = deploy(
+        bundle, "--robot=so101", "--sim", "--camera=front=/dev/video99", "--duration=2"
+    )
+    assert code == 1
+    assert "camera 'front' is not there: /dev/video99 does not exist" in words
+    assert "running" not in shown, "the arm waits for every camera"
+
+
 def test_a_camera_of_another_size(bundle):
     code, words, _ = deploy(bundle, "--robot=so101", "--sim", "--camera=front=/dev/video99")
     assert code == 1

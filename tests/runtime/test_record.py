@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 
+import cv2
 import numpy as np
 import pytest
 from deployment_kit import Terminal
@@ -61,6 +62,25 @@ def test_rollouts_of_a_policy_become_episodes(deploy, tmp_path):
     assert np.isfinite(action).all()
     assert np.abs(action[-1] - state[-1]).max() < 15, "what was sent lies near where the arm is"
     assert dataset.frame("observation.images.front", 0).shape == (48, 64, 3)
+
+
+def test_cameras_of_two_processes_are_recorded_together(deploy, tmp_path, bundle_maker):
+    """One plays files, the other is simulated: two camera nodes in one deployment."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        cv2.imwrite(str(pictures / f"{i}.png"), np.full((480, 640, 3), 200 + i, np.uint8))
+    two = bundle_maker(tmp_path / "two", cameras=("front", "wrist"), size=(480, 640))
+    running = deploy(f"--camera=front={pictures}", bundle=two)
+    running.wait_for("running")
+    root = tmp_path / "recorded"
+    done = record(root, "--task", "look", "--episodes", 1, "--seconds", 1, "--pause", 0.2)
+    assert done.returncode == 0, done.stderr
+    dataset = open_dataset(root)
+    assert dataset.cameras == ["observation.images.front", "observation.images.wrist"]
+    front, wrist = (dataset.frame(name, 20) for name in dataset.cameras)
+    assert abs(float(front.mean()) - 201) < 6
+    assert wrist.std() > front.std() + 5, "a drawn scene, not the grey card"
 
 
 @pytest.mark.timeout(120)
