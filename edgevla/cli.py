@@ -18,17 +18,20 @@ from edgevla.errors import EdgeVLAError
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("edgevla.train.cli", "train a policy on a LeRobot dataset"),
     "export": ("edgevla.export.cli", "compile a checkpoint into a policy bundle"),
-    "deploy": ("edgevla.nodes.deploy_cli", "run a bundle on a robot, real or emulated"),
+    "deploy": ("edgevla.launch.deploy_cli", "run a bundle on a robot, real or emulated"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
-    "record": ("edgevla.nodes.record_cli", "record a running robot into a LeRobot dataset"),
-    "replay": ("edgevla.nodes.replay_cli", "play a recorded episode on a robot"),
+    "record": ("edgevla.launch.record_cli", "record a running robot into a LeRobot dataset"),
+    "replay": ("edgevla.launch.replay_cli", "play a recorded episode on a robot"),
     "demo": ("edgevla.demo.cli", "the whole story on a simulated arm, in minutes"),
     "teleop": ("edgevla.robots.teleop", "move a robot by hand with a leader arm"),
-    "calibrate": ("edgevla.robots.calibrate_cli", "calibrate an arm, or compare file and servos"),
-    "setup-motors": ("edgevla.robots.setup_motors_cli", "give new servos their ids and speed, one by one"),
+    "calibrate": ("edgevla.robots.tools.calibrate_cli", "calibrate an arm, or compare file and servos"),
+    "setup-motors": (
+        "edgevla.robots.tools.setup_motors_cli",
+        "give new servos their ids and speed, one by one",
+    ),
     "emulate": ("edgevla.robots.emulator.cli", "servos behind a pseudo-terminal, real protocol"),
     "inspect": ("edgevla.inspect_cli", "say what is in a dataset, checkpoint or bundle, and check it"),
-    "doctor": ("edgevla.robots.doctor", "find out what is wrong with a robot's ports and servos"),
+    "doctor": ("edgevla.robots.tools.doctor", "find out what is wrong with a robot's ports and servos"),
 }
 
 

@@ -26,12 +26,12 @@ from edgevla.manifest import (
 )
 from edgevla.runner import BundlePolicy
 from edgevla.session import is_alive
+from edgevla.train.checkpoint import checkpoint_folder, load_policy
+from edgevla.train.policies.base import Policy
+from edgevla.train.policies.config import PolicyConfig
+from edgevla.train.processors import Processors
+from edgevla.train.state import find_checkpoint, replace_folder
 
-from ..train.checkpoint import checkpoint_folder, load_policy
-from ..train.policies.base import Policy
-from ..train.policies.config import PolicyConfig
-from ..train.processors import Processors
-from ..train.state import find_checkpoint, replace_folder
 from . import trace
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
@@ -225,8 +225,7 @@ def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: Ex
 def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: Path) -> GraphFile:
     """TensorRT knows no float64: the rows of the time graph for the bundle's step count, as a table."""
     from edgevla.engines.table import write_table
-
-    from ..train.policies.base import TorchGraph
+    from edgevla.train.policies.base import TorchGraph
 
     assert manifest.schedule is not None
     taus = manifest.schedule.taus()[:-1]

@@ -18,9 +18,9 @@ from edgevla.bundle import load_bundle
 from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
+from edgevla.train.policies.config import features_of
+from edgevla.train.processors import Processors
 
-from ..train.policies.config import features_of
-from ..train.processors import Processors
 from .features import NOT_JOINTS
 from .header import Weight, read_header
 
@@ -184,8 +184,8 @@ def _pose_space(config: dict[str, Any], processors: Processors) -> tuple[str | N
     """What makes the actions end-effector poses, None for joints; and why that cannot be told, if so."""
     if config["type"] != "xvla":
         return None, None
-    from ..train.policies.xvla_actions import pose_space
-    from ..train.policies.xvla_config import XVlaConfig
+    from edgevla.train.policies.xvla_actions import pose_space
+    from edgevla.train.policies.xvla_config import XVlaConfig
 
     try:
         with warnings.catch_warnings():

@@ -28,8 +28,8 @@ from edgevla.manifest import (
     Target,
 )
 from edgevla.strict import read
+from edgevla.train.policies.base import Policy
 
-from ..train.policies.base import Policy
 from . import trace
 from .features import Meaning
 from .options import ExportOptions

@@ -20,7 +20,7 @@ from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, 
 from .options import ExportOptions
 
 if TYPE_CHECKING:
-    from ..train.policies.base import Policy
+    from edgevla.train.policies.base import Policy
 
 NOT_JOINTS = "end-effector poses ('{}'), which no joint robot here can follow"
 _BODY = {"degrees": "deg", "range100": "range100", "radians": "rad", "raw": "raw"}

@@ -12,7 +12,7 @@
 So the residual stream, positions and time stay float32 (a plain conversion loses 9 % of the velocity to the time
 table alone), and no list of a policy's node names is needed. x, tau, noise and actions are float32 at the door; of
 the context only large tensors (rank 3 and up: keys and values, features) are half. What error is left comes from the
-weights' own rounding, spread over all layers: tests/bench/results/half_parity.md.
+weights' own rounding, spread over all layers: benchmarks/results/half_parity.md.
 """
 
 from __future__ import annotations

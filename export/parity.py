@@ -20,9 +20,9 @@ from edgevla.errors import EngineError
 from edgevla.graph import Graph, GraphSpec
 from edgevla.manifest import ActionParity, Latency, Parity, Percentiles, Stage
 from edgevla.runner import BundlePolicy, InferenceResult
+from edgevla.train.policies.base import Policy, TorchGraph
 from edgevla.types import ACTION
 
-from ..train.policies.base import Policy, TorchGraph
 from .samples import Sample, action_range
 
 ACTION_SHARE = {"fp32": 1e-5, "fp16": 1e-3}

@@ -14,8 +14,7 @@ from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Observation
 
 if TYPE_CHECKING:
     from edgevla.dataset import Dataset
-
-    from ..train.policies.base import Policy
+    from edgevla.train.policies.base import Policy
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edgevla.errors import CheckpointError
+from edgevla.train.checkpoint import build_policy, read_config
+from edgevla.train.memory import without_init
+from edgevla.train.policies import policy_class
+from edgevla.train.policies.base import Policy
+from edgevla.train.processors import Processors
 
-from ..train.checkpoint import build_policy, read_config
-from ..train.memory import without_init
-from ..train.policies import policy_class
-from ..train.policies.base import Policy
-from ..train.processors import Processors
 from .header import read_aliases, read_header
 
 STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
-
-from ..train.policies.base import Policy, run_method
+from edgevla.train.policies.base import Policy, run_method
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -63,7 +63,7 @@ class Guardian:
         loop_read, self.to_loop = os.pipe()
         fds = [lease_write, loop_read, *(p.fileno() for p in self.ports.values())]
         fds += [] if self.alive_fd is None else [self.alive_fd]
-        args = [sys.executable, "-m", "edgevla.robots.node", *loop_args]
+        args = [sys.executable, "-m", "edgevla.robots.node_process", *loop_args]
         args += [f"--lease-fd={lease_write}", f"--guardian-fd={loop_read}"]
         args += [f"--port-fd={name}={port.fileno()}={port.name}" for name, port in self.ports.items()]
         self.loop = subprocess.Popen(args, pass_fds=fds)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgevla.cameras import CameraSettings
 from edgevla.errors import BusError
-from edgevla.nodes.deployment import DeployOptions
-from edgevla.nodes.sources import DirectSource
+from edgevla.launch.deployment import DeployOptions
+from edgevla.launch.sources import DirectSource, Run
 
 from .leader_node import check_pair, chunk_size
 from .profile import Profile
-
-if TYPE_CHECKING:
-    from edgevla.nodes.supervisor import Supervisor
 
 SIM_SWAY = 0.25
 """Share of its range by which an emulated leader moves to and fro."""
@@ -44,12 +41,12 @@ class LeaderSource(DirectSource):
         self._settings = _camera_settings(follower, options)
         super().__init__(f"leader {leader.name}", [camera.name for camera in self._settings])
 
-    def fit(self, run: Supervisor) -> list[CameraSettings]:
+    def fit(self, run: Run) -> list[CameraSettings]:
         for camera in self._settings:
             run.say("info", "teleop", f"camera {camera.name}: {camera.source}")
         return self._settings
 
-    def start(self, run: Supervisor) -> float:
+    def start(self, run: Run) -> float:
         ports, calibration = self._ports, self._calibration
         if run.options.is_sim:
             ports, calibration = [self._emulate(run)], "nominal"
@@ -63,11 +60,11 @@ class LeaderSource(DirectSource):
         run.say("info", "teleop", f"{about['provider']} answers in {latency_ms:.1f} ms")
         return latency_ms
 
-    def _emulate(self, run: Supervisor) -> str:
+    def _emulate(self, run: Run) -> str:
         """Starts an emulated leader that sways; the folder with a link per bus."""
         links = run.folder / "leader"
         words = [
-            "edgevla.robots.emulator.server",
+            "edgevla.robots.emulator.cli",
             str(self._leader.path),
             f"--link={links}/",
             f"--sway={SIM_SWAY}",
@@ -80,7 +77,7 @@ class LeaderSource(DirectSource):
             time.sleep(0.05)
         return str(links)
 
-    def start_arguments(self, run: Supervisor, latency_ms: float) -> dict[str, Any]:
+    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
         return self.direct_arguments(run, self._fps, chunk_size(self._fps), latency_ms)
 
 

@@ -292,11 +292,3 @@ class ControlLoop(Modes):
         phases = {"idle": "ready", "running": "running", "stopped": "stopping", "emergency": "degraded"}
         counters = {**self.counters, **self.robot.counters(), **self.links.counters()}
         return {"phase": phases.get(self.mode, "ready"), "counters": {k: int(v) for k, v in counters.items()}}
-
-
-if __name__ == "__main__":
-    import sys
-
-    from .node_process import main
-
-    sys.exit(main())

@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="edgevla.robots.node", description=__doc__)
+    parser = argparse.ArgumentParser(prog="edgevla.robots.node_process", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -166,3 +166,7 @@ def _run(args: argparse.Namespace) -> int:
         robot.close()
         links.close()
     return 1 if loop.has_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,11 +14,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from edgevla.errors import UsageError
-from edgevla.nodes import foreground
-from edgevla.nodes.foreground import Screen, carry_out, pairs, report
+from edgevla.launch import foreground
+from edgevla.launch.foreground import Screen, carry_out, pairs, report
 
 if TYPE_CHECKING:
-    from edgevla.nodes.deployment import DeployOptions
+    from edgevla.launch.deployment import DeployOptions
 
     from .profile import Profile
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The follower's deployment, with the leader arm where the policy would be."""
-    from edgevla.nodes.supervisor import Supervisor
+    from edgevla.launch.supervisor import Supervisor
 
     from .leader_source import LeaderSource
     from .profile import load_profile
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
-    from edgevla.nodes.deployment import DeployOptions
+    from edgevla.launch.deployment import DeployOptions
 
     cameras = pairs(args.camera, "--camera")
     for name in cameras:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgevla.cameras.base import CameraSettings, Picture, Source
 from edgevla.errors import CameraError
-
-from .base import CameraSettings, Picture, Source
 
 
 def open_source(settings: CameraSettings) -> Source:
@@ -15,8 +14,8 @@ def open_source(settings: CameraSettings) -> Source:
     Raises:
         CameraError: it looks like a file that is not there.
     """
-    from .files import VIDEO_SUFFIXES, ImageFolder, VideoFile
-    from .opencv import OpenCVCamera
+    from edgevla.cameras.files import VIDEO_SUFFIXES, ImageFolder, VideoFile
+    from edgevla.cameras.opencv import OpenCVCamera
 
     path = Path(settings.source)
     if settings.source.isdigit() or settings.source.startswith("/dev/") or "://" in settings.source:

@@ -8,10 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from edgevla.cameras.base import CameraSettings, Picture
 from edgevla.clock import NS_PER_S
 from edgevla.errors import CameraError
-
-from .base import CameraSettings, Picture
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v")

@@ -14,9 +14,8 @@ from pathlib import Path
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what happens is said once, in our words
 import cv2
 
+from edgevla.cameras.base import CameraSettings, Picture
 from edgevla.errors import CameraError
-
-from .base import CameraSettings, Picture
 
 _AUTO_EXPOSURE, _MANUAL_EXPOSURE = 3.0, 1.0  # V4L2_EXPOSURE_APERTURE_PRIORITY, V4L2_EXPOSURE_MANUAL
 

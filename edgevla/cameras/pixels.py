@@ -5,9 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from edgevla.cameras.base import CameraSettings, Picture
 from edgevla.errors import CameraError
-
-from .base import CameraSettings, Picture
 
 THUMBNAIL_PX = 160
 

@@ -14,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .check import check_dataset
-    from .facts import DatasetFacts, facts_of, infer_joint_units
-    from .layout import Finding, camera_age_key
-    from .reader import Dataset, open_dataset
-    from .writer import DatasetWriter
+    from edgevla.dataset.check import check_dataset
+    from edgevla.dataset.facts import DatasetFacts, facts_of, infer_joint_units
+    from edgevla.dataset.layout import Finding, camera_age_key
+    from edgevla.dataset.reader import Dataset, open_dataset
+    from edgevla.dataset.writer import DatasetWriter
 
 __all__ = [
     "Dataset",

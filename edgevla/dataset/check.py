@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from edgevla.dataset import stats as statistics
+from edgevla.dataset.layout import BOOKKEEPING, Episode, Finding, Findings, relative_files
+from edgevla.dataset.open import read_all
+from edgevla.dataset.reader import Dataset
+from edgevla.dataset.video import VideoIndex
 from edgevla.errors import DatasetError
-
-from . import stats as statistics
-from .layout import BOOKKEEPING, Episode, Finding, Findings, relative_files
-from .open import read_all
-from .reader import Dataset
-from .video import VideoIndex
 
 Progress = Callable[[int, int, str], None]
 """(done, total, what)"""

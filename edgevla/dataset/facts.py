@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 
 from edgevla import strict
+from edgevla.dataset.layout import STATED, camera_age_key
+from edgevla.dataset.stats import Stats
 from edgevla.errors import DatasetError, UsageError
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind, JointUnits
 
-from .layout import STATED, camera_age_key
-from .stats import Stats
-
 if TYPE_CHECKING:
-    from .reader import Dataset
+    from edgevla.dataset.reader import Dataset
 
 FACTS = "edgevla.json"
 MID_RANGE = "mid_range"

@@ -11,9 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from edgevla.dataset.tables import open_parquet
 from edgevla.errors import DatasetError
-
-from .tables import open_parquet
 
 _AS_STORED = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 """LeRobot does not turn pictures by their EXIF tag."""

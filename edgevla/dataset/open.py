@@ -13,12 +13,27 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.dataset import stats as statistics
+from edgevla.dataset.layout import (
+    INFO,
+    Episode,
+    Findings,
+    Info,
+    VideoSpan,
+    read_info,
+    read_jsonl,
+    relative_files,
+)
+from edgevla.dataset.stats import Stats
+from edgevla.dataset.tables import (
+    Frames,
+    read_episode_rows,
+    read_episode_stats,
+    read_frames,
+    read_tasks,
+    task_table,
+)
 from edgevla.errors import DatasetError
-
-from . import stats as statistics
-from .layout import INFO, Episode, Findings, Info, VideoSpan, read_info, read_jsonl, relative_files
-from .stats import Stats
-from .tables import Frames, read_episode_rows, read_episode_stats, read_frames, read_tasks, task_table
 
 EPISODES_GLOB = "meta/episodes/*/*.parquet"
 

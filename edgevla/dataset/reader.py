@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.dataset import stats as statistics
+from edgevla.dataset.hub import local_folder
+from edgevla.dataset.images import ImageTable
+from edgevla.dataset.layout import BOOKKEEPING, Episode, Findings, Info
+from edgevla.dataset.open import Opened, read_all
+from edgevla.dataset.stats import Stats
+from edgevla.dataset.video import VideoIndex, VideoPool
 from edgevla.errors import DatasetError, UsageError
-
-from . import stats as statistics
-from .hub import local_folder
-from .images import ImageTable
-from .layout import BOOKKEEPING, Episode, Findings, Info
-from .open import Opened, read_all
-from .stats import Stats
-from .video import VideoIndex, VideoPool
 
 DEFAULT_TOLERANCE_S = 1e-4
 

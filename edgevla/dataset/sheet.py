@@ -7,10 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from edgevla.dataset.layout import short_name
+from edgevla.dataset.reader import Dataset
 from edgevla.errors import DatasetError, UsageError
-
-from .layout import short_name
-from .reader import Dataset
 
 ROW_HEIGHT = 96
 CAPTION = 20

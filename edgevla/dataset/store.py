@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from . import stats as statistics
-from .layout import FeatureInfo, Findings, Info, natural, read_info, relative_files
-from .open import EPISODES_GLOB, Opened, read_all
-from .tables import open_parquet, read_episode_stats
+from edgevla.dataset import stats as statistics
+from edgevla.dataset.layout import FeatureInfo, Findings, Info, natural, read_info, relative_files
+from edgevla.dataset.open import EPISODES_GLOB, Opened, read_all
+from edgevla.dataset.tables import open_parquet, read_episode_stats
 
 MIB = 2**20
 

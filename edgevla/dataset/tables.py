@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from edgevla.dataset.layout import BOOKKEEPING, INFO, FeatureInfo, Findings
 from edgevla.errors import DatasetError
-
-from .layout import BOOKKEEPING, INFO, FeatureInfo, Findings
 
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _NUMPY_NAME = {"bool": "bool_", "float": "float32"}

@@ -21,12 +21,28 @@ from typing import Any
 import cv2
 import numpy as np
 
+from edgevla.dataset import stats as statistics
+from edgevla.dataset.encode import EpisodeEncoder, choose_codec, join_videos
+from edgevla.dataset.layout import (
+    BOOKKEEPING,
+    INFO,
+    STATED,
+    V3_DATA,
+    V3_EPISODES,
+    V3_VIDEO,
+    FeatureInfo,
+    feature_info,
+    log,
+)
+from edgevla.dataset.store import (
+    FileSeries,
+    clean_after_crash,
+    data_table,
+    episode_table,
+    replace_json,
+    write_tasks,
+)
 from edgevla.errors import DatasetError, UsageError
-
-from . import stats as statistics
-from .encode import EpisodeEncoder, choose_codec, join_videos
-from .layout import BOOKKEEPING, INFO, STATED, V3_DATA, V3_EPISODES, V3_VIDEO, FeatureInfo, feature_info, log
-from .store import FileSeries, clean_after_crash, data_table, episode_table, replace_json, write_tasks
 
 SCRATCH = ".recording"
 _BOOKKEEPING = {

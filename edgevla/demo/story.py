@@ -19,7 +19,7 @@ from typing import Any
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.errors import EdgeVLAError, UsageError
 
-EMULATOR = "edgevla.robots.emulator"
+TRIALS = "edgevla.robots.trials"
 DELAY_MS = 200
 
 
@@ -134,7 +134,7 @@ class Story:
     def _demonstrate(self) -> None:
         self._run(
             [
-                Work(f"demonstrate {task}", [f"{EMULATOR}.demonstrate", "--task", task, "--output",
+                Work(f"demonstrate {task}", [f"{TRIALS}.demonstrate", "--task", task, "--output",
                      str(self.folder / "datasets" / task), "--episodes", str(n), "--seed", str(self.seed)])
                 for task, n in zip(TASKS, self.size.demos, strict=True)
             ]
@@ -176,7 +176,7 @@ class Story:
             if not n:
                 continue
             words = [
-                f"{EMULATOR}.rollouts",
+                f"{TRIALS}.rollouts",
                 str(self._bundle(task)),
                 "--task",
                 task,
@@ -208,7 +208,7 @@ class Story:
         works = []
         for cell in self.cells:
             n = self.size.trials[TASKS.index(cell.task)]
-            words = [f"{EMULATOR}.trials", str(self._bundle(cell.task)), "--task", cell.task]
+            words = [f"{TRIALS}.trials", str(self._bundle(cell.task)), "--task", cell.task]
             words += ["--execution", cell.execution, "--delay-ms", str(cell.delay_ms), "--episodes", str(n)]
             words += ["--seed", str(self.seed), "--control", cell.control]
             if cell.control == "none":

@@ -9,47 +9,16 @@ A provider that is not there is an error, never the CPU.
 from __future__ import annotations
 
 import importlib.util
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from edgevla.engines.options import EngineOptions, n_cores, to_numpy
 from edgevla.errors import EngineError
 from edgevla.graph import Graph, GraphSpec
 from edgevla.strict import nearest
 
+__all__ = ["PROVIDERS", "EngineOptions", "load_graph", "n_cores", "to_numpy"]
+
 PROVIDERS = ("cpu", "cuda", "tensorrt")
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """threads: of one graph; 0 means all cores but one, so that the control loop keeps a core.
-    prepack: False leaves weights memory-mapped and shared between processes (slower runs, far less memory).
-    keep_on_device: outputs stay on the GPU, as whatever the next graph takes.
-    cache_dir: where TensorRT engines are kept; None: beside the user's other caches.
-    provider_options: passed to the provider as they are.
-    """
-
-    threads: int = 0
-    prepack: bool = True
-    device_id: int = 0
-    keep_on_device: bool = False
-    cache_dir: Path | None = None
-    provider_options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def n_threads(self) -> int:
-        return self.threads or max(1, n_cores() - 1)
-
-
-def n_cores() -> int:
-    """Cores this process may use (a container or taskset may allow fewer than the machine has)."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        return os.cpu_count() or 1
 
 
 def load_graph(
@@ -76,11 +45,6 @@ def load_graph(
     from edgevla.engines.onnx import OnnxGraph
 
     return OnnxGraph(path, spec, provider, options)
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """An engine's output on the host, wherever it lives."""
-    return value if isinstance(value, np.ndarray) else np.asarray(value.numpy())
 
 
 def _onnxruntime_has_tensorrt() -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevla.engines import EngineOptions, to_numpy
+from edgevla.engines.options import EngineOptions, to_numpy
 from edgevla.errors import BundleError, EngineError, MissingExtraError
 from edgevla.graph import GraphSpec
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevla.engines import EngineOptions
+from edgevla.engines.options import EngineOptions
 from edgevla.errors import EngineError, MissingExtraError
 from edgevla.graph import GraphSpec
 

@@ -1,7 +1,7 @@
 """A recorded episode in the place of a policy: one `infer` in, one `chunk` of recorded actions out.
 
 The arm first goes to where the episode begins (slowly, as safety has it); then the recorded actions follow on the
-grid, one per row. `EpisodeSource` is the supervisor's side of it, the rest runs as `python -m edgevla.nodes.replay`.
+grid, one per row. Runs as `python -m edgevla.nodes.replay`; the supervisor's side is `launch/episode.py`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,18 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zmq
 
-from edgevla.cameras import CameraSettings
 from edgevla.codec import Message
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.joint_units import joint_map
-from edgevla.nodes.sources import DirectSource
 from edgevla.nodes.stand_in import StandIn
 from edgevla.nodes.vitals import stop_on_sigterm
 from edgevla.types import ACTION, STATE
 
-if TYPE_CHECKING:
-    from edgevla.nodes.supervisor import Supervisor
-
-READY_S = 60.0
 CHUNK_SIZE = 30
 NEAR_SHARE = 0.03
 """Of a joint's range: this near to the first state the episode may begin."""
@@ -76,44 +70,6 @@ def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: st
     near = np.array([NEAR_SHARE * (joint["max"] - joint["min"]) for joint in robot["joints"]], np.float32)
     names = [str(joint["name"]) for joint in robot["joints"]]
     return Recorded(float(dataset.info.fps), values[STATE], values[ACTION], near, names)
-
-
-class EpisodeSource(DirectSource):
-    """A recorded episode where the policy would be.
-
-    Raises:
-        DatasetError, UsageError: the dataset cannot be read, or has no such episode: known before an arm moves.
-    """
-
-    def __init__(self, dataset: str, episode: int, joint_units: str | None = None) -> None:
-        from edgevla.dataset import open_dataset
-
-        super().__init__(f"episode {episode} of {dataset}")
-        self._dataset, self._episode, self._joint_units = dataset, episode, joint_units
-        opened = open_dataset(dataset)
-        if not 0 <= episode < opened.n_episodes:
-            raise UsageError(f"{dataset} has no episode {episode}; it has 0 to {opened.n_episodes - 1}")
-        self._fps = float(opened.info.fps)
-
-    def fit(self, run: Supervisor) -> list[CameraSettings]:
-        load_episode(self._dataset, self._episode, run.robot, self._joint_units)
-        (run.folder / "robot.json").write_text(json.dumps(run.robot))
-        return []
-
-    def start(self, run: Supervisor) -> float:
-        words = [
-            "edgevla.nodes.replay",
-            f"--dataset={self._dataset}",
-            f"--episode={self._episode}",
-            *run.place,
-        ]
-        words += [f"--robot-json={run.folder / 'robot.json'}"]
-        words += [f"--joint-units={self._joint_units}"] if self._joint_units else []
-        run.spawn("policy", words)
-        return float(run.await_ready("policy", "policy", READY_S, EdgeVLAError)["latency_ms"])
-
-    def start_arguments(self, run: Supervisor, latency_ms: float) -> dict[str, Any]:
-        return self.direct_arguments(run, self._fps, CHUNK_SIZE, latency_ms)
 
 
 class Player:

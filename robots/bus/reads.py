@@ -7,22 +7,48 @@ events the thread sleeps in `select`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Protocol
 
 from edgevla.clock import Clock
 from edgevla.errors import BusError
 
-from .frames import Status
-from .port import READ_SIZE, wait_readable
-
-if TYPE_CHECKING:
-    from .servo_bus import ServoBus
+from .frames import Counters, Status
+from .port import READ_SIZE, Port, wait_readable
 
 N_RETRIES = 2
 SILENCE_NS = 3_000_000
 """Once an answer has begun, a pause this long on the line means that the rest will not come."""
 SHORTEST_TRY_NS = 1_500_000
+
+
+class Line(Protocol):
+    """What a read needs of its bus (`servo_bus.ServoBus`).
+
+    echoes: whether the adapter returns what is sent; None: not known yet.
+    """
+
+    codec: ModuleType
+    port: Port
+    echoes: bool | None
+    uses_sync_read: bool
+    uses_fast_read: bool
+    joins_writes: bool
+    adapter_latency_ns: int
+
+    @property
+    def counters(self) -> Mapping[int, Counters]: ...
+
+    def request(self, address: int, size: int, ids: tuple[int, ...], is_fast: bool = False) -> bytes: ...
+
+    def wire_time_ns(self, size: int, n_ids: int, n_sent: int) -> int: ...
+
+    def reply_timeout_ns(self, size: int, n_ids: int, n_sent: int) -> int: ...
+
+    def note_error(self, servo_id: int, error: int) -> None: ...
+
+    def note_fast_read(self, came: bool) -> None: ...
 
 
 class BlockRead:
@@ -34,7 +60,7 @@ class BlockRead:
 
     def __init__(
         self,
-        bus: ServoBus,
+        bus: Line,
         address: int,
         size: int,
         ids: Sequence[int],

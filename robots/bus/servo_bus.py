@@ -16,6 +16,7 @@ from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError, ConfigError
 
 from . import dynamixel, feetech
+from .frames import Counters
 from .port import READ_SIZE, Port, wire_ns
 from .reads import BlockRead, finish
 from .registers import Block, Register
@@ -27,16 +28,6 @@ EEPROM_TIMEOUT_NS = 30_000_000
 N_TRIES = 3
 MAX_FAST_FAILURES = 3
 PROBE_NS = 60_000_000
-
-
-@dataclass
-class Counters:
-    """What one servo cost: retries asked, answers damaged, tries without an answer, ticks without a value."""
-
-    n_retries: int = 0
-    n_corrupt: int = 0
-    n_lost: int = 0
-    n_stale: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class ServoBus:
         """Whether the adapter returns our own bytes; None until the first answer."""
         self.adapter_latency_ns = 0
         self.return_delay_ns = 0
-        self.counters: dict[int, Counters] = {i: Counters() for i in motors}
+        self.counters: Mapping[int, Counters] = {i: Counters() for i in motors}
         self.errors: dict[int, int] = dict.fromkeys(motors, 0)
         """Last ERR byte by servo."""
         self._margin_ns, self._floor_ns = int(margin_ms * 1e6), int(floor_ms * 1e6)

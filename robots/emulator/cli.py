@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+
+from edgevla.errors import EdgeVLAError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,3 +57,18 @@ def run(args: argparse.Namespace) -> int:
     from .server import serve
 
     return serve(args, sys.stdout)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The process that `deploy --sim` starts."""
+    parser = argparse.ArgumentParser(prog="edgevla.robots.emulator.cli", description=__doc__)
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(argv))
+    except EdgeVLAError as error:
+        print(f"emulator: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,7 +15,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +24,6 @@ from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.nodes.vitals import ask_for_real_time, is_orphan
 
 from ..profile import Profile, load_profile
-from .cli import add_arguments
 from .faults import Fault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
@@ -280,7 +279,7 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     if args.world:
         if profile.world != "so101":
             raise UsageError(f"no simulated world for robot {profile.name}; only so101 has one")
-        from .world import TASKS, World
+        from ..world.world import TASKS, World
 
         if args.world not in TASKS:
             raise UsageError(f"unknown world '{args.world}'; known: {', '.join(TASKS)}")
@@ -341,17 +340,3 @@ def serve(args: argparse.Namespace, out: TextIO) -> int:
     finally:
         close()
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="edgevla.robots.emulator.server", description=__doc__)
-    add_arguments(parser)
-    try:
-        return serve(parser.parse_args(argv), sys.stdout)
-    except EdgeVLAError as error:
-        print(f"emulator: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

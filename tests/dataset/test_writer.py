@@ -375,7 +375,7 @@ def test_a_recording_whose_encoder_hangs_ends_with_a_sentence(tmp_path: Path) ->
     code = f"""
 import sys, time
 from edgevla.dataset import encode
-from edgevla.robots.emulator.demonstrate import main
+from edgevla.robots.trials.demonstrate import main
 encode.POLL_S, encode.STALL_S = 0.1, 0.3
 encode.EpisodeEncoder._encode = lambda self: time.sleep(1000)
 sys.exit(main(["--task", "rest", "--episodes", "1", "--output", {str(tmp_path / "set")!r}]))

@@ -18,13 +18,13 @@ from edgevla.demo import stage
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.demo.table import closing_words
 from edgevla.errors import EdgeVLAError
-from edgevla.robots.emulator import kinematics
-from edgevla.robots.emulator.closed_loop import ClosedLoop
-from edgevla.robots.emulator.demonstrate import Plan, demonstrate, first_posture
-from edgevla.robots.emulator.expert import Expert
-from edgevla.robots.emulator.scene import Scene
-from edgevla.robots.emulator.trials import wilson
-from edgevla.robots.emulator.world import EPISODE_S, TASKS, World, above, place, velocity
+from edgevla.robots.trials.closed_loop import ClosedLoop
+from edgevla.robots.trials.demonstrate import Plan, demonstrate, first_posture
+from edgevla.robots.trials.expert import Expert
+from edgevla.robots.trials.trials import wilson
+from edgevla.robots.world import kinematics
+from edgevla.robots.world.scene import Scene
+from edgevla.robots.world.world import EPISODE_S, TASKS, World, above, place, velocity
 
 
 def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
@@ -82,7 +82,7 @@ def follow(execution, delay_steps, misaligned=False, n=2):
             servo_hz=30.0,
         )
         if misaligned:
-            from edgevla.robots.emulator.trials import _misalign
+            from edgevla.robots.trials.trials import _misalign
 
             _misalign(loop)
         loop.put(kinematics.READY_RAD)

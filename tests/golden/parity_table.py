@@ -22,7 +22,7 @@ import torch
 from golden_harness import DEFAULT, Adapter, Fixture, compare, find_fixtures, open_adapter
 from torch import Tensor
 
-RESULTS = Path(__file__).parents[1] / "bench" / "results" / "parity.md"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "parity.md"
 LOSSES = ("train*/loss", "train*/loss_valid")
 GRADIENTS = ("train*/grad_norms",)
 OPTIMIZED = ("train*/opt_losses",)

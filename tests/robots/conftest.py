@@ -17,11 +17,11 @@ from edgevla.robots.profile import load_profile
 
 
 class EmulatorProcess:
-    """`python -m edgevla.robots.emulator.server`; `ports`: bus -> link."""
+    """`python -m edgevla.robots.emulator.cli`; `ports`: bus -> link."""
 
     def __init__(self, robot: str, folder: Path, *options: str) -> None:
         link = str(folder / "ports") + "/"
-        args = [sys.executable, "-m", "edgevla.robots.emulator.server", robot, "--link", link, *options]
+        args = [sys.executable, "-m", "edgevla.robots.emulator.cli", robot, "--link", link, *options]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True, env=env)
         profile = load_profile(robot)

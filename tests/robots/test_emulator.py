@@ -153,7 +153,7 @@ def test_a_link_belongs_to_one_emulator_and_is_free_when_it_was_killed(start_emu
 
 
 def test_faults_may_be_typed(tmp_path):
-    args = [sys.executable, "-m", "edgevla.robots.emulator.server", "so101", "--untimed", "--faults", "-"]
+    args = [sys.executable, "-m", "edgevla.robots.emulator.cli", "so101", "--untimed", "--faults", "-"]
     emulator = subprocess.Popen(
         [*args, "--link", str(tmp_path / "arm")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -8,10 +8,10 @@ import pytest
 from edgevla.clock import VirtualClock
 from edgevla.errors import ConfigError
 from edgevla.robots.arm import Robot
-from edgevla.robots.calibrate_cli import home
 from edgevla.robots.calibration import nominal
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.profile import load_profile
+from edgevla.robots.tools.calibrate_cli import home
 
 HEAD = """
 name = "koch"

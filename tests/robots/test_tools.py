@@ -14,17 +14,18 @@ import pytest
 from edgevla.cli import main
 from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, CalibrationError, UsageError
-from edgevla.robots import calibrate_cli, calibration, setup_motors_cli
+from edgevla.robots import calibration
 from edgevla.robots.bus.port import MemoryPort
-from edgevla.robots.calibrate_cli import Swept, Terminal
 from edgevla.robots.calibration import find_calibration, nominal
-from edgevla.robots.checkup import BusCheckup
 from edgevla.robots.emulator.feetech_bus import FeetechLine, FeetechServo
 from edgevla.robots.emulator.motion import Axis, MotorModel
 from edgevla.robots.handshake import held_calibration, write_differing
 from edgevla.robots.ports import open_ports
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import make_buses
+from edgevla.robots.tools import calibrate_cli, setup_motors_cli
+from edgevla.robots.tools.calibrate_cli import Swept, Terminal
+from edgevla.robots.tools.checkup import BusCheckup
 
 
 @pytest.fixture(autouse=True)

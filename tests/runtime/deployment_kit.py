@@ -196,10 +196,10 @@ def write_fast_profile(path: Path, robot: str = "so101") -> Path:
 
 MODULES = {
     "guardian": "edgevla.robots.guardian",
-    "robot": "edgevla.robots.node",
+    "robot": "edgevla.robots.node_process",
     "policy": "edgevla.nodes.policy",
-    "camera": "edgevla.robots.emulator.sim_camera",
-    "emulator": "edgevla.robots.emulator.server",
+    "camera": "edgevla.robots.world.sim_camera",
+    "emulator": "edgevla.robots.emulator.cli",
 }
 MARK = "EDGEVLA_TEST_RUN"
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from edgevla.errors import UsageError
-from edgevla.robots.emulator.closed_loop import ClosedLoop
 from edgevla.robots.emulator.faults import Fault
 from edgevla.robots.links import RELEASED, STOPPING
 from edgevla.robots.profile import load_profile
 from edgevla.robots.safety import Reason
+from edgevla.robots.trials.closed_loop import ClosedLoop
 
 TARGET = np.array([20.0, -10.0, 15.0, -5.0, 0.0, 40.0], np.float32)
 T = 30

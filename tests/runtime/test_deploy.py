@@ -143,7 +143,7 @@ def test_options_that_cannot_take_effect_are_errors(bundle, options, words):
 def test_without_a_bundle_the_newest_is_taken_and_named(tmp_path, bundle_maker, monkeypatch):
     import os
 
-    from edgevla.nodes.deploy_cli import newest_bundle
+    from edgevla.launch.deploy_cli import newest_bundle
 
     old, new = bundle_maker(tmp_path / "bundles" / "old"), bundle_maker(tmp_path / "bundles" / "new")
     os.utime(old / "manifest.json", (1, 1))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edgevla.errors import UsageError
-from edgevla.nodes.replay import CHUNK_SIZE, EpisodeSource, Player, Recorded, load_episode
-from edgevla.robots.emulator.demonstrate import Plan, demonstrate
+from edgevla.launch.episode import EpisodeSource
+from edgevla.nodes.replay import CHUNK_SIZE, Player, Recorded, load_episode
+from edgevla.robots.trials.demonstrate import Plan, demonstrate
 
 pytestmark = pytest.mark.realtime
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgevla.cli import main
-from edgevla.robots.emulator.demonstrate import INSTRUCTION
+from edgevla.robots.trials.demonstrate import INSTRUCTION
 from edgevla.train.tiny import BACKBONES
 
 CHUNK = ["chunk_size=30", "n_action_steps=15"]

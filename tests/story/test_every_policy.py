@@ -1,5 +1,5 @@
 """Every policy trains, exports and runs on a simulated robot. Whether it reaches the cube takes minutes of training:
-tests/bench/policies_closed_loop.py asks that.
+benchmarks/policies_closed_loop.py asks that.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.dataset.writer import DatasetWriter
 from edgevla.errors import WireError
-from edgevla.robots.emulator.demonstrate import INSTRUCTION, Plan, demonstrate
-from edgevla.robots.emulator.rollouts import find_run
-from edgevla.robots.emulator.trials import BundleArm, Trial
 from edgevla.robots.profile import load_profile
+from edgevla.robots.trials.demonstrate import INSTRUCTION, Plan, demonstrate
+from edgevla.robots.trials.rollouts import find_run
+from edgevla.robots.trials.trials import BundleArm, Trial
 from edgevla.session import endpoint, read_deployment
 from edgevla.train.tiny import BACKBONES, write_tiny_backbone
 from edgevla.types import Observation

@@ -1,0 +1,125 @@
+"""Does LeRobot read what we write? Its own classes open our checkpoints, their pipelines, and our data set.
+
+Two steps, for LeRobot needs an environment of its own (tried with lerobot 0.5.1, transformers 5.3):
+
+    python benchmarks/lerobot_reads_ours.py write WORK     # ours: demonstrations, every policy trained for two steps
+    LEROBOT_PYTHON benchmarks/lerobot_reads_ours.py read WORK
+
+`read` prints a line per thing and ends with 1 when one failed: configuration (it refuses unknown keys) and pipelines of
+all policies; the networks of ACT and Diffusion with every key in its place; the data set's columns, and where its videos
+lie.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WHOLE = ("act", "diffusion")
+"""Their networks are built from the configuration alone; the others want a published backbone."""
+
+
+def write(work: Path) -> None:
+    import torch
+
+    from edgevla.dataset import open_dataset
+    from edgevla.robots.trials.demonstrate import Plan, demonstrate
+    from edgevla.train.tiny import BACKBONES, write_tiny_backbone
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
+    from every_policy import SETTINGS, run_verb, train_words
+
+    if (work / "columns.npz").exists():
+        return
+    demonstrate(work / "data", Plan("rest", 3, n_steps=40))
+    for kind in set(BACKBONES.values()):
+        torch.manual_seed(0)
+        write_tiny_backbone(work / kind, kind, width=32, depth=2)
+    for policy in SETTINGS:
+        backbone = work / BACKBONES[policy] if policy in BACKBONES else None
+        words = train_words(policy, work / "data", work / "runs" / policy, backbone)
+        words += (
+            ["--trunk-width", "64"] if policy in WHOLE else []
+        )  # LeRobot knows ResNets of the usual width only
+        run_verb([*words, "--steps", "2", "--batch-size", "2"])
+    columns = open_dataset(str(work / "data")).columns
+    np.savez(work / "columns.npz", **{key: columns[key] for key in ("observation.state", "action")})
+
+
+def checkpoint(work: Path, policy: str) -> Path:
+    return work / "runs" / policy / "checkpoints" / "last" / "pretrained_model"
+
+
+def read_config(work: Path, policy: str) -> str:
+    import lerobot.policies.factory  # noqa: F401  registers the configurations
+    from lerobot.configs.policies import PreTrainedConfig
+
+    return type(PreTrainedConfig.from_pretrained(checkpoint(work, policy))).__name__
+
+
+def read_pipelines(work: Path, policy: str) -> str:
+    from lerobot.processor import PolicyProcessorPipeline
+
+    names, folder = [], checkpoint(work, policy)
+    for which in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        has_text = (
+            "tokenizer_processor" in (folder / which).read_text()
+        )  # else its name is looked up on the hub
+        local = {"tokenizer_processor": {"tokenizer_name": str(folder / "tokenizer")}} if has_text else {}
+        pipeline = PolicyProcessorPipeline.from_pretrained(folder, config_filename=which, overrides=local)
+        names += [type(step).__name__ for step in pipeline.steps]
+    return f"{len(names)} steps"
+
+
+def read_whole(work: Path, policy: str) -> str:
+    """The network with our weights, every key in its place."""
+    from lerobot.configs.policies import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class
+
+    folder = checkpoint(work, policy)
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.device = "cpu"
+    network = get_policy_class(policy).from_pretrained(folder, config=config, strict=True)
+    return f"{sum(p.numel() for p in network.parameters())} parameters"
+
+
+def read_data(work: Path) -> str:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    data = LeRobotDataset("ours/demonstrations", root=work / "data")
+    ours = np.load(work / "columns.npz")
+    for key in ours:
+        np.testing.assert_array_equal(np.stack([np.asarray(v) for v in data.hf_dataset[key]]), ours[key])
+    videos = [data.root / data.meta.get_video_file_path(0, key) for key in data.meta.video_keys]
+    missing = [str(path) for path in videos if not path.exists()]
+    if missing:
+        raise FileNotFoundError(", ".join(missing))
+    return f"{data.num_episodes} episodes, {data.num_frames} frames, {len(videos)} cameras"
+
+
+CHECKS: dict[str, Any] = {"config": read_config, "pipelines": read_pipelines}
+
+
+def read(work: Path) -> int:
+    n_failed = 0
+    names = sorted(path.name for path in (work / "runs").iterdir())
+    tasks = [(f"{name}: {what}", check, (work, name)) for name in names for what, check in CHECKS.items()]
+    tasks += [(f"{name}: network", read_whole, (work, name)) for name in names if name in WHOLE]
+    tasks.append(("data set", read_data, (work,)))
+    for title, check, given in tasks:
+        try:
+            print(f"ok      {title}: {check(*given)}")
+        except Exception as error:
+            n_failed += 1
+            traceback.print_exc()
+            print(f"FAILED  {title}: {type(error).__name__}: {error}")
+    return int(n_failed > 0)
+
+
+if __name__ == "__main__":
+    verb, folder = sys.argv[1], Path(sys.argv[2])
+    sys.exit(write(folder) if verb == "write" else read(folder))

@@ -1,0 +1,50 @@
+"""A recorded episode as the source of a deployment's actions; its process is `nodes/replay.py`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from edgevla.cameras import CameraSettings
+from edgevla.dataset import open_dataset
+from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.launch.sources import DirectSource, Run
+from edgevla.nodes.replay import CHUNK_SIZE, load_episode
+
+READY_S = 60.0
+
+
+class EpisodeSource(DirectSource):
+    """A recorded episode where the policy would be.
+
+    Raises:
+        DatasetError, UsageError: the dataset cannot be read, or has no such episode: known before an arm moves.
+    """
+
+    def __init__(self, dataset: str, episode: int, joint_units: str | None = None) -> None:
+        super().__init__(f"episode {episode} of {dataset}")
+        self._dataset, self._episode, self._joint_units = dataset, episode, joint_units
+        opened = open_dataset(dataset)
+        if not 0 <= episode < opened.n_episodes:
+            raise UsageError(f"{dataset} has no episode {episode}; it has 0 to {opened.n_episodes - 1}")
+        self._fps = float(opened.info.fps)
+
+    def fit(self, run: Run) -> list[CameraSettings]:
+        load_episode(self._dataset, self._episode, run.robot, self._joint_units)
+        (run.folder / "robot.json").write_text(json.dumps(run.robot))
+        return []
+
+    def start(self, run: Run) -> float:
+        words = [
+            "edgevla.nodes.replay",
+            f"--dataset={self._dataset}",
+            f"--episode={self._episode}",
+            *run.place,
+        ]
+        words += [f"--robot-json={run.folder / 'robot.json'}"]
+        words += [f"--joint-units={self._joint_units}"] if self._joint_units else []
+        run.spawn("policy", words)
+        return float(run.await_ready("policy", "policy", READY_S, EdgeVLAError)["latency_ms"])
+
+    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+        return self.direct_arguments(run, self._fps, CHUNK_SIZE, latency_ms)

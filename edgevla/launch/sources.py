@@ -1,0 +1,186 @@
+"""Where a deployment's actions come from: a policy's bundle, or what may stand in its place.
+
+    PolicySource      edgevla deploy     here
+    EpisodeSource     edgevla replay     launch/episode.py
+    LeaderSource      edgevla teleop     robots/leader_source.py
+
+Each is a process `policy` that answers every `infer` with a `chunk`. The supervisor, the robot node, the guardian,
+safety, cameras, the recorder and the monitor see no difference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgevla import strict
+from edgevla.bundle import Fit, load_bundle
+from edgevla.cameras import CameraSettings
+from edgevla.errors import EdgeVLAError, EngineError
+from edgevla.execution import Execution, execution_from, execution_to, judge_latency
+from edgevla.launch.children import Child
+from edgevla.launch.deployment import (
+    DeployOptions,
+    camera_names,
+    camera_settings,
+    chosen_execution,
+    start_arguments,
+)
+
+POLICY = "edgevla.nodes.policy"
+POLICY_READY_S = 600.0
+
+
+class Run(Protocol):
+    """What a source needs of its supervisor.
+
+    options: what the command line says. robot: the robot's `describe`. folder: the run directory.
+    """
+
+    options: DeployOptions
+    robot: dict[str, Any]
+    folder: Path
+
+    @property
+    def place(self) -> list[str]:
+        """Arguments that tell a child where this deployment's processes meet."""
+        ...
+
+    def say(self, severity: str, source: str, text: str, /) -> None: ...
+
+    def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child: ...
+
+    def await_ready(
+        self, child_name: str, node: str, limit_s: float, error: type[EdgeVLAError]
+    ) -> dict[str, Any]: ...
+
+
+class ActionSource(Protocol):
+    """One source, loaded; the supervisor calls `fit`, `start` and `start_arguments` in this order, once each.
+
+    name: as the user knows it. bundle: its folder, None without one. cameras: names of those it may look through.
+    execution: how its chunks are carried out; final after `start_arguments`. about: for the run's summary.
+    """
+
+    name: str
+    bundle: str | None
+    cameras: Sequence[str]
+    execution: Execution
+    about: dict[str, Any]
+
+    def fit(self, run: Run) -> list[CameraSettings]:
+        """Compares itself with `run.robot`, which answers by now; the cameras to start.
+
+        Raises:
+            EdgeVLAError: the two do not belong together.
+        """
+        ...
+
+    def start(self, run: Run) -> float:
+        """Starts the process `policy` and waits until it is ready; its latency in ms, measured warm."""
+        ...
+
+    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+        """What the robot is told with `start`."""
+        ...
+
+
+def _about(name: str, sha256: str = "", camera_age_ms: Any = None) -> dict[str, Any]:
+    return {"bundle": name, "policy_sha256": sha256, "trained_camera_age_ms": camera_age_ms}
+
+
+class PolicySource:
+    """A policy's bundle.
+
+    Raises:
+        BundleError, UsageError: the bundle is damaged, or cannot be carried out as the options say.
+    """
+
+    def __init__(self, folder: Path, options: DeployOptions) -> None:
+        self.name = str(folder)
+        self.bundle: str | None = self.name
+        self._bundle = load_bundle(folder)
+        m = self._bundle.manifest
+        self.cameras: Sequence[str] = camera_names(m)
+        self.execution = chosen_execution(m, options)
+        self.about = _about(self.name, self._bundle.sha256, strict.write(m.trained_camera_age_ms))
+        self._fit: Fit | None = None
+
+    def fit(self, run: Run) -> list[CameraSettings]:
+        settings = camera_settings(self._bundle.manifest, run.robot, run.options)
+        cameras = [
+            {
+                "name": c.name,
+                "source": c.source,
+                "height": c.asked_height or c.height,
+                "width": c.asked_width or c.width,
+                "fps": c.fps,
+                "fit": c.fit,
+            }
+            for c in settings
+        ]
+        robot = {**run.robot, "cameras": cameras}
+        self._fit = self._bundle.fits(robot)
+        (run.folder / "robot.json").write_text(json.dumps(robot))
+        for feature, camera in self._fit.cameras.items():
+            source = next(c.source for c in settings if c.name == camera)
+            run.say("info", "deploy", f"camera {camera} ({source}) -> {feature}")
+        for warning in self._fit.warnings:
+            run.say("warning", "deploy", warning)
+        return settings
+
+    def start(self, run: Run) -> float:
+        o = run.options
+        words = [POLICY, f"--bundle={self.name}", *run.place, f"--robot-json={run.folder / 'robot.json'}"]
+        words += [f"--seed={o.seed}", f"--threads={o.threads}", f"--inject-delay-ms={o.inject_delay_ms}"]
+        words += [f"--provider={o.provider}"] if o.provider else []
+        words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
+        run.spawn("policy", words)
+        about = run.await_ready("policy", "policy", POLICY_READY_S, EngineError)
+        latency_ms = float(about["latency_ms"])
+        run.say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.1f} ms per inference")
+        return latency_ms
+
+    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+        """A latency that the execution cannot bear turns it into `sync`."""
+        assert self._fit is not None, "the bundle was fitted before"
+        m = self._bundle.manifest
+        verdict = judge_latency(self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms)
+        if verdict.sentence:
+            run.say(verdict.severity, "deploy", verdict.sentence)
+        if verdict.execution != self.execution:
+            self.execution = execution_from({"kind": "sync", "n_action_steps": m.n_action_steps})
+        return start_arguments(m, self._fit, run.options, self.execution, latency_ms)
+
+
+class DirectSource:
+    """Base of the sources without a policy: their actions are followed as they come.
+
+    Without training there are no speeds and ranges to stay within but the robot's own.
+    """
+
+    bundle: str | None = None
+
+    def __init__(self, name: str, cameras: Sequence[str] = ()) -> None:
+        self.name, self.cameras = name, cameras
+        self.about = _about(name)
+        self.execution: Execution = execution_from({"kind": "async", "every": 1})
+
+    def direct_arguments(self, run: Run, fps: float, chunk_size: int, latency_ms: float) -> dict[str, Any]:
+        return {
+            "fps": fps,
+            "chunk_size": chunk_size,
+            "n_action_steps": 1,
+            "execution": execution_to(self.execution),
+            "allowed": ["async"],
+            "task": run.options.task,
+            "n_steps": None,
+            "guidance_end": 0,
+            "max_guidance": 0.0,
+            "trained_speed": None,
+            "trained_range": None,
+            "latency_ms": latency_ms,
+            "max_hz": None,
+        }

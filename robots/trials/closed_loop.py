@@ -1,0 +1,220 @@
+"""A whole rollout in one process on a virtual clock: the real control loop, driver and packets on emulated servos.
+
+Everything but the processes is real: give it a policy (observation -> chunk) and a delay in ticks, and it is exact and
+faster than real time. Nothing waits, so an injected delay is a number of ticks, not a matter of the machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgevla.clock import NS_PER_S, VirtualClock
+from edgevla.codec import Message, decode, encode
+from edgevla.errors import UsageError
+from edgevla.nodes.stand_in import chunk_fields
+from edgevla.types import Observation
+
+from ..arm import Robot
+from ..emulator.robot import EmulatedRobot
+from ..node import ControlLoop
+from ..profile import Profile, load_profile
+from ..world.kinematics import robot_units
+
+Policy = Callable[..., np.ndarray]
+"""observation -> float32 (T, D), robot units, profile order. With `rtc` execution it is also given `rtc=(committed,
+weights, max_guidance)`."""
+SESSION = b"lockstep"
+
+
+class _Request:
+    """A command and its answer."""
+
+    def __init__(self, action: str, arguments: Mapping[str, Any]) -> None:
+        self.action, self.arguments = action, dict(arguments)
+        self.outcome: tuple[bool, str] | None = None
+
+    def answer(self, is_accepted: bool, reason: str = "") -> None:
+        self.outcome = (is_accepted, reason)
+
+
+class DirectLinks:
+    """The loop's `Links` without sockets: every message still goes through the codec, both ways."""
+
+    def __init__(
+        self, policy: Policy, delay_ticks: int, look: Callable[[], Mapping[str, np.ndarray]]
+    ) -> None:
+        self.policy, self.delay_ticks, self.look = policy, delay_ticks, look
+        self.tick = 0
+        self.is_policy_dead = False
+        self.states: list[dict[str, Any]] = []
+        self.events: list[tuple[str, str, str]] = []
+        self.leases: deque[bytes] = deque(maxlen=1000)
+        self.n_inferences = 0
+        self.pending_signals: list[str] = []
+        self._requests: list[_Request] = []
+        self._coming: deque[tuple[int, Message]] = deque()
+
+    def post(self, action: str, arguments: Mapping[str, Any] | None = None) -> _Request:
+        request = _Request(action, arguments or {})
+        self._requests.append(request)
+        return request
+
+    def requests(self) -> Sequence[_Request]:
+        taken, self._requests = self._requests, []
+        return taken
+
+    def signals(self) -> Sequence[str]:
+        taken, self.pending_signals = self.pending_signals, []
+        return taken
+
+    def chunks(self) -> Sequence[Message]:
+        found = []
+        while self._coming and self._coming[0][0] <= self.tick:
+            found.append(self._coming.popleft()[1])
+        return found
+
+    def new_grid(self) -> None:
+        """Ticks are counted from 0 again: what is under way belongs to no one."""
+        self._coming.clear()
+
+    def ask(self, fields: dict[str, Any], payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        if self.is_policy_dead:
+            return False
+        request = self._through_the_wire("infer", fields, payloads, observed_ns)
+        seen = Observation(request["state"], dict(self.look()), task=request["task"])
+        rtc = request["rtc"]
+        more = {} if rtc is None else {"rtc": (request.payloads[0], rtc["weights"], rtc["max_guidance"])}
+        actions = np.asarray(self.policy(seen, **more), np.float32)
+        self.n_inferences += 1
+        answer = chunk_fields(request, "lockstep", len(actions), 0, is_guided=rtc is not None)
+        message = self._through_the_wire("chunk", answer, [actions], observed_ns)
+        self._coming.append((self.tick + self.delay_ticks, message))
+        return True
+
+    def _through_the_wire(
+        self, type: str, fields: Mapping[str, Any], payloads: Sequence[np.ndarray], observed_ns: int
+    ) -> Message:
+        common = {
+            "session": SESSION,
+            "source": "robot",
+            "seq": self.n_inferences,
+            "observed_ns": observed_ns,
+            "sent_ns": observed_ns,
+        }
+        return decode(encode(Message(type, {**common, **fields}, list(payloads))), SESSION)
+
+    def publish(self, type: str, fields: dict[str, Any], observed_ns: int | None = None) -> None:
+        if type == "state":
+            self.states.append(fields)
+
+    def event(self, severity: str, code: str, text: str, **_: Any) -> None:
+        self.events.append((severity, code, text))
+
+    def lease(self, byte: bytes) -> None:
+        self.leases.append(byte)
+
+    def counters(self) -> dict[str, int]:
+        return {}
+
+
+class ClosedLoop:
+    """One emulated arm under one policy. Torque goes on with `start`.
+
+    policy: see `Policy`. delay_ticks: from the request to the tick at which its chunk is heard. look: images by feature
+    name at the moment of a request. world: stepped with the arm. servo_hz: bound of the loop's rate; the profile's
+    otherwise. The rest is what a bundle's manifest would say.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        chunk_size: int,
+        execution: Mapping[str, Any] | None = None,
+        fps: float = 30.0,
+        n_action_steps: int | None = None,
+        delay_ticks: int = 0,
+        look: Callable[[], Mapping[str, np.ndarray]] = dict,
+        world: Any = None,
+        profile: Profile | None = None,
+        servo_hz: float | None = None,
+        trained_speed: Sequence[float] | None = None,
+        guidance_end: int = 10,
+        seed: int = 0,
+    ) -> None:
+        self.profile = profile or load_profile("so101")
+        self.clock = VirtualClock(NS_PER_S)
+        self.arm = EmulatedRobot(self.profile, self.clock, seed, world=world)
+        self.robot = Robot(self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock)
+        self.robot.connect()
+        self.links = DirectLinks(policy, delay_ticks, look)
+        self.loop = ControlLoop(self.profile, self.robot, self.links, self.clock)
+        self._ticks = self.loop.ticks()
+        self._arguments = {
+            "fps": fps,
+            "chunk_size": chunk_size,
+            "n_action_steps": n_action_steps or chunk_size,
+            "execution": dict(execution or {"kind": "sync"}),
+            "allowed": ["sync", "ensemble", "async", "rtc"],
+            "task": "",
+            "n_steps": None,
+            "guidance_end": guidance_end,
+            "max_guidance": 10.0,
+            "trained_speed": None if trained_speed is None else [float(v) for v in trained_speed],
+            "trained_range": None,
+            "latency_ms": 0.0,
+            "max_hz": servo_hz,
+        }
+
+    def step(self) -> dict[str, Any]:
+        """One tick; the `state` that was published."""
+        if self.loop.wants_new_grid:
+            self.links.new_grid()
+        tick = next(self._ticks)
+        self.arm.step(self.clock.now_ns())
+        self.links.tick = tick.number
+        self.loop.step(tick)
+        return self.links.states[-1]
+
+    def run(self, seconds: float) -> list[dict[str, Any]]:
+        """Ticks for so much virtual time (or until the loop has ended); their states."""
+        until = self.clock.now_ns() + round(seconds * NS_PER_S)
+        first = len(self.links.states)
+        while self.clock.now_ns() < until and not self.loop.is_done:
+            self.step()
+        return self.links.states[first:]
+
+    def command(self, action: str, arguments: Mapping[str, Any] | None = None) -> None:
+        """Sends one command and lets the loop hear it.
+
+        Raises:
+            UsageError: refused, with the loop's reason.
+        """
+        request = self.links.post(action, arguments)
+        self.step()
+        if request.outcome is None or not request.outcome[0]:
+            raise UsageError(request.outcome[1] if request.outcome else f"'{action}' was not heard")
+
+    def start(self, **changes: Any) -> None:
+        """Torque on, rollout from tick 0. changes: of the arguments of `start`."""
+        self.command("start", {**self._arguments, **changes})
+
+    def reset(self) -> None:
+        """A new rollout (a new episode) from tick 0, torque stays on."""
+        self.command("reset")
+
+    def put(self, joint_rad: np.ndarray) -> None:
+        """Puts the SO101 somewhere as a person would by hand; call it before `start`."""
+        for joint, value in zip(self.profile.joints, robot_units(joint_rad), strict=True):
+            self.arm.move_by_hand(joint.name, float(value))
+        for _ in range(3):  # the driver believes a jump when it has seen it twice
+            self.step()
+
+    def joint_rad(self) -> np.ndarray:
+        """float64 (D,): true angles now."""
+        self.arm.step(self.clock.now_ns())
+        return self.arm.joint_rad()

@@ -1,0 +1,104 @@
+"""A camera that looks at the simulated world: drawn from the emulator's `world` messages, published like any other.
+
+Run as `python -m edgevla.robots.world.sim_camera --world ENDPOINT --session HEX --camera front --width 64
+--height 64`; `--camera` also takes the JSON of `CameraSettings`, several times for several cameras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import zmq
+
+from edgevla.cameras import CameraSettings, Picture, Source
+from edgevla.clock import NS_PER_MS, NS_PER_S
+from edgevla.errors import EdgeVLAError
+from edgevla.nodes.camera import serve
+from edgevla.wire import Inbox, Message
+
+from .scene import VIEWS, Scene
+
+
+def places(message: Message) -> dict[str, np.ndarray]:
+    """Objects of a `world` message by name: float64 (3,) metres."""
+    return {o["name"]: np.array(o["position_m"], float) for o in message["objects"]}
+
+
+class SimCamera:
+    """Draws the newest world on its own 1/fps grid; a world that has gone silent gives no pictures."""
+
+    is_at_end = False
+
+    def __init__(self, settings: CameraSettings, inbox: Inbox) -> None:
+        self.settings, self._inbox = settings, inbox
+        self._scene = Scene(settings.name, settings.width, settings.height)
+        self._due_ns = 0
+        self._last_seq = -1
+
+    @property
+    def about(self) -> str:
+        return f"simulated, {VIEWS[self.settings.name].fov_deg:g} degrees"
+
+    def open(self) -> None:
+        self._due_ns = time.monotonic_ns()
+
+    def read(self) -> Picture | None:
+        now = time.monotonic_ns()
+        self._due_ns = max(self._due_ns + round(NS_PER_S / self.settings.fps), now - 100 * NS_PER_MS)
+        time.sleep(max(0, self._due_ns - now) / NS_PER_S)
+        give_up = time.monotonic_ns() + 500 * NS_PER_MS
+        while time.monotonic_ns() < give_up:
+            world = self._inbox.newest("world")
+            if world is not None and world.seq != self._last_seq:
+                self._last_seq = world.seq
+                objects = places(world)
+                image = self._scene.draw(world["joint_rad"], objects.get("cube"), objects.get("belt"))
+                return Picture(image, world.observed_ns, is_bgr=False)
+            time.sleep(0.002)
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def _settings(args: argparse.Namespace) -> list[CameraSettings]:
+    plain = CameraSettings("", "sim", args.width, args.height, args.fps, encoding=args.encoding)
+    return [
+        CameraSettings.from_json(text) if text.startswith("{") else dataclasses.replace(plain, name=text)
+        for text in args.camera
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m edgevla.robots.world.sim_camera", description=__doc__)
+    parser.add_argument("--world", required=True, help="ZeroMQ endpoint of the emulator's `world` messages")
+    parser.add_argument("--session", required=True, help="hex of the deployment's session")
+    parser.add_argument(
+        "--camera", action="append", required=True, help="front, top or wrist; or JSON; repeat"
+    )
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--fps", type=float, default=30.0)
+    parser.add_argument("--encoding", choices=("rgb8", "jpeg"), default="rgb8")
+    args = parser.parse_args(argv)
+    session = bytes.fromhex(args.session)
+    ctx = zmq.Context()
+    inbox = Inbox(ctx, {"world": (args.world, 2)}, session)
+    try:
+        sources: list[Source] = [SimCamera(settings, inbox) for settings in _settings(args)]
+        return serve(session, sources)
+    except EdgeVLAError as error:
+        print(f"camera: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        inbox.stop()
+        ctx.destroy(linger=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
