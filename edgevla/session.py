@@ -14,6 +14,7 @@ import stat
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from edgevla.errors import UsageError, WireError
 
@@ -154,3 +155,40 @@ def tell_guardian(folder: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+GuardianState = Literal["watching", "held", "parking", "parked", "released"]
+
+
+@dataclass(frozen=True)
+class GuardianStatus:
+    """What the guardian says of the torque it owns, in the file `guardian.json` of the run directory.
+
+    state: `watching`: the loop has the bus, and says itself what it does; `held`, `parking`: the guardian has taken
+    the bus, and holds the arm or lowers it; `parked`: torque is left on, reduced; `released`: torque is off.
+    since_ns: monotonic. why: one sentence, empty while watching. unconfirmed: motors whose torque may still be on.
+    """
+
+    state: GuardianState
+    pid: int
+    since_ns: int
+    why: str = ""
+    unconfirmed: list[str] = field(default_factory=list)
+
+
+def write_guardian_status(folder: Path, status: GuardianStatus) -> None:
+    """Writes the status whole or not at all; a folder that has gone is nobody's fault."""
+    part = folder / "guardian.json.part"
+    try:
+        part.write_text(json.dumps(asdict(status)))
+        part.replace(folder / "guardian.json")
+    except OSError:
+        pass
+
+
+def read_guardian_status(folder: Path) -> GuardianStatus | None:
+    """None where there is none (no guardian yet, or the run directory has been removed)."""
+    try:
+        return GuardianStatus(**json.loads((folder / "guardian.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

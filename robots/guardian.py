@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 from edgevla.errors import EdgeVLAError
+from edgevla.nodes.vitals import END
 from edgevla.session import EMERGENCY_STOP, guardian_socket
 
 from .bus.port import SerialPort
@@ -175,7 +176,8 @@ def main() -> int:
     except EdgeVLAError as error:
         say(str(error))
         return error.exit_code
-    signal.signal(signal.SIGTERM, lambda *_: setattr(guardian, "must_end", True))
+    for number in (signal.SIGTERM, END):
+        signal.signal(number, lambda *_: setattr(guardian, "must_end", True))
     loop_args = [f"--robot={args.robot}", f"--run-dir={args.run_dir}", *rest]
     loop_args += [] if args.alive_fd is None else [f"--alive-fd={args.alive_fd}"]
     return guardian.run(loop_args)

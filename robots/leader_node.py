@@ -20,7 +20,7 @@ from edgevla.codec import Message
 from edgevla.errors import BusError, ConfigError, EdgeVLAError
 from edgevla.messages import TIMING
 from edgevla.nodes.stand_in import StandIn
-from edgevla.nodes.vitals import stop_on_sigterm
+from edgevla.nodes.vitals import stop_when_asked
 
 from .arm import Robot
 from .calibration import find_calibration
@@ -113,7 +113,7 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    stopping = stop_on_sigterm()
+    stopping = stop_when_asked()
     profile = load_profile(args.leader)
     if profile.kind != "leader":
         raise ConfigError(f"{profile.name} is a {profile.kind}, not a leader arm")

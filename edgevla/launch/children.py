@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from edgevla.nodes.vitals import PARENT
+from edgevla.nodes.vitals import END, PARENT
 
 SENTENCES_KEPT = 40
 RESTART_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -94,12 +94,12 @@ class Child:
         return True
 
     def end(self, timeout_s: float = 3.0) -> None:
-        """SIGTERM, and SIGKILL when that is not heard."""
+        """`END`, and SIGKILL when that is not heard."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             if self._process.poll() is None:
-                self._process.send_signal(signal.SIGTERM)
+                self._process.send_signal(END)
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

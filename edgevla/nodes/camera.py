@@ -10,7 +10,6 @@ Run as `python -m edgevla.nodes.camera --session HEX --camera JSON [--camera JSO
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from edgevla.cameras import CameraSettings, Source, open_source
 from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
 from edgevla.clock import NS_PER_S
 from edgevla.errors import CameraError, EdgeVLAError
-from edgevla.nodes.vitals import heartbeat, is_orphan
+from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandServer, Publisher, endpoint, run_dir
 
 HEARTBEAT_NS = NS_PER_S // 5
@@ -262,10 +261,8 @@ def _about(capture: Capture) -> dict[str, Any]:
 
 
 def serve(session: bytes, sources: Sequence[Source]) -> int:
-    """Runs a camera node until SIGTERM, SIGINT, the parent's death, or the end of all files. Exit code."""
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    """Runs a camera node until it is asked to end, its parent dies, or all files end. Exit code."""
+    stopping = stop_when_asked()
     ctx = zmq.Context()
     node = CameraNode(ctx, run_dir(session), session, sources)
     try:

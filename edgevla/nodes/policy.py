@@ -27,7 +27,7 @@ from edgevla.codec import Message
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
 from edgevla.nodes.assembler import AgeWatch, Assembler
-from edgevla.nodes.vitals import heartbeat, is_orphan, stop_on_sigterm
+from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
 from edgevla.types import Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, endpoint
@@ -266,7 +266,7 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace, bundle: Bundle) -> int:
-    stopping = stop_on_sigterm()
+    stopping = stop_when_asked()
     options = EngineOptions(threads=args.threads)
     policy = BundlePolicy(
         bundle,

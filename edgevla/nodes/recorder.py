@@ -13,9 +13,7 @@ Run as `python -m edgevla.nodes.recorder --session HEX --output DIR --camera fro
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -29,7 +27,7 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 from edgevla.messages import is_grid_moment
 from edgevla.nodes.assembler import frame_pixels
-from edgevla.nodes.vitals import heartbeat, is_orphan
+from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
 
 PATIENCE_NS = 60 * NS_PER_MS
@@ -316,9 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--camera", action="append", default=[], help="name of a camera to record; repeat")
     parser.add_argument("--task", default="", help="instruction of the episodes")
     args = parser.parse_args(argv)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = stop_when_asked()
     session, ctx = bytes.fromhex(args.session), zmq.Context()
     node = RecorderNode(ctx, run_dir(session), session, args.output, args.camera, args.task)
     try:

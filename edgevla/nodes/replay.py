@@ -20,7 +20,7 @@ from edgevla.codec import Message
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.joint_units import joint_map
 from edgevla.nodes.stand_in import StandIn
-from edgevla.nodes.vitals import stop_on_sigterm
+from edgevla.nodes.vitals import stop_when_asked
 from edgevla.types import ACTION, STATE
 
 CHUNK_SIZE = 30
@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("--session", required=True)
     parser.add_argument("--robot-json", type=Path, required=True, help="the robot's describe, as JSON")
     args = parser.parse_args()
-    stopping, ctx = stop_on_sigterm(), zmq.Context()
+    stopping, ctx = stop_when_asked(), zmq.Context()
     try:
         robot = json.loads(args.robot_json.read_text())
         recorded = load_episode(args.dataset, args.episode, robot, args.joint_units)

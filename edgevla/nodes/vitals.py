@@ -41,11 +41,27 @@ def is_orphan() -> bool:
     return os.getppid() != _parent
 
 
-def stop_on_sigterm() -> threading.Event:
-    """Set by SIGTERM. Ctrl-C is left to the supervisor, which stops everything in order."""
+END = signal.SIGUSR1
+"""How a supervisor ends its children. SIGTERM may come to a whole group at once (`systemctl stop`, a shutdown), and
+then the supervisor brings the arm to rest first: its children are needed until it says so."""
+
+
+def has_supervisor() -> bool:
+    """Whether the process that started this one is a supervisor, and lives."""
+    return PARENT in os.environ and not is_orphan()
+
+
+def stop_when_asked() -> threading.Event:
+    """Set by `END`, and by SIGTERM, SIGINT and SIGHUP where no living supervisor decides."""
     stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def heard(*_: object) -> None:
+        if not has_supervisor():
+            stopping.set()
+
+    signal.signal(END, lambda *_: stopping.set())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, heard)
     return stopping
 
 

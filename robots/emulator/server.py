@@ -13,15 +13,15 @@ import json
 import os
 import re
 import select
-import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from edgevla.clock import NS_PER_S, MonotonicClock
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.nodes.vitals import ask_for_real_time, is_orphan
+from edgevla.nodes.vitals import ask_for_real_time, is_orphan, stop_when_asked
 
 from ..profile import Profile, load_profile
 from .faults import Fault
@@ -50,7 +50,7 @@ class Server:
         except UsageError:
             self.close()
             raise
-        self.must_end = False
+        self.stopping = threading.Event()
         self.heard_ns = 0
         self.on_turn: list[Callable[[int], int]] = []
         """Called with the time; each says when it wants to be called next."""
@@ -62,9 +62,9 @@ class Server:
                 line.on_frame = trace.watcher(name, line.protocol)
 
     def run(self) -> None:
-        """Until `must_end`. Links are removed at the end whatever happens."""
+        """Until `stopping`. Links are removed at the end whatever happens."""
         try:
-            while not self.must_end:
+            while not self.stopping.is_set():
                 self._turn()
         finally:
             self.close()
@@ -262,7 +262,7 @@ class OrphanWatch:
 
     def turn(self, now_ns: int) -> int:
         if is_orphan() and now_ns - self._server.heard_ns > 2 * NS_PER_S:
-            self._server.must_end = True
+            self._server.stopping.set()
         return now_ns + NS_PER_S // 2
 
 
@@ -321,10 +321,9 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
 
 
 def serve(args: argparse.Namespace, out: TextIO) -> int:
-    """Runs until SIGINT, SIGTERM or SIGHUP; prints one line per bus first."""
+    """Runs until it is asked to end; prints one line per bus first."""
     server, close = make_server(args, out)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: setattr(server, "must_end", True))
+    server.stopping = stop_when_asked()
     ask_for_real_time()  # servos do not wait for a busy machine; where it is not permitted, they may
     profile = server.robot.profile
     for bus in profile.buses:
