@@ -16,12 +16,10 @@ from typing import Any, Literal
 from edgevla.errors import ConfigError
 from edgevla.strict import nearest
 
-from .bus import dynamixel, feetech
+from .bus.protocols import BUSES
 from .toml_tables import Table, read_toml
 
 PROFILES_DIR = Path(__file__).parent
-MODELS = {"feetech": feetech.MODELS, "dynamixel": dynamixel.MODELS}
-REGISTERS = {"feetech": feetech.REGISTERS, "dynamixel": dynamixel.REGISTERS}
 
 JointUnit = Literal["deg", "range100", "percent", "rad", "unit"]
 UNITS = ("body", "percent", "rad", "gripper")
@@ -83,7 +81,7 @@ class Joint:
 @dataclass(frozen=True)
 class Bus:
     name: str
-    protocol: Literal["feetech", "dynamixel"]
+    protocol: str
     port: str
     baud: int
     calibration_suffix: str = ""
@@ -259,11 +257,11 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def _bus(table: Table) -> Bus:
-    protocol = table.choice("protocol", tuple(MODELS))
-    bauds = feetech.BAUDS if protocol == "feetech" else dynamixel.BAUDS
+    protocol = table.choice("protocol", tuple(BUSES))
+    bauds = tuple(BUSES[protocol].bauds)
     bus = Bus(
         name=table.text("name"),
-        protocol=protocol,  # type: ignore[arg-type]
+        protocol=protocol,
         port=table.text("port", ""),
         baud=int(table.choice("baud", bauds)),
         calibration_suffix=table.text("calibration_suffix", ""),
@@ -312,7 +310,7 @@ def _add_motor(
         name=name,
         bus=bus_name,
         id=table.whole("id", 0, 252),
-        model=table.choice("model", tuple(MODELS[bus.protocol])),
+        model=table.choice("model", tuple(BUSES[bus.protocol].known_models)),
         drive_mode=table.whole("drive_mode", 0, 1, 0),
         shadow_of=shadow_of,
         settings=tuple(sorted(_checked_settings(table, bus.protocol, settings).items())),
@@ -364,7 +362,7 @@ def _ticks(table: Table) -> tuple[int, int] | None:
 
 
 def _checked_settings(table: Table, protocol: str, settings: Any) -> dict[str, int]:
-    registers = REGISTERS[protocol]
+    registers = BUSES[protocol].registers
     if not isinstance(settings, dict):
         raise table.error("settings", "expected a table of register = value")
     for name, value in settings.items():
