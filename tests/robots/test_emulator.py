@@ -19,8 +19,8 @@ from edgevla.errors import BusError, UsageError
 from edgevla.messages import ABOUT_ROBOT
 from edgevla.robots.arm import EXCHANGE_SHARE, Robot
 from edgevla.robots.bus import feetech
+from edgevla.robots.bus.feetech_bus import FeetechBus
 from edgevla.robots.bus.port import SerialPort, candidate_ports, set_latency_timer, wire_ns
-from edgevla.robots.bus.servo_bus import FeetechBus
 from edgevla.robots.calibration import nominal
 from edgevla.robots.describe import describe
 from edgevla.robots.emulator.faults import KINDS, Fault
