@@ -22,8 +22,11 @@ would fall at 42, and the gears of these servos take about half."""
 FALL_SPEED = 4000.0
 """Ticks/s at which gears and motor, turned from outside, brake with as much as full torque (an estimate; near the speed
 that full torque reaches). A joint that lacks 0.3 falls with at most 105 degrees/s."""
+CAUGHT = 4
+"""Steps of full acceleration from which a joint that comes past its goal is taken to stand there."""
 LEAN_TICKS = 512.0
-"""Within 45 degrees of its rest the arm leans on what it comes to lie on, more and more."""
+LEAST_LEVER = 0.25
+"""Within 45 degrees of its rest the arm leans on what it comes to lie on, more and more, down to this share."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Weight:
         raised = (position - self.rest) * self.up
         if raised <= 0:
             return 0.0
-        return self.share * math.sin(math.pi / 2 * min(1.0, raised / LEAN_TICKS))
+        return self.share * max(LEAST_LEVER, math.sin(math.pi / 2 * min(1.0, raised / LEAN_TICKS)))
 
 
 class Pull(NamedTuple):
@@ -142,50 +145,52 @@ class Axis:
         return pulls[0]._replace(error=error, strength=strength / 2)
 
     def _move(self, dt_s: float, pull: Pull | None) -> None:
+        asked, strength = self.asked, pull.strength if pull else 0.0
         self._effort = 0.0
-        if self.is_stuck:
+        if self.is_stuck or (pull is None and not asked):  # the gears of a limp joint stop it
             self.velocity = 0.0
             return
-        missing = self.asked - (pull.strength if pull else 0.0)
-        if missing > 0:
-            self._fall(dt_s, missing)
-        elif pull is None:
-            self.velocity = 0.0
-        else:
-            self._follow_goal(dt_s, pull)
+        change = math.inf if pull is None else self._wanted_change(dt_s, pull)
+        if self.weight is not None and asked:
+            # The most that torque, weight and the brake of the gears allow upwards: less than nothing, and it falls.
+            up = self.weight.up
+            brake = self.velocity * up / FALL_SPEED
+            most = (strength - asked - brake) * FULL_ACCELERATION * dt_s
+            change = up * most if pull is None else up * min(up * change, most)
+        self.velocity += change
+        step = self.velocity * dt_s
+        if pull is not None and strength >= asked:
+            self._effort = change / dt_s / FULL_ACCELERATION
+            is_slow = abs(self.velocity) <= CAUGHT * (pull.acceleration or FULL_ACCELERATION) * dt_s
+            if is_slow and (abs(pull.error) <= abs(step) or abs(pull.error) < 0.02):
+                step, self.velocity = pull.error, 0.0
+        self.position += step
+        if strength < asked:
+            self._land()
 
-    def _fall(self, dt_s: float, missing: float) -> None:
-        """missing: share of full torque by which the weight wins."""
-        assert self.weight is not None
-        down = -self.weight.up
-        speed = self.velocity * down
-        speed += (missing - speed / FALL_SPEED) * FULL_ACCELERATION * dt_s
-        self.velocity = speed * down
-        self.position += self.velocity * dt_s
-        if (self.position - self.weight.rest) * down >= 0:
-            self.position, self.velocity = self.weight.rest, 0.0
-
-    def _follow_goal(self, dt_s: float, pull: Pull) -> None:
-        error = pull.error
+    def _wanted_change(self, dt_s: float, pull: Pull) -> float:
+        """Of the speed, as the servo's own trajectory generator wants it."""
         acceleration = pull.acceleration or FULL_ACCELERATION
         speed = min(pull.speed or self.model.max_speed, self.model.max_speed)
         # The speed from which whole steps of this length still come to rest in time.
         lag = acceleration * dt_s / 2
-        braking = math.sqrt(lag * lag + 2 * acceleration * abs(error)) - lag
-        wanted = math.copysign(min(speed, braking), error)
-        change = max(-acceleration * dt_s, min(acceleration * dt_s, wanted - self.velocity))
-        self.velocity += change
-        step = self.velocity * dt_s
-        if abs(error) <= abs(step) or abs(error) < 0.02:
-            step, self.velocity = error, 0.0
-        self.position += step
-        self._effort = change / dt_s / FULL_ACCELERATION
+        braking = math.sqrt(lag * lag + 2 * acceleration * abs(pull.error)) - lag
+        wanted = math.copysign(min(speed, braking), pull.error)
+        return max(-acceleration * dt_s, min(acceleration * dt_s, wanted - self.velocity))
+
+    def _land(self) -> None:
+        """What falls comes to lie at its rest."""
+        weight = self.weight
+        if weight is not None and (self.position - weight.rest) * weight.up <= 0:
+            self.position, self.velocity = weight.rest, 0.0
 
     def _load_of(self, pull: Pull | None, moved: float) -> float:
         if pull is None:
             return 0.0
         weight = self.weight if self._carrier is None else self._carrier.weight
         lift = self.asked * weight.up if weight is not None else 0.0
+        if abs(lift) > pull.strength:
+            return math.copysign(pull.strength, lift)
         wanted = (pull.error - moved) * LOAD_PER_TICK / 100 + 0.3 * self._effort + lift
         return max(-pull.strength, min(pull.strength, wanted))
 
