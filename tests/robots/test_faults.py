@@ -453,7 +453,7 @@ def test_a_hardware_error_in_a_run_switches_one_servo_off_and_is_reported(bench)
 
 @pytest.mark.parametrize("name", ["so101", "aloha"])
 def test_rescue_freezes_parks_and_releases(bench, name):
-    made = running(bench, name, gravity=0.45)
+    made = running(bench, name, gravity=0.55)
     goal = made.robot.present_goal()
     goal[0] += 0.4 if name == "aloha" else 25
     for _ in range(8):
