@@ -12,6 +12,7 @@ from edgevla.errors import BusError, CalibrationError
 
 from .bus.reads import finish
 from .bus.registers import Block
+from .bus.report import what_it_says
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import REGISTER_OF, Calibration, differences
 from .profile import Bus, Limits, Motor, Profile
@@ -186,7 +187,7 @@ def check_health(line: ServoBus, bus: Bus, limits: Limits) -> None:
             )  # fmt: skip
         if report.faults:
             raise BusError(
-                f"{where} reports {', '.join(report.faults)}; {line.cure(motor.id, report.faults, report)}",
+                f"{where} {what_it_says(report.faults)}; {line.cure(motor.id, report.faults, report)}",
                 port=line.port.name, motor_id=motor.id, register="status", error_bits=report.error_bits,
             )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,13 @@ class Cure:
     do: str
     value: Literal["", "volts", "heat", "load"] = ""
     is_kept: bool = False
+
+
+def what_it_says(faults: Collection[str]) -> str:
+    """`reports overload, voltage and has restarted`."""
+    reported = ", ".join(fault for fault in faults if fault != RESTARTED)
+    parts = [f"reports {reported}"] if reported else []
+    return " and ".join([*parts, *([RESTARTED] if RESTARTED in faults else [])])
 
 
 def cure_words(
