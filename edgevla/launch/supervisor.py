@@ -28,6 +28,7 @@ from edgevla.launch.deployment import DeployOptions, execution_words
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import ABOUT_ROBOT
+from edgevla.nodes.vitals import AT_ONCE
 from edgevla.session import Deployment, new_session, run_dir, tell_guardian, write_deployment
 from edgevla.wire import CommandClient, Inbox, check_fields, endpoint
 
@@ -66,6 +67,7 @@ class Supervisor:
         self._is_over: Callable[[], bool] = lambda: False
         self._n_interrupts = 0
         self._is_running = False
+        self._said_at_once: set[str] = set()
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -217,7 +219,10 @@ class Supervisor:
 
     def _heard(self, source: str, text: str) -> None:
         """What a child says on stderr. While starting, its last sentence becomes the error itself."""
-        if self._is_running:
+        if text.startswith(AT_ONCE):
+            self._said_at_once.add(text.removeprefix(AT_ONCE))
+            self.say("warning", source, text.removeprefix(AT_ONCE))
+        elif self._is_running:
             self.say("log", source, text.removeprefix(f"{source}: "))
 
     def _start_emulator(self) -> None:
@@ -257,7 +262,8 @@ class Supervisor:
             f"robot {self.robot['robot']} answers: {len(self.robot['joints'])} joints, {ports}",
         )
         for sentence in self.robot["warnings"]:
-            self.say("warning", "robot", sentence)
+            if sentence not in self._said_at_once:
+                self.say("warning", "robot", sentence)
 
     def _start_cameras(self) -> None:
         for is_sim in (True, False):
