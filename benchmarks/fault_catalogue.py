@@ -194,8 +194,8 @@ def run(case: Case, firmware: str) -> Row:
     begun_ns, before = loop.clock.now_ns(), loop.robot.counters()
     first = len(loop.links.states)
     _hurt(loop, case)
-    stopped_by_itself = loop.loop.mode == "stopped" and not case.while_stopping
-    if loop.loop.mode not in ("stopped", "emergency") and not loop.loop.is_done:
+    stopped_by_itself = loop.loop.machine.mode == "stopped" and not case.while_stopping
+    if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
         loop.command("stop")
     loop.run(STOPPING_S)
     told = _told(loop, 0 if case.born or case.arm else begun_ns)
@@ -219,26 +219,6 @@ def _hurt(loop: Run, case: Case) -> None:
     if case.ends_s is not None:
         loop.arm.apply(Fault("clear"))
         loop.run(AFTER_S - case.ends_s)
-<<<<<<< HEAD
-    stopped_by_itself = loop.loop.machine.mode == "stopped" and not case.while_stopping
-    if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
-        loop.command("stop")
-    loop.run(STOPPING_S)
-    verdict = bus_trace.judge(loop.trace, case.robot, loop.speed, 1e9 / loop.loop.period_ns)
-    on = [name for name, servo in loop.arm.servos.items() if servo.torque_on]
-    told = _told(loop, begun_ns)
-    violations = [v for v in verdict.violations if not _is_excused(v, case)]
-    if on and not any("could not be confirmed off" in text for text in told):
-        violations.append(f"torque stayed on at {', '.join(on)}, and nobody was told")
-    did = _did(loop, begun_ns, first, before, stopped_by_itself, verdict, on)
-    return Row(case.name, _injected(case), did, told, violations)
-
-
-def _is_excused(violation: str, case: Case) -> bool:
-    """An unplugged line is told nothing any more: its trace ends with torque on, and the user reads so."""
-    return "unplug" in case.name and "left on" in violation
-=======
->>>>>>> emu
 
 
 def _told(loop: Run, begun_ns: int) -> list[str]:
