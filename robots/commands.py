@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from edgevla.arguments import Arguments, SetTask, Start
 from edgevla.errors import BusError, EdgeVLAError, UsageError
-from edgevla.execution import execution_from, judge_latency
+from edgevla.execution import Execution, judge_latency
 from edgevla.execution.strategies import kind_of
 
 from .links import STOPPING
@@ -26,7 +27,7 @@ class Commands:
     def __init__(self, loop: Modes) -> None:
         self._loop = loop
         self._pressed_ns: int | None = None
-        self._handlers: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        self._handlers: dict[str, Callable[[Any], str]] = {
             "start": self._start,
             "pause": self._pause,
             "hold": self._pause,
@@ -40,8 +41,8 @@ class Commands:
             "reset": self._reset,
         }
 
-    def obey(self, action: str, arguments: Mapping[str, Any]) -> tuple[bool, str]:
-        """(is accepted, reason)."""
+    def obey(self, action: str, arguments: Arguments | None) -> tuple[bool, str]:
+        """(is accepted, reason). arguments: of the class that belongs to the action."""
         handler = self._handlers.get(action)
         if handler is None:
             return False, f"the robot node does not know '{action}'"
@@ -57,7 +58,7 @@ class Commands:
 
     # -- one method per command -------------------------------------------------------------------------------
 
-    def _start(self, arguments: Mapping[str, Any]) -> str:
+    def _start(self, arguments: Start) -> str:
         loop = self._loop
         if loop.mode not in ("idle", "stopped") or loop.ending is not None:
             return f"cannot start while {loop.mode}"
@@ -66,7 +67,7 @@ class Commands:
         loop.begin(plan)
         return ""
 
-    def _pause(self, _: Mapping[str, Any]) -> str:
+    def _pause(self, _: None) -> str:
         loop = self._loop
         if loop.mode not in ("running", "holding", "homing"):
             return f"cannot pause while {loop.mode}"
@@ -75,7 +76,7 @@ class Commands:
         loop.set_mode("paused", "asked to")
         return ""
 
-    def _resume(self, _: Mapping[str, Any]) -> str:
+    def _resume(self, _: None) -> str:
         loop = self._loop
         if loop.mode != "paused" or loop.plan is None:
             return f"cannot resume while {loop.mode}" if loop.plan else "nothing was started yet"
@@ -83,7 +84,7 @@ class Commands:
         loop.set_mode("running", "")
         return ""
 
-    def _home(self, _: Mapping[str, Any]) -> str:
+    def _home(self, _: None) -> str:
         loop = self._loop
         if not loop.is_torque_on or loop.ending is not None:
             return f"cannot move home while {loop.mode}"
@@ -92,7 +93,7 @@ class Commands:
         loop.set_mode("homing", "moving slowly to the home pose")
         return ""
 
-    def _stop(self, _: Mapping[str, Any]) -> str:
+    def _stop(self, _: None) -> str:
         if self._loop.ending is None:
             self._loop.stop("rest", "asked to stop: to the rest pose, then released")
         return ""
@@ -114,7 +115,7 @@ class Commands:
         loop.set_mode("emergency", "frozen; press again to release, clear the stop to go on")
         return ""
 
-    def _clear_stop(self, _: Mapping[str, Any]) -> str:
+    def _clear_stop(self, _: None) -> str:
         loop = self._loop
         if loop.mode != "emergency":
             return "no emergency stop is latched"
@@ -124,19 +125,15 @@ class Commands:
         loop.set_mode("paused" if loop.is_torque_on else "idle", "emergency stop cleared")
         return ""
 
-    def _set_task(self, arguments: Mapping[str, Any]) -> str:
-        task = arguments.get("task")
-        if not isinstance(task, str) or set(arguments) != {"task"}:
-            return "set_task takes one argument: task, a text"
-        self._loop.task = task
-        self._loop.links.event("info", "task", f"task: {task}")
+    def _set_task(self, arguments: SetTask) -> str:
+        self._loop.task = arguments.task
+        self._loop.links.event("info", "task", f"task: {arguments.task}")
         return ""
 
-    def _set_execution(self, arguments: Mapping[str, Any]) -> str:
+    def _set_execution(self, execution: Execution) -> str:
         loop = self._loop
         if loop.executor is None or loop.plan is None:
             return "nothing was started yet"
-        execution = execution_from(arguments)
         if kind_of(execution) not in loop.plan.allowed:
             raise UsageError(f"this bundle allows {', '.join(loop.plan.allowed)}, not {kind_of(execution)}")
         latency_ms = max(loop.plan.latency_ms, 1000 * loop.executor.delay_steps / loop.plan.fps)
@@ -151,7 +148,7 @@ class Commands:
         loop.links.event("info", "execution", f"execution: {kind_of(execution)}")
         return ""
 
-    def _reset(self, _: Mapping[str, Any]) -> str:
+    def _reset(self, _: None) -> str:
         if self._loop.plan is None:
             return "nothing was started yet"
         self._loop.restart_grid()

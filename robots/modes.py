@@ -12,6 +12,7 @@ import numpy as np
 from edgevla.clock import NS_PER_S, Clock
 from edgevla.errors import BusError
 from edgevla.execution import Executor
+from edgevla.messages import Mode, Severity
 
 from .arm import Reading, Robot
 from .ending import Ending, Kind
@@ -32,7 +33,8 @@ class Modes:
     def __init__(self, profile: Profile, robot: Robot, links: Links, clock: Clock) -> None:
         self.profile, self.robot, self.links, self.clock = profile, robot, links, clock
         self.n_joints = len(profile.joints)
-        self.mode, self.reason = "idle", "waiting for start"
+        self.mode: Mode = "idle"
+        self.reason = "waiting for start"
         self.counters: Counter[str] = Counter()
         self.is_done, self.must_end, self.has_failed = False, False, False
         self.is_torque_on = False
@@ -152,13 +154,13 @@ class Modes:
         self.links.lease(RELEASED)
         self.is_done = self.must_end or self.has_failed
 
-    def set_mode(self, mode: str, reason: str) -> None:
+    def set_mode(self, mode: Mode, reason: str) -> None:
         if mode != self.mode:
-            severity = "warning" if mode in ("holding", "emergency") else "info"
+            severity: Severity = "warning" if mode in ("holding", "emergency") else "info"
             self.links.event(severity, f"mode_{mode}", f"{mode}{': ' + reason if reason else ''}")
         self.mode, self.reason = mode, reason
 
-    def tell_once(self, severity: str, code: str, text: str) -> None:
+    def tell_once(self, severity: Severity, code: str, text: str) -> None:
         """A person sees the first, then one every five seconds with the number of the others; what stopped, once."""
         now = self.clock.now_ns()
         self.counters[f"finding_{code}"] += 1

@@ -10,13 +10,14 @@ on at rate while inference is slow, dead or restarting. The process around it (s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from edgevla.clock import NS_PER_MS, NS_PER_S, Clock, Tick, ticker
 from edgevla.errors import BusError
 from edgevla.execution import Goal
+from edgevla.messages import Guidance, Heartbeat, Infer, Mode, Phase, ServoHealth, State
+from edgevla.nodes.vitals import heartbeat
 from edgevla.types import ActionChunk
 
 from .arm import EXCHANGE_SHARE, Reading, Robot
@@ -26,6 +27,7 @@ from .modes import Modes
 from .profile import Profile
 from .safety import CLIPPING, Finding, Level
 
+PHASES: dict[Mode, Phase] = {"running": "running", "stopped": "stopping", "emergency": "degraded"}
 HEALTH_NS = NS_PER_S // 2
 HEARTBEAT_NS = NS_PER_S // 5
 SILENT_POLICY_NS = 2 * NS_PER_S
@@ -86,14 +88,14 @@ class ControlLoop(Modes):
 
     def _take_chunks(self, tick: Tick) -> None:
         for message in self.links.chunks():
-            request = message["request_id"]
+            answer, request = message.body, message.body.request_id
             self.pending.pop(request, None)
             if self.executor is None or self.plan is None or request < self.first_request:
                 self.counters["chunks_of_before"] += 1
                 continue
             chunk = ActionChunk(
-                message.payloads[0][: message["n_valid"]],
-                message["grid_index"] * self.plan.ticks_per_step,
+                message.payloads[0][: answer.n_valid],
+                answer.grid_index * self.plan.ticks_per_step,
                 self.plan.ticks_per_step,
                 message.seq,
             )
@@ -197,10 +199,10 @@ class ControlLoop(Modes):
     ) -> None:
         """One `infer` when the strategy wants a chunk; again when the deadline passed without one."""
         now = self.clock.now_ns()
-        for request, deadline in list(self.pending.items()):
+        for number, deadline in list(self.pending.items()):
             if now > deadline and self.executor is not None:
-                del self.pending[request]
-                self.executor.give_up(request)
+                del self.pending[number]
+                self.executor.give_up(number)
                 self.counters["infer_expired"] += 1
         is_fresh = not any(f.level >= Level.HOLD for f in findings)
         if (
@@ -215,16 +217,16 @@ class ControlLoop(Modes):
             return
         rtc = self.executor.committed(tick.number, goal)
         deadline = now + max(NS_PER_S, int(4 * self.plan.latency_ms * NS_PER_MS))
-        fields = {
-            "request_id": self.next_request,
-            "grid_index": tick.number // self.plan.ticks_per_step,
-            "deadline_ns": deadline,
-            "task": self.task,
-            "state": reading.position,
-            "n_steps": self.plan.n_steps,
-            "rtc": None if rtc is None else {"weights": rtc[1], "max_guidance": rtc[2]},
-        }
-        if not self.links.ask(fields, () if rtc is None else (rtc[0],), tick.deadline_ns):
+        request = Infer(
+            request_id=self.next_request,
+            grid_index=tick.number // self.plan.ticks_per_step,
+            deadline_ns=deadline,
+            task=self.task,
+            state=reading.position,
+            n_steps=self.plan.n_steps,
+            rtc=None if rtc is None else Guidance(rtc[1], rtc[2]),
+        )
+        if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):
             self.counters["infer_unsent"] += 1
             return
         self.executor.asked(self.next_request, tick.number)
@@ -232,7 +234,7 @@ class ControlLoop(Modes):
         self.next_request += 1
         self.counters["infer_sent"] += 1
 
-    def _run_mode(self, tick: Tick, is_fresh: bool) -> tuple[str, str]:
+    def _run_mode(self, tick: Tick, is_fresh: bool) -> tuple[Mode, str]:
         if not is_fresh:
             return "holding", "a joint's position is stale"
         if self.wants_new_grid:  # the rollout begins with the next tick
@@ -262,33 +264,32 @@ class ControlLoop(Modes):
         for finding in findings:
             bits = bits if finding.bits is None else bits | finding.bits
         nothing = np.full(self.n_joints, np.nan, np.float32)
-        fields = {
-            "tick": tick.number,
-            "deadline_ns": tick.deadline_ns,
-            "late_ns": tick.late_ns,
-            "t0_ns": self.t0_ns,
-            "step_ns": self.plan.step_ns if self.plan else self.period_ns,
-            "mode": self.mode,
-            "position": reading.position,
-            "position_age_us": reading.position_age_us,
-            "wanted": decided.wanted,
-            "goal": nothing if goal is None else goal,
-            "limited_by": bits,
-            "chunk_seq": decided.chunk_seq,
-            "action_index": decided.action_index,
-            "n_actions_left": decided.n_left,
-            "reason": self.reason,
-        }
-        self.links.publish("state", fields, reading.observed_ns)
+        state = State(
+            tick=tick.number,
+            deadline_ns=tick.deadline_ns,
+            late_ns=tick.late_ns,
+            t0_ns=self.t0_ns,
+            step_ns=self.plan.step_ns if self.plan else self.period_ns,
+            mode=self.mode,
+            position=reading.position,
+            position_age_us=reading.position_age_us,
+            wanted=decided.wanted,
+            goal=nothing if goal is None else goal,
+            limited_by=bits,
+            chunk_seq=decided.chunk_seq,
+            action_index=decided.action_index,
+            n_actions_left=decided.n_left,
+            reason=self.reason,
+        )
+        self.links.publish(state, reading.observed_ns)
         self.links.lease(RELEASED if not self.is_held else STOPPING if self.is_stopping else RUNNING)
         if tick.deadline_ns >= self._due["heartbeat"]:
             self._due["heartbeat"] = tick.deadline_ns + HEARTBEAT_NS
-            self.links.publish("heartbeat", self._heartbeat())
+            self.links.publish(self._heartbeat())
         if tick.deadline_ns >= self._due["health"]:
             self._due["health"] = tick.deadline_ns + HEALTH_NS
-            self.links.publish("servo_health", {"servos": [s.to_wire() for s in self.robot.health()]})
+            self.links.publish(ServoHealth(tuple(servo.to_wire() for servo in self.robot.health())))
 
-    def _heartbeat(self) -> dict[str, Any]:
-        phases = {"idle": "ready", "running": "running", "stopped": "stopping", "emergency": "degraded"}
+    def _heartbeat(self) -> Heartbeat:
         counters = {**self.counters, **self.robot.counters(), **self.links.counters()}
-        return {"phase": phases.get(self.mode, "ready"), "counters": {k: int(v) for k, v in counters.items()}}
+        return heartbeat(PHASES.get(self.mode, "ready"), counters)
