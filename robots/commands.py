@@ -6,8 +6,6 @@ named in its table, does one thing to the arm, and may say in which state the ar
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from edgevla.arguments import Arguments, SetTask, Start
@@ -174,7 +172,7 @@ class Commands:
 
     # -- deeds ------------------------------------------------------------------------------------------------------
 
-    def _do(self, deed: str, reason: str, arguments: Any) -> State | None:
+    def _do(self, deed: str, reason: str, arguments: Arguments | None) -> State | None:
         made: State | None = getattr(self, f"_{deed}")(reason, arguments)
         return made
 
@@ -200,27 +198,27 @@ class Commands:
             self._links.event("warning", "rest_unreachable", sentence)
         self._tell.remarks()
 
-    def _restart(self, _: str, __: Any) -> None:
+    def _restart(self, _: str, __: Arguments | None) -> None:
         """A new grid: chunks of before are nobody's, and its first goal may be far away."""
         if self.rollout is not None:
             self.rollout.restart()
         self._wants_new_grid = True
         self.body.approach()
 
-    def _resume(self, reason: str, arguments: Any) -> None:
+    def _resume(self, reason: str, arguments: Arguments | None) -> None:
         self._restart(reason, arguments)
 
-    def _halt(self, _: str, __: Any) -> None:
+    def _halt(self, _: str, __: Arguments | None) -> None:
         if self.rollout is not None:
             self.rollout.forget()
 
-    def _go_home(self, _: str, __: Any) -> None:
+    def _go_home(self, _: str, __: Arguments | None) -> None:
         self._halt("", None)
 
-    def _set_task(self, _: str, order: SetTask) -> None:
+    def _set_task(self, _: str, arguments: SetTask) -> None:
         assert self.rollout is not None
-        self.rollout.task = order.task
-        self._links.event("info", "task", f"task: {order.task}")
+        self.rollout.task = arguments.task
+        self._links.event("info", "task", f"task: {arguments.task}")
 
     def _set_execution(self, _: str, execution: Execution) -> None:
         assert self.rollout is not None
@@ -236,24 +234,24 @@ class Commands:
         executor.switch(execution)
         self._links.event("info", "execution", f"execution: {kind_of(execution)}")
 
-    def _come_to_rest(self, _: str, __: Any) -> State:
+    def _come_to_rest(self, _: str, __: Arguments | None) -> State:
         return self._end("rest")
 
-    def _give_up(self, _: str, __: Any) -> State:
+    def _give_up(self, _: str, __: Arguments | None) -> State:
         self.body.freeze()
         return self._end("fault")
 
-    def _worsen(self, reason: str, arguments: Any) -> State | None:
+    def _worsen(self, reason: str, arguments: Arguments | None) -> State | None:
         """A fault on the way to rest stops the arm there; any other ending goes on."""
         if self._ending is not None and self._ending.kind == "rest":
             return self._give_up(reason, arguments)
         return None
 
-    def _freeze(self, _: str, __: Any) -> None:
+    def _freeze(self, _: str, __: Arguments | None) -> None:
         self._halt("", None)
         self.body.freeze()
 
-    def _freeze_ending(self, reason: str, arguments: Any) -> State:
+    def _freeze_ending(self, reason: str, arguments: Arguments | None) -> State:
         """The arm stops where it is, with its full torque. With nobody left to clear it, it is then lowered."""
         if self.machine.is_latched:
             return self._let_go(reason, arguments)
@@ -264,16 +262,16 @@ class Commands:
         self._ending = None
         return State.EMERGENCY
 
-    def _let_go(self, _: str, __: Any) -> State:
+    def _let_go(self, _: str, __: Arguments | None) -> State:
         return self._end("release")
 
-    def _unfreeze(self, _: str, __: Any) -> State:
+    def _unfreeze(self, _: str, __: Arguments | None) -> State:
         self._presses.forget()
         if not self.body.is_torque_on:
             return State.IDLE
         return State.PARKED if self.body.is_reduced else State.PAUSED
 
-    def _abandon(self, _: str, __: Any) -> None:
+    def _abandon(self, _: str, __: Arguments | None) -> None:
         """No line, or none that matters: what can be said of torque is said."""
         self._ending = None
         self._links.lease(STOPPING)

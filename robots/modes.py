@@ -24,9 +24,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from edgevla.arguments import Arguments
     from edgevla.messages import Mode
 
 
@@ -78,7 +79,7 @@ class Deeds(Protocol):
     the one that the arm is really in now. EdgeVLAError: it was not done, and the machine stays where it is.
     """
 
-    def __call__(self, deed: str, reason: str, arguments: Any) -> State | None: ...
+    def __call__(self, deed: str, reason: str, arguments: Arguments | None) -> State | None: ...
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,17 @@ TABLE: dict[Event, dict[State, Cell]] = {
 LAST_EVENTS = (Event.NOBODY_LEFT, Event.LINE_GONE, Event.CUT_OFF)
 """After these nobody can start anything any more: the process ends with the arm at rest."""
 LOSSES = (Event.LINE_GONE, Event.CUT_OFF)
+MODES: dict[State, Mode] = {
+    State.IDLE: "idle",
+    State.RUNNING: "running",
+    State.HOLDING: "holding",
+    State.PAUSED: "paused",
+    State.HOMING: "homing",
+    State.EMERGENCY: "emergency",
+    State.PARKED: "stopped",
+    State.STOPPED: "stopped",
+}
+"""As the wire has them (graphs.md 2.2); an ending is `emergency` while the stop is latched, else `stopped`."""
 
 
 class Machine:
@@ -219,9 +231,9 @@ class Machine:
         """The state as the wire has it (graphs.md 2.2)."""
         if self._state is State.ENDING:
             return "emergency" if self._is_latched else "stopped"
-        return cast("Mode", "stopped" if self._state is State.PARKED else self._state.value)
+        return MODES[self._state]
 
-    def fire(self, event: Event, reason: str = "", arguments: Any = None) -> str:
+    def fire(self, event: Event, reason: str = "", arguments: Arguments | None = None) -> str:
         """Does what the table says. Why not, or an empty string.
 
         Raises:

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from edgevla import messages
 from edgevla.clock import NS_PER_MS, NS_PER_S, Clock, Tick, ticker
 from edgevla.errors import BusError
 from edgevla.execution import Goal
 from edgevla.messages import Guidance, Heartbeat, Infer, Mode, Phase, ServoHealth
-from edgevla.messages import State as StateMessage
 from edgevla.nodes.vitals import heartbeat
 
 from .arm import EXCHANGE_SHARE, Reading, Robot
@@ -32,8 +32,9 @@ from .rollout import Plan
 from .safety import CLIPPING, Finding, Level, Reason
 from .telling import Teller
 
-PHASES: dict[Mode, Phase] = {"running": "running", "stopped": "stopping", "emergency": "degraded"}
 IDLE_HZ = 30.0
+PHASES: dict[Mode, Phase] = {"running": "running", "stopped": "stopping", "emergency": "degraded"}
+"""What the heartbeat says of a mode; of the others `ready`."""
 HEALTH_NS = NS_PER_S // 2
 HEARTBEAT_NS = NS_PER_S // 5
 SILENT_POLICY_NS = 2 * NS_PER_S
@@ -282,7 +283,7 @@ class ControlLoop:
         for finding in findings:
             bits = bits if finding.bits is None else bits | finding.bits
         nothing = np.full(len(self.profile.joints), np.nan, np.float32)
-        state = StateMessage(
+        state = messages.State(
             tick=tick.number,
             deadline_ns=tick.deadline_ns,
             late_ns=tick.late_ns,
