@@ -111,8 +111,8 @@ class FeetechBus(ServoBus):
         return now["acceleration"] == 0 != before["acceleration"]
 
     def count_foreign(self, heard: bytes, sizes: Collection[int]) -> int:
-        """A question looks like an answer here. What gives it away: its size, what it asks for, or an instruction that no
-        ERR byte can be."""
+        """A question looks like an answer here. It is given away by its size, by what it asks for, or by an instruction
+        that is no ERR byte."""
         frames = feetech.split_instructions(bytearray(heard))
         return sum(
             code > LAST_ERROR or len(data) not in (0, *sizes) or feetech.is_question(code, data)
