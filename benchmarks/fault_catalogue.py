@@ -134,7 +134,8 @@ def connect(case: Case, firmware: str) -> Row:
         did, read = "refused, not switched on", [str(error)]
     is_refused = did != "connected"
     outcome = Outcome(arm, None if is_refused else robot, read, trace, is_refused=is_refused)
-    violations = [] if np.allclose(before, arm.joint_rad()) else ["the arm moved"]
+    may_move = bool(case.arm.get("is_energised"))  # it is let down
+    violations = [] if may_move or np.allclose(before, arm.joint_rad()) else ["the arm moved"]
     on = [name for name, servo in arm.servos.items() if servo.torque_on]
     if on and not case.arm.get("is_energised"):
         violations.append(f"torque is on at {', '.join(on)}")
