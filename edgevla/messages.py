@@ -133,6 +133,11 @@ CAMERA = {
     "fps": "float",
     "locked_exposure": "bool",
     "fit": "str",
+    "fourcc": "str",
+    "exposure": Optional_("float"),
+    "gain": Optional_("float"),
+    "white_balance": Optional_("float"),
+    "rotation": "uint",
 }
 SERVO = {
     "id": "uint",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from .arm import Robot
-from .profile import Joint, Profile
+from .profile import Camera, Joint, Profile
 
 MID_RANGE = "mid_range"
 
@@ -19,18 +20,7 @@ def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
         "node": "robot",
         "robot": profile.name,
         "joints": [_joint(robot, i, joint, low, high) for i, joint in enumerate(profile.joints)],
-        "cameras": [
-            {
-                "name": camera.name,
-                "source": camera.source,
-                "height": camera.height,
-                "width": camera.width,
-                "fps": camera.fps,
-                "locked_exposure": camera.has_locked_exposure,
-                "fit": camera.fit,
-            }
-            for camera in profile.cameras
-        ],
+        "cameras": [describe_camera(camera) for camera in profile.cameras],
         "servo_hz": robot.max_hz,
         "warnings": list(robot.warnings),
         "buses": [
@@ -44,6 +34,12 @@ def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
             for bus in profile.buses
         ],
     }
+
+
+def describe_camera(camera: Camera) -> dict[str, Any]:
+    """All that the profile says of it, as `CameraSettings.of_profile` takes it."""
+    fields = dataclasses.asdict(camera)
+    return {**fields, "locked_exposure": fields.pop("has_locked_exposure")}
 
 
 def _joint(robot: Robot, i: int, joint: Joint, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:

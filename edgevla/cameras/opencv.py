@@ -85,13 +85,14 @@ class OpenCVCamera:
         s = self.settings
         if s.fourcc:
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*s.fourcc))
-        capture.set(cv2.CAP_PROP_FRAME_WIDTH, s.asked_width or s.width)
-        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, s.asked_height or s.height)
+        width, height = s.device_size
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
         capture.set(cv2.CAP_PROP_FPS, s.fps)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         code = int(capture.get(cv2.CAP_PROP_FOURCC))
         self._format = "".join(chr((code >> 8 * i) & 0xFF) for i in range(4)).strip("\0 ")
-        if s.fourcc and self._format != s.fourcc:
+        if s.fourcc and self._format != s.fourcc.strip():
             capture.release()
             raise CameraError(
                 f"camera '{s.name}' at {self._device} gives {self._format or 'another format'}, not {s.fourcc} as "

@@ -67,11 +67,10 @@ def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptio
         fps = max(camera["fps"] if camera else 0.0, manifest.fps)
         settings = CameraSettings(name, source, width, height, fps)
         if camera is not None and source != "sim":
-            delivered = {"asked_width": camera["width"], "asked_height": camera["height"]}
-            if camera["fit"] == "exact":  # where it is not what the policy takes, `fit` refuses
-                delivered |= {"width": camera["width"], "height": camera["height"]}
-            locked = camera["locked_exposure"]
-            settings = replace(settings, **delivered, fit=camera["fit"], has_locked_exposure=locked)
+            settings = replace(CameraSettings.of_profile(camera, source), fps=fps)
+            if camera["fit"] != "exact":  # where it is and the sizes differ, `fit` refuses
+                asked = {"asked_width": camera["width"], "asked_height": camera["height"]}
+                settings = replace(settings, width=width, height=height, **asked)
         made.append(settings)
     return made
 

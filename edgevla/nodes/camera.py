@@ -23,7 +23,7 @@ import numpy as np
 import zmq
 
 from edgevla.cameras import CameraSettings, Source, open_source
-from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
+from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb, turned
 from edgevla.clock import NS_PER_S
 from edgevla.errors import CameraError, EdgeVLAError
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
@@ -84,7 +84,7 @@ class Capture(threading.Thread):
             self._reopen()
 
     def _prepare(self, image: np.ndarray, captured_ns: int) -> _Ready:
-        image = fit(image, self.settings)
+        image = fit(turned(image, self.settings.rotation), self.settings)
         self._count(image, captured_ns)
         jpeg = self.settings.encoding == "jpeg"
         payload = encode_jpeg(image, self.settings.jpeg_quality) if jpeg else np.ascontiguousarray(image)
@@ -256,6 +256,7 @@ def _about(capture: Capture) -> dict[str, Any]:
         "fps": float(settings.fps),
         "locked_exposure": settings.has_locked_exposure or settings.exposure is not None,
         "fit": settings.fit,
+        "rotation": settings.rotation,
         "format": capture.source.about,
     }
 
