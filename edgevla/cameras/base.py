@@ -177,6 +177,11 @@ class Source(Protocol):
         """Whether a file has no more pictures; devices never end."""
         ...
 
+    @property
+    def n_rounds(self) -> int:
+        """How often a file has begun again from its beginning; devices never do."""
+        ...
+
     def open(self) -> None:
         """Raises CameraError when the device is missing, busy, or cannot do what was declared."""
         ...

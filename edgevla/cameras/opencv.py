@@ -7,13 +7,13 @@ told to the person, and another size is refused by the node unless a fit is decl
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what happens is said once, in our words
 import cv2
 
+from edgevla.cameras import v4l2
 from edgevla.cameras.base import CameraSettings, Picture
 from edgevla.errors import CameraError
 
@@ -24,6 +24,7 @@ class OpenCVCamera:
     """`source`: a number (`0`), a device (`/dev/video0`, `/dev/v4l/by-id/...`), or a stream's address (`rtsp://...`)."""
 
     is_at_end = False
+    n_rounds = 0
 
     def __init__(self, settings: CameraSettings) -> None:
         self.settings = settings
@@ -56,7 +57,7 @@ class OpenCVCamera:
                 )
             raise CameraError(
                 f"camera '{settings.name}' cannot be opened at {device}: another program may be using it, or it is no "
-                f"capture device. See who has it: fuser -v {device}; cameras found: {_found()}",
+                f"capture device. See who has it: fuser -v {device}; cameras found: {v4l2.found()}",
                 camera=settings.name,
                 device=device,
             )
@@ -68,7 +69,7 @@ class OpenCVCamera:
         name = self.settings.name
         if not Path(device).exists():
             raise CameraError(
-                f"camera '{name}' is not there: {device} does not exist; cameras found: {_found()}. "
+                f"camera '{name}' is not there: {device} does not exist; cameras found: {v4l2.found()}. "
                 f"Plug it in, or choose another: --camera {name}=/dev/videoN",
                 camera=name,
                 device=device,
@@ -76,7 +77,15 @@ class OpenCVCamera:
         if not os.access(device, os.R_OK | os.W_OK):
             raise CameraError(
                 f"camera '{name}': no permission to use {device}; add yourself to its group and log in again: "
-                "sudo usermod -aG video $USER",
+                f"sudo usermod -aG {v4l2.group_of(device)} $USER",
+                camera=name,
+                device=device,
+            )
+        about = v4l2.look(device)
+        if about is not None and not about[1]:
+            raise CameraError(
+                f"camera '{name}': {device} gives no pictures, it only tells about those of '{about[0]}'; cameras "
+                f"found: {v4l2.found()}. Choose one: --camera {name}=/dev/videoN",
                 camera=name,
                 device=device,
             )
@@ -132,8 +141,3 @@ class OpenCVCamera:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
-
-
-def _found() -> str:
-    devices = map(str, Path("/dev").glob("video*"))
-    return ", ".join(sorted(devices, key=lambda d: int(re.sub(r"\D", "", d) or 0))) or "none"

@@ -33,6 +33,7 @@ class SimCamera:
     """Draws the newest world on its own 1/fps grid; a world that has gone silent gives no pictures."""
 
     is_at_end = False
+    n_rounds = 0
 
     def __init__(self, settings: CameraSettings, inbox: Inbox) -> None:
         self.settings, self._inbox = settings, inbox

@@ -2,13 +2,14 @@
 
 import json
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import zmq
 
-from edgevla.cameras import CameraSettings, Picture, open_source
+from edgevla.cameras import CameraSettings, Picture, open_source, v4l2
 from edgevla.errors import CameraError, ConfigError
 from edgevla.launch.deployment import DeployOptions, camera_settings
 from edgevla.manifest import Manifest
@@ -88,6 +89,29 @@ def test_a_busy_camera_says_how_to_find_who_has_it(monkeypatch):
         opened(monkeypatch, device)
 
 
+def speaks_v4l2(monkeypatch, device_caps):
+    """/dev/null answers as a webcam's device with these capabilities would."""
+    answer = v4l2.CAPABILITY.pack(b"uvcvideo", b"HD Webcam", b"usb-1", 0x060000, 0x84A00001, device_caps)
+    monkeypatch.setattr(v4l2.fcntl, "ioctl", lambda file, request, buffer: answer)
+
+
+def test_a_metadata_device_is_told_from_a_camera(monkeypatch):
+    speaks_v4l2(monkeypatch, 0x04A00000)  # streaming, metadata: the second device of every USB camera
+    with pytest.raises(
+        CameraError, match="/dev/null gives no pictures, it only tells about those of 'HD Webcam'"
+    ):
+        opened(monkeypatch, FakeDevice())
+    speaks_v4l2(monkeypatch, 0x04200001)
+    assert opened(monkeypatch, FakeDevice()).about == "/dev/null YUYV"
+
+
+def test_without_permission_the_device_s_own_group_is_named(monkeypatch):
+    monkeypatch.setattr("edgevla.cameras.opencv.os.access", lambda *_: False)
+    group = Path("/dev/null").group()
+    with pytest.raises(CameraError, match=rf"no permission to use /dev/null.*usermod -aG {group} \$USER"):
+        opened(monkeypatch, FakeDevice())
+
+
 # -- from a profile to the device -------------------------------------------------------------------------------
 
 
@@ -159,7 +183,7 @@ def test_two_cameras_of_one_name_and_names_that_make_no_socket_are_refused(tmp_p
 class Still:
     """A camera that gives one picture for ever."""
 
-    about, is_at_end = "/dev/video9", False
+    about, is_at_end, n_rounds = "/dev/video9", False, 0
 
     def __init__(self, settings, image) -> None:
         self.settings, self._image = settings, image

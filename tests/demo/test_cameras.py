@@ -59,7 +59,7 @@ class Flaky:
 
     def __init__(self, settings: CameraSettings, n_good: int = 5) -> None:
         self.settings, self.n_good, self.n_opened = settings, n_good, 0
-        self.about, self.is_at_end = "/dev/video9", False
+        self.about, self.is_at_end, self.n_rounds = "/dev/video9", False, 0
 
     def open(self) -> None:
         self.n_opened += 1
@@ -209,7 +209,7 @@ def test_the_sentences_name_device_and_cure(tmp_path):
     assert "notes.txt is of no kind that can be read" in refused(source=str(tmp_path / "notes.txt"))
     assert "cannot be reached at http://127.0.0.1:9/" in refused(source="http://127.0.0.1:9/")
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
-    assert "cannot be decoded" in refused(source=str(tmp_path / "bad.mp4"))
+    assert "cannot be opened" in refused(source=str(tmp_path / "bad.mp4"))
 
 
 def test_settings_travel_as_strict_json():
