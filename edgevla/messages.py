@@ -253,6 +253,7 @@ TYPES: dict[str, MessageType] = {
 ABOUT_ROBOT = {
     "node": "str",
     "robot": "str",
+    "lerobot_types": ["str"],
     "joints": [JOINT],
     "cameras": [CAMERA],
     "servo_hz": "float",

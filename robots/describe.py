@@ -19,6 +19,7 @@ def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
     return {
         "node": "robot",
         "robot": profile.name,
+        "lerobot_types": list(profile.lerobot_types),
         "joints": [_joint(robot, i, joint, low, high) for i, joint in enumerate(profile.joints)],
         "cameras": [describe_camera(camera) for camera in profile.cameras],
         "servo_hz": robot.max_hz,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import numpy as np
 
 from edgevla import strict
-from edgevla.dataset.layout import STATED, camera_age_key
+from edgevla.dataset.layout import camera_age_key
+from edgevla.dataset.stated import read_stated
 from edgevla.dataset.stats import Stats
 from edgevla.errors import DatasetError, UsageError
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind, JointUnits
@@ -150,7 +151,7 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
     stats = dataset.true_stats
     names = feature_names(dataset, ACTION)
     guess, reason = infer_joint_units(stats, names)
-    units = joint_units or stated_units(dataset.root)
+    units = joint_units or read_stated(dataset.root).joint_units
     vectors = [n for n in (STATE, ENVIRONMENT_STATE, ACTION) if n in dataset.columns]
     features = {c: _camera(c, dataset) for c in dataset.cameras}
     features.update({n: _vector(n, dataset, units) for n in vectors})
@@ -205,24 +206,6 @@ def joint_unit_names(names: Sequence[str], units: str) -> tuple[str, ...]:
 
 def is_gripper(name: str) -> bool:
     return "gripper" in name.lower()
-
-
-def stated_units(root: Path) -> str | None:
-    """What the recording itself says in meta/edgevla.json.
-
-    Raises:
-        DatasetError: it says something unknown.
-    """
-    path = root / STATED
-    if not path.is_file():
-        return None
-    try:
-        units = json.loads(path.read_text(encoding="utf-8")).get("joint_units")
-    except (ValueError, AttributeError) as error:
-        raise DatasetError(f"{path} is not readable: {error}", file=STATED) from error
-    if units is not None and units not in get_args(JointUnits):
-        raise DatasetError(f"{path} says joint_units = '{units}'; known: degrees, range100", file=STATED)
-    return units
 
 
 def infer_joint_units(stats: Stats, names: Sequence[str]) -> tuple[str | None, str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.layout import (
+    EPISODES_GLOB,
     INFO,
     Episode,
     Findings,
@@ -34,8 +35,6 @@ from edgevla.dataset.tables import (
     task_table,
 )
 from edgevla.errors import DatasetError
-
-EPISODES_GLOB = "meta/episodes/*/*.parquet"
 
 
 @dataclass

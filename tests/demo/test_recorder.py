@@ -35,6 +35,7 @@ class FakeRobot:
         self.server = CommandServer(ctx, endpoint("inproc", "robot", "commands"), SESSION, "robot")
         self.server.about = {
             "robot": "so101",
+            "lerobot_types": ["so101_follower"],
             "joints": [joint(NAMES[0], "deg"), joint(NAMES[1], "percent")],
         }
         self.t0_ns, self.tick = time.monotonic_ns(), 0
@@ -118,7 +119,8 @@ def stage(tmp_path):
 
         return run
 
-    recorder.obey = answering(recorder.obey)
+    recorder.obey, recorder.robot = answering(recorder.obey), robot
+    recorder.check_output = answering(recorder.check_output)
     drain, heard = recorder.inbox.drain, set()
 
     def noted(kind: str):
@@ -177,6 +179,31 @@ def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(s
     assert "episode 0 kept" in recorder.obey("keep", {})
     recorder.close()
     assert open_dataset(root).tasks == ["kept"]
+
+
+def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_first_demonstration(stage):
+    """The joints of the same arm, once in degrees and once in -100..100: `replay` of a mixture would go elsewhere."""
+    recorder, play, root = stage
+    recorder.obey("record", {"task": "first"})
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    recorder.obey("keep", {})
+    recorder.recording.writer.close()
+    recorder.recording = None
+    before = (root / "meta/edgevla.json").read_bytes()
+    recorder.robot.server.about["joints"][0]["unit"] = "range100"
+    recorder.robot.server.about["robot"] = "my_arm"
+    recorder.robot.server.about["lerobot_types"] = []
+    for refused in (recorder.check_output, lambda: recorder.obey("record", {})):
+        with pytest.raises(
+            DatasetError,
+            match="its joints are in degrees, those of this recording in range100; its robot is so101, this one is my",
+        ):
+            refused()
+    assert (root / "meta/edgevla.json").read_bytes() == before
+    recorder.robot.server.about["joints"][0]["unit"] = "deg"
+    recorder.robot.server.about["lerobot_types"] = ["so101"]
+    recorder.check_output()
+    assert "recording episode 1" in recorder.obey("record", {})
 
 
 def test_commands_out_of_order_are_refused_with_a_reason(stage):
