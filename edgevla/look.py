@@ -73,14 +73,34 @@ class Glance:
         return Glance(self.brightness, self.contrast, self.thumbnail[::-1, ::-1])
 
 
-def glance(picture: np.ndarray) -> Glance:
-    """picture: uint8 (H, W, 3) RGB, at least 8 x 8."""
+def thinned(picture: np.ndarray) -> np.ndarray:
+    """About 96 pixels on the shorter side, float64: every so many-th pixel."""
     step = max(1, min(picture.shape[:2]) // 96)
-    thinned = picture[::step, ::step].astype(np.float64)
-    grey = thinned @ LUMA
-    cells = _cells(thinned)
+    return picture[::step, ::step].astype(np.float64)
+
+
+def shades(pixels: np.ndarray) -> tuple[float, float]:
+    """(brightness, contrast): mean and deviation of the grey levels of (H, W, 3) RGB."""
+    grey = pixels @ LUMA
+    return float(grey.mean()), float(grey.std())
+
+
+def nothing(name: str, brightness: float, contrast: float) -> str:
+    """What to say of a camera whose contrast is below `BLANK`."""
+    shade = "black" if brightness < 30 else "white" if brightness > 225 else "of one colour"
+    return (
+        f"camera '{name}' shows nothing: its pictures are {shade} (brightness {brightness:.0f} of 255, contrast "
+        f"{contrast:.1f}). Look for a cap, a cover, or no light"
+    )
+
+
+def glance(picture: np.ndarray) -> Glance:
+    """picture: uint8 (H, W, 3) RGB."""
+    times = -(-max(GRID) // min(picture.shape[:2]))
+    pixels = thinned(np.repeat(np.repeat(picture, times, 0), times, 1) if times > 1 else picture)
+    cells = _cells(pixels)
     scale = max(float((cells @ LUMA).std()), LEAST_CONTRAST)
-    return Glance(float(grey.mean()), float(grey.std()), (cells - cells.mean((0, 1))) / scale)
+    return Glance(*shades(pixels), (cells - cells.mean((0, 1))) / scale)
 
 
 def _cells(picture: np.ndarray) -> np.ndarray:
@@ -154,11 +174,7 @@ def oddities(live: Mapping[str, Glance], trained: Mapping[str, CameraLook]) -> l
 def _blank(name: str, picture: Glance, trained: CameraLook | None) -> list[Oddity]:
     if not picture.is_blank:
         return []
-    shade = "black" if picture.brightness < 30 else "white" if picture.brightness > 225 else "of one colour"
-    text = (
-        f"camera '{name}' shows nothing: its pictures are {shade} (brightness {picture.brightness:.0f} of 255, contrast "
-        f"{picture.contrast:.1f}). Look for a cap, a cover, or no light"
-    )
+    text = nothing(name, picture.brightness, picture.contrast)
     if trained is None or trained.contrast[0] < 3 * BLANK:
         return [Oddity(name, text)]
     text += f"; in the training data the contrast was {_range(trained.contrast)}"

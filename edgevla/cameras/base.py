@@ -168,6 +168,11 @@ class Source(Protocol):
     settings: CameraSettings
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether a program draws its pictures: without noise, equal to the last bit while nothing moves."""
+        ...
+
+    @property
     def about(self) -> str:
         """Device and pixel format for people: `/dev/video0 MJPG`."""
         ...

@@ -22,6 +22,8 @@ WHOLE = 0.9
 class _Paced:
     """Keeps a file's rate in real time: the next picture is due one period after the last, never in a burst."""
 
+    is_drawn = False
+
     def __init__(self, settings: CameraSettings) -> None:
         self.settings = settings
         self.is_at_end = False

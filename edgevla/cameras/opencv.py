@@ -25,6 +25,7 @@ class OpenCVCamera:
 
     is_at_end = False
     n_rounds = 0
+    is_drawn = False
 
     def __init__(self, settings: CameraSettings) -> None:
         self.settings = settings

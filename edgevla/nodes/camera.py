@@ -24,6 +24,7 @@ import zmq
 
 from edgevla.cameras import CameraSettings, Picture, Source, open_source
 from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb, turned
+from edgevla.cameras.watch import PictureWatch
 from edgevla.clock import NS_PER_S
 from edgevla.errors import CameraError, EdgeVLAError
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
@@ -62,9 +63,12 @@ class Capture(threading.Thread):
         self._previous: np.ndarray | None = None
         self._thumbnail_ns = 0
         self._said: set[str] = set()
+        self._watch: PictureWatch | None = None
 
     def run(self) -> None:
         try:
+            if not self.source.is_drawn:
+                self._watch = PictureWatch(self.settings.name, self._who)
             while not self._stopping.is_set() and not self.source.is_at_end:
                 self._turn()
             if self.source.is_at_end:
@@ -141,11 +145,13 @@ class Capture(threading.Thread):
         self._n_repeated = self._n_repeated + 1 if is_same else 0
         self.counters["repeated"] += is_same
         self._previous = image
+        for news in self._watch.see(image, captured_ns, is_same) if self._watch is not None else ():
+            self._say(*news)
 
     def _reopen(self, why: str) -> None:
         """Close the device and try to open it, waiting longer each time, until it opens."""
         if not self.is_lost:
-            self.is_lost, self._last_ns, self._n_tries = True, None, 0
+            self.is_lost, self._last_ns, self._previous, self._n_tries = True, None, None, 0
             self._say("warning", "camera_lost", f"{self._who} {why}")
         while True:
             self.source.close()

@@ -34,6 +34,7 @@ class SimCamera:
 
     is_at_end = False
     n_rounds = 0
+    is_drawn = True
 
     def __init__(self, settings: CameraSettings, inbox: Inbox) -> None:
         self.settings, self._inbox = settings, inbox

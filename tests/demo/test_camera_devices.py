@@ -183,7 +183,7 @@ def test_two_cameras_of_one_name_and_names_that_make_no_socket_are_refused(tmp_p
 class Still:
     """A camera that gives one picture for ever."""
 
-    about, is_at_end, n_rounds = "/dev/video9", False, 0
+    about, is_at_end, n_rounds, is_drawn = "/dev/video9", False, 0, False
 
     def __init__(self, settings, image) -> None:
         self.settings, self._image = settings, image

@@ -168,7 +168,7 @@ def test_a_video_that_breaks_off_says_so_where_it_does(tmp_path):
 class Camera:
     """A device that gives these pictures, one after the other, and the last one for ever."""
 
-    about, is_at_end, n_rounds = "/dev/video9", False, 0
+    about, is_at_end, n_rounds, is_drawn = "/dev/video9", False, 0, False
 
     def __init__(self, settings, pictures) -> None:
         self.settings, self._pictures, self.n_opened = settings, pictures, 0

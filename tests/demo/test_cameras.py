@@ -59,7 +59,7 @@ class Flaky:
 
     def __init__(self, settings: CameraSettings, n_good: int = 5) -> None:
         self.settings, self.n_good, self.n_opened = settings, n_good, 0
-        self.about, self.is_at_end, self.n_rounds = "/dev/video9", False, 0
+        self.about, self.is_at_end, self.n_rounds, self.is_drawn = "/dev/video9", False, 0, False
 
     def open(self) -> None:
         self.n_opened += 1
