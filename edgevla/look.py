@@ -159,7 +159,10 @@ class Oddity:
 
 
 def oddities(live: Mapping[str, Glance], trained: Mapping[str, CameraLook]) -> list[Oddity]:
-    """What a person should know of these cameras before the arm moves. Both by the robot's name of the camera."""
+    """What a person should know of these cameras before the arm moves. Both by the robot's name of the camera.
+
+    A camera without a look of training is left out: that it shows nothing, it says itself.
+    """
     found = [o for name, picture in live.items() for o in _blank(name, picture, trained.get(name))]
     seeing = {n: p for n, p in live.items() if n in trained and not p.is_blank}
     places = _arrangement(seeing, trained)
@@ -172,13 +175,14 @@ def oddities(live: Mapping[str, Glance], trained: Mapping[str, CameraLook]) -> l
 
 
 def _blank(name: str, picture: Glance, trained: CameraLook | None) -> list[Oddity]:
-    if not picture.is_blank:
+    if not picture.is_blank or trained is None or trained.contrast[0] < 3 * BLANK:
         return []
     text = nothing(name, picture.brightness, picture.contrast)
-    if trained is None or trained.contrast[0] < 3 * BLANK:
-        return [Oddity(name, text)]
-    text += f"; in the training data the contrast was {_range(trained.contrast)}"
-    return [Oddity(name, text, is_blind=True)]
+    return [
+        Oddity(
+            name, f"{text}; in the training data the contrast was {_range(trained.contrast)}", is_blind=True
+        )
+    ]
 
 
 def _range(low_high: tuple[float, float]) -> str:

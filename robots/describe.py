@@ -40,7 +40,7 @@ def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
 def describe_camera(camera: Camera) -> dict[str, Any]:
     """All that the profile says of it, as `CameraSettings.of_profile` takes it."""
     fields = dataclasses.asdict(camera)
-    return {**fields, "locked_exposure": fields.pop("has_locked_exposure")}
+    return {"locked_exposure": fields.pop("has_locked_exposure"), **fields}
 
 
 def _joint(robot: Robot, i: int, joint: Joint, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:

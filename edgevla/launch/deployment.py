@@ -37,6 +37,7 @@ class DeployOptions:
     calibration: str | None = None
     servo_hz: float | None = None
     may_lose_cameras: bool = False
+    may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
 

@@ -11,14 +11,14 @@ safety, cameras, the recorder and the monitor see no difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgevla import strict
 from edgevla.bundle import Fit, load_bundle
 from edgevla.cameras import CameraSettings
-from edgevla.errors import EdgeVLAError, EngineError
+from edgevla.errors import CameraError, EdgeVLAError, EngineError
 from edgevla.execution import Execution, execution_from, execution_to, judge_latency
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import (
@@ -141,7 +141,22 @@ class PolicySource:
         about = run.await_ready("policy", "policy", POLICY_READY_S, EngineError)
         latency_ms = float(about["latency_ms"])
         run.say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.1f} ms per inference")
+        self._say_oddities(run, about["oddities"])
         return latency_ms
+
+    @staticmethod
+    def _say_oddities(run: Run, oddities: Sequence[Mapping[str, Any]]) -> None:
+        """What the policy's first look at the cameras found.
+
+        Raises:
+            CameraError: one certainly shows no picture.
+        """
+        for oddity in oddities:
+            if not oddity["is_blind"] or run.options.may_be_blind:
+                run.say("warning", "camera", oddity["text"])
+        blind = [str(o["text"]) for o in oddities if o["is_blind"]]
+        if blind and not run.options.may_be_blind:
+            raise CameraError(f"{blind[0]}. To start all the same: --allow-blind-cameras")
 
     def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
         """A latency that the execution cannot bear turns it into `sync`."""

@@ -13,11 +13,12 @@ from edgevla.cameras import CameraSettings, Picture, open_source, v4l2
 from edgevla.errors import CameraError, ConfigError
 from edgevla.launch.deployment import DeployOptions, camera_settings
 from edgevla.manifest import Manifest
+from edgevla.messages import CAMERA
 from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.camera import CameraNode
 from edgevla.robots.describe import describe_camera
 from edgevla.robots.profile import PROFILES_DIR, load_profile
-from edgevla.wire import Inbox, endpoint
+from edgevla.wire import Inbox, check_fields, endpoint
 
 RED_CARD = (214, 30, 24)
 
@@ -125,7 +126,8 @@ def profile_with(tmp_path, *lines):
 
 def told(tmp_path, *lines):
     """What the robot tells of such a camera."""
-    return describe_camera(load_profile(profile_with(tmp_path, *lines)).cameras[0])
+    camera = describe_camera(load_profile(profile_with(tmp_path, *lines)).cameras[0])
+    return check_fields(camera, CAMERA, "the robot's describe of it")
 
 
 def test_what_a_profile_says_of_a_camera_reaches_the_driver(tmp_path, monkeypatch):
