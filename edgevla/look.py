@@ -165,7 +165,7 @@ def oddities(live: Mapping[str, Glance], trained: Mapping[str, CameraLook]) -> l
     """
     found = [o for name, picture in live.items() for o in _blank(name, picture, trained.get(name))]
     seeing = {n: p for n, p in live.items() if n in trained and not p.is_blank}
-    places = _arrangement(seeing, trained)
+    places = arrangement(seeing, trained)
     for name, picture in seeing.items():
         if places.get(name, name) != name:
             found.append(_exchanged(name, places))
@@ -189,7 +189,7 @@ def _range(low_high: tuple[float, float]) -> str:
     return f"{low_high[0]:.0f} to {low_high[1]:.0f}"
 
 
-def _arrangement(seeing: Mapping[str, Glance], trained: Mapping[str, CameraLook]) -> dict[str, str]:
+def arrangement(seeing: Mapping[str, Glance], trained: Mapping[str, CameraLook]) -> dict[str, str]:
     """Camera -> whose view it shows, by the arrangement in which all are nearest to what training showed.
 
     Another than the declared one must be clearly better, and better for each camera that it moves.

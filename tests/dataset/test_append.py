@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,28 +126,3 @@ def test_a_recording_without_an_episode_binds_nobody(tmp_path: Path) -> None:
     assert (dataset.info.robot_type, dataset.fps) == ("koch", 25)
     assert facts_of(dataset).joint_units is None
     assert check_dataset(root) == []
-
-
-def picture_of(number: int) -> dict[str, Any]:
-    return {**kit.row(0, 0), kit.CAMERA: kit.code_frame(0, number)}
-
-
-def record_pictures(root: Path, numbers: list[int]) -> None:
-    with DatasetWriter(root, fps=30, features=kit.features(), resume=True) as writer:
-        for number in numbers:
-            writer.add_frame(picture_of(number), "t")
-        writer.save_episode()
-
-
-def test_pictures_that_repeat_are_counted_per_episode_and_survive_appending(
-    tmp_path: Path, copy_of: Callable[[Path], Path]
-) -> None:
-    root = tmp_path / "mine"
-    record_pictures(root, [1, 2, 3, 4])
-    record_pictures(root, [1, 1, 2, 2, 2, 2, 3])
-    noted = json.loads((root / "meta/edgevla.json").read_text())["repeated_pictures"]
-    assert noted == {kit.CAMERA: [{"n": 0, "longest": 0}, {"n": 4, "longest": 3}]}
-    (root / "meta/edgevla.json").unlink()  # as if LeRobot had recorded them
-    record_pictures(root, [1, 1])
-    noted = json.loads((root / "meta/edgevla.json").read_text())["repeated_pictures"]
-    assert noted == {kit.CAMERA: [None, None, {"n": 1, "longest": 1}]}
