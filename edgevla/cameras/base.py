@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from edgevla.descriptions import AboutCamera
 from edgevla.errors import CameraError
 
 Fit = Literal["exact", "crop", "resize"]
@@ -95,26 +96,26 @@ class CameraSettings:
         return (height, width) if self.rotation in (90, 270) else (width, height)
 
     @classmethod
-    def of_profile(cls, camera: Mapping[str, Any], source: str) -> CameraSettings:
+    def of_profile(cls, camera: AboutCamera, source: str) -> CameraSettings:
         """A camera as the robot's `describe` tells it, looking through `source`.
 
         How the camera is mounted (`rotation`) belongs to devices: files were recorded upright and simulated pictures are
         drawn so, unless the profile itself names the file.
         """
-        is_as_mounted = source != "sim" and (is_device(source) or source == camera["source"])
+        is_as_mounted = source != "sim" and (is_device(source) or source == camera.source)
         return cls(
-            name=camera["name"],
+            name=camera.name,
             source=source,
-            width=camera["width"],
-            height=camera["height"],
-            fps=camera["fps"],
-            fit=camera["fit"],
-            fourcc=camera["fourcc"],
-            has_locked_exposure=camera["locked_exposure"],
-            exposure=camera["exposure"],
-            gain=camera["gain"],
-            white_balance=camera["white_balance"],
-            rotation=camera["rotation"] if is_as_mounted else 0,
+            width=camera.width,
+            height=camera.height,
+            fps=camera.fps,
+            fit=camera.fit,
+            fourcc=camera.fourcc,
+            has_locked_exposure=camera.locked_exposure,
+            exposure=camera.exposure,
+            gain=camera.gain,
+            white_balance=camera.white_balance,
+            rotation=camera.rotation if is_as_mounted else 0,
         )
 
     @classmethod

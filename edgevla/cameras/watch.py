@@ -7,13 +7,14 @@ import numpy as np
 
 from edgevla.clock import NS_PER_S
 from edgevla.look import BLANK, nothing, shades, thinned
+from edgevla.messages import Severity
 
 PATIENCE_NS = NS_PER_S
 GLANCE_NS = NS_PER_S // 5
 AGAIN_NS = 10 * NS_PER_S
 """Between two tellings of the same: a stream whose scene hardly moves may stand still every few seconds."""
 
-News = tuple[str, str, str]
+News = tuple[Severity, str, str]
 """(severity, code, sentence)"""
 
 

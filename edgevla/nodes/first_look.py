@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import CameraError
 from edgevla.look import CameraLook, Oddity, glance, oddities
+from edgevla.messages import Frame
 from edgevla.nodes.assembler import Recent, frame_pixels
 
 FROZEN_NS = 1200 * NS_PER_MS
@@ -41,11 +42,11 @@ class FirstLook:
         """What is odd about the newest pictures; None while some camera has not shown enough to tell."""
         self._began_ns = now_ns if self._began_ns is None else self._began_ns
         for name in self._cameras:
-            frames = self._inbox.recent("frame", f"camera/{name}")
+            frames = self._inbox.recent(Frame, f"camera/{name}")
             if frames:
                 self._first_ns.setdefault(name, now_ns)
             # The very first picture of a camera is new in any case.
-            if any(f["n_repeated"] == 0 and f.seq > 0 for f in frames):
+            if any(f.body.n_repeated == 0 and f.seq > 0 for f in frames):
                 self._moving.add(name)
         is_known = all(self._is_known(name, now_ns) for name in self._cameras)
         return self._judge() if is_known or now_ns - self._began_ns >= PATIENCE_NS else None
@@ -57,7 +58,7 @@ class FirstLook:
     def _judge(self) -> list[Oddity]:
         live = {}
         for name in self._first_ns:
-            frames = self._inbox.recent("frame", f"camera/{name}")
+            frames = self._inbox.recent(Frame, f"camera/{name}")
             try:
                 live[name] = glance(frame_pixels(frames[-1]))
             except CameraError:  # a damaged JPEG; the first inference says so

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 import zmq
 
+from edgevla import strict
 from edgevla.cameras import CameraSettings, Picture, open_source, v4l2
+from edgevla.descriptions import AboutCamera, AboutRobot
 from edgevla.errors import CameraError, ConfigError
 from edgevla.launch.deployment import DeployOptions, camera_settings
 from edgevla.manifest import Manifest
-from edgevla.messages import CAMERA
+from edgevla.messages import Frame
 from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.camera import CameraNode
-from edgevla.robots.describe import describe_camera
+from edgevla.robots.describe import about_camera
 from edgevla.robots.profile import PROFILES_DIR, load_profile
-from edgevla.wire import Inbox, check_fields, endpoint
+from edgevla.wire import Inbox, endpoint
 
 RED_CARD = (214, 30, 24)
 
@@ -126,15 +129,15 @@ def profile_with(tmp_path, *lines):
 
 def told(tmp_path, *lines):
     """What the robot tells of such a camera."""
-    camera = describe_camera(load_profile(profile_with(tmp_path, *lines)).cameras[0])
-    return check_fields(camera, CAMERA, "the robot's describe of it")
+    camera = about_camera(load_profile(profile_with(tmp_path, *lines)).cameras[0])
+    return strict.read(AboutCamera, strict.write(camera), "the robot's describe of it")
 
 
 def test_what_a_profile_says_of_a_camera_reaches_the_driver(tmp_path, monkeypatch):
     camera = told(
         tmp_path, 'fourcc = "MJPG"', "exposure = 120", "gain = 8", "white_balance = 4600", "rotation = 90"
     )
-    settings = CameraSettings.of_profile({**camera, "width": 480, "height": 640}, "/dev/null")
+    settings = CameraSettings.of_profile(replace(camera, width=480, height=640), "/dev/null")
     device = FakeDevice(
         fourcc="MJPG",
         takes=(
@@ -211,14 +214,14 @@ def test_a_camera_mounted_turned_shows_upright_pictures(rotation, red_at):
     settings = CameraSettings("front", "9", width, height, fps=50.0, rotation=rotation)
     with zmq.Context() as ctx:
         node = CameraNode(ctx, "inproc", b"cam-test", [Still(settings, picture)])
-        inbox = Inbox(ctx, {"frame": (endpoint("inproc", "camera/front"), 4)}, b"cam-test")
+        inbox = Inbox(ctx, {Frame: (endpoint("inproc", "camera/front"), 4)}, b"cam-test")
         try:
             node.open()
             until = time.monotonic() + 5
-            while inbox.newest("frame") is None and time.monotonic() < until:
+            while inbox.newest(Frame) is None and time.monotonic() < until:
                 node.step(time.monotonic_ns())
                 time.sleep(0.01)
-            image = frame_pixels(inbox.newest("frame"))
+            image = frame_pixels(inbox.newest(Frame))
         finally:
             inbox.stop()
             node.close()
@@ -228,18 +231,19 @@ def test_a_camera_mounted_turned_shows_upright_pictures(rotation, red_at):
 
 
 def test_a_file_in_the_place_of_a_turned_camera_is_shown_as_it_is(tmp_path):
-    camera = {**told(tmp_path, "rotation = 90"), "width": 480, "height": 640}
+    camera = replace(told(tmp_path, "rotation = 90"), width=480, height=640)
     assert CameraSettings.of_profile(camera, "/dev/video4").rotation == 90
     assert CameraSettings.of_profile(camera, "datasets/mine/front.mp4").rotation == 0
     assert CameraSettings.of_profile(camera, "sim").rotation == 0
-    assert CameraSettings.of_profile({**camera, "source": "still/"}, "still/").rotation == 90
+    assert CameraSettings.of_profile(replace(camera, source="still/"), "still/").rotation == 90
 
 
 def test_a_fitted_camera_is_asked_for_its_own_size_and_publishes_the_policy_s(tmp_path, make_bundle):
     """The bundle takes 32x24; the profile's camera gives 480x640 once it is turned."""
     manifest = Manifest.from_json(json.loads((make_bundle() / "manifest.json").read_text()))
-    camera = {**told(tmp_path, "rotation = 270", 'fit = "resize"', "gain = 3"), "width": 480, "height": 640}
-    (settings,) = camera_settings(manifest, {"cameras": [camera]}, DeployOptions("mine"))
+    camera = told(tmp_path, "rotation = 270", 'fit = "resize"', "gain = 3")
+    robot = AboutRobot("robot", "mine", (), (replace(camera, width=480, height=640),), 100.0, (), ())
+    (settings,) = camera_settings(manifest, robot, DeployOptions("mine"))
     assert (settings.width, settings.height, settings.fps) == (32, 24, 30.0)
     assert settings.device_size == (640, 480)
     assert (settings.rotation, settings.gain, settings.fit) == (270, 3.0, "resize")

@@ -12,6 +12,7 @@ import zmq
 
 from edgevla.cameras import CameraSettings, Picture, open_source
 from edgevla.errors import CameraError
+from edgevla.messages import Event, Frame
 from edgevla.nodes.camera import CameraNode
 from edgevla.wire import Inbox, endpoint, new_session
 
@@ -189,7 +190,7 @@ def heard(node, done, timeout_s=10.0):
     """Events of a camera node that runs until `done(events, frames)`, and its frames."""
     events, frames = [], []
     until = time.monotonic() + timeout_s
-    inbox = Inbox(CTX, {k: (endpoint("inproc", "camera/front"), 256) for k in ("event", "frame")}, SESSION)
+    inbox = Inbox(CTX, {k: (endpoint("inproc", "camera/front"), 256) for k in (Event, Frame)}, SESSION)
     try:
         time.sleep(0.1)
         node.open()
@@ -197,9 +198,9 @@ def heard(node, done, timeout_s=10.0):
             node.wake.wait(0.02)
             node.wake.clear()
             node.step(time.monotonic_ns())
-            events += inbox.drain("event")
-            frames += inbox.drain("frame")
-        assert done(events, frames), [e["text"] for e in events]
+            events += [m.body for m in inbox.drain(Event)]
+            frames += [m.body for m in inbox.drain(Frame)]
+        assert done(events, frames), [e.text for e in events]
         return events, frames
     finally:
         inbox.stop()
@@ -223,8 +224,8 @@ def test_a_file_says_when_it_begins_again_and_when_it_ends(tmp_path):
         node = node_of(open_source(settings))
         try:
             events, _ = heard(node, lambda e, f: e and len(f) >= (20 if loop else 3))  # noqa: B023
-            assert [e["code"] for e in events] == [code], "said once, however often it begins again"
-            assert words in events[0]["text"]
+            assert [e.code for e in events] == [code], "said once, however often it begins again"
+            assert words in events[0].text
         finally:
             node.close()
 
@@ -241,9 +242,9 @@ def test_a_single_picture_of_another_size_is_left_out_and_said():
         events, frames = heard(node, lambda e, f: len(f) >= 20)
     finally:
         node.close()
-    assert {(f["height"], f["width"]) for f in frames} == {(48, 64)}
-    assert events[0]["code"] == "camera_odd"
-    assert "gives 32x24 px, but 64x48 is declared" in events[0]["text"]
+    assert {(f.height, f.width) for f in frames} == {(48, 64)}
+    assert events[0].code == "camera_odd"
+    assert "gives 32x24 px, but 64x48 is declared" in events[0].text
 
 
 def test_a_camera_that_changes_its_size_for_good_is_opened_again():
@@ -261,5 +262,5 @@ def test_a_camera_that_changes_its_size_for_good_is_opened_again():
     finally:
         node.close()
     assert camera.n_opened == 2
-    assert [e["code"] for e in events] == ["camera_odd", "camera_lost", "camera_back"]
-    assert "keeps giving pictures of another size" in events[1]["text"]
+    assert [e.code for e in events] == ["camera_odd", "camera_lost", "camera_back"]
+    assert "keeps giving pictures of another size" in events[1].text

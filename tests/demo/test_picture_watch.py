@@ -10,6 +10,7 @@ import zmq
 from edgevla.cameras import CameraSettings, Picture, open_source
 from edgevla.cameras.watch import PictureWatch
 from edgevla.clock import NS_PER_S
+from edgevla.messages import Event
 from edgevla.nodes.camera import CameraNode
 from edgevla.wire import Inbox, endpoint
 
@@ -104,16 +105,16 @@ class Still:
 def events_of(source, seconds: float) -> list:
     with zmq.Context() as ctx:
         node = CameraNode(ctx, "inproc", SESSION, [source])
-        inbox = Inbox(ctx, {"event": (endpoint("inproc", "camera/front"), 64)}, SESSION)
+        inbox = Inbox(ctx, {Event: (endpoint("inproc", "camera/front"), 64)}, SESSION)
         try:
             time.sleep(0.1)
             node.open()
             until = time.monotonic() + seconds
-            while time.monotonic() < until and not inbox.newest("event"):
+            while time.monotonic() < until and not inbox.newest(Event):
                 node.wake.wait(0.02)
                 node.wake.clear()
                 node.step(time.monotonic_ns())
-            return [m["code"] for m in inbox.drain("event")]
+            return [m.body.code for m in inbox.drain(Event)]
         finally:
             inbox.stop()
             node.close()

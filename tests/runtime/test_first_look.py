@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from edgevla import strict
-from edgevla.codec import Message
 from edgevla.look import glance, look_of
+from edgevla.messages import Frame, Header, Message
 from edgevla.nodes.first_look import FirstLook
 from edgevla.robots.world.scene import Scene
 
@@ -40,11 +40,12 @@ class Ring:
         self.frames = {}
 
     def show(self, camera, image, seq=7, n_repeated=0):
-        fields = {"camera": camera, "height": SIZE[1], "width": SIZE[0], "encoding": "rgb8"}
-        fields |= {"n_dropped": 0, "n_repeated": n_repeated, "seq": seq, "observed_ns": 0}
-        self.frames[camera] = [Message("frame", fields, [image])]
+        header = Header(b"policynd", f"camera/{camera}", seq, 0, 0)
+        self.frames[camera] = [
+            Message(header, Frame(camera, SIZE[1], SIZE[0], "rgb8", 0, n_repeated), [image])
+        ]
 
-    def recent(self, type, source):
+    def recent(self, cls, source):
         return self.frames.get(source.removeprefix("camera/"), [])
 
 
