@@ -74,6 +74,7 @@ _LIMITS = {
     "decay": (-100, 100),
     "max_guidance": (0, 1e6),
 }
+_WITHIN_CHUNK = ("n_action_steps", "every", "guidance_end")
 
 
 def execution_from(data: Mapping[str, Any]) -> Execution:
@@ -112,6 +113,18 @@ def _check_option(kind: str, name: str, value: Any) -> None:
     ):
         expected = "a whole number" if whole else "a number"
         raise UsageError(f"execution '{kind}': {name} is {value!r}; expected {expected} from {low} to {high}")
+
+
+def check_chunk(execution: Execution, chunk_size: int) -> None:
+    """
+    Raises:
+        UsageError: the execution counts further than a chunk has actions.
+    """
+    for name, value in execution_to(execution).items():
+        if name in _WITHIN_CHUNK and value > chunk_size:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value} must be at most {chunk_size}, the actions of this policy's chunks"
+            )
 
 
 def execution_to(execution: Execution) -> dict[str, Any]:

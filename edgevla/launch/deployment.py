@@ -13,7 +13,7 @@ from edgevla.bundle import Fit
 from edgevla.cameras import CameraSettings
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
-from edgevla.execution.strategies import KINDS
+from edgevla.execution.strategies import KINDS, check_chunk
 from edgevla.manifest import Manifest
 
 
@@ -95,7 +95,33 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         raise UsageError(
             f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
         )
-    return execution_from({**base, **given, "kind": kind})
+    execution = execution_from({**base, **given, "kind": kind})
+    check_chunk(execution, manifest.chunk_size)
+    return execution
+
+
+def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
+    """What the bundle alone can say about the options, before a process is started.
+
+    Raises:
+        UsageError: no task for a policy that reads one, denoise steps it does not take, a loop slower than its rate.
+    """
+    m, o = manifest, options
+    if m.prompt is not None and not (o.task or m.prompt.default_task):
+        raise UsageError(
+            f"the policy '{m.policy}' does what it is told in words, and neither the command line nor the bundle says "
+            "it; add --task 'put the cube into the bowl'"
+        )
+    if o.n_steps is not None:
+        if m.schedule is None:
+            raise UsageError(
+                f"--n-steps {o.n_steps}: the policy '{m.policy}' has no denoise steps; leave it out"
+            )
+        low, high = m.schedule.n_steps_allowed
+        if not low <= o.n_steps <= high:
+            raise UsageError(f"--n-steps {o.n_steps} must be from {low} to {high} for this bundle")
+    if o.servo_hz is not None and o.servo_hz < m.fps:
+        raise UsageError(f"--servo-hz {o.servo_hz:g} is slower than the policy's {m.fps:g} Hz")
 
 
 def execution_words(execution: Execution) -> str:

@@ -212,10 +212,10 @@ class Deployment:
 
     def __init__(self, folder, bundle, profile, *more, in_terminal=False):
         self.profile = profile
-        self.trace_path, self.log_path = folder / "trace.jsonl", folder / "log"
+        self.trace_path, self.log_root = folder / "trace.jsonl", folder / "log"
         self.output_path = folder / "output.txt"
         args = ["deploy", str(bundle), f"--robot={profile}", "--sim", f"--sim-trace={self.trace_path}"]
-        command = [sys.executable, "-m", "edgevla", *args, f"--log={self.log_path}", *more]
+        command = [sys.executable, "-m", "edgevla", *args, f"--log={self.log_root}", *more]
         self._mark = secrets.token_hex(8)
         env = {**os.environ, MARK: self._mark}
         self.terminal = Terminal(env, self.output_path) if in_terminal else None
@@ -245,6 +245,11 @@ class Deployment:
             with contextlib.suppress(psutil.Error, OSError):
                 if process.environ().get(MARK) == self._mark:
                     yield process
+
+    @property
+    def log_path(self):
+        """Files of the newest run."""
+        return self.log_root / "latest"
 
     @property
     def output(self):
