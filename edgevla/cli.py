@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         words = re.sub(r"^(-\S+): (?=\S+ must be )", r"\1 ", message.removeprefix("argument "))
         if unknown := re.search(r"^unrecognized arguments: (--[^\s=]+)", message):
             words += nearest(unknown[1], self._option_string_actions)
-        raise UsageError(f"{words}. All options: {self.prog} --help")
+        raise UsageError(f"{words} ({self.prog} --help says all)")
 
 
 def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:

@@ -3,7 +3,8 @@
 Without numpy or ZeroMQ, because the guardian reads this too. The folder is `<root>/<session>`, mode 0700; a socket's
 path must stay under 100 bytes, the kernel's limit being 107. Where the root lies depends on who starts the deployment
 (a login has `$XDG_RUNTIME_DIR`, a unit `$RUNTIME_DIRECTORY`, cron neither), so whoever looks for one looks in all of
-them. `$EDGEVLA_RUNTIME_DIR` replaces them all: for tests, and for containers.
+them, and where only the starter's environment names the root a link stands in /tmp/edgevla-UID, which everybody knows.
+`$EDGEVLA_RUNTIME_DIR` replaces them all: for tests, and for containers.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ def _told(name: str, below: str = "") -> list[Path]:
     ]
 
 
+def _known() -> Path:
+    """The root that needs no environment."""
+    return Path(f"/tmp/edgevla-{os.getuid()}")
+
+
 def _temporary() -> list[Path]:
-    own = f"edgevla-{os.getuid()}"
-    return [Path(tempfile.gettempdir()) / own, Path("/tmp") / own]
+    return [Path(tempfile.gettempdir()) / _known().name, _known()]
 
 
 def runtime_root() -> Path:
@@ -86,13 +91,16 @@ def _is_private(root: Path) -> bool:
 
 def runtime_roots() -> list[Path]:
     """All folders in which deployments that this user may steer can lie, whatever their environment was."""
-    login = [Path(f"/run/user/{os.getuid()}/edgevla")]
     told = [*_told("RUNTIME_DIRECTORY"), *_told("XDG_RUNTIME_DIR", "edgevla")]
-    found = _told(OVERRIDE) or [*told, *login, *_temporary()]
+    found = _told(OVERRIDE) or [*told, _login(), *_temporary()]
     roots = [root.resolve() for root in found if _is_private(root)]
     if not _told(OVERRIDE):
         roots += [root for root in _services() if os.access(root, os.R_OK | os.W_OK | os.X_OK)]
     return list(dict.fromkeys(roots))
+
+
+def _login() -> Path:
+    return Path(f"/run/user/{os.getuid()}/edgevla")
 
 
 def _services() -> list[Path]:
@@ -107,6 +115,27 @@ def run_dir(session: bytes) -> Path:
     folder = runtime_root() / session.hex()
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def announce(folder: Path) -> None:
+    """A link in the root that everybody knows, where `folder` lies in one that only this environment names."""
+    root = _known()
+    is_known = folder.parent in (root, _login()) or folder.parent.parent == SERVICES
+    if is_known or _told(OVERRIDE):
+        return
+    with contextlib.suppress(OSError):
+        root.mkdir(mode=0o700, exist_ok=True)
+        if _is_private(root):
+            (root / folder.name).symlink_to(folder.resolve())
+
+
+def remove_run_dir(folder: Path) -> None:
+    """The folder, all in it, and the link to it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    link = _known() / folder.name
+    with contextlib.suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
 
 
 def endpoint(folder: Path | str, node: str, stream: str = "pub") -> str:
@@ -211,13 +240,21 @@ def deployments() -> list[Path]:
             elif (
                 folder.name == read_deployment(folder).session
             ):  # made by `run_dir`, not a folder of the user's
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_run_dir(folder)
     return [folder for _, folder in sorted(running, reverse=True)]
 
 
 def _noted() -> Iterator[Path]:
+    """Folders with a note, through links, too; each once. A link to nothing is removed."""
+    seen = set()
     for root in runtime_roots():
-        yield from [note.parent for note in root.glob(f"*/{NOTE}")]
+        for path in list(root.iterdir()):
+            folder = path.resolve()
+            if path.is_symlink() and not folder.exists():
+                path.unlink(missing_ok=True)
+            elif folder not in seen and (folder / NOTE).exists():
+                seen.add(folder)
+                yield folder
 
 
 def find_deployment(run_dir: Path | None = None) -> Path:

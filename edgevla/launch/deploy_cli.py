@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from edgevla.errors import UsageError
+from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration, pairs, whole
@@ -28,6 +28,9 @@ BUNDLE_PLACES: tuple[str, ...] = (
     "runs/bundles/*",
     "demo-runs/*/bundles/*",
 )
+
+NOT_YET = 75
+"""A port, a camera or an engine that is not there, perhaps not yet (EX_TEMPFAIL of sysexits.h)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
     add("--sim-task", choices=("rest", "conveyor"), help="with --sim: what the cube does (default: rest)")
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
+    add("--unattended", action="store_true",
+        help=f"exit code {NOT_YET} where it could not begin and nothing moved, so that systemd tries again")  # fmt: skip
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
@@ -75,22 +80,32 @@ def run(args: argparse.Namespace) -> int:
     from edgevla.launch.supervisor import Supervisor
 
     shown = Screen(to_stderr=args.json)
-    wanted = _options(args)
+    wanted = options_from(args)
     bundle = Path(args.bundle) if args.bundle else newest_bundle()
     if args.bundle is None:
         shown("info", "deploy", f"bundle: {bundle} (the newest one here)")
     supervisor = Supervisor(wanted, PolicySource(bundle, wanted), shown)
-    summary = carry_out(supervisor, MonitorWindow(supervisor, shown) if args.monitor else None)
+    try:
+        summary = carry_out(supervisor, MonitorWindow(supervisor, shown) if args.monitor else None)
+    except UsageError:
+        raise
+    except (EdgeVLAError, OSError) as error:
+        if not args.unattended:
+            raise
+        shown("error", "deploy", f"{error}; nothing has moved, it may be tried again")
+        return NOT_YET
     return report(args, summary, shown)
 
 
 # -- from words to options ---------------------------------------------------------------------------------------
 
 
-def _options(args: argparse.Namespace) -> Any:
+def options_from(args: argparse.Namespace) -> Any:
     from edgevla.launch.deployment import DeployOptions
 
     options.check_arguments(args)
+    if args.monitor and args.unattended:
+        raise UsageError("--monitor needs somebody to look at it; leave out --unattended")
     if args.monitor:
         check_terminal()
     return DeployOptions(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,16 @@ from edgevla.launch.logfiles import LogFiles
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import ABOUT_ROBOT
-from edgevla.session import Deployment, began, new_session, run_dir, tell_guardian, write_deployment
+from edgevla.session import (
+    Deployment,
+    announce,
+    began,
+    new_session,
+    remove_run_dir,
+    run_dir,
+    tell_guardian,
+    write_deployment,
+)
 from edgevla.wire import CommandClient, Inbox, check_fields, endpoint
 
 GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
@@ -220,7 +228,7 @@ class Supervisor:
             lambda: client.close() if client is not None else None,
             lambda: self.ctx.destroy(linger=0),
             lambda: os.close(self._alive_read),
-            lambda: shutil.rmtree(self.folder, ignore_errors=True),
+            lambda: remove_run_dir(self.folder),
         ]
 
     def _step(self, step: int) -> None:
@@ -256,6 +264,7 @@ class Supervisor:
             self.folder,
             Deployment(self.session.hex(), pid, o.robot, self.source.bundle, nodes, o.task, began(pid)),
         )
+        announce(self.folder)
 
     @property
     def place(self) -> list[str]:
