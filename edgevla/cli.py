@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UsageError: always.
         """
-        words = re.sub(r"^(-\S+): (?=\S+ must be )", r"\1 ", message.removeprefix("argument "))
+        words = re.sub(r"^(-\S+): (?=.+ must be )", r"\1 ", message.removeprefix("argument "))
         if unknown := re.search(r"^unrecognized arguments: (--[^\s=]+)", message):
             words += nearest(unknown[1], self._option_string_actions)
         raise UsageError(f"{words} ({self.prog} --help says all)")

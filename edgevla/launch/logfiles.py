@@ -47,7 +47,7 @@ class LogFiles:
         self.folder.mkdir(parents=True)
         self._open()
         link_latest(place, self.folder.name)
-        if n := prune(place, self.folder.name):
+        if n := prune(place, self.folder.name, KEPT_BYTES):
             warn(f"{n} old run{'s' * (n > 1)} in {place} removed, to keep it below {KEPT_BYTES / 1e9:g} GB")
 
     @property
@@ -149,7 +149,7 @@ def link_latest(place: Path, name: str) -> None:
             part.replace(latest)
 
 
-def prune(place: Path, newest: str, most: int = KEPT_BYTES) -> int:
+def prune(place: Path, newest: str, most: int) -> int:
     """Removes the oldest runs until all together have at most `most` bytes; how many.
 
     The run `newest` stays, and those that are being written by others.

@@ -35,7 +35,7 @@ class Number:
         except ValueError:
             value = float("nan")
         if not self.low <= value <= self.high or (self.above and value == self.low):
-            shown = text if len(text) <= 40 else f"{text[:37]}..."
+            shown = text[:40] if text and text.isprintable() else ascii(text[:40])
             raise argparse.ArgumentTypeError(f"{shown} must be {self.range}")
         return value
 

@@ -142,6 +142,7 @@ class RunLog:
     def _on_event(self, m: Message) -> None:
         self._events[m["severity"]] += 1
         self.is_released = self.is_released or m["code"] == "released"
+        self.was_on = self.was_on or self.is_released
         self.emergencies.see_event(m["code"], m.observed_ns)
         if m["severity"] == "stop":
             self.last_stop = m["text"]

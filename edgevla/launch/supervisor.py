@@ -146,13 +146,16 @@ class Supervisor:
         steps += [lambda: summary.update(self.summary()), lambda: self.log.close(summary), *self._closings()]
         for step in steps:
             self._surely(step)
-        return {"failure": self.failure or None, "emergency_stops": [], **summary}
+        return {"emergency_stops": [], **summary, "failure": self.failure or None}
 
     def _surely(self, step: Callable[[], Any]) -> None:
-        try:
-            step()
-        except BaseException as error:
-            self.note_failure(error)
+        """Once more where it fails; a step that is walked twice does no harm."""
+        for _ in range(2):
+            try:
+                step()
+                return
+            except BaseException as error:
+                self.note_failure(error)
 
     def note_failure(self, error: BaseException) -> None:
         """The first is the run's; what follows from it is only said. A bug is shown whole."""
@@ -160,6 +163,8 @@ class Supervisor:
             self.asked.by = self.asked.by or "SIGINT"
             return
         words = str(error) if isinstance(error, EdgeVLAError) else f"{type(error).__name__}: {error}"
+        if words == self.failure:
+            return
         if not isinstance(error, EdgeVLAError | OSError):
             self._say_safely("log", "deploy", "".join(traceback.format_exception(error)).rstrip())
         if self.failure:
@@ -170,21 +175,14 @@ class Supervisor:
         """To rest. An emergency stop is obeyed before: then the arm stays where it is."""
         if not (self._is_start_sent and self._guardian_lives()) or self.log.last_mode == "stopped":
             return
-        for attempt in (1, 2):
-            try:
-                self._command("stop", {})
-            except WireError:  # a node that stopped by itself may not answer any more
-                return
-            except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
-                self.failure = self.failure or "ended while the emergency stop was latched"
-                self.asked.steps.latch()
-                self._say_safely("stop", "deploy", f"an emergency stop is latched: the arm stays {FROZEN}")
-            except BaseException:
-                self._robot_client = None  # once more, by a socket of its own
-                if attempt == 2:
-                    raise
-                continue
-            return
+        try:
+            self._command("stop", {})
+        except WireError:
+            pass  # a node that stopped by itself may not answer any more
+        except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
+            self.failure = self.failure or "ended while the emergency stop was latched"
+            self.asked.steps.latch()
+            self._say_safely("stop", "deploy", f"an emergency stop is latched: the arm stays {FROZEN}")
 
     def _await_release(self) -> None:
         """Until the arm is released; the loop, which outlives a killed guardian, may still hold it."""
@@ -227,7 +225,7 @@ class Supervisor:
             lambda: inbox.stop() if inbox is not None else None,
             lambda: client.close() if client is not None else None,
             lambda: self.ctx.destroy(linger=0),
-            lambda: os.close(self._alive_read),
+            self._close_alive,
             lambda: remove_run_dir(self.folder),
         ]
 
@@ -447,9 +445,12 @@ class Supervisor:
             )
 
     def _close_alive(self) -> None:
-        if self._alive_write >= 0:
-            os.close(self._alive_write)
-            self._alive_write = -1
+        """Both ends of the pipe; its readers have descriptors of their own."""
+        read, self._alive_read = self._alive_read, -1
+        write, self._alive_write = self._alive_write, -1
+        for fd in (write, read):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _without_prefix(sentence: str) -> str:
