@@ -1,0 +1,105 @@
+"""The summary's words: emergency stops first, what safety changed by joint and limit."""
+
+from edgevla.codec import Message
+from edgevla.launch.emergencies import Emergencies
+from edgevla.launch.runlog import RunLog
+from edgevla.launch.summary import clipped_words, describe_summary
+
+S = 1_000_000_000
+
+
+def told(*heard):
+    """Emergency stops of a log that began at 100 s. heard: (what, seconds)."""
+    stops = Emergencies(100 * S)
+    for what, at_s in heard:
+        see = (
+            stops.see_mode
+            if what in ("running", "paused", "emergency", "stopped", "idle")
+            else stops.see_event
+        )
+        see(what, int(at_s * S))
+    return [stop["words"] for stop in stops.told()]
+
+
+def test_a_stop_that_was_cleared_is_told_all_the_same():
+    words = told(
+        ("running", 101), ("emergency", 112.3), ("emergency", 115), ("paused", 116.4), ("running", 120)
+    )
+    assert words == ["at 12.3 s: the arm was frozen, and the stop was cleared 4.1 s later"]
+
+
+def test_a_stop_that_ended_in_a_release_is_one_stop():
+    """The mode stays `emergency` after the release."""
+    words = told(
+        ("running", 101),
+        ("mode_emergency", 103),
+        ("emergency", 103.1),
+        ("released", 105),
+        ("emergency", 105.1),
+    )
+    assert words == ["at 3.0 s: the arm was frozen, and the arm was released 2.0 s later"]
+
+
+def test_a_stop_that_was_latched_until_the_end():
+    words = told(("running", 101), ("emergency", 103), ("emergency", 200))
+    assert words == ["at 3.0 s: the arm was frozen, and the stop was latched until the end"]
+
+
+def test_states_and_events_come_by_different_ways():
+    """The event is there first; the states before it, still running, are old news."""
+    words = told(("mode_emergency", 103), ("running", 102.9), ("emergency", 103.01), ("paused", 104))
+    assert words == ["at 3.0 s: the arm was frozen, and the stop was cleared 1.0 s later"]
+
+
+def test_every_stop_is_told():
+    words = told(("emergency", 101), ("paused", 102), ("running", 103), ("emergency", 104), ("paused", 106))
+    assert [text.split(":")[0] for text in words] == ["at 1.0 s", "at 4.0 s"]
+
+
+def heartbeat(**counters):
+    return Message("heartbeat", {"source": "robot", "observed_ns": 0, "counters": counters})
+
+
+def summary(**counters):
+    log = RunLog(None)
+    log.take(heartbeat(ticks=1100, ticks_running=1000, **counters))
+    return {"trained_camera_age_ms": None, **log.summary({})}
+
+
+def test_what_safety_changed_is_named_by_joint_and_limit_the_worst_first():
+    made = summary(
+        ticks_clipped=60,
+        clipped_trained_speed_elbow_flex=40,
+        clipped_limit_wrist_roll=15,
+        clipped_trained_speed_shoulder_pan=5,
+        clipped_rate_gripper=0,
+    )
+    words = describe_summary(made)
+    assert "clipped          6.00% of ticks: the speed cap from training" in words
+    said = clipped_words(made["clipped_by"], 1000)
+    assert said == (
+        "the speed cap from training (1.5 times what it showed) held back elbow_flex 4.0%, shoulder_pan 0.5%; "
+        "the joint's limit held back wrist_roll 1.5%"
+    )
+    assert "RED: safety changed 6.0% of the goals (limit 2%)" in words
+    assert said in words.splitlines()[-1]
+
+
+def test_a_limit_that_has_no_words_yet_is_named_as_it_is():
+    assert clipped_words({"clipped_torque_elbow_flex": 10}, 100) == "torque elbow_flex 10.0%"
+
+
+def test_emergency_stops_come_first():
+    log = RunLog(None)
+    event = {
+        "source": "robot",
+        "severity": "warning",
+        "code": "mode_emergency",
+        "text": "emergency",
+        "fields": {},
+    }
+    log.take(Message("event", {"observed_ns": log.emergencies._began_ns + 2 * S, **event}))
+    words = describe_summary({"trained_camera_age_ms": None, **log.summary({})})
+    assert words.startswith(
+        "EMERGENCY STOP at 2.0 s: the arm was frozen, and the stop was latched until the end\n"
+    )
