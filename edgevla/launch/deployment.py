@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
 from edgevla.execution.strategies import KINDS, check_chunk
 from edgevla.manifest import Manifest
+
+TRAINED_SPEED_MARGIN = 1.5
+"""As `robots/safety.py` has it, where it is applied; here it says in the summary which cap it was."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,17 @@ def start_arguments(
         "trained_range": _trained_range(m, fit),
         "latency_ms": latency_ms,
         "max_hz": options.servo_hz,
+    }
+
+
+def speed_caps(robot: Mapping[str, Any], trained_speed: Sequence[float] | None) -> dict[str, str]:
+    """Joint -> whose speed cap is the lower one: that of `training`, or of the `profile`; a gripper keeps its own."""
+    trained = trained_speed or [math.inf] * len(robot["joints"])
+    return {
+        joint["name"]: "training"
+        if not joint["is_gripper"] and TRAINED_SPEED_MARGIN * speed < joint["max_velocity"]
+        else "profile"
+        for joint, speed in zip(robot["joints"], trained, strict=True)
     }
 
 

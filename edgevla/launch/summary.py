@@ -9,11 +9,10 @@ RED_LINE = 0.02
 """A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
 LIMITS = {
     "limit": "the joint's limit held back",
-    "trained_speed": "the speed cap from training (1.5 times what it showed) held back",
-    "profile_speed": "the speed cap of the robot's profile held back",
-    "rate": "the speed cap held back",
+    "training": "the speed cap from training (1.5 times what it showed) held back",
+    "profile": "the speed cap of the robot's profile held back",
 }
-"""Names of limits in the robot's counters `clipped_<limit>_<joint>`, in words."""
+"""What held a joint back, in words: the robot counts `limit` and `speed`, and the run knows whose cap the speed's is."""
 
 
 def describe_summary(s: Mapping[str, Any]) -> str:
@@ -24,7 +23,7 @@ def describe_summary(s: Mapping[str, Any]) -> str:
             return f"  {name:<16} -"
         return f"  {name:<16} p50 {figures['p50']:.2f}  p99 {figures['p99']:.2f}  max {figures['max']:.2f} {unit}"
 
-    bus, clipped = s["bus"], clipped_words(s["clipped_by"], s["ticks_running"])
+    bus, clipped = s["bus"], clipped_words(s["clipped_by"], s.get("speed_caps") or {}, s["ticks_running"])
     ages = (s.get("trained_camera_age_ms") or {}).values()
     # Live ages are the oldest camera's, so these are too.
     worst = {name: max(age[name] for age in ages) for name in ("p50", "p99")} if ages else None
@@ -55,13 +54,16 @@ def describe_summary(s: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def clipped_words(counters: Mapping[str, int], n_ticks: int) -> str:
-    """Which joints, by which limit, how often: the worst first. counters: `clipped_<limit>_<joint>` -> ticks."""
+def clipped_words(counters: Mapping[str, int], caps: Mapping[str, str], n_ticks: int) -> str:
+    """Which joints, by which limit, how often: the worst first.
+
+    counters: `clipped_<limit>_<joint>` -> ticks. caps: joint -> whose speed cap it has.
+    """
     found: dict[str, list[tuple[int, str]]] = {}
     for name, n in counters.items():
-        rest = name.removeprefix("clipped_")
-        limit = next((known for known in LIMITS if rest.startswith(f"{known}_")), rest.partition("_")[0])
-        found.setdefault(limit, []).append((n, rest.removeprefix(f"{limit}_").removesuffix(".pos")))
+        limit, _, joint = name.removeprefix("clipped_").partition("_")
+        limit = caps.get(joint, limit) if limit == "speed" else limit
+        found.setdefault(limit, []).append((n, joint.removesuffix(".pos")))
     worst_first = sorted(found.items(), key=lambda item: -max(item[1])[0])
     return "; ".join(
         f"{LIMITS.get(limit, limit)} {_shares(joints, n_ticks)}" for limit, joints in worst_first

@@ -25,7 +25,7 @@ from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, Wire
 from edgevla.execution import execution_to
 from edgevla.launch.asked import Asked
 from edgevla.launch.children import Child, how
-from edgevla.launch.deployment import DeployOptions, execution_words
+from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
 from edgevla.launch.logfiles import LogFiles
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
@@ -82,6 +82,7 @@ class Supervisor:
         self._is_over: Callable[[], bool] = lambda: False
         self._is_running = False
         self._is_start_sent = False
+        self._speed_caps: dict[str, str] = {}
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -97,6 +98,7 @@ class Supervisor:
         latency_ms = self.source.start(self)
         arguments = self.source.start_arguments(self, latency_ms)
         self._is_start_sent = True
+        self._speed_caps = speed_caps(self.robot, arguments["trained_speed"])
         try:
             self._command("start", arguments)
         except WireError as error:
@@ -216,6 +218,7 @@ class Supervisor:
             "asked_by": self.asked.by,
             "was_interrupted": self.asked.by in ("SIGINT", "SIGHUP"),
             "was_on": self.log.was_on,
+            "speed_caps": self._speed_caps,
             **made,
         }
 
@@ -374,7 +377,7 @@ class Supervisor:
             return
         self._inbox.wait(wait_s) if wait_s else None
         messages: list[Message] = [m for kind in LOGGED for m in self._inbox.drain(kind)]
-        for message in messages:
+        for message in sorted(messages, key=lambda m: int(m.header["sent_ns"])):
             self.log.take(message)
             if message.type == "event":
                 self.say(message["severity"], message.source, message["text"])

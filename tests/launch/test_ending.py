@@ -33,7 +33,7 @@ class World:
 
     def publish(self, type, **fields):
         now = time.monotonic_ns()
-        self.news.append(Message(type, {"source": "robot", "observed_ns": now, **fields}))
+        self.news.append(Message(type, {"source": "robot", "observed_ns": now, "sent_ns": now, **fields}))
 
     def tick(self):
         state = {
@@ -156,7 +156,7 @@ class Source:
         return 1.0
 
     def start_arguments(self, run, latency_ms):
-        return {}
+        return {"trained_speed": None}
 
 
 class Trap:

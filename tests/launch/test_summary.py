@@ -1,9 +1,11 @@
 """The summary's words: emergency stops first, what safety changed by joint and limit."""
 
 from edgevla.codec import Message
+from edgevla.launch.deployment import TRAINED_SPEED_MARGIN, speed_caps
 from edgevla.launch.emergencies import Emergencies
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.summary import clipped_words, describe_summary
+from edgevla.robots import safety
 
 S = 1_000_000_000
 
@@ -66,17 +68,16 @@ def summary(**counters):
     return {"trained_camera_age_ms": None, **log.summary({})}
 
 
+CAPS = {"elbow_flex.pos": "training", "shoulder_pan.pos": "training", "gripper.pos": "profile"}
+
+
 def test_what_safety_changed_is_named_by_joint_and_limit_the_worst_first():
-    made = summary(
-        ticks_clipped=60,
-        clipped_trained_speed_elbow_flex=40,
-        clipped_limit_wrist_roll=15,
-        clipped_trained_speed_shoulder_pan=5,
-        clipped_rate_gripper=0,
-    )
+    clipped = {"speed_elbow_flex.pos": 40, "limit_wrist_roll.pos": 15, "speed_shoulder_pan.pos": 5}
+    counters = {f"clipped_{name}": n for name, n in clipped.items()}
+    made = {**summary(ticks_clipped=60, **counters, **{"clipped_speed_gripper.pos": 0}), "speed_caps": CAPS}
     words = describe_summary(made)
     assert "clipped          6.00% of ticks: the speed cap from training" in words
-    said = clipped_words(made["clipped_by"], 1000)
+    said = clipped_words(made["clipped_by"], CAPS, 1000)
     assert said == (
         "the speed cap from training (1.5 times what it showed) held back elbow_flex 4.0%, shoulder_pan 0.5%; "
         "the joint's limit held back wrist_roll 1.5%"
@@ -85,8 +86,22 @@ def test_what_safety_changed_is_named_by_joint_and_limit_the_worst_first():
     assert said in words.splitlines()[-1]
 
 
+def test_the_speed_cap_is_named_by_whose_it_is():
+    joints = [
+        {"name": name, "max_velocity": 180.0, "is_gripper": name == "gripper.pos"}
+        for name in ("elbow_flex.pos", "shoulder_pan.pos", "gripper.pos")
+    ]
+    caps = speed_caps({"joints": joints}, [81.0, 130.0, 10.0])
+    assert caps == {"elbow_flex.pos": "training", "shoulder_pan.pos": "profile", "gripper.pos": "profile"}
+    assert set(speed_caps({"joints": joints}, None).values()) == {"profile"}
+    assert "robot's profile held back gripper 2.0%" in clipped_words(
+        {"clipped_speed_gripper.pos": 2}, caps, 100
+    )
+    assert TRAINED_SPEED_MARGIN == safety.TRAINED_SPEED_MARGIN
+
+
 def test_a_limit_that_has_no_words_yet_is_named_as_it_is():
-    assert clipped_words({"clipped_torque_elbow_flex": 10}, 100) == "torque elbow_flex 10.0%"
+    assert clipped_words({"clipped_torque_elbow_flex": 10}, {}, 100) == "torque elbow_flex 10.0%"
 
 
 def test_emergency_stops_come_first():
