@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from edgevla.nodes.recorder import RecorderNode
 
 PAUSE_S = 2.0
+NO_PAUSE = "! Ctrl-Z is refused: the episode would have a hole. k keeps it, d discards it, q ends"
 KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
 
 
@@ -76,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     )
     node.episode_s = args.seconds
     session = Session(node, args, say, lambda: folder.is_dir())
+    obey_signals(lambda: say(NO_PAUSE))
     try:
         with keys() as read_key:
             session.run(read_key)
@@ -88,6 +91,13 @@ def run(args: argparse.Namespace) -> int:
         then = f". Next: edgevla inspect {args.output}" if session.n_kept else ""
         say(f"{session.n_kept} episodes kept{then}")
     return 0
+
+
+def obey_signals(refuse: Callable[[], None]) -> None:
+    """SIGTERM and a terminal that closes end as Ctrl-C does, with the keyboard as it was; Ctrl-Z is refused."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGTSTP, lambda *_: refuse())
 
 
 def _check(args: argparse.Namespace) -> None:
