@@ -172,6 +172,10 @@ class Deployment:
     supervisor_since: int = 0
 
     @property
+    def bundle_name(self) -> str:
+        return Path(self.bundle).name if self.bundle else ""
+
+    @property
     def session_bytes(self) -> bytes:
         return bytes.fromhex(self.session)
 

@@ -10,15 +10,16 @@ import select
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from edgevla.codec import Message
-from edgevla.execution import execution_from
+from edgevla.descriptions import AboutRobot
 from edgevla.launch import supervisor as launched
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.foreground import carry_out
+from edgevla.launch.sources import DirectSource
 from edgevla.launch.supervisor import Supervisor
-from edgevla.wire import Ack
+from edgevla.messages import Ack, Event, Header, Message, State
 
 FILE = launched.__file__
 
@@ -31,20 +32,14 @@ class World:
         self.news, self.alive = [], -1
         self.is_on, self.how = False, ""
 
-    def publish(self, type, **fields):
+    def publish(self, body):
         now = time.monotonic_ns()
-        self.news.append(Message(type, {"source": "robot", "observed_ns": now, "sent_ns": now, **fields}))
+        self.news.append(Message(Header(bytes(8), "robot", 0, now, now), body))
 
     def tick(self):
-        state = {
-            "deadline_ns": 0,
-            "t0_ns": 0,
-            "step_ns": 2,
-            "late_ns": 0,
-            "wanted": None,
-            "limited_by": Bits(),
-        }
-        self.publish("state", mode=self.mode, **{**state, "deadline_ns": 1})
+        none, bits = np.zeros(0, np.float32), np.zeros(0, np.uint16)
+        ages = np.zeros(0, np.uint32)
+        self.publish(State(1, 1, 0, 0, 2, self.mode, none, ages, None, none, bits, None, 0.0, 0, ""))
         if self.is_on and self.is_left_alone():
             self.release("parked")
 
@@ -53,7 +48,7 @@ class World:
 
     def release(self, how):
         self.is_on, self.how = False, self.how or how
-        self.publish("event", severity="info", code="released", text="torque is off", fields={})
+        self.publish(Event("info", "released", "torque is off", {}))
 
     def obey(self, action):
         self.commands.append(action)
@@ -64,12 +59,7 @@ class World:
             self.tick()
             if self.is_on:
                 self.release("rest")
-        return Ack(True, "")
-
-
-class Bits:
-    def any(self):
-        return False
+        return Ack(0, True, "")
 
 
 @pytest.fixture
@@ -105,11 +95,8 @@ def world(monkeypatch, own_runtime):
         def __init__(self, ctx, address, session, source, folder=None):
             pass
 
-        def describe(self, timeout_s):
-            return {
-                "node": "robot", "robot": "so101", "joints": [], "cameras": [], "servo_hz": 120.0, "warnings": [],
-                "buses": [],
-            }  # fmt: skip
+        def describe(self, cls, timeout_s):
+            return AboutRobot("robot", "so101", (), (), 120.0, (), ())
 
         def request(self, action, arguments, timeout_s):
             return made.obey(action)
@@ -125,8 +112,8 @@ def world(monkeypatch, own_runtime):
             made.tick()
 
         def drain(self, kind):
-            found = [m for m in made.news if m.type == kind]
-            made.news = [m for m in made.news if m.type != kind]
+            found = [m for m in made.news if type(m.body) is kind]
+            made.news = [m for m in made.news if type(m.body) is not kind]
             return found
 
         def stop(self):
@@ -142,11 +129,9 @@ def world(monkeypatch, own_runtime):
         os.close(made.alive)
 
 
-class Source:
-    name, bundle, cameras, execution = "a source", None, (), execution_from({"kind": "async"})
-
+class Source(DirectSource):
     def __init__(self):
-        self.about = {"bundle": None, "policy_sha256": "", "trained_camera_age_ms": None}
+        super().__init__("a source")
 
     def fit(self, run):
         return []
@@ -156,7 +141,7 @@ class Source:
         return 1.0
 
     def start_arguments(self, run, latency_ms):
-        return {"trained_speed": None}
+        return self.direct_arguments(run, 30.0, 30, latency_ms)
 
 
 class Trap:
@@ -238,7 +223,7 @@ def test_a_robot_that_refuses_to_start_is_not_waited_for(world, monkeypatch):
     monkeypatch.setattr(launched, "STOPPED_S", 30.0)
     obey = World.obey
     monkeypatch.setattr(
-        World, "obey", lambda self, action: Ack(False, "no") if action == "start" else obey(self, action)
+        World, "obey", lambda self, action: Ack(0, False, "no") if action == "start" else obey(self, action)
     )
     began = time.monotonic()
     with pytest.raises(Exception, match="the robot refused 'start': no"):

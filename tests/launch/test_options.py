@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from edgevla.arguments import SetTask, arguments_from
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.errors import UsageError
@@ -164,6 +165,14 @@ def test_a_task_that_is_no_text_is_refused(verbs, capsys, verb, text):
 @pytest.mark.parametrize("text", ["bad\udcff", "ring\x07", "x" * 100_000])
 def test_no_option_takes_what_is_no_text(verbs, capsys, verb, option, text):
     assert f"{option} h" in refused(capsys, [*verbs[verb], f"{option}={text}"])
+
+
+@pytest.mark.parametrize("text", ["", "  ", "pick\x07 up", "pick\nup", "x" * 2000])
+def test_a_task_that_comes_over_a_socket_is_judged_like_one_that_is_typed(text):
+    """The monitor's, or a program's: the asked node answers with the sentence."""
+    with pytest.raises(UsageError, match="the task "):
+        arguments_from("set_task", {"task": text})
+    assert arguments_from("set_task", {"task": " wave "}) == SetTask("wave")
 
 
 def test_an_empty_task_is_refused_rather_than_guessed(verbs, capsys):

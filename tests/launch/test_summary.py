@@ -1,10 +1,11 @@
 """The summary's words: emergency stops first, what safety changed by joint and limit."""
 
-from edgevla.codec import Message
+from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.launch.deployment import TRAINED_SPEED_MARGIN, speed_caps
 from edgevla.launch.emergencies import Emergencies
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.summary import clipped_words, describe_summary
+from edgevla.messages import Event, Header, Heartbeat, Message
 from edgevla.robots import safety
 
 S = 1_000_000_000
@@ -58,13 +59,14 @@ def test_every_stop_is_told():
     assert [text.split(":")[0] for text in words] == ["at 1.0 s", "at 4.0 s"]
 
 
-def heartbeat(**counters):
-    return Message("heartbeat", {"source": "robot", "observed_ns": 0, "counters": counters})
+def message(body, observed_ns=0):
+    return Message(Header(bytes(8), "robot", 0, observed_ns, observed_ns), body)
 
 
 def summary(**counters):
     log = RunLog(None)
-    log.take(heartbeat(ticks=1100, ticks_running=1000, **counters))
+    counters = {"ticks": 1100, "ticks_running": 1000, **counters}
+    log.take(message(Heartbeat(1, "running", counters, 0)))
     return {"trained_camera_age_ms": None, **log.summary({})}
 
 
@@ -87,13 +89,14 @@ def test_what_safety_changed_is_named_by_joint_and_limit_the_worst_first():
 
 
 def test_the_speed_cap_is_named_by_whose_it_is():
-    joints = [
-        {"name": name, "max_velocity": 180.0, "is_gripper": name == "gripper.pos"}
+    joints = tuple(
+        AboutJoint(name, "deg", -90.0, 90.0, 180.0, name == "gripper.pos", None, None)
         for name in ("elbow_flex.pos", "shoulder_pan.pos", "gripper.pos")
-    ]
-    caps = speed_caps({"joints": joints}, [81.0, 130.0, 10.0])
+    )
+    robot = AboutRobot("robot", "so101", joints, (), 120.0, (), ())
+    caps = speed_caps(robot, [81.0, 130.0, 10.0])
     assert caps == {"elbow_flex.pos": "training", "shoulder_pan.pos": "profile", "gripper.pos": "profile"}
-    assert set(speed_caps({"joints": joints}, None).values()) == {"profile"}
+    assert set(speed_caps(robot, None).values()) == {"profile"}
     assert "robot's profile held back gripper 2.0%" in clipped_words(
         {"clipped_speed_gripper.pos": 2}, caps, 100
     )
@@ -106,14 +109,8 @@ def test_a_limit_that_has_no_words_yet_is_named_as_it_is():
 
 def test_emergency_stops_come_first():
     log = RunLog(None)
-    event = {
-        "source": "robot",
-        "severity": "warning",
-        "code": "mode_emergency",
-        "text": "emergency",
-        "fields": {},
-    }
-    log.take(Message("event", {"observed_ns": log.emergencies._began_ns + 2 * S, **event}))
+    event = Event("warning", "mode_emergency", "emergency", {})
+    log.take(message(event, log.emergencies._began_ns + 2 * S))
     words = describe_summary({"trained_camera_age_ms": None, **log.summary({})})
     assert words.startswith(
         "EMERGENCY STOP at 2.0 s: the arm was frozen, and the stop was latched until the end\n"
