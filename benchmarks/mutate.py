@@ -375,9 +375,9 @@ def main() -> int:
         TIMES.parent.mkdir(exist_ok=True)
         runner.cover = coverage.Coverage()
         runner.cover.start()
-    quiet = [] if options.record else ["-s", "-p", "no:terminal"]
-    settings = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", *quiet]
-    code = pytest.main(["-q", *settings, *TESTS], plugins=[runner])
+    quiet = ["-q"] if options.record else ["-s", "-p", "no:terminal"]
+    settings = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "-o", "addopts=--import-mode=importlib"]
+    code = pytest.main([*quiet, *settings, *TESTS], plugins=[runner])
     if runner.cover is not None:
         runner.cover.stop()
         runner.cover.save()
