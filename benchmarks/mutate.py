@@ -124,6 +124,8 @@ def slots(node: ast.AST, owner: str, statement: ast.stmt | None) -> Iterator[tup
         for k, child in enumerate(value if isinstance(value, list) else [value]):
             if not isinstance(child, ast.AST) or isinstance(child, (ast.JoinedStr, ast.Assert)):
                 continue
+            if isinstance(child, ast.keyword) and child.arg == "strict":
+                continue
             inner, inside = owner, child if isinstance(child, ast.stmt) else statement
             if isinstance(child, ast.ClassDef):
                 inner = f"{owner}.{child.name}".lstrip(".")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edgevla.robots.safety import (
+    CLIPPING,
     LEAST_SHARE,
     SLOW_START_FROM_S,
     TRAINED_SPEED_MARGIN,
@@ -55,6 +56,10 @@ def test_the_way_back_is_as_long_as_the_way_out():
 def test_both_reasons_are_told_of_a_joint_with_both():
     _, bits = limit(vector(200, 50), vector(0, 50), CAPS, CAPS.speed, 0.01)
     assert list(bits) == [Reason.LIMIT | Reason.RATE, 0]
+
+
+def test_what_is_counted_as_clipping_is_limit_and_speed():
+    assert CLIPPING == Reason.LIMIT | Reason.RATE == 6
 
 
 def test_what_is_refused_is_a_copy_of_the_last_goal():

@@ -169,7 +169,17 @@ def test_what_is_no_push_is_left_to_the_watch(faults):
     assert gripper.bend(0.0) == (0.0, 0)
 
 
-@pytest.mark.parametrize("faults", [("overload",), ("over-current", "voltage")])
+@pytest.mark.parametrize("wanted", [60.0, 40.0])
+def test_a_gripper_that_reported_where_its_goal_was_can_be_moved_again(wanted):
+    """Found against something when torque came on: it was never let go of again."""
+    gripper = Gripper(goal=50.0)
+    assert gripper.look() == RELIEVED
+    assert gripper.bend(50.0) == (50.0, Reason.SERVO)
+    assert gripper.bend(wanted) == (wanted, 0)
+    assert gripper.bend(0.0) == (0.0, 0)
+
+
+@pytest.mark.parametrize("faults", [("overload",), ("over-current", "voltage"), ("overload", "over-current")])
 def test_a_push_by_whatever_name_is_relieved(faults):
     assert Gripper().look(faults=faults) == RELIEVED
 

@@ -118,8 +118,11 @@ def to_zero(arm):
     raise AssertionError("it never comes to zero")
 
 
-def test_it_comes_to_exactly_zero_in_the_profiles_time():
-    assert to_zero(Arm()) == 80
+@pytest.mark.parametrize("torque", [0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("steps", [6, 10, 50, 80])
+def test_it_comes_to_exactly_zero_in_the_profiles_time(torque, steps):
+    """What rounding leaves is nothing, and no step of its own."""
+    assert to_zero(Arm(Escalation(park_ms=50 * steps, park_torque=torque))) == steps
 
 
 def test_it_is_over_when_nothing_has_moved_for_four_steps_without_torque():

@@ -191,6 +191,21 @@ def test_no_error_that_means_nothing_stops(more):
     assert "following_error" not in found
 
 
+def test_a_position_of_50_ms_ago_is_known_well_enough_to_be_off():
+    judge = Judge()
+    judge.at(0, goal=(90, 0), ages_ms=(50, 0))
+    found = judge.at(1000, goal=(90, 0), ages_ms=(50, 0))
+    assert "following_error" in [f.code for f in found]
+
+
+def test_a_limit_without_patience_stops_at_once_and_only_what_is_beyond_it():
+    limits = replace(LIMITS, overload_ms=0, voltage_ms=0, following_ms=0)
+    assert Judge(limits=limits).at(0, Servo()) == []
+    assert code(Judge(limits=limits).at(0, Servo(load_percent=95.0))) == "overload"
+    assert code(Judge(limits=limits).at(0, Servo(voltage_v=2.0))) == "voltage"
+    assert code(Judge(limits=limits).at(0, goal=(90, 0))) == "following_error"
+
+
 def test_the_error_of_the_second_joint_stops_too():
     judge = Judge(("a", "b"), (False, False))
     judge.at(0, goal=(0, -30))
