@@ -115,7 +115,7 @@ def test_what_is_overdue_is_not_read_before_it_is_due():
     assert turns.read(T0 + 9 * HEALTH_PERIOD_NS, room_ns=0) is None
 
 
-# -- away and back -------------------------------------------------------------------------------------------------------
+# -- away and back -------------------------------------------------------------------------------------------
 
 
 def test_a_servo_that_is_silent_gets_no_goals_and_is_read_first_when_it_is_back():
@@ -170,7 +170,7 @@ def test_a_servo_that_has_forgotten_gets_no_goals_until_it_is_set_up():
     assert len(line.restarts) == n, "not compared with what it was before"
 
 
-# -- what is known --------------------------------------------------------------------------------------------------------
+# -- what is known -------------------------------------------------------------------------------------------
 
 
 FULL = ServoReport(True, 7.4, 41.0, -12.0, 80.0, 32, ("overload",))

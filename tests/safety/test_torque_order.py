@@ -142,7 +142,7 @@ def test_what_has_restarted_is_set_up_and_looked_at_first(bench):
     assert not health.servos[3].has_restarted
 
 
-# -- outside its range -----------------------------------------------------------------------------------------------
+# -- outside its range ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", [1, -1])
@@ -150,7 +150,7 @@ def test_a_joint_too_far_outside_is_refused_before_anything_is_sent(bench, side)
     made = bench()
     made.stand(2, side * (OUTSIDE_TICKS + 1))
     with pytest.raises(
-        BusError, match="elbow_flex is .* outside its range: move it by hand, then start again"
+        BusError, match=r"elbow_flex is .* outside its range: move it by hand, then start again"
     ):
         made.on()
     assert made.line.done("sync") == made.line.done("set") == []
@@ -252,7 +252,7 @@ def test_a_speed_that_cannot_be_given_back_is_no_reason_to_stop(bench):
     assert made.line.held[4][made.line.speed] == 6
 
 
-# -- off and again -------------------------------------------------------------------------------------------------------
+# -- off and again -------------------------------------------------------------------------------------------
 
 
 def test_off_clears_the_watchdogs_and_says_whom_it_did_not_reach(bench):
