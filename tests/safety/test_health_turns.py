@@ -102,6 +102,15 @@ def test_without_room_nothing_is_read_until_it_is_overdue_and_then_all():
     assert turns.read(T0 + 2 * HEALTH_PERIOD_NS - 1, room_ns=0) is None, "just read"
 
 
+def test_the_one_that_was_asked_longest_ago_is_overdue_first():
+    turns = Turns()
+    turns.health._asked_ns = {i: T0 + i * EACH_NS for i in turns.health.servos}
+    turns.health._last_ns = T0
+    now = T0 + EACH_NS + HEALTH_PERIOD_NS
+    assert turns.read(now - 1, room_ns=0) is None
+    assert turns.read(now, room_ns=0) == (1, 2, 3, 4, 5, 6)
+
+
 def test_an_overdue_read_is_given_the_time_that_it_needs():
     turns = Turns()
     now = T0 + HEALTH_PERIOD_NS
