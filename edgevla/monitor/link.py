@@ -1,30 +1,40 @@
-"""The monitor's connection to a deployment: subscriptions in one thread, commands and their answers in two others, so
-that an emergency stop waits for no answer."""
+"""The monitor's connection to a deployment: one socket that is emptied when the screen wants to know, and commands
+with their answers in two threads, so that an emergency stop waits for no answer.
+
+A robot speaks up to 200 times a second and a screen shows ten: of the states only the newest is decoded, and of the
+others the time of their tick is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgpack
 import zmq
 
+from edgevla.codec import decode
 from edgevla.errors import WireError
-from edgevla.monitor.app import Received
+from edgevla.monitor import outside
+from edgevla.monitor.model import MonitorModel
+from edgevla.monitor.outside import Outside
+from edgevla.monitor.rates import Tick
 from edgevla.session import endpoint, read_deployment
-from edgevla.wire import CommandClient, Inbox
+from edgevla.wire import CommandClient, make_socket
 
-RING_SIZES = {
-    "state": 400,
-    "servo_health": 4,
-    "chunk": 64,
-    "thumbnail": 2,
-    "heartbeat": 4,
-    "event": 200,
-}
+STREAMS = (b"state", b"servo_health", b"chunk", b"thumbnail", b"heartbeat", b"event")
+QUEUE = 4096
+"""Messages that wait while the screen does not ask: some fifteen seconds."""
 Commands = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]
+News = Callable[[MonitorModel], object]
+"""What a thread has to tell the model."""
 
 
 class DeploymentLink:
@@ -37,15 +47,26 @@ class DeploymentLink:
     def __init__(self, folder: Path) -> None:
         deployment = read_deployment(folder)
         self._folder, self._session = folder, deployment.session_bytes
+        self._supervisor_pid = deployment.supervisor_pid
+        self.is_ours = os.getppid() == deployment.supervisor_pid
+        self.robot = Path(deployment.robot).stem
+        self.bundle = Path(deployment.bundle).name if deployment.bundle else ""
+        self.cameras: Sequence[str] = [
+            n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")
+        ]
         self._ctx = zmq.Context()
-        self._news: queue.SimpleQueue[Received] = queue.SimpleQueue()
-        addresses = [endpoint(folder, node) for node in deployment.nodes]
-        streams = {kind: (addresses, size) for kind, size in RING_SIZES.items()}
-        self._inbox = Inbox(self._ctx, streams, self._session)
+        self._socket = make_socket(self._ctx, zmq.SUB, hwm=QUEUE)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        for stream in STREAMS:
+            self._socket.setsockopt(zmq.SUBSCRIBE, stream)
+        for node in deployment.nodes:
+            self._socket.connect(endpoint(folder, node))
+        self._refusals: set[str] = set()
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._commands: Commands = queue.SimpleQueue()
         self._emergencies: Commands = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._steer, args=args, name=name, daemon=True)
+            threading.Thread(target=self._steer_by, args=args, name=name, daemon=True)
             for name, args in (
                 ("commands", (self._commands, True)),
                 ("emergencies", (self._emergencies, False)),
@@ -53,31 +74,58 @@ class DeploymentLink:
         ]
         for thread in self._threads:
             thread.start()
-        about = {"name": Path(deployment.bundle).name if deployment.bundle else "", "policy": ""}
-        self._news.put(("describe", {"source": "supervisor", **about}, []))
 
-    def poll(self) -> list[Received]:
-        received: list[Received] = []
+    # -- what is said --------------------------------------------------------------------------------------------
+
+    def poll(self, model: MonitorModel) -> None:
         while not self._news.empty():
-            received.append(self._news.get())
-        for kind in RING_SIZES:
-            for message in self._inbox.drain(kind):
-                received.append((kind, message.header, message.payloads))
-        return received
+            self._news.get()(model)
+        states: list[list[bytes]] = []
+        for _ in range(QUEUE):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if parts[0] == b"state":
+                states.append(parts)
+            else:
+                self._take(model, parts)
+        if states:
+            model.ticks([tick for parts in states[:-1] if (tick := _tick(parts)) is not None])
+            self._take(model, states[-1])
+
+    def _take(self, model: MonitorModel, parts: Sequence[bytes]) -> None:
+        try:
+            message = decode(parts, self._session)
+        except WireError as error:
+            if error.reason not in self._refusals:
+                self._refusals.add(error.reason)
+                model.say("warning", f"a message could not be read: {error}")
+            return
+        model.apply(_typed(message))
+
+    def look(self, before: Outside) -> Outside:
+        return outside.look(self._folder, self._supervisor_pid, before)
+
+    # -- what is asked -------------------------------------------------------------------------------------------
 
     def command(self, action: str, arguments: Mapping[str, Any]) -> None:
         is_urgent = action == "emergency_stop"
         (self._emergencies if is_urgent else self._commands).put((action, dict(arguments)))
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._supervisor_pid, signal.SIGINT)
 
     def close(self) -> None:
         self._commands.put(None)
         self._emergencies.put(None)
         for thread in self._threads:
             thread.join(timeout=3)
-        self._inbox.stop()
+        self._socket.close()
         self._ctx.destroy(linger=0)
 
-    def _steer(self, commands: Commands, describes: bool) -> None:
+    def _steer_by(self, commands: Commands, describes: bool) -> None:
         """Owns a command socket: learns what the robot is (if it `describes`), then sends one command at a time."""
         address = endpoint(self._folder, "robot", "commands")
         client = CommandClient(self._ctx, address, self._session, "monitor", self._folder)
@@ -103,7 +151,10 @@ class DeploymentLink:
             return False
         if about is None:
             return False
-        self._news.put(("describe", {**about, "source": "robot"}, []))
+        described = SimpleNamespace(
+            robot=about["robot"], joints=[SimpleNamespace(**j) for j in about["joints"]]
+        )
+        self._news.put(lambda model: model.describe(described))
         return True
 
     def _send(self, client: CommandClient, action: str, arguments: dict[str, Any]) -> None:
@@ -115,4 +166,29 @@ class DeploymentLink:
         else:
             severity = "info" if ack.is_accepted else "warning"
             text = f"{words}: accepted" if ack.is_accepted else f"{words} was refused: {ack.reason}"
-        self._news.put(("event", {"source": "monitor", "severity": severity, "text": text}, []))
+        self._news.put(lambda model: model.say(severity, text))
+
+
+def _tick(parts: Sequence[bytes]) -> Tick | None:
+    """The time of a state that is not shown, read past the codec; None where it cannot be read."""
+    try:
+        header = msgpack.unpackb(parts[1])
+        return Tick(*(int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns")))
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
+
+
+def _typed(message: Any) -> Any:
+    def ns(value: Any) -> Any:
+        if isinstance(value, list):
+            return [ns(v) for v in value]
+        return value
+
+    h = {k: ns(v) for k, v in message.header.items()}
+    if "servos" in h:
+        h["servos"] = [SimpleNamespace(**s) for s in h["servos"]]
+    if "timing_ns" in h:
+        h["timing_ns"] = SimpleNamespace(**h["timing_ns"])
+    body = SimpleNamespace(**h)
+    return SimpleNamespace(type=message.type, body=body, header=body, source=message.source,
+                           observed_ns=message.observed_ns, payloads=message.payloads)  # fmt: skip

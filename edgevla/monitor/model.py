@@ -1,20 +1,27 @@
-"""What the monitor knows, reduced from wire messages: plain data, no screen, no sockets.
+"""What the monitor knows, reduced from messages: plain data, no screen, no sockets.
 
-`MonitorModel.apply` takes one message at a time and keeps the newest of everything plus short windows for
-percentiles; widgets read it. So what a screen shows can be tested without a screen.
+`MonitorModel.apply` takes one message at a time and keeps the newest of everything plus short windows for rates and
+percentiles; panels read it. So what a screen shows can be tested without a screen.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-WINDOW_TICKS = 600
+from edgevla.monitor.outside import Outside
+from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
+from edgevla.monitor.standing import Heard, Standing, judge
+
 WINDOW_CHUNKS = 60
+HEALTH_OLD_NS = 1_500_000_000
+"""Health comes twice a second; three missing ones are no accident."""
+CHUNKS_OLD_NS = 3_000_000_000
+SILENT_NS = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,15 @@ class Joint:
 
 @dataclass(frozen=True)
 class Servo:
+    """One row of the servo table. is_torque_on: None where nobody knows."""
+
     name: str
-    bus: str
-    id: int
     temperature_c: float
     voltage_v: float
     load_percent: float
     error_bits: int
-    is_torque_on: bool
-    n_retries: int
-    n_stale: int
+    is_torque_on: bool | None
+    trouble: Trouble
 
     @property
     def is_worrying(self) -> bool:
@@ -59,149 +65,163 @@ class Event:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    camera: str
     jpeg: bytes
     observed_ns: int
 
 
-@dataclass(frozen=True)
-class Percentiles:
-    p50: float
-    p99: float
-    worst: float
-
-
-def percentiles(values: deque[float]) -> Percentiles | None:
-    if not values:
-        return None
-    data = np.fromiter(values, np.float64)
-    return Percentiles(float(np.percentile(data, 50)), float(np.percentile(data, 99)), float(data.max()))
-
-
 @dataclass
 class MonitorModel:
-    """Newest of everything, by `apply`. `n_lost` counts gaps in the robot's state messages seen by this monitor."""
+    """Everything the screen shows. Times are monotonic ns."""
 
     robot: str = ""
     bundle: str = ""
-    mode: str = "waiting"
-    reason: str = ""
     task: str = ""
-    tick: int = 0
-    queue_left: int = 0
+    cameras: Sequence[str] = ()
+    outside: Outside = field(default_factory=Outside)
+    state: Any = None
+    state_ns: int | None = None
+    health_ns: int | None = None
+    chunk_ns: int | None = None
     queue_size: int = 0
-    action_index: float = 0.0
-    chunk_seq: int | None = None
-    n_chunks: int = 0
     n_late_ticks: int = 0
-    joints: list[Joint] = field(default_factory=list)
-    servos: list[Servo] = field(default_factory=list)
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
     thumbnails: dict[str, Thumbnail] = field(default_factory=dict)
-    phases: dict[str, str] = field(default_factory=dict)
-    counters: dict[str, dict[str, int]] = field(default_factory=dict)
     last_heard_ns: dict[str, int] = field(default_factory=dict)
-    late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_TICKS))
+    clockwork: Clockwork = field(default_factory=Clockwork)
     inference_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     image_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     stage_ms: dict[str, float] = field(default_factory=dict)
     _description: dict[str, Any] = field(default_factory=dict)
-    _deadlines: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_TICKS))
+    _servos: Sequence[Any] = ()
+    _released_ns: int = 0
+    _trouble: TroubleRates = field(default_factory=TroubleRates)
 
-    def apply(self, kind: str, header: Mapping[str, Any], payloads: list[np.ndarray], now_ns: int) -> None:
+    def apply(self, message: Any) -> None:
         """Takes one message in; unknown kinds are none of the monitor's business."""
-        source = str(header.get("source", ""))
-        self.last_heard_ns[source] = now_ns
-        handler = getattr(self, f"_on_{kind}", None)
+        handler = getattr(self, f"_on_{message.type}", None)
         if handler is not None:
-            handler(header, payloads, source)
+            handler(message.body, message)
 
-    def is_silent(self, source: str, now_ns: int, limit_ns: int = 1_500_000_000) -> bool:
-        """Whether a node that was heard before has said nothing for `limit_ns`."""
-        heard = self.last_heard_ns.get(source)
-        return heard is not None and now_ns - heard > limit_ns
+    def describe(self, about: Any) -> None:
+        """What the robot is, as it says itself."""
+        self.robot = str(about.robot)
+        self._description = {str(joint.name): joint for joint in about.joints}
+
+    def ticks(self, ticks: Sequence[Tick]) -> None:
+        """Ticks whose state is not shown, because a newer one has come; they count for rate and lateness."""
+        for tick in ticks:
+            self.clockwork.take(tick)
+
+    def say(self, severity: str, text: str, source: str = "monitor") -> None:
+        self.events.append(Event(severity, source, text))
+
+    # -- what is true now --------------------------------------------------------------------------------------
 
     @property
-    def loop_hz(self) -> float | None:
-        """Measured rate of the control loop over the window."""
-        if len(self._deadlines) < 2:
-            return None
-        (first_tick, first_ns), (last_tick, last_ns) = self._deadlines[0], self._deadlines[-1]
-        return (last_tick - first_tick) * 1e9 / (last_ns - first_ns) if last_ns > first_ns else None
+    def mode(self) -> str:
+        return str(self.state.mode) if self.state else ""
 
-    # -- one method per message type -----------------------------------------------------------------------
+    def standing(self, now_ns: int) -> Standing:
+        """The header's word and sentence."""
+        return judge(self._heard(now_ns), self.outside, now_ns)
 
-    def _on_describe(self, h: Mapping[str, Any], _: list[np.ndarray], source: str) -> None:
-        if "joints" in h:
-            self.robot = str(h.get("robot", ""))
-            self._description = {str(j["name"]): j for j in h["joints"]}
-        elif "policy" in h:
-            self.bundle = str(h["name"])
-            self.queue_size = int(h.get("chunk_size") or 0)
+    def _heard(self, now_ns: int) -> Heard:
+        if self.state is None or self.state_ns is None:
+            return Heard()
+        is_unknown = self.health_ns is None or self.health_ns < self._released_ns
+        has_torque = is_unknown or any(servo.torque_on for servo in self._servos)
+        return Heard(self.mode, str(self.state.reason), now_ns - self.state_ns, has_torque)
 
-    def _on_state(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
-        self.tick, self.mode, self.reason = int(h["tick"]), str(h["mode"]), str(h["reason"])
-        self.queue_left = int(h["n_actions_left"])
-        self.queue_size = max(self.queue_size, self.queue_left)
-        self.action_index = float(h["action_index"])
-        self.chunk_seq = h["chunk_seq"]
-        late_ms = int(h["late_ns"]) / 1e6
-        self.late_ms.append(late_ms)
-        self._deadlines.append((self.tick, int(h["deadline_ns"])))
-        position, goal = np.asarray(h["position"]), np.asarray(h["goal"])
-        ages, limited = np.asarray(h["position_age_us"]), np.asarray(h["limited_by"])
-        names = list(self._description) or [f"joint {i + 1}" for i in range(len(position))]
-        self.joints = [
-            Joint(
-                name=name,
-                unit=str(self._description.get(name, {}).get("unit", "")),
-                low=float(self._description.get(name, {}).get("min", -100.0)),
-                high=float(self._description.get(name, {}).get("max", 100.0)),
-                present=float(position[i]),
-                goal=float(goal[i]) if i < len(goal) else float("nan"),
-                age_ms=float(ages[i]) / 1e3 if i < len(ages) else 0.0,
-                limited_by=int(limited[i]) if i < len(limited) else 0,
-            )
-            for i, name in enumerate(names)
-            if i < len(position)
-        ]
+    @property
+    def joints(self) -> list[Joint]:
+        """Of the newest state, in its order."""
+        if self.state is None:
+            return []
+        s = self.state
+        names = list(self._description) or [f"joint {i + 1}" for i in range(len(s.position))]
+        return [self._joint(name, i) for i, name in enumerate(names[: len(s.position)])]
 
-    def _on_servo_health(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
-        names = list(self._description)
-        servos = h["servos"]
-        self.servos = [
+    def _joint(self, name: str, i: int) -> Joint:
+        about, s = self._description.get(name), self.state
+        return Joint(
+            name=name.removesuffix(".pos"),
+            unit=about.unit if about else "",
+            low=about.min if about else -100.0,
+            high=about.max if about else 100.0,
+            present=float(s.position[i]),
+            goal=float(s.goal[i]),
+            age_ms=float(s.position_age_us[i]) / 1e3,
+            limited_by=int(s.limited_by[i]),
+        )
+
+    def servos(self, now_ns: int) -> list[Servo]:
+        """All servos; torque as it is known now, which may be less than what was said last."""
+        return [
             Servo(
-                name=str(s.get("name") or (names[i] if len(names) == len(servos) else f"id {s['id']}")),
-                bus=str(s["bus"]),
-                id=int(s["id"]),
-                temperature_c=float(s["temperature_c"]),
-                voltage_v=float(s["voltage_v"]),
-                load_percent=float(s["load_percent"]),
-                error_bits=int(s["error_bits"]),
-                is_torque_on=bool(s["torque_on"]),
-                n_retries=int(s["n_retries"]),
-                n_stale=int(s["n_stale"]),
+                name=(servo.name or f"id {servo.id}").removesuffix(".pos"),
+                temperature_c=servo.temperature_c,
+                voltage_v=servo.voltage_v,
+                load_percent=servo.load_percent,
+                error_bits=servo.error_bits,
+                is_torque_on=self._torque(servo, now_ns),
+                trouble=self._trouble.of((servo.bus, servo.id)),
             )
-            for i, s in enumerate(servos)
+            for servo in self._servos
         ]
 
-    def _on_chunk(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
-        timing = {k: int(v) / 1e6 for k, v in h["timing_ns"].items()}
-        self.n_chunks += 1
-        self.stage_ms = timing
-        self.inference_ms.append(sum(timing.values()))
-        self.image_age_ms.append(int(h["image_age_ns"]) / 1e6)
-        self.task = str(h["task"])
-        self.queue_size = int(h["n_valid"])
+    def _torque(self, servo: Any, now_ns: int) -> bool | None:
+        """After the guardian's release its word counts; else the servo's, while it is fresh and answers."""
+        said = self.outside.guardian
+        if said is not None and said.state == "released":
+            return None if servo.name in said.unconfirmed else False
+        is_mute = self._trouble.is_mute((servo.bus, servo.id), self.clockwork.hz or 0.0)
+        is_known = self._heard(now_ns).is_fresh and not self.is_health_old(now_ns) and not is_mute
+        return bool(servo.torque_on) if is_known else None
 
-    def _on_thumbnail(self, h: Mapping[str, Any], payloads: list[np.ndarray], _: str) -> None:
-        jpeg = payloads[0].tobytes() if payloads else b""
-        self.thumbnails[str(h["camera"])] = Thumbnail(str(h["camera"]), jpeg, int(h["observed_ns"]))
+    def shared_trouble(self) -> dict[str, Trouble]:
+        """Per bus: what all its servos suffer alike, which is the line's and not theirs."""
+        return self._trouble.shared()
 
-    def _on_heartbeat(self, h: Mapping[str, Any], _: list[np.ndarray], source: str) -> None:
-        self.phases[source] = str(h["phase"])
-        self.counters[source] = {str(k): int(v) for k, v in h["counters"].items()}
-        self.n_late_ticks = self.counters.get("robot", {}).get("deadline_misses", self.n_late_ticks)
+    def is_health_old(self, now_ns: int) -> bool:
+        """Too long ago, or from before the loop's own release."""
+        return self.health_ns is None or self.health_ns < max(self._released_ns, now_ns - HEALTH_OLD_NS)
 
-    def _on_event(self, h: Mapping[str, Any], _: list[np.ndarray], source: str) -> None:
-        self.events.append(Event(str(h["severity"]), source, str(h["text"])))
+    def is_policy_old(self, now_ns: int) -> bool:
+        return self.chunk_ns is None or now_ns - self.chunk_ns > CHUNKS_OLD_NS
+
+    def silent(self, now_ns: int) -> dict[str, int]:
+        """Nodes that were heard before and have said nothing for SILENT_NS: name -> ns."""
+        ages = {source: now_ns - heard for source, heard in self.last_heard_ns.items()}
+        return {source: age for source, age in ages.items() if age > SILENT_NS}
+
+    # -- one method per message type -----------------------------------------------------------------------------
+
+    def _on_state(self, state: Any, message: Any) -> None:
+        self.clockwork.take(Tick(state.tick, state.t0_ns, state.deadline_ns, state.late_ns))
+        self.state, self.state_ns = state, message.header.sent_ns
+        self.queue_size = max(self.queue_size, state.n_actions_left)
+
+    def _on_servo_health(self, health: Any, message: Any) -> None:
+        self._servos, self.health_ns = health.servos, message.header.sent_ns
+        self._trouble.take(health.servos, message.header.sent_ns)
+
+    def _on_chunk(self, chunk: Any, message: Any) -> None:
+        self.stage_ms = {name: ns / 1e6 for name, ns in vars(chunk.timing_ns).items()}
+        self.inference_ms.append(sum(self.stage_ms.values()))
+        self.image_age_ms.append(chunk.image_age_ns / 1e6)
+        self.chunk_ns = message.header.sent_ns
+        self.task, self.queue_size = chunk.task, chunk.n_valid
+
+    def _on_thumbnail(self, thumbnail: Any, message: Any) -> None:
+        jpeg = np.asarray(message.payloads[0]).tobytes()
+        self.thumbnails[thumbnail.camera] = Thumbnail(jpeg, message.observed_ns)
+
+    def _on_heartbeat(self, heartbeat: Any, message: Any) -> None:
+        self.last_heard_ns[message.source] = message.header.sent_ns
+        if message.source == "robot":
+            self.n_late_ticks = heartbeat.counters.get("deadline_misses", self.n_late_ticks)
+
+    def _on_event(self, event: Any, message: Any) -> None:
+        self.say(event.severity, event.text, message.source)
+        if event.code == "released":
+            self._released_ns = message.header.sent_ns

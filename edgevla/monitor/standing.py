@@ -1,0 +1,132 @@
+"""How the arm stands: one word and one sentence for the header, from whoever knows it best. Pure.
+
+The guardian's word counts before the loop's, because it owns the torque; the loop's counts while it is fresh. What is
+old is called so, and nothing old is green.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevla.monitor.outside import Outside
+
+FRESH_NS = 500_000_000
+"""A robot speaks at 30 to 200 Hz, and five times a second at least: a silence this long is news."""
+MODES = {
+    "idle": "bold",
+    "running": "bold green",
+    "holding": "bold yellow",
+    "paused": "bold yellow",
+    "homing": "bold cyan",
+    "stopped": "bold",
+    "emergency": "bold white on red",
+}
+ALARM = "bold white on red"
+SWITCH_OFF = "switch the arm's power off before you touch it"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """word, style: what the header shows; sentence: why, and since when.
+
+    is_live: whether the figures on the screen are of now. is_held: what is known of the torque of every servo, from
+    the guardian: True on, False off (but for those it could not confirm), None: ask the servos.
+    """
+
+    word: str
+    style: str
+    sentence: str = ""
+    is_live: bool = False
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the loop said last. age_ns: of its newest state, None before the first."""
+
+    mode: str = ""
+    reason: str = ""
+    age_ns: int | None = None
+    may_have_torque: bool = True
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.age_ns is not None and self.age_ns < FRESH_NS
+
+    @property
+    def last(self) -> str:
+        """The last thing known, as the end of a sentence."""
+        if self.age_ns is None:
+            return "it was never heard"
+        return f"{self.mode} when it was last heard, {ago(self.age_ns)}"
+
+
+def judge(heard: Heard, outside: Outside, now_ns: int) -> Standing:
+    """The whole truth in the order of who knows best."""
+    by_guardian = _guardian(outside, now_ns)
+    if not outside.is_folder_there:
+        known = (
+            f"the guardian said: {by_guardian.word.lower()}, {by_guardian.sentence}" if by_guardian else ""
+        )
+        style = by_guardian.style if by_guardian and by_guardian.style == ALARM else "bold"
+        return Standing("ENDED", style, f"the deployment has ended; {known or heard.last}")
+    if by_guardian is not None:
+        return by_guardian
+    if heard.is_fresh:
+        return Standing(heard.mode.upper(), MODES.get(heard.mode, "bold"), heard.reason, is_live=True)
+    return _silent(heard, outside)
+
+
+def _guardian(outside: Outside, now_ns: int) -> Standing | None:
+    """What the guardian says when it has taken the bus, or cannot any more."""
+    said = outside.guardian
+    if said is None or said.state == "watching":
+        return None
+    since, why = ago(now_ns - said.since_ns), f"{said.why}; " if said.why else ""
+    if said.state == "released":
+        if said.unconfirmed:
+            names = ", ".join(said.unconfirmed)
+            return Standing("RELEASED", ALARM, f"torque may still be ON at {names}: {SWITCH_OFF}")
+        return Standing("RELEASED", "bold", f"{why}torque is off, {since}")
+    if said.state == "parked":
+        return Standing(
+            "PARKED", "bold yellow", f"{why}torque stays on, reduced: the power switch takes it, {since}"
+        )
+    if not outside.is_guardian_alive:
+        return Standing("UNHELD", ALARM, f"the guardian died while it held the arm: {SWITCH_OFF}")
+    words = {
+        "held": ("HELD BY GUARDIAN", "held where it is"),
+        "parking": ("PARKING", "lowered at reduced torque"),
+    }
+    word, doing = words[said.state]
+    return Standing(word, "bold black on yellow", f"{why}{doing}, {since}")
+
+
+def _silent(heard: Heard, outside: Outside) -> Standing:
+    """Nothing from the loop, and nothing from a guardian that acts."""
+    is_guardian_dead = outside.guardian is not None and not outside.is_guardian_alive
+    if is_guardian_dead and heard.may_have_torque:
+        return Standing(
+            "UNHELD", ALARM, f"nobody holds the arm, its torque may still be ON: {SWITCH_OFF}; {heard.last}"
+        )
+    if is_guardian_dead or not outside.is_supervisor_alive:
+        return Standing("ENDED", "bold", f"the robot's processes have ended; {heard.last}")
+    if heard.age_ns is None:
+        return Standing("NO ROBOT YET", "bold", "waiting for its first word")
+    return Standing(
+        "LOST", ALARM, f"nothing from the robot for {duration(heard.age_ns)}; {heard.mode} before"
+    )
+
+
+def duration(ns: int) -> str:
+    seconds = max(0, ns) / 1e9
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 10
+        else f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+    )
+
+
+def ago(ns: int) -> str:
+    return f"{duration(ns)} ago"
