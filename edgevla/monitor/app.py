@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol
 
 from textual import events
 from textual.app import App, ComposeResult
@@ -68,8 +68,33 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
+P = ParamSpec("P")
+
+
+def _or_leave(
+    method: Callable[Concatenate[MonitorApp, P], None],
+) -> Callable[Concatenate[MonitorApp, P], None]:
+    """A mistake of ours ends the monitor in order: the terminal comes first, and the robot needs no monitor."""
+
+    @wraps(method)
+    def guarded(app: MonitorApp, *args: P.args, **options: P.kwargs) -> None:
+        try:
+            if not app.is_left:
+                method(app, *args, **options)
+        except Exception as error:
+            app.failure = error
+            app.leave(
+                f"a mistake of the monitor itself ({type(error).__name__}: {error}); {app.how_it_stands()}", 1
+            )
+
+    return guarded
+
+
 class MonitorApp(App[None]):
-    """Watches and steers one deployment. `reason`: why the screen was left, to be said afterwards."""
+    """Watches and steers one deployment.
+
+    reason: why the screen was left, to be said afterwards. failure: the exception that made it, a mistake of ours.
+    """
 
     CSS_PATH = "monitor.tcss"
     ENABLE_COMMAND_PALETTE = False
@@ -81,7 +106,7 @@ class MonitorApp(App[None]):
         self.model = MonitorModel(link.robot, link.bundle, cameras=link.cameras)
         self._keys: dict[str, Callable[[], object]] = {
             "space": self._pause,
-            "q": lambda: self.leave(""),
+            "q": self._quit,
             "ctrl+c": self._interrupt,
             "ctrl+l": lambda: self.screen.refresh(),
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
@@ -92,7 +117,8 @@ class MonitorApp(App[None]):
         self._cameras = [Camera(name) for name in self.model.cameras]
         self._turn = 0
         self._n_interrupts = 0
-        self._is_left = False
+        self.is_left = False
+        self.failure: Exception | None = None
         self._asked_to_leave: tuple[str, int] | None = None
         self._loop_of_app: asyncio.AbstractEventLoop | None = None
 
@@ -119,6 +145,7 @@ class MonitorApp(App[None]):
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
+    @_or_leave
     def refresh_now(self) -> None:
         """Takes in what arrived and draws what is due."""
         now = time.monotonic_ns()
@@ -126,7 +153,9 @@ class MonitorApp(App[None]):
         if self._is_due("outside"):
             self.model.outside = self.link.look(self.model.outside)
         if not self.model.outside.is_supervisor_alive and self.link.is_ours:
-            self.leave("the deployment's supervisor has died; the guardian parks and releases the arm", 1)
+            self.leave(
+                "the deployment's supervisor has died; the arm is held, parked and released by itself", 1
+            )
         self._show(now)
         self._turn += 1
 
@@ -173,6 +202,7 @@ class MonitorApp(App[None]):
         else:
             await super().on_event(event)
 
+    @_or_leave
     def _typed(self, press: Callable[[], list[Act]]) -> None:
         self.keyboard.suggestion = self.model.task
         self._do(press())
@@ -180,6 +210,7 @@ class MonitorApp(App[None]):
         for wait_ns in (LONE_NS, SETTLE_NS):
             loop.call_later(wait_ns / 1e9 + 0.001, lambda: self._do(self.keyboard.due()))
 
+    @_or_leave
     def _do(self, acts: Iterable[Act]) -> None:
         for act in acts:
             if act.kind == "emergency":
@@ -214,16 +245,27 @@ class MonitorApp(App[None]):
     def _interrupt(self) -> None:
         """Ctrl-C: for the deployment that started this monitor, its three steps; else only this monitor ends."""
         if not self.link.is_ours:
-            self.leave("", INTERRUPTED)
+            self.leave(f"left; {self.how_it_stands()}", INTERRUPTED)
             return
         self.link.interrupt()
         self.model.say("stop", f"ctrl+c: {STEPS[min(self._n_interrupts, len(STEPS) - 1)]}")
         self._n_interrupts += 1
 
+    def _quit(self) -> None:
+        self.leave("" if self.link.is_ours else f"left; {self.how_it_stands()}")
+
+    def how_it_stands(self) -> str:
+        """Of the robot, for somebody who does not see it any more."""
+        standing = self.model.standing(time.monotonic_ns())
+        robot = self.model.robot or "the robot"
+        if standing.is_live:
+            return f"{robot} goes on: {standing.word.lower()}"
+        return f"{robot}: {standing.word.lower()}, {standing.sentence}"
+
     def leave(self, reason: str, code: int = 0) -> None:
         """Gives the terminal back; the first reason counts. From the app's own thread."""
-        if not self._is_left:
-            self._is_left, self.reason = True, reason
+        if not self.is_left:
+            self.is_left, self.reason = True, reason
             self.exit(return_code=code)
 
     def leave_soon(self, reason: str, code: int) -> None:
@@ -233,4 +275,4 @@ class MonitorApp(App[None]):
             self._loop_of_app.call_soon_threadsafe(self.leave, reason, code)
 
     def on_terminal_closed(self, _: TerminalClosed) -> None:
-        self.leave("the terminal was closed", 1)
+        self.leave(f"the terminal was closed; {self.how_it_stands()}", 1)

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     app = MonitorApp(DeploymentLink(folder))
     obey_signals(app)
     app.run(mouse=False)
+    if app.failure is not None and args.verbose:
+        raise app.failure
     if app.reason:
         with contextlib.suppress(OSError):
             print(f"edgevla monitor: {app.reason}", file=sys.stderr)
@@ -77,4 +79,5 @@ def obey_signals(app: MonitorApp) -> None:
     }
     for number, reason in reasons.items():
         said = "" if app.link.is_ours else reason
-        signal.signal(number, lambda *_, said=said: app.leave_soon(said, 130))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda *_, said=said: app.leave_soon(said, 130))

@@ -130,8 +130,8 @@ class TroubleRates:
 
     def is_mute(self, key: Key, loop_hz: float) -> bool:
         """Whether the servo gave hardly any value between the last two healths."""
-        history = self._counted.get(key, ())
-        if len(history) < 2:
+        history = self._counted.get(key)
+        if history is None or len(history) < 2:
             return False
         before, now = history[-2], history[-1]
         n_ticks = loop_hz * (now.at_ns - before.at_ns) / 1e9
@@ -140,5 +140,5 @@ class TroubleRates:
     def _rates(self, key: Key) -> Trouble:
         first, last = self._counted[key][0], self._counted[key][-1]
         seconds = max(1e-9, (last.at_ns - first.at_ns) / 1e9)
-        counts = (new - old for new, old in zip(last.values, first.values, strict=True))
-        return Trouble(*(count / seconds for count in counts))
+        retries, corrupt, stale = (new - old for new, old in zip(last.values, first.values, strict=True))
+        return Trouble(retries / seconds, corrupt / seconds, stale / seconds)

@@ -21,6 +21,11 @@ MODES = {
     "stopped": "bold",
     "emergency": "bold white on red",
 }
+TAKEN = {
+    "held": ("HELD BY GUARDIAN", "held where it is"),
+    "parking": ("PARKING", "lowered at reduced torque"),
+}
+"""States of a guardian that has the arm in its hands -> the header's word, and what it does."""
 ALARM = "bold white on red"
 SWITCH_OFF = "switch the arm's power off before you touch it"
 
@@ -29,8 +34,7 @@ SWITCH_OFF = "switch the arm's power off before you touch it"
 class Standing:
     """word, style: what the header shows; sentence: why, and since when.
 
-    is_live: whether the figures on the screen are of now. is_held: what is known of the torque of every servo, from
-    the guardian: True on, False off (but for those it could not confirm), None: ask the servos.
+    is_live: whether the figures on the screen are of now.
     """
 
     word: str
@@ -57,7 +61,7 @@ class Heard:
         """The last thing known, as the end of a sentence."""
         if self.age_ns is None:
             return "it was never heard"
-        return f"{self.mode} when it was last heard, {ago(self.age_ns)}"
+        return f"{self.mode} when it was last heard, {duration(self.age_ns)} ago"
 
 
 def judge(heard: Heard, outside: Outside, now_ns: int) -> Standing:
@@ -81,24 +85,20 @@ def _guardian(outside: Outside, now_ns: int) -> Standing | None:
     said = outside.guardian
     if said is None or said.state == "watching":
         return None
-    since, why = ago(now_ns - said.since_ns), f"{said.why}; " if said.why else ""
+    since, why = duration(now_ns - said.since_ns), f"{said.why}; " if said.why else ""
     if said.state == "released":
         if said.unconfirmed:
             names = ", ".join(said.unconfirmed)
             return Standing("RELEASED", ALARM, f"torque may still be ON at {names}: {SWITCH_OFF}")
-        return Standing("RELEASED", "bold", f"{why}torque is off, {since}")
+        return Standing("RELEASED", "bold", f"{why}torque is off, since {since}")
     if said.state == "parked":
         return Standing(
-            "PARKED", "bold yellow", f"{why}torque stays on, reduced: the power switch takes it, {since}"
+            "PARKED", "bold yellow", f"{why}torque stays on, reduced, until its power is switched off"
         )
     if not outside.is_guardian_alive:
         return Standing("UNHELD", ALARM, f"the guardian died while it held the arm: {SWITCH_OFF}")
-    words = {
-        "held": ("HELD BY GUARDIAN", "held where it is"),
-        "parking": ("PARKING", "lowered at reduced torque"),
-    }
-    word, doing = words[said.state]
-    return Standing(word, "bold black on yellow", f"{why}{doing}, {since}")
+    word, doing = TAKEN[said.state]
+    return Standing(word, "bold black on yellow", f"{why}{doing} for {since}")
 
 
 def _silent(heard: Heard, outside: Outside) -> Standing:
@@ -118,15 +118,8 @@ def _silent(heard: Heard, outside: Outside) -> Standing:
 
 
 def duration(ns: int) -> str:
+    """For people, who read whole seconds."""
     seconds = max(0, ns) / 1e9
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 10
-        else f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-    )
-
-
-def ago(ns: int) -> str:
-    return f"{duration(ns)} ago"
+    if seconds < 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,7 +1,8 @@
 """The terminal's two directions, as the monitor needs them: a paste is no danger, and a window that closes is no crash.
 
 Textual's own driver gives up on a byte that is no UTF-8, spins when the terminal has gone, and stops writing with a
-traceback. This one goes on, or ends the monitor in order. Keys carry the time at which they were read.
+traceback. This one goes on, or ends the monitor in order. Keys carry the time at which they were read, without the time
+in which this process did not run: a key that is held down while the machine is stalled is still one press.
 """
 
 from __future__ import annotations
@@ -36,21 +37,25 @@ class Terminal(LinuxDriver):
 
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
-        read_at = 0.0
+        turned, awake_s, read_s = time.monotonic(), 0.0, -PATIENCE_S
         while not self.exit_event.is_set():
-            is_busy = time.monotonic() - read_at < PATIENCE_S
-            if select.select([self.fileno], [], [], SOON_S if is_busy else PATIENCE_S)[0]:
+            wait_s = SOON_S if awake_s - read_s < PATIENCE_S else PATIENCE_S
+            is_ready = bool(select.select([self.fileno], [], [], wait_s)[0])
+            now = time.monotonic()
+            awake_s += min(now - turned, 2 * PATIENCE_S)
+            turned = now
+            if is_ready:
                 data = _read(self.fileno)
                 if not data:
                     self.send_message(TerminalClosed())
                     return
-                read_at = time.monotonic()
-                self._deliver(parser.feed(decoder.decode(data)), read_at)
-            self._deliver(parser.tick(), read_at)
+                read_s = awake_s
+                self._deliver(parser.feed(decoder.decode(data)), read_s)
+            self._deliver(parser.tick(), read_s)
 
-    def _deliver(self, events: Iterable[Message], read_at: float) -> None:
+    def _deliver(self, events: Iterable[Message], read_s: float) -> None:
         for event in events:
-            event.time = read_at
+            event.time = read_s
             self.process_message(event)
 
 
