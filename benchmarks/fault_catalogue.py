@@ -257,8 +257,8 @@ def run(case: Case) -> Row:
     if case.ends_s is not None:
         loop.arm.apply(Fault("clear"))
         loop.run(AFTER_S - case.ends_s)
-    stopped_by_itself = loop.loop.mode == "stopped" and not case.while_stopping
-    if loop.loop.mode not in ("stopped", "emergency") and not loop.loop.is_done:
+    stopped_by_itself = loop.loop.machine.mode == "stopped" and not case.while_stopping
+    if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
         loop.command("stop")
     loop.run(STOPPING_S)
     verdict = bus_trace.judge(loop.trace, case.robot, loop.speed, 1e9 / loop.loop.period_ns)

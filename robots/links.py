@@ -10,8 +10,9 @@ if TYPE_CHECKING:  # the guardian imports this: no numpy
 
     from edgevla.codec import Message
 
-RUNNING, STOPPING, RELEASED = b"r", b"s", b"x"
-"""Bytes of the lease. STOPPING: torque is on or being switched, servo by servo. RELEASED: torque is off."""
+RUNNING, STOPPING, PARKED, RELEASED = b"r", b"s", b"p", b"x"
+"""Bytes of the lease. STOPPING: torque is on or being switched, servo by servo. PARKED: torque is on, reduced, and is to
+be left so. RELEASED: torque is off."""
 
 
 class Links(Protocol):

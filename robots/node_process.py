@@ -158,14 +158,14 @@ def _run(args: argparse.Namespace) -> int:
     links.server.about = describe(profile, robot)
     freeze_garbage()
     if refusal := ask_for_real_time():
-        loop.remarks.append(("no_real_time", refusal))
+        loop.remark("no_real_time", refusal)
     try:
         for tick in loop.ticks():
             loop.step(tick)
     finally:
         robot.close()
         links.close()
-    return 1 if loop.has_failed else 0
+    return 1 if loop.machine.has_failed else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ servo that reports overload has still received the instruction.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError
@@ -17,9 +17,12 @@ from .bus.port import Port, SerialPort
 from .bus.reads import finish
 from .bus.registers import Block
 from .bus.servo_bus import BUSES, DynamixelBus, ServoBus
+from .lowering import Lowering
 from .profile import Bus, Profile
 
 FREEZE_NS = 60_000_000
+LOOK_S = 0.05
+"""Between two looks at an arm that is being lowered."""
 N_TRIES = 3
 WRITE_TIMEOUT_NS = 15_000_000
 """For the first try; the next ones get twice as long each, for adapters that answer after 16 ms."""
@@ -98,9 +101,31 @@ class Rescue:
             except BusError as error:
                 self.lost[bus.name] = str(error)
 
-    def park(self) -> None:
-        """Reduced torque, so that the arm sinks instead of falling."""
-        self.limit_torque(self.profile.escalation.park_torque)
+    def lower(self, wait: Callable[[float], bool]) -> bool:
+        """Less and less torque, so that the arm sinks instead of falling; parked at the first share where the profile
+        does not release. wait: sleeps so many seconds, and says whether to stop here. Returns whether it did.
+        """
+        rule = self.profile.escalation
+        if not rule.release:
+            self.limit_torque(rule.park_torque)
+            return wait(rule.park_ms / 1000)
+        lowering = Lowering(rule, self.clock.now_ns())
+        while not lowering.is_over:
+            share = lowering.step(self.clock.now_ns(), self.positions())
+            if share is not None:
+                self.limit_torque(share)
+            if wait(LOOK_S):
+                return True
+        return False
+
+    def positions(self) -> dict[str, int]:
+        """Raw positions by motor, of those that answer; shadows are not asked."""
+        found: dict[str, int] = {}
+        for bus in self.profile.buses:
+            with contextlib.suppress(BusError):
+                present = self._present(self.buses[bus.name], goal_ids(bus))
+                found |= {m.name: present[m.id] for m in bus.motors if m.id in present}
+        return found
 
     def release(self) -> list[str]:
         """Torque off on every servo, each by itself and three times, then by sync write. Returns those not confirmed.

@@ -1,4 +1,5 @@
-"""What `start` says to the robot node: the policy's grid, how to execute its chunks, and how fast training moved."""
+"""What `start` says to the robot node (the policy's grid, how to execute its chunks, how fast training moved), and that
+plan while it is carried out: which requests are out, and what the chunks say about a tick."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from edgevla.clock import NS_PER_S
-from edgevla.codec import check_fields
+from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
+from edgevla.codec import Message, check_fields
 from edgevla.errors import ConfigError, WireError
-from edgevla.execution import Execution, Executor, execution_from
+from edgevla.execution import Execution, Executor, Goal, Receipt, Sync, execution_from
 from edgevla.messages import Optional_
+from edgevla.types import ActionChunk
 
 START = {
     "fps": "float",
@@ -110,3 +112,101 @@ def plan_from(arguments: Mapping[str, Any], servo_hz: float, n_joints: int) -> P
         trained_range=None if seen is None else np.asarray(seen, np.float32),
         ticks_per_step=max(1, int(limit_hz / fps + 1e-6)),
     )
+
+
+LEAST_DEADLINE_NS = NS_PER_S
+"""A request is given at least this long; else four times what an inference took while warming up."""
+SILENT_NS, SILENT_SYNC_NS = NS_PER_S // 5, NS_PER_S // 2
+"""Longer without actions, and the source was silent. `sync` waits for every chunk, so it is given more time."""
+
+
+class Rollout:
+    """One plan on one grid. `restart` begins a new grid: chunks and requests of before are nobody's.
+
+    answered_ns: when the last chunk came; 0: none yet.
+    """
+
+    def __init__(self, plan: Plan, n_joints: int, first_request: int = 0) -> None:
+        """first_request: requests count on from one rollout to the next, so that no late chunk is mistaken."""
+        self.plan, self.task = plan, plan.task
+        self.executor = plan.executor(n_joints)
+        self.answered_ns = 0
+        self._next_request = self._first_request = first_request
+        self._pending: dict[int, int] = {}
+        self._starved_from_ns: int | None = None
+        self._has_flowed = False
+
+    def restart(self) -> None:
+        self._first_request = self._next_request
+        self._pending.clear()
+        self.answered_ns = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """The arm goes elsewhere: no chunk counts any more."""
+        self.executor.reset()
+        self._starved_from_ns, self._has_flowed = None, False
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def give_up_late_requests(self, now_ns: int) -> int:
+        """How many requests have passed their deadline without a chunk; the next grid moment may ask again."""
+        late = [request for request, deadline in self._pending.items() if now_ns > deadline]
+        for request in late:
+            del self._pending[request]
+            self.executor.give_up(request)
+        return len(late)
+
+    @property
+    def next_request(self) -> int:
+        return self._next_request
+
+    def deadline_ns(self, now_ns: int) -> int:
+        """Of a request that leaves now."""
+        return now_ns + max(LEAST_DEADLINE_NS, int(4 * self.plan.latency_ms * NS_PER_MS))
+
+    def has_asked(self, tick: Tick, deadline_ns: int) -> None:
+        """The request `next_request` has left."""
+        self.executor.asked(self._next_request, tick.number)
+        self._pending[self._next_request] = deadline_ns
+        self._next_request += 1
+
+    # -- receiving ------------------------------------------------------------------------------------------------
+
+    def take(self, message: Message, tick: Tick, last_goal: np.ndarray | None) -> Receipt | None:
+        """What became of a chunk; None when it answers a request of another grid."""
+        request = message["request_id"]
+        self._pending.pop(request, None)
+        if request < self._first_request:
+            return None
+        steps = self.plan.ticks_per_step
+        actions = message.payloads[0][: message["n_valid"]]
+        chunk = ActionChunk(actions, message["grid_index"] * steps, steps, message.seq)
+        receipt = self.executor.receive(chunk, request, tick.number, last_goal)
+        self.answered_ns = tick.deadline_ns
+        return receipt
+
+    # -- goals ----------------------------------------------------------------------------------------------------
+
+    def goal_at(self, tick: Tick) -> tuple[Goal, int]:
+        """The goal of a tick; and how long its source had been silent before (ns), 0 unless it speaks again now."""
+        goal = self.executor.goal_at(tick.number)
+        if goal.wanted is None or goal.is_starved:
+            if self._starved_from_ns is None:
+                self._starved_from_ns = tick.deadline_ns
+            return goal, 0
+        was_silent = self._has_flowed and self._starved_from_ns is not None
+        silent_ns = tick.deadline_ns - (self._starved_from_ns or 0) if was_silent else 0
+        self._starved_from_ns, self._has_flowed = None, True
+        return goal, silent_ns if silent_ns > self._patience_ns else 0
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether the last tick had no action."""
+        return self._starved_from_ns is not None
+
+    @property
+    def _patience_ns(self) -> int:
+        if isinstance(self.executor.execution, Sync):
+            return max(SILENT_SYNC_NS, int(4 * self.plan.latency_ms * NS_PER_MS))
+        return SILENT_NS

@@ -184,7 +184,7 @@ class ClosedLoop:
         """Ticks for so much virtual time (or until the loop has ended); their states."""
         until = self.clock.now_ns() + round(seconds * NS_PER_S)
         first = len(self.links.states)
-        while self.clock.now_ns() < until and not self.loop.is_done:
+        while self.clock.now_ns() < until and not self.loop.is_over:
             self.step()
         return self.links.states[first:]
 

@@ -155,7 +155,7 @@ class BundleArm:
         self.glimpses = []
         states: list[dict[str, Any]] = []
         end_ns = loop.clock.now_ns() + round(EPISODE_S[trial.task] * NS_PER_S)
-        while loop.clock.now_ns() < end_ns and not loop.loop.is_done:
+        while loop.clock.now_ns() < end_ns and not loop.loop.is_over:
             states.append(loop.step())
             self._remember(states[-1])
             if number < SHOWN:

@@ -123,7 +123,8 @@ class _Bus:
             elif what == "goal_position":
                 self._goals(t_ns, values)
             elif what == TORQUE_LIMIT[self.bus.protocol]:
-                self.parked_ns = t_ns if all(values.get(i) == v for i, v in self.park.items()) else None
+                is_low = all(values.get(i, limit + 1) <= limit for i, limit in self.park.items())
+                self.parked_ns = (self.parked_ns or t_ns) if is_low else None
             elif what == "torque_enable":
                 self._torque(t_ns, values)
         if held := [self.names[i] for i, on in self.torque.items() if on]:
