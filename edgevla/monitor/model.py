@@ -18,6 +18,7 @@ from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
 from edgevla.monitor.standing import Heard, Standing, judge
 
 WINDOW_CHUNKS = 60
+MOVING = ("running", "holding", "homing")
 HEALTH_OLD_NS = 1_500_000_000
 """Health comes twice a second; three missing ones are no accident."""
 CHUNKS_OLD_NS = 3_000_000_000
@@ -94,6 +95,7 @@ class MonitorModel:
     _description: dict[str, Any] = field(default_factory=dict)
     _servos: Sequence[Any] = ()
     _released_ns: int = 0
+    _is_unconfirmed: bool = False
     _trouble: TroubleRates = field(default_factory=TroubleRates)
 
     def apply(self, message: Any) -> None:
@@ -128,9 +130,17 @@ class MonitorModel:
     def _heard(self, now_ns: int) -> Heard:
         if self.state is None or self.state_ns is None:
             return Heard()
-        is_unknown = self.health_ns is None or self.health_ns < self._released_ns
-        has_torque = is_unknown or any(servo.torque_on for servo in self._servos)
-        return Heard(self.mode, str(self.state.reason), now_ns - self.state_ns, has_torque)
+        on = None
+        if self.health_ns is not None and self.health_ns >= self._released_ns:
+            on = tuple(servo.name for servo in self._servos if servo.torque_on)
+        return Heard(
+            self.mode,
+            str(self.state.reason),
+            now_ns - self.state_ns,
+            on,
+            has_released=self._released_ns > 0,
+            is_unconfirmed=self._is_unconfirmed,
+        )
 
     @property
     def joints(self) -> list[Joint]:
@@ -173,10 +183,12 @@ class MonitorModel:
         """After the guardian's release its word counts; else the servo's, while it is fresh and answers."""
         said = self.outside.guardian
         if said is not None and said.state == "released":
-            return None if servo.name in said.unconfirmed else False
+            is_left_on = servo.torque_on and self._is_unconfirmed and not said.why
+            return None if servo.name in said.unconfirmed or is_left_on else False
         is_mute = self._trouble.is_mute((servo.bus, servo.id), self.clockwork.hz or 0.0)
         is_known = self._heard(now_ns).is_fresh and not self.is_health_old(now_ns) and not is_mute
-        return bool(servo.torque_on) if is_known else None
+        is_doubtful = servo.torque_on and self._is_unconfirmed
+        return bool(servo.torque_on) if is_known and not is_doubtful else None
 
     def shared_trouble(self) -> dict[str, Trouble]:
         """Per bus: what all its servos suffer alike, which is the line's and not theirs."""
@@ -199,6 +211,8 @@ class MonitorModel:
     def _on_state(self, state: Any, message: Any) -> None:
         self.clockwork.take(Tick(state.tick, state.t0_ns, state.deadline_ns, state.late_ns))
         self.state, self.state_ns = state, message.header.sent_ns
+        if state.mode in MOVING and message.header.sent_ns > self._released_ns:  # started again
+            self._released_ns, self._is_unconfirmed = 0, False
         self.queue_size = max(self.queue_size, state.n_actions_left)
 
     def _on_servo_health(self, health: Any, message: Any) -> None:
@@ -223,5 +237,6 @@ class MonitorModel:
 
     def _on_event(self, event: Any, message: Any) -> None:
         self.say(event.severity, event.text, message.source)
-        if event.code == "released":
+        if message.source == "robot" and event.code in ("released", "torque_unconfirmed"):
             self._released_ns = message.header.sent_ns
+            self._is_unconfirmed |= event.code == "torque_unconfirmed"

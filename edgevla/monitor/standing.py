@@ -45,12 +45,19 @@ class Standing:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the loop said last. age_ns: of its newest state, None before the first."""
+    """What the loop said last.
+
+    age_ns: of its newest state, None before the first. on: names of the servos that had torque in its newest health,
+    None before the first. has_released: whether it said that it is done with the arm. is_unconfirmed: and that it could
+    not confirm it of all.
+    """
 
     mode: str = ""
     reason: str = ""
     age_ns: int | None = None
-    may_have_torque: bool = True
+    on: tuple[str, ...] | None = None
+    has_released: bool = False
+    is_unconfirmed: bool = False
 
     @property
     def is_fresh(self) -> bool:
@@ -66,7 +73,7 @@ class Heard:
 
 def judge(heard: Heard, outside: Outside, now_ns: int) -> Standing:
     """The whole truth in the order of who knows best."""
-    by_guardian = _guardian(outside, now_ns)
+    by_guardian = _guardian(heard, outside, now_ns)
     if not outside.is_folder_there:
         known = (
             f"the guardian said: {by_guardian.word.lower()}, {by_guardian.sentence}" if by_guardian else ""
@@ -75,21 +82,19 @@ def judge(heard: Heard, outside: Outside, now_ns: int) -> Standing:
         return Standing("ENDED", style, f"the deployment has ended; {known or heard.last}")
     if by_guardian is not None:
         return by_guardian
-    if heard.is_fresh:
-        return Standing(heard.mode.upper(), MODES.get(heard.mode, "bold"), heard.reason, is_live=True)
-    return _silent(heard, outside)
+    return _speaking(heard) if heard.is_fresh else _silent(heard, outside)
 
 
-def _guardian(outside: Outside, now_ns: int) -> Standing | None:
-    """What the guardian says when it has taken the bus, or cannot any more."""
+def _guardian(heard: Heard, outside: Outside, now_ns: int) -> Standing | None:
+    """What the guardian says when it has taken the bus, or what the loop left behind when it ended in order."""
     said = outside.guardian
     if said is None or said.state == "watching":
         return None
     since, why = duration(now_ns - said.since_ns), f"{said.why}; " if said.why else ""
     if said.state == "released":
-        if said.unconfirmed:
-            names = ", ".join(said.unconfirmed)
-            return Standing("RELEASED", ALARM, f"torque may still be ON at {names}: {SWITCH_OFF}")
+        own = heard.on or () if heard.is_unconfirmed and not said.why else ()
+        if names := [*said.unconfirmed, *own]:
+            return Standing("RELEASED", ALARM, f"torque may still be ON at {', '.join(names)}: {SWITCH_OFF}")
         return Standing("RELEASED", "bold", f"{why}torque is off, since {since}")
     if said.state == "parked":
         return Standing(
@@ -101,14 +106,27 @@ def _guardian(outside: Outside, now_ns: int) -> Standing | None:
     return Standing(word, "bold black on yellow", f"{why}{doing} for {since}")
 
 
+def _speaking(heard: Heard) -> Standing:
+    """The loop's own word; on the wire an arm that comes to rest, that is parked, and that is off, are all `stopped`."""
+    if heard.mode == "stopped" and heard.on:
+        if heard.is_unconfirmed:
+            names = ", ".join(heard.on)
+            return Standing(
+                "STOPPED", ALARM, f"torque may still be ON at {names}: {SWITCH_OFF}", is_live=True
+            )
+        word = "PARKED" if heard.has_released else "STOPPING"
+        return Standing(word, "bold yellow", heard.reason, is_live=True)
+    return Standing(heard.mode.upper(), MODES.get(heard.mode, "bold"), heard.reason, is_live=True)
+
+
 def _silent(heard: Heard, outside: Outside) -> Standing:
     """Nothing from the loop, and nothing from a guardian that acts."""
     is_guardian_dead = outside.guardian is not None and not outside.is_guardian_alive
-    if is_guardian_dead and heard.may_have_torque:
+    if is_guardian_dead and heard.on != ():
         return Standing(
             "UNHELD", ALARM, f"nobody holds the arm, its torque may still be ON: {SWITCH_OFF}; {heard.last}"
         )
-    if is_guardian_dead or not outside.is_supervisor_alive:
+    if is_guardian_dead:
         return Standing("ENDED", "bold", f"the robot's processes have ended; {heard.last}")
     if heard.age_ns is None:
         return Standing("NO ROBOT YET", "bold", "waiting for its first word")

@@ -29,7 +29,15 @@ import psutil
 import pyte
 import zmq
 
-from edgevla.session import Deployment, endpoint, new_session, write_deployment
+from edgevla.session import (
+    Deployment,
+    GuardianState,
+    GuardianStatus,
+    endpoint,
+    new_session,
+    write_deployment,
+    write_guardian_status,
+)
 from edgevla.wire import CommandServer, Publisher
 
 SO101 = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -127,6 +135,11 @@ class Robot:
 
     def actions(self) -> list[str]:
         return [action for action, _ in self.heard]
+
+    def guardian(self, state: GuardianState, why: str = "", unconfirmed: Sequence[str] = (), pid: int = 0) -> None:
+        """The guardian's own word."""
+        status = GuardianStatus(state, pid or os.getpid(), time.monotonic_ns(), why, list(unconfirmed))
+        write_guardian_status(self.folder, status)
 
     def wait_for(self, action: str, timeout_s: float = 10.0) -> None:
         until = time.monotonic() + timeout_s
@@ -231,6 +244,13 @@ class Watcher:
     def write(self, data: str | bytes) -> None:
         os.write(self.master, data.encode() if isinstance(data, str) else data)
 
+    @property
+    def colours(self) -> set[str]:
+        """Of all that is on the screen; `green` is what says that all is well."""
+        with self._lock:
+            cells = [cell for row in self._screen.buffer.values() for cell in row.values() if cell.data != " "]
+            return {colour for cell in cells for colour in (cell.fg, cell.bg)}
+
     def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
         until = time.monotonic() + timeout_s
         while not holds():
@@ -290,8 +310,7 @@ OWN_TERMINAL = (
 
 def attach(robot: Robot, size: tuple[int, int] = (100, 30), **environment: str) -> Watcher:
     """`edgevla monitor` on a running deployment, once it shows something."""
-    watcher = Watcher(["-m", "edgevla", "monitor", f"--run-dir={robot.folder}"], size, **environment)
-    return watcher
+    return Watcher(["-m", "edgevla", "monitor", f"--run-dir={robot.folder}"], size, **environment)
 
 
 SUPERVISOR = """

@@ -76,10 +76,21 @@ def test_a_guardian_that_died_with_torque_on_holds_nothing(state: GuardianState)
 
 
 def test_a_guardian_that_ended_after_an_orderly_release_is_no_alarm() -> None:
-    heard = Heard("stopped", "asked to stop", 3 * S, may_have_torque=False)
+    heard = Heard("stopped", "asked to stop", 3 * S, on=(), has_released=True)
     said = standing(heard, guardian=guardian("watching"), is_guardian_alive=False)
     assert said.word == "ENDED"
     assert "stopped when it was last heard" in said.sentence
+
+
+def test_an_arm_that_comes_to_rest_is_not_called_stopped_while_it_has_torque() -> None:
+    on = ("elbow_flex", "gripper")
+    assert standing(Heard("stopped", "to the rest pose", 0, on=on)).word == "STOPPING"
+    assert standing(Heard("stopped", "", 0, on=on, has_released=True)).word == "PARKED"
+    assert standing(Heard("stopped", "", 0, on=(), has_released=True)).word == "STOPPED"
+    doubtful = Heard("stopped", "", 0, on=("gripper",), has_released=True, is_unconfirmed=True)
+    for said in (standing(doubtful), standing(doubtful, guardian=guardian("released"))):
+        assert "red" in said.style
+        assert "may still be ON at gripper" in said.sentence
 
 
 def test_a_loop_that_outlives_its_guardian_is_heard() -> None:
