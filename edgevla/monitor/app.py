@@ -169,7 +169,7 @@ class MonitorApp(App[None]):
         self._draw("timing", lambda w, h: panels.timing(model, standing, w, now))
         self._draw("servos", lambda w, h: panels.servos(model, w, h, now))
         self._draw("events", lambda w, h: panels.events(model, standing, w, h, now))
-        self._draw("keys", lambda w, h: [self._named_keys(standing)])
+        self._draw("keys", lambda w, h: [self._named_keys(standing, w)])
         if (line := self.keyboard.field) is not None:
             self._draw("field", lambda w, h: panels.field(line, model.task, w))
         for phase, camera in enumerate(self._cameras):
@@ -181,9 +181,10 @@ class MonitorApp(App[None]):
             panel = self._panels[name]
             panel.show(rows(*panel.outer_size))
 
-    def _named_keys(self, standing: Standing) -> Row:
+    def _named_keys(self, standing: Standing, width: int) -> Row:
         leaves = "stop and leave" if self.link.is_ours else "leave"
-        return panels.keys(self.model, standing, is_typing=self.keyboard.field is not None, leaves=leaves)
+        is_typing = self.keyboard.field is not None
+        return panels.keys(self.model, standing, width, is_typing=is_typing, leaves=leaves)
 
     def on_resize(self, event: events.Resize) -> None:
         self._turn = 0

@@ -10,10 +10,12 @@ from edgevla.monitor.keys import Line
 from edgevla.monitor.model import Joint, MonitorModel, Servo
 from edgevla.monitor.rates import NOTEWORTHY, Percentiles, Trouble, percentiles
 from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, rule
-from edgevla.monitor.standing import Standing, duration
+from edgevla.monitor.standing import ALARM, Standing, duration
 
-SEVERITY_STYLES = {"info": "dim", "warning": "yellow", "error": "bold red", "stop": "bold white on red"}
+SEVERITY_STYLES = {"info": "dim", "warning": "yellow", "error": "bold red", "stop": ALARM}
 BAR_CELLS = 14
+AT_REST = ("ENDED", "RELEASED", "PARKED", "UNHELD")
+"""Nobody is left to obey anything but an emergency stop."""
 PICTURE_OLD_NS = 1_000_000_000
 """Thumbnails come five times a second."""
 HEAD = "bold dim"
@@ -45,13 +47,13 @@ def joints(model: MonitorModel, standing: Standing, height: int, now_ns: int) ->
     has_bar = len(shown) <= n_lines
     n_rows = len(shown) if has_bar else -(-len(shown) // 2)
     title = f"{'joint':<14}  present     goal range" if has_bar else f"{'joint':<9}    now    goal  " * 2
-    rows: list[Row] = [((title, HEAD),)]
+    rows: list[Row] = [((title, HEAD),) if standing.is_live else old_title(title, 14, model.state_ns, now_ns)]
     for i in range(n_rows):
         cells: list[Cell] = []
         for joint in shown[i::n_rows]:
             cells += joint_cells(joint, has_bar=has_bar)
         rows.append(tuple(cells) if standing.is_live else aged(tuple(cells)))
-    return rows if standing.is_live else _with_age(rows, model.state_ns, now_ns)
+    return rows
 
 
 def joint_cells(joint: Joint, *, has_bar: bool) -> list[Cell]:
@@ -152,7 +154,6 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
     """Temperature, voltage, load, torque and trouble on the line, per servo."""
     is_wide = width >= 60
     title = f"{'servo':<13} °C    V load on retry/s" + (" damaged/s  late/s" if is_wide else "")
-    rows: list[Row] = [((title, HEAD),)]
     shown = model.servos(now_ns)
     lines = [
         line_row(bus, trouble) for bus, trouble in model.shared_trouble().items() if trouble.is_noteworthy
@@ -162,10 +163,10 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
         shown = sorted(
             shown, key=lambda s: (not s.is_worrying, not s.trouble.is_noteworthy, -s.temperature_c)
         )
-    rows += [servo_row(servo, is_wide=is_wide) for servo in shown[:room]]
+    rows = [servo_row(servo, is_wide=is_wide) for servo in shown[:room]]
     if shown and model.is_health_old(now_ns):
-        rows = _with_age([rows[0], *map(_aged_but_torque, rows[1:])], model.health_ns, now_ns)
-    return [rule(width), *rows, *lines]
+        return [rule(width), old_title(title, 13, model.health_ns, now_ns), *map(_aged_but_torque, rows)]
+    return [rule(width), ((title, HEAD),), *rows, *lines]
 
 
 def servo_row(servo: Servo, *, is_wide: bool) -> Row:
@@ -207,11 +208,10 @@ def _aged_but_torque(row: Row) -> Row:
     return tuple((text, style if text.strip() == "?" else OLD) for text, style in row)
 
 
-def _with_age(rows: list[Row], since_ns: int | None, now_ns: int) -> list[Row]:
-    """A title that says how old its table is."""
-    if since_ns is None or not rows:
-        return rows
-    return [(*rows[0], (f"  {duration(now_ns - since_ns)} old", "red")), *rows[1:]]
+def old_title(title: str, first: int, since_ns: int | None, now_ns: int) -> Row:
+    """A table's title that says, in its first column of `first` cells, how old the table is."""
+    age = "" if since_ns is None else f"{duration(now_ns - since_ns)} old"
+    return ((column(age, first), "red"), (title[first:], HEAD))
 
 
 # -- events, keys ----------------------------------------------------------------------------------------------
@@ -231,26 +231,28 @@ def events(model: MonitorModel, standing: Standing, width: int, height: int, now
     ]
 
 
-def keys(model: MonitorModel, standing: Standing, *, is_typing: bool, leaves: str) -> Row:
-    """What keys do now. leaves: what `q` does here."""
+def keys(model: MonitorModel, standing: Standing, width: int, *, is_typing: bool, leaves: str) -> Row:
+    """What keys do now, the most important first; what does not fit is left out. leaves: what `q` does here."""
+    emergency, leave = ("e", "EMERGENCY"), ("q", leaves)
     if is_typing:
-        named = [("Enter", "sends"), ("Esc", "leaves"), ("up", "the last task"), ("F12 ctrl+e", "EMERGENCY")]
+        named = [("F12 ctrl+e", "EMERGENCY"), ("Enter", "sends"), ("Esc", "leaves"), ("up", "the last task")]
+    elif standing.word in AT_REST:
+        named = [emergency, leave]
     elif standing.is_live and model.mode == "emergency":
-        named = [("e", "LETS GO"), ("ctrl+r", "clears the stop"), ("q", leaves)]
+        named = [("e", "LETS GO"), ("ctrl+r", "clears the stop"), leave]
     else:
         pause = "resume" if standing.is_live and model.mode == "paused" else "pause"
-        named = [
-            ("e", "EMERGENCY"),
-            ("space", pause),
-            ("h", "home"),
-            ("t", "task"),
-            ("s", "stop"),
-            ("q", leaves),
-        ]
+        named = [emergency, ("space", pause), ("s", "stop"), ("t", "task"), leave, ("h", "home")]
     cells: list[Cell] = []
     for key, does in named:
-        style = "bold red" if does in ("EMERGENCY", "LETS GO") else ""
-        cells += [(f" {key} ", "bold reverse" if not style else "bold white on red"), (f" {does} ", style)]
+        is_grave = does in ("EMERGENCY", "LETS GO")
+        gap = [("  ", "")] if cells else []
+        shown = [
+            (f" {key} ", ALARM if is_grave else "bold reverse"),
+            (f" {does}", "bold red" if is_grave else ""),
+        ]
+        if sum(cell_len(text) for text, _ in [*cells, *gap, *shown]) <= width:
+            cells += gap + shown
     return tuple(cells)
 
 

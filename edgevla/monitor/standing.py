@@ -27,7 +27,7 @@ TAKEN = {
 }
 """States of a guardian that has the arm in its hands -> the header's word, and what it does."""
 ALARM = "bold white on red"
-SWITCH_OFF = "switch the arm's power off before you touch it"
+SWITCH_OFF = "switch the arm's power off"
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ def _guardian(heard: Heard, outside: Outside, now_ns: int) -> Standing | None:
     if said.state == "released":
         own = heard.on or () if heard.is_unconfirmed and not said.why else ()
         if names := [*said.unconfirmed, *own]:
-            return Standing("RELEASED", ALARM, f"torque may still be ON at {', '.join(names)}: {SWITCH_OFF}")
+            return Standing("RELEASED", ALARM, f"{SWITCH_OFF}: torque may still be ON at {', '.join(names)}")
         return Standing("RELEASED", "bold", f"{why}torque is off, since {since}")
     if said.state == "parked":
         return Standing(
             "PARKED", "bold yellow", f"{why}torque stays on, reduced, until its power is switched off"
         )
     if not outside.is_guardian_alive:
-        return Standing("UNHELD", ALARM, f"the guardian died while it held the arm: {SWITCH_OFF}")
+        return Standing("UNHELD", ALARM, f"{SWITCH_OFF}: the guardian died while it held it")
     word, doing = TAKEN[said.state]
     return Standing(word, "bold black on yellow", f"{why}{doing} for {since}")
 
@@ -112,7 +112,7 @@ def _speaking(heard: Heard) -> Standing:
         if heard.is_unconfirmed:
             names = ", ".join(heard.on)
             return Standing(
-                "STOPPED", ALARM, f"torque may still be ON at {names}: {SWITCH_OFF}", is_live=True
+                "STOPPED", ALARM, f"{SWITCH_OFF}: torque may still be ON at {names}", is_live=True
             )
         word = "PARKED" if heard.has_released else "STOPPING"
         return Standing(word, "bold yellow", heard.reason, is_live=True)
@@ -124,7 +124,7 @@ def _silent(heard: Heard, outside: Outside) -> Standing:
     is_guardian_dead = outside.guardian is not None and not outside.is_guardian_alive
     if is_guardian_dead and heard.on != ():
         return Standing(
-            "UNHELD", ALARM, f"nobody holds the arm, its torque may still be ON: {SWITCH_OFF}; {heard.last}"
+            "UNHELD", ALARM, f"{SWITCH_OFF}: nobody holds it, its torque may still be ON; {heard.last}"
         )
     if is_guardian_dead:
         return Standing("ENDED", "bold", f"the robot's processes have ended; {heard.last}")

@@ -136,7 +136,9 @@ class Robot:
     def actions(self) -> list[str]:
         return [action for action, _ in self.heard]
 
-    def guardian(self, state: GuardianState, why: str = "", unconfirmed: Sequence[str] = (), pid: int = 0) -> None:
+    def guardian(
+        self, state: GuardianState, why: str = "", unconfirmed: Sequence[str] = (), pid: int = 0
+    ) -> None:
         """The guardian's own word."""
         status = GuardianStatus(state, pid or os.getpid(), time.monotonic_ns(), why, list(unconfirmed))
         write_guardian_status(self.folder, status)
@@ -248,7 +250,9 @@ class Watcher:
     def colours(self) -> set[str]:
         """Of all that is on the screen; `green` is what says that all is well."""
         with self._lock:
-            cells = [cell for row in self._screen.buffer.values() for cell in row.values() if cell.data != " "]
+            cells = [
+                cell for row in self._screen.buffer.values() for cell in row.values() if cell.data != " "
+            ]
             return {colour for cell in cells for colour in (cell.fg, cell.bg)}
 
     def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
