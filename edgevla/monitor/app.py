@@ -190,6 +190,7 @@ class MonitorApp(App[None]):
         self._turn = 0
         self.screen.set_class(event.size.width < 76, "narrow")
         self.screen.set_class(event.size.height < 22, "low")
+        self.screen.set_class(event.size.height < 10, "tiny")
 
     # -- keys ----------------------------------------------------------------------------------------------------
 
