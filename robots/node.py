@@ -53,6 +53,8 @@ class ControlLoop:
         self._last_tick = -1
         self._t0_ns = 0
         self._had_torque = False
+        self._is_stale = False
+        """Whether a joint did not say where it is: the arm holds until it does."""
 
     @property
     def period_ns(self) -> int:
@@ -98,7 +100,7 @@ class ControlLoop:
         goal, bits = self._make_safe(decided)
         reading = self._exchange(goal, tick)
         findings = self._judge(goal)
-        self._ask(tick, reading, goal, findings)
+        self._ask(tick, reading, goal)
         self._tell(tick, reading, decided, goal, bits, findings)
 
     def _count(self, tick: Tick) -> None:
@@ -149,7 +151,7 @@ class ControlLoop:
             return self._decide_homing()
         if state not in RUN_STATES or rollout is None:
             return Goal(None)
-        goal, silent_ns = rollout.goal_at(tick)
+        goal, silent_ns = rollout.goal_at(tick, self._is_stale)
         if silent_ns:
             self._approach_after(silent_ns, goal)
         self.counters["ticks_running"] += 1
@@ -157,6 +159,8 @@ class ControlLoop:
         return goal
 
     def _decide_homing(self) -> Goal:
+        if self._is_stale:
+            return Goal(None)
         home = self._body.bent_home()
         if np.allclose(self._body.last_goal, home, atol=1e-3):
             self.machine.fire(Event.ARRIVED, "at home")
@@ -207,6 +211,7 @@ class ControlLoop:
         if is_free and goal is not None:
             self._body.renew_torque(goal)
         findings = self._body.judge(goal, self._body.is_reduced, is_gripping=is_free)
+        self._is_stale = any(finding.level >= Level.HOLD for finding in findings)
         for finding in findings:
             is_grave = finding.level >= Level.STOP
             if not (finding.code.startswith("state_") and self.robot.has_lost_lines):  # said, with the reason
@@ -215,9 +220,7 @@ class ControlLoop:
                 self._commands.fail(finding.text)
         return findings
 
-    def _ask(
-        self, tick: Tick, reading: Reading, goal: np.ndarray | None, findings: Sequence[Finding]
-    ) -> None:
+    def _ask(self, tick: Tick, reading: Reading, goal: np.ndarray | None) -> None:
         """One `infer` when the strategy wants a chunk; again when the deadline passed without one."""
         now, rollout = self.clock.now_ns(), self._commands.rollout
         if rollout is None:
@@ -225,9 +228,8 @@ class ControlLoop:
         self.counters["infer_expired"] += rollout.give_up_late_requests(now)
         if self.machine.state not in RUN_STATES:
             return
-        is_fresh = not any(f.level >= Level.HOLD for f in findings)
-        self._hold_or_run(tick, is_fresh)
-        if not is_fresh or self.wants_new_grid or not rollout.executor.wants_chunk(tick.number):
+        self._hold_or_run(tick)
+        if self._is_stale or self.wants_new_grid or not rollout.executor.wants_chunk(tick.number):
             return
         rtc = rollout.executor.committed(tick.number, goal)
         deadline = rollout.deadline_ns(now)
@@ -246,10 +248,10 @@ class ControlLoop:
         rollout.has_asked(tick, deadline)
         self.counters["infer_sent"] += 1
 
-    def _hold_or_run(self, tick: Tick, is_fresh: bool) -> None:
+    def _hold_or_run(self, tick: Tick) -> None:
         rollout = self._commands.rollout
         assert rollout is not None
-        if not is_fresh:
+        if self._is_stale:
             self._hold("a joint's position is stale")
             return
         silent_ns = tick.deadline_ns - max(rollout.answered_ns, self._t0_ns)

@@ -188,9 +188,12 @@ class Rollout:
 
     # -- goals ----------------------------------------------------------------------------------------------------
 
-    def goal_at(self, tick: Tick) -> tuple[Goal, int]:
-        """The goal of a tick; and how long its source had been silent before (ns), 0 unless it speaks again now."""
-        goal = self.executor.goal_at(tick.number)
+    def goal_at(self, tick: Tick, is_held: bool = False) -> tuple[Goal, int]:
+        """The goal of a tick; and how long there had been none before (ns), 0 unless there is one again now.
+
+        is_held: the arm must not move now, whatever the chunks say; time goes on for them.
+        """
+        goal = Goal(None) if is_held else self.executor.goal_at(tick.number)
         if goal.wanted is None or goal.is_starved:
             if self._starved_from_ns is None:
                 self._starved_from_ns = tick.deadline_ns
