@@ -29,6 +29,7 @@ import numpy as np
 
 from edgevla.clock import VirtualClock
 from edgevla.errors import EdgeVLAError
+from edgevla.execution import Async
 from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
 from edgevla.robots.emulator.faults import Fault
@@ -203,7 +204,7 @@ class Run(ClosedLoop):
         self.case = case
         profile = load_profile(case.robot)
         self.is_aloha = profile.buses[0].protocol == "dynamixel"
-        super().__init__(self.actions, chunk_size=HORIZON, execution={"kind": "async"}, profile=profile,
+        super().__init__(self.actions, chunk_size=HORIZON, execution=Async(), profile=profile,
                          fps=50.0 if self.is_aloha else 30.0)  # fmt: skip
         self.trace: list[dict[str, Any]] = []
         self.heard: list[tuple[int, str, str, str]] = []
@@ -291,11 +292,11 @@ def _did(
 ) -> str:
     states = loop.links.states[first:]
     period_s = loop.loop.period_ns / 1e9
-    holding = sum(state["mode"] == "holding" for state in states) * period_s
+    holding = sum(state.mode == "holding" for state in states) * period_s
     after = loop.robot.counters()
     asked = after["bus_retries"] - before["bus_retries"]
     age_ms = max(
-        (float(np.max(s["position_age_us"])) for s in states if s["mode"] in ("running", "holding")), default=0.0
+        (float(np.max(s.position_age_us)) for s in states if s.mode in ("running", "holding")), default=0.0
     ) / 1000  # fmt: skip
     parts = []
     if not stopped:

@@ -30,6 +30,8 @@ import numpy as np
 import psutil
 import zmq
 
+from edgevla.descriptions import AboutJoint, AboutRobot
+from edgevla.messages import Chunk, Heartbeat, Servo, ServoHealth, State, Thumbnail, Timing
 from edgevla.session import Deployment, endpoint, new_session, run_dir, write_deployment
 from edgevla.wire import CommandServer, Publisher
 
@@ -42,84 +44,59 @@ def robot(folder: Path, session: bytes, hz: float) -> None:
     """State at `hz`, health at 2 Hz, heartbeats at 5 Hz, a chunk every half second."""
     ctx = zmq.Context()
     server = CommandServer(ctx, endpoint(folder, "robot", "commands"), session, "robot")
-    server.about = {"node": "robot", "robot": "so101", "joints": [joint_about(name) for name in JOINTS]}
+    joints = tuple(
+        AboutJoint(f"{name}.pos", "deg", -100.0, 100.0, 90.0, False, None, None) for name in JOINTS
+    )
+    server.about = AboutRobot("robot", "so101", joints, (), hz, (), ())
     publisher = Publisher(ctx, endpoint(folder, "robot"), session, "robot")
     policy = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
     t0, period_ns = time.monotonic_ns(), round(1e9 / hz)
     for tick in range(1 << 40):
         deadline = t0 + tick * period_ns
         time.sleep(max(0, deadline - time.monotonic_ns()) / 1e9)
-        publisher.send("state", state(tick, deadline, t0, hz))
+        publisher.send(state(tick, deadline, t0, hz))
         for request in server.poll():
             request.answer(True)
         if tick % round(hz / 5) == 0:
             for node in (publisher, policy):
-                node.send(
-                    "heartbeat", {"pid": os.getpid(), "phase": "running", "counters": {}, "rss_bytes": 0}
-                )
+                node.send(Heartbeat(os.getpid(), "running", {}, 0))
         if tick % round(hz / 2) == 0:
-            publisher.send("servo_health", {"servos": [servo(i) for i in range(len(JOINTS))]})
-            policy.send("chunk", chunk(), [np.zeros((30, len(JOINTS)), np.float32)])
+            publisher.send(ServoHealth(tuple(servo(i) for i in range(len(JOINTS)))))
+            policy.send(chunk(), [np.zeros((30, len(JOINTS)), np.float32)])
 
 
-def joint_about(name: str) -> dict[str, object]:
-    limits = {"min": -100.0, "max": 100.0, "max_velocity": 90.0}
-    return {"name": f"{name}.pos", "unit": "deg", **limits}
-
-
-def state(tick: int, deadline: int, t0: int, hz: float) -> dict[str, object]:
+def state(tick: int, deadline: int, t0: int, hz: float) -> State:
     position = (60 * np.sin(tick / hz + np.arange(len(JOINTS)))).astype(np.float32)
-    return {
-        "tick": tick,
-        "deadline_ns": deadline,
-        "late_ns": max(0, time.monotonic_ns() - deadline),
-        "t0_ns": t0,
-        "step_ns": 33_333_333,
-        "mode": "running",
-        "position": position,
-        "position_age_us": np.zeros(len(JOINTS), np.uint32),
-        "wanted": position + 1,
-        "goal": position + 1,
-        "limited_by": np.zeros(len(JOINTS), np.uint16),
-        "chunk_seq": tick // 100,
-        "action_index": float(tick % 100) / 4,
-        "n_actions_left": 30 - tick % 30,
-        "reason": "",
-    }
-
-
-def servo(i: int) -> dict[str, object]:
-    measured = {
-        "temperature_c": 35.0 + i,
-        "voltage_v": 7.4,
-        "load_percent": float(np.random.default_rng().normal(20, 5)),
-    }
-    counts = {"error_bits": 0, "n_retries": 0, "n_corrupt": 0, "n_stale": 0}
-    return {
-        "id": i + 1,
-        "bus": "main",
-        "name": JOINTS[i],
-        **measured,
-        "current_ma": None,
-        "torque_on": True,
-        **counts,
-    }
-
-
-def chunk() -> dict[str, object]:
-    timing = dict.fromkeys(
-        ("assemble", "prompt", "encode", "denoise", "decode", "wait", "network"), 2_000_000
+    n = len(JOINTS)
+    return State(
+        tick=tick,
+        deadline_ns=deadline,
+        late_ns=max(0, time.monotonic_ns() - deadline),
+        t0_ns=t0,
+        step_ns=33_333_333,
+        mode="running",
+        position=position,
+        position_age_us=np.zeros(n, np.uint32),
+        wanted=position + 1,
+        goal=position + 1,
+        limited_by=np.zeros(n, np.uint16),
+        chunk_seq=tick // 100,
+        action_index=float(tick % 100) / 4,
+        n_actions_left=30 - tick % 30,
+        reason="",
     )
-    about = {
-        "request_id": 0,
-        "grid_index": 0,
-        "step_ns": 33_333_333,
-        "n_valid": 30,
-        "policy": "act",
-        "task": "sort",
-    }
-    return {**about, "is_guided": False, "n_steps": 1, "noise_seed": 0, "image_age_ns": 21_000_000, "state_age_ns": 0,
-            "timing_ns": timing}  # fmt: skip
+
+
+def servo(i: int) -> Servo:
+    load = float(np.random.default_rng().normal(20, 5))
+    return Servo(i + 1, "main", JOINTS[i], 35.0 + i, 7.4, load, None, 0, True, 0, 0, 0)
+
+
+def chunk() -> Chunk:
+    timing = Timing(
+        assemble=2_000_000, prompt=0, encode=9_000_000, denoise=0, decode=1_000_000, wait=0, network=0
+    )
+    return Chunk(0, 0, 33_333_333, 30, "act", "sort the bolts", False, 1, 0, 21_000_000, 0, timing)
 
 
 def cameras(folder: Path, session: bytes, names: list[str]) -> None:
@@ -136,9 +113,8 @@ def cameras(folder: Path, session: bytes, names: list[str]) -> None:
             cv2.line(picture, (80, 119), where, (40, 120, 220), 9)
             noisy = np.clip(picture + random.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
             jpeg = np.asarray(cv2.imencode(".jpg", noisy)[1]).reshape(-1)
-            publisher.send("thumbnail", {"camera": name, "height": 120, "width": 160}, [jpeg])
-            beat = {"pid": os.getpid(), "phase": "running", "counters": {}, "rss_bytes": 0}
-            publisher.send("heartbeat", beat)
+            publisher.send(Thumbnail(name, 120, 160), [jpeg])
+            publisher.send(Heartbeat(os.getpid(), "running", {}, 0))
         time.sleep(0.2)
 
 

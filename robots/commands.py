@@ -6,13 +6,14 @@ named in its table, does one thing to the arm, and may say in which state the ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import numpy as np
 
+from edgevla.arguments import Arguments, SetTask, Start
 from edgevla.clock import NS_PER_S, Clock
 from edgevla.errors import BusError, EdgeVLAError, UsageError
-from edgevla.execution import execution_from, judge_latency
+from edgevla.execution import Execution, judge_latency
 from edgevla.execution.strategies import kind_of
+from edgevla.messages import Mode, Severity
 from edgevla.presses import Presses
 
 from .body import Body
@@ -66,8 +67,8 @@ class Commands:
 
     # -- what comes -----------------------------------------------------------------------------------------------
 
-    def obey(self, action: str, arguments: Mapping[str, Any]) -> tuple[bool, str]:
-        """(is accepted, why not)."""
+    def obey(self, action: str, arguments: Arguments | None) -> tuple[bool, str]:
+        """(is accepted, why not). arguments: of the class that belongs to the action."""
         try:
             if action == "emergency_stop":
                 reason = self.emergency_stop()
@@ -171,13 +172,13 @@ class Commands:
 
     # -- deeds ------------------------------------------------------------------------------------------------------
 
-    def _do(self, deed: str, reason: str, arguments: Mapping[str, Any]) -> State | None:
+    def _do(self, deed: str, reason: str, arguments: Arguments | None) -> State | None:
         made: State | None = getattr(self, f"_{deed}")(reason, arguments)
         return made
 
-    def _begin(self, _: str, arguments: Mapping[str, Any]) -> None:
+    def _begin(self, _: str, start: Start) -> None:
         body = self.body
-        plan = plan_from(arguments, body.robot.max_hz, len(body.profile.joints))
+        plan = plan_from(start, body.robot.max_hz, len(body.profile.joints))
         # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
         self._links.lease(STOPPING)
         try:
@@ -190,42 +191,38 @@ class Commands:
         first = 0 if self.rollout is None else self.rollout.next_request
         self.rollout = Rollout(plan, len(body.profile.joints), first)
         self._tell.forget()
-        self._restart("", {})
+        self._restart("", None)
         for sentence in body.outside_training(plan.trained_range):
             self._links.event("warning", "outside_training", sentence)
         if sentence := body.unreachable_rest():
             self._links.event("warning", "rest_unreachable", sentence)
         self._tell.remarks()
 
-    def _restart(self, _: str, __: Mapping[str, Any]) -> None:
+    def _restart(self, _: str, __: Arguments | None) -> None:
         """A new grid: chunks of before are nobody's, and its first goal may be far away."""
         if self.rollout is not None:
             self.rollout.restart()
         self._wants_new_grid = True
         self.body.approach()
 
-    def _resume(self, reason: str, arguments: Mapping[str, Any]) -> None:
+    def _resume(self, reason: str, arguments: Arguments | None) -> None:
         self._restart(reason, arguments)
 
-    def _halt(self, _: str, __: Mapping[str, Any]) -> None:
+    def _halt(self, _: str, __: Arguments | None) -> None:
         if self.rollout is not None:
             self.rollout.forget()
 
-    def _go_home(self, _: str, __: Mapping[str, Any]) -> None:
-        self._halt("", {})
+    def _go_home(self, _: str, __: Arguments | None) -> None:
+        self._halt("", None)
 
-    def _set_task(self, _: str, arguments: Mapping[str, Any]) -> None:
-        task = arguments.get("task")
-        if not isinstance(task, str) or set(arguments) != {"task"}:
-            raise UsageError("set_task takes one argument: task, a text")
+    def _set_task(self, _: str, arguments: SetTask) -> None:
         assert self.rollout is not None
-        self.rollout.task = task
-        self._links.event("info", "task", f"task: {task}")
+        self.rollout.task = arguments.task
+        self._links.event("info", "task", f"task: {arguments.task}")
 
-    def _set_execution(self, _: str, arguments: Mapping[str, Any]) -> None:
+    def _set_execution(self, _: str, execution: Execution) -> None:
         assert self.rollout is not None
         plan, executor = self.rollout.plan, self.rollout.executor
-        execution = execution_from(arguments)
         if kind_of(execution) not in plan.allowed:
             raise UsageError(f"this bundle allows {', '.join(plan.allowed)}, not {kind_of(execution)}")
         latency_ms = max(plan.latency_ms, 1000 * executor.delay_steps / plan.fps)
@@ -237,24 +234,24 @@ class Commands:
         executor.switch(execution)
         self._links.event("info", "execution", f"execution: {kind_of(execution)}")
 
-    def _come_to_rest(self, _: str, __: Mapping[str, Any]) -> State:
+    def _come_to_rest(self, _: str, __: Arguments | None) -> State:
         return self._end("rest")
 
-    def _give_up(self, _: str, __: Mapping[str, Any]) -> State:
+    def _give_up(self, _: str, __: Arguments | None) -> State:
         self.body.freeze()
         return self._end("fault")
 
-    def _worsen(self, reason: str, arguments: Mapping[str, Any]) -> State | None:
+    def _worsen(self, reason: str, arguments: Arguments | None) -> State | None:
         """A fault on the way to rest stops the arm there; any other ending goes on."""
         if self._ending is not None and self._ending.kind == "rest":
             return self._give_up(reason, arguments)
         return None
 
-    def _freeze(self, _: str, __: Mapping[str, Any]) -> None:
-        self._halt("", {})
+    def _freeze(self, _: str, __: Arguments | None) -> None:
+        self._halt("", None)
         self.body.freeze()
 
-    def _freeze_ending(self, reason: str, arguments: Mapping[str, Any]) -> State:
+    def _freeze_ending(self, reason: str, arguments: Arguments | None) -> State:
         """The arm stops where it is, with its full torque. With nobody left to clear it, it is then lowered."""
         if self.machine.is_latched:
             return self._let_go(reason, arguments)
@@ -265,16 +262,16 @@ class Commands:
         self._ending = None
         return State.EMERGENCY
 
-    def _let_go(self, _: str, __: Mapping[str, Any]) -> State:
+    def _let_go(self, _: str, __: Arguments | None) -> State:
         return self._end("release")
 
-    def _unfreeze(self, _: str, __: Mapping[str, Any]) -> State:
+    def _unfreeze(self, _: str, __: Arguments | None) -> State:
         self._presses.forget()
         if not self.body.is_torque_on:
             return State.IDLE
         return State.PARKED if self.body.is_reduced else State.PAUSED
 
-    def _abandon(self, _: str, __: Mapping[str, Any]) -> None:
+    def _abandon(self, _: str, __: Arguments | None) -> None:
         """No line, or none that matters: what can be said of torque is said."""
         self._ending = None
         self._links.lease(STOPPING)
@@ -283,7 +280,7 @@ class Commands:
 
     def _end(self, kind: Kind) -> State:
         """Begins an ending; an arm without torque is at its end already."""
-        self._halt("", {})
+        self._halt("", None)
         if not self.body.is_torque_on:
             return State.STOPPED
         body = self.body
@@ -292,7 +289,7 @@ class Commands:
 
     # -- the end, tick by tick ------------------------------------------------------------------------------------
 
-    def step_ending(self) -> Any:
+    def step_ending(self) -> np.ndarray | None:
         """One tick of the ending: the goal wanted, None as before. The last one confirms the torque."""
         assert self._ending is not None
         self._links.lease(STOPPING)  # what follows may take several transactions
@@ -313,6 +310,6 @@ class Commands:
         self._links.event("info", "released", text)
         self._links.lease(self.lease)
 
-    def _show(self, mode: str, reason: str) -> None:
-        severity = "warning" if mode in ("holding", "emergency") else "info"
+    def _show(self, mode: Mode, reason: str) -> None:
+        severity: Severity = "warning" if mode in ("holding", "emergency") else "info"
         self._links.event(severity, f"mode_{mode}", f"{mode}{': ' + reason if reason else ''}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from edgevla.arguments import Start
 from edgevla.cameras import CameraSettings
+from edgevla.descriptions import AboutPolicy
 from edgevla.errors import BusError
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import DirectSource, Run
@@ -55,10 +56,9 @@ class LeaderSource(DirectSource):
         words += [f"--port={text}" for text in ports]
         words += [f"--calibration={calibration}"] if calibration else []
         run.spawn("policy", words)
-        about = run.await_ready("policy", "policy", READY_S, BusError)
-        latency_ms = float(about["latency_ms"])
-        run.say("info", "teleop", f"{about['provider']} answers in {latency_ms:.1f} ms")
-        return latency_ms
+        about = run.await_ready("policy", "policy", AboutPolicy, READY_S, BusError)
+        run.say("info", "teleop", f"{about.provider} answers in {about.latency_ms:.1f} ms")
+        return about.latency_ms
 
     def _emulate(self, run: Run) -> str:
         """Starts an emulated leader that sways; the folder with a link per bus."""
@@ -77,7 +77,7 @@ class LeaderSource(DirectSource):
             time.sleep(0.05)
         return str(links)
 
-    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+    def start_arguments(self, run: Run, latency_ms: float) -> Start:
         return self.direct_arguments(run, self._fps, chunk_size(self._fps), latency_ms)
 
 

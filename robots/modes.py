@@ -24,7 +24,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edgevla.arguments import Arguments
+    from edgevla.messages import Mode
 
 
 class State(str, Enum):
@@ -75,7 +79,7 @@ class Deeds(Protocol):
     the one that the arm is really in now. EdgeVLAError: it was not done, and the machine stays where it is.
     """
 
-    def __call__(self, deed: str, reason: str, arguments: Mapping[str, Any]) -> State | None: ...
+    def __call__(self, deed: str, reason: str, arguments: Arguments | None) -> State | None: ...
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,17 @@ TABLE: dict[Event, dict[State, Cell]] = {
 LAST_EVENTS = (Event.NOBODY_LEFT, Event.LINE_GONE, Event.CUT_OFF)
 """After these nobody can start anything any more: the process ends with the arm at rest."""
 LOSSES = (Event.LINE_GONE, Event.CUT_OFF)
+MODES: dict[State, Mode] = {
+    State.IDLE: "idle",
+    State.RUNNING: "running",
+    State.HOLDING: "holding",
+    State.PAUSED: "paused",
+    State.HOMING: "homing",
+    State.EMERGENCY: "emergency",
+    State.PARKED: "stopped",
+    State.STOPPED: "stopped",
+}
+"""As the wire has them (graphs.md 2.2); an ending is `emergency` while the stop is latched, else `stopped`."""
 
 
 class Machine:
@@ -177,7 +192,7 @@ class Machine:
     do: carries out a deed of the table. tell: (mode on the wire, reason), called when either changes what is shown.
     """
 
-    def __init__(self, do: Deeds, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, do: Deeds, tell: Callable[[Mode, str], None]) -> None:
         self._do, self._tell = do, tell
         self._state, self._reason = State.IDLE, "waiting for start"
         self._must_end, self._has_failed, self._is_latched = False, False, False
@@ -212,13 +227,13 @@ class Machine:
         return is_last and self._state in (State.IDLE, State.STOPPED, State.PARKED)
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """The state as the wire has it (graphs.md 2.2)."""
         if self._state is State.ENDING:
             return "emergency" if self._is_latched else "stopped"
-        return "stopped" if self._state is State.PARKED else self._state.value
+        return MODES[self._state]
 
-    def fire(self, event: Event, reason: str = "", arguments: Mapping[str, Any] | None = None) -> str:
+    def fire(self, event: Event, reason: str = "", arguments: Arguments | None = None) -> str:
         """Does what the table says. Why not, or an empty string.
 
         Raises:
@@ -231,7 +246,7 @@ class Machine:
             return cell.refusal
         self._must_end = self._must_end or event in LAST_EVENTS
         shown = self.mode
-        became = self._do(cell.deed, reason, arguments or {}) if cell.deed else None
+        became = self._do(cell.deed, reason, arguments) if cell.deed else None
         after = became or cell.to
         is_change = after is not None or bool(cell.deed)
         self._has_failed = self._has_failed or event in LOSSES or (event is Event.FAULT and is_change)

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from edgevla import messages
 from edgevla.clock import NS_PER_MS, NS_PER_S, Clock, Tick, ticker
 from edgevla.errors import BusError
 from edgevla.execution import Goal
+from edgevla.messages import Guidance, Heartbeat, Infer, Mode, Phase, ServoHealth
+from edgevla.nodes.vitals import heartbeat
 
 from .arm import EXCHANGE_SHARE, Reading, Robot
 from .body import Body
@@ -31,6 +33,8 @@ from .safety import CLIPPING, Finding, Level, Reason
 from .telling import Teller
 
 IDLE_HZ = 30.0
+PHASES: dict[Mode, Phase] = {"running": "running", "stopped": "stopping", "emergency": "degraded"}
+"""What the heartbeat says of a mode; of the others `ready`."""
 HEALTH_NS = NS_PER_S // 2
 HEARTBEAT_NS = NS_PER_S // 5
 SILENT_POLICY_NS = 2 * NS_PER_S
@@ -233,16 +237,16 @@ class ControlLoop:
             return
         rtc = rollout.executor.committed(tick.number, goal)
         deadline = rollout.deadline_ns(now)
-        fields = {
-            "request_id": rollout.next_request,
-            "grid_index": tick.number // rollout.plan.ticks_per_step,
-            "deadline_ns": deadline,
-            "task": rollout.task,
-            "state": reading.position,
-            "n_steps": rollout.plan.n_steps,
-            "rtc": None if rtc is None else {"weights": rtc[1], "max_guidance": rtc[2]},
-        }
-        if not self.links.ask(fields, () if rtc is None else (rtc[0],), tick.deadline_ns):
+        request = Infer(
+            request_id=rollout.next_request,
+            grid_index=tick.number // rollout.plan.ticks_per_step,
+            deadline_ns=deadline,
+            task=rollout.task,
+            state=reading.position,
+            n_steps=rollout.plan.n_steps,
+            rtc=None if rtc is None else Guidance(rtc[1], rtc[2]),
+        )
+        if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):
             self.counters["infer_unsent"] += 1
             return
         rollout.has_asked(tick, deadline)
@@ -279,35 +283,33 @@ class ControlLoop:
         for finding in findings:
             bits = bits if finding.bits is None else bits | finding.bits
         nothing = np.full(len(self.profile.joints), np.nan, np.float32)
-        fields = {
-            "tick": tick.number,
-            "deadline_ns": tick.deadline_ns,
-            "late_ns": tick.late_ns,
-            "t0_ns": self._t0_ns,
-            "step_ns": self.plan.step_ns if self.plan else self.period_ns,
-            "mode": self.machine.mode,
-            "position": reading.position,
-            "position_age_us": reading.position_age_us,
-            "wanted": decided.wanted,
-            "goal": nothing if goal is None else goal,
-            "limited_by": bits,
-            "chunk_seq": decided.chunk_seq,
-            "action_index": decided.action_index,
-            "n_actions_left": decided.n_left,
-            "reason": self.machine.reason,
-        }
-        self.links.publish("state", fields, reading.observed_ns)
+        state = messages.State(
+            tick=tick.number,
+            deadline_ns=tick.deadline_ns,
+            late_ns=tick.late_ns,
+            t0_ns=self._t0_ns,
+            step_ns=self.plan.step_ns if self.plan else self.period_ns,
+            mode=self.machine.mode,
+            position=reading.position,
+            position_age_us=reading.position_age_us,
+            wanted=decided.wanted,
+            goal=nothing if goal is None else goal,
+            limited_by=bits,
+            chunk_seq=decided.chunk_seq,
+            action_index=decided.action_index,
+            n_actions_left=decided.n_left,
+            reason=self.machine.reason,
+        )
+        self.links.publish(state, reading.observed_ns)
         self.links.lease(self._commands.lease)
         if tick.deadline_ns >= self._due["heartbeat"] or self.is_over:
             self._due["heartbeat"] = tick.deadline_ns + HEARTBEAT_NS
-            self.links.publish("heartbeat", self._heartbeat())
+            self.links.publish(self._heartbeat())
         has_switched = self._had_torque != self._body.is_torque_on
         if tick.deadline_ns >= self._due["health"] or has_switched:  # what is said of torque is never old
             self._due["health"], self._had_torque = tick.deadline_ns + HEALTH_NS, self._body.is_torque_on
-            self.links.publish("servo_health", {"servos": [s.to_wire() for s in self.robot.health()]})
+            self.links.publish(ServoHealth(tuple(servo.to_wire() for servo in self.robot.health())))
 
-    def _heartbeat(self) -> dict[str, Any]:
-        phases = {"idle": "ready", "running": "running", "stopped": "stopping", "emergency": "degraded"}
+    def _heartbeat(self) -> Heartbeat:
         counters = {**self.counters, **self.robot.counters(), **self.links.counters()}
-        phase = phases.get(self.machine.mode, "ready")
-        return {"phase": phase, "counters": {k: int(v) for k, v in counters.items()}}
+        return heartbeat(PHASES.get(self.machine.mode, "ready"), counters)

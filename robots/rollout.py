@@ -3,35 +3,17 @@ plan while it is carried out: which requests are out, and what the chunks say ab
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgevla.arguments import Start
 from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
-from edgevla.codec import Message, check_fields
-from edgevla.errors import ConfigError, WireError
-from edgevla.execution import Execution, Executor, Goal, Receipt, Sync, execution_from
-from edgevla.messages import Optional_
+from edgevla.errors import ConfigError
+from edgevla.execution import Execution, Executor, Goal, Receipt, Sync
+from edgevla.messages import Chunk, Message
 from edgevla.types import ActionChunk
-
-START = {
-    "fps": "float",
-    "chunk_size": "uint",
-    "n_action_steps": "uint",
-    "execution": "map",
-    "allowed": ["str"],
-    "task": "str",
-    "n_steps": Optional_("uint"),
-    "guidance_end": "uint",
-    "max_guidance": "float",
-    "trained_speed": Optional_(["float"]),
-    "trained_range": Optional_([["float"]]),
-    "latency_ms": "float",
-    "max_hz": Optional_("float"),
-}
-"""Arguments of `start`. trained_*: per joint, in the robot's order and units. latency_ms: measured while warming up."""
 
 
 @dataclass(frozen=True)
@@ -75,43 +57,48 @@ class Plan:
         return made
 
 
-def plan_from(arguments: Mapping[str, Any], servo_hz: float, n_joints: int) -> Plan:
+def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
     """
     Raises:
         ConfigError: what `start` says cannot be done by this robot, with the value.
     """
-    try:
-        a = check_fields(arguments, START, "start")
-    except WireError as error:
-        raise ConfigError(str(error)) from error
-    fps = a["fps"]
+    fps, max_hz = start.fps, start.max_hz
     if not 0 < fps <= servo_hz:
         raise ConfigError(
             f"the policy runs at {fps:g} Hz, this robot's buses carry {servo_hz:.3g} Hz at most (its profile, or a slow "
             "USB adapter)"
         )
-    if a["max_hz"] is not None and a["max_hz"] < fps:
-        raise ConfigError(f"--servo-hz {a['max_hz']:g} is slower than the policy's {fps:g} Hz")
-    if not 1 <= a["n_action_steps"] <= a["chunk_size"]:
+    if max_hz is not None and max_hz < fps:
+        raise ConfigError(f"--servo-hz {max_hz:g} is slower than the policy's {fps:g} Hz")
+    if not 1 <= start.n_action_steps <= start.chunk_size:
         raise ConfigError(
-            f"n_action_steps {a['n_action_steps']} is not within the chunk of {a['chunk_size']}"
+            f"n_action_steps {start.n_action_steps} is not within the chunk of {start.chunk_size}"
         )
-    limit_hz = servo_hz if a["max_hz"] is None else min(servo_hz, a["max_hz"])
-    speed, seen = a.pop("trained_speed"), a.pop("trained_range")
-    for name, values, shape in (
-        ("trained_speed", speed, (n_joints,)),
-        ("trained_range", seen, (2, n_joints)),
-    ):
-        if values is not None and np.shape(values) != shape:
-            raise ConfigError(f"{name} has the shape {np.shape(values)}; this robot has {n_joints} joints")
-    del a["max_hz"]
-    a["execution"], a["allowed"] = execution_from(a["execution"]), tuple(a["allowed"])
+    limit_hz = servo_hz if max_hz is None else min(servo_hz, max_hz)
     return Plan(
-        **a,
-        trained_speed=None if speed is None else np.asarray(speed, np.float32),
-        trained_range=None if seen is None else np.asarray(seen, np.float32),
+        fps=fps,
+        chunk_size=start.chunk_size,
+        n_action_steps=start.n_action_steps,
+        execution=start.execution,
+        allowed=tuple(start.allowed),
+        task=start.task,
+        n_steps=start.n_steps,
+        guidance_end=start.guidance_end,
+        max_guidance=start.max_guidance,
+        trained_speed=_per_joint("trained_speed", start.trained_speed, (n_joints,)),
+        trained_range=_per_joint("trained_range", start.trained_range, (2, n_joints)),
+        latency_ms=start.latency_ms,
         ticks_per_step=max(1, int(limit_hz / fps + 1e-6)),
     )
+
+
+def _per_joint(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """float32 of `shape`; None where it is not known."""
+    if values is None:
+        return None
+    if np.shape(values) != shape:
+        raise ConfigError(f"{name} has the shape {np.shape(values)}; this robot has {shape[-1]} joints")
+    return np.asarray(values, np.float32)
 
 
 LEAST_DEADLINE_NS = NS_PER_S
@@ -173,15 +160,15 @@ class Rollout:
 
     # -- receiving ------------------------------------------------------------------------------------------------
 
-    def take(self, message: Message, tick: Tick, last_goal: np.ndarray | None) -> Receipt | None:
+    def take(self, message: Message[Chunk], tick: Tick, last_goal: np.ndarray | None) -> Receipt | None:
         """What became of a chunk; None when it answers a request of another grid."""
-        request = message["request_id"]
+        answer, request = message.body, message.body.request_id
         self._pending.pop(request, None)
         if request < self._first_request:
             return None
         steps = self.plan.ticks_per_step
-        actions = message.payloads[0][: message["n_valid"]]
-        chunk = ActionChunk(actions, message["grid_index"] * steps, steps, message.seq)
+        actions = message.payloads[0][: answer.n_valid]
+        chunk = ActionChunk(actions, answer.grid_index * steps, steps, message.seq)
         receipt = self.executor.receive(chunk, request, tick.number, last_goal)
         self.answered_ns = tick.deadline_ns
         return receipt

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from edgevla.clock import NS_PER_S, Clock
+from edgevla.messages import Severity
 
 from .links import Links
 
@@ -19,7 +20,7 @@ class Teller:
         self._next_ns: dict[str, int] = {}
         self._remarks: list[tuple[str, str]] = []
 
-    def once(self, severity: str, code: str, text: str) -> None:
+    def once(self, severity: Severity, code: str, text: str) -> None:
         """What stops a run is told once; the rest now and then."""
         now = self._clock.now_ns()
         self._counters[f"finding_{code}"] += 1

@@ -160,7 +160,7 @@ class Session:
                 word = "record"
             if word == "keep" and self.is_recording:
                 self._say("saving the episode ...")
-            self._say(self.node.obey(word, {}))
+            self._say(self.node.obey(word))
             self.n_kept += word == "keep"
             self.n_discarded += word == "discard"
         except UsageError as error:

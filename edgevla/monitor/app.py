@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Concatenate, ParamSpec, Protocol
 
 from textual import events
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal
 
+from edgevla.arguments import Arguments, SetTask
+from edgevla.messages import Action
 from edgevla.monitor import panels
 from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Act, Keyboard
 from edgevla.monitor.model import MonitorModel
@@ -30,7 +32,7 @@ TURNS = {"timing": 3, "servos": 3, "camera": 2}
 """Drawn every so many refreshes; what is not here, at every one."""
 PANELS = ("header", "joints", "timing", "servos", "events", "field", "keys")
 INTERRUPTED = 130
-SENT_BY = {"h": "home", "s": "stop", "ctrl+r": "clear_stop"}
+SENT_BY: dict[str, Action] = {"h": "home", "s": "stop", "ctrl+r": "clear_stop"}
 """Keys whose command is always the same; the emergency's and the field's are `Keyboard`'s."""
 STEPS = (
     "the arm moves to rest and is released; ctrl+c again: emergency stop",
@@ -57,7 +59,7 @@ class Link(Protocol):
 
     def look(self, before: Outside) -> Outside: ...
 
-    def command(self, action: str, arguments: Mapping[str, Any]) -> None:
+    def command(self, action: Action, arguments: Arguments | None = None) -> None:
         """Sends a command; never blocks. Its answer comes by `poll`."""
         ...
 
@@ -218,7 +220,7 @@ class MonitorApp(App[None]):
             if act.kind == "emergency":
                 self._steer("emergency_stop")
             elif act.kind == "task":
-                self.link.command("set_task", {"task": act.text})
+                self.link.command("set_task", SetTask(act.text))
                 self.model.say("info", f"sent: task “{act.text}”")
             elif act.kind == "notice":
                 self.model.say("warning", act.text)
@@ -233,8 +235,8 @@ class MonitorApp(App[None]):
         if line is not None:
             panel.show(panels.field(line, self.model.task, panel.outer_size.width))
 
-    def _steer(self, action: str) -> None:
-        self.link.command(action, {})
+    def _steer(self, action: Action) -> None:
+        self.link.command(action)
         self.model.say("info", f"sent: {action.replace('_', ' ')}")
 
     def _pause(self) -> None:

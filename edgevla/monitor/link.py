@@ -12,16 +12,27 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import msgpack
 import zmq
 
+from edgevla.arguments import Arguments
 from edgevla.codec import decode
+from edgevla.descriptions import AboutRobot
 from edgevla.errors import WireError
+from edgevla.messages import (
+    NAMES,
+    Action,
+    Chunk,
+    Event,
+    Heartbeat,
+    ServoHealth,
+    Severity,
+    State,
+    Thumbnail,
+)
 from edgevla.monitor import outside
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
@@ -29,10 +40,11 @@ from edgevla.monitor.rates import Tick
 from edgevla.session import endpoint, read_deployment
 from edgevla.wire import CommandClient, make_socket
 
-STREAMS = (b"state", b"servo_health", b"chunk", b"thumbnail", b"heartbeat", b"event")
+STREAMS = (State, ServoHealth, Chunk, Thumbnail, Heartbeat, Event)
+STATE = NAMES[State].encode()
 QUEUE = 4096
 """Messages that wait while the screen does not ask: some fifteen seconds."""
-Commands = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]
+Commands = queue.SimpleQueue[tuple[Action, Arguments | None] | None]
 News = Callable[[MonitorModel], object]
 """What a thread has to tell the model."""
 
@@ -50,7 +62,7 @@ class DeploymentLink:
         self._supervisor_pid = deployment.supervisor_pid
         self.is_ours = os.getppid() == deployment.supervisor_pid
         self.robot = Path(deployment.robot).stem
-        self.bundle = Path(deployment.bundle).name if deployment.bundle else ""
+        self.bundle = deployment.bundle_name
         self.cameras: Sequence[str] = [
             n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")
         ]
@@ -58,7 +70,7 @@ class DeploymentLink:
         self._socket = make_socket(self._ctx, zmq.SUB, hwm=QUEUE)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         for stream in STREAMS:
-            self._socket.setsockopt(zmq.SUBSCRIBE, stream)
+            self._socket.setsockopt(zmq.SUBSCRIBE, NAMES[stream].encode())
         for node in deployment.nodes:
             self._socket.connect(endpoint(folder, node))
         self._refusals: set[str] = set()
@@ -86,7 +98,7 @@ class DeploymentLink:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            if parts[0] == b"state":
+            if parts[0] == STATE:
                 states.append(parts)
             else:
                 self._take(model, parts)
@@ -102,16 +114,16 @@ class DeploymentLink:
                 self._refusals.add(error.reason)
                 model.say("warning", f"a message could not be read: {error}")
             return
-        model.apply(_typed(message))
+        model.apply(message)
 
     def look(self, before: Outside) -> Outside:
         return outside.look(self._folder, self._supervisor_pid, before)
 
     # -- what is asked -------------------------------------------------------------------------------------------
 
-    def command(self, action: str, arguments: Mapping[str, Any]) -> None:
+    def command(self, action: Action, arguments: Arguments | None = None) -> None:
         is_urgent = action == "emergency_stop"
-        (self._emergencies if is_urgent else self._commands).put((action, dict(arguments)))
+        (self._emergencies if is_urgent else self._commands).put((action, arguments))
 
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -146,26 +158,25 @@ class DeploymentLink:
 
     def _describe(self, client: CommandClient) -> bool:
         try:
-            about = client.describe(timeout_s=0.5)
+            about = client.describe(AboutRobot, timeout_s=0.5)
         except WireError:
             return False
         if about is None:
             return False
-        described = SimpleNamespace(
-            robot=about["robot"], joints=[SimpleNamespace(**j) for j in about["joints"]]
-        )
-        self._news.put(lambda model: model.describe(described))
+        self._news.put(lambda model: model.describe(about))
         return True
 
-    def _send(self, client: CommandClient, action: str, arguments: dict[str, Any]) -> None:
+    def _send(self, client: CommandClient, action: Action, arguments: Arguments | None) -> None:
         words = action.replace("_", " ")
         try:
             ack = client.request(action, arguments)
         except WireError as error:
-            severity, text = "error", str(error)
+            self._tell("error", str(error))
         else:
-            severity = "info" if ack.is_accepted else "warning"
             text = f"{words}: accepted" if ack.is_accepted else f"{words} was refused: {ack.reason}"
+            self._tell("info" if ack.is_accepted else "warning", text)
+
+    def _tell(self, severity: Severity, text: str) -> None:
         self._news.put(lambda model: model.say(severity, text))
 
 
@@ -176,19 +187,3 @@ def _tick(parts: Sequence[bytes]) -> Tick | None:
         return Tick(*(int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns")))
     except (ValueError, TypeError, KeyError, IndexError):
         return None
-
-
-def _typed(message: Any) -> Any:
-    def ns(value: Any) -> Any:
-        if isinstance(value, list):
-            return [ns(v) for v in value]
-        return value
-
-    h = {k: ns(v) for k, v in message.header.items()}
-    if "servos" in h:
-        h["servos"] = [SimpleNamespace(**s) for s in h["servos"]]
-    if "timing_ns" in h:
-        h["timing_ns"] = SimpleNamespace(**h["timing_ns"])
-    body = SimpleNamespace(**h)
-    return SimpleNamespace(type=message.type, body=body, header=body, source=message.source,
-                           observed_ns=message.observed_ns, payloads=message.payloads)  # fmt: skip

@@ -7,12 +7,23 @@ percentiles; panels read it. So what a screen shows can be tested without a scre
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from edgevla.descriptions import AboutJoint, AboutRobot
+from edgevla.messages import (
+    Body,
+    Chunk,
+    Event,
+    Heartbeat,
+    Message,
+    Servo,
+    ServoHealth,
+    Severity,
+    State,
+    Thumbnail,
+)
 from edgevla.monitor.outside import Outside
 from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
 from edgevla.monitor.standing import Heard, Standing, judge
@@ -26,7 +37,7 @@ SILENT_NS = 1_500_000_000
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointRow:
     """One row of the joint table. Values in robot units; `goal` is nan before the first one was sent."""
 
     name: str
@@ -40,7 +51,7 @@ class Joint:
 
 
 @dataclass(frozen=True)
-class Servo:
+class ServoRow:
     """One row of the servo table. is_torque_on: None where nobody knows."""
 
     name: str
@@ -58,14 +69,16 @@ class Servo:
 
 
 @dataclass(frozen=True)
-class Event:
-    severity: str
+class Line:
+    """One sentence among the events."""
+
+    severity: Severity
     source: str
     text: str
 
 
 @dataclass(frozen=True)
-class Thumbnail:
+class Picture:
     jpeg: bytes
     observed_ns: int
 
@@ -79,49 +92,49 @@ class MonitorModel:
     task: str = ""
     cameras: Sequence[str] = ()
     outside: Outside = field(default_factory=Outside)
-    state: Any = None
+    state: State | None = None
     state_ns: int | None = None
     health_ns: int | None = None
     chunk_ns: int | None = None
     queue_size: int = 0
     n_late_ticks: int = 0
-    events: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
-    thumbnails: dict[str, Thumbnail] = field(default_factory=dict)
+    events: deque[Line] = field(default_factory=lambda: deque(maxlen=200))
+    pictures: dict[str, Picture] = field(default_factory=dict)
     last_heard_ns: dict[str, int] = field(default_factory=dict)
     clockwork: Clockwork = field(default_factory=Clockwork)
     inference_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     image_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     stage_ms: dict[str, float] = field(default_factory=dict)
-    _description: dict[str, Any] = field(default_factory=dict)
-    _servos: Sequence[Any] = ()
+    _joints: dict[str, AboutJoint] = field(default_factory=dict)
+    _servos: Sequence[Servo] = ()
     _released_ns: int = 0
     _is_unconfirmed: bool = False
     _trouble: TroubleRates = field(default_factory=TroubleRates)
 
-    def apply(self, message: Any) -> None:
-        """Takes one message in; unknown kinds are none of the monitor's business."""
-        handler = getattr(self, f"_on_{message.type}", None)
+    def apply(self, message: Message[Body]) -> None:
+        """Takes one message in; other types are none of the monitor's business."""
+        handler: Callable[[Any, Message[Body]], None] | None = getattr(self, f"_on_{message.type}", None)
         if handler is not None:
             handler(message.body, message)
 
-    def describe(self, about: Any) -> None:
+    def describe(self, about: AboutRobot) -> None:
         """What the robot is, as it says itself."""
-        self.robot = str(about.robot)
-        self._description = {str(joint.name): joint for joint in about.joints}
+        self.robot = about.robot
+        self._joints = {joint.name: joint for joint in about.joints}
 
     def ticks(self, ticks: Sequence[Tick]) -> None:
         """Ticks whose state is not shown, because a newer one has come; they count for rate and lateness."""
         for tick in ticks:
             self.clockwork.take(tick)
 
-    def say(self, severity: str, text: str, source: str = "monitor") -> None:
-        self.events.append(Event(severity, source, text))
+    def say(self, severity: Severity, text: str, source: str = "monitor") -> None:
+        self.events.append(Line(severity, source, text))
 
     # -- what is true now --------------------------------------------------------------------------------------
 
     @property
     def mode(self) -> str:
-        return str(self.state.mode) if self.state else ""
+        return self.state.mode if self.state else ""
 
     def standing(self, now_ns: int) -> Standing:
         """The header's word and sentence."""
@@ -135,7 +148,7 @@ class MonitorModel:
             on = tuple(servo.name for servo in self._servos if servo.torque_on)
         return Heard(
             self.mode,
-            str(self.state.reason),
+            self.state.reason,
             now_ns - self.state_ns,
             on,
             has_released=self._released_ns > 0,
@@ -143,17 +156,17 @@ class MonitorModel:
         )
 
     @property
-    def joints(self) -> list[Joint]:
+    def joints(self) -> list[JointRow]:
         """Of the newest state, in its order."""
         if self.state is None:
             return []
-        s = self.state
-        names = list(self._description) or [f"joint {i + 1}" for i in range(len(s.position))]
-        return [self._joint(name, i) for i, name in enumerate(names[: len(s.position)])]
+        n = len(self.state.position)
+        names = list(self._joints) or [f"joint {i + 1}" for i in range(n)]
+        return [self._joint(name, i, self.state) for i, name in enumerate(names[:n])]
 
-    def _joint(self, name: str, i: int) -> Joint:
-        about, s = self._description.get(name), self.state
-        return Joint(
+    def _joint(self, name: str, i: int, s: State) -> JointRow:
+        about = self._joints.get(name)
+        return JointRow(
             name=name.removesuffix(".pos"),
             unit=about.unit if about else "",
             low=about.min if about else -100.0,
@@ -164,10 +177,10 @@ class MonitorModel:
             limited_by=int(s.limited_by[i]),
         )
 
-    def servos(self, now_ns: int) -> list[Servo]:
+    def servos(self, now_ns: int) -> list[ServoRow]:
         """All servos; torque as it is known now, which may be less than what was said last."""
         return [
-            Servo(
+            ServoRow(
                 name=(servo.name or f"id {servo.id}").removesuffix(".pos"),
                 temperature_c=servo.temperature_c,
                 voltage_v=servo.voltage_v,
@@ -179,7 +192,7 @@ class MonitorModel:
             for servo in self._servos
         ]
 
-    def _torque(self, servo: Any, now_ns: int) -> bool | None:
+    def _torque(self, servo: Servo, now_ns: int) -> bool | None:
         """After the guardian's release its word counts; else the servo's, while it is fresh and answers."""
         said = self.outside.guardian
         if said is not None and said.state == "released":
@@ -208,34 +221,33 @@ class MonitorModel:
 
     # -- one method per message type -----------------------------------------------------------------------------
 
-    def _on_state(self, state: Any, message: Any) -> None:
+    def _on_state(self, state: State, message: Message[Body]) -> None:
         self.clockwork.take(Tick(state.tick, state.t0_ns, state.deadline_ns, state.late_ns))
         self.state, self.state_ns = state, message.header.sent_ns
         if state.mode in MOVING and message.header.sent_ns > self._released_ns:  # started again
             self._released_ns, self._is_unconfirmed = 0, False
         self.queue_size = max(self.queue_size, state.n_actions_left)
 
-    def _on_servo_health(self, health: Any, message: Any) -> None:
+    def _on_servo_health(self, health: ServoHealth, message: Message[Body]) -> None:
         self._servos, self.health_ns = health.servos, message.header.sent_ns
         self._trouble.take(health.servos, message.header.sent_ns)
 
-    def _on_chunk(self, chunk: Any, message: Any) -> None:
+    def _on_chunk(self, chunk: Chunk, message: Message[Body]) -> None:
         self.stage_ms = {name: ns / 1e6 for name, ns in vars(chunk.timing_ns).items()}
-        self.inference_ms.append(sum(self.stage_ms.values()))
+        self.inference_ms.append(chunk.timing_ns.total / 1e6)
         self.image_age_ms.append(chunk.image_age_ns / 1e6)
         self.chunk_ns = message.header.sent_ns
         self.task, self.queue_size = chunk.task, chunk.n_valid
 
-    def _on_thumbnail(self, thumbnail: Any, message: Any) -> None:
-        jpeg = np.asarray(message.payloads[0]).tobytes()
-        self.thumbnails[thumbnail.camera] = Thumbnail(jpeg, message.observed_ns)
+    def _on_thumbnail(self, thumbnail: Thumbnail, message: Message[Body]) -> None:
+        self.pictures[thumbnail.camera] = Picture(message.payloads[0].tobytes(), message.observed_ns)
 
-    def _on_heartbeat(self, heartbeat: Any, message: Any) -> None:
+    def _on_heartbeat(self, heartbeat: Heartbeat, message: Message[Body]) -> None:
         self.last_heard_ns[message.source] = message.header.sent_ns
         if message.source == "robot":
             self.n_late_ticks = heartbeat.counters.get("deadline_misses", self.n_late_ticks)
 
-    def _on_event(self, event: Any, message: Any) -> None:
+    def _on_event(self, event: Event, message: Message[Body]) -> None:
         self.say(event.severity, event.text, message.source)
         if message.source == "robot" and event.code in ("released", "torque_unconfirmed"):
             self._released_ns = message.header.sent_ns

@@ -7,7 +7,7 @@ import math
 from rich.cells import cell_len
 
 from edgevla.monitor.keys import Line
-from edgevla.monitor.model import Joint, MonitorModel, Servo
+from edgevla.monitor.model import JointRow, MonitorModel, ServoRow
 from edgevla.monitor.rates import NOTEWORTHY, Percentiles, Trouble, percentiles
 from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, rule
 from edgevla.monitor.standing import ALARM, Standing, duration
@@ -46,8 +46,11 @@ def joints(model: MonitorModel, standing: Standing, height: int, now_ns: int) ->
     n_lines = max(1, height - 1)
     has_bar = len(shown) <= n_lines
     n_rows = len(shown) if has_bar else -(-len(shown) // 2)
-    title = f"{'joint':<14}  present     goal range" if has_bar else f"{'joint':<9}    now    goal  " * 2
-    rows: list[Row] = [((title, HEAD),) if standing.is_live else old_title(title, 14, model.state_ns, now_ns)]
+    title = f"{'joint':<14}  present     goal range" if has_bar else f"{'joint':<9}    now   goal " * 2
+    first = 14 if has_bar else 9
+    rows: list[Row] = [
+        ((title, HEAD),) if standing.is_live else old_title(title, first, model.state_ns, now_ns)
+    ]
     for i in range(n_rows):
         cells: list[Cell] = []
         for joint in shown[i::n_rows]:
@@ -56,12 +59,12 @@ def joints(model: MonitorModel, standing: Standing, height: int, now_ns: int) ->
     return rows
 
 
-def joint_cells(joint: Joint, *, has_bar: bool) -> list[Cell]:
+def joint_cells(joint: JointRow, *, has_bar: bool) -> list[Cell]:
     present = number(joint.present)
     goal = number(joint.goal)
     old, limited = "red" if joint.age_ms > 100 else "", "bold red" if joint.limited_by else ""
     if not has_bar:
-        return [(f"{short_name(joint.name):<9}", ""), (present, old), (goal, limited), ("  ", "")]
+        return [(f"{short_name(joint.name):<9}", ""), (present[1:], old), (goal[1:], limited), (" ", "")]
     return [
         (column(clean(joint.name), 14), ""),
         (" " + present, old),
@@ -70,7 +73,7 @@ def joint_cells(joint: Joint, *, has_bar: bool) -> list[Cell]:
     ]
 
 
-def joint_bar(joint: Joint, cells: int = BAR_CELLS) -> list[Cell]:
+def joint_bar(joint: JointRow, cells: int = BAR_CELLS) -> list[Cell]:
     """The joint's range as a line: `●` present, `┃` goal (red when a limit changed it)."""
 
     def cell(value: float) -> int | None:
@@ -169,7 +172,7 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
     return [rule(width), ((title, HEAD),), *rows, *lines]
 
 
-def servo_row(servo: Servo, *, is_wide: bool) -> Row:
+def servo_row(servo: ServoRow, *, is_wide: bool) -> Row:
     style = "bold red" if servo.is_worrying else ""
     on, on_style = {True: ("on ", ""), False: ("off", "yellow"), None: ("?  ", "bold red")}[
         servo.is_torque_on
@@ -251,7 +254,7 @@ def keys(model: MonitorModel, standing: Standing, width: int, *, is_typing: bool
             (f" {key} ", ALARM if is_grave else "bold reverse"),
             (f" {does}", "bold red" if is_grave else ""),
         ]
-        if sum(cell_len(text) for text, _ in [*cells, *gap, *shown]) <= width:
+        if not cells or sum(cell_len(text) for text, _ in [*cells, *gap, *shown]) <= width:
             cells += gap + shown
     return tuple(cells)
 
@@ -273,7 +276,7 @@ def field(line: Line, current: str, width: int) -> list[Row]:
 
 def picture(model: MonitorModel, camera: str, now_ns: int) -> tuple[bytes | None, str, bool]:
     """Of one camera: the newest picture, what to say beside its name, and whether it is old."""
-    newest = model.thumbnails.get(camera)
+    newest = model.pictures.get(camera)
     if newest is None:
         return None, "no picture yet", False
     age = now_ns - newest.observed_ns

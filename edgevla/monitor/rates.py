@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from edgevla.messages import Servo
 
 WINDOW_TICKS = 600
 TROUBLE_NS = 5_000_000_000
@@ -100,7 +101,7 @@ class TroubleRates:
     def __init__(self) -> None:
         self._counted: dict[Key, deque[_Counted]] = {}
 
-    def take(self, servos: Iterable[Any], at_ns: int) -> None:
+    def take(self, servos: Iterable[Servo], at_ns: int) -> None:
         for servo in servos:
             history = self._counted.setdefault((servo.bus, servo.id), deque())
             now = _Counted(at_ns, (servo.n_retries, servo.n_corrupt, servo.n_stale))

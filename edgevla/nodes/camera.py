@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zmq
@@ -25,7 +24,9 @@ import zmq
 from edgevla.cameras import CameraSettings, Source, open_source
 from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
 from edgevla.clock import NS_PER_S
+from edgevla.descriptions import AboutCameraNode
 from edgevla.errors import CameraError, EdgeVLAError
+from edgevla.messages import Frame, Phase, Severity, Thumbnail
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandServer, Publisher, endpoint, run_dir
 
@@ -39,7 +40,7 @@ REOPEN_S = (0.2, 0.5, 1.0, 2.0)
 class _Ready:
     """A frame on its way out: payload as it will be sent, and now and then a thumbnail (JPEG, height, width)."""
 
-    fields: dict[str, Any]
+    frame: Frame
     payload: np.ndarray
     captured_ns: int
     small: tuple[np.ndarray, int, int] | None
@@ -52,7 +53,7 @@ class Capture(threading.Thread):
         super().__init__(name=f"capture {source.settings.name}", daemon=True)
         self.source, self.settings = source, source.settings
         self.frames: deque[_Ready] = deque(maxlen=RING)
-        self.news: deque[tuple[str, str, str]] = deque(maxlen=32)
+        self.news: deque[tuple[Severity, str, str]] = deque(maxlen=32)
         self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent"), 0)
         self.is_lost = False
         self.failure: Exception | None = None
@@ -93,15 +94,15 @@ class Capture(threading.Thread):
             self._thumbnail_ns = captured_ns
             picture = thumbnail(image)
             small = (encode_jpeg(picture, 80), *picture.shape[:2])
-        fields = {
-            "camera": self.settings.name,
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "encoding": self.settings.encoding,
-            "n_dropped": self.counters["dropped"],
-            "n_repeated": self._n_repeated,
-        }
-        return _Ready(fields, payload, captured_ns, small)
+        frame = Frame(
+            camera=self.settings.name,
+            height=image.shape[0],
+            width=image.shape[1],
+            encoding=self.settings.encoding,
+            n_dropped=self.counters["dropped"],
+            n_repeated=self._n_repeated,
+        )
+        return _Ready(frame, payload, captured_ns, small)
 
     def _count(self, image: np.ndarray, captured_ns: int) -> None:
         """Frames that the device skipped, by the time between two; and pictures equal to the one before."""
@@ -143,7 +144,7 @@ class Capture(threading.Thread):
     def _who(self) -> str:
         return f"camera '{self.settings.name}' ({self.source.about})"
 
-    def _say(self, severity: str, code: str, text: str) -> None:
+    def _say(self, severity: Severity, code: str, text: str) -> None:
         self.news.append((severity, code, text))
         self._wake.set()
 
@@ -222,16 +223,17 @@ class CameraNode:
         return all(not c.is_alive() and not c.frames and c.failure is None for c in self.captures)
 
     def _publish(self, publisher: Publisher, ready: _Ready) -> None:
-        publisher.send("frame", ready.fields, [ready.payload], ready.captured_ns)
+        publisher.send(ready.frame, [ready.payload], ready.captured_ns)
         if ready.small is not None:
             jpeg, height, width = ready.small
-            fields = {"camera": ready.fields["camera"], "height": height, "width": width}
-            publisher.send("thumbnail", fields, [jpeg], ready.captured_ns)
+            publisher.send(Thumbnail(ready.frame.camera, height, width), [jpeg], ready.captured_ns)
 
     def _beat(self) -> None:
         for capture in self.captures:
-            phase = "degraded" if capture.is_lost else "running" if capture.counters["frames"] else "starting"
-            self._publishers[capture.settings.name].send("heartbeat", heartbeat(phase, capture.counters))
+            phase: Phase = (
+                "degraded" if capture.is_lost else "running" if capture.counters["frames"] else "starting"
+            )
+            self._publishers[capture.settings.name].send(heartbeat(phase, capture.counters))
 
     def close(self) -> None:
         for capture in self.captures:
@@ -244,20 +246,20 @@ class CameraNode:
             self._servers[name].close()
 
 
-def _about(capture: Capture) -> dict[str, Any]:
+def _about(capture: Capture) -> AboutCameraNode:
     """The `describe` of one camera: real size, rate and format."""
     settings = capture.settings
-    return {
-        "node": f"camera/{settings.name}",
-        "name": settings.name,
-        "source": settings.source,
-        "height": settings.height,
-        "width": settings.width,
-        "fps": float(settings.fps),
-        "locked_exposure": settings.has_locked_exposure or settings.exposure is not None,
-        "fit": settings.fit,
-        "format": capture.source.about,
-    }
+    return AboutCameraNode(
+        node=f"camera/{settings.name}",
+        name=settings.name,
+        source=settings.source,
+        height=settings.height,
+        width=settings.width,
+        fps=settings.fps,
+        locked_exposure=settings.has_locked_exposure or settings.exposure is not None,
+        fit=settings.fit,
+        format=capture.source.about,
+    )
 
 
 def serve(session: bytes, sources: Sequence[Source]) -> int:

@@ -7,7 +7,10 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the guardian imports this: no numpy
+    from edgevla.messages import Heartbeat, Phase
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PARENT = "EDGEVLA_PARENT"
@@ -26,14 +29,11 @@ def rss_bytes() -> int:
         return 0
 
 
-def heartbeat(phase: str, counters: Mapping[str, int]) -> dict[str, Any]:
-    """Fields of a `heartbeat`."""
-    return {
-        "pid": os.getpid(),
-        "phase": phase,
-        "counters": {k: max(0, int(v)) for k, v in counters.items()},
-        "rss_bytes": rss_bytes(),
-    }
+def heartbeat(phase: Phase, counters: Mapping[str, int]) -> Heartbeat:
+    """Of this process."""
+    from edgevla.messages import Heartbeat
+
+    return Heartbeat(os.getpid(), phase, {k: max(0, int(v)) for k, v in counters.items()}, rss_bytes())
 
 
 def is_orphan() -> bool:

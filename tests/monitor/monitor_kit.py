@@ -20,6 +20,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ import psutil
 import pyte
 import zmq
 
+from edgevla.descriptions import AboutJoint, AboutRobot
+from edgevla.messages import Body, Chunk, Heartbeat, Servo, ServoHealth, State, Thumbnail, Timing
 from edgevla.session import (
     Deployment,
     GuardianState,
@@ -54,11 +57,12 @@ def jpeg(bgr: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(cv2.imencode(".jpg", np.full((120, 160, 3), bgr, np.uint8))[1]).reshape(-1)
 
 
-def joint_about(name: str) -> dict[str, Any]:
-    return {"name": f"{name}.pos", "unit": "deg", "min": -100.0, "max": 100.0, "max_velocity": 90.0}
+def about(joints: Sequence[str] = SO101) -> AboutRobot:
+    described = [AboutJoint(f"{name}.pos", "deg", -100.0, 100.0, 90.0, False, None, None) for name in joints]
+    return AboutRobot("robot", "so101", tuple(described), (), 100.0, (), ())
 
 
-def state(n: int = 6, **changes: Any) -> dict[str, Any]:
+def state(n: int = 6, **changes: Any) -> State:
     made = {
         "tick": 90,
         "deadline_ns": 0,
@@ -76,31 +80,28 @@ def state(n: int = 6, **changes: Any) -> dict[str, Any]:
         "n_actions_left": 12,
         "reason": "",
     }
-    return made | changes
+    return State(**(made | changes))
 
 
-def servo(name: str, id: int, **changes: Any) -> dict[str, Any]:
-    made = {
-        "id": id,
-        "bus": "main",
-        "name": name,
-        "temperature_c": 35.0,
-        "voltage_v": 7.4,
-        "load_percent": 10.0,
-        "current_ma": None,
-        "error_bits": 0,
-        "torque_on": True,
-        "n_retries": 0,
-        "n_corrupt": 0,
-        "n_stale": 0,
-    }
-    return made | changes
+def servo(name: str, id: int, **changes: Any) -> Servo:
+    healthy = Servo(id, "main", name, 35.0, 7.4, 10.0, None, 0, True, 0, 0, 0)
+    return replace(healthy, **changes)
+
+
+def health(joints: Sequence[str] = SO101, **changes: Any) -> ServoHealth:
+    return ServoHealth(tuple(servo(name, i + 1, **changes) for i, name in enumerate(joints)))
+
+
+def chunk(task: str = "sort the bolts") -> Chunk:
+    timing = Timing(assemble=0, prompt=0, encode=9_000_000, denoise=0, decode=1_000_000, wait=0, network=0)
+    return Chunk(0, 0, 33_333_333, 30, "act", task, False, 1, 0, 21_000_000, 0, timing)
 
 
 class Robot:
     """One robot node, its policy and cameras, in a run directory of its own.
 
     mode, reason, is_silent: what the next states say, whether they come. heard: (action, arguments) that were asked.
+    refusal: why not; is_deaf_to: the action that gets no answer.
     """
 
     def __init__(
@@ -113,25 +114,22 @@ class Robot:
         self.note = Deployment(session.hex(), supervisor_pid or os.getppid(), "so101", "bundles/reach", nodes)
         write_deployment(self.folder, self.note)
         self.mode, self.reason, self.is_silent = "running", "", False
-        self.servos = [servo(name, i + 1) for i, name in enumerate(SO101)]
-        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.refusal, self.is_deaf_to = "", ""
+        self.health = health()
+        self.heard: list[tuple[str, Any]] = []
         self._ctx = zmq.Context()
         self._server = CommandServer(self._ctx, endpoint(self.folder, "robot", "commands"), session, "robot")
-        self._server.about = {
-            "node": "robot",
-            "robot": "so101",
-            "joints": [joint_about(name) for name in SO101],
-        }
+        self._server.about = about()
         self._publishers = {n: Publisher(self._ctx, endpoint(self.folder, n), session, n) for n in nodes}
         self._period_s = 1 / hz
-        self._saying: list[tuple[str, dict[str, Any]]] = []
+        self._saying: list[Body] = []
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def say(self, type: str, **fields: Any) -> None:
+    def say(self, body: Body) -> None:
         """One message of the robot's, from its own thread."""
-        self._saying.append((type, fields))
+        self._saying.append(body)
 
     def actions(self) -> list[str]:
         return [action for action, _ in self.heard]
@@ -154,36 +152,29 @@ class Robot:
         while not self._ending.wait(self._period_s):
             self._answer()
             while self._saying:
-                self._send("robot", *self._saying.pop(0))
+                self._publishers["robot"].send(self._saying.pop(0))
             if self.is_silent:
                 continue
             tick += 1
             timed = {"tick": tick, "t0_ns": t0, "deadline_ns": t0 + round(tick * self._period_s * 1e9)}
-            self._send("robot", "state", state(**timed, mode=self.mode, reason=self.reason))
+            self._publishers["robot"].send(state(**timed, mode=self.mode, reason=self.reason))
             if tick % 10 == 0:
-                self._send("robot", "servo_health", {"servos": self.servos})
+                self._publishers["robot"].send(self.health)
                 self._beat()
 
     def _answer(self) -> None:
         for request in self._server.poll():
             self.heard.append((request.action, request.arguments))
-            self.mode = CHANGES.get(request.action, self.mode)
-            request.answer(True)
+            if request.action == self.is_deaf_to:
+                continue
+            self.mode = self.mode if self.refusal else CHANGES.get(request.action, self.mode)
+            request.answer(not self.refusal, self.refusal)
 
     def _beat(self) -> None:
-        for node in self._publishers:
-            self._send(
-                node, "heartbeat", {"pid": os.getpid(), "phase": "running", "counters": {}, "rss_bytes": 0}
-            )
+        for node, publisher in self._publishers.items():
+            publisher.send(Heartbeat(os.getpid(), "running", {}, 0))
             if node.startswith("camera/"):
-                name = node.removeprefix("camera/")
-                picture = {"camera": name, "height": 120, "width": 160}
-                self._send(node, "thumbnail", picture, [jpeg((0, 0, 255))])
-
-    def _send(
-        self, node: str, type: str, fields: dict[str, Any], payloads: Sequence[np.ndarray] = ()
-    ) -> None:
-        self._publishers[node].send(type, fields, payloads)
+                publisher.send(Thumbnail(node.removeprefix("camera/"), 120, 160), [jpeg((0, 0, 255))])
 
     def end(self) -> None:
         """The processes are gone, the run directory is not."""

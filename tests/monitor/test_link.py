@@ -1,113 +1,92 @@
-"""The monitor's link against real sockets: what a node publishes arrives, what a key commands is answered."""
+"""The monitor's link against real sockets: what nodes publish reaches the model, what a key asks is answered."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import zmq
+from monitor_kit import Robot
 
 from edgevla.errors import WireError
-from edgevla.monitor.app import Received
+from edgevla.messages import Event
 from edgevla.monitor.link import DeploymentLink
-from edgevla.session import Deployment, endpoint, new_session, write_deployment
-from edgevla.wire import CommandServer, Publisher
+from edgevla.monitor.model import MonitorModel
 
 
 @pytest.fixture
-def folder() -> Iterator[tuple[Path, bytes]]:
-    session = new_session()
-    path = Path(f"/tmp/edgevla-test-{os.getpid()}-{session.hex()[:6]}")
-    path.mkdir(mode=0o700)
-    write_deployment(
-        path, Deployment(session.hex(), os.getpid(), "so101", "bundles/reach", ["robot", "policy"])
-    )
-    yield path, session
-    for item in path.iterdir():
-        item.unlink()
-    path.rmdir()
+def linked(robot: Robot) -> Iterator[tuple[DeploymentLink, MonitorModel]]:
+    link = DeploymentLink(robot.folder)
+    yield link, MonitorModel(link.robot, link.bundle)
+    link.close()
 
 
-def collect(link: DeploymentLink, step: Callable[[], None], wanted: Callable[[Received], bool]) -> Received:
-    """Steps the fake robot until a message like the wanted one arrives."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        step()
-        for received in link.poll():
-            if wanted(received):
-                return received
+def until(
+    link: DeploymentLink, model: MonitorModel, holds: Callable[[], bool], timeout_s: float = 10
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come"
+        link.poll(model)
         time.sleep(0.02)
-    raise AssertionError("nothing like it arrived within 10 s")
 
 
-def test_it_learns_the_robot_hears_events_and_gets_answers(folder: tuple[Path, bytes]) -> None:
-    path, session = folder
-    ctx = zmq.Context()
-    server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
-    publisher = Publisher(ctx, endpoint(path, "robot"), session, "robot")
-    joint = {"name": "gripper.pos", "unit": "percent", "min": 0.0, "max": 100.0, "max_velocity": 200.0}
-    server.about = {"node": "robot", "robot": "so101", "joints": [joint]}
-    heard: list[str] = []
+def texts(model: MonitorModel) -> list[str]:
+    return [line.text for line in model.events]
 
-    def robot() -> None:
-        publisher.event("warning", "warm", "gripper is warm")
-        for command in server.poll():
-            heard.append(command.action)
-            command.answer(command.action != "home", "the arm is paused" if command.action == "home" else "")
 
-    link = DeploymentLink(path)
-    try:
-        _, header, _ = collect(link, robot, lambda r: r[0] == "describe" and "joints" in r[1])
-        assert header["robot"] == "so101"
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "robot")
-        assert header["text"] == "gripper is warm"
-        link.command("pause", {})
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "monitor")
-        assert header["text"] == "pause: accepted"
-        link.command("home", {})
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and "refused" in r[1]["text"])
-        assert header["text"] == "home was refused: the arm is paused"
-        assert heard == ["pause", "home"]
-    finally:
-        link.close()
-        publisher.close()
-        server.close()
-        ctx.destroy(linger=0)
+def test_it_learns_the_robot_hears_events_and_gets_answers(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    assert (link.robot, link.bundle) == ("so101", "reach")
+    until(link, model, lambda: bool(model.joints) and model.joints[0].unit == "deg")
+    robot.say(Event("warning", "warm", "gripper is warm", {}))
+    until(link, model, lambda: "gripper is warm" in texts(model))
+    link.command("pause")
+    until(link, model, lambda: "pause: accepted" in texts(model))
+    robot.refusal = "the arm is paused"
+    link.command("home")
+    until(link, model, lambda: "home was refused: the arm is paused" in texts(model))
+    assert robot.actions() == ["pause", "home"]
+
+
+def test_every_tick_counts_though_only_the_newest_state_is_decoded(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    until(link, model, lambda: model.state is not None)
+    time.sleep(1.0)
+    link.poll(model)
+    assert len(model.clockwork.late_ms) > 20, "of some 50 that were sent meanwhile"
+    assert model.clockwork.hz == pytest.approx(50, abs=1)
+
+
+def test_a_monitor_that_slept_sees_the_newest_state(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    until(link, model, lambda: model.state is not None)
+    robot.mode = "paused"
+    time.sleep(1.0)
+    link.poll(model)
+    assert model.mode == "paused"
+    assert model.standing(time.monotonic_ns()).word == "PAUSED"
 
 
 def test_an_emergency_stop_does_not_wait_behind_a_command_without_an_answer(
-    folder: tuple[Path, bytes],
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
 ) -> None:
-    path, session = folder
-    ctx = zmq.Context()
-    server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
-    server.about = {"node": "robot", "robot": "so101", "joints": []}
-    came: dict[str, float] = {}
-
-    def robot() -> None:
-        for command in server.poll():
-            came[command.action] = time.monotonic()
-            if command.action == "emergency_stop":
-                command.answer(True, "")
-
-    link = DeploymentLink(path)
-    try:
-        collect(link, robot, lambda r: r[0] == "describe" and r[1]["source"] == "robot")
-        link.command("pause", {})
-        while "pause" not in came:
-            robot()
-        link.command("emergency_stop", {})
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "monitor")
-        assert header["text"] == "emergency stop: accepted", "before the pause is given up"
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["severity"] == "error")
-        assert "'pause' was not answered" in header["text"]
-    finally:
-        link.close()
-        server.close()
-        ctx.destroy(linger=0)
+    link, model = linked
+    until(link, model, lambda: model.state is not None)
+    robot.is_deaf_to = "pause"
+    link.command("pause")
+    robot.wait_for("pause")
+    link.command("emergency_stop")
+    until(link, model, lambda: "emergency stop: accepted" in texts(model))
+    assert not any("was not answered" in text for text in texts(model)), "before the pause is given up"
+    until(link, model, lambda: any("'pause' was not answered" in text for text in texts(model)))
 
 
 def test_a_folder_without_a_deployment_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import psutil
 import pytest
 from monitor_kit import Watcher, presses
 
+from edgevla.arguments import SetTask
+
 
 def settle(seconds=0.6):
     time.sleep(seconds)
@@ -30,14 +32,14 @@ def test_a_task_typed_or_pasted_after_t_is_no_command(robot, watch, text, gap_s)
     robot.wait_for("set_task")
     settle()
     assert [action for action, _ in robot.heard] == ["set_task"]
-    assert robot.heard[0][1] == {"task": " ".join(text.replace("\r", " ").split())}
+    assert robot.heard[0][1] == SetTask(" ".join(text.replace("\r", " ").split()))
 
 
 def test_a_bracketed_paste_in_the_same_read_as_t_is_text(robot, watch):
     watcher = watch(robot)
     watcher.write("t\x1b[200~see the\nhome\x1b[201~\r")
     robot.wait_for("set_task")
-    assert robot.heard == [("set_task", {"task": "see the home"})]
+    assert robot.heard == [("set_task", SetTask("see the home"))]
 
 
 def test_a_paste_on_the_main_screen_is_obeyed_by_nobody(robot, watch):

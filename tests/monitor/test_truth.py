@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 
-from monitor_kit import SO101, servo
+from monitor_kit import SO101, health, servo
+
+from edgevla.messages import Event, ServoHealth
 
 TORQUE = "on retry/s"
 
@@ -94,8 +96,9 @@ def test_after_an_orderly_stop_no_servo_is_shown_as_on(robot, watch):
     watcher.wait_until(lambda: on_column(watcher) == ["on"] * 6, "torque is on")
     robot.mode, robot.reason = "stopped", "asked to stop: to the rest pose, then released"
     watcher.wait_for("STOPPING", 3)
-    robot.servos = [servo(name, i + 1, torque_on=False) for i, name in enumerate(SO101)]
-    robot.say("event", severity="info", code="released", text="torque is off", fields={})
+    robot.health = health(torque_on=False)
+    robot.say(robot.health)
+    robot.say(Event("info", "released", "torque is off", {}))
     watcher.wait_for("STOPPED", 3)
     watcher.wait_until(lambda: on_column(watcher) == ["off"] * 6, "torque is off")
 
@@ -104,8 +107,10 @@ def test_a_motor_that_could_not_be_switched_off_is_a_question_and_an_alarm(robot
     watcher = watch(robot)
     watcher.wait_until(lambda: on_column(watcher) == ["on"] * 6, "torque is on")
     robot.mode = "stopped"
-    robot.servos = [servo(name, i + 1, torque_on=name == "gripper") for i, name in enumerate(SO101)]
-    robot.say("event", severity="error", code="torque_unconfirmed", text="could not be confirmed", fields={})
-    robot.say("event", severity="info", code="released", text="torque is off on the others", fields={})
+    robot.health = ServoHealth(
+        tuple(servo(name, i + 1, torque_on=name == "gripper") for i, name in enumerate(SO101))
+    )
+    robot.say(Event("error", "torque_unconfirmed", "torque could not be confirmed off on gripper", {}))
+    robot.say(Event("info", "released", "torque is off on the others", {}))
     watcher.wait_for("may still be ON at gripper", 3)
     watcher.wait_until(lambda: on_column(watcher) == ["off"] * 5 + ["?"], "one is not known")

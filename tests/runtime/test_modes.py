@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from edgevla.arguments import SetTask
 from edgevla.errors import BusError, UsageError
+from edgevla.execution import Async, Ensemble, Rtc, Sync
 from edgevla.messages import MODES
 from edgevla.robots import modes
 from edgevla.robots.commands import COMMANDS, Commands
@@ -140,9 +142,8 @@ PATIENCE = st.sampled_from([0.03, 0.03, 0.3, 0.9, 2.6])
 """Seconds between two things that happen: within a press, within a stage, beyond both."""
 STEERING = st.sampled_from(["pause", "hold", "resume", "home", "reset", "clear_stop"])
 ENDINGS = st.sampled_from(["start", "start", "stop", "emergency_stop", "clear_stop"])
-WORDS = st.sampled_from([("set_task", {"task": "push"}), ("set_task", {}), ("set_task", {"task": 3}),
-                         ("set_execution", {"kind": "async"}), ("set_execution", {"kind": "later"}),
-                         ("dance", {}), ("", {})])  # fmt: skip
+WORDS = st.sampled_from([("set_task", SetTask("push")), ("set_execution", Async()), ("set_execution", Rtc()),
+                         ("dance", None), ("", None)])  # fmt: skip
 
 
 def is_going(self):
@@ -153,12 +154,10 @@ class AnyOrder(RuleBasedStateMachine):
     """Whatever comes in whatever order: torque off where it should be, nothing moves in an emergency, no goal step
     above the cap, and an end always ends."""
 
-    @initialize(execution=st.sampled_from(["sync", "async", "ensemble", "rtc"]), is_released=st.booleans())
+    @initialize(execution=st.sampled_from([Sync(), Async(), Ensemble(), Rtc()]), is_released=st.booleans())
     def begin(self, execution, is_released):
         profile = replace(PROFILE, escalation=replace(PROFILE.escalation, release=is_released))
-        self.loop = ClosedLoop(
-            wild, chunk_size=T, execution={"kind": execution}, profile=profile, servo_hz=SERVO_HZ
-        )
+        self.loop = ClosedLoop(wild, chunk_size=T, execution=execution, profile=profile, servo_hz=SERVO_HZ)
         self.checked = 0
         self.hurt = set()
         self.is_unplugged = False
@@ -173,7 +172,7 @@ class AnyOrder(RuleBasedStateMachine):
     def steer(self, actions, seconds):
         for action in actions:
             if is_going(self):
-                self.command(action, {})
+                self.command(action, None)
                 self.loop.run(seconds)
 
     @rule(actions=st.lists(ENDINGS, min_size=1, max_size=4), seconds=PATIENCE)
@@ -181,7 +180,7 @@ class AnyOrder(RuleBasedStateMachine):
     def begin_or_end(self, actions, seconds):
         for action in actions:
             if is_going(self):
-                self.command(action, self.loop._arguments if action == "start" else {})
+                self.command(action, self.loop._arguments if action == "start" else None)
         self.loop.run(seconds)
 
     @rule(words=WORDS)
@@ -262,15 +261,15 @@ class AnyOrder(RuleBasedStateMachine):
         for before, after in zip(
             states[max(0, self.checked - 1) :], states[self.checked or 1 :], strict=False
         ):
-            step = np.abs(after["goal"] - before["goal"])
+            step = np.abs(after.goal - before.goal)
             if not np.isfinite(step).all():
                 continue
-            n_ticks = max(1, (after["deadline_ns"] - before["deadline_ns"]) / self.loop.loop.period_ns)
+            n_ticks = max(1, (after.deadline_ns - before.deadline_ns) / self.loop.loop.period_ns)
             allowed = caps * n_ticks * self.loop.loop.period_ns / 1e9 * 1.001 + 1e-3
-            is_frozen = np.abs(after["goal"] - after["position"]) < 1.0
+            is_frozen = np.abs(after.goal - after.position) < 1.0
             # A joint that was moved by hand or has jumped is frozen where it is; that moves nothing.
-            assert (is_frozen | (step <= allowed)).all(), (before["mode"], after["mode"], step)
-            if before["mode"] == after["mode"] == "emergency" and not self.machine.must_end:
+            assert (is_frozen | (step <= allowed)).all(), (before.mode, after.mode, step)
+            if before.mode == after.mode == "emergency" and not self.machine.must_end:
                 assert (is_frozen | (step < 1e-3)).all(), step
         self.checked = len(states)
 
@@ -310,5 +309,5 @@ def test_a_start_that_fails_on_a_parked_arm_is_told_from_one_that_has_torque():
 
 def test_modes_know_no_robot_no_numpy_and_no_clock():
     source = ast.parse(inspect.getsource(modes))
-    imported = {n.module or "" for n in ast.walk(source) if isinstance(n, ast.ImportFrom)}
+    imported = {n.module or "" for n in source.body if isinstance(n, ast.ImportFrom)}  # types are no imports
     assert imported <= {"__future__", "collections.abc", "dataclasses", "enum", "typing"}
