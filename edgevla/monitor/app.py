@@ -138,6 +138,7 @@ class MonitorApp(App[None]):
 
     def on_mount(self) -> None:
         self._loop_of_app = asyncio.get_running_loop()
+        self.call_after_refresh(self.refresh_now)
         self.set_interval(REFRESH_S, self.refresh_now)
         if self._asked_to_leave is not None:
             self.leave(*self._asked_to_leave)

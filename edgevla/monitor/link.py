@@ -1,5 +1,6 @@
 """The monitor's connection to a deployment: one socket that is emptied when the screen wants to know, and commands
-with their answers in two threads, so that an emergency stop waits for no answer.
+with their answers in two threads, so that an emergency stop waits for no answer. The guardian hears of it first, by a
+datagram from whoever pressed.
 
 A robot speaks up to 200 times a second and a screen shows ten: of the states only the newest is decoded, and of the
 others the time of their tick is read.
@@ -37,7 +38,8 @@ from edgevla.monitor import outside
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
 from edgevla.monitor.rates import Tick
-from edgevla.session import endpoint, read_deployment
+from edgevla.monitor.standing import SWITCH_OFF
+from edgevla.session import endpoint, read_deployment, tell_guardian
 from edgevla.wire import CommandClient, make_socket
 
 STREAMS = (State, ServoHealth, Chunk, Thumbnail, Heartbeat, Event)
@@ -74,6 +76,7 @@ class DeploymentLink:
         for node in deployment.nodes:
             self._socket.connect(endpoint(folder, node))
         self._refusals: set[str] = set()
+        self._is_guardian_told = False
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._commands: Commands = queue.SimpleQueue()
         self._emergencies: Commands = queue.SimpleQueue()
@@ -122,8 +125,11 @@ class DeploymentLink:
     # -- what is asked -------------------------------------------------------------------------------------------
 
     def command(self, action: Action, arguments: Arguments | None = None) -> None:
-        is_urgent = action == "emergency_stop"
-        (self._emergencies if is_urgent else self._commands).put((action, arguments))
+        if action != "emergency_stop":
+            self._commands.put((action, arguments))
+            return
+        self._is_guardian_told = tell_guardian(self._folder)
+        self._emergencies.put((action, arguments))
 
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -140,7 +146,7 @@ class DeploymentLink:
     def _steer_by(self, commands: Commands, describes: bool) -> None:
         """Owns a command socket: learns what the robot is (if it `describes`), then sends one command at a time."""
         address = endpoint(self._folder, "robot", "commands")
-        client = CommandClient(self._ctx, address, self._session, "monitor", self._folder)
+        client = CommandClient(self._ctx, address, self._session, "monitor")
         is_described = not describes
         try:
             while True:
@@ -171,10 +177,18 @@ class DeploymentLink:
         try:
             ack = client.request(action, arguments)
         except WireError as error:
-            self._tell("error", str(error))
+            self._tell("error", self._unanswered(action) or str(error))
         else:
             text = f"{words}: accepted" if ack.is_accepted else f"{words} was refused: {ack.reason}"
             self._tell("info" if ack.is_accepted else "warning", text)
+
+    def _unanswered(self, action: Action) -> str:
+        """What becomes of an emergency stop that the robot node does not answer; empty for other commands."""
+        if action != "emergency_stop":
+            return ""
+        if self._is_guardian_told:
+            return "the robot node does not answer the emergency stop; the guardian was told, and acts"
+        return f"nobody answers the emergency stop: {SWITCH_OFF}"
 
     def _tell(self, severity: Severity, text: str) -> None:
         self._news.put(lambda model: model.say(severity, text))

