@@ -1,6 +1,6 @@
 """The terminal monitor: a link brings what was said, panels show it, keys act on the robot at once.
 
-Five times a second the news are taken in and drawn, what nobody can read so fast more seldom, and only what has changed.
+Four times a second the news are taken in and drawn, what nobody can read so fast more seldom, and only what has changed.
 All keys go through `Keyboard`, none through Textual's bindings: no widget can have the focus when it matters.
 """
 
@@ -27,7 +27,7 @@ from edgevla.monitor.rows import Panel, Row
 from edgevla.monitor.standing import Standing
 from edgevla.monitor.terminal import Terminal, TerminalClosed
 
-REFRESH_S = 0.2
+REFRESH_S = 0.25
 TURNS = {"timing": 3, "servos": 3, "camera": 2}
 """Drawn every so many refreshes; what is not here, at every one."""
 PANELS = ("header", "joints", "timing", "servos", "events", "field", "keys")
@@ -117,7 +117,7 @@ class MonitorApp(App[None]):
         self.reason = ""
         self._panels = {name: Panel(id=name) for name in PANELS}
         self._cameras = [Camera(name) for name in self.model.cameras]
-        self._turn = 0
+        self._turn, self._word = 0, ""
         self._n_interrupts = 0
         self.is_left = False
         self.failure: Exception | None = None
@@ -167,6 +167,8 @@ class MonitorApp(App[None]):
 
     def _show(self, now: int) -> None:
         model, standing = self.model, self.model.standing(now)
+        if standing.word != self._word:  # then everything else is news, too
+            self._turn, self._word = 0, standing.word
         self._draw("header", lambda w, h: panels.header(model, standing, w))
         self._draw("joints", lambda w, h: panels.joints(model, standing, h, now))
         self._draw("timing", lambda w, h: panels.timing(model, standing, w, now))
@@ -265,7 +267,7 @@ class MonitorApp(App[None]):
         robot = self.model.robot or "the robot"
         if standing.is_live:
             return f"{robot} goes on: {standing.word.lower()}"
-        return f"{robot}: {standing.word.lower()}, {standing.sentence}"
+        return f"{robot} {standing.word}: {standing.sentence}"
 
     def leave(self, reason: str, code: int = 0) -> None:
         """Gives the terminal back; the first reason counts. From the app's own thread."""

@@ -41,7 +41,7 @@ class Act:
     text: str = ""
 
 
-class Line:
+class TaskLine:
     """One line of text that is being edited. suggestion: what the key `up` brings back."""
 
     def __init__(self, suggestion: str = "") -> None:
@@ -90,7 +90,7 @@ class Keyboard:
 
     def __init__(self, commands: Collection[str], clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
-        self.field: Line | None = None
+        self.field: TaskLine | None = None
         self.suggestion = ""
         self._emergency = Presses()
         self._presses = {key: Presses() for key in commands}
@@ -149,7 +149,7 @@ class Keyboard:
             self._is_stray_text |= key == FIELD
             return [Act("notice", STRAY_WORDS)] if is_first else []
         if key == FIELD:
-            self.field = Line(self.suggestion)
+            self.field = TaskLine(self.suggestion)
         else:
             self._wait(key, at_ns)
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edgevla.descriptions import AboutJoint, AboutRobot
@@ -29,6 +29,8 @@ from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
 from edgevla.monitor.standing import Heard, Standing, judge
 
 WINDOW_CHUNKS = 60
+REPEATS = 4
+"""Something that comes and goes says the same few sentences over and over: one line each, and a number."""
 MOVING = ("running", "holding", "homing")
 HEALTH_OLD_NS = 1_500_000_000
 """Health comes twice a second; three missing ones are no accident."""
@@ -69,12 +71,13 @@ class ServoRow:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One sentence among the events."""
+class Sentence:
+    """One sentence among the events. n: how often it was said in a row, or alternating with a few others."""
 
     severity: Severity
     source: str
     text: str
+    n: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class MonitorModel:
     chunk_ns: int | None = None
     queue_size: int = 0
     n_late_ticks: int = 0
-    events: deque[Line] = field(default_factory=lambda: deque(maxlen=200))
+    events: deque[Sentence] = field(default_factory=lambda: deque(maxlen=200))
     pictures: dict[str, Picture] = field(default_factory=dict)
     last_heard_ns: dict[str, int] = field(default_factory=dict)
     clockwork: Clockwork = field(default_factory=Clockwork)
@@ -128,7 +131,13 @@ class MonitorModel:
             self.clockwork.take(tick)
 
     def say(self, severity: Severity, text: str, source: str = "monitor") -> None:
-        self.events.append(Line(severity, source, text))
+        said = Sentence(severity, source, text)
+        for before in list(self.events)[-REPEATS:]:
+            if (before.source, before.text) == (source, text):
+                self.events.remove(before)
+                said = replace(said, n=before.n + 1)
+                break
+        self.events.append(said)
 
     # -- what is true now --------------------------------------------------------------------------------------
 

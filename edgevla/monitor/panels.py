@@ -6,9 +6,9 @@ import math
 
 from rich.cells import cell_len
 
-from edgevla.monitor.keys import Line
-from edgevla.monitor.model import JointRow, MonitorModel, ServoRow
-from edgevla.monitor.rates import NOTEWORTHY, Percentiles, Trouble, percentiles
+from edgevla.monitor.keys import TaskLine
+from edgevla.monitor.model import JointRow, MonitorModel, Sentence, ServoRow
+from edgevla.monitor.rates import NOTEWORTHY, Percentiles, percentiles
 from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, rule
 from edgevla.monitor.standing import ALARM, Standing, duration
 
@@ -158,10 +158,7 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
     is_wide = width >= 60
     title = f"{'servo':<13} °C    V load on retry/s" + (" damaged/s  late/s" if is_wide else "")
     shown = model.servos(now_ns)
-    lines = [
-        line_row(bus, trouble) for bus, trouble in model.shared_trouble().items() if trouble.is_noteworthy
-    ]
-    room = max(1, height - 2 - len(lines))
+    room = max(1, height - 2)
     if len(shown) > room:  # the worst first: what fits must be what matters
         shown = sorted(
             shown, key=lambda s: (not s.is_worrying, not s.trouble.is_noteworthy, -s.temperature_c)
@@ -169,7 +166,7 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
     rows = [servo_row(servo, is_wide=is_wide) for servo in shown[:room]]
     if shown and model.is_health_old(now_ns):
         return [rule(width), old_title(title, 13, model.health_ns, now_ns), *map(_aged_but_torque, rows)]
-    return [rule(width), ((title, HEAD),), *rows, *lines]
+    return [_lines(model, width), ((title, HEAD),), *rows]
 
 
 def servo_row(servo: ServoRow, *, is_wide: bool) -> Row:
@@ -191,10 +188,14 @@ def servo_row(servo: ServoRow, *, is_wide: bool) -> Row:
     )
 
 
-def line_row(bus: str, trouble: Trouble) -> Row:
-    """What all servos of a line suffer alike is its cable's or adapter's."""
-    words = f"line {clean(bus)}: {trouble.retries:.1f} retries/s of all servos, {trouble.stale:.1f} late"
-    return ((words, "yellow"),)
+def _lines(model: MonitorModel, width: int) -> Row:
+    """A rule with what all servos of a line suffer alike, which is its cable's or adapter's trouble."""
+    said = [
+        f"line {clean(bus)}: {trouble.retries:.0f} retries/s, {trouble.stale:.0f} late/s, of all its servos"
+        for bus, trouble in model.shared_trouble().items()
+        if trouble.is_noteworthy
+    ]
+    return (("── ", OLD), ("; ".join(said), "yellow"), (" ", ""), *rule(width)) if said else rule(width)
 
 
 def _rate(per_s: float, width: int) -> Cell:
@@ -229,9 +230,16 @@ def events(model: MonitorModel, standing: Standing, width: int, height: int, now
     ]
     room = max(0, height - 1 - len(rows))
     said = list(model.events)[-room:] if room else []
-    return [rule(width), *rows] + [
-        ((f"{clean(e.source)}: ", "dim"), (clean(e.text), SEVERITY_STYLES.get(e.severity, ""))) for e in said
-    ]
+    return [rule(width), *rows, *map(_event, said)]
+
+
+def _event(line: Sentence) -> Row:
+    often = f" ({line.n} times)" if line.n > 1 else ""
+    return (
+        (f"{clean(line.source)}: ", "dim"),
+        (clean(line.text), SEVERITY_STYLES[line.severity]),
+        (often, "dim"),
+    )
 
 
 def keys(model: MonitorModel, standing: Standing, width: int, *, is_typing: bool, leaves: str) -> Row:
@@ -259,7 +267,7 @@ def keys(model: MonitorModel, standing: Standing, width: int, *, is_typing: bool
     return tuple(cells)
 
 
-def field(line: Line, current: str, width: int) -> list[Row]:
+def field(line: TaskLine, current: str, width: int) -> list[Row]:
     """The line that is being typed, with its cursor in view."""
     prompt = " task ❯ "
     room = max(8, width - cell_len(prompt) - 2)

@@ -95,7 +95,7 @@ def _guardian(heard: Heard, outside: Outside, now_ns: int) -> Standing | None:
         own = heard.on or () if heard.is_unconfirmed and not said.why else ()
         if names := [*said.unconfirmed, *own]:
             return Standing("RELEASED", ALARM, f"{SWITCH_OFF}: torque may still be ON at {', '.join(names)}")
-        return Standing("RELEASED", "bold", f"{why}torque is off, since {since}")
+        return Standing("RELEASED", "bold", f"{why}torque has been off for {since}")
     if said.state == "parked":
         return Standing(
             "PARKED", "bold yellow", f"{why}torque stays on, reduced, until its power is switched off"

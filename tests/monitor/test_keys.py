@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgevla.monitor.keys import MAX_TEXT, Keyboard, Line
+from edgevla.monitor.keys import MAX_TEXT, Keyboard, TaskLine
 
 MS = 1_000_000
 COMMANDS = ("space", "h", "s", "q", "ctrl+r", "ctrl+c")
@@ -220,7 +220,7 @@ def test_an_empty_task_is_not_sent(typist: Typist) -> None:
 
 
 def test_a_line_is_edited_in_its_middle() -> None:
-    line = Line("the last task")
+    line = TaskLine("the last task")
     line.insert("push the cbe")
     for key in ("left", "left"):
         line.edit(key)
@@ -241,7 +241,7 @@ def test_a_line_is_edited_in_its_middle() -> None:
 
 
 def test_a_pasted_novel_is_cut_and_control_characters_are_left_out() -> None:
-    line = Line()
+    line = TaskLine()
     line.insert("a\x1b[31mb\x00c\td\r\ne")
     assert line.text == "a[31mbc d e"
     line.insert("x" * 10_000)

@@ -209,6 +209,14 @@ def test_what_comes_from_elsewhere_cannot_move_the_cursor() -> None:
     assert "a·[2Jb·c·" in screen
 
 
+def test_what_comes_and_goes_takes_a_line_each_and_a_number() -> None:
+    flapping = [Event("warning", "mode", "holding: stale", {}), Event("info", "mode", "running", {})] * 9
+    screen = drive(ScriptedLink([*messages(), *(said("robot", event) for event in flapping)]))
+    assert "robot: holding: stale (9 times)" in screen
+    assert "robot: running (9 times)" in screen
+    assert "elbow_flex is warm" in screen, "and nothing else is pushed away"
+
+
 def test_a_mistake_of_the_monitor_ends_it_with_a_reason_that_names_the_robot() -> None:
     link = ScriptedLink(messages())
 
@@ -278,6 +286,19 @@ def test_a_servo_that_gives_no_values_is_not_known_to_have_torque() -> None:
     later = [said("robot", ServoHealth((*health().servos[:5], mute)))]
     model = model_of([*script[:2], *earlier, *later])
     assert torque(model) == [True] * 5 + [None]
+
+
+def test_trouble_of_a_whole_line_is_said_once_and_of_a_servo_in_its_row() -> None:
+    script = [message for message in messages() if message.type != "servo_health"]
+    servos = health().servos
+    for i in range(11):
+        counted = [replace(s, n_retries=10 * i + (5 * i if s.name == "gripper" else 0)) for s in servos]
+        script.append(said("robot", ServoHealth(tuple(counted)), age_s=5 - i / 2))
+    screen = drive(ScriptedLink(script), size=(120, 40))
+    assert "line main: 20 retries/s" in screen
+    rows = {name: line for line in screen.split("\n") for name in SO101 if name in line and "7.4" in line}
+    assert "10.0" in rows["gripper"]
+    assert all("20.0" not in row and "10.0" not in row for name, row in rows.items() if name != "gripper")
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

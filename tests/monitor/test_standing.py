@@ -46,7 +46,7 @@ def test_a_silence_is_lost_after_half_a_second_and_says_how_long() -> None:
         ("held", "HELD BY GUARDIAN", "held where it is for 5 s"),
         ("parking", "PARKING", "lowered at reduced torque for 5 s"),
         ("parked", "PARKED", "torque stays on, reduced"),
-        ("released", "RELEASED", "torque is off, since 5 s"),
+        ("released", "RELEASED", "torque has been off for 5 s"),
     ],
 )
 @pytest.mark.parametrize("heard", [RUNNING, SILENT, Heard()])
