@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from edgevla.monitor.keys import TaskLine
 from edgevla.monitor.model import JointRow, MonitorModel, Sentence, ServoRow
 from edgevla.monitor.rates import NOTEWORTHY, Percentiles, percentiles
-from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, rule
+from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, fitted, rule
 from edgevla.monitor.standing import ALARM, Standing, duration
 
 SEVERITY_STYLES = {"info": "dim", "warning": "yellow", "error": "bold red", "stop": ALARM}
@@ -134,7 +134,7 @@ def timing(model: MonitorModel, standing: Standing, width: int, now_ns: int) -> 
         loop, queue = [aged(row) for row in loop], aged(queue)
     if model.is_policy_old(now_ns) or not standing.is_live:
         policy = [aged(row) for row in policy]
-    return [rule(width), *loop, *policy, queue]
+    return [rule(width), *(fitted(row, width - 1) for row in (*loop, *policy, queue))]
 
 
 def queue_bar(model: MonitorModel, cells: int = 12) -> list[Cell]:

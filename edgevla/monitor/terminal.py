@@ -34,22 +34,23 @@ class Terminal(LinuxDriver):
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
         self._file = _Output()  # type: ignore[assignment]
+        self._awake_s = 0.0
 
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
-        turned, awake_s, read_s = time.monotonic(), 0.0, -PATIENCE_S
+        turned, read_s = time.monotonic(), self._awake_s
         while not self.exit_event.is_set():
-            wait_s = SOON_S if awake_s - read_s < PATIENCE_S else PATIENCE_S
+            wait_s = SOON_S if self._awake_s - read_s < PATIENCE_S else PATIENCE_S
             is_ready = bool(select.select([self.fileno], [], [], wait_s)[0])
             now = time.monotonic()
-            awake_s += min(now - turned, 2 * PATIENCE_S)
+            self._awake_s += min(now - turned, 2 * PATIENCE_S)
             turned = now
             if is_ready:
                 data = _read(self.fileno)
                 if not data:
                     self.send_message(TerminalClosed())
                     return
-                read_s = awake_s
+                read_s = self._awake_s
                 self._deliver(parser.feed(decoder.decode(data)), read_s)
             self._deliver(parser.tick(), read_s)
 

@@ -13,6 +13,7 @@ import pytest
 from monitor_kit import SO101, about, chunk, health, jpeg, servo, state
 
 from edgevla.messages import Body, Event, Header, Heartbeat, Message, ServoHealth, Thumbnail
+from edgevla.monitor import panels
 from edgevla.monitor.app import MonitorApp
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
@@ -294,11 +295,12 @@ def test_trouble_of_a_whole_line_is_said_once_and_of_a_servo_in_its_row() -> Non
     for i in range(11):
         counted = [replace(s, n_retries=10 * i + (5 * i if s.name == "gripper" else 0)) for s in servos]
         script.append(said("robot", ServoHealth(tuple(counted)), age_s=5 - i / 2))
-    screen = drive(ScriptedLink(script), size=(120, 40))
-    assert "line main: 20 retries/s" in screen
-    rows = {name: line for line in screen.split("\n") for name in SO101 if name in line and "7.4" in line}
+    shown = panels.servos(model_of(script), 78, 8, script[-1].header.sent_ns)
+    lines = ["".join(text for text, _ in row) for row in shown]
+    assert "line main: 20 retries/s" in lines[0]
+    rows = {line[:13].strip(): line[13:] for line in lines[2:]}
     assert "10.0" in rows["gripper"]
-    assert all("20.0" not in row and "10.0" not in row for name, row in rows.items() if name != "gripper")
+    assert all(not any(rate in rows[name] for rate in ("10.0", "20.0", "30.0")) for name in SO101[:5])
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import psutil
@@ -234,6 +235,30 @@ def test_without_a_terminal_it_is_refused_in_a_sentence(robot, what):
     assert errors.decode().count("\n") == 1
     assert "needs a terminal" in errors.decode()
     assert "\x1b" not in errors.decode()
+
+
+def test_a_terminal_that_cannot_be_drawn_on_is_refused(robot):
+    watcher = Watcher(["-m", "edgevla", "monitor", f"--run-dir={robot.folder}"], TERM="dumb")
+    try:
+        assert watcher.wait_for_end(20) == 2
+        watcher.wait_for("needs a terminal")
+        assert b"\x1b" not in watcher.raw
+    finally:
+        watcher.close()
+
+
+def test_a_stopped_and_continued_monitor_obeys_keys_again(robot, watch):
+    watcher = watch(robot)
+    watcher.write("h")
+    robot.wait_for("home")
+    watcher.process.send_signal(signal.SIGTSTP)
+    psutil_process = psutil.Process(watcher.process.pid)
+    watcher.wait_until(lambda: psutil_process.status() == psutil.STATUS_STOPPED, "it does not stop")
+    assert termios.tcgetattr(watcher.slave) == watcher.was, "the terminal is the shell's while it is stopped"
+    watcher.process.send_signal(signal.SIGCONT)
+    time.sleep(1.0)
+    watcher.write(" ")
+    robot.wait_for("pause")
 
 
 def test_a_deployment_that_runs_is_not_asked_for_without_a_terminal(tmp_path):
