@@ -61,7 +61,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def say(value: Any) -> str:
     """A value as errors show it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out a whole number of thousands of digits
+        return "a number with thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

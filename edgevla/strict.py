@@ -159,6 +159,7 @@ class Record(Generic[T]):
         self.fields = [
             Field(f.name, kind(hints[f.name], words), _default(f))
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if f.init
         ]
         self.names = frozenset(f.name for f in self.fields)
 
