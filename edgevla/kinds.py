@@ -139,17 +139,18 @@ def number(low: float | None = None, high: float | None = None, may_be_unknown: 
     least, most = (-math.inf if low is None else low), (math.inf if high is None else high)
 
     def check(value: Any) -> float:
+        made = value
         if type(value) is not float:
             if not isinstance(value, numbers.Real) or isinstance(value, bool):
                 raise wrong(value, "a number")
             try:
-                value = float(value)
+                made = float(value)
             except OverflowError:
                 raise wrong(value, expected, "range") from None
-        is_sound = math.isfinite(value) and least <= value <= most
-        if not is_sound and not (may_be_unknown and value != value):
+        is_sound = math.isfinite(made) and least <= made <= most
+        if not is_sound and not (may_be_unknown and made != made):
             raise wrong(value, expected, "range")
-        return value
+        return made
 
     return check
 
