@@ -13,7 +13,8 @@ from .bus import feetech
 from .bus.reads import finish
 from .bus.servo_bus import DynamixelBus, FeetechBus, ServoBus, cable_hint
 from .calibration import REGISTER_OF, Calibration, differences
-from .profile import MODELS, Bus, Limits, Motor, Profile
+from .profile import Bus, Limits, Motor, Profile
+from .servo_settings import MODELS
 
 MULTI_TURN = 0x10
 PULSE_TIMEOUT_NS = 60_000_000
@@ -37,7 +38,7 @@ def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> str | None:
         raise BusError(_missing_text(line, bus, profile, sorted(found), missing), port=line.port.name,
                        motor_id=missing[0].id)  # fmt: skip
     for motor in bus.motors:
-        reply, expected = found[motor.id], MODELS[bus.protocol][motor.model]
+        reply, expected = found[motor.id], motor.model_number
         if reply.model != expected:
             known = {number: name for name, number in MODELS[bus.protocol].items()}
             raise BusError(

@@ -44,9 +44,7 @@ class DynamixelServo(Servo):
     ) -> None:
         self._design = drive_mode
         super().__init__(name, axis, supply_v)
-        self.put("model_number", protocol.MODELS[model])
-        r = self.registers["model_number"]
-        self.flash[r.address : r.end] = self.memory[r.address : r.end]
+        self.stamp(model, protocol.MODELS)
         self.put("id", servo_id)
         self.put("drive_mode", drive_mode)
         for register, value in DEFAULTS.get(model, {}).items():

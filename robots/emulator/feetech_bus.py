@@ -25,7 +25,7 @@ class FeetechServo(Servo):
     def __init__(self, name: str, servo_id: int, model: str, axis: Axis, supply_v: float = 7.4) -> None:
         super().__init__(name, axis, supply_v)
         self.put("id", servo_id)
-        self.put("model_number", protocol.MODELS[model])
+        self.stamp(model, protocol.MODELS)
         self._overload_s = 0.0
         self._tripped = False
         self._pending: tuple[int, bytes] | None = None

@@ -58,6 +58,12 @@ class Servo:
         if r.area == "eeprom":
             self.flash[r.address : r.end] = data
 
+    def stamp(self, model: str, known: Mapping[str, int]) -> None:
+        """Says for good which model it is: a known name, or `model 1234` of a profile that names its number."""
+        self.put("model_number", known[model] if model in known else int(model.split()[-1]))
+        r = self.registers["model_number"]
+        self.flash[r.address : r.end] = self.memory[r.address : r.end]
+
     def store(self, address: int, data: bytes | bytearray) -> None:
         """Overwrites memory as a writer does."""
         self.memory[address : address + len(data)] = data

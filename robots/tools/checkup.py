@@ -12,7 +12,8 @@ from .. import handshake
 from ..bus.port import LATENCY_WARN_MS, Port, latency_timer_ms, latency_timer_path
 from ..bus.registers import Block
 from ..bus.servo_bus import BUSES, ServoBus, cable_hint
-from ..profile import MODELS, Bus, Limits, Profile
+from ..profile import Bus, Limits, Profile
+from ..servo_settings import MODELS
 
 N_PINGS = 4
 SCAN_TIMEOUT_NS = 6_000_000

@@ -131,9 +131,7 @@ def find_single(profile: Profile, bus: Bus, open_at: Callable[[int], Port]) -> t
 
 
 def _check_model(bus: Bus, motor: Motor, reply: PingReply) -> None:
-    from ..profile import MODELS
-
-    expected = MODELS[bus.protocol][motor.model]
+    expected = motor.model_number
     if reply.model != expected:
         raise BusError(
             f"the connected servo has model number {reply.model}; {motor.name} needs a {motor.model} ({expected})"
