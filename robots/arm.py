@@ -19,7 +19,8 @@ from edgevla.errors import BusError
 
 from . import handshake
 from .bus import dynamixel
-from .bus.port import Port, set_latency_timer
+from .bus.adapters import set_latency_timer
+from .bus.port import Port
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import DynamixelBus, ServoBus, cable_hint
 from .calibration import LAST_TICK, Calibration, adopted

@@ -9,7 +9,8 @@ from typing import Literal
 from edgevla.errors import BusError
 
 from .. import handshake
-from ..bus.port import LATENCY_WARN_MS, Port, latency_timer_ms, latency_timer_path
+from ..bus.adapters import LATENCY_WARN_MS, latency_timer_ms, latency_timer_path
+from ..bus.port import Port
 from ..bus.registers import Block
 from ..bus.servo_bus import BUSES, ServoBus, cable_hint
 from ..profile import Bus, Limits, Profile

@@ -116,7 +116,7 @@ def _engines() -> Check:
 
 
 def _serial_ports() -> list[Check]:
-    from ..bus.port import LATENCY_WARN_MS, candidate_ports, latency_timer_ms, latency_timer_path
+    from ..bus.adapters import LATENCY_WARN_MS, candidate_ports, latency_timer_ms, latency_timer_path
     from .checkup import Check
 
     ports = candidate_ports()

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..bus.port import SerialPort
+    from ..bus.port import SerialPort, refuse_if_in_use
     from ..ports import choose_ports
     from ..profile import load_profile
 
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         if name not in known:
             raise UsageError(f"{profile.name} has no motor '{name}'; it has {', '.join(known)}")
     paths = choose_ports(profile, args.port)
+    for path in paths.values():
+        refuse_if_in_use(path)
     for bus in profile.buses:
         motors = [m for m in reversed(bus.motors) if args.motor is None or m.name in args.motor]
         path = paths[bus.name]
