@@ -9,6 +9,7 @@ and key. Code is per servo protocol, never per robot. No numpy here: the guardia
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ SPANS: dict[str, tuple[float, float]] = {
 """What a joint's limits may be, by unit."""
 FASTEST = {"deg": 1000.0, "range100": 1000.0, "percent": 1000.0, "rad": 20.0, "unit": 20.0}
 """Unit per second; no servo that can be named turns faster."""
+FULL_TURN = {"deg": 359.0, "rad": math.radians(359)}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Joint:
 
     name: as in datasets. motor: the servo that gets its goals. unit: of state, action and all limits here.
     range_ticks: servo range where no calibration file gives it (None: from the calibration).
+    is_full_turn: it turns all the way round, so it has no ends to find.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Joint:
     home: float
     rest: float
     is_gripper: bool = False
+    is_full_turn: bool = False
     range_ticks: tuple[int, int] | None = None
     gripper: GripperMap | None = None
 
@@ -367,6 +371,7 @@ def _joint(table: Table, profile: Profile, motor: Motor, grippers: dict[str, Gri
         home=table.number("home", low, high),
         rest=table.number("rest", low, high, table.peek("home")),
         is_gripper=kind in ("percent", "gripper") and table.flag("is_gripper", True),
+        is_full_turn=high - low > FULL_TURN.get(unit, math.inf),
         range_ticks=_ticks(table),
         gripper=gripper,
     )

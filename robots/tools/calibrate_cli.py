@@ -22,12 +22,11 @@ from edgevla.errors import BusError, CalibrationError, UsageError
 if TYPE_CHECKING:
     from ..bus.servo_bus import ServoBus
     from ..calibration import Calibration
-    from ..profile import Joint, Profile
+    from ..profile import Profile
 
 CENTRE_TICK = 2047
 TURN = 4096
 LAST_TICK = 4095
-FULL_TURN_DEG = 359
 POLL_S = 0.02
 
 
@@ -218,11 +217,6 @@ def put_back(profile: Profile, lines: Mapping[str, ServoBus], held: Mapping[str,
     return "Nothing was saved; the servos hold again what they held before."
 
 
-def is_full_turn(joint: Joint | None) -> bool:
-    """A joint that turns all the way round has no ends to find."""
-    return joint is not None and joint.unit == "deg" and joint.max - joint.min > FULL_TURN_DEG
-
-
 def home(profile: Profile, lines: Mapping[str, ServoBus]) -> dict[str, int]:
     """Makes the present pose tick 2047 of every servo; returns the offsets written."""
     from ..handshake import write_differing
@@ -270,7 +264,7 @@ def conclude(profile: Profile, offsets: Mapping[str, int], swept: Mapping[str, S
     for bus in profile.buses:
         for motor in bus.motors:
             seen = swept.get(motor.name)
-            if is_full_turn(joints.get(motor.name)):
+            if motor.name in joints and joints[motor.name].is_full_turn:
                 low, high = 0, LAST_TICK
             elif seen is None:
                 raise CalibrationError(
@@ -296,7 +290,7 @@ def _table(profile: Profile, swept: Mapping[str, Swept]) -> list[str]:
     for name, s in swept.items():
         note = (
             "whole turn"
-            if is_full_turn(joints.get(name))
+            if name in joints and joints[name].is_full_turn
             else f"{(s.high - s.low) * 360 / LAST_TICK:.0f} deg"
         )
         note = "WRAPPED: centre it and start again" if s.has_wrapped and note != "whole turn" else note
