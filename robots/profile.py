@@ -18,7 +18,8 @@ from edgevla.errors import ConfigError
 from edgevla.strict import nearest
 
 from . import profile_checks
-from .servo_settings import CODECS, read_model, read_settings
+from .bus.protocols import BUSES
+from .servo_settings import read_model, read_settings
 from .toml_tables import Table, read_toml, say, within
 
 PROFILES_DIR = Path(__file__).parent
@@ -95,7 +96,7 @@ class Joint:
 @dataclass(frozen=True)
 class Bus:
     name: str
-    protocol: Literal["feetech", "dynamixel"]
+    protocol: str
     port: str
     baud: int
     calibration_suffix: str = ""
@@ -278,12 +279,13 @@ def _read(root: Table) -> Profile:
 
 
 def _bus(table: Table) -> Bus:
-    protocol = table.choice("protocol", tuple(CODECS))
+    protocol = table.choice("protocol", tuple(BUSES))
+    bauds = tuple(BUSES[protocol].bauds)
     bus = Bus(
         name=table.word("name"),
-        protocol=protocol,  # type: ignore[arg-type]
+        protocol=protocol,
         port=table.text("port", ""),
-        baud=int(table.choice("baud", CODECS[protocol].BAUDS)),
+        baud=int(table.choice("baud", bauds)),
         calibration_suffix=table.word("calibration_suffix", ""),
     )
     table.finish()
@@ -340,7 +342,7 @@ def _motor(table: Table, profile: Profile, is_by_file: bool) -> Motor:
     return Motor(
         name=table.word("name"),
         bus=bus_name,
-        id=table.whole("id", 0, CODECS[bus.protocol].MAX_ID),
+        id=table.whole("id", 0, BUSES[bus.protocol].codec.MAX_ID),
         model=model,
         model_number=number,
         drive_mode=table.whole("drive_mode", 0, 1, 0),

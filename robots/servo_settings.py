@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from .bus import dynamixel, feetech
+from .bus.protocols import BUSES
 from .toml_tables import Table, say
 
-CODECS = {"feetech": feetech, "dynamixel": dynamixel}
-MODELS = {"feetech": feetech.MODELS, "dynamixel": dynamixel.MODELS}
 LARGEST_MODEL = 0xFFFF
 
 REFUSED = {
@@ -33,31 +31,11 @@ REFUSED = {
 }
 CALIBRATED = ("homing_offset", "min_position", "max_position")
 """Registers that belong to LeRobot's calibration, where there is one."""
-MODES = {("feetech", "follower"): (0,), ("feetech", "leader"): (0,),
-         ("dynamixel", "follower"): (3, 4, 5), ("dynamixel", "leader"): (0, 3, 4, 5, 16)}  # fmt: skip
-"""Operating modes in which a goal is a position; a leader is moved by hand."""
-RANGES = {
-    "feetech": {
-        "return_delay": (0, 254), "max_temperature": (30, 100), "max_torque": (1, 1000), "torque_limit": (1, 1000),
-        "min_startup_force": (0, 1000), "protection_current": (0, 511), "protective_torque": (0, 100),
-        "overload_torque": (1, 100), "cw_dead_zone": (0, 32), "ccw_dead_zone": (0, 32), "acceleration": (0, 254),
-        "max_acceleration": (0, 254),
-    },
-    "dynamixel": {
-        "return_delay": (0, 254), "max_temperature": (30, 100), "pwm_limit": (1, 885), "goal_pwm": (1, 885),
-        "current_limit": (1, 2047), "goal_current": (1, 2047), "velocity_limit": (1, 2047),
-        "profile_velocity": (0, 32767), "profile_acceleration": (0, 32767), "min_position": (0, 4095),
-        "max_position": (0, 4095), "position_p": (0, 16383), "position_i": (0, 16383), "position_d": (0, 16383),
-        "velocity_p": (0, 16383), "velocity_i": (0, 16383), "feedforward_1st": (0, 16383),
-        "feedforward_2nd": (0, 16383),
-    },
-}  # fmt: skip
-"""What the servos' manuals allow, where that is less than the register can hold."""
 
 
 def read_model(table: Table, protocol: str) -> tuple[str, int]:
     """Name and number of the key `model`: a known name, or the number of a servo with the same register table."""
-    value, known = table.raw("model"), MODELS[protocol]
+    value, known = table.raw("model"), BUSES[protocol].known_models
     is_number = isinstance(value, int) and not isinstance(value, bool)
     if not isinstance(value, str) and not is_number:
         raise table.error(
@@ -66,7 +44,7 @@ def read_model(table: Table, protocol: str) -> tuple[str, int]:
     name = value.lower() if isinstance(value, str) else ""
     if name in known:
         return name, known[name]
-    for foreign in CODECS[protocol].FOREIGN:
+    for foreign in BUSES[protocol].codec.FOREIGN:
         if (is_number and value in foreign.numbers) or (name and name.startswith(foreign.names)):
             raise table.error("model", f"{say(value)} cannot be driven: {foreign.why}")
     if not is_number:
@@ -95,7 +73,7 @@ def read_settings(
             raise table.error(
                 f"settings.{name}", "it belongs to the calibration, which edgevla calibrate writes"
             )
-        modes = MODES[protocol, kind]
+        modes = BUSES[protocol].codec.MODES[kind]
         if name == "operating_mode" and value not in modes:
             allowed = ", ".join(map(str, modes))
             raise table.error(
@@ -106,13 +84,13 @@ def read_settings(
 
 
 def _check(table: Table, protocol: str, name: str, value: Any) -> None:
-    key, registers = f"settings.{name}", CODECS[protocol].REGISTERS
+    key, registers = f"settings.{name}", BUSES[protocol].registers
     if name not in registers:
         raise table.error(key, f"{protocol} servos have no such register", name, registers)
     if registers[name].area == "read":
         raise table.error(key, "it can only be read")
     if name in REFUSED:
         raise table.error(key, f"it may not be set here: {REFUSED[name]}")
-    low, high = RANGES[protocol].get(name, registers[name].limits)
+    low, high = BUSES[protocol].codec.RANGES.get(name, registers[name].limits)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise table.error(key, f"{say(value)} is not a whole number within {low}..{high}")

@@ -65,6 +65,16 @@ FOREIGN = (
     Foreign(("ph", "pm", "h42", "h54", "m42", "m54", "l42", "l54", "rh-", "ym"), range(2000, 1 << 16),
             "PRO, P and Y servos have their registers at other addresses"),
 )  # fmt: skip
+MODES = {"follower": (3, 4, 5), "leader": (0, 3, 4, 5, 16)}
+"""Operating modes in which a joint has a position; a leader is moved by hand."""
+RANGES = {
+    "return_delay": (0, 254), "max_temperature": (30, 100), "pwm_limit": (1, 885), "goal_pwm": (1, 885),
+    "current_limit": (1, 2047), "goal_current": (1, 2047), "velocity_limit": (1, 2047),
+    "profile_velocity": (0, 32767), "profile_acceleration": (0, 32767), "min_position": (0, 4095),
+    "max_position": (0, 4095), "position_p": (0, 16383), "position_i": (0, 16383), "position_d": (0, 16383),
+    "velocity_p": (0, 16383), "velocity_i": (0, 16383), "feedforward_1st": (0, 16383), "feedforward_2nd": (0, 16383),
+}  # fmt: skip
+"""What the manual allows, where that is less than the register can hold."""
 TICKS_PER_TURN = 4096
 VELOCITY_UNIT_TICKS_S = 0.229 * TICKS_PER_TURN / 60
 """One count of a velocity register, in ticks per second."""

@@ -47,6 +47,15 @@ FOREIGN = (
     Foreign(tuple(f"sm{n}-360m" for n in (30, 60, 80, 85, 100, 150)), range(6, 1 << 16, 256),
             "SM servos with a brushed motor keep offset and mode elsewhere"),
 )  # fmt: skip
+MODES = {"follower": (0,), "leader": (0,)}
+"""Operating modes in which a joint has a position."""
+RANGES = {
+    "return_delay": (0, 254), "max_temperature": (30, 100), "max_torque": (1, 1000), "torque_limit": (1, 1000),
+    "min_startup_force": (0, 1000), "protection_current": (0, 511), "protective_torque": (0, 100),
+    "overload_torque": (1, 100), "cw_dead_zone": (0, 32), "ccw_dead_zone": (0, 32), "acceleration": (0, 254),
+    "max_acceleration": (0, 254),
+}  # fmt: skip
+"""What the manual allows, where that is less than the register can hold."""
 TICKS_PER_TURN = 4096
 
 

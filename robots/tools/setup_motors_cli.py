@@ -104,7 +104,7 @@ def setup_one(
 
 
 def _line(profile: Profile, bus: Bus, port: Port) -> ServoBus:
-    from ..bus.servo_bus import BUSES
+    from ..bus.protocols import BUSES
 
     return BUSES[bus.protocol](port, {}, robot=profile.name)
 
