@@ -138,10 +138,12 @@ def unbroken() -> Iterator[None]:
     def note(number: int, _: Any) -> None:
         come.append(number)
 
-    with _handlers({number: note for number in (*ENDINGS, signal.SIGTSTP)}):
-        yield
-    if come:
-        signal.raise_signal(come[0])
+    try:
+        with _handlers({number: note for number in (*ENDINGS, signal.SIGTSTP)}):
+            yield
+    finally:
+        for number in dict.fromkeys(come):
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
