@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import threading
+import tty
+from pathlib import Path
 
 import pytest
 
 from edgevla.cli import main
 from edgevla.robots import calibration
+from edgevla.robots.bus import adapters
 from edgevla.robots.calibration import nominal
+from edgevla.robots.handshake import write_differing
+from edgevla.robots.ports import open_ports
 from edgevla.robots.profile import load_profile
+from edgevla.robots.rescue import make_buses
 from edgevla.robots.tools.checkup import BusCheckup
+from edgevla.robots.tools.doctor import _serial_port
 
 
 @pytest.fixture(autouse=True)
@@ -166,3 +177,162 @@ def test_a_dynamixel_error_is_cured_by_a_reboot_on_request(start_emulator, capsy
     assert any(c["what"].endswith("firmware") and c["level"] == "warn" for c in found["checks"])
     assert main(["doctor", "--robot", "widowx250s", "--port", port, "--reboot", "9"]) == 0
     assert "motor 9 was rebooted; torque is off" in capsys.readouterr().out
+
+
+# ---- what a servo reports, with its cure ----
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "cure"),
+    [
+        (
+            ("voltage", {"target": 6, "amount": 16.9}),
+            "reports voltage",
+            r"it measures 16.9 V, the servo allows 4.0 to 14.0 V",
+        ),
+        (
+            ("overheat", {"target": 6, "amount": 75}),
+            "reports over-temperature",
+            r"it has 75 degC, its limit is 70: let it cool",
+        ),
+        (("overload", {"target": 6}), "reports overload", "free the joint, then switch the arm off and on"),
+    ],
+)
+def test_a_servo_s_report_comes_with_the_cure_that_fits_value_and_limit(bench, fault, words, cure):
+    found, _ = examined(bench, fault)
+    check = found["motor 6 (gripper)"]
+    assert words in check.text
+    assert cure in check.next_step
+    assert ("free the joint" in check.next_step) == (fault[0] == "overload")
+
+
+def test_bytes_that_nobody_asked_for_are_another_master(capsys):
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    stopping = threading.Event()
+
+    def talk():
+        while not stopping.wait(0.02):
+            os.write(master, b"\xff\xff\x01\x04\x00\x7b\x08\x77")
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        _, found = doctor(capsys, "--robot", "so101", "--port", os.ttyname(slave))
+    finally:
+        stopping.set()
+        talker.join()
+        os.close(master)
+        os.close(slave)
+    check = next(c for c in found["checks"] if "somebody else" in c["what"])
+    assert "bytes came before anything was asked: somebody else talks on it" in check["text"]
+
+
+# ---- this machine ----
+
+
+def test_programs_that_take_adapters_are_named_with_their_cure(capsys, tmp_path):
+    program = tmp_path / "brltty"
+    shutil.copy("/bin/sleep", program)
+    process = subprocess.Popen([str(program), "60"])
+    try:
+        _, found = doctor(capsys)
+    finally:
+        process.kill()
+        process.wait()
+    check = next(c for c in found["checks"] if c["what"] == "brltty")
+    assert (check["level"], check["text"]) == ("warn", "is running")
+    assert "sudo apt purge brltty" in check["next_step"]
+    assert not any(c["what"] == "brltty" for c in doctor(capsys)[1]["checks"])
+
+
+def test_an_adapter_that_sleeps_or_is_in_use_is_said_with_the_cure(monkeypatch, tmp_path):
+    adapter, control = tmp_path / "ttyACM0", tmp_path / "power/control"
+    adapter.touch()
+    monkeypatch.setattr(adapters, "autosuspend_file", lambda _: control)
+    monkeypatch.setattr(adapters, "openers", lambda _: [adapters.Opener(17, "lerobot-record")])
+    used, asleep = _serial_port(str(adapter))
+    assert used.text == f"{adapter} is in use (pid 17, lerobot-record)"
+    assert "may fall asleep between two uses (USB autosuspend)" in asleep.text
+    assert asleep.next_step == f"echo on | sudo tee {control}"
+    monkeypatch.setattr(adapters, "autosuspend_file", lambda _: None)
+    monkeypatch.setattr(adapters, "openers", lambda _: [])
+    assert [check.level for check in _serial_port(str(adapter))] == ["ok"]
+
+
+# ---- calibration ----
+
+
+@pytest.fixture
+def arm(start_emulator):
+    """An emulated SO101 and `write(motor, registers)`, which changes what a servo holds."""
+    port = start_emulator("so101", "--untimed").ports["arm"]
+    profile = load_profile("so101")
+
+    def write(motor, registers):
+        ports = open_ports(profile, [port])
+        line = make_buses(profile, ports)["arm"]
+        write_differing(line, profile.motor(motor).id, registers)
+        ports["arm"].close()
+
+    return port, write
+
+
+def test_new_servos_are_never_calibrated_not_as_the_servos_hold_it(arm, capsys):
+    port, write = arm
+    for name in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"):
+        write(name, {"homing_offset": 0, "min_position": 0, "max_position": 4095})
+    code, found = doctor(capsys, "--robot", "so101", "--port", port, "--calibration", "servos")
+    check = next(c for c in found["checks"] if c["what"] == "calibration")
+    assert (code, check["level"]) == (1, "fail")
+    assert "all servos of so101 were never calibrated" in check["text"]
+    assert main(["calibrate", "--robot", "so101", "--port", port, "--id", "blue", "--adopt"]) == 1
+    assert "never calibrated" in capsys.readouterr().err
+
+
+def test_a_rest_pose_out_of_reach_is_a_finding(arm, capsys):
+    port, write = arm
+    write("shoulder_lift", {"min_position": 1400, "max_position": 2700})
+    code, found = doctor(capsys, "--robot", "so101", "--port", port, "--calibration", "servos")
+    check = next(c for c in found["checks"] if c["what"] == "pose out of reach")
+    assert (code, check["level"]) == (0, "warn")
+    assert check["text"] == "shoulder_lift: rest is -95 in so101.toml, its calibrated range ends at -57.14"
+    assert main(["calibrate", "--robot", "so101", "--port", port, "--id", "blue", "--adopt"]) == 0
+    assert "shoulder_lift: rest is -95" in capsys.readouterr().out
+
+
+# ---- rebooting ----
+
+
+def test_a_servo_that_holds_its_arm_is_rebooted_only_when_a_person_holds_it(
+    start_emulator, capsys, monkeypatch
+):
+    port = start_emulator("widowx250s", "--untimed").ports["arm"]
+    profile = load_profile("widowx250s")
+
+    def torque(on=None):
+        ports = open_ports(profile, [port])
+        line = make_buses(profile, ports)["arm"]
+        if on is not None:
+            line.write_raw(9, "torque_enable", on)
+        held = line.read_raw(9, "torque_enable")
+        ports["arm"].close()
+        return held
+
+    assert torque(1) == 1
+    words = ["doctor", "--robot", "widowx250s", "--port", port, "--reboot", "9"]
+    with Path(os.devnull).open() as nobody:
+        monkeypatch.setattr("sys.stdin", nobody)
+        assert main(words) == 2
+    assert "the input has ended" in capsys.readouterr().err
+    assert torque() == 1
+    read, write = os.pipe()
+    os.write(write, b"\n")
+    with os.fdopen(read) as keys:
+        monkeypatch.setattr("sys.stdin", keys)
+        assert main(words) == 0
+    os.close(write)
+    out = capsys.readouterr().out
+    assert "widowx250s has torque (gripper) and is held where it is. Hold the arm, then press Enter" in out
+    assert "motor 9 was rebooted; torque is off" in out
+    assert torque() == 0
