@@ -10,9 +10,8 @@ goal that is sent.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,15 +19,17 @@ from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError, UsageError
 
 from . import handshake
+from .arm_line import ArmLine
 from .bus.adapters import set_latency_timer
 from .bus.port import Port
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import Calibration, adopted
-from .health import LineHealth, ServoHealth
-from .profile import Bus, Profile
-from .rescue import Rescue, full_torque, goal_ids
-from .units import OUTSIDE_TICKS, TICKS_PER_DEGREE, JointUnits, Outside, joint_units
+from .health import ServoHealth
+from .profile import Profile
+from .rescue import Rescue
+from .torque import Torque
+from .units import TICKS_PER_DEGREE, JointUnits, Outside, joint_units
 
 FASTEST_TICKS_S = 4500.0
 """No servo of the profiles turns faster; a sample that says so is damaged."""
@@ -36,11 +37,6 @@ JUMP_FLOOR_TICKS = 80
 EXCHANGE_SHARE = 0.75
 """Of a tick, for the exchange with the servos."""
 EXCHANGE_MARGIN_NS = 2_000_000
-RETURN_TICKS_S = 341.0
-"""30 degrees/s: how fast a joint that is found a little outside its range comes back."""
-RETURN_LOOK_NS = 20_000_000
-RETURN_PATIENCE_NS = 300_000_000
-"""More than its way takes; what is not there then stands against something, or hangs in its own weight."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +52,6 @@ class Reading:
     observed_ns: int
     duration_ns: int = 0
     n_stale: int = 0
-
-
-class _Line:
-    """One bus with its place in the robot's vectors."""
-
-    def __init__(self, bus: Bus, line: ServoBus, profile: Profile) -> None:
-        self.bus, self.line = bus, line
-        self.ids = goal_ids(bus)
-        motors = {joint.motor: k for k, joint in enumerate(profile.joints)}
-        self.joint_of = {m.id: motors[m.name] for m in bus.motors if m.name in motors}
-        self.order = [m.id for m in bus.motors]
-        self.health = LineHealth(bus, line, {joint.motor for joint in profile.joints if joint.is_gripper})
 
 
 class Robot:
@@ -91,8 +75,8 @@ class Robot:
         self.rescue = Rescue(profile, ports, self.clock)
         self.warnings: list[str] = []
         """Sentences for the user that connecting found."""
-        self.torque_on = False
-        self._lines = [_Line(bus, self.rescue.buses[bus.name], profile) for bus in profile.buses]
+        self._lines = [ArmLine(bus, self.rescue.buses[bus.name], profile) for bus in profile.buses]
+        self._torque = Torque(profile, self._lines, self.rescue, self.clock, self._tell)
         n = len(profile.joints)
         self._ticks = np.zeros(n, np.int64)
         self._observed_ns = np.zeros(n, np.int64)
@@ -131,7 +115,7 @@ class Robot:
             line.line.greet()
         if found := handshake.energised(self.buses, self.profile):
             handshake.let_down(self.rescue, found, self._tell)
-        self.torque_on = False
+        self._torque.is_on = False
         try:
             self._connect()
         except BusError as error:
@@ -166,49 +150,13 @@ class Robot:
                 self._warn(
                     f"{line.line.port.name} returns what is sent (echo); that is taken out, but costs time"
                 )
-            self._look_at(line, line.order)
-        self._units = self._reachable(joint_units(self.profile, self.calibration))
-        self._tell_own_limits()
+            line.look_at(line.order, self.clock)
+        units = joint_units(self.profile, self.calibration)
+        for line in self._lines:
+            units = line.reachable(units)
+        self._units = units
+        self._warn(*handshake.weaker(self.rescue))
         self._first_positions()
-
-    def _reachable(self, units: JointUnits) -> JointUnits:
-        """The same maps, with goals no farther than the servos let them be: beyond, one clips and another refuses."""
-        least, most = units.low.copy(), units.high.copy()
-        for line in self._lines:
-            for servo_id in line.ids:
-                if (ends := line.line.goal_range(servo_id)) is not None:
-                    k = line.joint_of[servo_id]
-                    least[k], most[k] = max(least[k], ends[0]), min(most[k], ends[1])
-                    if least[k] >= most[k]:
-                        raise BusError(
-                            f"{self.profile.name}: {line.line.name_of(servo_id)} takes goals from {ends[0]} to "
-                            f"{ends[1]}, its range is {units.low[k]} to {units.high[k]}: correct its position limits",
-                            port=line.line.port.name, motor_id=servo_id, register="min_position",
-                        )  # fmt: skip
-        return replace(units, least=least, most=most)
-
-    def _tell_own_limits(self) -> None:
-        """Where a servo's owner allows less torque than a profile that says nothing of it."""
-        held = self.rescue.learn_limits()
-        for line in self._lines:
-            wanted, kind = full_torque(line.bus), line.line
-            low = [
-                f"{m.name} {held[line.bus.name][m.id] / kind.full_torque:.0%}"
-                for m in line.bus.motors
-                if held[line.bus.name][m.id] < wanted[m.id] and kind.torque_limit not in dict(m.settings)
-            ]
-            if low:
-                address = kind.registers[kind.own_limit].address
-                self._warn(
-                    f"{kind.robot} on {kind.port.name}: less torque than the servos could give, because their own "
-                    f"{kind.own_limit} ({address}) says so: {', '.join(low)}"
-                )
-
-    def _look_at(self, line: _Line, ids: Sequence[int]) -> None:
-        """Servos that have just been set up: what they remember now is what they may not forget."""
-        for servo_id in ids:
-            values = line.line.read_block(servo_id, line.line.health_block)
-            line.health.take_anew(servo_id, values, self.clock.now_ns())
 
     def _warn(self, *sentences: str | None) -> None:
         self.warnings += [sentence for sentence in sentences if sentence]
@@ -289,7 +237,7 @@ class Robot:
         """Whether no line is left through which a servo could be told anything."""
         return len(self._gone) == len(self._lines)
 
-    def _begin(self, line: _Line, goal: np.ndarray | None, deadline_ns: int) -> BlockRead:
+    def _begin(self, line: ArmLine, goal: np.ndarray | None, deadline_ns: int) -> BlockRead:
         prefix = b""
         if goal is not None and self.torque_on:
             ticks, withheld = self.units.ticks(goal), line.health.withheld
@@ -297,7 +245,7 @@ class Robot:
             prefix = line.line.goal_frame(goals) if goals else b""
         return line.line.begin(line.line.tick_block, line.ids, deadline_ns, prefix)
 
-    def _take(self, line: _Line, read: BlockRead, begun_ns: int, now_ns: int) -> int:
+    def _take(self, line: ArmLine, read: BlockRead, begun_ns: int, now_ns: int) -> int:
         """Takes the values that came; returns how many joints of this bus got none."""
         n_stale = 0
         for servo_id in line.ids:
@@ -318,7 +266,7 @@ class Robot:
             line.line.counters[servo_id].n_stale += 1
         return n_stale
 
-    def _is_plausible(self, line: _Line, k: int, tick: int, now_ns: int) -> bool:
+    def _is_plausible(self, line: ArmLine, k: int, tick: int, now_ns: int) -> bool:
         """Within one turn, and no farther than a servo can have gone; a jump is believed when it is there twice."""
         if not line.line.is_plausible(tick):
             self._beyond[k] = tick
@@ -359,7 +307,7 @@ class Robot:
             if (silent := [i for i in each.ids if is_silent[each.joint_of[i]]])
         )
 
-    def _explain(self, each: _Line, silent: list[int]) -> str:
+    def _explain(self, each: ArmLine, silent: list[int]) -> str:
         line, port = each.line, each.line.port.name
         if beyond := [i for i in silent if each.joint_of[i] in self._beyond]:
             return (
@@ -414,123 +362,17 @@ class Robot:
         slowly before this returns; raises BusError for one that is farther outside, and nothing is switched on. Off:
         every servo by itself, three times, ERR bits ignored, then all by sync write.
         """
-        if not on:
-            self.torque_on = False
-            self._clear_watchdogs()
-            unreached = self.rescue.release()
-        else:
-            unreached = self._energise()
-            self.torque_on = not unreached
-        for line in self._lines:
-            for health in line.health.servos.values():
-                if health.name not in unreached:
-                    health.torque_on = on
-        return unreached
+        return self._torque.switch_on(self.units) if on else self._torque.switch_off()
 
-    def _energise(self) -> list[str]:
-        self._clear_watchdogs()
-        self._remind()
-        if not self.torque_on:
-            for line in self._lines:
-                handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
-        ticks = self._fresh_ticks()
-        if isinstance(ticks, list):
-            return ticks
-        outside = self.units.outside(ticks)
-        if far := [each for each in outside if each.ticks > OUTSIDE_TICKS]:
-            them = "it" if len(far) == 1 else "them"
-            raise BusError(f"{', '.join(map(str, far))}: move {them} by hand, then start again")
-        slowed = self._slow_down(outside)
-        try:
-            unreached = self._switch_on(np.clip(ticks, self.units.least, self.units.most))
-            if outside and not unreached:
-                self._await_return(outside)
-        finally:
-            self._restore_speed(slowed)
-        return unreached
-
-    def _fresh_ticks(self) -> np.ndarray | list[str]:
-        """int64 (D,) positions read now; or the motors that did not answer."""
-        present = self.rescue.positions()
-        if silent := [joint.motor for joint in self.profile.joints if joint.motor not in present]:
-            return silent
-        return np.array([present[joint.motor] for joint in self.profile.joints], np.int64)
-
-    def _remind(self) -> None:
-        """Sets up again what has restarted; a person has asked for torque."""
-        for line in self._lines:
-            if restarted := line.health.restarted:
-                self._warn(*handshake.configure(line.line, line.bus, restarted))
-                self._look_at(line, restarted)
-
-    def _switch_on(self, goals: np.ndarray) -> list[str]:
-        unreached = []
-        for line in self._lines:
-            line.line.sync_write("goal_position", {i: int(goals[line.joint_of[i]]) for i in line.ids})
-        for line in self._lines:
-            bus = line.line
-            for servo_id in line.order:
-                with contextlib.suppress(BusError):
-                    bus.write_raw(servo_id, "torque_enable", 1, is_checked=False)
-            held = {i: self._torque_of(bus, i) for i in line.order}
-            unreached += [line.health.servos[i].name for i, on in held.items() if on != 1]
-        if not unreached and self.profile.rates.watchdog_ms:
-            for line in self._lines:
-                if sentence := line.line.arm_watchdog(self.profile.rates.watchdog_ms):
-                    self._tell(sentence)
-        return unreached
-
-    @staticmethod
-    def _torque_of(bus: ServoBus, servo_id: int) -> int | None:
-        try:
-            return bus.read_raw(servo_id, "torque_enable")
-        except BusError:
-            return None
-
-    def _slow_down(self, outside: Sequence[Outside]) -> list[tuple[ServoBus, int, int]]:
-        """Limits the speed of servos whose joint will move as soon as it has torque; what it was, shadows too."""
-        motors = {each.motor for each in outside}
-        slowed = []
-        for line in self._lines:
-            for motor in line.bus.motors:
-                if (motor.shadow_of or motor.name) in motors:
-                    bus = line.line
-                    slowed.append((bus, motor.id, bus.read_raw(motor.id, bus.speed)))
-                    bus.write_raw(motor.id, bus.speed, bus.speed_counts(motor.id, RETURN_TICKS_S))
-        return slowed
-
-    def _await_return(self, outside: Sequence[Outside]) -> None:
-        """Until all joints are inside, or have had the time that it takes."""
-        far = max(each.ticks for each in outside)
-        until_ns = self.clock.now_ns() + int(far / RETURN_TICKS_S * 1e9) + RETURN_PATIENCE_NS
-        while self.clock.now_ns() < until_ns:
-            ticks = self._fresh_ticks()
-            if not isinstance(ticks, list) and not self.units.outside(ticks):
-                return
-            self.clock.sleep_until(self.clock.now_ns() + RETURN_LOOK_NS)
-
-    @staticmethod
-    def _restore_speed(slowed: Sequence[tuple[ServoBus, int, int]]) -> None:
-        for bus, servo_id, speed in slowed:
-            with contextlib.suppress(BusError):  # the next exchange says so; slow is safe
-                bus.write_raw(servo_id, bus.speed, speed)
-
-    def _clear_watchdogs(self) -> None:
-        for line in self._lines:
-            with contextlib.suppress(BusError):
-                line.line.clear_watchdog()
+    @property
+    def torque_on(self) -> bool:
+        """As it was switched last."""
+        return self._torque.is_on
 
     def renew_torque(self, motor: str) -> None:
         """Enables the torque of one servo once more, which clears a Feetech's overload. Only of one that has torque:
         what a brown-out switched off stays off, and so does what has restarted or may have."""
-        for line in self._lines:
-            for servo_id, health in line.health.servos.items():
-                if health.name == motor:
-                    if health.torque_on and servo_id not in line.health.withheld:
-                        with contextlib.suppress(BusError):  # the next exchange says so
-                            line.line.sync_write("torque_enable", {servo_id: 1})
-                    return
-        raise UsageError(f"{self.profile.name} has no motor '{motor}'")
+        self._torque.renew(motor)
 
     def set_torque_limit(self, share: float) -> None:
         """Limits all servos to a share (0..1) of the torque that profile and owner give them."""

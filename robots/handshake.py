@@ -12,10 +12,11 @@ from edgevla.errors import BusError, CalibrationError
 
 from .bus.reads import finish
 from .bus.registers import Block
+from .bus.report import what_it_says
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import REGISTER_OF, Calibration, differences
 from .profile import Bus, Limits, Motor, Profile
-from .rescue import Rescue, unconfirmed
+from .rescue import Rescue, full_torque, unconfirmed
 
 PULSE_TIMEOUT_NS = 60_000_000
 PATIENCE_NS = 100_000_000
@@ -186,7 +187,7 @@ def check_health(line: ServoBus, bus: Bus, limits: Limits) -> None:
             )  # fmt: skip
         if report.faults:
             raise BusError(
-                f"{where} reports {', '.join(report.faults)}; {line.cure(motor.id, report.faults, report)}",
+                f"{where} {what_it_says(report.faults)}; {line.cure(motor.id, report.faults, report)}",
                 port=line.port.name, motor_id=motor.id, register="status", error_bits=report.error_bits,
             )  # fmt: skip
 
@@ -238,6 +239,24 @@ def _own_limits(line: ServoBus, servo_id: int, wanted: dict[str, int]) -> dict[s
             most = wanted[bound] if bound in wanted else line.read_raw(servo_id, bound)
             wanted[name] = min(wanted[name], most)
     return kept
+
+
+def weaker(rescue: Rescue) -> list[str]:
+    """Sentences for the user: servos whose owner allows less torque than a profile that says nothing of it."""
+    said = []
+    for bus in rescue.profile.buses:
+        line, wanted, held = rescue.buses[bus.name], full_torque(bus), rescue.learn_limits()[bus.name]
+        low = [
+            f"{m.name} {held[m.id] / line.full_torque:.0%}"
+            for m in bus.motors
+            if held[m.id] < wanted[m.id] and line.torque_limit not in dict(m.settings)
+        ]
+        if low:
+            said.append(
+                f"{line.robot} on {line.port.name}: less torque than the servos could give, because their own "
+                f"{line.own_limit} ({line.registers[line.own_limit].address}) says so: {', '.join(low)}"
+            )
+    return said
 
 
 def write_differing(line: ServoBus, servo_id: int, wanted: Mapping[str, int]) -> list[str]:

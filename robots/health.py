@@ -2,12 +2,12 @@
 
 Every servo is asked for its torque, errors, heat and memory within `HEALTH_PERIOD_NS`. A servo that has forgotten what
 connecting had set has restarted: it gets no more goals, since some firmware switches its torque on by a goal, and
-nothing may be energised unattended. A servo that has just been silent gets none either until it was looked at.
+nothing may be energised unattended. A servo that is silent gets none either, and is looked at first when it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,10 @@ class LineHealth:
             for m in bus.motors
         }
         self.doubted: set[int] = set()
-        """Were silent, and have not been looked at since."""
+        """Were silent in the last exchange."""
         self.next_ns = 0
+        self._last_ns = 0
+        self._each_ns = AIM_NS // len(self.servos)
         self._asked_ns: dict[int, int] = dict.fromkeys(self.servos, 0)
         self._seen: dict[int, _Seen] = {}
 
@@ -118,30 +120,28 @@ class LineHealth:
     def begin(self, now_ns: int, deadline_ns: int, answered: Collection[int]) -> BlockRead | None:
         """The read that is due now, or None. answered: the servos that have just answered the tick's read.
 
-        Done by the deadline, but for servos in doubt that are back, and for what is overdue.
+        Done by the deadline, but for what is overdue. A servo that is back is read now where there is time: else it
+        gets goals again unseen, since what it missed would make it jump, and is the next.
         """
-        doubted = [i for i in self.doubted if i in answered]
-        ids = [*doubted, *self._due(now_ns, deadline_ns, doubted)]
-        if not ids:
-            return None
-        self._asked_ns.update(dict.fromkeys(ids, now_ns))
-        until_ns = max(deadline_ns, now_ns + self._needed_ns(len(ids)))
-        return self.line.begin(self.line.health_block, ids, until_ns, n_retries=1, may_merge=False)
-
-    def _due(self, now_ns: int, deadline_ns: int, doubted: Sequence[int]) -> list[int]:
-        """Those asked longest ago: as many as are due and as there is time for; all of them where there never is."""
-        each_ns = AIM_NS // len(self.servos)
-        if now_ns < self.next_ns:
-            return []
-        n = min(len(self.servos), 1 + (now_ns - self.next_ns) // each_ns)
-        waiting = sorted((i for i in self.servos if i not in doubted), key=lambda i: self._asked_ns[i])
-        while n and now_ns + self._needed_ns(len(doubted) + n) > deadline_ns:
+        back = [i for i in self.doubted if i in answered]
+        self._asked_ns.update(dict.fromkeys(back, 0))
+        waiting = sorted(self.servos, key=lambda i: self._asked_ns[i])
+        is_due, late_ns = now_ns >= self.next_ns, now_ns - self.next_ns
+        n_due = min(len(waiting), 1 + late_ns // self._each_ns) if is_due else 0
+        n = max(len(back), n_due)
+        while n and now_ns + self._needed_ns(n) > deadline_ns:
             n -= 1
-        if n == 0 and waiting and now_ns - self._asked_ns[waiting[0]] >= HEALTH_PERIOD_NS:
+        self.doubted.difference_update(back[n:])
+        if n == 0 and n_due and now_ns - max(self._asked_ns[waiting[0]], self._last_ns) >= HEALTH_PERIOD_NS:
             n = len(waiting)
-        if n:
-            self.next_ns = max(self.next_ns + n * each_ns, now_ns - AIM_NS)
-        return waiting[:n]
+        if n == 0:
+            return None
+        self._last_ns = now_ns
+        self.next_ns = max(self.next_ns + n * self._each_ns, now_ns - AIM_NS)
+        ids = waiting[:n]
+        self._asked_ns.update(dict.fromkeys(ids, now_ns))
+        until_ns = max(deadline_ns, now_ns + self._needed_ns(n))
+        return self.line.begin(self.line.health_block, ids, until_ns, n_retries=1, may_merge=False)
 
     def _needed_ns(self, n: int) -> int:
         size, line = self.line.health_block.size, self.line

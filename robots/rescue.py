@@ -71,13 +71,14 @@ class Rescue:
         A servo without torque gets no goal: some firmware would switch it on by that.
         """
         unread: list[str] = []
+        present: dict[int, int]
         for bus in self.profile.buses:
             line = self.buses[bus.name]
             try:
-                present = self._read(bus, "torque_enable", "present_position")
+                torque = self._read(bus, "torque_enable")
                 line.clear_watchdog()  # one that fired refuses goals
-                goals = {i: v["present_position"] for i, v in present.items() if v["torque_enable"]}
-                if goals:
+                present = self._read(bus, "present_position")  # last: an arm that moves goes on meanwhile
+                if goals := {i: tick for i, tick in present.items() if torque.get(i, 1)}:
                     line.sync_write("goal_position", goals)
             except BusError as error:
                 self.lost[bus.name] = str(error)
@@ -95,12 +96,14 @@ class Rescue:
             except BusError as error:
                 self.lost[bus.name] = str(error)
                 continue
-            found.update({names[i]: values["present_position"] for i, values in present.items()})
+            found.update({names[i]: tick for i, tick in present.items()})
         return found
 
-    def _read(self, bus: Bus, *names: str) -> dict[int, dict[str, int]]:
+    def _read(self, bus: Bus, name: str) -> dict[int, int]:
+        """A register of the servos with a goal that answer."""
         line = self.buses[bus.name]
-        return line.read_all(Block(tuple(line.registers[n] for n in names)), goal_ids(bus), FREEZE_NS)
+        block = Block((line.registers[name],))
+        return {i: values[name] for i, values in line.read_all(block, goal_ids(bus), FREEZE_NS).items()}
 
     def learn_limits(self) -> dict[str, dict[int, int]]:
         """Reads how much torque the owner allows each servo, which is never exceeded; what `limit_torque(1.0)` writes.

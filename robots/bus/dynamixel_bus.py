@@ -74,24 +74,25 @@ class DynamixelBus(ServoBus):
         )
 
     def report(self, servo_id: int, values: Mapping[str, int]) -> ServoReport:
-        load, current_ma = self._load(servo_id, values["present_current"])
-        if "status" not in values:
-            return ServoReport(load_percent=load, current_ma=current_ma)
-        faults = dynamixel.error_texts(values["status"])
-        if values["bus_watchdog"] == dynamixel.WATCHDOG_FIRED:
+        load, current_ma = self._load(servo_id, values.get("present_current"))
+        torque, bits = values.get("torque_enable"), values.get("status")
+        faults = None if bits is None else dynamixel.error_texts(bits)
+        if faults is not None and values.get("bus_watchdog") == dynamixel.WATCHDOG_FIRED:
             faults.append("bus watchdog")
         return ServoReport(
-            torque_on=values["torque_enable"] == 1,
-            voltage_v=values["present_voltage"] * self.registers["present_voltage"].scale,
-            temperature_c=float(values["present_temperature"]),
+            torque_on=None if torque is None else torque == 1,
+            voltage_v=self.in_unit(values, "present_voltage"),
+            temperature_c=self.in_unit(values, "present_temperature"),
             load_percent=load,
             current_ma=current_ma,
-            error_bits=values["status"],
-            faults=tuple(faults),
+            error_bits=bits,
+            faults=None if faults is None else tuple(faults),
         )
 
-    def _load(self, servo_id: int, raw: int) -> tuple[float, float | None]:
+    def _load(self, servo_id: int, raw: int | None) -> tuple[float | None, float | None]:
         """Percent of full load, and mA where the servo measures them."""
+        if raw is None:
+            return None, None
         model = self.model_of.get(servo_id, "")
         if model in LOAD_ONLY:
             return raw * 0.1, None

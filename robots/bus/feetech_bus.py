@@ -64,14 +64,14 @@ class FeetechBus(ServoBus):
         )
 
     def report(self, servo_id: int, values: Mapping[str, int]) -> ServoReport:
-        bits = values.get("status", self.errors.get(servo_id, 0))
-        torque, amps = values.get("torque_enable"), values.get("present_current")
+        """Every answer carries the error bits."""
+        bits, torque = values.get("status", self.errors.get(servo_id, 0)), values.get("torque_enable")
         return ServoReport(
             torque_on=None if torque is None else torque == 1,
-            voltage_v=values["present_voltage"] * self.registers["present_voltage"].scale,
-            temperature_c=float(values["present_temperature"]),
-            load_percent=values["present_load"] * self.registers["present_load"].scale,
-            current_ma=None if amps is None else amps * self.registers["present_current"].scale,
+            voltage_v=self.in_unit(values, "present_voltage"),
+            temperature_c=self.in_unit(values, "present_temperature"),
+            load_percent=self.in_unit(values, "present_load"),
+            current_ma=self.in_unit(values, "present_current"),
             error_bits=bits,
             faults=tuple(feetech.error_texts(bits)),
         )

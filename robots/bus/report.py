@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+NO_LOAD_PERCENT = 5.0
 RESTARTED = "has restarted"
 """A fault that no servo reports: it has forgotten what connecting had set, so its supply was interrupted."""
 
@@ -44,6 +45,13 @@ class Cure:
     is_kept: bool = False
 
 
+def what_it_says(faults: Collection[str]) -> str:
+    """`reports overload, voltage and has restarted`."""
+    reported = ", ".join(fault for fault in faults if fault != RESTARTED)
+    parts = [f"reports {reported}"] if reported else []
+    return " and ".join([*parts, *([RESTARTED] if RESTARTED in faults else [])])
+
+
 def cure_words(
     cures: Mapping[str, Cure], faults: Iterable[str], report: ServoReport, own: OwnLimits | None, restart: str
 ) -> str:
@@ -66,6 +74,6 @@ def _measured(value: str, report: ServoReport, own: OwnLimits | None) -> str:
     if value == "heat" and report.temperature_c is not None:
         limit = "" if own is None else f", its limit is {own.temperature_c:.0f}"
         return f"it has {report.temperature_c:.0f} degC{limit}"
-    if value == "load" and report.load_percent is not None:
-        return f"it pushes with {abs(report.load_percent):.0f} %"
+    if value == "load" and abs(report.load_percent or 0.0) > NO_LOAD_PERCENT:
+        return f"it pushes with {abs(report.load_percent or 0.0):.0f} %"
     return ""

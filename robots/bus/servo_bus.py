@@ -387,6 +387,10 @@ class ServoBus:
                 return
             raise self.no_answer(servo_id, "WRITE", r)
 
+    def in_unit(self, values: Mapping[str, int], name: str) -> float | None:
+        """One of a block's raw values in its register's unit; None where the block has not got it."""
+        return values[name] * self.registers[name].scale if name in values else None
+
     def cure(self, servo_id: int, faults: Iterable[str], report: ServoReport) -> str:
         """What to do about faults, with the values that belong to them."""
         return cure_words(self.cures, faults, report, self.own.get(servo_id), self.restart_words(servo_id))

@@ -24,10 +24,10 @@ from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.nodes.vitals import ask_for_real_time, is_orphan, stop_when_asked
 
 from ..profile import Profile, load_profile
-from .faults import Fault
+from .faults import FIELDS, Fault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
-from .trace import Trace
+from .trace import ArmWatch, Trace
 
 WORLD_HZ = 60
 EARLY_NS = 200_000
@@ -148,7 +148,7 @@ class WorldLink:
         for request in self._commands.poll():
             request.answer(False, "the emulator takes no commands; send a fault")
         for peer, message in self._faults.poll():
-            values = {k: v for k, v in message.header.items() if k in FAULT_FIELDS and v is not None}
+            values = {k: v for k, v in message.header.items() if k in FIELDS and v is not None}
             refusal = self.on_fault(values)
             ack = {"of_seq": message.seq, "is_accepted": not refusal, "reason": refusal}
             self._faults.send(peer, "ack", ack)
@@ -163,9 +163,6 @@ class WorldLink:
         for part in (self._publisher, self._commands, self._faults):
             part.close()
         self._ctx.term()
-
-
-FAULT_FIELDS = ("kind", "target", "probability", "count", "duration_ms", "amount")
 
 
 def link_paths(profile: Profile, link: str | None) -> dict[str, Path]:
@@ -220,7 +217,7 @@ class Script:
 
 
 class Typed:
-    """Faults as lines on standard input, applied at once: `mute 4`, `clear`, or the JSON of a script."""
+    """Faults as lines on standard input, applied at once: `mute 4`, `weak gripper 30`, `clear`, or a script's JSON."""
 
     def __init__(self, apply: Callable[[dict[str, Any]], str], out: TextIO) -> None:
         self._apply, self._out = apply, out
@@ -240,16 +237,24 @@ class Typed:
     def _obey(self, text: str) -> str:
         """What became of it, in words."""
         if not text.startswith("{"):
-            kind, _, target = text.partition(" ")
-            return self._apply({"kind": kind, "target": _target(target)}) or text
+            return self._apply_words(text)
         try:
             return self._apply(json.loads(text)) or text
         except (ValueError, TypeError) as error:
             return f"{text}: {error}"
 
-
-def _target(text: str) -> str | int | None:
-    return int(text) if text.isdigit() else text or None
+    def _apply_words(self, text: str) -> str:
+        kind, *rest = text.split()
+        values: dict[str, Any] = {"kind": kind}
+        if rest:
+            values["target"] = int(rest[0]) if rest[0].isdigit() else rest[0]
+        try:
+            if rest[1:]:
+                (amount,) = rest[1:]
+                values["amount"] = float(amount)
+        except ValueError:
+            return f"{text}: expected KIND, or KIND TARGET, or KIND TARGET AMOUNT with a number"
+        return self._apply(values) or text
 
 
 def step_at_leisure(robot: EmulatedRobot, now_ns: int) -> int:
@@ -292,6 +297,7 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     robot = EmulatedRobot(
         profile, clock, args.seed, gravity=args.gravity, start=args.start, is_timed=not args.untimed,
         adapter=args.adapter, sway=args.sway, world=world, stalls_on_missing=args.missing == "stall",
+        is_energised=args.energised, firmware=args.firmware,
     )  # fmt: skip
     trace = Trace(Path(args.trace)) if args.trace else None
 
@@ -322,6 +328,8 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
         server.on_turn.append(lambda now: step_at_leisure(robot, now))
     if faults is not None:
         server.on_turn.append(faults.turn)
+    if trace is not None:  # after what brings the arm up to the time
+        server.on_turn.append(ArmWatch(robot.lines.values(), trace.write).turn)
     return server, close
 
 
