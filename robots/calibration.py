@@ -310,13 +310,33 @@ def adopted(profile: Profile, held: Mapping[str, Mapping[str, int]]) -> Calibrat
     return Calibration(motors, "the servos' registers")
 
 
+def targets(profile: Profile, calibration_id: str | None) -> dict[str, Path]:
+    """Bus name -> the file that `write` will write: the one there is, else where LeRobot looks first.
+
+    Raises CalibrationError when it is not clear which, or when nothing can be written there.
+    """
+    paths = {}
+    for bus in profile.buses:
+        path = find(profile, bus, calibration_id) or candidates(profile, bus, calibration_id)[0]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CalibrationError(
+                f"{path.parent} cannot be made ({error.strerror}); name another folder in HF_LEROBOT_CALIBRATION"
+            ) from error
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise CalibrationError(
+                f"{path.parent} cannot be written; take it into your hands: sudo chown -R $USER {path.parent}"
+            )
+        paths[bus.name] = path
+    return paths
+
+
 def write(profile: Profile, calibration: Calibration, calibration_id: str | None) -> list[Path]:
     """Writes one LeRobot file per bus where LeRobot looks first; an older file is kept beside it as .bak-DATE."""
-    written = []
+    paths = targets(profile, calibration_id)
     for bus in profile.buses:
-        prefix = f"{bus.name}_" if bus.calibration_suffix else ""
-        path = find(profile, bus, calibration_id) or candidates(profile, bus, calibration_id)[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix, path = f"{bus.name}_" if bus.calibration_suffix else "", paths[bus.name]
         entries = {m.name.removeprefix(prefix): asdict(calibration.motors[m.name]) for m in bus.motors}
         if path.exists():
             backup = path.with_suffix(f".json.bak-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -324,8 +344,7 @@ def write(profile: Profile, calibration: Calibration, calibration_id: str | None
         partial = path.with_suffix(".json.part")
         partial.write_text(json.dumps(entries, indent=4) + "\n", encoding="utf-8")
         partial.replace(path)
-        written.append(path)
-    return written
+    return list(paths.values())
 
 
 def nominal(profile: Profile) -> Calibration:

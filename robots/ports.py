@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,12 @@ def choose_ports(profile: Profile, texts: Sequence[str], option: str = "--port")
                 "DIR"
             )
         ports[name] = found[0]
+    for name, port in ports.items():
+        for other in ports:
+            if other != name and os.path.realpath(ports[other]) == os.path.realpath(port):
+                raise UsageError(
+                    f"buses '{other}' and '{name}' are both on {port}; each has an adapter of its own"
+                )
     return ports
 
 

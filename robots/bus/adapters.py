@@ -86,6 +86,16 @@ def autosuspend_file(path: str, sysfs: str = SYSFS) -> Path | None:
     return None if delay is not None and delay.startswith("-") else device / "power/control"
 
 
+def is_left_to_us(path: str, udev: str = "/run/udev/data") -> bool:
+    """Whether a udev rule tells ModemManager to leave this adapter alone."""
+    try:
+        device = os.stat(path).st_rdev  # noqa: PTH116
+    except OSError:
+        return False
+    facts = _read(Path(udev, f"c{os.major(device)}:{os.minor(device)}")) or ""
+    return "E:ID_MM_DEVICE_IGNORE=1" in facts.splitlines()
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None

@@ -4,7 +4,7 @@
     edgevla doctor --robot so101 --port /dev/ttyACM0     the arm: every servo, its model, firmware, volts, heat
     edgevla doctor --robot aloha --reboot 9              clears a Dynamixel's hardware error (the arm may drop)
 
-Nothing moves and no setting is changed (but for --reboot). Exit code 1 when something must be repaired.
+Nothing moves and no setting is kept (but for --reboot). Exit code 1 when something must be repaired.
 """
 
 from __future__ import annotations
@@ -117,15 +117,16 @@ def _engines() -> Check:
 
 
 def _serial_ports() -> list[Check]:
-    from ..bus.adapters import CURES, candidate_ports, is_running
+    from ..bus.adapters import CURES, candidate_ports, is_left_to_us, is_running
     from .checkup import Check
 
     ports = candidate_ports()
     checks = [check for port in ports for check in _serial_port(port)] or [
         Check("ok", "serial ports", "none")
     ]
+    is_managed = not ports or not all(is_left_to_us(port) for port in ports)
     for program, cure in CURES.items():
-        if is_running(program):
+        if is_running(program) and (is_managed or program != "ModemManager"):
             vendor = next((v for port in ports if (v := _vendor(port))), "1a86")
             checks.append(Check("warn", program, "is running", cure.format(vendor=vendor)))
     return checks

@@ -1,6 +1,7 @@
 """The guided calibration: centre, sweep, save; what cannot be right is asked about joint by joint, and only that again.
 
-The servos' registers are written once, at the end. What they held before is put back whatever ends it.
+The servos' registers are written once, at the end, but for what a position needs to mean anything. What they held before
+is put back whatever ends it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def guide(
     profile: Profile, lines: Mapping[str, ServoBus], calibration_id: str | None, person: Terminal
 ) -> int:
     """Centre, sweep, check, save: into the servos and into LeRobot's file."""
+    calibration.targets(profile, calibration_id)  # refused now, or after all the work
     for bus in profile.buses:
         for sentence in (check_motors(lines[bus.name], bus, profile), lines[bus.name].probe_reading()):
             if sentence:
@@ -37,12 +39,15 @@ def guide(
     with endings_raise():
         try:
             made = _measure(profile, lines, held, person)
+            with unbroken():
+                write_calibration(lines, profile, made)
+                paths = calibration.write(profile, made, calibration_id)
         except BaseException:
             _say_to_whom_it_may_concern(person, put_back(profile, lines, held))
             raise
     for sentence in out_of_reach(profile, made):
         person.say(f"Careful: {sentence}. Move it to both its ends, or change the pose in the profile.")
-    for path in calibration.write(profile, made, calibration_id):
+    for path in paths:
         person.say(f"Saved {path}")
     return 0
 
@@ -53,7 +58,7 @@ def _measure(
     held: dict[str, dict[str, int]],
     person: Terminal,
 ) -> Calibration:
-    """Everything between the first question and the servos' registers. held: takes up what else is written."""
+    """From the first question to the last answer. held: takes up what else is written meanwhile."""
     prepare(profile, lines, held)
     encoders = Encoders(profile, lines, held)
     person.wait(
@@ -67,10 +72,7 @@ def _measure(
     if not person.is_live:
         for row in table(profile, swept):
             person.say(row)
-    made = conclude(profile, encoders.offsets, swept)
-    with unbroken():
-        write_calibration(lines, profile, made)
-    return made
+    return conclude(profile, encoders.offsets, swept)
 
 
 def prepare(profile: Profile, lines: Mapping[str, ServoBus], held: dict[str, dict[str, int]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgevla.cli import main
-from edgevla.errors import BusError
+from edgevla.errors import BusError, UsageError
 from edgevla.robots.bus import adapters
 from edgevla.robots.bus.adapters import autosuspend_file, candidate_ports, openers
 from edgevla.robots.bus.port import SerialPort
@@ -235,3 +235,19 @@ def test_an_adapter_that_may_fall_asleep_is_found(tmp_path):
     assert autosuspend_file(f"{dev}/ttyACM1", sysfs) == tmp_path / "sys/devices/usb1/1-1/power/control"
     assert autosuspend_file(f"{dev}/ttyACM2", sysfs) is None
     assert autosuspend_file("/dev/pts/0", sysfs) is None
+
+
+def test_a_udev_rule_keeps_modem_manager_off(tmp_path):
+    device = Path("/dev/null").stat().st_rdev
+    facts = tmp_path / f"c{os.major(device)}:{os.minor(device)}"
+    assert not adapters.is_left_to_us("/dev/null", str(tmp_path))
+    facts.write_text("I:1234\nE:ID_MM_DEVICE_IGNORE=1\n")
+    assert adapters.is_left_to_us("/dev/null", str(tmp_path))
+    assert not adapters.is_left_to_us("/dev/nowhere", str(tmp_path))
+
+
+def test_two_buses_on_one_adapter_are_refused(pty, tmp_path):
+    link = tmp_path / "right"
+    link.symlink_to(pty)
+    with pytest.raises(UsageError, match=r"buses 'right' and 'left' are both on"):
+        choose_ports(load_profile("aloha"), [f"left={pty}", f"right={link}"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevla.errors import BusError, UsageError
+from edgevla.errors import BusError, CalibrationError, UsageError
 from edgevla.robots.calibration import find_calibration
 from edgevla.robots.handshake import held_calibration
 from edgevla.robots.tools.guided import guide
@@ -352,3 +352,23 @@ def test_nobody_to_hold_an_arm_with_torque_leaves_it_held(bench):
     with pytest.raises(UsageError, match="the input has ended"), Path("/dev/null").open() as nobody:
         guide(made.profile, made.robot.buses, "blue", Terminal("calibration", nobody, io.StringIO()))
     assert all(made.servo(name).torque_on for name in JOINTS)
+
+
+def test_a_place_where_nothing_can_be_saved_is_refused_before_the_work(bench, home):
+    home.parent.joinpath("calibration").write_text("a file where the folder should be")
+    made = bench("so101")
+    with pytest.raises(
+        CalibrationError, match=r"cannot be made .*name another folder in HF_LEROBOT_CALIBRATION"
+    ):
+        guide(made.profile, made.robot.buses, "blue", Person(made, []))
+
+
+def test_a_file_that_cannot_be_written_at_the_end_puts_the_servos_back(bench, home, monkeypatch):
+    made = bench("so101")
+    before = held_calibration(made.robot.buses, made.profile)
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no room")))
+    person = Person(made, [CENTRE, ("2. Move every joint", WIDE, "")])
+    with pytest.raises(OSError, match="no room"):
+        guide(made.profile, made.robot.buses, "blue", person)
+    assert held_calibration(made.robot.buses, made.profile) == before
+    assert "the servos hold again what they held before" in person.said[-1]
