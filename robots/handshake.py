@@ -23,8 +23,8 @@ PATIENCE_NS = 100_000_000
 PROBES = 3
 SLOW_ADAPTER_MS = 6.0
 """An adapter that adds more than this to an answer (`pulse_ms`) slows the control loop."""
-PAIR_SAMPLES = 3
-PAIR_NOISE_TICKS = 2
+PAIR_SAMPLES = 5
+PAIR_NOISE_TICKS = 3
 """Two servos of a pair that differ by no more agree: an EEPROM write for a tick of noise wears it."""
 TURN = 4096
 LEAST_SHIFT_TICKS = 40

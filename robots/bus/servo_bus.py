@@ -30,6 +30,12 @@ N_TRIES = 3
 MAX_FAST_FAILURES = 3
 PROBE_NS = 60_000_000
 
+NEEDED = (
+    "id", "baud", "model_number", "homing_offset", "min_position", "max_position", "min_voltage", "max_voltage",
+    "max_temperature", "torque_enable", "goal_position", "present_position",
+)  # fmt: skip
+"""Registers by which this project knows any servo."""
+
 
 @dataclass(frozen=True)
 class PingReply:
@@ -42,7 +48,9 @@ class PingReply:
 class ServoBus:
     """One line with its servos. The first part is what a protocol says; `protocols.py` lists them.
 
-    codec: the module with the frames, `Decoder`, `refuses` and `error_texts`.
+    codec: what builds and reads frames: `read`, `write`, `sync_read`, `sync_write`, `sync_read_bytes`, `refuses`,
+    `Decoder`, `MAX_ID`.
+    registers: by name; `NEEDED` and what the attributes below name must be there.
     known_models: model number by the name that profiles use. bauds: by the value of the baud register.
     full_torque: raw value of the register `torque_limit` at full torque; `own_limit`: the owner's, kept in EEPROM.
     ceilings: EEPROM registers by which an owner limits a servo: written lower, never higher than they are.
