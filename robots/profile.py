@@ -333,10 +333,8 @@ def _motor(table: Table, profile: Profile, is_by_file: bool) -> Motor:
     bus = next(bus for bus in profile.buses if bus.name == bus_name)
     model, number = read_model(table, bus.protocol)
     shadow_of = table.word("shadow_of", "") or None
-    if shadow_of and bus.protocol == "feetech":
-        raise table.error(
-            "shadow_of", "Feetech servos cannot obey for another one; only Dynamixel servos can"
-        )
+    if shadow_of and "secondary_id" not in BUSES[bus.protocol].registers:
+        raise table.error("shadow_of", f"{bus.protocol} servos cannot obey for another one")
     if shadow_of and "joint" in table:
         raise table.error("joint", f"a shadow has no joint of its own: it obeys for '{shadow_of}'")
     return Motor(

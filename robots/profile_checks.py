@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from .bus.protocols import BUSES
 from .toml_tables import PLAIN_NAME, Table, say
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _check_times(profile: Profile, root: Table) -> None:
 
 
 def _has_watchdog(profile: Profile) -> bool:
-    return any(bus.protocol == "dynamixel" for bus in profile.buses)
+    return any("bus_watchdog" in BUSES[bus.protocol].registers for bus in profile.buses)
 
 
 def _doubled(values: Iterable[str | int]) -> str | int | None:

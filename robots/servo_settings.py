@@ -44,7 +44,7 @@ def read_model(table: Table, protocol: str) -> tuple[str, int]:
     name = value.lower() if isinstance(value, str) else ""
     if name in known:
         return name, known[name]
-    for foreign in BUSES[protocol].codec.FOREIGN:
+    for foreign in BUSES[protocol].foreign:
         if (is_number and value in foreign.numbers) or (name and name.startswith(foreign.names)):
             raise table.error("model", f"{say(value)} cannot be driven: {foreign.why}")
     if not is_number:
@@ -73,7 +73,7 @@ def read_settings(
             raise table.error(
                 f"settings.{name}", "it belongs to the calibration, which edgevla calibrate writes"
             )
-        modes = BUSES[protocol].codec.MODES[kind]
+        modes = BUSES[protocol].modes.get(kind, (value,))
         if name == "operating_mode" and value not in modes:
             allowed = ", ".join(map(str, modes))
             raise table.error(
@@ -91,6 +91,6 @@ def _check(table: Table, protocol: str, name: str, value: Any) -> None:
         raise table.error(key, "it can only be read")
     if name in REFUSED:
         raise table.error(key, f"it may not be set here: {REFUSED[name]}")
-    low, high = BUSES[protocol].codec.RANGES.get(name, registers[name].limits)
+    low, high = BUSES[protocol].ranges.get(name, registers[name].limits)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise table.error(key, f"{say(value)} is not a whole number within {low}..{high}")

@@ -120,7 +120,7 @@ WRONG = [
     (("motor", 1, "id"), 1, "'shoulder_lift', key 'id': two motors of bus 'arm' have id 1"),
     (("motor", 1, "joint"), "shoulder_pan.pos", "key 'joint': two of them are called 'shoulder_pan.pos'"),
     (("motor", 0, "range_ticks"), [0.5, 0.7], "key 'range_ticks': expected whole numbers, got [0.5, 0.7]"),
-    (("motor", 0, "shadow_of"), "gripper", "key 'shadow_of': Feetech servos cannot obey for another one"),
+    (("motor", 0, "shadow_of"), "gripper", "key 'shadow_of': feetech servos cannot obey for another one"),
     (("bus", 0, "baud"), True, "key 'baud': True is not one of 1000000"),
     (("bus", 0, "name"), "a=b", "key 'name': 'a=b' is no name"),
     (("camera", 0, "width"), 0, "table [[camera]] 'front', key 'width': 0 is outside 1..8192"),
