@@ -14,6 +14,7 @@ import signal
 import sys
 import termios
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from edgevla.errors import UsageError
@@ -32,7 +33,8 @@ class Terminal:
     """
 
     def __init__(self, purpose: str, source: TextIO | None = None, out: TextIO | None = None) -> None:
-        self._in, self._out = source or sys.stdin, out or sys.stdout
+        # A process may be started without either; then nobody answers, and nobody reads.
+        self._in, self._out = source or sys.stdin or _nothing("r"), out or sys.stdout or _nothing("w")
         self._purpose = purpose
         self.is_live = self._out.isatty()
         self._typed = b""
@@ -117,6 +119,10 @@ class Terminal:
             raise UsageError(
                 f"{self._purpose} needs somebody to read what it says: the output is closed"
             ) from error
+
+
+def _nothing(mode: str) -> TextIO:
+    return Path(os.devnull).open(mode)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

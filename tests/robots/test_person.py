@@ -293,3 +293,12 @@ def test_a_closed_pipe_is_a_sentence_and_no_yes(arm, verb, tmp_path):
     assert "Traceback" not in text
     assert "Exception ignored" not in text
     assert arm.held == before
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "setup-motors"])
+def test_a_process_without_any_input_is_told_that_nobody_answers(arm, verb):
+    command = f"exec 0<&-; exec {sys.executable} -m edgevla {verb} --robot so101 --port {arm.port}"
+    done = subprocess.run(["/bin/bash", "-c", command], capture_output=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 2
+    assert b"the input has ended" in done.stderr
+    assert b"Traceback" not in done.stderr
