@@ -93,6 +93,10 @@ class Deployment:
     task: str = ""
 
     @property
+    def bundle_name(self) -> str:
+        return Path(self.bundle).name if self.bundle else ""
+
+    @property
     def session_bytes(self) -> bytes:
         return bytes.fromhex(self.session)
 

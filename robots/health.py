@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from edgevla.messages import Servo
 
 from .bus.reads import BlockRead
 from .bus.report import RESTARTED, ServoReport
@@ -47,22 +48,22 @@ class ServoHealth:
     n_corrupt: int = 0
     n_stale: int = 0
 
-    def to_wire(self) -> dict[str, Any]:
+    def to_wire(self) -> Servo:
         """As the `servo_health` message has it."""
-        return {
-            "id": self.id,
-            "bus": self.bus,
-            "name": self.name,
-            "temperature_c": self.temperature_c if self.temperature_c is not None else float("nan"),
-            "voltage_v": self.voltage_v if self.voltage_v is not None else float("nan"),
-            "load_percent": self.load_percent if self.load_percent is not None else float("nan"),
-            "current_ma": self.current_ma,
-            "error_bits": self.error_bits,
-            "torque_on": bool(self.torque_on),
-            "n_retries": self.n_retries,
-            "n_corrupt": self.n_corrupt,
-            "n_stale": self.n_stale,
-        }
+        return Servo(
+            id=self.id,
+            bus=self.bus,
+            name=self.name,
+            temperature_c=self.temperature_c if self.temperature_c is not None else float("nan"),
+            voltage_v=self.voltage_v if self.voltage_v is not None else float("nan"),
+            load_percent=self.load_percent if self.load_percent is not None else float("nan"),
+            current_ma=self.current_ma,
+            error_bits=self.error_bits,
+            torque_on=bool(self.torque_on),
+            n_retries=self.n_retries,
+            n_corrupt=self.n_corrupt,
+            n_stale=self.n_stale,
+        )
 
     def take(self, report: ServoReport, line: ServoBus) -> None:
         """The newer of what is known."""

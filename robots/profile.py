@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -107,8 +108,11 @@ class Bus:
 class Camera:
     """A camera of the robot. source: what `--camera NAME=SOURCE` takes; fps: frames per second.
 
+    rotation: degrees, clockwise, by which its picture is turned: how it is mounted. width, height: after that.
     fit: what to do where another size is wanted than the camera gives: `exact` refuses, `crop` cuts the middle,
     `resize` averages areas.
+    fourcc: pixel format to ask for (`MJPG`); empty: the driver's choice.
+    exposure, gain, white_balance: locked to these driver units (white balance: kelvin) where given.
     """
 
     name: str
@@ -118,6 +122,11 @@ class Camera:
     fps: float
     has_locked_exposure: bool = False
     fit: Literal["exact", "crop", "resize"] = "exact"
+    fourcc: str = ""
+    exposure: float | None = None
+    gain: float | None = None
+    white_balance: float | None = None
+    rotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -252,7 +261,7 @@ def _read(root: Table) -> Profile:
         lerobot_types=tuple(root.words("lerobot_types", ())),
         buses=tuple(_bus(table) for table in root.array("bus")),
         joints=(),
-        cameras=tuple(_camera(table) for table in root.array("camera", is_needed=False)),
+        cameras=_cameras(root),
         rates=root.dataclass("rates", Rates),
         limits=root.dataclass("limits", Limits),
         escalation=root.dataclass("escalation", Escalation),
@@ -292,6 +301,15 @@ def _bus(table: Table) -> Bus:
     return bus
 
 
+def _cameras(root: Table) -> tuple[Camera, ...]:
+    cameras: list[Camera] = []
+    for table in root.array("camera", is_needed=False):
+        cameras.append(_camera(table))
+        if cameras[-1].name in [camera.name for camera in cameras[:-1]]:
+            raise table.error("name", f"two cameras are called '{cameras[-1].name}'")
+    return tuple(cameras)
+
+
 def _camera(table: Table) -> Camera:
     camera = Camera(
         name=table.text("name"),
@@ -301,9 +319,24 @@ def _camera(table: Table) -> Camera:
         fps=table.number("fps", 0.1, 1000),
         has_locked_exposure=table.flag("locked_exposure", False),
         fit=table.choice("fit", ("exact", "crop", "resize"), "exact"),
+        fourcc=table.text("fourcc", ""),
+        exposure=_locked(table, "exposure"),
+        gain=_locked(table, "gain"),
+        white_balance=_locked(table, "white_balance"),
+        rotation=table.choice("rotation", (0, 90, 180, 270), 0),
     )
     table.finish()
+    if not re.fullmatch(r"[\w-]+", camera.name, re.ASCII):
+        raise table.error("name", f"'{camera.name}' must be of letters, digits, '_' and '-'")
+    if not re.fullmatch(r"([ -~]{4})?", camera.fourcc):
+        raise table.error(
+            "fourcc", f"'{camera.fourcc}' is no pixel format; give four letters such as MJPG or YUYV"
+        )
     return camera
+
+
+def _locked(table: Table, key: str) -> float | None:
+    return table.number(key, 0, 1e6) if key in table else table.raw(key, None)
 
 
 def _gripper(table: Table) -> GripperMap:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from .bus.protocols import BUSES
-from .toml_tables import PLAIN_NAME, Table, say
+from .toml_tables import Table, say
 
 if TYPE_CHECKING:
     from .profile import Motor, Profile
@@ -46,14 +46,9 @@ def _check_names(profile: Profile, motors: Sequence[Motor], root: Table) -> None
         ("bus", "name", [bus.name for bus in profile.buses]),
         ("motor", "name", [motor.name for motor in motors]),
         ("motor", "joint", [joint.name for joint in profile.joints]),
-        ("camera", "name", [camera.name for camera in profile.cameras]),
     ):
         if name := _doubled(names):
             raise Table(root.path, f"[[{what}]] '{name}'", {}).error(key, f"two of them are called '{name}'")
-    for camera in profile.cameras:
-        if not PLAIN_NAME.fullmatch(camera.name):
-            table = Table(root.path, f"[[camera]] {say(camera.name)}", {})
-            raise table.error("name", "it is no name: letters, digits and _ . + - are allowed")
 
 
 def _check_buses(profile: Profile, root: Table) -> None:

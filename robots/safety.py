@@ -117,6 +117,11 @@ class SafetyFilter:
         self.last_goal = np.asarray(goal, np.float32).copy()
         self._is_first = True
 
+    @property
+    def is_approaching(self) -> bool:
+        """Whether the arm is on its slow way to a first goal that was far."""
+        return self._is_slow or self._is_first
+
     def allow(self, wanted: np.ndarray | None, is_slow: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """float32 (D,) allowed goal, uint16 (D,) reasons. None keeps the last goal.
 

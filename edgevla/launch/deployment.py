@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.arguments import Start
 from edgevla.bundle import Fit
 from edgevla.cameras import CameraSettings
+from edgevla.descriptions import AboutRobot
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
 from edgevla.execution.strategies import KINDS
@@ -37,6 +39,7 @@ class DeployOptions:
     calibration: str | None = None
     servo_hz: float | None = None
     may_lose_cameras: bool = False
+    may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
 
@@ -46,13 +49,13 @@ def camera_names(manifest: Manifest) -> list[str]:
     return [manifest.features[name].camera_name for name in manifest.cameras]
 
 
-def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptions) -> list[CameraSettings]:
+def camera_settings(manifest: Manifest, robot: AboutRobot, o: DeployOptions) -> list[CameraSettings]:
     """One per camera the policy needs: the profile's, with what the command line says; simulated ones fit.
 
     Raises:
         UsageError: `--camera` names one that the policy does not have.
     """
-    known = {c["name"]: c for c in robot["cameras"]}
+    known = {camera.name: camera for camera in robot.cameras}
     unused = [n for n in o.cameras if n not in camera_names(manifest)]
     if unused:
         names = ", ".join(camera_names(manifest)) or "none"
@@ -60,18 +63,23 @@ def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptio
     made = []
     for name, feature in zip(camera_names(manifest), manifest.cameras, strict=True):
         height, width = manifest.features[feature].shape[:2]
-        source = o.cameras.get(name, "sim" if o.is_sim else known.get(name, {}).get("source"))
+        camera = known.get(name)
+        declared = "sim" if o.is_sim else camera.source if camera else None
+        source = o.cameras.get(name, declared)
         if source is None:
             continue  # `fit` says which camera is missing
-        camera = known.get(name)
-        fps = max(camera["fps"] if camera else 0.0, manifest.fps)
+        fps = max(camera.fps if camera else 0.0, manifest.fps)
         settings = CameraSettings(name, source, width, height, fps)
         if camera is not None and source != "sim":
-            delivered = {"asked_width": camera["width"], "asked_height": camera["height"]}
-            if camera["fit"] == "exact":  # where it is not what the policy takes, `fit` refuses
-                delivered |= {"width": camera["width"], "height": camera["height"]}
-            locked = camera["locked_exposure"]
-            settings = replace(settings, **delivered, fit=camera["fit"], has_locked_exposure=locked)
+            settings = replace(CameraSettings.of_profile(camera, source), fps=fps)
+            if camera.fit != "exact":  # where it is and the sizes differ, `fit` refuses
+                settings = replace(
+                    settings,
+                    width=width,
+                    height=height,
+                    asked_width=camera.width,
+                    asked_height=camera.height,
+                )
         made.append(settings)
     return made
 
@@ -105,31 +113,31 @@ def execution_words(execution: Execution) -> str:
 
 def start_arguments(
     m: Manifest, fit: Fit, options: DeployOptions, execution: Execution, latency_ms: float
-) -> dict[str, Any]:
+) -> Start:
     """Arguments of `start`, speeds and ranges in the robot's order and units."""
     speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
-    return {
-        "fps": float(m.fps),
-        "chunk_size": m.chunk_size,
-        "n_action_steps": m.n_action_steps,
-        "execution": execution_to(execution),
-        "allowed": list(m.execution.allowed),
-        "task": options.task or (m.prompt.default_task if m.prompt else None) or "",
-        "n_steps": options.n_steps,
-        "guidance_end": m.rtc.guidance_end if m.rtc else 0,
-        "max_guidance": float(m.rtc.max_guidance) if m.rtc else 0.0,
-        "trained_speed": None if speed is None else fit.action.speeds_to_robot(speed).tolist(),
-        "trained_range": _trained_range(m, fit),
-        "latency_ms": latency_ms,
-        "max_hz": options.servo_hz,
-    }
+    return Start(
+        fps=m.fps,
+        chunk_size=m.chunk_size,
+        n_action_steps=m.n_action_steps,
+        execution=execution,
+        allowed=m.execution.allowed,
+        task=options.task or (m.prompt.default_task if m.prompt else None) or "",
+        n_steps=options.n_steps,
+        guidance_end=m.rtc.guidance_end if m.rtc else 0,
+        max_guidance=m.rtc.max_guidance if m.rtc else 0.0,
+        trained_speed=None if speed is None else tuple(fit.action.speeds_to_robot(speed).tolist()),
+        trained_range=_trained_range(m, fit),
+        latency_ms=latency_ms,
+        max_hz=options.servo_hz,
+    )
 
 
-def _trained_range(m: Manifest, fit: Fit) -> list[list[float]] | None:
+def _trained_range(m: Manifest, fit: Fit) -> tuple[tuple[float, ...], ...] | None:
     """[lowest, highest] per joint."""
     seen = m.trained_range.get("observation.state") if m.trained_range else None
     if seen is None or fit.state is None:
         return None
     ends = [fit.state.to_robot(np.array(values)) for values in (seen.q01, seen.q99)]
     low_high = (ends[0].clip(max=ends[1]), ends[1].clip(min=ends[0]))
-    return [values.tolist() for values in low_high]
+    return tuple(tuple(values.tolist()) for values in low_high)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 
 if TYPE_CHECKING:
     from edgevla.nodes.recorder import RecorderNode
@@ -70,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
     node.episode_s = args.seconds
     session = Session(node, args, say, lambda: folder.is_dir())
     try:
+        with contextlib.suppress(
+            UsageError
+        ):  # a robot that is not ready yet: `record` says so, and checks again
+            node.check_output()
         with keys() as read_key:
             session.run(read_key)
     finally:
@@ -160,13 +164,13 @@ class Session:
                 word = "record"
             if word == "keep" and self.is_recording:
                 self._say("saving the episode ...")
-            self._say(self.node.obey(word, {}))
+            self._say(self.node.obey(word))
             self.n_kept += word == "keep"
             self.n_discarded += word == "discard"
         except UsageError as error:
             self._say(f"! {error}")
         except EdgeVLAError as error:
-            if self.is_recording or word == "keep":
+            if self.is_recording or word == "keep" or isinstance(error, DatasetError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._say(f"! {error}")
 

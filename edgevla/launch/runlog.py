@@ -8,6 +8,7 @@ It listens like any monitor; the control loop never waits for a disk.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import Counter
@@ -17,8 +18,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from edgevla.codec import Message
-from edgevla.messages import is_grid_moment
+from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
 RED_LINE = 0.02
 """A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
@@ -28,6 +28,8 @@ def plain(value: Any) -> Any:
     """Numpy and bytes made JSON; a number that is not finite becomes null."""
     if isinstance(value, np.ndarray):
         return [plain(v) for v in value.tolist()]
+    if dataclasses.is_dataclass(value):
+        return {k: plain(v) for k, v in vars(value).items()}
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -91,64 +93,62 @@ class RunLog:
         if self._file is not None:
             self._file.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")) + "\n")
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Message[Body]) -> None:
         """One message of any type; what does not belong into a log is ignored."""
         handler = getattr(self, f"_on_{message.type}", None)
         if handler is not None:
             handler(message)
 
-    def _on_state(self, m: Message) -> None:
-        h = m.header
-        self.last_mode = h["mode"]
+    def _on_state(self, m: Message[State]) -> None:
+        state = m.body
+        self.last_mode = state.mode
         self.heard_of_robot = time.monotonic()
-        self._modes[h["mode"]] += 1
-        if h["mode"] in ("running", "holding"):
-            self._late.add(h["late_ns"] / 1e6)
-            self._note_seam(h)
-        if is_grid_moment(h) or h["limited_by"].any():
-            self.write(
-                "state", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "sent_ns")}
-            )
+        self._modes[state.mode] += 1
+        if state.mode in ("running", "holding"):
+            self._late.add(state.late_ns / 1e6)
+            self._note_seam(state)
+        if state.is_grid_moment or state.limited_by.any():
+            self.write("state", {**_said(m), **vars(state)})
 
-    def _note_seam(self, h: Mapping[str, Any]) -> None:
+    def _note_seam(self, state: State) -> None:
         """Second difference of what was wanted: where chunks meet, beside what happens within them."""
-        if h["wanted"] is None:
+        if state.wanted is None:
             self._past.clear()
             return
-        self._past = [*self._past[-2:], (h["tick"], h["chunk_seq"], h["wanted"])]
+        self._past = [*self._past[-2:], (state.tick, state.chunk_seq, state.wanted)]
         if len(self._past) < 3 or self._past[2][0] - self._past[0][0] != 2:
             return
         a, b, c = (wanted for _, _, wanted in self._past)
         bend = float(np.max(np.abs(c - 2 * b + a)))
         (self._seam if self._past[2][1] != self._past[1][1] else self._within).add(bend)
 
-    def _on_chunk(self, m: Message) -> None:
-        h = m.header
+    def _on_chunk(self, m: Message[Chunk]) -> None:
+        chunk = m.body
         self.n_chunks += 1
-        for stage, spent in h["timing_ns"].items():
+        for stage, spent in vars(chunk.timing_ns).items():
             self._stages.setdefault(stage, Series()).add(spent / 1e6)
-        self._latency.add(sum(h["timing_ns"].values()) / 1e6)
-        self._image_age.add(h["image_age_ns"] / 1e6)
-        self.write("chunk", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "policy")})
+        self._latency.add(chunk.timing_ns.total / 1e6)
+        self._image_age.add(chunk.image_age_ns / 1e6)
+        fields = {k: v for k, v in vars(chunk).items() if k != "policy"}
+        self.write("chunk", {**_said(m), "sent_ns": m.header.sent_ns, **fields})
 
-    def _on_heartbeat(self, m: Message) -> None:
+    def _on_heartbeat(self, m: Message[Heartbeat]) -> None:
         known = self._counters.get(m.source, {})
-        counters = m["counters"]
+        counters = m.body.counters
         if any(counters.get(name, 0) < value for name, value in known.items()):
             self._restarted[m.source] += 1
         self._counters[m.source] = dict(counters)
 
-    def _on_event(self, m: Message) -> None:
-        self._events[m["severity"]] += 1
-        self.is_released = self.is_released or m["code"] == "released"
-        if m["severity"] == "stop":
-            self.last_stop = m["text"]
-        self.write(
-            "event", {k: m[k] for k in ("source", "observed_ns", "severity", "code", "text", "fields")}
-        )
+    def _on_event(self, m: Message[Event]) -> None:
+        event = m.body
+        self._events[event.severity] += 1
+        self.is_released = self.is_released or event.code == "released"
+        if event.severity == "stop":
+            self.last_stop = event.text
+        self.write("event", {"source": m.source, "observed_ns": m.observed_ns, **vars(event)})
 
-    def _on_servo_health(self, m: Message) -> None:
-        self.write("servo_health", {"observed_ns": m.observed_ns, "servos": m["servos"]})
+    def _on_servo_health(self, m: Message[ServoHealth]) -> None:
+        self.write("servo_health", {"observed_ns": m.observed_ns, "servos": m.body.servos})
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -189,6 +189,10 @@ class RunLog:
             self.write("summary", summary)
             self._file.close()
             (self.folder / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
+
+
+def _said(m: Message[Body]) -> dict[str, Any]:
+    return {"source": m.source, "seq": m.seq, "observed_ns": m.observed_ns}
 
 
 def describe_summary(s: Mapping[str, Any]) -> str:

@@ -14,22 +14,24 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import zmq
 
+from edgevla.arguments import Arguments
 from edgevla.cameras import CameraSettings
-from edgevla.codec import Message
+from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRobot
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
 from edgevla.launch.children import Child, how
 from edgevla.launch.deployment import DeployOptions, execution_words
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
-from edgevla.messages import ABOUT_ROBOT
+from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
+from edgevla.nodes.vitals import AT_ONCE
 from edgevla.session import Deployment, new_session, run_dir, tell_guardian, write_deployment
-from edgevla.wire import CommandClient, Inbox, check_fields, endpoint
+from edgevla.wire import CommandClient, Inbox, endpoint
 
 GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
 EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.cli", "edgevla.robots.world.sim_camera"
@@ -37,7 +39,8 @@ ROBOT_READY_S, CAMERAS_READY_S, EMULATOR_READY_S = 30.0, 20.0, 30.0
 STOPPED_S = 40.0
 FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
 SILENT_S = 1.0
-LOGGED = ("state", "chunk", "heartbeat", "event", "servo_health")
+LOGGED: Sequence[type[Body]] = (State, Chunk, Heartbeat, Event, ServoHealth)
+A = TypeVar("A", bound=About)
 
 Say = Callable[[str, str, str], None]
 """(severity, source, sentence) -> shown to the user."""
@@ -55,7 +58,7 @@ class Supervisor:
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
         self.children: dict[str, Child] = {}
-        self.robot: dict[str, Any] = {}
+        self.about_robot: AboutRobot | None = None
         self.log = RunLog(options.log_dir)
         self.failure = ""
         self._cameras: Sequence[CameraSettings] = ()
@@ -66,6 +69,7 @@ class Supervisor:
         self._is_over: Callable[[], bool] = lambda: False
         self._n_interrupts = 0
         self._is_running = False
+        self._said_at_once: set[str] = set()
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -90,9 +94,15 @@ class Supervisor:
         self.say(
             "info",
             "deploy",
-            f"running {self.source.name} on {self.robot['robot']}, "
+            f"running {self.source.name} on {self.robot.robot}, "
             f"execution {execution_words(self.source.execution)}",
         )
+
+    @property
+    def robot(self) -> AboutRobot:
+        """What the robot told of itself; known once it has answered."""
+        assert self.about_robot is not None, "the robot was started before"
+        return self.about_robot
 
     def stop_when(self, is_over: Callable[[], bool]) -> None:
         """Another reason for `watch` to return, such as the monitor's end."""
@@ -122,7 +132,7 @@ class Supervisor:
         if guardian is not None and guardian.is_alive:
             if self.log.last_mode != "stopped":  # a node that stopped by itself may not answer any more
                 try:
-                    self._command("stop", {})
+                    self._command("stop")
                 except WireError:
                     pass
                 except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
@@ -142,7 +152,7 @@ class Supervisor:
         counters = dict(self._inbox.counters) if self._inbox else {}
         made = self.log.summary(counters)
         return {
-            "robot": self.robot.get("robot"),
+            "robot": self.about_robot and self.about_robot.robot,
             **self.source.about,
             "execution": execution_to(self.source.execution),
             "failure": self.failure or None,
@@ -217,7 +227,10 @@ class Supervisor:
 
     def _heard(self, source: str, text: str) -> None:
         """What a child says on stderr. While starting, its last sentence becomes the error itself."""
-        if self._is_running:
+        if text.startswith(AT_ONCE):
+            self._said_at_once.add(text.removeprefix(AT_ONCE))
+            self.say("warning", source, text.removeprefix(AT_ONCE))
+        elif self._is_running:
             self.say("log", source, text.removeprefix(f"{source}: "))
 
     def _start_emulator(self) -> None:
@@ -234,7 +247,7 @@ class Supervisor:
         if self.options.sim_trace is not None:
             args.append(f"--trace={self.options.sim_trace}")
         self.spawn("emulator", args)
-        self.await_ready("emulator", "emulator", EMULATOR_READY_S, BusError)
+        self.await_ready("emulator", "emulator", AboutEmulator, EMULATOR_READY_S, BusError)
 
     def _ports(self) -> Sequence[str]:
         return [str(self.folder / "ports")] if self.options.is_sim else self.options.ports
@@ -248,16 +261,12 @@ class Supervisor:
         elif o.calibration:
             args.append(f"--calibration={o.calibration}")
         self.spawn("robot", args, [self._alive_read])
-        about = self.await_ready("robot", "robot", ROBOT_READY_S, BusError)
-        self.robot = check_fields(about, ABOUT_ROBOT, "the robot's describe")
-        ports = ", ".join(f"{b['name']} {b['port']}" for b in self.robot["buses"])
-        self.say(
-            "info",
-            "deploy",
-            f"robot {self.robot['robot']} answers: {len(self.robot['joints'])} joints, {ports}",
-        )
-        for sentence in self.robot["warnings"]:
-            self.say("warning", "robot", sentence)
+        robot = self.about_robot = self.await_ready("robot", "robot", AboutRobot, ROBOT_READY_S, BusError)
+        ports = ", ".join(f"{bus.name} {bus.port}" for bus in robot.buses)
+        self.say("info", "deploy", f"robot {robot.robot} answers: {len(robot.joints)} joints, {ports}")
+        for sentence in robot.warnings:
+            if sentence not in self._said_at_once:
+                self.say("warning", "robot", sentence)
 
     def _start_cameras(self) -> None:
         for is_sim in (True, False):
@@ -270,11 +279,11 @@ class Supervisor:
             args += [part for c in chosen for part in ("--camera", c.to_json())]
             self.spawn(name, args)
             for camera in chosen:
-                self.await_ready(name, f"camera/{camera.name}", CAMERAS_READY_S, CameraError)
+                self.await_ready(name, f"camera/{camera.name}", AboutCameraNode, CAMERAS_READY_S, CameraError)
 
     def await_ready(
-        self, child_name: str, node: str, limit_s: float, error: type[EdgeVLAError]
-    ) -> dict[str, Any]:
+        self, child_name: str, node: str, cls: type[A], limit_s: float, error: type[EdgeVLAError]
+    ) -> A:
         """A node's `describe` once it is ready; its own last sentence when it ends before."""
         child = self.children[child_name]
         client = CommandClient(self.ctx, endpoint(self.folder, node, "commands"), self.session, "supervisor")
@@ -288,7 +297,7 @@ class Supervisor:
                 if self._is_asked_to_stop:
                     raise KeyboardInterrupt
                 with contextlib.suppress(WireError):
-                    about = client.describe(0.3)
+                    about = client.describe(cls, 0.3)
                     if about is not None:
                         return about
                     time.sleep(0.02)
@@ -303,8 +312,12 @@ class Supervisor:
         nodes = ["robot", "policy", *(f"camera/{c.name}" for c in self._cameras)]
         publishers = [endpoint(self.folder, node) for node in nodes]
         robot = endpoint(self.folder, "robot")
-        ends = {"state": robot, "servo_health": robot, "chunk": endpoint(self.folder, "policy")}
-        streams = {kind: (ends.get(kind, publishers), 4096) for kind in LOGGED}
+        ends: dict[type[Body], str] = {
+            State: robot,
+            ServoHealth: robot,
+            Chunk: endpoint(self.folder, "policy"),
+        }
+        streams = {cls: (ends.get(cls, publishers), 4096) for cls in LOGGED}
         self._inbox = Inbox(self.ctx, streams, self.session)
 
     def _take_messages(self, wait_s: float) -> None:
@@ -313,11 +326,11 @@ class Supervisor:
             time.sleep(wait_s)
             return
         self._inbox.wait(wait_s) if wait_s else None
-        messages: list[Message] = [m for kind in LOGGED for m in self._inbox.drain(kind)]
+        messages: list[Message[Body]] = [m for cls in LOGGED for m in self._inbox.drain(cls)]
         for message in messages:
             self.log.take(message)
-            if message.type == "event":
-                self.say(message["severity"], message.source, message["text"])
+            if isinstance(message.body, Event):
+                self.say(message.body.severity, message.source, message.body.text)
         if wait_s:
             time.sleep(min(wait_s, 0.02))  # a tick's worth at once, not one wake-up per message
 
@@ -337,7 +350,7 @@ class Supervisor:
             child.told_of_start = child.n_starts
             self.say("error", "deploy", text)
 
-    def _command(self, action: str, arguments: Mapping[str, Any]) -> None:
+    def _command(self, action: Action, arguments: Arguments | None = None) -> None:
         """
         Raises:
             UsageError: the robot refused, with its reason.

@@ -469,7 +469,7 @@ def test_rescue_freezes_parks_and_releases(bench, name):
     made.clock.advance(300_000_000)
     made.emulated.step(made.clock.now_ns())
     assert np.abs(made.emulated.joint_rad() - at).max() < 1e-9
-    rescue.park()
+    rescue.limit_torque(made.profile.escalation.park_torque)
     made.clock.advance(300_000_000)
     made.emulated.step(made.clock.now_ns())
     sunk = np.abs(made.emulated.joint_rad() - at).max()
@@ -487,7 +487,7 @@ def test_rescue_goes_on_with_the_servos_that_answer(bench):
     made.fault("overload", target=3)
     rescue = made.robot.rescue
     assert rescue.freeze() == ["shoulder_lift"]
-    rescue.park()
+    rescue.limit_torque(made.profile.escalation.park_torque)
     assert rescue.release() == ["shoulder_lift"]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edgevla.errors import BusError
+from edgevla.nodes.vitals import AT_ONCE
 from edgevla.robots import handshake
 from edgevla.robots.arm import Robot
+from edgevla.robots.bus.port import SerialPort
 from edgevla.robots.calibration import nominal
+from edgevla.robots.node_process import open_robot
+from edgevla.robots.profile import load_profile
 
 BOTH = pytest.mark.parametrize("name", ["so101", "aloha"])
 RETURN_DEG_S = 30
@@ -285,3 +290,17 @@ def test_limits_are_no_wider_than_what_the_servo_takes_by_itself(bench):
     assert made.servo("left_waist").get("goal_position") == 1500, (
         "the goal is clipped here, not refused there"
     )
+
+
+def test_whoever_starts_the_robot_node_is_told_while_it_happens(start_emulator, capfd):
+    """On a real line: the sentence is on stderr, marked, before the node is ready."""
+    emulator = start_emulator("so101", "--energised")
+    profile = load_profile("so101")
+    short = replace(profile, escalation=replace(profile.escalation, hold_ms=100, park_ms=300))
+    port = SerialPort.open(emulator.ports["arm"], 1_000_000)
+    robot = open_robot(short, [f"arm={os.dup(port.fileno())}={port.name}"], "nominal")
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith(AT_ONCE)]
+    assert [text.removeprefix(AT_ONCE) for text in told] == robot.warnings[:2]
+    assert "was found with torque on" in told[0]
+    robot.close()
+    port.close()

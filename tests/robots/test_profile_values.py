@@ -150,7 +150,7 @@ def test_two_cameras_with_one_name_and_two_buses_that_share_are_refused(monkeypa
     values = raw("so101")
     values["camera"].append(dict(values["camera"][0]))
     with pytest.raises(
-        ConfigError, match=r"\[\[camera\]\] 'front', key 'name': two of them are called 'front'"
+        ConfigError, match=r"\[\[camera\]\] 'front', key 'name': two cameras are called 'front'"
     ):
         load(monkeypatch, values)
     values = raw("so101_bimanual")
