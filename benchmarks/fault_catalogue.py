@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
 from edgevla.robots.emulator.faults import Fault
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.emulator.servo import GOAL_ENERGISES
-from edgevla.robots.emulator.trace import ArmWatch, describe
 from edgevla.robots.profile import PROFILES_DIR, load_profile
 from edgevla.robots.trials.closed_loop import ClosedLoop
 
@@ -74,33 +73,6 @@ def born(case: Case, firmware: str, **options: Any) -> EmulatedRobot:
     return arm
 
 
-def watched(arm: EmulatedRobot) -> tuple[list[dict[str, Any]], Callable[[float], None]]:
-    """What passes on its lines from now on, and what becomes of it, as the emulator's trace has it; and what lets so
-    many seconds pass without a host."""
-    trace: list[dict[str, Any]] = []
-    watch = ArmWatch(arm.lines.values(), trace.append)
-    watch.turn(arm.clock.now_ns())
-
-    def step(now_ns: int) -> None:
-        arm.step(now_ns)
-        watch.turn(now_ns)
-
-    def watcher(bus: str, protocol: Any) -> Any:
-        return lambda direction, frame, t_ns: trace.append(
-            {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
-        )
-
-    for name, line in arm.lines.items():
-        line.before_frame, line.on_frame = step, watcher(name, line.protocol)
-
-    def let_pass(seconds: float) -> None:
-        for _ in range(round(seconds * 50)):
-            arm.clock.sleep_until(arm.clock.now_ns() + 20_000_000)
-            step(arm.clock.now_ns())
-
-    return trace, let_pass
-
-
 def broken(case: Case, outcome: Outcome, trained_speed: list[float], servo_hz: float) -> list[str]:
     """What no case may do, and what this one must."""
     verdict = bus_trace.judge(outcome.trace, case.robot, trained_speed, servo_hz)
@@ -133,7 +105,7 @@ def connect(case: Case, firmware: str) -> Row:
         arm.servos["wrist_roll"].put("phase", 12 | 0x10)
     for values in case.faults:
         arm.apply(Fault.from_map(values))
-    trace, let_pass = watched(arm)
+    trace, let_pass = bus_trace.record(arm)
     before = arm.joint_rad()
     robot = Robot(profile, arm.memory_ports(), calibration, clock)
     try:
@@ -191,7 +163,7 @@ class Run(ClosedLoop):
 def run(case: Case, firmware: str) -> Row:
     is_raised = "is_energised" in case.arm or any(values["kind"] == "torque_on" for values in case.born)
     arm = born(case, firmware, gravity=GRAVITY, start="home" if is_raised else "rest")
-    trace, let_pass = watched(arm)
+    trace, let_pass = bus_trace.record(arm)
     speed = [joint.max_velocity / 1.5 for joint in arm.profile.joints]
     try:
         loop = Run(case, arm)

@@ -51,12 +51,10 @@ AFTERWARDS_S = 1.0
 ESCALATION = {"hold_ms": 400, "park_ms": 2000}
 GRAVITY = 0.3
 FIRMWARE = {"plain": (), GOAL_ENERGISES: (f"--firmware={GOAL_ENERGISES}",)}
-DISTURBED = (
-    "the control loop was silent for",
-    "The arm is held, parked and released",
-    "reports bus watchdog",
-)
-"""A machine too busy for the loop's deadlines stops the arm, too, by the same table."""
+DISTURBED = ("the control loop was silent for", "The arm is held, parked and released")
+WATCHDOG = "reports bus watchdog"
+"""A machine too busy for the loop's deadlines stops the arm, too, by the same table. Where everything was killed, the
+servos' own watchdog is no sign of that."""
 ALOHA_ARM = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 
 
@@ -228,7 +226,8 @@ class Arena:
                 kill.reaction_ms = (sent[0] - killed_ns) / 1e6
             if kill.victim == "everything" and not re.search(FOUND_ON, _said(run)):
                 kill.violations.append("the next start did not say that it found torque on")
-            kill.was_disturbed = any(words in _said(run) for words in DISTURBED)
+            signs = DISTURBED if kill.victim == "everything" else (*DISTURBED, WATCHDOG)
+            kill.was_disturbed = any(words in _said(run) for words in signs)
             if kill.was_disturbed:  # a stalled emulator notes late what it was told, so its times say little
                 kill.violations = [
                     v for v in kill.violations if "before the arm was at rest or parked" not in v

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgevla.robots.bus import dynamixel, feetech
 from edgevla.robots.calibration import nominal
+from edgevla.robots.emulator.trace import ArmWatch, describe
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import TORQUE_LIMIT, full_torque, goal_ids
 from edgevla.robots.safety import make_caps
@@ -34,6 +35,32 @@ TIME_SHARE = 0.9
 FALL_TICKS_S, FALL_NS = 700, 50_000_000
 """62 degrees/s, over at least so long. A lowering holds back what sinks with more than 50; an arm of which torque is
 taken at once has more than 90 where it weighs 0.3."""
+
+
+def record(arm):
+    """(trace, let_pass) of an emulated robot in this process, from now on: what passes on its lines and becomes of it,
+    as `edgevla emulate --trace` writes it; and a call that lets so many seconds pass without a host."""
+    trace = []
+    watch = ArmWatch(arm.lines.values(), trace.append)
+
+    def step(now_ns):
+        arm.step(now_ns)
+        watch.turn(now_ns)
+
+    def watcher(bus, protocol):
+        return lambda direction, frame, t_ns: trace.append(
+            {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
+        )
+
+    def let_pass(seconds):
+        for _ in range(round(seconds * 50)):
+            arm.clock.sleep_until(arm.clock.now_ns() + 20_000_000)
+            step(arm.clock.now_ns())
+
+    step(arm.clock.now_ns())
+    for name, line in arm.lines.items():
+        line.before_frame, line.on_frame = step, watcher(name, line.protocol)
+    return trace, let_pass
 
 
 def events(trace, bus):
