@@ -30,6 +30,7 @@ import numpy as np
 
 from edgevla.clock import VirtualClock
 from edgevla.errors import EdgeVLAError
+from edgevla.execution import Async
 from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
 from edgevla.robots.emulator.faults import Fault
@@ -138,7 +139,7 @@ class Run(ClosedLoop):
     def __init__(self, case: Case, arm: EmulatedRobot) -> None:
         self.case = case
         is_aloha = arm.profile.buses[0].protocol == "dynamixel"
-        super().__init__(self.actions, chunk_size=HORIZON, execution={"kind": "async"}, profile=arm.profile, arm=arm,
+        super().__init__(self.actions, chunk_size=HORIZON, execution=Async(), profile=arm.profile, arm=arm,
                          fps=50.0 if is_aloha else 30.0)  # fmt: skip
         self.heard: list[tuple[int, str, str, str]] = []
         self.links.event = lambda severity, code, text, **_: self.heard.append(
@@ -179,8 +180,8 @@ def run(case: Case, firmware: str) -> Row:
     begun_ns, before = loop.clock.now_ns(), loop.robot.counters()
     first = len(loop.links.states)
     _hurt(loop, case)
-    stopped_by_itself = loop.loop.mode == "stopped" and not case.while_stopping
-    if loop.loop.mode not in ("stopped", "emergency") and not loop.loop.is_done:
+    stopped_by_itself = loop.loop.machine.mode == "stopped" and not case.while_stopping
+    if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
         loop.command("stop")
     loop.run(STOPPING_S)
     let_pass(AFTERWARDS_S)
@@ -226,10 +227,10 @@ def _did(
     stopped_s: float | None,
 ) -> str:
     states = loop.links.states[first:]
-    holding = sum(state["mode"] == "holding" for state in states) * loop.loop.period_ns / 1e9
+    holding = sum(state.mode == "holding" for state in states) * loop.loop.period_ns / 1e9
     asked = loop.robot.counters()["bus_retries"] - before["bus_retries"]
     age_ms = max(
-        (float(np.max(s["position_age_us"])) for s in states if s["mode"] in ("running", "holding")), default=0.0
+        (float(np.max(s.position_age_us)) for s in states if s.mode in ("running", "holding")), default=0.0
     ) / 1000  # fmt: skip
     speed = [joint.max_velocity / 1.5 for joint in loop.profile.joints]
     verdict = bus_trace.judge(trace, loop.case.robot, speed, 1e9 / loop.loop.period_ns)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevla.descriptions import AboutCamera, AboutRobot
 from edgevla.errors import BundleError
 from edgevla.joint_units import JointMap, joint_map
 from edgevla.manifest import FileEntry, Manifest
@@ -32,7 +33,7 @@ class Bundle:
     def path(self, relative: str) -> Path:
         return self.folder / relative
 
-    def fits(self, robot: Mapping[str, Any]) -> Fit:
+    def fits(self, robot: AboutRobot) -> Fit:
         """Compares features with a robot's `describe` (graphs.md 2.2).
 
         Raises:
@@ -141,13 +142,12 @@ def _no_constants(text: str) -> Any:
 # -- against a robot ----------------------------------------------------------------------------------------
 
 
-def fit(manifest: Manifest, robot: Mapping[str, Any]) -> Fit:
+def fit(manifest: Manifest, robot: AboutRobot) -> Fit:
     """See `Bundle.fits`."""
-    name = str(robot.get("robot", "the robot"))
-    joints: Sequence[Mapping[str, Any]] = robot["joints"]
+    name = robot.robot
     if ENVIRONMENT_STATE in manifest.features:
         raise BundleError(f"the policy needs '{ENVIRONMENT_STATE}', which {name} cannot measure")
-    cameras = {c["name"]: c for c in robot.get("cameras", ())}
+    cameras = {camera.name: camera for camera in robot.cameras}
     warnings: list[str] = []
     bound = {}
     for feature_name in manifest.cameras:
@@ -156,14 +156,14 @@ def fit(manifest: Manifest, robot: Mapping[str, Any]) -> Fit:
         warnings += _check_camera(feature, cameras, name)
     state = manifest.state
     return Fit(
-        None if state is None else joint_map(state, joints, name),
-        joint_map(manifest.action, joints, name),
+        None if state is None else joint_map(state, robot.joints, name),
+        joint_map(manifest.action, robot.joints, name),
         bound,
         tuple(warnings),
     )
 
 
-def _check_camera(feature: Feature, cameras: Mapping[str, Mapping[str, Any]], robot: str) -> list[str]:
+def _check_camera(feature: Feature, cameras: Mapping[str, AboutCamera], robot: str) -> list[str]:
     camera = cameras.get(feature.camera_name)
     if camera is None:
         have = ", ".join(cameras) or "no cameras"
@@ -172,13 +172,13 @@ def _check_camera(feature: Feature, cameras: Mapping[str, Mapping[str, Any]], ro
             f"Add it to the profile or with --camera {feature.camera_name}=SOURCE"
         )
     height, width = feature.shape[:2]
-    live = (camera.get("height"), camera.get("width"))
-    if live == (height, width) or None in live:
+    live = (camera.height, camera.width)
+    if live == (height, width):
         return []
-    if camera.get("fit") in ("crop", "resize"):
+    if camera.fit in ("crop", "resize"):
         return [
             f"camera '{feature.camera_name}' delivers {live[1]}x{live[0]}; the profile's fit = "
-            f'"{camera["fit"]}" makes it {width}x{height}, which differs from training'
+            f'"{camera.fit}" makes it {width}x{height}, which differs from training'
         ]
     raise BundleError(
         f"camera '{feature.camera_name}' of {robot} delivers {live[1]}x{live[0]}, the policy was exported for "

@@ -10,12 +10,12 @@ Angles and shares of a range meet through the joint's calibrated range: share -1
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from edgevla.descriptions import AboutJoint
 from edgevla.errors import BundleError
 from edgevla.types import Feature
 
@@ -116,16 +116,13 @@ def joint_name(name: str) -> str:
     return name.removesuffix(".pos")
 
 
-def joint_map(feature: Feature, joints: Sequence[Mapping[str, Any]], robot: str) -> JointMap:
+def joint_map(feature: Feature, joints: Sequence[AboutJoint], robot: str) -> JointMap:
     """Matches a feature's elements with a robot's joints by name.
-
-    joints: as the robot's `describe` tells them: `name`, `unit`, and where known `range_deg` (ends of the
-    calibrated range in degrees) and `zero`.
 
     Raises:
         BundleError: a joint that one side lacks, another zero, or units that do not convert.
     """
-    position = {joint_name(str(j["name"])): i for i, j in enumerate(joints)}
+    position = {joint_name(j.name): i for i, j in enumerate(joints)}
     wanted = [joint_name(n) for n in feature.names]
     missing = [n for n in wanted if n not in position]
     spare = [n for n in position if n not in wanted]
@@ -136,20 +133,15 @@ def joint_map(feature: Feature, joints: Sequence[Mapping[str, Any]], robot: str)
     affine = []
     for name, unit in zip(wanted, feature.units, strict=True):
         joint = joints[position[name]]
-        zero = joint.get("zero")
+        zero = joint.zero
         if feature.zero is not None and zero is not None and zero != feature.zero and unit in _ANGLES:
             raise BundleError(
                 f"joint '{name}': the policy counts from '{feature.zero}', {robot} from '{zero}'; "
                 "use a profile with the policy's zero"
             )
-        affine.append(between(str(joint["unit"]), unit, _range(joint), name))
+        affine.append(between(joint.unit, unit, joint.range_deg, name))
     return JointMap(
         np.array([position[n] for n in wanted]),
         np.array([a.scale for a in affine]),
         np.array([a.offset for a in affine]),
     )
-
-
-def _range(joint: Mapping[str, Any]) -> tuple[float, float] | None:
-    ends = joint.get("range_deg")
-    return None if ends is None else (float(ends[0]), float(ends[1]))

@@ -1,32 +1,39 @@
-"""Every message of a deployment, as data: field -> kind, and what payload belongs to it (graphs.md 2.2).
+"""Every message of a deployment as a frozen dataclass, whose annotations are the wire's schema (graphs.md 2.2).
 
-A kind is one of
-    "uint" "int" "float" "bool" "str"     plain values; float is finite
-    "measured"                            a float that is NaN while it is not known
-    "bin8" "bin16"                        exactly that many bytes
-    "f32[]" "u32[]" "u16[]"               little-endian array as msgpack bin; numpy array outside of the wire
-    "map"                                 str -> plain values, at most 8 deep (free content: arguments, manifests)
-    "map:uint"                            str -> uint
-    (a, b, ...)                           one of these strings
-    {field: kind}                         a map of exactly these fields
-    [kind]                                a list of kind
-    Optional_(kind)                       kind or nil
-Nothing else passes: a missing field, an unknown one or a wrong type is refused by `edgevla.wire`.
+A message is a `Header` (who says it, when), a body (one of the classes below) and payloads (pixels or actions). What an
+annotation allows is in `edgevla.strict`; an array inside a body is little-endian msgpack `bin` on the wire, and numpy
+outside of it. What belongs to a type besides its fields stands with it: `PAYLOADS`, how many and of which dtype, and
+`misfit`, for rules between fields. What `describe` holds is in `descriptions.py`, what commands take in `arguments.py`.
+
+**Adding a field.** Schema 1 promises that a message has exactly the fields below: a reader refuses one that is missing,
+unknown or of another type, counts it under `wire_schema` or `wire_type`, and drops the message. All processes of a
+deployment run from one installation; what may be older or newer is a monitor, a recorder, a policy server that joins.
+
+1. A new field comes with a default that means what its absence meant. The writer leaves it out while it holds the
+   default, so an older reader takes the message; the reader fills it in, so an older writer's message is taken.
+2. A message that does use the new field is refused by an older reader, which says `has the unknown key`; only that
+   message is lost. Where even this must not happen, the value travels in a message type of its own: nobody hears a type
+   that he does not subscribe to.
+3. A field never changes its meaning, unit or type, and is never taken away: another field takes its place.
+4. What cannot be done so raises `SCHEMA`. A reader refuses every message of another schema, and says both numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeGuard, TypeVar, get_args
 
 import numpy as np
 
+from edgevla.kinds import Mismatch, wrong
+from edgevla.strict import Int, Length, Measured, Plain, UInt
+
 SCHEMA = 1
-MODES = ("idle", "running", "holding", "paused", "homing", "stopped", "emergency")
-PHASES = ("starting", "ready", "running", "degraded", "stopping", "failed")
-SEVERITIES = ("info", "warning", "error", "stop")
-ACTIONS = (
+Mode = Literal["idle", "running", "holding", "paused", "homing", "stopped", "emergency"]
+Phase = Literal["starting", "ready", "running", "degraded", "stopping", "failed"]
+Severity = Literal["info", "warning", "error", "stop"]
+Action = Literal[
     "start",
     "pause",
     "resume",
@@ -41,221 +48,404 @@ ACTIONS = (
     "record",
     "keep",
     "discard",
-)
+]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+class Flat:
+    """A one-dimensional array: little-endian bytes in plain data, numpy outside of it (read-only when it was read)."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = np.dtype(dtype)
+
+    def read(self, value: Any) -> np.ndarray:
+        if not isinstance(value, bytes):
+            raise wrong(value, f"the bytes of a {self._dtype} array")
+        if len(value) % self._dtype.itemsize:
+            raise Mismatch(f"holds {len(value)} bytes; expected a whole number of {self._dtype}", "size")
+        return np.frombuffer(value, self._dtype)
+
+    def write(self, value: Any) -> bytes:
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            if value.dtype == self._dtype:
+                return value.tobytes()
+            if value.dtype.kind == self._dtype.kind:
+                return value.astype(self._dtype).tobytes()
+        raise wrong(value, f"a flat {self._dtype} array")
+
+
+F32s = Annotated[np.ndarray, Flat("<f4")]
+U32s = Annotated[np.ndarray, Flat("<u4")]
+U16s = Annotated[np.ndarray, Flat("<u2")]
+Session = Annotated[bytes, Length(8)]
 
 
 @dataclass(frozen=True)
-class Optional_:
-    """`kind`, or nil."""
+class Payloads:
+    """How many payloads a type has, and of which dtypes."""
 
-    kind: Any
+    least: int = 0
+    most: int = 0
+    dtypes: tuple[str, ...] = ()
+
+
+class Body:
+    """What a message says; one subclass per type."""
+
+    PAYLOADS: ClassVar[Payloads] = Payloads()
+
+    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
+        """What is wrong between the fields and the payloads, None when nothing."""
+        return None
+
+
+B = TypeVar("B", bound=Body)
+B_co = TypeVar("B_co", bound=Body, covariant=True)
 
 
 @dataclass(frozen=True)
-class MessageType:
-    """fields: beyond the common header. payload: (smallest number, largest number, allowed dtypes).
+class Header:
+    """session: random per deployment. source: the node. seq: per source and type, from 0; a gap is a counted loss.
 
-    check: sees (fields, payloads) and returns what is wrong, or None; for rules between fields.
+    observed_ns: monotonic, when the content was true. sent_ns: only for measuring.
     """
 
-    fields: dict[str, Any]
-    payload: tuple[int, int, tuple[str, ...]] = (0, 0, ())
-    check: Callable[[dict[str, Any], Sequence[np.ndarray]], str | None] | None = None
+    session: Session
+    source: str
+    seq: UInt
+    observed_ns: Int
+    sent_ns: Int
 
 
-COMMON = {
-    "schema": "uint",
-    "type": "str",
-    "session": "bin8",
-    "source": "str",
-    "seq": "uint",
-    "observed_ns": "int",
-    "sent_ns": "int",
-    "payloads": [{"dtype": "str", "shape": ["uint"]}],
-}
+@dataclass(frozen=True)
+class Message(Generic[B_co]):
+    """One message. payloads: numpy arrays, read-only after decoding."""
+
+    header: Header
+    body: B_co
+    payloads: Sequence[np.ndarray] = field(default_factory=tuple)
+
+    @property
+    def type(self) -> str:
+        return NAMES[type(self.body)]
+
+    @property
+    def source(self) -> str:
+        return self.header.source
+
+    @property
+    def seq(self) -> int:
+        return self.header.seq
+
+    @property
+    def observed_ns(self) -> int:
+        return self.header.observed_ns
 
 
-def _frame_fits(fields: dict[str, Any], payloads: Sequence[np.ndarray]) -> str | None:
-    height, width, encoding = fields["height"], fields["width"], fields["encoding"]
-    if not (0 < height <= 16384 and 0 < width <= 16384):
-        return f"a frame of {width}x{height} px"
-    if encoding == "rgb8" and payloads[0].shape != (height, width, 3):
-        return f"a payload of shape {payloads[0].shape} for an rgb8 frame of {width}x{height} px"
-    if encoding == "jpeg" and payloads[0].ndim != 1:
-        return f"a JPEG payload of {payloads[0].ndim} axes, not 1"
-    return None
+def holds(message: Message[Body], cls: type[B]) -> TypeGuard[Message[B]]:
+    """Whether the message is one of these."""
+    return isinstance(message.body, cls)
 
 
-def _thumbnail_fits(fields: dict[str, Any], payloads: Sequence[np.ndarray]) -> str | None:
-    if not (0 < fields["width"] <= 160 and 0 < fields["height"] <= 160):
-        return f"a thumbnail of {fields['width']}x{fields['height']} px; at most 160"
-    return None if payloads[0].ndim == 1 else "a JPEG payload that is not flat"
+# --- cameras -------------------------------------------------------------------------------------------------
 
 
-def _rtc_fits(fields: dict[str, Any], payloads: Sequence[np.ndarray]) -> str | None:
-    rtc = fields["rtc"]
-    if (rtc is None) == bool(payloads):
-        return "rtc without its committed actions, or committed actions without rtc"
-    if rtc is not None and (payloads[0].ndim != 2 or len(payloads[0]) != len(rtc["weights"])):
-        return f"committed actions of shape {payloads[0].shape} for {len(rtc['weights'])} weights"
-    return None
+@dataclass(frozen=True)
+class Frame(Body):
+    """A picture; `observed_ns` is its capture. n_repeated: equal ones in a row. Payload: (H, W, 3), or JPEG bytes."""
+
+    camera: str
+    height: UInt
+    width: UInt
+    encoding: Literal["rgb8", "jpeg"]
+    n_dropped: UInt
+    n_repeated: UInt
+
+    PAYLOADS: ClassVar[Payloads] = Payloads(1, 1, ("uint8",))
+
+    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
+        size, shape = f"{self.width}x{self.height} px", payloads[0].shape
+        if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
+            return f"a frame of {size}"
+        if self.encoding == "rgb8" and shape != (self.height, self.width, 3):
+            return f"a payload of shape {shape} for an rgb8 frame of {size}"
+        if self.encoding == "jpeg" and len(shape) != 1:
+            return f"a JPEG payload of {len(shape)} axes, not 1"
+        return None
 
 
-def _chunk_fits(fields: dict[str, Any], payloads: Sequence[np.ndarray]) -> str | None:
-    if payloads[0].ndim != 2 or fields["n_valid"] > len(payloads[0]):
-        return f"a chunk of shape {payloads[0].shape} with {fields['n_valid']} valid actions"
-    return None
+@dataclass(frozen=True)
+class Thumbnail(Body):
+    """A small picture a few times a second, for the monitor. Payload: JPEG bytes."""
+
+    camera: str
+    height: UInt
+    width: UInt
+
+    PAYLOADS: ClassVar[Payloads] = Payloads(1, 1, ("uint8",))
+
+    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
+        if not (0 < self.width <= 160 and 0 < self.height <= 160):
+            return f"a thumbnail of {self.width}x{self.height} px; at most 160"
+        return None if payloads[0].ndim == 1 else "a JPEG payload that is not flat"
 
 
-def _state_fits(fields: dict[str, Any], _: Sequence[np.ndarray]) -> str | None:
-    n = len(fields["position"])
-    others = ("position_age_us", "wanted", "goal", "limited_by")
-    wrong = [name for name in others if fields[name] is not None and len(fields[name]) != n]
-    return f"{wrong[0]} of another length than the {n} positions" if wrong else None
+# --- the robot -----------------------------------------------------------------------------------------------
 
 
-RTC = Optional_({"weights": "f32[]", "max_guidance": "float"})
-JOINT = {
-    "name": "str",
-    "unit": "str",
-    "min": "float",
-    "max": "float",
-    "max_velocity": "float",
-    "is_gripper": "bool",
-    "range_deg": Optional_(["float"]),
-    "zero": Optional_("str"),
-}
-CAMERA = {
-    "name": "str",
-    "source": "str",
-    "height": "uint",
-    "width": "uint",
-    "fps": "float",
-    "locked_exposure": "bool",
-    "fit": "str",
-}
-SERVO = {
-    "id": "uint",
-    "bus": "str",
-    "name": "str",
-    "temperature_c": "measured",
-    "voltage_v": "measured",
-    "load_percent": "measured",
-    "current_ma": Optional_("float"),
-    "error_bits": "uint",
-    "torque_on": "bool",
-    "n_retries": "uint",
-    "n_corrupt": "uint",
-    "n_stale": "uint",
-}
-TIMING = dict.fromkeys(("assemble", "prompt", "encode", "denoise", "decode", "wait", "network"), "int")
+@dataclass(frozen=True)
+class State(Body):
+    """One tick of the control loop, robot units, joints in profile order.
 
-TYPES: dict[str, MessageType] = {
-    "frame": MessageType(
-        {
-            "camera": "str",
-            "height": "uint",
-            "width": "uint",
-            "encoding": ("rgb8", "jpeg"),
-            "n_dropped": "uint",
-            "n_repeated": "uint",
-        },
-        (1, 1, ("uint8",)),
-        _frame_fits,
-    ),
-    "thumbnail": MessageType(
-        {"camera": "str", "height": "uint", "width": "uint"}, (1, 1, ("uint8",)), _thumbnail_fits
-    ),
-    "state": MessageType(
-        {
-            "tick": "uint",
-            "deadline_ns": "int",
-            "late_ns": "int",
-            "t0_ns": "int",
-            "step_ns": "int",
-            "mode": MODES,
-            "position": "f32[]",
-            "position_age_us": "u32[]",
-            "wanted": Optional_("f32[]"),
-            "goal": "f32[]",
-            "limited_by": "u16[]",
-            "chunk_seq": Optional_("uint"),
-            "action_index": "float",
-            "n_actions_left": "uint",
-            "reason": "str",
-        },
-        check=_state_fits,
-    ),
-    "servo_health": MessageType({"servos": [SERVO]}),
-    "infer": MessageType(
-        {
-            "request_id": "uint",
-            "grid_index": "int",
-            "deadline_ns": "int",
-            "task": "str",
-            "state": "f32[]",
-            "n_steps": Optional_("uint"),
-            "rtc": RTC,
-        },
-        (0, 1, ("float32",)),
-        _rtc_fits,
-    ),
-    "chunk": MessageType(
-        {
-            "request_id": "uint",
-            "grid_index": "int",
-            "step_ns": "int",
-            "n_valid": "uint",
-            "policy": "str",
-            "task": "str",
-            "is_guided": "bool",
-            "n_steps": "uint",
-            "noise_seed": "uint",
-            "image_age_ns": "int",
-            "state_age_ns": "int",
-            "timing_ns": TIMING,
-        },
-        (1, 1, ("float32",)),
-        _chunk_fits,
-    ),
-    # A request has `about` nil; the answer, and what a node says when it is ready, fills it.
-    "describe": MessageType({"about": Optional_("map")}),
-    "heartbeat": MessageType({"pid": "uint", "phase": PHASES, "counters": "map:uint", "rss_bytes": "uint"}),
-    "command": MessageType({"action": ACTIONS, "arguments": "map"}),
-    "ack": MessageType({"of_seq": "uint", "is_accepted": "bool", "reason": "str"}),
-    "event": MessageType({"severity": SEVERITIES, "code": "str", "text": "str", "fields": "map"}),
-    "world": MessageType(
-        {
-            "joint_rad": "f32[]",
-            "gripper_m": "f32[]",
-            "objects": [{"name": "str", "position_m": "f32[]", "yaw_rad": "float"}],
-            "sim_ns": "int",
+    deadline_ns: when the tick was due. t0_ns, step_ns: the grid of the rollout. wanted: by the executor, None: nothing.
+    goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: of the newest
+    chunk that `wanted` is from; action_index: within it.
+    """
+
+    tick: UInt
+    deadline_ns: Int
+    late_ns: Int
+    t0_ns: Int
+    step_ns: Int
+    mode: Mode
+    position: F32s
+    position_age_us: U32s
+    wanted: F32s | None
+    goal: F32s
+    limited_by: U16s
+    chunk_seq: UInt | None
+    action_index: float
+    n_actions_left: UInt
+    reason: str
+
+    @property
+    def is_grid_moment(self) -> bool:
+        """Whether it is of a tick at which a policy would be asked: whole steps after the grid began."""
+        return (self.deadline_ns - self.t0_ns) % self.step_ns == 0
+
+    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
+        n = len(self.position)
+        if self.wanted is not None and len(self.wanted) != n:
+            return f"wanted of another length than the {n} positions"
+        if len(self.goal) == len(self.position_age_us) == len(self.limited_by) == n:
+            return None
+        lengths = {
+            "position_age_us": self.position_age_us,
+            "goal": self.goal,
+            "limited_by": self.limited_by,
         }
-    ),
-    "fault": MessageType(
-        {
-            "kind": "str",
-            "target": Optional_("str"),
-            "probability": Optional_("float"),
-            "count": Optional_("uint"),
-            "duration_ms": Optional_("float"),
-            "amount": Optional_("float"),
-        }
-    ),
+        wrong = next(name for name, values in lengths.items() if len(values) != n)
+        return f"{wrong} of another length than the {n} positions"
+
+
+@dataclass(frozen=True)
+class Servo:
+    """error_bits: as the servo reports them. n_stale: values that were not read in time."""
+
+    id: UInt
+    bus: str
+    name: str
+    temperature_c: Measured
+    voltage_v: Measured
+    load_percent: Measured
+    current_ma: float | None
+    error_bits: UInt
+    torque_on: bool
+    n_retries: UInt
+    n_corrupt: UInt
+    n_stale: UInt
+
+
+@dataclass(frozen=True)
+class ServoHealth(Body):
+    """All servos of the robot, twice a second."""
+
+    servos: tuple[Servo, ...]
+
+
+# --- the policy ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Real-time chunking. weights: one per row of the committed actions. max_guidance: bound of the correction."""
+
+    weights: F32s
+    max_guidance: float
+
+
+@dataclass(frozen=True)
+class Infer(Body):
+    """The robot asks for the chunk of one grid moment; `observed_ns` is that moment.
+
+    state: (S,) of that moment, robot units. n_steps: of the denoise loop, None: the bundle's. Payload: with `rtc` the
+    committed actions (T, A), robot units.
+    """
+
+    request_id: UInt
+    grid_index: Int
+    deadline_ns: Int
+    task: str
+    state: F32s
+    n_steps: UInt | None
+    rtc: Guidance | None
+
+    PAYLOADS: ClassVar[Payloads] = Payloads(0, 1, ("float32",))
+
+    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
+        if (self.rtc is None) == bool(payloads):
+            return "rtc without its committed actions, or committed actions without rtc"
+        if self.rtc is None or (payloads[0].ndim == 2 and len(payloads[0]) == len(self.rtc.weights)):
+            return None
+        return f"committed actions of shape {payloads[0].shape} for {len(self.rtc.weights)} weights"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one inference spent where, ns."""
+
+    assemble: Int = field(kw_only=True)
+    prompt: Int = field(kw_only=True)
+    encode: Int = field(kw_only=True)
+    denoise: Int = field(kw_only=True)
+    decode: Int = field(kw_only=True)
+    wait: Int = field(kw_only=True)
+    network: Int = field(kw_only=True)
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+
+@dataclass(frozen=True)
+class Chunk(Body):
+    """The answer to one `infer`. Payload: float32 (T, A), robot units, joints in profile order.
+
+    grid_index: of action 0. n_valid: rows that may be executed. policy: sha256 of its manifest. image_age_ns: of the
+    oldest picture it saw.
+    """
+
+    request_id: UInt
+    grid_index: Int
+    step_ns: Int
+    n_valid: UInt
+    policy: str
+    task: str
+    is_guided: bool
+    n_steps: UInt
+    noise_seed: UInt
+    image_age_ns: Int
+    state_age_ns: Int
+    timing_ns: Timing
+
+    PAYLOADS: ClassVar[Payloads] = Payloads(1, 1, ("float32",))
+
+    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
+        if payloads[0].ndim == 2 and self.n_valid <= len(payloads[0]):
+            return None
+        return f"a chunk of shape {payloads[0].shape} with {self.n_valid} valid actions"
+
+
+# --- every node ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Describe(Body):
+    """What a node is. A request has `about` None, and so has the answer of a node that is not ready yet."""
+
+    about: Plain | None
+
+
+@dataclass(frozen=True)
+class Heartbeat(Body):
+    """Five times a second. rss_bytes: memory the process holds."""
+
+    pid: UInt
+    phase: Phase
+    counters: dict[str, UInt]
+    rss_bytes: UInt
+
+
+@dataclass(frozen=True)
+class Command(Body):
+    """Answered by `Ack`. arguments: see `orders.py`; the node that is asked reads them, so that it can say why not."""
+
+    action: Action
+    arguments: Plain
+
+
+@dataclass(frozen=True)
+class Ack(Body):
+    """of_seq: the command's (or fault's) sequence number. reason: why it was refused, or what was done."""
+
+    of_seq: UInt
+    is_accepted: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Event(Body):
+    """One sentence for people; `code` is stable, for programs."""
+
+    severity: Severity
+    code: str
+    text: str
+    fields: Plain
+
+
+# --- the emulator --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thing:
+    """Something in the simulated world."""
+
+    name: str
+    position_m: F32s
+    yaw_rad: float
+
+
+@dataclass(frozen=True)
+class World(Body):
+    """joint_rad: (D,) true angles. gripper_m: (3,) the tool point. sim_ns: since the episode began."""
+
+    joint_rad: F32s
+    gripper_m: F32s
+    objects: tuple[Thing, ...]
+    sim_ns: UInt
+
+    def place_of(self, name: str) -> np.ndarray | None:
+        """float64 (3,) metres; None where there is no such thing."""
+        places = (np.array(o.position_m, float) for o in self.objects if o.name == name)
+        return next(places, None)
+
+
+@dataclass(frozen=True)
+class Fault(Body):
+    """One fault to inject; answered by `Ack`. None: the fault's own default. target: servo, bus, or None for all."""
+
+    kind: str
+    target: str | None
+    probability: float | None
+    count: UInt | None
+    duration_ms: float | None
+    amount: float | None
+
+
+TYPES: dict[str, type[Body]] = {
+    "frame": Frame,
+    "thumbnail": Thumbnail,
+    "state": State,
+    "servo_health": ServoHealth,
+    "infer": Infer,
+    "chunk": Chunk,
+    "describe": Describe,
+    "heartbeat": Heartbeat,
+    "command": Command,
+    "ack": Ack,
+    "event": Event,
+    "world": World,
+    "fault": Fault,
 }
-
-# What the robot's `describe` holds: checked by whoever needs it with `wire.check_fields`.
-ABOUT_ROBOT = {
-    "node": "str",
-    "robot": "str",
-    "joints": [JOINT],
-    "cameras": [CAMERA],
-    "servo_hz": "float",
-    "warnings": ["str"],
-    "buses": [{"name": "str", "protocol": "str", "port": "str", "baud": "uint", "n_motors": "uint"}],
-}
-
-
-def is_grid_moment(state: Mapping[str, Any]) -> bool:
-    """Whether this `state` is of a tick at which a policy would be asked: whole steps after the grid began."""
-    return bool((state["deadline_ns"] - state["t0_ns"]) % state["step_ns"] == 0)
+"""Name on the wire -> class. A name is never used for another meaning."""
+NAMES = {cls: name for name, cls in TYPES.items()}

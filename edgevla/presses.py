@@ -14,13 +14,14 @@ QUIET_NS = 800_000_000
 class Presses:
     """How many presses there were. Every press that comes is handed to `press`, repeats as well."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_ns: int = QUIET_NS) -> None:
         self.n = 0
+        self._quiet_ns = quiet_ns
         self._last_ns: int | None = None
 
     def press(self, now_ns: int) -> bool:
         """Whether this is a new press, rather than a repeat of the last one."""
-        is_new = self._last_ns is None or now_ns - self._last_ns >= QUIET_NS
+        is_new = self._last_ns is None or now_ns - self._last_ns >= self._quiet_ns
         self._last_ns = now_ns
         self.n += is_new
         return is_new

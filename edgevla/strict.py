@@ -1,42 +1,73 @@
-"""JSON into frozen dataclasses, strictly: an unknown key is refused with its nearest, a wrong type with its place.
+"""The one reader of plain data: JSON, msgpack, TOML and words of a command line into frozen dataclasses.
 
-Fields without a default must be present (`null` where their type allows None); fields with a default may be left
-out, and are left out again when they hold it. So reading and writing back gives the same JSON.
+A dataclass's annotations are the schema, compiled once per type. Reading and writing both check, and say what is wrong
+with one set of sentences, which are in `edgevla.kinds`:
+
+    X has the unknown key 'kye'; did you mean 'key'?      X lacks the key 'key'
+    X.key is 'abc'; expected a whole number               X.key is -1; expected a whole number from 0 to 9
+
+Understood are `int`, `float` (finite), `str`, `bool`, `bytes`, `Any`, `Literal`, `X | None`, `list[X]`, `tuple[X, ...]`,
+`tuple[X, Y]`, `dict[str, X]`, dataclasses, and `Annotated` with the words below. Fields without a default must be
+present (null where their type allows None); fields with a default may be left out, and are left out again when they
+hold it. So reading and writing back gives the same data. No numpy here: the guardian imports this.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import types
 import typing
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
+
+from edgevla import kinds
+from edgevla.kinds import Kind, Mismatch, lacking, nearest, not_one_of, unknown, wrong
+
+__all__ = [
+    "MAY_BE_UNKNOWN",
+    "Int",
+    "Length",
+    "Measured",
+    "Mismatch",
+    "OneOf",
+    "Plain",
+    "Record",
+    "UInt",
+    "Within",
+    "kind",
+    "nearest",
+    "read",
+    "record",
+    "write",
+]
 
 T = TypeVar("T")
 
 
-class Mismatch(ValueError):
-    """`args[0]` is the sentence; the caller turns it into an error of its own kind that names the file."""
+def read(cls: type[T], data: Any, where: str = "", *, words: bool = False) -> T:
+    """Builds `cls` (a dataclass, at any depth) from plain data. where: what errors call the whole.
 
-
-def read(cls: type[T], data: Any, where: str) -> T:
-    """Builds `cls` (a dataclass, at any depth) from parsed JSON. `where` is the path said in errors.
+    words: values may be words of a command line or a TOML file: `3` for 3, `none`, JSON for lists and maps.
 
     Raises:
-        Mismatch: unknown or missing key, or a value of another type.
+        Mismatch: unknown or missing key, or a value of another type or out of range.
     """
-    return _value(cls, data, where)
+    try:
+        return record(cls, words).read(data)
+    except Mismatch as error:
+        error.where = where
+        raise
 
 
 def write(value: Any) -> Any:
-    """The JSON that `read` turns back into `value`."""
+    """The plain data that `read` turns back into `value`.
+
+    Raises:
+        Mismatch: `value` holds what its annotations do not allow.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: write(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if not _is_default(f, getattr(value, f.name))
-        }
+        return record(type(value)).write(value)
     if isinstance(value, dict):
         return {k: write(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -44,88 +75,208 @@ def write(value: Any) -> Any:
     return value
 
 
-def nearest(word: str, known: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?` or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+# --- words for Annotated ------------------------------------------------------------------------------------
 
 
-def _is_default(f: dataclasses.Field[Any], value: Any) -> bool:
-    if f.default is not dataclasses.MISSING:
-        return bool(value == f.default)
-    return f.default_factory is not dataclasses.MISSING and bool(value == f.default_factory())
+@dataclass(frozen=True)
+class Within:
+    """A number from `low` to `high`, both allowed; None: no bound."""
+
+    low: float | None
+    high: float | None
 
 
-def _dataclass(cls: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise Mismatch(f"{where} must be an object, not {_say(data)}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in fields:
-            raise Mismatch(f"{where} has the unknown key '{key}'{nearest(key, fields)}")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, f in fields.items():
-        if name in data:
-            values[name] = _value(hints[name], data[name], f"{where}.{name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise Mismatch(f"{where} lacks the key '{name}'")
-    return cls(**values)
+@dataclass(frozen=True)
+class Length:
+    """So many bytes."""
+
+    n: int
 
 
-def _value(hint: Any, data: Any, where: str) -> Any:
+MAY_BE_UNKNOWN = "may be NaN"
+UInt = Annotated[int, Within(0, 2**64 - 1)]
+Int = Annotated[int, Within(-(2**63), 2**63 - 1)]
+Measured = Annotated[float, MAY_BE_UNKNOWN]
+"""NaN while it is not known."""
+
+
+class _Plain:
+    """Free content. Like every word that has `read` and `write`, it does both by itself."""
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise wrong(value, "a map")
+        return kinds.plain(value)
+
+    write = read
+
+
+Plain = Annotated[dict[str, Any], _Plain()]
+
+
+class OneOf:
+    """One of several dataclasses: the text under `key` says which. All it holds is written, but what is None."""
+
+    def __init__(self, key: str, choices: Mapping[str, type]) -> None:
+        self._key, self._choices = key, choices
+
+    def read(self, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise wrong(value, "a map")
+        rest = dict(value)
+        name = rest.pop(self._key, None)
+        if not isinstance(name, str) or name not in self._choices:
+            raise not_one_of(name, self._choices).inside(self._key)
+        return record(self._choices[name]).read(rest)
+
+    def write(self, value: Any) -> Any:
+        for name, cls in self._choices.items():
+            if type(value) is cls:
+                written = record(cls).write(value, even_defaults=True)
+                return {self._key: name, **{k: v for k, v in written.items() if v is not None}}
+        raise wrong(value, f"one of {', '.join(self._choices)}")
+
+
+# --- dataclasses --------------------------------------------------------------------------------------------
+
+
+class Field(NamedTuple):
+    """One field of a dataclass. default: MISSING where it must be present."""
+
+    name: str
+    kind: Kind
+    default: Any
+
+
+class Record(Generic[T]):
+    """A dataclass, compiled."""
+
+    def __init__(self, cls: type[T], words: bool = False) -> None:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        self.cls = cls
+        self.fields = [
+            Field(f.name, kind(hints[f.name], words), _default(f))
+            for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        ]
+        self.names = frozenset(f.name for f in self.fields)
+
+    def read(self, data: Any) -> T:
+        if not isinstance(data, Mapping):
+            raise wrong(data, "a map")
+        for key in data:
+            if key not in self.names:
+                raise unknown(key, self.names)
+        return self.cls(**self.pick(data))
+
+    def pick(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of this dataclass's fields out of a map that may hold others."""
+        values: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, of, default in self.fields:
+                if name in data:
+                    values[name] = of.read(data[name])
+                elif default is MISSING:
+                    break
+            else:
+                return values
+        except Mismatch as error:
+            raise error.inside(name) from None
+        raise lacking(name)
+
+    def write(self, value: T, even_defaults: bool = False) -> dict[str, Any]:
+        if type(value) is not self.cls:
+            raise wrong(value, f"a {self.cls.__name__}")
+        written: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, of, default in self.fields:
+                held = getattr(value, name)
+                if default is MISSING or even_defaults or held != default:
+                    written[name] = of.write(held)
+        except Mismatch as error:
+            raise error.inside(name) from None
+        return written
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+_records: dict[tuple[type, bool], Record[Any]] = {}
+_kinds: dict[tuple[Any, bool], Kind] = {}
+
+
+def record(cls: type[T], words: bool = False) -> Record[T]:
+    """The compiled form of a dataclass."""
+    if (cls, words) not in _records:
+        _records[cls, words] = Record(cls, words)
+    return _records[cls, words]
+
+
+# --- annotations --------------------------------------------------------------------------------------------
+
+
+def kind(hint: Any, words: bool = False) -> Kind:
+    """The compiled form of an annotation."""
+    if (hint, words) not in _kinds:
+        _kinds[hint, words] = _compile(hint, words)
+    return _kinds[hint, words]
+
+
+def _compile(hint: Any, words: bool) -> Kind:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return data
+    if origin is Annotated:
+        return _annotated(args[0], args[1:], words)
     if origin in (typing.Union, types.UnionType):
-        if data is None and type(None) in args:
-            return None
-        (inner,) = (a for a in args if a is not type(None))
-        return _value(inner, data, where)
-    if origin is typing.Literal:
-        if data not in args:
-            known = ", ".join(map(str, args))
-            raise Mismatch(
-                f"{where} is {_say(data)}, expected one of {known}{nearest(str(data), map(str, args))}"
-            )
-        return data
-    if origin is tuple:
-        return _tuple(args, data, where)
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise Mismatch(f"{where} must be an object, not {_say(data)}")
-        return {k: _value(args[1], v, f"{where}.{k}") for k, v in data.items()}
-    if dataclasses.is_dataclass(hint):
-        return _dataclass(hint, data, where)
-    return _scalar(hint, data, where)
+        return _union(args, words)
+    if origin is Literal:
+        return _both(kinds.choice(args))
+    if origin in (list, tuple):
+        of = [kind(a, words) for a in args if a is not Ellipsis]
+        made = kinds.sequence(origin, of, origin is list or args[1:] == (Ellipsis,))
+    elif origin is dict:
+        made = kinds.mapping(kind(args[1], words))
+    elif dataclasses.is_dataclass(hint):
+        compiled: Record[Any] = record(typing.cast(type, hint), words)
+        return Kind(compiled.read, compiled.write)
+    else:
+        return _annotated(hint, (), words)
+    return Kind(kinds.from_json(made.read), made.write) if words else made
 
 
-def _tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(data, (list, tuple)):
-        raise Mismatch(f"{where} must be a list, not {_say(data)}")
-    if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(data))
-    if len(args) != len(data):
-        raise Mismatch(f"{where} must hold {len(args)} values, not {len(data)}")
-    return tuple(_value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, data, strict=True)))
+def _both(check: kinds.Check) -> Kind:
+    return Kind(check, check)
 
 
-def _scalar(hint: Any, data: Any, where: str) -> Any:
-    is_number = isinstance(data, (int, float)) and not isinstance(data, bool)
-    if hint is float and is_number:
-        if not math.isfinite(data):
-            raise Mismatch(f"{where} is {data}, expected a finite number")
-        return float(data)
-    if hint is int and is_number and isinstance(data, int):
-        return data
-    if hint in (str, bool) and isinstance(data, hint):
-        return data
-    raise Mismatch(f"{where} must be {_NAMES.get(hint, hint)}, not {_say(data)}")
+def _annotated(hint: Any, about: tuple[Any, ...], words: bool) -> Kind:
+    """A scalar, with what is said about it."""
+    within = next((w for w in about if isinstance(w, Within)), Within(None, None))
+    for word in about:
+        if hasattr(word, "read"):
+            return Kind(word.read, word.write)
+    if hint is Any:
+        return Kind(lambda value: value, write)
+    if hint is str:
+        return _both(kinds.exactly(str, "a text"))
+    if hint is bytes:
+        return _both(kinds.some_bytes(next((w.n for w in about if isinstance(w, Length)), None)))
+    parse: Callable[[str], Any]
+    if hint is int:
+        parse, check = int, kinds.whole(within.low, within.high)
+    elif hint is float:
+        parse, check = float, kinds.number(within.low, within.high, MAY_BE_UNKNOWN in about)
+    elif hint is bool:
+        parse, check = kinds.truth, kinds.exactly(bool, "true or false")
+    else:
+        raise TypeError(f"{hint} is no annotation of plain data")
+    return Kind(kinds.from_word(parse, check), check) if words else _both(check)
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-def _say(data: Any) -> str:
-    text = repr(data)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _union(args: tuple[Any, ...], words: bool) -> Kind:
+    others = [kind(a, words) for a in args if a is not type(None)]
+    inner = others[0] if len(others) == 1 else kinds.first_of(others)
+    if len(others) == len(args):
+        return inner
+    made = kinds.optional(inner)
+    return Kind(kinds.nothing(made.read), made.write) if words else made

@@ -5,7 +5,7 @@
     CommandClient <-> CommandServer    commands and `describe`, each answered
     Dealer <-> Router                  the same without the answer: `infer`
 
-The types are data in `edgevla.messages`, the bytes are `edgevla.codec`'s, the folder of sockets `edgevla.session`'s.
+The types are in `edgevla.messages`, the bytes are `edgevla.codec`'s, the folder of sockets `edgevla.session`'s.
 """
 
 from __future__ import annotations
@@ -16,13 +16,29 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import zmq
 
-from edgevla.codec import MAX_PAYLOAD_BYTES, Message, check_fields, decode, encode
-from edgevla.errors import WireError
+from edgevla import strict
+from edgevla.arguments import Arguments, arguments_from, arguments_to
+from edgevla.codec import MAX_PAYLOAD_BYTES, decode, encode
+from edgevla.descriptions import About
+from edgevla.errors import UsageError, WireError
+from edgevla.messages import (
+    NAMES,
+    Ack,
+    Action,
+    B,
+    Body,
+    Command,
+    Describe,
+    Event,
+    Header,
+    Message,
+    Severity,
+)
 from edgevla.session import endpoint, find_deployment, new_session, read_deployment, run_dir, tell_guardian
 
 __all__ = [
@@ -35,9 +51,6 @@ __all__ = [
     "Message",
     "Publisher",
     "Router",
-    "check_fields",
-    "decode",
-    "encode",
     "endpoint",
     "find_deployment",
     "new_session",
@@ -47,6 +60,9 @@ __all__ = [
 ]
 
 HIGH_WATER_MARK = 64
+A = TypeVar("A", bound=About)
+Stream = tuple[str | Sequence[str], int]
+"""Endpoint or several, and the size of the ring of each source."""
 
 
 def make_socket(ctx: zmq.Context, kind: int, *, hwm: int = HIGH_WATER_MARK) -> zmq.Socket:
@@ -67,19 +83,13 @@ class _Writer:
         self._seq: Counter[str] = Counter()
 
     def frames(
-        self, type: str, fields: Mapping[str, Any], payloads: Sequence[np.ndarray], observed_ns: int | None
+        self, body: Body, payloads: Sequence[np.ndarray], observed_ns: int | None
     ) -> tuple[int, list[bytes | memoryview]]:
-        seq = self._seq[type]
-        now = time.monotonic_ns()
-        common = {
-            "session": self.session,
-            "source": self.source,
-            "seq": seq,
-            "observed_ns": now if observed_ns is None else observed_ns,
-            "sent_ns": now,
-        }
-        frames = encode(Message(type, {**common, **fields}, list(payloads)))
-        self._seq[type] += 1
+        name, now = NAMES[type(body)], time.monotonic_ns()
+        seq = self._seq[name]
+        header = Header(self.session, self.source, seq, now if observed_ns is None else observed_ns, now)
+        frames = encode(Message(header, body, payloads))
+        self._seq[name] += 1
         return seq, frames
 
 
@@ -92,21 +102,15 @@ class Publisher:
         self._socket.setsockopt(zmq.LINGER, 200)  # the last words of a node are worth 0.2 s
         self._socket.bind(address)
 
-    def send(
-        self,
-        type: str,
-        fields: Mapping[str, Any],
-        payloads: Sequence[np.ndarray] = (),
-        observed_ns: int | None = None,
-    ) -> int:
+    def send(self, body: Body, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None) -> int:
         """Sequence number of the message. `observed_ns`: monotonic ns when the content was true, default now."""
-        seq, frames = self._writer.frames(type, fields, payloads, observed_ns)
+        seq, frames = self._writer.frames(body, payloads, observed_ns)
         self._socket.send_multipart(frames, copy=True)
         return seq
 
-    def event(self, severity: str, code: str, text: str, **fields: Any) -> None:
+    def event(self, severity: Severity, code: str, text: str, **fields: Any) -> None:
         """One sentence for people; `code` is stable, for programs."""
-        self.send("event", {"severity": severity, "code": code, "text": text, "fields": fields})
+        self.send(Event(severity, code, text, fields))
 
     def close(self) -> None:
         self._socket.close()
@@ -121,7 +125,7 @@ class _Receiver:
         self.counters: Counter[str] = Counter()
         self.last_refusal = ""
 
-    def accept(self, frames: Sequence[Any]) -> Message | None:
+    def accept(self, frames: Sequence[Any]) -> Message[Body] | None:
         try:
             message = decode(frames, self._session)
         except WireError as error:
@@ -138,22 +142,22 @@ class _Receiver:
 
 
 class Inbox:
-    """A thread that empties subscriptions into bounded rings, one per (type, source).
+    """A thread that empties subscriptions into bounded rings, one per (class, source).
 
-    streams: message type -> (endpoint or several, ring size). What overflows a ring is the oldest.
+    streams: class of the body -> `Stream`. What overflows a ring is the oldest.
     on_message: called in the thread for every accepted message (a screen's worker, a test).
     """
 
     def __init__(
         self,
         ctx: zmq.Context,
-        streams: Mapping[str, tuple[str | Sequence[str], int]],
+        streams: Mapping[type[Body], Stream],
         session: bytes | None,
-        on_message: Callable[[Message], None] | None = None,
+        on_message: Callable[[Message[Body]], None] | None = None,
     ) -> None:
         self._receiver = _Receiver(session)
-        self._sizes = {name: size for name, (_, size) in streams.items()}
-        self._rings: dict[tuple[str, str], deque[tuple[int, Message]]] = {}
+        self._sizes = {cls: size for cls, (_, size) in streams.items()}
+        self._rings: dict[tuple[type[Body], str], deque[tuple[int, Message[Body]]]] = {}
         self._lock = threading.Lock()
         self._arrived = 0
         self._arrival = threading.Event()
@@ -162,8 +166,8 @@ class Inbox:
         self._socket = make_socket(ctx, zmq.SUB, hwm=0)  # the rings bound it; a bound here keeps the oldest
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
         connected: set[str] = set()
-        for name, (endpoints, _) in streams.items():
-            self._socket.setsockopt(zmq.SUBSCRIBE, name.encode())
+        for cls, (endpoints, _) in streams.items():
+            self._socket.setsockopt(zmq.SUBSCRIBE, NAMES[cls].encode())
             for address in [endpoints] if isinstance(endpoints, str) else endpoints:
                 if address not in connected:
                     self._socket.connect(address)
@@ -199,13 +203,13 @@ class Inbox:
             except zmq.Again:
                 return
             message = self._receiver.accept([part.buffer for part in parts])
-            if message is not None and message.type in self._sizes:
+            if message is not None and type(message.body) in self._sizes:
                 self._keep(message)
 
-    def _keep(self, message: Message) -> None:
+    def _keep(self, message: Message[Body]) -> None:
         with self._lock:
-            key = (message.type, message.source)
-            ring = self._rings.setdefault(key, deque(maxlen=max(1, self._sizes[message.type])))
+            cls = type(message.body)
+            ring = self._rings.setdefault((cls, message.source), deque(maxlen=max(1, self._sizes[cls])))
             if len(ring) == ring.maxlen:
                 self.counters[f"ring_{message.type}"] += 1
             self._arrived += 1
@@ -214,28 +218,26 @@ class Inbox:
         if self._on_message is not None:
             self._on_message(message)
 
-    def newest(self, type: str, source: str | None = None) -> Message | None:
-        """The newest message of a type (of one source); it stays in its ring."""
+    def newest(self, cls: type[B], source: str | None = None) -> Message[B] | None:
+        """The newest message of a class (of one source); it stays in its ring."""
         with self._lock:
-            rings = [r for (t, s), r in self._rings.items() if t == type and source in (None, s) and r]
-            return max((ring[-1] for ring in rings), key=lambda item: item[0])[1] if rings else None
+            rings = [r for (c, s), r in self._rings.items() if c is cls and source in (None, s) and r]
+            newest = max((ring[-1] for ring in rings), key=lambda item: item[0], default=None)
+        return cast("Message[B] | None", newest and newest[1])
 
-    def recent(self, type: str, source: str) -> list[Message]:
+    def recent(self, cls: type[B], source: str) -> list[Message[B]]:
         """All that the ring of one source holds, oldest first; nothing is removed."""
         with self._lock:
-            return [message for _, message in self._rings.get((type, source), ())]
+            return [cast("Message[B]", message) for _, message in self._rings.get((cls, source), ())]
 
-    def drain(self, type: str) -> list[Message]:
-        """All messages of a type in the order of arrival; the rings are empty afterwards."""
+    def drain(self, cls: type[B]) -> list[Message[B]]:
+        """All messages of a class in the order of arrival; the rings are empty afterwards."""
         with self._lock:
-            items = sorted(
-                (item for (t, _), ring in self._rings.items() if t == type for item in ring),
-                key=lambda item: item[0],
-            )
-            for (t, _), ring in self._rings.items():
-                if t == type:
-                    ring.clear()
-        return [message for _, message in items]
+            rings = [ring for (c, _), ring in self._rings.items() if c is cls]
+            items = sorted((item for ring in rings for item in ring), key=lambda item: item[0])
+            for ring in rings:
+                ring.clear()
+        return [cast("Message[B]", message) for _, message in items]
 
     def wait(self, timeout_s: float) -> bool:
         """Until anything new arrived since the last call; whether it did."""
@@ -264,26 +266,22 @@ class Dealer:
         return self._receiver.counters
 
     def send(
-        self,
-        type: str,
-        fields: Mapping[str, Any],
-        payloads: Sequence[np.ndarray] = (),
-        observed_ns: int | None = None,
+        self, body: Body, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None
     ) -> int | None:
         """Sequence number, or None when nobody is connected at the other end."""
-        seq, frames = self._writer.frames(type, fields, payloads, observed_ns)
+        seq, frames = self._writer.frames(body, payloads, observed_ns)
         try:
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
         except zmq.Again:
-            self.counters[f"unsent_{type}"] += 1
+            self.counters[f"unsent_{NAMES[type(body)]}"] += 1
             return None
         return seq
 
-    def poll(self, timeout_s: float = 0.0) -> list[Message]:
+    def poll(self, timeout_s: float = 0.0) -> list[Message[Body]]:
         """All messages that are there; waits up to `timeout_s` for the first."""
         if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000)):
             return []
-        found: list[Message] = []
+        found: list[Message[Body]] = []
         while True:
             try:
                 message = self._receiver.accept(self._socket.recv_multipart(zmq.NOBLOCK))
@@ -315,7 +313,7 @@ class Router:
         """For a poller; reading is `poll`'s."""
         return self._socket
 
-    def poll(self, most: int = 16) -> list[tuple[bytes, Message]]:
+    def poll(self, most: int = 16) -> list[tuple[bytes, Message[Body]]]:
         """Up to `most` messages, each with whom it came from."""
         found = []
         for _ in range(most):
@@ -328,12 +326,12 @@ class Router:
                 found.append((peer, message))
         return found
 
-    def send(self, peer: bytes, type: str, fields: Mapping[str, Any]) -> None:
-        _, frames = self._writer.frames(type, fields, (), None)
+    def send(self, peer: bytes, body: Body) -> None:
+        _, frames = self._writer.frames(body, (), None)
         try:
             self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=True)
         except zmq.ZMQError:  # the peer has gone or reads nothing: its loss
-            self.counters[f"unsent_{type}"] += 1
+            self.counters[f"unsent_{NAMES[type(body)]}"] += 1
 
     def close(self) -> None:
         self._socket.close()
@@ -341,18 +339,17 @@ class Router:
 
 @dataclass
 class CommandRequest:
-    """One command that waits for its answer."""
+    """One command that waits for its answer. arguments: of the class that belongs to the action, read and checked."""
 
-    action: str
-    arguments: dict[str, Any]
+    action: Action
+    arguments: Arguments | None
     source: str
     _seq: int
     _peer: bytes
     _router: Router
 
     def answer(self, is_accepted: bool, reason: str = "") -> None:
-        ack = {"of_seq": self._seq, "is_accepted": is_accepted, "reason": reason}
-        self._router.send(self._peer, "ack", ack)
+        self._router.send(self._peer, Ack(self._seq, is_accepted, reason))
 
 
 class CommandServer:
@@ -360,41 +357,39 @@ class CommandServer:
 
     def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
         self._router = Router(ctx, address, session, source)
-        self.about: dict[str, Any] | None = None
+        self.about: About | None = None
 
     @property
     def counters(self) -> Counter[str]:
         return self._router.counters
 
     def poll(self) -> list[CommandRequest]:
-        """Commands since the last call; `describe` is answered on the way. Never blocks."""
+        """Commands since the last call. Never blocks.
+
+        On the way `describe` is answered, and a command whose arguments do not fit is refused with the reason.
+        """
         commands = []
         for peer, message in self._router.poll():
-            if message.type == "describe":
-                self._router.send(peer, "describe", {"about": self.about})
-            elif message.type == "command":
-                commands.append(
-                    CommandRequest(
-                        message["action"],
-                        message["arguments"],
-                        message.source,
-                        message.seq,
-                        peer,
-                        self._router,
-                    )
-                )
+            if isinstance(message.body, Describe):
+                about = None if self.about is None else strict.write(self.about)
+                self._router.send(peer, Describe(about))
+            elif isinstance(message.body, Command):
+                request = self._request(peer, message, message.body)
+                commands += [request] if request is not None else []
             else:
                 self.counters["wire_type"] += 1
         return commands
 
+    def _request(self, peer: bytes, message: Message[Body], command: Command) -> CommandRequest | None:
+        try:
+            arguments = arguments_from(command.action, command.arguments)
+        except UsageError as error:
+            self._router.send(peer, Ack(message.seq, False, str(error)))
+            return None
+        return CommandRequest(command.action, arguments, message.source, message.seq, peer, self._router)
+
     def close(self) -> None:
         self._router.close()
-
-
-@dataclass(frozen=True)
-class Ack:
-    is_accepted: bool
-    reason: str
 
 
 class CommandClient:
@@ -406,7 +401,7 @@ class CommandClient:
         self._dealer = Dealer(ctx, address, session, source)
         self._address, self._folder = address, folder
 
-    def request(self, action: str, arguments: Mapping[str, Any] | None = None, timeout_s: float = 2.0) -> Ack:
+    def request(self, action: Action, arguments: Arguments | None = None, timeout_s: float = 2.0) -> Ack:
         """Sends one command and waits for its answer.
 
         Raises:
@@ -414,33 +409,32 @@ class CommandClient:
         """
         if self._folder is not None and action == "emergency_stop":
             tell_guardian(self._folder)
-        fields = {"action": action, "arguments": dict(arguments or {})}
         deadline = time.monotonic() + timeout_s
-        seq = self._send("command", fields, deadline)
+        seq = self._send(Command(action, arguments_to(action, arguments)), deadline)
         while (left := deadline - time.monotonic()) > 0:
             for message in self._dealer.poll(left):
-                if message.type == "ack" and message["of_seq"] == seq:
-                    return Ack(message["is_accepted"], message["reason"])
+                if isinstance(message.body, Ack) and message.body.of_seq == seq:
+                    return message.body
         raise WireError(f"'{action}' was not answered at {self._address} within {timeout_s:g} s", "timeout")
 
-    def describe(self, timeout_s: float = 2.0) -> dict[str, Any] | None:
-        """What the node is, or None while it is not ready.
+    def describe(self, cls: type[A], timeout_s: float = 2.0) -> A | None:
+        """What the node is, or None while it is not ready. cls: what such a node tells.
 
         Raises:
-            WireError: no answer in time.
+            WireError: no answer in time, or one that does not fit; names the field.
         """
         deadline = time.monotonic() + timeout_s
-        self._send("describe", {"about": None}, deadline)
+        self._send(Describe(None), deadline)
         while (left := deadline - time.monotonic()) > 0:
             for message in self._dealer.poll(left):
-                if message.type == "describe":
-                    about: dict[str, Any] | None = message["about"]
-                    return about
+                if isinstance(message.body, Describe):
+                    about = message.body.about
+                    return None if about is None else _described(cls, about, message.source)
         raise WireError(f"'describe' was not answered at {self._address} within {timeout_s:g} s", "timeout")
 
-    def _send(self, type: str, fields: Mapping[str, Any], deadline: float) -> int:
+    def _send(self, body: Body, deadline: float) -> int:
         while True:
-            seq = self._dealer.send(type, fields)
+            seq = self._dealer.send(body)
             if seq is not None:
                 return seq
             if time.monotonic() > deadline:
@@ -449,3 +443,10 @@ class CommandClient:
 
     def close(self) -> None:
         self._dealer.close()
+
+
+def _described(cls: type[A], about: Mapping[str, Any], source: str) -> A:
+    try:
+        return strict.read(cls, about, f"the description of {source}")
+    except strict.Mismatch as error:
+        raise WireError(str(error), error.reason) from None

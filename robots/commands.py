@@ -1,196 +1,316 @@
-"""What a person, a pipe or a failing bus may ask of the control loop, and when the answer is no."""
+"""What a person, a pipe or a failing bus may ask of the control loop, and the deeds that follow: the table's hands.
+
+`Commands.obey`, `hear` and `fail` turn what comes into events of the machine (`modes.py`); each method under "deeds" is
+named in its table, does one thing to the arm, and may say in which state the arm is then.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import numpy as np
 
+from edgevla.arguments import Arguments, SetTask, Start
+from edgevla.clock import NS_PER_S, Clock
 from edgevla.errors import BusError, EdgeVLAError, UsageError
-from edgevla.execution import execution_from, judge_latency
-from edgevla.execution.strategies import kind_of
+from edgevla.execution import Execution, judge_latency
+from edgevla.execution.strategies import check_chunk, kind_of
+from edgevla.messages import Mode, Severity
+from edgevla.presses import Presses
 
-from .links import STOPPING
+from .body import Body
+from .ending import Ending, Kind
+from .lease import TERMINATED_GRACE_S
+from .links import PARKED, RELEASED, RUNNING, STOPPING, Links
+from .modes import Event, Machine, State
 from .rescue import unconfirmed
-from .rollout import plan_from
+from .rollout import Plan, Rollout, plan_from
+from .telling import Teller
 
-if TYPE_CHECKING:
-    from .modes import Modes
-
-ONE_PRESS_NS = 300_000_000
-"""An emergency stop arrives by two ways; what comes within 0.3 s is one press."""
+COMMANDS = {
+    "start": Event.START,
+    "pause": Event.PAUSE,
+    "hold": Event.PAUSE,
+    "resume": Event.RESUME,
+    "home": Event.HOME,
+    "stop": Event.STOP,
+    "clear_stop": Event.CLEAR_STOP,
+    "set_task": Event.SET_TASK,
+    "set_execution": Event.SET_EXECUTION,
+    "reset": Event.RESET,
+}
+REASONS = {
+    Event.PAUSE: "asked to",
+    Event.HOME: "moving slowly to the home pose",
+    Event.STOP: "asked to stop: to the rest pose, then released",
+    Event.CLEAR_STOP: "emergency stop cleared",
+}
+SIGNALS = {
+    "guardian_gone": "the guardian has died",
+    "supervisor_gone": "the supervisor has gone",
+    "terminated": "asked to terminate",
+}
+FROZEN = "frozen; press again, after a pause, to release; clear the stop to go on"
+TERMINATED_GRACE_NS = round(TERMINATED_GRACE_S * NS_PER_S)
 
 
 class Commands:
-    """Obeys on behalf of one loop. Every handler of a command returns why not, or an empty string."""
+    """Obeys on behalf of one loop. The machine is its own, and nobody else fires it."""
 
-    def __init__(self, loop: Modes) -> None:
-        self._loop = loop
-        self._pressed_ns: int | None = None
-        self._handlers: dict[str, Callable[[Mapping[str, Any]], str]] = {
-            "start": self._start,
-            "pause": self._pause,
-            "hold": self._pause,
-            "resume": self._resume,
-            "home": self._home,
-            "stop": self._stop,
-            "emergency_stop": lambda _: self.emergency_stop(),
-            "clear_stop": self._clear_stop,
-            "set_task": self._set_task,
-            "set_execution": self._set_execution,
-            "reset": self._reset,
-        }
+    def __init__(self, body: Body, links: Links, clock: Clock, tell: Teller) -> None:
+        self.body, self._links, self._clock, self._tell = body, links, clock, tell
+        self.machine = Machine(self._do, self._show)
+        self.rollout: Rollout | None = None
+        self._wants_new_grid = False
+        self._ending: Ending | None = None
+        self._presses = Presses()
+        self._terminated_ns: int | None = None
+        self.n_emergencies = 0
 
-    def obey(self, action: str, arguments: Mapping[str, Any]) -> tuple[bool, str]:
-        """(is accepted, reason)."""
-        handler = self._handlers.get(action)
-        if handler is None:
-            return False, f"the robot node does not know '{action}'"
-        if self._loop.must_end and action == "start":  # it may have come with the news that nobody is left
-            return False, "the robot's processes are ending"
-        if self._loop.mode == "emergency" and action not in ("emergency_stop", "clear_stop"):
-            return False, "the emergency stop is latched; clear it first"
+    # -- what comes -----------------------------------------------------------------------------------------------
+
+    def obey(self, action: str, arguments: Arguments | None) -> tuple[bool, str]:
+        """(is accepted, why not). arguments: of the class that belongs to the action."""
         try:
-            reason = handler(arguments)
+            if action == "emergency_stop":
+                reason = self.emergency_stop()
+            elif action in COMMANDS:
+                event = COMMANDS[action]
+                reason = self.machine.fire(event, REASONS.get(event, ""), arguments)
+            else:
+                reason = f"the robot node does not know '{action}'"
         except EdgeVLAError as error:
             reason = str(error)
         return not reason, reason
 
-    # -- one method per command -------------------------------------------------------------------------------
-
-    def _start(self, arguments: Mapping[str, Any]) -> str:
-        loop = self._loop
-        if loop.mode not in ("idle", "stopped") or loop.ending is not None:
-            return f"cannot start while {loop.mode}"
-        plan = plan_from(arguments, loop.robot.max_hz, loop.n_joints)
-        loop.has_failed = False
-        loop.begin(plan)
-        return ""
-
-    def _pause(self, _: Mapping[str, Any]) -> str:
-        loop = self._loop
-        if loop.mode not in ("running", "holding", "homing"):
-            return f"cannot pause while {loop.mode}"
-        if loop.executor is not None:
-            loop.executor.reset()
-        loop.set_mode("paused", "asked to")
-        return ""
-
-    def _resume(self, _: Mapping[str, Any]) -> str:
-        loop = self._loop
-        if loop.mode != "paused" or loop.plan is None:
-            return f"cannot resume while {loop.mode}" if loop.plan else "nothing was started yet"
-        loop.restart_grid()
-        loop.set_mode("running", "")
-        return ""
-
-    def _home(self, _: Mapping[str, Any]) -> str:
-        loop = self._loop
-        if not loop.is_torque_on or loop.ending is not None:
-            return f"cannot move home while {loop.mode}"
-        if loop.executor is not None:
-            loop.executor.reset()
-        loop.set_mode("homing", "moving slowly to the home pose")
-        return ""
-
-    def _stop(self, _: Mapping[str, Any]) -> str:
-        if self._loop.ending is None:
-            self._loop.stop("rest", "asked to stop: to the rest pose, then released")
-        return ""
-
     def emergency_stop(self) -> str:
-        """First: freeze, latched. Again: release. The same press by another way is not a second one."""
-        loop, now = self._loop, self._loop.clock.now_ns()
-        if self._pressed_ns is not None and now - self._pressed_ns < ONE_PRESS_NS:
+        """First: freeze, latched. Again, after a pause: release. A key held down, and the same press by another way,
+        are one press."""
+        if not self._presses.press(self._clock.now_ns()):
             return ""
-        self._pressed_ns = now
-        loop.counters["emergency_stops"] += 1
-        if loop.mode == "emergency":
-            loop.stop("release", "released by the second emergency stop")
-            return ""
-        loop.ending = None
-        if loop.executor is not None:
-            loop.executor.reset()
-        loop.freeze()
-        loop.set_mode("emergency", "frozen; press again to release, clear the stop to go on")
-        return ""
-
-    def _clear_stop(self, _: Mapping[str, Any]) -> str:
-        loop = self._loop
-        if loop.mode != "emergency":
-            return "no emergency stop is latched"
-        if loop.ending is not None:
-            return "the arm is being released"
-        self._pressed_ns = None
-        loop.set_mode("paused" if loop.is_torque_on else "idle", "emergency stop cleared")
-        return ""
-
-    def _set_task(self, arguments: Mapping[str, Any]) -> str:
-        task = arguments.get("task")
-        if not isinstance(task, str) or set(arguments) != {"task"}:
-            return "set_task takes one argument: task, a text"
-        self._loop.task = task
-        self._loop.links.event("info", "task", f"task: {task}")
-        return ""
-
-    def _set_execution(self, arguments: Mapping[str, Any]) -> str:
-        loop = self._loop
-        if loop.executor is None or loop.plan is None:
-            return "nothing was started yet"
-        execution = execution_from(arguments)
-        if kind_of(execution) not in loop.plan.allowed:
-            raise UsageError(f"this bundle allows {', '.join(loop.plan.allowed)}, not {kind_of(execution)}")
-        latency_ms = max(loop.plan.latency_ms, 1000 * loop.executor.delay_steps / loop.plan.fps)
-        verdict = judge_latency(
-            execution, chunk_size=loop.plan.chunk_size, fps=loop.plan.fps, latency_ms=latency_ms
+        self.n_emergencies += 1
+        is_second = self.machine.is_latched
+        return self.machine.fire(
+            Event.EMERGENCY_STOP, "released by the second emergency stop" if is_second else FROZEN
         )
-        if verdict.severity == "error":
-            return verdict.sentence
-        if verdict.sentence:
-            loop.links.event("warning", "latency", verdict.sentence)
-        loop.executor.switch(execution)
-        loop.links.event("info", "execution", f"execution: {kind_of(execution)}")
-        return ""
 
-    def _reset(self, _: Mapping[str, Any]) -> str:
-        if self._loop.plan is None:
-            return "nothing was started yet"
-        self._loop.restart_grid()
-        return ""
+    def hear(self, signal: str) -> None:
+        """`emergency_stop` from the guardian, a pipe that closed, or SIGTERM."""
+        if signal == "emergency_stop":
+            self.emergency_stop()
+        elif signal == "terminated" and self.is_held and self._terminated_ns is None:
+            self._terminated_ns = self._clock.now_ns()
+        else:
+            self._nobody_left(signal)
 
-    # -- what is not asked but happens -------------------------------------------------------------------------
-
-    def nobody_left(self, what: str) -> None:
-        """A pipe closed or a signal came: hold, park, end."""
-        loop = self._loop
-        loop.must_end = True
-        if not loop.is_held:  # an ordinary end
-            loop.is_done = True
+    def wait_for_supervisor(self) -> None:
+        """SIGTERM has come: whoever started this deployment is given time to end it in order."""
+        if self._terminated_ns is None:
             return
-        words = {
-            "guardian_gone": "the guardian has died",
-            "supervisor_gone": "the supervisor has gone",
-            "terminated": "asked to terminate",
-        }[what]
-        then = "is held, parked and released" if loop.ending is None else "comes to rest as was asked"
-        loop.links.event("stop", what, f"{words}; the arm {then}")
-        if loop.ending is None:
-            loop.stop("fault", words)
+        if self._clock.now_ns() - self._terminated_ns >= TERMINATED_GRACE_NS:
+            self._terminated_ns = None
+            if self.machine.state is not State.ENDING:
+                self._nobody_left("terminated")
 
-    def bus_gone(self, sentence: str) -> None:
-        """A line has gone. Arms on other lines are held, parked and released; without any the run ends at once."""
-        loop = self._loop
-        loop.has_failed = loop.must_end = True
-        loop.tell_once("stop", "bus_gone", sentence)
-        if loop.is_torque_on and not loop.robot.is_cut_off:
-            if loop.ending is None:
-                loop.stop("fault", sentence)
-            return
-        loop.links.lease(STOPPING)
+    def _nobody_left(self, what: str) -> None:
+        words = SIGNALS[what]
+        if self.is_held:
+            is_ending = self.machine.state is State.ENDING
+            then = "comes to rest as was asked" if is_ending else "is held, lowered and released"
+            self._links.event("stop", what, f"{words}; the arm {then}")
+        self.machine.fire(Event.NOBODY_LEFT, words)
+
+    def fail(self, sentence: str) -> None:
+        """A finding that no run survives."""
+        if self.is_held:
+            self.machine.fire(Event.FAULT, sentence)
+
+    def line_gone(self, sentence: str) -> None:
+        """A bus has gone. Arms on others are held, lowered and released; without any the run ends at once."""
+        self._tell.once("stop", "bus_gone", sentence)
+        is_cut_off = self.body.robot.is_cut_off
+        self.machine.fire(Event.CUT_OFF if is_cut_off else Event.LINE_GONE, sentence)
+
+    # -- what the loop asks -----------------------------------------------------------------------------------------
+
+    @property
+    def wants_new_grid(self) -> bool:
+        """Whether the loop shall count its ticks from 0 again."""
+        return self._wants_new_grid
+
+    def begin_grid(self) -> None:
+        """The loop counts from 0."""
+        self._wants_new_grid = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody must still look after the arm: it has torque, and is not left parked."""
+        return self.body.is_torque_on and self.machine.state is not State.PARKED
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this process has nothing left to do."""
+        is_off = (
+            not self.body.is_torque_on and self.machine.state is State.EMERGENCY and self.machine.must_end
+        )
+        return self.machine.is_over or is_off
+
+    @property
+    def ending(self) -> Ending | None:
+        return self._ending
+
+    @property
+    def plan(self) -> Plan | None:
+        return None if self.rollout is None else self.rollout.plan
+
+    @property
+    def lease(self) -> bytes:
+        """What the guardian is told with every tick."""
+        if not self.body.is_torque_on:
+            return RELEASED
+        if self.machine.state is State.PARKED:
+            return PARKED
+        return STOPPING if self.machine.state in (State.ENDING, State.EMERGENCY) else RUNNING
+
+    # -- deeds ------------------------------------------------------------------------------------------------------
+
+    def _do(self, deed: str, reason: str, arguments: Arguments | None) -> State | None:
+        made: State | None = getattr(self, f"_{deed}")(reason, arguments)
+        return made
+
+    def _begin(self, _: str, start: Start) -> None:
+        body = self.body
+        plan = plan_from(start, body.robot.max_hz, len(body.profile.joints))
+        # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
+        self._links.lease(STOPPING)
         try:
-            unreached = loop.robot.set_torque(False) if loop.is_torque_on else []
+            body.energise(plan)
         except BusError:
-            unreached = [joint.motor for joint in loop.profile.joints]
-        if unreached:
-            loop.links.event("error", "torque_unconfirmed", unconfirmed(unreached))
-        loop.ending, loop.is_torque_on, loop.is_done = None, False, True
-        loop.set_mode("stopped", sentence)
+            self.machine.fire(
+                Event.RELEASED, "torque is off"
+            )  # an arm that was left parked has none any more
+            raise
+        first = 0 if self.rollout is None else self.rollout.next_request
+        self.rollout = Rollout(plan, len(body.profile.joints), first)
+        self._tell.forget()
+        self._restart("", None)
+        for sentence in body.outside_training(plan.trained_range):
+            self._links.event("warning", "outside_training", sentence)
+        if sentence := body.unreachable_rest():
+            self._links.event("warning", "rest_unreachable", sentence)
+        self._tell.remarks()
+
+    def _restart(self, _: str, __: Arguments | None) -> None:
+        """A new grid: chunks of before are nobody's, and its first goal may be far away."""
+        if self.rollout is not None:
+            self.rollout.restart()
+        self._wants_new_grid = True
+        self.body.approach()
+
+    def _resume(self, reason: str, arguments: Arguments | None) -> None:
+        self._restart(reason, arguments)
+
+    def _halt(self, _: str, __: Arguments | None) -> None:
+        if self.rollout is not None:
+            self.rollout.forget()
+
+    def _go_home(self, _: str, __: Arguments | None) -> None:
+        self._halt("", None)
+
+    def _set_task(self, _: str, arguments: SetTask) -> None:
+        assert self.rollout is not None
+        self.rollout.task = arguments.task
+        self._links.event("info", "task", f"task: {arguments.task}")
+
+    def _set_execution(self, _: str, execution: Execution) -> None:
+        assert self.rollout is not None
+        plan, executor = self.rollout.plan, self.rollout.executor
+        if kind_of(execution) not in plan.allowed:
+            raise UsageError(f"this bundle allows {', '.join(plan.allowed)}, not {kind_of(execution)}")
+        check_chunk(execution, plan.chunk_size)
+        latency_ms = max(plan.latency_ms, 1000 * executor.delay_steps / plan.fps)
+        verdict = judge_latency(execution, chunk_size=plan.chunk_size, fps=plan.fps, latency_ms=latency_ms)
+        if verdict.severity == "error":
+            raise UsageError(verdict.sentence)
+        if verdict.sentence:
+            self._links.event("warning", "latency", verdict.sentence)
+        executor.switch(execution)
+        self._links.event("info", "execution", f"execution: {kind_of(execution)}")
+
+    def _come_to_rest(self, _: str, __: Arguments | None) -> State:
+        return self._end("rest")
+
+    def _give_up(self, _: str, __: Arguments | None) -> State:
+        self.body.freeze()
+        return self._end("fault")
+
+    def _worsen(self, reason: str, arguments: Arguments | None) -> State | None:
+        """A fault on the way to rest stops the arm there; any other ending goes on."""
+        if self._ending is not None and self._ending.kind == "rest":
+            return self._give_up(reason, arguments)
+        return None
+
+    def _freeze(self, _: str, __: Arguments | None) -> None:
+        self._halt("", None)
+        self.body.freeze()
+
+    def _freeze_ending(self, reason: str, arguments: Arguments | None) -> State:
+        """The arm stops where it is, with its full torque. With nobody left to clear it, it is then lowered."""
+        if self.machine.is_latched:
+            return self._let_go(reason, arguments)
+        self.body.freeze()
+        self.body.limit_torque(1.0)
+        if self.machine.must_end:
+            return self._end("fault")
+        self._ending = None
+        return State.EMERGENCY
+
+    def _let_go(self, _: str, __: Arguments | None) -> State:
+        return self._end("release")
+
+    def _unfreeze(self, _: str, __: Arguments | None) -> State:
+        self._presses.forget()
+        if not self.body.is_torque_on:
+            return State.IDLE
+        return State.PARKED if self.body.is_reduced else State.PAUSED
+
+    def _abandon(self, _: str, __: Arguments | None) -> None:
+        """No line, or none that matters: what can be said of torque is said."""
+        self._ending = None
+        self._links.lease(STOPPING)
+        if unreached := self.body.lost():
+            self._links.event("error", "torque_unconfirmed", unconfirmed(unreached))
+
+    def _end(self, kind: Kind) -> State:
+        """Begins an ending; an arm without torque is at its end already."""
+        self._halt("", None)
+        if not self.body.is_torque_on:
+            return State.STOPPED
+        body = self.body
+        self._ending = Ending(kind, body.profile.escalation, self._clock.now_ns(), body.rest())
+        return State.ENDING
+
+    # -- the end, tick by tick ------------------------------------------------------------------------------------
+
+    def step_ending(self) -> np.ndarray | None:
+        """One tick of the ending: the goal wanted, None as before. The last one confirms the torque."""
+        assert self._ending is not None
+        self._links.lease(STOPPING)  # what follows may take several transactions
+        wanted = self._ending.step(self.body, self.body.last_goal, self._clock.now_ns())
+        if self._ending.is_over:
+            self._conclude(self._ending)
+        return wanted
+
+    def _conclude(self, ending: Ending) -> None:
+        self._ending = None
+        if ending.unreached:
+            self._links.event("error", "torque_unconfirmed", unconfirmed(ending.unreached))
+        text = "torque is off on the others" if ending.unreached else "torque is off"
+        if not ending.releases:
+            share = self.body.profile.escalation.park_torque
+            text = f"torque stays on, at {share:.0%}: the profile does not release the arm; its power switch does"
+        self.machine.fire(Event.RELEASED if ending.releases else Event.LEFT_PARKED, self.machine.reason)
+        self._links.event("info", "released", text)
+        self._links.lease(self.lease)
+
+    def _show(self, mode: Mode, reason: str) -> None:
+        severity: Severity = "warning" if mode in ("holding", "emergency") else "info"
+        self._links.event(severity, f"mode_{mode}", f"{mode}{': ' + reason if reason else ''}")

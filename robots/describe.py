@@ -2,60 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 
+from edgevla.descriptions import AboutBus, AboutCamera, AboutJoint, AboutRobot
+
 from .arm import Robot
-from .profile import Joint, Profile
+from .profile import Camera, Joint, Profile
 
 MID_RANGE = "mid_range"
 
 
-def describe(profile: Profile, robot: Robot) -> dict[str, Any]:
-    """Plain values. min, max: what the servos can reach within the profile's limits, in the joint's unit."""
+def describe(profile: Profile, robot: Robot) -> AboutRobot:
+    """min, max: what the servos can reach within the profile's limits, in the joint's unit."""
     low, high = robot.limits()
-    return {
-        "node": "robot",
-        "robot": profile.name,
-        "joints": [_joint(robot, i, joint, low, high) for i, joint in enumerate(profile.joints)],
-        "cameras": [
-            {
-                "name": camera.name,
-                "source": camera.source,
-                "height": camera.height,
-                "width": camera.width,
-                "fps": camera.fps,
-                "locked_exposure": camera.has_locked_exposure,
-                "fit": camera.fit,
-            }
-            for camera in profile.cameras
-        ],
-        "servo_hz": robot.max_hz,
-        "warnings": list(robot.warnings),
-        "buses": [
-            {
-                "name": bus.name,
-                "protocol": bus.protocol,
-                "port": robot.ports[bus.name].name,
-                "baud": bus.baud,
-                "n_motors": len(bus.motors),
-            }
+    return AboutRobot(
+        node="robot",
+        robot=profile.name,
+        joints=tuple(_joint(robot, i, joint, low, high) for i, joint in enumerate(profile.joints)),
+        cameras=tuple(about_camera(camera) for camera in profile.cameras),
+        servo_hz=robot.max_hz,
+        warnings=tuple(robot.warnings),
+        lerobot_types=profile.lerobot_types,
+        buses=tuple(
+            AboutBus(
+                name=bus.name,
+                protocol=bus.protocol,
+                port=robot.ports[bus.name].name,
+                baud=bus.baud,
+                n_motors=len(bus.motors),
+            )
             for bus in profile.buses
-        ],
-    }
+        ),
+    )
 
 
-def _joint(robot: Robot, i: int, joint: Joint, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
-    """range_deg: ends of the calibrated range in degrees, by which angles and shares of the range convert."""
+def about_camera(camera: Camera) -> AboutCamera:
+    """All that the profile says of it."""
+    fields = dataclasses.asdict(camera)
+    return AboutCamera(locked_exposure=fields.pop("has_locked_exposure"), **fields)
+
+
+def _joint(robot: Robot, i: int, joint: Joint, low: np.ndarray, high: np.ndarray) -> AboutJoint:
     ends = robot.range_deg(i)
-    return {
-        "name": joint.name,
-        "unit": joint.unit,
-        "min": float(low[i]),
-        "max": float(high[i]),
-        "max_velocity": float(joint.max_velocity),
-        "is_gripper": joint.is_gripper,
-        "range_deg": None if ends is None else [float(end) for end in ends],
-        "zero": MID_RANGE if joint.unit in ("deg", "rad") else None,
-    }
+    return AboutJoint(
+        name=joint.name,
+        unit=joint.unit,
+        min=float(low[i]),
+        max=float(high[i]),
+        max_velocity=joint.max_velocity,
+        is_gripper=joint.is_gripper,
+        range_deg=None if ends is None else (float(ends[0]), float(ends[1])),
+        zero=MID_RANGE if joint.unit in ("deg", "rad") else None,
+    )

@@ -10,17 +10,17 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import zmq
 
 from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.codec import Message
 from edgevla.errors import BusError, ConfigError, EdgeVLAError
-from edgevla.messages import TIMING
-from edgevla.nodes.stand_in import StandIn
-from edgevla.nodes.vitals import stop_when_asked
+from edgevla.messages import Infer, Message
+from edgevla.nodes.stand_in import NO_TIME, StandIn
+from edgevla.nodes.vitals import stop_when_asked, tell_at_once
 
 from .arm import Robot
 from .calibration import find_calibration
@@ -76,7 +76,7 @@ class LeaderNode(StandIn):
     def all_counters(self) -> Mapping[str, int]:
         return {**self.counters, **self._leader.counters()}
 
-    def answer(self, request: Message) -> None:
+    def answer(self, request: Message[Infer]) -> None:
         begun = time.monotonic_ns()
         reading = self._leader.exchange(None, begun + BUDGET_NS)
         age_us = int(reading.position_age_us.max())
@@ -85,7 +85,7 @@ class LeaderNode(StandIn):
             self._tell(f"the leader has not been read for {age_us / 1000:.0f} ms; the follower holds")
             return
         actions = np.tile(self._leader.present_goal().astype(np.float32), (chunk_size(self._fps), 1))
-        timing = dict.fromkeys(TIMING, 0) | {"encode": time.monotonic_ns() - begun}
+        timing = replace(NO_TIME, encode=time.monotonic_ns() - begun)
         age_ns = age_us * 1000
         self.send_chunk(request, actions, self._name, self._fps, state_age_ns=age_ns, timing_ns=timing)
 
@@ -117,9 +117,8 @@ def _run(args: argparse.Namespace) -> int:
     profile = load_profile(args.leader)
     if profile.kind != "leader":
         raise ConfigError(f"{profile.name} is a {profile.kind}, not a leader arm")
-    leader = Robot(
-        profile, open_ports(profile, args.port, "--leader-port"), find_calibration(profile, args.calibration)
-    )
+    ports = open_ports(profile, args.port, "--leader-port")
+    leader = Robot(profile, ports, find_calibration(profile, args.calibration), say=tell_at_once)
     ctx = zmq.Context()
     node = None
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from edgevla.arguments import Start
 from edgevla.cameras import CameraSettings
+from edgevla.descriptions import AboutPolicy
 from edgevla.errors import BusError
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import DirectSource, Run
 
+from .describe import about_camera
 from .leader_node import check_pair, chunk_size
 from .profile import Profile
 
@@ -55,10 +57,9 @@ class LeaderSource(DirectSource):
         words += [f"--port={text}" for text in ports]
         words += [f"--calibration={calibration}"] if calibration else []
         run.spawn("policy", words)
-        about = run.await_ready("policy", "policy", READY_S, BusError)
-        latency_ms = float(about["latency_ms"])
-        run.say("info", "teleop", f"{about['provider']} answers in {latency_ms:.1f} ms")
-        return latency_ms
+        about = run.await_ready("policy", "policy", AboutPolicy, READY_S, BusError)
+        run.say("info", "teleop", f"{about.provider} answers in {about.latency_ms:.1f} ms")
+        return about.latency_ms
 
     def _emulate(self, run: Run) -> str:
         """Starts an emulated leader that sways; the folder with a link per bus."""
@@ -77,7 +78,7 @@ class LeaderSource(DirectSource):
             time.sleep(0.05)
         return str(links)
 
-    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+    def start_arguments(self, run: Run, latency_ms: float) -> Start:
         return self.direct_arguments(run, self._fps, chunk_size(self._fps), latency_ms)
 
 
@@ -88,10 +89,5 @@ def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSe
         source = options.cameras.get(camera.name, "sim" if options.is_sim else camera.source)
         if source == "none" or (source == "sim" and not follower.world):
             continue
-        made.append(
-            CameraSettings(
-                camera.name, source, camera.width, camera.height, camera.fps,
-                has_locked_exposure=camera.has_locked_exposure, fit=camera.fit,
-            )
-        )  # fmt: skip
+        made.append(CameraSettings.of_profile(about_camera(camera), source))
     return made

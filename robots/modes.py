@@ -1,201 +1,281 @@
-"""What the robot node is and can become: its mode, torque, rollout and ending. The control loop stands on this.
+"""What the robot node is and can become: one table, and the machine that walks it. No numpy, no robot, no clock.
 
-Commands (`commands.py`), findings (`safety.py`) and closed pipes change it; the loop reads it every tick.
+              start                          no chunk, stale                       e, Ctrl-C
+      idle -----------> running <---------------------------> holding    from every state: emergency
+        ^               |  ^                 it flows again       |                 |        |
+        |          pause|  |resume                                |            clear|   press|again
+        |               v  |              home                    |                 v        v
+        |              paused <--------------------- homing <-----+          where it was   ending
+        |                             it is there                                          (release)
+        |
+        |       stop, a fault, nobody left               torque is off
+        +-- any of these -----------------> ending ------------------> stopped --start--> running
+                                     (rest | fault | release)
+                                               \\----- not released ---> parked --start--> running
+
+A cell of the table is what is done and what the machine becomes then, or why not: every command, signal and finding
+has an answer in every state. `draw()` writes the table; docs/modes.md holds it, and a test compares.
+
+What holds whatever happens: torque is off in `idle` and `stopped`; nothing moves in `emergency`; an ending always ends.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from edgevla.clock import NS_PER_S, Clock
-from edgevla.errors import BusError
-from edgevla.execution import Executor
-
-from .arm import Reading, Robot
-from .ending import Ending, Kind
-from .grip import GripRelief
-from .links import RELEASED, STOPPING, Links
-from .profile import Profile
-from .rescue import unconfirmed
-from .rollout import Plan
-from .safety import SafetyFilter, Watch, make_caps
-
-IDLE_HZ = 30.0
-REPEAT_NS, NEVER_NS = 5 * NS_PER_S, 1 << 62
+if TYPE_CHECKING:
+    from edgevla.arguments import Arguments
+    from edgevla.messages import Mode
 
 
-class Modes:
-    """One connected robot, torque off at first. `begin` energises, `stop` brings to rest."""
+class State(str, Enum):
+    """What the robot node is.
 
-    def __init__(self, profile: Profile, robot: Robot, links: Links, clock: Clock) -> None:
-        self.profile, self.robot, self.links, self.clock = profile, robot, links, clock
-        self.n_joints = len(profile.joints)
-        self.mode, self.reason = "idle", "waiting for start"
-        self.counters: Counter[str] = Counter()
-        self.is_done, self.must_end, self.has_failed = False, False, False
-        self.is_torque_on = False
-        self.is_left_parked = False
-        """Whether torque stays on, reduced, because the profile's escalation does not release."""
-        self.period_ns = round(NS_PER_S / min(IDLE_HZ, profile.rates.servo_hz))
-        self.plan: Plan | None = None
-        self.executor: Executor | None = None
-        self.ending: Ending | None = None
-        self.task = ""
-        self.reading: Reading | None = None
-        self.wants_new_grid = False
-        self.home = np.array([joint.home for joint in profile.joints], np.float32)
-        self._rest = np.array([joint.rest for joint in profile.joints], np.float32)
-        self.filter = self._make_filter(None)
-        self.watch = self._make_watch()
-        self.grip = GripRelief(profile.joints, *robot.limits())
-        self.pending: dict[int, int] = {}
-        self.next_request, self.first_request = 0, 0
-        self.answered_ns = 0
-        self.told: dict[str, int] = {}
-        self.remarks: list[tuple[str, str]] = []
-        """(code, sentence): told with the first start, when there is somebody to hear."""
-        self.t0_ns = 0
+    IDLE: torque off, nothing was started. HOLDING: as RUNNING, but no chunk or a stale joint. ENDING: comes to rest, by
+    the stages of its kind (`ending.py`). EMERGENCY: frozen and latched (or off and latched). PARKED: ended, torque left
+    on at the profile's share. STOPPED: ended, torque off.
+    """
+
+    IDLE = "idle"
+    RUNNING = "running"
+    HOLDING = "holding"
+    PAUSED = "paused"
+    HOMING = "homing"
+    ENDING = "ending"
+    EMERGENCY = "emergency"
+    PARKED = "parked"
+    STOPPED = "stopped"
+
+
+class Event(str, Enum):
+    """What may come. The first ten are commands; then what happens to the processes, to the servos, and by itself."""
+
+    START = "start"
+    PAUSE = "pause"
+    RESUME = "resume"
+    HOME = "home"
+    RESET = "reset"
+    SET_TASK = "set_task"
+    SET_EXECUTION = "set_execution"
+    STOP = "stop"
+    EMERGENCY_STOP = "emergency_stop"
+    CLEAR_STOP = "clear_stop"
+    NOBODY_LEFT = "nobody_left"
+    FAULT = "fault"
+    LINE_GONE = "line_gone"
+    CUT_OFF = "cut_off"
+    STALLED = "stalled"
+    FLOWING = "flowing"
+    ARRIVED = "arrived"
+    RELEASED = "released"
+    LEFT_PARKED = "left_parked"
+
+
+class Deeds(Protocol):
+    """What the table lets the machine do to the arm (`commands.py`). A deed may say another state than the table's:
+    the one that the arm is really in now. EdgeVLAError: it was not done, and the machine stays where it is.
+    """
+
+    def __call__(self, deed: str, reason: str, arguments: Arguments | None) -> State | None: ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """deed: a method of `Commands`, empty: nothing is to be done. to: None stays. refusal: why not, and nothing else."""
+
+    deed: str = ""
+    to: State | None = None
+    refusal: str = ""
+
+
+STAY = Cell()
+WHY_NOT = {
+    State.IDLE: "nothing was started yet",
+    State.RUNNING: "it runs",
+    State.HOLDING: "it holds, and goes on by itself",
+    State.PAUSED: "it is paused",
+    State.HOMING: "it moves home",
+    State.ENDING: "it is coming to rest",
+    State.EMERGENCY: "the emergency stop is latched; clear it first",
+    State.PARKED: "it is parked at reduced torque; start it again",
+    State.STOPPED: "it has stopped; start it again",
+}
+UNDER_WAY = (State.RUNNING, State.HOLDING, State.PAUSED, State.HOMING)
+"""Torque is on, and somebody may move the arm."""
+
+
+def _row(words: str, cells: Mapping[State, Cell]) -> dict[State, Cell]:
+    """Every state that has no cell refuses, and says why. words: "cannot ..."."""
+    return {s: cells.get(s, Cell(refusal=f"cannot {words}: {WHY_NOT[s]}")) for s in State}
+
+
+def _all(states: tuple[State, ...], cell: Cell) -> dict[State, Cell]:
+    return dict.fromkeys(states, cell)
+
+
+_BEGIN = Cell("begin", State.RUNNING)
+_HALT = Cell("halt", State.PAUSED)
+_GO_HOME = Cell("go_home", State.HOMING)
+_REST = Cell("come_to_rest", State.ENDING)
+_HARM = Cell("give_up", State.ENDING)
+_WORSEN = Cell("worsen")
+_FREEZE = Cell("freeze", State.EMERGENCY)
+_EVERYWHERE = _all(tuple(State), STAY)
+
+TABLE: dict[Event, dict[State, Cell]] = {
+    Event.START: _row("start", _all((State.IDLE, State.STOPPED, State.PARKED), _BEGIN)),
+    Event.PAUSE: _row(
+        "pause", _all((State.RUNNING, State.HOLDING, State.HOMING), _HALT) | {State.PAUSED: STAY}
+    ),
+    Event.RESUME: _row("resume", {State.PAUSED: Cell("resume", State.RUNNING), State.RUNNING: STAY}),
+    Event.HOME: _row(
+        "move home", _all((State.RUNNING, State.HOLDING, State.PAUSED), _GO_HOME) | {State.HOMING: STAY}
+    ),
+    Event.RESET: _row(
+        "begin anew", _all((State.RUNNING, State.HOLDING), Cell("restart")) | {State.PAUSED: STAY}
+    ),
+    Event.SET_TASK: _row("change the task", _all(UNDER_WAY, Cell("set_task"))),
+    Event.SET_EXECUTION: _row("change the execution", _all(UNDER_WAY, Cell("set_execution"))),
+    Event.STOP: _row(
+        "stop",
+        _all(UNDER_WAY, _REST)
+        | _all((State.ENDING, State.PARKED, State.STOPPED), STAY)
+        | {State.IDLE: Cell(to=State.STOPPED)},
+    ),
+    Event.EMERGENCY_STOP: _row(
+        "freeze",
+        _all((State.IDLE, State.PARKED, State.STOPPED, *UNDER_WAY), _FREEZE)
+        | {
+            State.ENDING: Cell("freeze_ending", State.EMERGENCY),
+            State.EMERGENCY: Cell("let_go", State.ENDING),
+        },
+    ),
+    Event.CLEAR_STOP: {
+        s: Cell(refusal="no emergency stop is latched") for s in State if s is not State.EMERGENCY
+    }
+    | {State.EMERGENCY: Cell("unfreeze")},
+    Event.NOBODY_LEFT: _EVERYWHERE | _all((*UNDER_WAY, State.EMERGENCY), _HARM),
+    Event.FAULT: _EVERYWHERE | _all((*UNDER_WAY, State.EMERGENCY), _HARM) | {State.ENDING: _WORSEN},
+    Event.LINE_GONE: _EVERYWHERE
+    | _all((*UNDER_WAY, State.EMERGENCY), _HARM)
+    | _all((State.IDLE, State.STOPPED), Cell("abandon", State.STOPPED))
+    | {State.ENDING: _WORSEN},
+    Event.CUT_OFF: _all(tuple(State), Cell("abandon", State.STOPPED)),
+    Event.STALLED: _EVERYWHERE | {State.RUNNING: Cell(to=State.HOLDING)},
+    Event.FLOWING: _EVERYWHERE | {State.HOLDING: Cell(to=State.RUNNING)},
+    Event.ARRIVED: _EVERYWHERE | {State.HOMING: Cell(to=State.PAUSED)},
+    Event.RELEASED: _EVERYWHERE | _all((State.ENDING, State.PARKED), Cell(to=State.STOPPED)),
+    Event.LEFT_PARKED: _EVERYWHERE | {State.ENDING: Cell(to=State.PARKED)},
+}
+LAST_EVENTS = (Event.NOBODY_LEFT, Event.LINE_GONE, Event.CUT_OFF)
+"""After these nobody can start anything any more: the process ends with the arm at rest."""
+LOSSES = (Event.LINE_GONE, Event.CUT_OFF)
+MODES: dict[State, Mode] = {
+    State.IDLE: "idle",
+    State.RUNNING: "running",
+    State.HOLDING: "holding",
+    State.PAUSED: "paused",
+    State.HOMING: "homing",
+    State.EMERGENCY: "emergency",
+    State.PARKED: "stopped",
+    State.STOPPED: "stopped",
+}
+"""As the wire has them (graphs.md 2.2); an ending is `emergency` while the stop is latched, else `stopped`."""
+
+
+class Machine:
+    """One state, changed by `fire` and by nothing else.
+
+    do: carries out a deed of the table. tell: (mode on the wire, reason), called when either changes what is shown.
+    """
+
+    def __init__(self, do: Deeds, tell: Callable[[Mode, str], None]) -> None:
+        self._do, self._tell = do, tell
+        self._state, self._reason = State.IDLE, "waiting for start"
+        self._must_end, self._has_failed, self._is_latched = False, False, False
 
     @property
-    def is_held(self) -> bool:
-        """Whether somebody must still look after the arm: it has torque, and is not left parked."""
-        return self.is_torque_on and not self.is_left_parked
+    def state(self) -> State:
+        return self._state
 
     @property
-    def is_stopping(self) -> bool:
-        return self.ending is not None or self.mode == "emergency"
+    def reason(self) -> str:
+        """Why it is in this state, for people; may be empty."""
+        return self._reason
 
-    def begin(self, plan: Plan) -> None:
-        """Torque on where the arm is, and a new grid: tick 0 is the next tick."""
-        self.plan, self.task = plan, plan.task
-        self.executor = plan.executor(self.n_joints)
-        self.filter = self._make_filter(plan)
-        self.watch = self._make_watch()
-        self.grip.forget()
-        self.told.clear()
-        self.energise()
-        self.restart_grid()
-        self.set_mode("running", "")
-        self._check_first_state()
-        while self.remarks:
-            self.links.event("info", *self.remarks.pop(0))
+    @property
+    def must_end(self) -> bool:
+        """Whether nobody is left who could start anything."""
+        return self._must_end
 
-    def energise(self) -> None:
-        """Goals at the present position, then torque on: in the other order the arm would jump.
+    @property
+    def has_failed(self) -> bool:
+        return self._has_failed
+
+    @property
+    def is_latched(self) -> bool:
+        """Whether an emergency stop was pressed and neither cleared nor ended."""
+        return self._is_latched
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do for this process."""
+        is_last = self._must_end or self._has_failed
+        return is_last and self._state in (State.IDLE, State.STOPPED, State.PARKED)
+
+    @property
+    def mode(self) -> Mode:
+        """The state as the wire has it (graphs.md 2.2)."""
+        if self._state is State.ENDING:
+            return "emergency" if self._is_latched else "stopped"
+        return MODES[self._state]
+
+    def fire(self, event: Event, reason: str = "", arguments: Arguments | None = None) -> str:
+        """Does what the table says. Why not, or an empty string.
 
         Raises:
-            BusError: a servo did not take its torque; names them. All torque is off again.
+            EdgeVLAError: the deed was refused or failed; the state is as it was.
         """
-        # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
-        self.links.lease(STOPPING)
-        self.robot.set_torque_limit(1.0)
-        unreached = self.robot.set_torque(True)
-        if unreached:
-            self.robot.set_torque(False)
-            raise BusError(f"torque could not be switched on at {', '.join(unreached)}; the arm stays off")
-        self.is_torque_on, self.is_left_parked = True, False
-        self.reading = self.robot.exchange(None, self.clock.now_ns() + self.period_ns)
-        self.filter.begin(self.robot.present_goal())
+        cell = TABLE[event][self._state]
+        if event is Event.START and self._must_end:  # it may have come with the news that nobody is left
+            return "the robot's processes are ending"
+        if cell.refusal:
+            return cell.refusal
+        self._must_end = self._must_end or event in LAST_EVENTS
+        shown = self.mode
+        became = self._do(cell.deed, reason, arguments) if cell.deed else None
+        after = became or cell.to
+        is_change = after is not None or bool(cell.deed)
+        self._has_failed = self._has_failed or event in LOSSES or (event is Event.FAULT and is_change)
+        if event is Event.START:
+            self._has_failed = False
+        if after is not None:
+            self._is_latched = after is State.EMERGENCY or (self._is_latched and after is State.ENDING)
+            self._state, self._reason = after, reason
+        if self.mode != shown:
+            self._tell(self.mode, self._reason)
+        return ""
 
-    def restart_grid(self) -> None:
-        """A new rollout on a new grid: chunks of before are nobody's."""
-        self.period_ns = self.plan.period_ns if self.plan else self.period_ns
-        self.wants_new_grid = True
-        self.pending.clear()
-        self.first_request = self.next_request
-        self.answered_ns = 0
-        if self.executor is not None:
-            self.executor.reset()
-        if self.filter.last_goal is not None:
-            self.filter.begin(self.filter.last_goal)
+    def rename(self, reason: str) -> None:
+        """Another reason for the same state, without an event: how long it has been holding."""
+        self._reason = reason
 
-    def freeze(self) -> None:
-        """The goal is where the arm is now; a joint that does not say where it is keeps its goal."""
-        if self.is_torque_on:
-            assert self.filter.last_goal is not None
-            is_known = self.robot.last_reading().position_age_us <= 2 * self.period_ns / 1000
-            self.filter.begin(np.where(is_known, self.robot.present_goal(), self.filter.last_goal))
-            self.grip.forget()
 
-    def stop(self, kind: Kind, reason: str) -> None:
-        """Begins to come to rest; a graver ending replaces a milder one."""
-        self.reason = reason
-        if self.executor is not None:
-            self.executor.reset()
-        if not self.is_held:
-            self.set_mode("stopped", reason)
-            self.is_done = self.must_end
-            return
-        if kind == "fault":
-            self.freeze()
-        rest, _ = self.grip.bend(self._rest, self._rest)  # a blocked gripper is not asked to reach it
-        assert rest is not None
-        self.ending = Ending(kind, self.profile.escalation, self.clock.now_ns(), rest)
-        if self.mode != "emergency":
-            self.set_mode("stopped", reason)
+def draw() -> str:
+    """The table in Markdown: a row per event, a column per state; `-` is heard and changes nothing, `no` is refused."""
 
-    def finish_ending(self) -> None:
-        assert self.ending is not None
-        ending, self.ending = self.ending, None
-        if ending.unreached:
-            self.links.event("error", "torque_unconfirmed", unconfirmed(ending.unreached))
-        text = "torque is off on the others" if ending.unreached else "torque is off"
-        if self.profile.escalation.release or ending.kind == "release":
-            self.is_torque_on = False
-        else:
-            self.is_left_parked = True
-            share = self.profile.escalation.park_torque
-            text = f"torque stays on, at {share:.0%}: the profile does not release the arm; its power switch does"
-        self.links.event("info", "released", text)
-        self.links.lease(RELEASED)
-        self.is_done = self.must_end or self.has_failed
+    def words(cell: Cell) -> str:
+        if cell.refusal:
+            return "no"
+        to = "" if cell.to is None else f"→ {cell.to.value}"
+        return " ".join(part for part in (cell.deed.replace("_", " "), to) if part) or "-"
 
-    def set_mode(self, mode: str, reason: str) -> None:
-        if mode != self.mode:
-            severity = "warning" if mode in ("holding", "emergency") else "info"
-            self.links.event(severity, f"mode_{mode}", f"{mode}{': ' + reason if reason else ''}")
-        self.mode, self.reason = mode, reason
-
-    def tell_once(self, severity: str, code: str, text: str) -> None:
-        """A person sees the first, then one every five seconds with the number of the others; what stopped, once."""
-        now = self.clock.now_ns()
-        self.counters[f"finding_{code}"] += 1
-        if now >= self.told.get(code, 0):
-            self.told[code] = NEVER_NS if severity == "stop" else now + REPEAT_NS
-            self.links.event(severity, code, text, count=self.counters[f"finding_{code}"])
-
-    def _make_filter(self, plan: Plan | None) -> SafetyFilter:
-        low, high = self.robot.limits()
-        made = make_caps(
-            low,
-            high,
-            np.array([joint.max_velocity for joint in self.profile.joints], np.float32),
-            np.array([joint.is_gripper for joint in self.profile.joints]),
-            self.profile.rates.home_speed,
-            plan.trained_speed if plan else None,
-        )
-        period_ns = plan.period_ns if plan else self.period_ns
-        return SafetyFilter(made, period_ns / NS_PER_S)
-
-    def _make_watch(self) -> Watch:
-        joints = self.profile.joints
-        names, grippers = [j.name for j in joints], [j.is_gripper for j in joints]
-        return Watch(self.profile.limits, names, grippers, self.robot.explain_silence)
-
-    def _check_first_state(self) -> None:
-        """Says so when the arm stands where training never was."""
-        seen = self.plan.trained_range if self.plan else None
-        if seen is None or self.reading is None:
-            return
-        margin = 0.1 * (seen[1] - seen[0]) + 1e-3
-        position = self.reading.position
-        outside = (position < seen[0] - margin) | (position > seen[1] + margin)
-        for i in np.flatnonzero(outside):
-            self.links.event(
-                "warning",
-                "outside_training",
-                f"{self.profile.joints[i].name} is at {position[i]:.1f}; training saw {seen[0][i]:.1f} to "
-                f"{seen[1][i]:.1f}: the policy may do anything from here",
-            )
+    lines = ["| | " + " | ".join(s.value for s in State) + " |", "| --- " * (len(State) + 1) + "|"]
+    lines += [
+        f"| **{event.value}** | " + " | ".join(words(TABLE[event][s]) for s in State) + " |"
+        for event in Event
+    ]
+    return "\n".join(lines)

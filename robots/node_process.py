@@ -20,8 +20,9 @@ import zmq
 
 from edgevla.clock import MonotonicClock
 from edgevla.errors import EdgeVLAError
-from edgevla.nodes.vitals import ask_for_real_time, freeze_garbage, heartbeat
-from edgevla.wire import CommandRequest, CommandServer, Dealer, Inbox, Message, Publisher, endpoint
+from edgevla.messages import Body, Chunk, Infer, Message, Severity
+from edgevla.nodes.vitals import ask_for_real_time, freeze_garbage, tell_at_once
+from edgevla.wire import CommandRequest, CommandServer, Dealer, Inbox, Publisher, endpoint
 
 from .arm import Robot
 from .bus.port import SerialPort
@@ -40,7 +41,7 @@ class ZmqLinks:
         self._publisher = Publisher(self._ctx, endpoint(folder, "robot"), session, "robot")
         self.server = CommandServer(self._ctx, endpoint(folder, "robot", "commands"), session, "robot")
         self._dealer = Dealer(self._ctx, endpoint(folder, "policy", "infer"), session, "robot")
-        self._inbox = Inbox(self._ctx, {"chunk": (endpoint(folder, "policy"), 8)}, session)
+        self._inbox = Inbox(self._ctx, {Chunk: (endpoint(folder, "policy"), 8)}, session)
         self._lease_fd, self._watched = lease_fd, dict(watched)
         self.must_end = False
         for fd in [*watched.values(), *([] if lease_fd is None else [lease_fd])]:
@@ -66,18 +67,16 @@ class ZmqLinks:
                 found.append(name)
         return found
 
-    def chunks(self) -> Sequence[Message]:
-        return self._inbox.drain("chunk")
+    def chunks(self) -> Sequence[Message[Chunk]]:
+        return self._inbox.drain(Chunk)
 
-    def ask(self, fields: dict[str, Any], payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        return self._dealer.send("infer", fields, payloads, observed_ns) is not None
+    def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        return self._dealer.send(request, payloads, observed_ns) is not None
 
-    def publish(self, type: str, fields: dict[str, Any], observed_ns: int | None = None) -> None:
-        if type == "heartbeat":
-            fields = heartbeat(fields["phase"], fields["counters"])
-        self._publisher.send(type, fields, (), observed_ns)
+    def publish(self, body: Body, observed_ns: int | None = None) -> None:
+        self._publisher.send(body, (), observed_ns)
 
-    def event(self, severity: str, code: str, text: str, **fields: Any) -> None:
+    def event(self, severity: Severity, code: str, text: str, **fields: Any) -> None:
         self._publisher.event(severity, code, text, **fields)
 
     def lease(self, byte: bytes) -> None:
@@ -107,7 +106,7 @@ def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | Non
     for text in port_fds:
         bus, fd, name = text.split("=", 2)
         ports[bus] = SerialPort(int(fd), name, bauds[bus])
-    robot = Robot(profile, ports, find_calibration(profile, calibration))
+    robot = Robot(profile, ports, find_calibration(profile, calibration), say=tell_at_once)
     robot.connect()
     return robot
 
@@ -158,14 +157,14 @@ def _run(args: argparse.Namespace) -> int:
     links.server.about = describe(profile, robot)
     freeze_garbage()
     if refusal := ask_for_real_time():
-        loop.remarks.append(("no_real_time", refusal))
+        loop.remark("no_real_time", refusal)
     try:
         for tick in loop.ticks():
             loop.step(tick)
     finally:
         robot.close()
         links.close()
-    return 1 if loop.has_failed else 0
+    return 1 if loop.machine.has_failed else 0
 
 
 if __name__ == "__main__":

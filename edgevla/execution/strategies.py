@@ -7,12 +7,14 @@ moments: one per 1/fps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from edgevla.errors import UsageError
-from edgevla.strict import nearest
+from edgevla.strict import Mismatch, OneOf, Within
 
+Steps = Annotated[int, Within(1, 100_000)]
+"""Grid moments, or rows of a chunk."""
 WeightKind = Literal["zeros", "ones", "linear", "exp"]
 LAUNCHES_PER_S = 10
 """Where `every` is not given, a new chunk is asked for at most this often: fresh enough, and a core stays free."""
@@ -22,7 +24,7 @@ LAUNCHES_PER_S = 10
 class Sync:
     """Execute `n_action_steps` of a chunk, then hold the arm and ask. None: as many as the bundle says."""
 
-    n_action_steps: int | None = None
+    n_action_steps: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Ensemble:
     every: grid moments between two requests.
     """
 
-    decay: float = 0.01
-    every: int = 1
+    decay: Annotated[float, Within(-100, 100)] = 0.01
+    every: Steps = 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Async:
     every: grid moments between two requests; None: one after another, at most 10 per second.
     """
 
-    every: int | None = None
+    every: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Rtc:
     fades from the inference delay to that step. max_guidance: None: the bundle's.
     """
 
-    every: int | None = None
-    guidance_end: int | None = None
+    every: Steps | None = None
+    guidance_end: Annotated[int, Within(0, 100_000)] | None = None
     weights: WeightKind = "linear"
-    max_guidance: float | None = None
+    max_guidance: Annotated[float, Within(0, 1e6)] | None = None
 
 
 Execution = Sync | Ensemble | Async | Rtc
@@ -67,13 +69,8 @@ KINDS: dict[str, type[Sync] | type[Ensemble] | type[Async] | type[Rtc]] = {
     "async": Async,
     "rtc": Rtc,
 }
-_LIMITS = {
-    "n_action_steps": (1, 100_000),
-    "every": (1, 100_000),
-    "guidance_end": (0, 100_000),
-    "decay": (-100, 100),
-    "max_guidance": (0, 1e6),
-}
+_READER = OneOf("kind", KINDS)
+_WITHIN_CHUNK = ("n_action_steps", "every", "guidance_end")
 
 
 def execution_from(data: Mapping[str, Any]) -> Execution:
@@ -82,41 +79,30 @@ def execution_from(data: Mapping[str, Any]) -> Execution:
     Raises:
         UsageError: an unknown kind, an option that this kind does not have, or a value out of range.
     """
-    options = dict(data)
-    kind = options.pop("kind", None)
-    if kind not in KINDS:
-        raise UsageError(
-            f"execution '{kind}' is unknown{nearest(str(kind), KINDS)}; choose {', '.join(KINDS)}"
-        )
-    known = {f.name for f in fields(KINDS[kind])}
-    for name, value in options.items():
-        if name not in known:
-            raise UsageError(f"execution '{kind}' has no option '{name}'; it has {', '.join(sorted(known))}")
-        _check_option(kind, name, value)
-    return KINDS[kind](**options)
+    try:
+        made: Execution = _READER.read(data)
+    except Mismatch as error:
+        error.where = f"execution '{data['kind']}'" if data.get("kind") in KINDS else "execution"
+        raise UsageError(str(error)) from None
+    return made
 
 
-def _check_option(kind: str, name: str, value: Any) -> None:
-    if value is None:
-        return
-    if name == "weights":
-        if value not in ("zeros", "ones", "linear", "exp"):
-            raise UsageError(f"execution '{kind}': weights '{value}'; choose zeros, ones, linear or exp")
-        return
-    whole = name in ("n_action_steps", "every", "guidance_end")
-    low, high = _LIMITS[name]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int if whole else (int, float))
-        or not low <= value <= high
-    ):
-        expected = "a whole number" if whole else "a number"
-        raise UsageError(f"execution '{kind}': {name} is {value!r}; expected {expected} from {low} to {high}")
+def check_chunk(execution: Execution, chunk_size: int) -> None:
+    """
+    Raises:
+        UsageError: the execution counts further than a chunk has actions.
+    """
+    for name, value in execution_to(execution).items():
+        if name in _WITHIN_CHUNK and value > chunk_size:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value} must be at most {chunk_size}, the actions of this policy's chunks"
+            )
 
 
 def execution_to(execution: Execution) -> dict[str, Any]:
     """The inverse of `execution_from`; options at None are left out."""
-    return {"kind": kind_of(execution), **{k: v for k, v in asdict(execution).items() if v is not None}}
+    written: dict[str, Any] = _READER.write(execution)
+    return written
 
 
 def kind_of(execution: Execution) -> str:

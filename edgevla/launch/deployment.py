@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.arguments import Start
 from edgevla.bundle import Fit
 from edgevla.cameras import CameraSettings
+from edgevla.descriptions import AboutRobot
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
-from edgevla.execution.strategies import KINDS
+from edgevla.execution.strategies import KINDS, check_chunk
 from edgevla.manifest import Manifest
+
+TRAINED_SPEED_MARGIN = 1.5
+"""As `robots/safety.py` has it, where it is applied; here it says in the summary which cap it was."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class DeployOptions:
     calibration: str | None = None
     servo_hz: float | None = None
     may_lose_cameras: bool = False
+    may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
 
@@ -46,13 +53,13 @@ def camera_names(manifest: Manifest) -> list[str]:
     return [manifest.features[name].camera_name for name in manifest.cameras]
 
 
-def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptions) -> list[CameraSettings]:
+def camera_settings(manifest: Manifest, robot: AboutRobot, o: DeployOptions) -> list[CameraSettings]:
     """One per camera the policy needs: the profile's, with what the command line says; simulated ones fit.
 
     Raises:
         UsageError: `--camera` names one that the policy does not have.
     """
-    known = {c["name"]: c for c in robot["cameras"]}
+    known = {camera.name: camera for camera in robot.cameras}
     unused = [n for n in o.cameras if n not in camera_names(manifest)]
     if unused:
         names = ", ".join(camera_names(manifest)) or "none"
@@ -60,18 +67,23 @@ def camera_settings(manifest: Manifest, robot: Mapping[str, Any], o: DeployOptio
     made = []
     for name, feature in zip(camera_names(manifest), manifest.cameras, strict=True):
         height, width = manifest.features[feature].shape[:2]
-        source = o.cameras.get(name, "sim" if o.is_sim else known.get(name, {}).get("source"))
+        camera = known.get(name)
+        declared = "sim" if o.is_sim else camera.source if camera else None
+        source = o.cameras.get(name, declared)
         if source is None:
             continue  # `fit` says which camera is missing
-        camera = known.get(name)
-        fps = max(camera["fps"] if camera else 0.0, manifest.fps)
+        fps = max(camera.fps if camera else 0.0, manifest.fps)
         settings = CameraSettings(name, source, width, height, fps)
         if camera is not None and source != "sim":
-            delivered = {"asked_width": camera["width"], "asked_height": camera["height"]}
-            if camera["fit"] == "exact":  # where it is not what the policy takes, `fit` refuses
-                delivered |= {"width": camera["width"], "height": camera["height"]}
-            locked = camera["locked_exposure"]
-            settings = replace(settings, **delivered, fit=camera["fit"], has_locked_exposure=locked)
+            settings = replace(CameraSettings.of_profile(camera, source), fps=fps)
+            if camera.fit != "exact":  # where it is and the sizes differ, `fit` refuses
+                settings = replace(
+                    settings,
+                    width=width,
+                    height=height,
+                    asked_width=camera.width,
+                    asked_height=camera.height,
+                )
         made.append(settings)
     return made
 
@@ -95,7 +107,33 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         raise UsageError(
             f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
         )
-    return execution_from({**base, **given, "kind": kind})
+    execution = execution_from({**base, **given, "kind": kind})
+    check_chunk(execution, manifest.chunk_size)
+    return execution
+
+
+def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
+    """What the bundle alone can say about the options, before a process is started.
+
+    Raises:
+        UsageError: no task for a policy that reads one, denoise steps it does not take, a loop slower than its rate.
+    """
+    m, o = manifest, options
+    if m.prompt is not None and not (o.task or m.prompt.default_task):
+        raise UsageError(
+            f"the policy '{m.policy}' does what it is told in words, and neither the command line nor the bundle says "
+            "it; add --task 'put the cube into the bowl'"
+        )
+    if o.n_steps is not None:
+        if m.schedule is None:
+            raise UsageError(
+                f"--n-steps {o.n_steps}: the policy '{m.policy}' has no denoise steps; leave it out"
+            )
+        low, high = m.schedule.n_steps_allowed
+        if not low <= o.n_steps <= high:
+            raise UsageError(f"--n-steps {o.n_steps} must be from {low} to {high} for this bundle")
+    if o.servo_hz is not None and o.servo_hz < m.fps:
+        raise UsageError(f"--servo-hz {o.servo_hz:g} is slower than the policy's {m.fps:g} Hz")
 
 
 def execution_words(execution: Execution) -> str:
@@ -105,31 +143,42 @@ def execution_words(execution: Execution) -> str:
 
 def start_arguments(
     m: Manifest, fit: Fit, options: DeployOptions, execution: Execution, latency_ms: float
-) -> dict[str, Any]:
+) -> Start:
     """Arguments of `start`, speeds and ranges in the robot's order and units."""
     speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
+    return Start(
+        fps=m.fps,
+        chunk_size=m.chunk_size,
+        n_action_steps=m.n_action_steps,
+        execution=execution,
+        allowed=m.execution.allowed,
+        task=options.task or (m.prompt.default_task if m.prompt else None) or "",
+        n_steps=options.n_steps,
+        guidance_end=m.rtc.guidance_end if m.rtc else 0,
+        max_guidance=m.rtc.max_guidance if m.rtc else 0.0,
+        trained_speed=None if speed is None else tuple(fit.action.speeds_to_robot(speed).tolist()),
+        trained_range=_trained_range(m, fit),
+        latency_ms=latency_ms,
+        max_hz=options.servo_hz,
+    )
+
+
+def speed_caps(robot: AboutRobot, trained_speed: Sequence[float] | None) -> dict[str, str]:
+    """Joint -> whose speed cap is the lower one: that of `training`, or of the `profile`; a gripper keeps its own."""
+    trained = trained_speed or [math.inf] * len(robot.joints)
     return {
-        "fps": float(m.fps),
-        "chunk_size": m.chunk_size,
-        "n_action_steps": m.n_action_steps,
-        "execution": execution_to(execution),
-        "allowed": list(m.execution.allowed),
-        "task": options.task or (m.prompt.default_task if m.prompt else None) or "",
-        "n_steps": options.n_steps,
-        "guidance_end": m.rtc.guidance_end if m.rtc else 0,
-        "max_guidance": float(m.rtc.max_guidance) if m.rtc else 0.0,
-        "trained_speed": None if speed is None else fit.action.speeds_to_robot(speed).tolist(),
-        "trained_range": _trained_range(m, fit),
-        "latency_ms": latency_ms,
-        "max_hz": options.servo_hz,
+        joint.name: "training"
+        if not joint.is_gripper and TRAINED_SPEED_MARGIN * speed < joint.max_velocity
+        else "profile"
+        for joint, speed in zip(robot.joints, trained, strict=True)
     }
 
 
-def _trained_range(m: Manifest, fit: Fit) -> list[list[float]] | None:
+def _trained_range(m: Manifest, fit: Fit) -> tuple[tuple[float, ...], ...] | None:
     """[lowest, highest] per joint."""
     seen = m.trained_range.get("observation.state") if m.trained_range else None
     if seen is None or fit.state is None:
         return None
     ends = [fit.state.to_robot(np.array(values)) for values in (seen.q01, seen.q99)]
     low_high = (ends[0].clip(max=ends[1]), ends[1].clip(min=ends[0]))
-    return [values.tolist() for values in low_high]
+    return tuple(tuple(values.tolist()) for values in low_high)

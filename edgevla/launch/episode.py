@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
+from edgevla.arguments import Start
 from edgevla.cameras import CameraSettings
 from edgevla.dataset import open_dataset
+from edgevla.descriptions import AboutPolicy, write_robot
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.launch.sources import DirectSource, Run
-from edgevla.nodes.replay import CHUNK_SIZE, load_episode
+from edgevla.nodes.replay import CHUNK_SIZE, check_units, load_episode
 
 READY_S = 60.0
 
@@ -27,11 +26,12 @@ class EpisodeSource(DirectSource):
         opened = open_dataset(dataset)
         if not 0 <= episode < opened.n_episodes:
             raise UsageError(f"{dataset} has no episode {episode}; it has 0 to {opened.n_episodes - 1}")
+        check_units(opened.root, joint_units)
         self._fps = float(opened.info.fps)
 
     def fit(self, run: Run) -> list[CameraSettings]:
         load_episode(self._dataset, self._episode, run.robot, self._joint_units)
-        (run.folder / "robot.json").write_text(json.dumps(run.robot))
+        write_robot(run.robot, run.folder / "robot.json")
         return []
 
     def start(self, run: Run) -> float:
@@ -44,7 +44,7 @@ class EpisodeSource(DirectSource):
         words += [f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--joint-units={self._joint_units}"] if self._joint_units else []
         run.spawn("policy", words)
-        return float(run.await_ready("policy", "policy", READY_S, EdgeVLAError)["latency_ms"])
+        return run.await_ready("policy", "policy", AboutPolicy, READY_S, EdgeVLAError).latency_ms
 
-    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+    def start_arguments(self, run: Run, latency_ms: float) -> Start:
         return self.direct_arguments(run, self._fps, CHUNK_SIZE, latency_ms)

@@ -1,33 +1,37 @@
-"""The run's log: what was published, as JSON lines, and the summary a person reads at the end.
+"""The run's log: what was published, as JSON lines, and the figures of the summary.
 
     run.jsonl      one line per event, chunk, servo health, and per grid moment of the state; plus every odd tick
-    summary.json   the figures below
+    summary.json   the figures
 
-It listens like any monitor; the control loop never waits for a disk.
+It listens like any monitor; the control loop never waits for a disk. The files are `logfiles.py`'s, the words a person
+reads at the end `summary.py`'s.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from edgevla.codec import Message
-from edgevla.messages import is_grid_moment
+from edgevla.launch.emergencies import Emergencies
+from edgevla.launch.logfiles import LogFiles
+from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
-RED_LINE = 0.02
-"""A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
+ON_MODES = ("running", "holding", "paused", "homing")
+"""The arm has torque, and is not ending."""
 
 
 def plain(value: Any) -> Any:
     """Numpy and bytes made JSON; a number that is not finite becomes null."""
     if isinstance(value, np.ndarray):
         return [plain(v) for v in value.tolist()]
+    if dataclasses.is_dataclass(value):
+        return {k: plain(v) for k, v in vars(value).items()}
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -63,15 +67,11 @@ class Series:
 class RunLog:
     """Takes messages, writes lines, and knows the figures of the run.
 
-    folder: None keeps figures only.
+    files: None keeps figures only.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._file: TextIO | None = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "run.jsonl").open("w", buffering=1 << 16)
+    def __init__(self, files: LogFiles | None) -> None:
+        self.files = files
         self._began = time.monotonic()
         self._late, self._latency = Series(), Series()
         self._image_age, self._seam, self._within = Series(), Series(), Series()
@@ -79,76 +79,79 @@ class RunLog:
         self._counters: dict[str, dict[str, int]] = {}
         self._restarted: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
-        self._modes: Counter[str] = Counter()
         self._past: list[tuple[int, int | None, np.ndarray]] = []
         self.n_chunks = 0
         self.last_mode = ""
         self.is_released = False
         self.last_stop = ""
         self.heard_of_robot = 0.0
+        self.was_on = False
+        """Whether the arm was ever switched on."""
+        self.emergencies = Emergencies(time.monotonic_ns())
 
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")) + "\n")
+        if self.files is not None:
+            self.files.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")))
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Message[Body]) -> None:
         """One message of any type; what does not belong into a log is ignored."""
         handler = getattr(self, f"_on_{message.type}", None)
         if handler is not None:
             handler(message)
 
-    def _on_state(self, m: Message) -> None:
-        h = m.header
-        self.last_mode = h["mode"]
+    def _on_state(self, m: Message[State]) -> None:
+        state = m.body
+        self.last_mode = state.mode
         self.heard_of_robot = time.monotonic()
-        self._modes[h["mode"]] += 1
-        if h["mode"] in ("running", "holding"):
-            self._late.add(h["late_ns"] / 1e6)
-            self._note_seam(h)
-        if is_grid_moment(h) or h["limited_by"].any():
-            self.write(
-                "state", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "sent_ns")}
-            )
+        self.was_on = self.was_on or state.mode in ON_MODES
+        self.emergencies.see_mode(state.mode, m.observed_ns)
+        if state.mode in ("running", "holding"):
+            self._late.add(state.late_ns / 1e6)
+            self._note_seam(state)
+        if state.is_grid_moment or state.limited_by.any():
+            self.write("state", {**_said(m), **vars(state)})
 
-    def _note_seam(self, h: Mapping[str, Any]) -> None:
+    def _note_seam(self, state: State) -> None:
         """Second difference of what was wanted: where chunks meet, beside what happens within them."""
-        if h["wanted"] is None:
+        if state.wanted is None:
             self._past.clear()
             return
-        self._past = [*self._past[-2:], (h["tick"], h["chunk_seq"], h["wanted"])]
+        self._past = [*self._past[-2:], (state.tick, state.chunk_seq, state.wanted)]
         if len(self._past) < 3 or self._past[2][0] - self._past[0][0] != 2:
             return
         a, b, c = (wanted for _, _, wanted in self._past)
         bend = float(np.max(np.abs(c - 2 * b + a)))
         (self._seam if self._past[2][1] != self._past[1][1] else self._within).add(bend)
 
-    def _on_chunk(self, m: Message) -> None:
-        h = m.header
+    def _on_chunk(self, m: Message[Chunk]) -> None:
+        chunk = m.body
         self.n_chunks += 1
-        for stage, spent in h["timing_ns"].items():
+        for stage, spent in vars(chunk.timing_ns).items():
             self._stages.setdefault(stage, Series()).add(spent / 1e6)
-        self._latency.add(sum(h["timing_ns"].values()) / 1e6)
-        self._image_age.add(h["image_age_ns"] / 1e6)
-        self.write("chunk", {k: v for k, v in h.items() if k not in ("session", "schema", "type", "policy")})
+        self._latency.add(chunk.timing_ns.total / 1e6)
+        self._image_age.add(chunk.image_age_ns / 1e6)
+        fields = {k: v for k, v in vars(chunk).items() if k != "policy"}
+        self.write("chunk", {**_said(m), "sent_ns": m.header.sent_ns, **fields})
 
-    def _on_heartbeat(self, m: Message) -> None:
+    def _on_heartbeat(self, m: Message[Heartbeat]) -> None:
         known = self._counters.get(m.source, {})
-        counters = m["counters"]
+        counters = m.body.counters
         if any(counters.get(name, 0) < value for name, value in known.items()):
             self._restarted[m.source] += 1
         self._counters[m.source] = dict(counters)
 
-    def _on_event(self, m: Message) -> None:
-        self._events[m["severity"]] += 1
-        self.is_released = self.is_released or m["code"] == "released"
-        if m["severity"] == "stop":
-            self.last_stop = m["text"]
-        self.write(
-            "event", {k: m[k] for k in ("source", "observed_ns", "severity", "code", "text", "fields")}
-        )
+    def _on_event(self, m: Message[Event]) -> None:
+        event = m.body
+        self._events[event.severity] += 1
+        self.is_released = self.is_released or event.code == "released"
+        self.was_on = self.was_on or self.is_released
+        self.emergencies.see_event(event.code, m.observed_ns)
+        if event.severity == "stop":
+            self.last_stop = event.text
+        self.write("event", {"source": m.source, "observed_ns": m.observed_ns, **vars(event)})
 
-    def _on_servo_health(self, m: Message) -> None:
-        self.write("servo_health", {"observed_ns": m.observed_ns, "servos": m["servos"]})
+    def _on_servo_health(self, m: Message[ServoHealth]) -> None:
+        self.write("servo_health", {"observed_ns": m.observed_ns, "servos": m.body.servos})
 
     # -- the end ----------------------------------------------------------------------------------------------
 
@@ -175,55 +178,23 @@ class RunLog:
             "unanswered_requests": robot.get("infer_expired", 0),
             "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
             "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,
+            "clipped_by": {k: v for k, v in sorted(robot.items()) if k.startswith("clipped_") and v},
             "seam_jump": self._seam.figures(),
             "within_chunk": self._within.figures(),
             "bus": {k: robot.get(f"bus_{k}", 0) for k in ("retries", "corrupt", "lost", "stale")},
             "losses": losses,
             "events": dict(self._events),
             "restarts": dict(self._restarted),
+            "emergency_stops": self.emergencies.told(),
             "final_mode": self.last_mode,
+            "log": str(self.files.path) if self.files is not None else None,
         }
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        if self._file is not None and self.folder is not None:
+        if self.files is not None:
             self.write("summary", summary)
-            self._file.close()
-            (self.folder / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
+            self.files.close(json.dumps(plain(summary), indent=1))
 
 
-def describe_summary(s: Mapping[str, Any]) -> str:
-    """The summary as a person reads it, red lines included."""
-
-    def line(name: str, figures: Mapping[str, float] | None, unit: str) -> str:
-        if not figures:
-            return f"  {name:<16} -"
-        return f"  {name:<16} p50 {figures['p50']:.2f}  p99 {figures['p99']:.2f}  max {figures['max']:.2f} {unit}"
-
-    bus = s["bus"]
-    ages = (s.get("trained_camera_age_ms") or {}).values()
-    # Live ages are the oldest camera's, so these are too.
-    worst = {name: max(age[name] for age in ages) for name in ("p50", "p99")} if ages else None
-    trained = f"; in training p50 {worst['p50']:.2f}  p99 {worst['p99']:.2f}" if worst else ""
-    lines = [
-        f"ran {s['duration_s']} s: {s['ticks_running']} ticks under the policy, {s['inferences']} inferences",
-        line("lateness", s["lateness_ms"], "ms") + f"; {s['deadline_misses']} deadlines missed",
-        line("inference", s["inference_ms"], "ms"),
-        line("image age", s["image_age_ms"], "ms") + trained,
-        f"  {'chunks':<16} {s['stale_actions']} actions skipped as past, {s['late_chunks']} chunks too late, "
-        f"{s['unanswered_requests']} requests unanswered, waited {s['waiting_share']:.1%} of the time",
-        f"  {'bus':<16} {bus['retries']} retries, {bus['corrupt']} damaged answers, {bus['stale']} stale values",
-        f"  {'clipped':<16} {s['clipped_share']:.2%} of ticks",
-    ]
-    if s["seam_jump"]:
-        seam, within = s["seam_jump"], s["within_chunk"] or {"p95": 0.0}
-        lines.append(
-            f"  {'seams':<16} p95 {seam['p95']:.2f}, within chunks {within['p95']:.2f} (units per tick^2)"
-        )
-    if s["losses"]:
-        lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
-    if s["clipped_share"] > RED_LINE:
-        lines.append(
-            f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
-            "the policy wanted; see limited_by in run.jsonl"
-        )
-    return "\n".join(lines)
+def _said(m: Message[Body]) -> dict[str, Any]:
+    return {"source": m.source, "seq": m.seq, "observed_ns": m.observed_ns}

@@ -10,38 +10,47 @@ safety, cameras, the recorder and the monitor see no difference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from edgevla import strict
+from edgevla.arguments import Start
 from edgevla.bundle import Fit, load_bundle
 from edgevla.cameras import CameraSettings
-from edgevla.errors import EdgeVLAError, EngineError
-from edgevla.execution import Execution, execution_from, execution_to, judge_latency
+from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, write_robot
+from edgevla.errors import CameraError, EdgeVLAError, EngineError
+from edgevla.execution import Async, Execution, Sync, judge_latency
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import (
     DeployOptions,
     camera_names,
     camera_settings,
+    check_fitting,
     chosen_execution,
     start_arguments,
 )
+from edgevla.look import Oddity
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
+A = TypeVar("A", bound=About)
 
 
 class Run(Protocol):
     """What a source needs of its supervisor.
 
-    options: what the command line says. robot: the robot's `describe`. folder: the run directory.
+    options: what the command line says. folder: the run directory.
     """
 
     options: DeployOptions
-    robot: dict[str, Any]
     folder: Path
+
+    @property
+    def robot(self) -> AboutRobot:
+        """What the robot tells of itself."""
+        ...
 
     @property
     def place(self) -> list[str]:
@@ -53,8 +62,8 @@ class Run(Protocol):
     def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child: ...
 
     def await_ready(
-        self, child_name: str, node: str, limit_s: float, error: type[EdgeVLAError]
-    ) -> dict[str, Any]: ...
+        self, child_name: str, node: str, cls: type[A], limit_s: float, error: type[EdgeVLAError]
+    ) -> A: ...
 
 
 class ActionSource(Protocol):
@@ -82,7 +91,7 @@ class ActionSource(Protocol):
         """Starts the process `policy` and waits until it is ready; its latency in ms, measured warm."""
         ...
 
-    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+    def start_arguments(self, run: Run, latency_ms: float) -> Start:
         """What the robot is told with `start`."""
         ...
 
@@ -104,26 +113,18 @@ class PolicySource:
         self._bundle = load_bundle(folder)
         m = self._bundle.manifest
         self.cameras: Sequence[str] = camera_names(m)
+        check_fitting(m, options)
         self.execution = chosen_execution(m, options)
         self.about = _about(self.name, self._bundle.sha256, strict.write(m.trained_camera_age_ms))
         self._fit: Fit | None = None
 
     def fit(self, run: Run) -> list[CameraSettings]:
+        if run.options.task and self._bundle.manifest.prompt is None:
+            run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
         settings = camera_settings(self._bundle.manifest, run.robot, run.options)
-        cameras = [
-            {
-                "name": c.name,
-                "source": c.source,
-                "height": c.asked_height or c.height,
-                "width": c.asked_width or c.width,
-                "fps": c.fps,
-                "fit": c.fit,
-            }
-            for c in settings
-        ]
-        robot = {**run.robot, "cameras": cameras}
+        robot = replace(run.robot, cameras=tuple(_delivered(camera) for camera in settings))
         self._fit = self._bundle.fits(robot)
-        (run.folder / "robot.json").write_text(json.dumps(robot))
+        write_robot(robot, run.folder / "robot.json")
         for feature, camera in self._fit.cameras.items():
             source = next(c.source for c in settings if c.name == camera)
             run.say("info", "deploy", f"camera {camera} ({source}) -> {feature}")
@@ -138,12 +139,28 @@ class PolicySource:
         words += [f"--provider={o.provider}"] if o.provider else []
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
-        about = run.await_ready("policy", "policy", POLICY_READY_S, EngineError)
-        latency_ms = float(about["latency_ms"])
-        run.say("info", "deploy", f"policy ready on {about['provider']}: {latency_ms:.1f} ms per inference")
-        return latency_ms
+        about = run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError)
+        run.say(
+            "info", "deploy", f"policy ready on {about.provider}: {about.latency_ms:.1f} ms per inference"
+        )
+        self._say_oddities(run, about.oddities)
+        return about.latency_ms
 
-    def start_arguments(self, run: Run, latency_ms: float) -> dict[str, Any]:
+    @staticmethod
+    def _say_oddities(run: Run, oddities: Sequence[Oddity]) -> None:
+        """What the policy's first look at the cameras found.
+
+        Raises:
+            CameraError: one certainly shows no picture.
+        """
+        for oddity in oddities:
+            if not oddity.is_blind or run.options.may_be_blind:
+                run.say("warning", "camera", oddity.text)
+        blind = [oddity.text for oddity in oddities if oddity.is_blind]
+        if blind and not run.options.may_be_blind:
+            raise CameraError(f"{blind[0]}. To start all the same: --allow-blind-cameras")
+
+    def start_arguments(self, run: Run, latency_ms: float) -> Start:
         """A latency that the execution cannot bear turns it into `sync`."""
         assert self._fit is not None, "the bundle was fitted before"
         m = self._bundle.manifest
@@ -151,8 +168,21 @@ class PolicySource:
         if verdict.sentence:
             run.say(verdict.severity, "deploy", verdict.sentence)
         if verdict.execution != self.execution:
-            self.execution = execution_from({"kind": "sync", "n_action_steps": m.n_action_steps})
+            self.execution = Sync(m.n_action_steps)
         return start_arguments(m, self._fit, run.options, self.execution, latency_ms)
+
+
+def _delivered(camera: CameraSettings) -> AboutCamera:
+    """The camera as its device delivers it, before it is fitted."""
+    return AboutCamera(
+        name=camera.name,
+        source=camera.source,
+        height=camera.asked_height or camera.height,
+        width=camera.asked_width or camera.width,
+        fps=camera.fps,
+        locked_exposure=camera.has_locked_exposure,
+        fit=camera.fit,
+    )
 
 
 class DirectSource:
@@ -166,21 +196,21 @@ class DirectSource:
     def __init__(self, name: str, cameras: Sequence[str] = ()) -> None:
         self.name, self.cameras = name, cameras
         self.about = _about(name)
-        self.execution: Execution = execution_from({"kind": "async", "every": 1})
+        self.execution: Execution = Async(every=1)
 
-    def direct_arguments(self, run: Run, fps: float, chunk_size: int, latency_ms: float) -> dict[str, Any]:
-        return {
-            "fps": fps,
-            "chunk_size": chunk_size,
-            "n_action_steps": 1,
-            "execution": execution_to(self.execution),
-            "allowed": ["async"],
-            "task": run.options.task,
-            "n_steps": None,
-            "guidance_end": 0,
-            "max_guidance": 0.0,
-            "trained_speed": None,
-            "trained_range": None,
-            "latency_ms": latency_ms,
-            "max_hz": None,
-        }
+    def direct_arguments(self, run: Run, fps: float, chunk_size: int, latency_ms: float) -> Start:
+        return Start(
+            fps=fps,
+            chunk_size=chunk_size,
+            n_action_steps=1,
+            execution=self.execution,
+            allowed=("async",),
+            task=run.options.task,
+            n_steps=None,
+            guidance_end=0,
+            max_guidance=0.0,
+            trained_speed=None,
+            trained_range=None,
+            latency_ms=latency_ms,
+            max_hz=None,
+        )

@@ -6,31 +6,30 @@ Keys act on the robot at once; the answer (accepted, or why not) appears among t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-import numpy as np
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.widgets import Footer, Input
 
+from edgevla.arguments import Arguments, SetTask
+from edgevla.messages import Action
 from edgevla.monitor import widgets
-from edgevla.monitor.model import Event, MonitorModel
+from edgevla.monitor.model import Event, MonitorModel, Received
 
 REFRESH_S = 0.1
-Received = tuple[str, Mapping[str, Any], list[np.ndarray]]
 
 
 class Link(Protocol):
     """What connects a monitor with a deployment; tests put a scripted one here."""
 
     def poll(self) -> list[Received]:
-        """Messages since the last call: (type, header, payloads), oldest first. Never blocks."""
+        """What came since the last call, oldest first. Never blocks."""
         ...
 
-    def command(self, action: str, arguments: Mapping[str, Any]) -> None:
-        """Sends a command; never blocks. Its answer comes back as an `event` by `poll`."""
+    def command(self, action: Action, arguments: Arguments | None = None) -> None:
+        """Sends a command; never blocks. Its answer comes back as a `Note` by `poll`."""
         ...
 
     def close(self) -> None: ...
@@ -82,8 +81,8 @@ class MonitorApp(App[None]):
     def refresh_now(self) -> None:
         """Takes in what arrived and redraws; the newest of everything wins."""
         now = time.monotonic_ns()
-        for kind, header, payloads in self.link.poll():
-            self.model.apply(kind, header, payloads, now)
+        for received in self.link.poll():
+            self.model.apply(received, now)
         if not self.query("#header"):
             return  # a last timer while the screen is being taken down
         self.query_one(widgets.Header).show(self.model)
@@ -98,9 +97,9 @@ class MonitorApp(App[None]):
     def action_pause(self) -> None:
         self.action_steer("resume" if self.model.mode in ("paused", "holding") else "pause")
 
-    def action_steer(self, action: str) -> None:
+    def action_steer(self, action: Action) -> None:
         self.model.events.append(Event("info", "monitor", f"sent: {action.replace('_', ' ')}"))
-        self.link.command(action, {})
+        self.link.command(action)
 
     def action_task(self) -> None:
         field = self.query_one("#task", Input)
@@ -111,7 +110,7 @@ class MonitorApp(App[None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         task = event.value.strip()
         if task:
-            self.link.command("set_task", {"task": task})
+            self.link.command("set_task", SetTask(task))
             self.model.events.append(Event("info", "monitor", f"sent: task “{task}”"))
         self._close_task()
 

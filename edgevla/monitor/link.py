@@ -5,26 +5,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import zmq
 
+from edgevla.arguments import Arguments
+from edgevla.descriptions import AboutRobot
 from edgevla.errors import WireError
-from edgevla.monitor.app import Received
+from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, ServoHealth, Severity, State, Thumbnail
+from edgevla.monitor.model import Note, Received
 from edgevla.session import endpoint, read_deployment
 from edgevla.wire import CommandClient, Inbox
 
-RING_SIZES = {
-    "state": 400,
-    "servo_health": 4,
-    "chunk": 64,
-    "thumbnail": 2,
-    "heartbeat": 4,
-    "event": 200,
+RING_SIZES: dict[type[Body], int] = {
+    State: 400,
+    ServoHealth: 4,
+    Chunk: 64,
+    Thumbnail: 2,
+    Heartbeat: 4,
+    Event: 200,
 }
-Commands = queue.SimpleQueue[tuple[str, dict[str, Any]] | None]
+Commands = queue.SimpleQueue[tuple[Action, Arguments | None] | None]
 
 
 class DeploymentLink:
@@ -40,7 +41,7 @@ class DeploymentLink:
         self._ctx = zmq.Context()
         self._news: queue.SimpleQueue[Received] = queue.SimpleQueue()
         addresses = [endpoint(folder, node) for node in deployment.nodes]
-        streams = {kind: (addresses, size) for kind, size in RING_SIZES.items()}
+        streams = {cls: (addresses, size) for cls, size in RING_SIZES.items()}
         self._inbox = Inbox(self._ctx, streams, self._session)
         self._commands: Commands = queue.SimpleQueue()
         self._emergencies: Commands = queue.SimpleQueue()
@@ -53,21 +54,19 @@ class DeploymentLink:
         ]
         for thread in self._threads:
             thread.start()
-        about = {"name": Path(deployment.bundle).name if deployment.bundle else "", "policy": ""}
-        self._news.put(("describe", {"source": "supervisor", **about}, []))
+        self._news.put(deployment)
 
     def poll(self) -> list[Received]:
         received: list[Received] = []
         while not self._news.empty():
             received.append(self._news.get())
-        for kind in RING_SIZES:
-            for message in self._inbox.drain(kind):
-                received.append((kind, message.header, message.payloads))
+        for cls in RING_SIZES:
+            received += self._inbox.drain(cls)
         return received
 
-    def command(self, action: str, arguments: Mapping[str, Any]) -> None:
+    def command(self, action: Action, arguments: Arguments | None = None) -> None:
         is_urgent = action == "emergency_stop"
-        (self._emergencies if is_urgent else self._commands).put((action, dict(arguments)))
+        (self._emergencies if is_urgent else self._commands).put((action, arguments))
 
     def close(self) -> None:
         self._commands.put(None)
@@ -98,21 +97,23 @@ class DeploymentLink:
 
     def _describe(self, client: CommandClient) -> bool:
         try:
-            about = client.describe(timeout_s=0.5)
+            about = client.describe(AboutRobot, timeout_s=0.5)
         except WireError:
             return False
         if about is None:
             return False
-        self._news.put(("describe", {**about, "source": "robot"}, []))
+        self._news.put(about)
         return True
 
-    def _send(self, client: CommandClient, action: str, arguments: dict[str, Any]) -> None:
+    def _send(self, client: CommandClient, action: Action, arguments: Arguments | None) -> None:
         words = action.replace("_", " ")
         try:
             ack = client.request(action, arguments)
         except WireError as error:
-            severity, text = "error", str(error)
+            self._tell("error", str(error))
         else:
-            severity = "info" if ack.is_accepted else "warning"
             text = f"{words}: accepted" if ack.is_accepted else f"{words} was refused: {ack.reason}"
-        self._news.put(("event", {"source": "monitor", "severity": severity, "text": text}, []))
+            self._tell("info" if ack.is_accepted else "warning", text)
+
+    def _tell(self, severity: Severity, text: str) -> None:
+        self._news.put(Note(severity, text))

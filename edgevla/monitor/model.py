@@ -7,14 +7,29 @@ percentiles; widgets read it. So what a screen shows can be tested without a scr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from edgevla import messages
+from edgevla.descriptions import AboutJoint, AboutRobot
+from edgevla.messages import Body, Chunk, Heartbeat, Message, ServoHealth, Severity, State
+from edgevla.session import Deployment
+
 WINDOW_TICKS = 600
 WINDOW_CHUNKS = 60
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the monitor itself has to say: an answer to a command."""
+
+    severity: Severity
+    text: str
+
+
+Received = Message[Body] | AboutRobot | Deployment | Note
+"""What a link brings: messages of the wire, what the robot is, the deployment's note, and the monitor's own words."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +120,24 @@ class MonitorModel:
     inference_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     image_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     stage_ms: dict[str, float] = field(default_factory=dict)
-    _description: dict[str, Any] = field(default_factory=dict)
+    _description: dict[str, AboutJoint] = field(default_factory=dict)
     _deadlines: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_TICKS))
 
-    def apply(self, kind: str, header: Mapping[str, Any], payloads: list[np.ndarray], now_ns: int) -> None:
-        """Takes one message in; unknown kinds are none of the monitor's business."""
-        source = str(header.get("source", ""))
-        self.last_heard_ns[source] = now_ns
-        handler = getattr(self, f"_on_{kind}", None)
-        if handler is not None:
-            handler(header, payloads, source)
+    def apply(self, received: Received, now_ns: int) -> None:
+        """Takes one thing in; messages of other types are none of the monitor's business."""
+        if isinstance(received, Message):
+            self.last_heard_ns[received.source] = now_ns
+            handler = getattr(self, f"_on_{received.type}", None)
+            if handler is not None:
+                handler(received)
+        elif isinstance(received, AboutRobot):
+            self.last_heard_ns["robot"] = now_ns
+            self.robot = received.robot
+            self._description = {joint.name: joint for joint in received.joints}
+        elif isinstance(received, Deployment):
+            self.bundle = received.bundle_name
+        else:
+            self.events.append(Event(received.severity, "monitor", received.text))
 
     def is_silent(self, source: str, now_ns: int, limit_ns: int = 1_500_000_000) -> bool:
         """Whether a node that was heard before has said nothing for `limit_ns`."""
@@ -131,77 +154,67 @@ class MonitorModel:
 
     # -- one method per message type -----------------------------------------------------------------------
 
-    def _on_describe(self, h: Mapping[str, Any], _: list[np.ndarray], source: str) -> None:
-        if "joints" in h:
-            self.robot = str(h.get("robot", ""))
-            self._description = {str(j["name"]): j for j in h["joints"]}
-        elif "policy" in h:
-            self.bundle = str(h["name"])
-            self.queue_size = int(h.get("chunk_size") or 0)
-
-    def _on_state(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
-        self.tick, self.mode, self.reason = int(h["tick"]), str(h["mode"]), str(h["reason"])
-        self.queue_left = int(h["n_actions_left"])
+    def _on_state(self, message: Message[State]) -> None:
+        state = message.body
+        self.tick, self.mode, self.reason = state.tick, state.mode, state.reason
+        self.queue_left = state.n_actions_left
         self.queue_size = max(self.queue_size, self.queue_left)
-        self.action_index = float(h["action_index"])
-        self.chunk_seq = h["chunk_seq"]
-        late_ms = int(h["late_ns"]) / 1e6
-        self.late_ms.append(late_ms)
-        self._deadlines.append((self.tick, int(h["deadline_ns"])))
-        position, goal = np.asarray(h["position"]), np.asarray(h["goal"])
-        ages, limited = np.asarray(h["position_age_us"]), np.asarray(h["limited_by"])
-        names = list(self._description) or [f"joint {i + 1}" for i in range(len(position))]
-        self.joints = [
-            Joint(
-                name=name,
-                unit=str(self._description.get(name, {}).get("unit", "")),
-                low=float(self._description.get(name, {}).get("min", -100.0)),
-                high=float(self._description.get(name, {}).get("max", 100.0)),
-                present=float(position[i]),
-                goal=float(goal[i]) if i < len(goal) else float("nan"),
-                age_ms=float(ages[i]) / 1e3 if i < len(ages) else 0.0,
-                limited_by=int(limited[i]) if i < len(limited) else 0,
-            )
-            for i, name in enumerate(names)
-            if i < len(position)
-        ]
+        self.action_index = state.action_index
+        self.chunk_seq = state.chunk_seq
+        self.late_ms.append(state.late_ns / 1e6)
+        self._deadlines.append((self.tick, state.deadline_ns))
+        names = list(self._description) or [f"joint {i + 1}" for i in range(len(state.position))]
+        n_shown = min(len(names), len(state.position))
+        self.joints = [self._joint(names[i], i, state) for i in range(n_shown)]
 
-    def _on_servo_health(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
-        names = list(self._description)
-        servos = h["servos"]
+    def _joint(self, name: str, i: int, state: State) -> Joint:
+        about = self._description.get(name)
+        return Joint(
+            name=name,
+            unit=about.unit if about else "",
+            low=about.min if about else -100.0,
+            high=about.max if about else 100.0,
+            present=float(state.position[i]),
+            goal=float(state.goal[i]),
+            age_ms=float(state.position_age_us[i]) / 1e3,
+            limited_by=int(state.limited_by[i]),
+        )
+
+    def _on_servo_health(self, message: Message[ServoHealth]) -> None:
         self.servos = [
             Servo(
-                name=str(s.get("name") or (names[i] if len(names) == len(servos) else f"id {s['id']}")),
-                bus=str(s["bus"]),
-                id=int(s["id"]),
-                temperature_c=float(s["temperature_c"]),
-                voltage_v=float(s["voltage_v"]),
-                load_percent=float(s["load_percent"]),
-                error_bits=int(s["error_bits"]),
-                is_torque_on=bool(s["torque_on"]),
-                n_retries=int(s["n_retries"]),
-                n_stale=int(s["n_stale"]),
+                name=servo.name,
+                bus=servo.bus,
+                id=servo.id,
+                temperature_c=servo.temperature_c,
+                voltage_v=servo.voltage_v,
+                load_percent=servo.load_percent,
+                error_bits=servo.error_bits,
+                is_torque_on=servo.torque_on,
+                n_retries=servo.n_retries,
+                n_stale=servo.n_stale,
             )
-            for i, s in enumerate(servos)
+            for servo in message.body.servos
         ]
 
-    def _on_chunk(self, h: Mapping[str, Any], _: list[np.ndarray], __: str) -> None:
-        timing = {k: int(v) / 1e6 for k, v in h["timing_ns"].items()}
+    def _on_chunk(self, message: Message[Chunk]) -> None:
+        chunk = message.body
         self.n_chunks += 1
-        self.stage_ms = timing
-        self.inference_ms.append(sum(timing.values()))
-        self.image_age_ms.append(int(h["image_age_ns"]) / 1e6)
-        self.task = str(h["task"])
-        self.queue_size = int(h["n_valid"])
+        self.stage_ms = {stage: spent / 1e6 for stage, spent in vars(chunk.timing_ns).items()}
+        self.inference_ms.append(chunk.timing_ns.total / 1e6)
+        self.image_age_ms.append(chunk.image_age_ns / 1e6)
+        self.task = chunk.task
+        self.queue_size = chunk.n_valid
 
-    def _on_thumbnail(self, h: Mapping[str, Any], payloads: list[np.ndarray], _: str) -> None:
-        jpeg = payloads[0].tobytes() if payloads else b""
-        self.thumbnails[str(h["camera"])] = Thumbnail(str(h["camera"]), jpeg, int(h["observed_ns"]))
+    def _on_thumbnail(self, message: Message[messages.Thumbnail]) -> None:
+        camera, jpeg = message.body.camera, message.payloads[0].tobytes()
+        self.thumbnails[camera] = Thumbnail(camera, jpeg, message.observed_ns)
 
-    def _on_heartbeat(self, h: Mapping[str, Any], _: list[np.ndarray], source: str) -> None:
-        self.phases[source] = str(h["phase"])
-        self.counters[source] = {str(k): int(v) for k, v in h["counters"].items()}
+    def _on_heartbeat(self, message: Message[Heartbeat]) -> None:
+        self.phases[message.source] = message.body.phase
+        self.counters[message.source] = message.body.counters
         self.n_late_ticks = self.counters.get("robot", {}).get("deadline_misses", self.n_late_ticks)
 
-    def _on_event(self, h: Mapping[str, Any], _: list[np.ndarray], source: str) -> None:
-        self.events.append(Event(str(h["severity"]), source, str(h["text"])))
+    def _on_event(self, message: Message[messages.Event]) -> None:
+        event = message.body
+        self.events.append(Event(event.severity, message.source, event.text))

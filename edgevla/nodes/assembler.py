@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from edgevla.codec import Message
 from edgevla.errors import CameraError
+from edgevla.messages import Frame, Message
 from edgevla.types import CameraAge, Observation
 
 OLDEST_FRAME_NS = 1_000_000_000
@@ -22,7 +22,7 @@ OLDEST_FRAME_NS = 1_000_000_000
 class Recent(Protocol):
     """What the assembler needs of an inbox."""
 
-    def recent(self, type: str, source: str) -> list[Message]:
+    def recent(self, cls: type[Frame], source: str, /) -> list[Message[Frame]]:
         """Oldest first."""
         ...
 
@@ -42,9 +42,9 @@ class Assembler:
     def __init__(self, inbox: Recent, cameras: Mapping[str, str], may_lose: bool = False) -> None:
         self._inbox, self._cameras, self._may_lose = inbox, dict(cameras), may_lose
 
-    def frame(self, camera: str, moment_ns: int) -> Message | None:
+    def frame(self, camera: str, moment_ns: int) -> Message[Frame] | None:
         """The newest frame not later than the moment; the first one there is when all are later."""
-        frames = self._inbox.recent("frame", f"camera/{camera}")
+        frames = self._inbox.recent(Frame, f"camera/{camera}")
         earlier = [f for f in frames if f.observed_ns <= moment_ns]
         return earlier[-1] if earlier else (frames[0] if frames else None)
 
@@ -114,17 +114,18 @@ class AgeWatch:
         ]
 
 
-def frame_pixels(frame: Message) -> np.ndarray:
-    """uint8 (H, W, 3) RGB of a `frame`.
+def frame_pixels(message: Message[Frame]) -> np.ndarray:
+    """uint8 (H, W, 3) RGB.
 
     Raises:
         CameraError: a JPEG that is not one, or of another size than its header says.
     """
-    if frame["encoding"] == "rgb8":
-        return frame.payloads[0]
+    frame = message.body
+    if frame.encoding == "rgb8":
+        return message.payloads[0]
     from edgevla.cameras.pixels import decode_jpeg  # OpenCV only where pictures come compressed
 
-    picture = decode_jpeg(frame.payloads[0])
-    if picture is None or picture.shape[:2] != (frame["height"], frame["width"]):
-        raise CameraError(f"camera '{frame['camera']}' sent a damaged JPEG", camera=frame["camera"])
+    picture = decode_jpeg(message.payloads[0])
+    if picture is None or picture.shape[:2] != (frame.height, frame.width):
+        raise CameraError(f"camera '{frame.camera}' sent a damaged JPEG", camera=frame.camera)
     return picture

@@ -17,15 +17,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zmq
 
-from edgevla.cameras import CameraSettings, Source, open_source
-from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
+from edgevla.cameras import CameraSettings, Picture, Source, open_source
+from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb, turned
+from edgevla.cameras.watch import PictureWatch
 from edgevla.clock import NS_PER_S
+from edgevla.descriptions import AboutCameraNode
 from edgevla.errors import CameraError, EdgeVLAError
+from edgevla.messages import Frame, Phase, Severity, Thumbnail
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandServer, Publisher, endpoint, run_dir
 
@@ -39,7 +41,7 @@ REOPEN_S = (0.2, 0.5, 1.0, 2.0)
 class _Ready:
     """A frame on its way out: payload as it will be sent, and now and then a thumbnail (JPEG, height, width)."""
 
-    fields: dict[str, Any]
+    frame: Frame
     payload: np.ndarray
     captured_ns: int
     small: tuple[np.ndarray, int, int] | None
@@ -52,20 +54,26 @@ class Capture(threading.Thread):
         super().__init__(name=f"capture {source.settings.name}", daemon=True)
         self.source, self.settings = source, source.settings
         self.frames: deque[_Ready] = deque(maxlen=RING)
-        self.news: deque[tuple[str, str, str]] = deque(maxlen=32)
-        self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent"), 0)
+        self.news: deque[tuple[Severity, str, str]] = deque(maxlen=32)
+        self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent", "odd"), 0)
         self.is_lost = False
         self.failure: Exception | None = None
         self._wake, self._stopping = wake, threading.Event()
-        self._n_repeated = self._n_tries = 0
+        self._n_repeated = self._n_tries = self._n_odd = 0
         self._last_ns: int | None = None
         self._previous: np.ndarray | None = None
         self._thumbnail_ns = 0
+        self._said: set[str] = set()
+        self._watch: PictureWatch | None = None
 
     def run(self) -> None:
         try:
+            if not self.source.is_drawn:
+                self._watch = PictureWatch(self.settings.name, self._who)
             while not self._stopping.is_set() and not self.source.is_at_end:
                 self._turn()
+            if self.source.is_at_end:
+                self._say("info", "camera_ended", f"{self._who} has shown its last picture")
         except Exception as error:  # the thread's edge: `step` raises it in the node
             self.failure = error
         finally:
@@ -74,17 +82,41 @@ class Capture(threading.Thread):
 
     def _turn(self) -> None:
         picture = self.source.read()
-        if picture is not None:
+        if picture is None or not picture.pixels.size:
+            if not self.source.is_at_end and not self._stopping.is_set():
+                self.counters["silent"] += 1
+                self._reopen("gives no more pictures; looking for it. Check its plug and cable")
+            return
+        image = self._fitted(picture)
+        if image is not None:
             if self.is_lost:
                 self._found()
-            self.frames.append(self._prepare(to_rgb(picture), picture.captured_ns))
+            if self.source.n_rounds == 1:
+                self._say_once("info", "camera_again", f"{self._who} has ended, and begins again")
+            self.frames.append(self._prepare(image, picture.captured_ns))
             self._wake.set()
-        elif not self.source.is_at_end and not self._stopping.is_set():
-            self.counters["silent"] += 1
-            self._reopen()
+        elif self._n_odd >= self.settings.fps:
+            self._reopen("keeps giving pictures of another size; opening it again")
+
+    def _fitted(self, picture: Picture) -> np.ndarray | None:
+        """The picture as it is published; None when it came in another size than those before.
+
+        Raises:
+            CameraError: the first picture has another size than declared.
+        """
+        try:
+            image = fit(turned(to_rgb(picture), self.settings.rotation), self.settings)
+        except CameraError as error:
+            if not self.counters["frames"]:
+                raise
+            self._n_odd += 1
+            self.counters["odd"] += 1
+            self._say_once("warning", "camera_odd", f"{error}. Such pictures are left out")
+            return None
+        self._n_odd = 0
+        return image
 
     def _prepare(self, image: np.ndarray, captured_ns: int) -> _Ready:
-        image = fit(image, self.settings)
         self._count(image, captured_ns)
         jpeg = self.settings.encoding == "jpeg"
         payload = encode_jpeg(image, self.settings.jpeg_quality) if jpeg else np.ascontiguousarray(image)
@@ -93,15 +125,15 @@ class Capture(threading.Thread):
             self._thumbnail_ns = captured_ns
             picture = thumbnail(image)
             small = (encode_jpeg(picture, 80), *picture.shape[:2])
-        fields = {
-            "camera": self.settings.name,
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "encoding": self.settings.encoding,
-            "n_dropped": self.counters["dropped"],
-            "n_repeated": self._n_repeated,
-        }
-        return _Ready(fields, payload, captured_ns, small)
+        frame = Frame(
+            camera=self.settings.name,
+            height=image.shape[0],
+            width=image.shape[1],
+            encoding=self.settings.encoding,
+            n_dropped=self.counters["dropped"],
+            n_repeated=self._n_repeated,
+        )
+        return _Ready(frame, payload, captured_ns, small)
 
     def _count(self, image: np.ndarray, captured_ns: int) -> None:
         """Frames that the device skipped, by the time between two; and pictures equal to the one before."""
@@ -114,13 +146,14 @@ class Capture(threading.Thread):
         self._n_repeated = self._n_repeated + 1 if is_same else 0
         self.counters["repeated"] += is_same
         self._previous = image
+        for news in self._watch.see(image, captured_ns, is_same) if self._watch is not None else ():
+            self._say(*news)
 
-    def _reopen(self) -> None:
-        """The device has gone silent: close it and try to open it, waiting longer each time, until it opens."""
+    def _reopen(self, why: str) -> None:
+        """Close the device and try to open it, waiting longer each time, until it opens."""
         if not self.is_lost:
-            self.is_lost, self._last_ns, self._n_tries = True, None, 0
-            text = f"{self._who} gives no more pictures; looking for it. Check its plug and cable"
-            self._say("warning", "camera_lost", text)
+            self.is_lost, self._last_ns, self._previous, self._n_tries = True, None, None, 0
+            self._say("warning", "camera_lost", f"{self._who} {why}")
         while True:
             self.source.close()
             if self._stopping.wait(REOPEN_S[min(self._n_tries, len(REOPEN_S) - 1)]):
@@ -136,6 +169,7 @@ class Capture(threading.Thread):
     def _found(self) -> None:
         """It is back when it shows something: a device may open and stay dark."""
         self.is_lost = False
+        self._said.discard("camera_odd")
         self.counters["reopened"] += 1
         self._say("info", "camera_back", f"{self._who} is back")
 
@@ -143,9 +177,14 @@ class Capture(threading.Thread):
     def _who(self) -> str:
         return f"camera '{self.settings.name}' ({self.source.about})"
 
-    def _say(self, severity: str, code: str, text: str) -> None:
+    def _say(self, severity: Severity, code: str, text: str) -> None:
         self.news.append((severity, code, text))
         self._wake.set()
+
+    def _say_once(self, severity: Severity, code: str, text: str) -> None:
+        if code not in self._said:
+            self._said.add(code)
+            self._say(severity, code, text)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -219,19 +258,22 @@ class CameraNode:
     @property
     def is_at_end(self) -> bool:
         """Whether every source was a file and has ended."""
-        return all(not c.is_alive() and not c.frames and c.failure is None for c in self.captures)
+        return all(
+            not c.is_alive() and not c.frames and not c.news and c.failure is None for c in self.captures
+        )
 
     def _publish(self, publisher: Publisher, ready: _Ready) -> None:
-        publisher.send("frame", ready.fields, [ready.payload], ready.captured_ns)
+        publisher.send(ready.frame, [ready.payload], ready.captured_ns)
         if ready.small is not None:
             jpeg, height, width = ready.small
-            fields = {"camera": ready.fields["camera"], "height": height, "width": width}
-            publisher.send("thumbnail", fields, [jpeg], ready.captured_ns)
+            publisher.send(Thumbnail(ready.frame.camera, height, width), [jpeg], ready.captured_ns)
 
     def _beat(self) -> None:
         for capture in self.captures:
-            phase = "degraded" if capture.is_lost else "running" if capture.counters["frames"] else "starting"
-            self._publishers[capture.settings.name].send("heartbeat", heartbeat(phase, capture.counters))
+            phase: Phase = (
+                "degraded" if capture.is_lost else "running" if capture.counters["frames"] else "starting"
+            )
+            self._publishers[capture.settings.name].send(heartbeat(phase, capture.counters))
 
     def close(self) -> None:
         for capture in self.captures:
@@ -244,20 +286,20 @@ class CameraNode:
             self._servers[name].close()
 
 
-def _about(capture: Capture) -> dict[str, Any]:
+def _about(capture: Capture) -> AboutCameraNode:
     """The `describe` of one camera: real size, rate and format."""
     settings = capture.settings
-    return {
-        "node": f"camera/{settings.name}",
-        "name": settings.name,
-        "source": settings.source,
-        "height": settings.height,
-        "width": settings.width,
-        "fps": float(settings.fps),
-        "locked_exposure": settings.has_locked_exposure or settings.exposure is not None,
-        "fit": settings.fit,
-        "format": capture.source.about,
-    }
+    return AboutCameraNode(
+        node=f"camera/{settings.name}",
+        name=settings.name,
+        source=settings.source,
+        height=settings.height,
+        width=settings.width,
+        fps=settings.fps,
+        locked_exposure=settings.has_locked_exposure or settings.exposure is not None,
+        fit=settings.fit,
+        format=capture.source.about,
+    )
 
 
 def serve(session: bytes, sources: Sequence[Source]) -> int:

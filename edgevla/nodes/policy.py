@@ -7,30 +7,31 @@ meanwhile. Only the newest request counts. Run as `python -m edgevla.nodes.polic
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zmq
 
 from edgevla.bundle import Bundle, Fit, load_bundle
 from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.codec import Message
+from edgevla.descriptions import AboutPolicy, read_robot
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
+from edgevla.look import Oddity
+from edgevla.messages import Body, Chunk, Frame, Infer, Message, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler
+from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
 from edgevla.types import Observation
-from edgevla.wire import CommandServer, Inbox, Publisher, Router, endpoint
+from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoint
 
 HEARTBEAT_NS = NS_PER_S // 5
 FRAMES_KEPT = 12
@@ -42,7 +43,7 @@ WARM_UPS = 3
 class _Done:
     """A finished inference, on its way out at `due_ns`. ages_ns: of the pictures it saw, by feature."""
 
-    fields: dict[str, Any]
+    chunk: Chunk
     actions: np.ndarray
     ages_ns: Mapping[str, int]
     observed_ns: int
@@ -70,11 +71,11 @@ class PolicyNode:
         self._policy, self._fit = policy, fit
         self._inject_delay_ns = inject_delay_ns
         self._step_ns = round(NS_PER_S / policy.manifest.fps)
-        streams: dict[str, tuple[Any, int]] = {
-            "frame": ([endpoint(folder, f"camera/{c}") for c in fit.cameras.values()], FRAMES_KEPT)
+        streams: dict[type[Body], Stream] = {
+            Frame: ([endpoint(folder, f"camera/{c}") for c in fit.cameras.values()], FRAMES_KEPT)
         }
         if policy.n_moments > 1:
-            streams["state"] = (endpoint(folder, "robot"), STATES_KEPT)
+            streams[State] = (endpoint(folder, "robot"), STATES_KEPT)
         self._inbox = Inbox(ctx, streams, session)
         self._assembler = Assembler(self._inbox, fit.cameras, allow_lost_cameras)
         trained_ages = policy.manifest.trained_camera_age_ms or {}
@@ -85,7 +86,7 @@ class PolicyNode:
         self._worker = ThreadPoolExecutor(1, "inference")
         self._running: Future[_Done] | None = None
         self._done: _Done | None = None
-        self._waiting: Message | None = None
+        self._waiting: Message[Infer] | None = None
         self._last_grid = -1
         self._beat_ns = 0
         self._told_ns: dict[str, int] = {}
@@ -96,28 +97,37 @@ class PolicyNode:
     def router_socket(self) -> zmq.Socket:
         return self._router.socket
 
-    def warm_up(self) -> None:
-        """Runs the policy on blank input, then is ready: `describe` tells the latency measured here."""
+    def first_look(self, drawn: Collection[str]) -> FirstLook:
+        """At the live pictures, before the arm may move. drawn: names of simulated cameras."""
+        trained = self._policy.manifest.trained_camera_look or {}
+        return FirstLook(self._inbox, self._fit.cameras, trained, drawn)
+
+    def warm_up(self, seen: Sequence[Oddity] = ()) -> None:
+        """Runs the policy on blank input, then is ready: `describe` tells the latency measured here.
+
+        seen: what the first look found.
+        """
         spent = self._policy.warm_up(WARM_UPS)
         worst = max(spent[1:] or spent) + self._inject_delay_ns
-        self._server.about = {
-            "node": "policy",
-            "manifest": self._policy.describe(),
-            "sha256": self._policy.bundle.sha256,
-            "provider": self._policy.provider,
-            "latency_ms": worst / NS_PER_MS,
-        }
+        self._server.about = AboutPolicy(
+            node="policy",
+            manifest=self._policy.describe(),
+            sha256=self._policy.bundle.sha256,
+            provider=self._policy.provider,
+            latency_ms=worst / NS_PER_MS,
+            oddities=tuple(seen),
+        )
 
     def step(self, now_ns: int) -> None:
         """Takes requests, publishes what is due, answers, beats. Never blocks."""
         for _, message in self._router.poll():
-            if message.type == "infer":
+            if holds(message, Infer):
                 self.counters["requests_superseded"] += self._waiting is not None
                 self._waiting = message
         self._collect()
         if self._done is not None and now_ns >= self._done.due_ns:
             done, self._done = self._done, None
-            self._publisher.send("chunk", done.fields, [done.actions], done.observed_ns)
+            self._publisher.send(done.chunk, [done.actions], done.observed_ns)
             self.counters["chunks"] += 1
         if self._running is None and self._done is None and self._waiting is not None:
             request, self._waiting = self._waiting, None
@@ -126,9 +136,8 @@ class PolicyNode:
             command.answer(False, f"the policy node does not know '{command.action}'")
         if now_ns - self._beat_ns >= HEARTBEAT_NS:
             self._beat_ns = now_ns
-            phase = "ready" if self._server.about else "starting"
             counters = {**self.counters, **self._inbox.counters, **self._router.counters}
-            self._publisher.send("heartbeat", heartbeat(phase, counters))
+            self._publisher.send(heartbeat("ready" if self._server.about else "starting", counters))
 
     def wait_ms(self, now_ns: int) -> int:
         """How long nothing is due: until a held-back chunk, at most 20 ms (commands and the heartbeat)."""
@@ -136,13 +145,13 @@ class PolicyNode:
             return 20
         return max(0, min(20, -(-(self._done.due_ns - now_ns) // NS_PER_MS)))
 
-    def _begin(self, request: Message, now_ns: int) -> None:
-        if request["deadline_ns"] < now_ns:
+    def _begin(self, request: Message[Infer], now_ns: int) -> None:
+        if request.body.deadline_ns < now_ns:
             self.counters["requests_expired"] += 1
             return
-        if request["grid_index"] <= self._last_grid:  # a new rollout: the past is another one's
+        if request.body.grid_index <= self._last_grid:  # a new rollout: the past is another one's
             self._policy.reset()
-        self._last_grid = request["grid_index"]
+        self._last_grid = request.body.grid_index
         self._running = self._worker.submit(self._infer, request, now_ns)
         self._running.add_done_callback(lambda _: self._wake())
 
@@ -168,10 +177,10 @@ class PolicyNode:
 
     # -- in the worker ----------------------------------------------------------------------------------------
 
-    def _infer(self, request: Message, taken_ns: int) -> _Done:
+    def _infer(self, message: Message[Infer], taken_ns: int) -> _Done:
         began = time.monotonic_ns()
-        moment, grid = request.observed_ns, request["grid_index"]
-        assembled = self._assembler.assemble(self._to_policy(request["state"]), moment, request["task"])
+        request, moment, grid = message.body, message.observed_ns, message.body.grid_index
+        assembled = self._assembler.assemble(self._to_policy(request.state), moment, request.task)
         past = {
             n: p for n in self._policy.missing_moments(grid) if (p := self._past(n, grid, moment)) is not None
         }
@@ -180,38 +189,33 @@ class PolicyNode:
             assembled.observation,
             grid_index=grid,
             past=past,
-            n_steps=request["n_steps"],
-            rtc=self._rtc(request),
-            chunk_seq=request["request_id"],
+            n_steps=request.n_steps,
+            rtc=self._rtc(message),
+            chunk_seq=request.request_id,
         )
         done_ns = time.monotonic_ns()
-        timing = {
-            "assemble": assembled_ns - began,
-            "wait": began - taken_ns + self._inject_delay_ns,
-            "network": 0,
-        }
+        waited_ns = began - taken_ns + self._inject_delay_ns
+        timing = Timing(assemble=assembled_ns - began, wait=waited_ns, network=0, **result.timing_ns)
         ages = assembled.ages_ns
-        fields = self._fields(request, result, timing, max(ages.values(), default=0))
+        chunk = self._chunk(request, result, timing, max(ages.values(), default=0))
         actions = self._fit.action.to_robot(result.actions)
-        return _Done(fields, actions, ages, moment, done_ns + self._inject_delay_ns)
+        return _Done(chunk, actions, ages, moment, done_ns + self._inject_delay_ns)
 
-    def _fields(
-        self, request: Message, result: InferenceResult, timing: dict[str, int], image_age_ns: int
-    ) -> dict[str, Any]:
-        return {
-            "request_id": request["request_id"],
-            "grid_index": request["grid_index"],
-            "step_ns": self._step_ns,
-            "n_valid": len(result.actions),
-            "policy": self._policy.bundle.sha256,
-            "task": request["task"],
-            "is_guided": result.is_guided,
-            "n_steps": result.n_steps,
-            "noise_seed": result.noise_seed,
-            "image_age_ns": image_age_ns,
-            "state_age_ns": 0,
-            "timing_ns": {**timing, **result.timing_ns},
-        }
+    def _chunk(self, request: Infer, result: InferenceResult, timing: Timing, image_age_ns: int) -> Chunk:
+        return Chunk(
+            request_id=request.request_id,
+            grid_index=request.grid_index,
+            step_ns=self._step_ns,
+            n_valid=len(result.actions),
+            policy=self._policy.bundle.sha256,
+            task=request.task,
+            is_guided=result.is_guided,
+            n_steps=result.n_steps,
+            noise_seed=result.noise_seed,
+            image_age_ns=image_age_ns,
+            state_age_ns=0,
+            timing_ns=timing,
+        )
 
     def _to_policy(self, state: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.float32) if self._fit.state is None else self._fit.state.to_policy(state)
@@ -219,19 +223,19 @@ class PolicyNode:
     def _past(self, n: int, grid: int, moment_ns: int) -> Observation | None:
         """The observation of an earlier grid moment of this rollout, if its tick was heard."""
         then = moment_ns - (grid - n) * self._step_ns
-        states = self._inbox.recent("state", "robot")
-        near = [s for s in states if abs(s["deadline_ns"] - then) < self._step_ns // 2]
+        states = [message.body for message in self._inbox.recent(State, "robot")]
+        near = [s for s in states if abs(s.deadline_ns - then) < self._step_ns // 2]
         if n < 0 or not near:
             return None
-        state = min(near, key=lambda s: abs(s["deadline_ns"] - then))
-        return self._assembler.assemble(self._to_policy(state["position"]), then, "").observation
+        state = min(near, key=lambda s: abs(s.deadline_ns - then))
+        return self._assembler.assemble(self._to_policy(state.position), then, "").observation
 
-    def _rtc(self, request: Message) -> RtcInputs | None:
-        rtc = request["rtc"]
+    def _rtc(self, request: Message[Infer]) -> RtcInputs | None:
+        rtc = request.body.rtc
         if rtc is None:
             return None
         committed = self._fit.action.to_policy(request.payloads[0])
-        return RtcInputs(committed, rtc["weights"], rtc["max_guidance"])
+        return RtcInputs(committed, rtc.weights, rtc.max_guidance)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -279,18 +283,22 @@ def _run(args: argparse.Namespace, bundle: Bundle) -> int:
     waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
     woken.bind("inproc://worker-done")
     waker.connect("inproc://worker-done")
+    robot = read_robot(args.robot_json)
     node = PolicyNode(
         ctx,
         args.run_dir,
         bytes.fromhex(args.session),
         policy,
-        bundle.fits(json.loads(args.robot_json.read_text())),
+        bundle.fits(robot),
         inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
         allow_lost_cameras=args.allow_lost_cameras,
         wake=lambda: waker.send(b"", zmq.NOBLOCK),
     )
     try:
-        node.warm_up()
+        first_look = node.first_look([c.name for c in robot.cameras if c.source == "sim"])
+        while (seen := first_look.step(time.monotonic_ns())) is None and not stopping.wait(0.02):
+            pass
+        node.warm_up(seen or ())
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
         poller.register(woken, zmq.POLLIN)

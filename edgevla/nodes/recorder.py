@@ -18,17 +18,19 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import zmq
 
+from edgevla.arguments import Arguments, Record, SetTask
 from edgevla.clock import NS_PER_MS, NS_PER_S
+from edgevla.descriptions import About, AboutCamera, AboutCameraNode, AboutJoint, AboutRecorder, AboutRobot
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
-from edgevla.messages import is_grid_moment
+from edgevla.messages import Body, Frame, Message, State
 from edgevla.nodes.assembler import frame_pixels
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
-from edgevla.wire import CommandClient, CommandServer, Inbox, Message, Publisher, endpoint, run_dir
+from edgevla.wire import CommandClient, CommandServer, Inbox, Publisher, Stream, endpoint, run_dir
 
 PATIENCE_NS = 60 * NS_PER_MS
 """A row waits this long for frames that were taken before its moment and are still on their way."""
@@ -36,6 +38,7 @@ STALE_MS = 200.0
 HEARTBEAT_NS = NS_PER_S // 5
 FRAMES = 32
 STATES = 256
+A = TypeVar("A", bound=About)
 
 
 class Writer(Protocol):
@@ -55,24 +58,26 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-def features_of(joints: Sequence[Mapping[str, Any]], cameras: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def features_of(
+    joints: Sequence[AboutJoint], cameras: Sequence[AboutCamera | AboutCameraNode]
+) -> dict[str, Any]:
     """Features as LeRobot names them, from the `describe` of robot and cameras."""
     from edgevla.dataset.layout import camera_age_key
 
-    names = [str(joint["name"]) for joint in joints]
+    names = [joint.name for joint in joints]
     vector = {"dtype": "float32", "shape": (len(names),), "names": names}
     features: dict[str, Any] = {"observation.state": vector, "action": dict(vector)}
     for camera in cameras:
-        key = f"observation.images.{camera['name']}"
-        shape = (int(camera["height"]), int(camera["width"]), 3)
+        key = f"observation.images.{camera.name}"
+        shape = (camera.height, camera.width, 3)
         features[key] = {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"]}
         features[camera_age_key(key)] = {"dtype": "float32", "shape": (1,), "names": None}
     return features
 
 
-def joint_units_of(joints: Sequence[Mapping[str, Any]]) -> str | None:
+def joint_units_of(joints: Sequence[AboutJoint]) -> str | None:
     """`degrees` or `range100` of the body joints; None where it is something else (ALOHA's radians)."""
-    units = {joint["unit"] for joint in joints if not joint["is_gripper"]}
+    units = {joint.unit for joint in joints if not joint.is_gripper}
     return {frozenset({"deg"}): "degrees", frozenset({"range100"}): "range100"}.get(frozenset(units))
 
 
@@ -85,22 +90,22 @@ class Recording:
         self.writer = writer
         self.keys = {name: f"observation.images.{name}" for name in cameras}
         self.age_keys = {name: camera_age_key(key) for name, key in self.keys.items()}
-        self.frames: dict[str, deque[Message]] = {name: deque(maxlen=FRAMES) for name in cameras}
-        self.waiting: deque[Message] = deque(maxlen=STATES)
+        self.frames: dict[str, deque[Message[Frame]]] = {name: deque(maxlen=FRAMES) for name in cameras}
+        self.waiting: deque[State] = deque(maxlen=STATES)
         self.counters: Counter[str] = Counter()
         self.is_recording, self.task = False, ""
         self.longest: int | None = None
         """Rows after which the episode is full; None: no bound."""
         self._grid: tuple[int, int] | None = None
 
-    def frame(self, message: Message) -> None:
-        if message["camera"] in self.frames:
-            self.frames[message["camera"]].append(message)
+    def frame(self, message: Message[Frame]) -> None:
+        if message.body.camera in self.frames:
+            self.frames[message.body.camera].append(message)
 
-    def state(self, message: Message) -> None:
+    def state(self, state: State) -> None:
         """Keeps the states of grid moments while recording and while the arm is powered."""
-        if self.is_recording and is_grid_moment(message.header) and np.isfinite(message["goal"]).all():
-            self.waiting.append(message)
+        if self.is_recording and state.is_grid_moment and np.isfinite(state.goal).all():
+            self.waiting.append(state)
 
     def begin(self, task: str) -> None:
         self.is_recording, self.task, self._grid = True, task, None
@@ -116,14 +121,14 @@ class Recording:
         Raises:
             DatasetError: a frame of another size than declared, or a writer that cannot go on.
         """
-        while self.waiting and self.waiting[0]["deadline_ns"] + PATIENCE_NS <= now_ns:
+        while self.waiting and self.waiting[0].deadline_ns + PATIENCE_NS <= now_ns:
             self._row(self.waiting.popleft())
 
-    def _row(self, state: Message) -> None:
+    def _row(self, state: State) -> None:
         if self.is_full:
             return
-        moment = state["deadline_ns"]
-        row: dict[str, Any] = {"observation.state": state["position"], "action": state["goal"]}
+        moment = state.deadline_ns
+        row: dict[str, Any] = {"observation.state": state.position, "action": state.goal}
         for name, key in self.keys.items():
             frame = next((f for f in reversed(self.frames[name]) if f.observed_ns <= moment), None)
             if frame is None:
@@ -137,12 +142,12 @@ class Recording:
         self.writer.add_frame(row, self.task)
         self.counters["rows"] += 1
 
-    def _count_gap(self, state: Message) -> None:
+    def _count_gap(self, state: State) -> None:
         """Moments that no row was made of: the grid in the dataset has no holes, so they shorten time."""
-        index = (state["deadline_ns"] - state["t0_ns"]) // state["step_ns"]
-        if self._grid is not None and self._grid[0] == state["t0_ns"]:
+        index = (state.deadline_ns - state.t0_ns) // state.step_ns
+        if self._grid is not None and self._grid[0] == state.t0_ns:
             self.counters["missed_moments"] += max(0, index - self._grid[1] - 1)
-        self._grid = (state["t0_ns"], index)
+        self._grid = (state.t0_ns, index)
 
     def keep(self) -> int:
         """Ends the episode and saves it; its number.
@@ -190,13 +195,13 @@ class RecorderNode:
         self._ctx, self._folder, self._session = ctx, folder, session
         robot = endpoint(folder, "robot")
         eyes = [endpoint(folder, f"camera/{name}") for name in cameras]
-        streams: dict[str, tuple[str | Sequence[str], int]] = {"state": (robot, STATES)}
+        streams: dict[type[Body], Stream] = {State: (robot, STATES)}
         if eyes:
-            streams["frame"] = (eyes, FRAMES)
+            streams[Frame] = (eyes, FRAMES)
         self.inbox = Inbox(ctx, streams, session)
         self._publisher = Publisher(ctx, endpoint(folder, "recorder"), session, "recorder")
         self._server = CommandServer(ctx, endpoint(folder, "recorder", "commands"), session, "recorder")
-        self._server.about = {"node": "recorder", "output": str(output), "cameras": self.cameras}
+        self._server.about = AboutRecorder("recorder", str(output), tuple(self.cameras))
         self.recording: Recording | None = None
         self._heartbeat_ns = 0
 
@@ -210,31 +215,32 @@ class RecorderNode:
                 command.answer(True, self.obey(command.action, command.arguments))
             except EdgeVLAError as error:
                 command.answer(False, str(error))
-        frames, states = self.inbox.drain("frame"), self.inbox.drain("state")
+        frames, states = self.inbox.drain(Frame), self.inbox.drain(State)
         if self.recording is not None:
-            for message in frames:
-                self.recording.frame(message)
-            for message in states:
-                self.recording.state(message)
+            for frame in frames:
+                self.recording.frame(frame)
+            for state in states:
+                self.recording.state(state.body)
             self.recording.settle(now_ns)
         if now_ns - self._heartbeat_ns >= HEARTBEAT_NS:
             self._heartbeat_ns = now_ns
             self._beat()
 
-    def obey(self, action: str, arguments: Mapping[str, Any]) -> str:
+    def obey(self, action: str, arguments: Arguments | None = None) -> str:
         """One command; a sentence about what was done.
 
         Raises:
             UsageError, DatasetError, WireError: why it could not be done.
         """
         if action == "record":
-            return self._record(str(arguments.get("task", self.task)))
+            given = arguments.task if isinstance(arguments, Record) else None
+            return self._record(self.task if given is None else given)
         if action not in ("keep", "discard", "set_task"):
             raise UsageError(
                 f"the recorder knows no command '{action}'; it knows record, keep, discard, set_task"
             )
-        if action == "set_task":
-            self.task = str(arguments.get("task", ""))
+        if isinstance(arguments, SetTask):
+            self.task = arguments.task
             return f"the task is '{self.task}'"
         if self.recording is None or not self.recording.is_recording:
             raise UsageError(f"there is no episode to {action}: none is being recorded")
@@ -258,25 +264,42 @@ class RecorderNode:
         self._publisher.event("info", "episode_begins", text)
         return text
 
+    def check_output(self) -> None:
+        """Whether this robot's episodes may join what is in `output` already: better known before the demonstration.
+
+        Raises:
+            DatasetError: they may not; names every difference. UsageError: robot or cameras do not answer yet.
+        """
+        from edgevla.dataset.append import Kind, check_joining
+        from edgevla.dataset.cells import feature_infos, with_bookkeeping
+
+        kind = self._kind()
+        features = feature_infos(with_bookkeeping(kind.pop("features")), self.output)
+        check_joining(self.output, Kind(features=features, **kind))
+
     def _open_writer(self) -> Writer:
         from edgevla.dataset.writer import DatasetWriter
 
-        robot = self._describe("robot")
-        cameras = [self._describe(f"camera/{name}") for name in self.cameras]
-        self._fps_of_grid = self._fps()
-        return DatasetWriter(
-            self.output,
-            fps=self._fps_of_grid,
-            features=features_of(robot["joints"], cameras),
-            robot_type=str(robot["robot"]),
-            resume=True,
-            joint_units=joint_units_of(robot["joints"]),
-        )
+        kind = self._kind()
+        self._fps_of_grid = kind["fps"]
+        return DatasetWriter(self.output, resume=True, **kind)
 
-    def _describe(self, node: str) -> dict[str, Any]:
+    def _kind(self) -> dict[str, Any]:
+        """What all episodes of this robot have in common, as `DatasetWriter` takes it."""
+        robot = self._describe("robot", AboutRobot)
+        cameras = [self._describe(f"camera/{name}", AboutCameraNode) for name in self.cameras]
+        return {
+            "fps": self._fps(),
+            "features": features_of(robot.joints, cameras),
+            "robot_type": robot.robot,
+            "joint_units": joint_units_of(robot.joints),
+            "also_called": robot.lerobot_types,
+        }
+
+    def _describe(self, node: str, cls: type[A]) -> A:
         client = CommandClient(self._ctx, endpoint(self._folder, node, "commands"), self._session, "recorder")
         try:
-            about = client.describe()
+            about = client.describe(cls)
         finally:
             client.close()
         if about is None:
@@ -286,18 +309,18 @@ class RecorderNode:
     def _fps(self) -> float:
         """Rate of the robot's grid, from its newest state."""
         deadline = time.monotonic() + 2
-        while (state := self.inbox.newest("state")) is None:
+        while (state := self.inbox.newest(State)) is None:
             if time.monotonic() > deadline:
                 raise UsageError("the robot publishes no state; start it with `edgevla deploy` first")
             time.sleep(0.01)
-        fps = NS_PER_S / state["step_ns"]
+        fps = NS_PER_S / state.body.step_ns
         return round(fps) if abs(fps - round(fps)) < 0.01 else fps
 
     def _beat(self) -> None:
         recording = self.recording
         counters = {**(recording.counters if recording else {}), **self.inbox.counters}
         is_on = recording is not None and recording.is_recording
-        self._publisher.send("heartbeat", heartbeat("running" if is_on else "ready", counters))
+        self._publisher.send(heartbeat("running" if is_on else "ready", counters))
 
     def close(self) -> None:
         if self.recording is not None:

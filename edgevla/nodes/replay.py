@@ -7,18 +7,17 @@ grid, one per row. Runs as `python -m edgevla.nodes.replay`; the supervisor's si
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zmq
 
-from edgevla.codec import Message
+from edgevla.descriptions import AboutRobot, read_robot
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.joint_units import joint_map
+from edgevla.messages import Infer, Message
 from edgevla.nodes.stand_in import StandIn
 from edgevla.nodes.vitals import stop_when_asked
 from edgevla.types import ACTION, STATE
@@ -44,7 +43,7 @@ class Recorded:
     names: list[str]
 
 
-def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: str | None = None) -> Recorded:
+def load_episode(path: str, episode: int, robot: AboutRobot, joint_units: str | None = None) -> Recorded:
     """
     Raises:
         DatasetError, UsageError: no such dataset, units that nobody stated.
@@ -54,8 +53,9 @@ def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: st
     from edgevla.dataset.facts import facts_of
 
     dataset = open_dataset(path)
+    check_units(dataset.root, joint_units)
     facts = facts_of(dataset, joint_units)
-    if facts.joint_units is None and any(joint["unit"] in ("deg", "range100") for joint in robot["joints"]):
+    if facts.joint_units is None and any(joint.unit in ("deg", "range100") for joint in robot.joints):
         hint = f" (they look like {facts.units_guess}: {facts.units_reason})" if facts.units_guess else ""
         raise UsageError(
             f"{path} does not say whether its joints are degrees or -100..100{hint}; "
@@ -65,11 +65,27 @@ def load_episode(path: str, episode: int, robot: dict[str, Any], joint_units: st
     rows = slice(at.from_index, at.from_index + at.length)
     values = {}
     for name in (STATE, ACTION):
-        fit = joint_map(facts.features[name], robot["joints"], str(robot["robot"]))
+        fit = joint_map(facts.features[name], robot.joints, robot.robot)
         values[name] = fit.to_robot(dataset.columns[name][rows])
-    near = np.array([NEAR_SHARE * (joint["max"] - joint["min"]) for joint in robot["joints"]], np.float32)
-    names = [str(joint["name"]) for joint in robot["joints"]]
+    near = np.array([NEAR_SHARE * (joint.max - joint.min) for joint in robot.joints], np.float32)
+    names = [joint.name for joint in robot.joints]
     return Recorded(float(dataset.info.fps), values[STATE], values[ACTION], near, names)
+
+
+def check_units(root: Path, joint_units: str | None) -> None:
+    """The recording's own word stands: other units would drive the arm to other places.
+
+    Raises:
+        UsageError: --joint-units contradicts what the dataset states.
+    """
+    from edgevla.dataset.stated import read_stated
+
+    stated = read_stated(root).joint_units
+    if joint_units is not None and stated is not None and joint_units != stated:
+        raise UsageError(
+            f"{root} was recorded in {stated}; --joint-units {joint_units} would drive the arm to other places. "
+            "Leave it out"
+        )
 
 
 class Player:
@@ -130,14 +146,14 @@ class ReplayNode(StandIn):
         self._player, self._has_told = player, False
         self.is_ready("a recorded episode", latency_ms=1.0)
 
-    def answer(self, request: Message) -> None:
-        player, grid = self._player, request["grid_index"]
-        actions = np.ascontiguousarray(player.chunk(grid, request["state"]), np.float32)
+    def answer(self, request: Message[Infer]) -> None:
+        player, grid, state = self._player, request.body.grid_index, request.body.state
+        actions = np.ascontiguousarray(player.chunk(grid, state), np.float32)
         self.send_chunk(request, actions, "replay", player.recorded.fps)
         if not self._has_told and (player.is_done(grid) or player.is_lost):
             self._has_told = True
             if player.is_lost:
-                self.publisher.event("error", "replay_lost", player.never_there(request["state"]))
+                self.publisher.event("error", "replay_lost", player.never_there(state))
             else:
                 self.publisher.event("info", "replay_done", player.words())
 
@@ -153,7 +169,7 @@ def main() -> int:
     args = parser.parse_args()
     stopping, ctx = stop_when_asked(), zmq.Context()
     try:
-        robot = json.loads(args.robot_json.read_text())
+        robot = read_robot(args.robot_json)
         recorded = load_episode(args.dataset, args.episode, robot, args.joint_units)
         node = ReplayNode(ctx, args.run_dir, bytes.fromhex(args.session), Player(recorded))
     except EdgeVLAError as error:

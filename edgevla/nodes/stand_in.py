@@ -17,29 +17,39 @@ import numpy as np
 import zmq
 
 from edgevla.clock import NS_PER_S
-from edgevla.codec import Message
-from edgevla.messages import TIMING
+from edgevla.descriptions import AboutPolicy
+from edgevla.messages import Chunk, Infer, Message, Timing, holds
 from edgevla.nodes.vitals import heartbeat, is_orphan
 from edgevla.wire import CommandServer, Publisher, Router, endpoint
 
+NO_TIME = Timing(assemble=0, prompt=0, encode=0, denoise=0, decode=0, wait=0, network=0)
 
-def chunk_fields(request: Message, policy: str, n_valid: int, step_ns: int, **known: Any) -> dict[str, Any]:
-    """Fields of the `chunk` that answers `request` where no policy ran. known: those that are not zero after all."""
-    return {
-        "request_id": request["request_id"],
-        "grid_index": request["grid_index"],
-        "step_ns": step_ns,
-        "n_valid": n_valid,
-        "policy": policy,
-        "task": request["task"],
-        "is_guided": False,
-        "n_steps": 0,
-        "noise_seed": 0,
-        "image_age_ns": 0,
-        "state_age_ns": 0,
-        "timing_ns": dict.fromkeys(TIMING, 0),
-        **known,
-    }
+
+def answer_to(
+    request: Infer,
+    policy: str,
+    n_valid: int,
+    step_ns: int,
+    *,
+    is_guided: bool = False,
+    state_age_ns: int = 0,
+    timing_ns: Timing = NO_TIME,
+) -> Chunk:
+    """The chunk where no policy ran."""
+    return Chunk(
+        request_id=request.request_id,
+        grid_index=request.grid_index,
+        step_ns=step_ns,
+        n_valid=n_valid,
+        policy=policy,
+        task=request.task,
+        is_guided=is_guided,
+        n_steps=0,
+        noise_seed=0,
+        image_age_ns=0,
+        state_age_ns=state_age_ns,
+        timing_ns=timing_ns,
+    )
 
 
 class StandIn(ABC):
@@ -54,7 +64,7 @@ class StandIn(ABC):
         self.counters: Counter[str] = Counter()
 
     @abstractmethod
-    def answer(self, request: Message) -> None:
+    def answer(self, request: Message[Infer]) -> None:
         """Sends the chunk for one `infer`, or none: the arm then holds."""
 
     def all_counters(self) -> Mapping[str, int]:
@@ -62,25 +72,25 @@ class StandIn(ABC):
 
     def is_ready(self, provider: str, latency_ms: float) -> None:
         """Tells the supervisor."""
-        self._server.about = {"node": "policy", "provider": provider, "latency_ms": latency_ms}
+        self._server.about = AboutPolicy(node="policy", provider=provider, latency_ms=latency_ms)
 
     def send_chunk(
-        self, request: Message, actions: np.ndarray, policy: str, fps: float, **known: Any
+        self, request: Message[Infer], actions: np.ndarray, policy: str, fps: float, **known: Any
     ) -> None:
-        """actions: float32 (T, D), robot units, for the moments from the request's on. known: see `chunk_fields`."""
-        fields = chunk_fields(request, policy, len(actions), round(NS_PER_S / fps), **known)
-        self.publisher.send("chunk", fields, [actions], request.observed_ns)
+        """actions: float32 (T, D), robot units, for the moments from the request's on. known: see `answer_to`."""
+        chunk = answer_to(request.body, policy, len(actions), round(NS_PER_S / fps), **known)
+        self.publisher.send(chunk, [actions], request.observed_ns)
         self.counters["chunks"] += 1
 
     def step(self, now_ns: int) -> None:
-        requests = [message for _, message in self._router.poll() if message.type == "infer"]
+        requests = [message for _, message in self._router.poll() if holds(message, Infer)]
         if requests:
             self.answer(requests[-1])  # who asked again has given up the ones before
         for command in self._server.poll():
             command.answer(False, f"{self._who} does not know '{command.action}'")
         if now_ns - self._beat_ns >= NS_PER_S // 5:
             self._beat_ns = now_ns
-            self.publisher.send("heartbeat", heartbeat("ready", self.all_counters()))
+            self.publisher.send(heartbeat("ready", self.all_counters()))
 
     def serve(self, stopping: threading.Event) -> None:
         """Turns until `stopping` is set or the supervisor has died."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the guardian imports this: no numpy
+    from edgevla.messages import Heartbeat, Phase
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PARENT = "EDGEVLA_PARENT"
@@ -26,14 +31,21 @@ def rss_bytes() -> int:
         return 0
 
 
-def heartbeat(phase: str, counters: Mapping[str, int]) -> dict[str, Any]:
-    """Fields of a `heartbeat`."""
-    return {
-        "pid": os.getpid(),
-        "phase": phase,
-        "counters": {k: max(0, int(v)) for k, v in counters.items()},
-        "rss_bytes": rss_bytes(),
-    }
+def heartbeat(phase: Phase, counters: Mapping[str, int]) -> Heartbeat:
+    """Of this process."""
+    from edgevla.messages import Heartbeat
+
+    return Heartbeat(os.getpid(), phase, {k: max(0, int(v)) for k, v in counters.items()}, rss_bytes())
+
+
+AT_ONCE = "! "
+"""Before a sentence on stderr that a person must read while the process still starts."""
+
+
+def tell_at_once(sentence: str) -> None:
+    """To whoever started this process; they are shown it even before everything is ready."""
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        print(f"{AT_ONCE}{sentence}", file=sys.stderr, flush=True)
 
 
 def is_orphan() -> bool:

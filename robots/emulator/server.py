@@ -24,7 +24,7 @@ from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.nodes.vitals import ask_for_real_time, is_orphan, stop_when_asked
 
 from ..profile import Profile, load_profile
-from .faults import FIELDS, Fault
+from .faults import Fault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
 from .trace import ArmWatch, Trace
@@ -123,6 +123,7 @@ class WorldLink:
     def __init__(self, robot: EmulatedRobot, session: bytes) -> None:
         import zmq
 
+        from edgevla.descriptions import AboutEmulator
         from edgevla.wire import CommandServer, Publisher, Router, endpoint, run_dir
 
         folder = run_dir(session)
@@ -133,8 +134,8 @@ class WorldLink:
             self._ctx, endpoint(folder, "emulator", "commands"), session, "emulator"
         )
         self._faults = Router(self._ctx, endpoint(folder, "emulator", "fault"), session, "emulator")
-        self._commands.about = {"node": "emulator", "robot": robot.profile.name, "joints": [
-            joint.name for joint in robot.profile.joints]}  # fmt: skip
+        joints = tuple(joint.name for joint in robot.profile.joints)
+        self._commands.about = AboutEmulator("emulator", robot.profile.name, joints)
         self._next_ns = 0
         self.on_fault: Callable[[dict[str, Any]], str] = lambda _: ""
 
@@ -142,16 +143,19 @@ class WorldLink:
         """Publishes when due and answers what came; returns when to call again."""
         for request in self._commands.poll():
             request.answer(False, "the emulator takes no commands; send a fault")
+        from edgevla import messages
+
         for peer, message in self._faults.poll():
-            values = {k: v for k, v in message.header.items() if k in FIELDS and v is not None}
+            if not isinstance(message.body, messages.Fault):
+                continue
+            values = {k: v for k, v in vars(message.body).items() if v is not None}
             refusal = self.on_fault(values)
-            ack = {"of_seq": message.seq, "is_accepted": not refusal, "reason": refusal}
-            self._faults.send(peer, "ack", ack)
+            self._faults.send(peer, messages.Ack(message.seq, not refusal, refusal))
         if now_ns >= self._next_ns:
             self._next_ns = max(self._next_ns + NS_PER_S // WORLD_HZ, now_ns + NS_PER_S // (2 * WORLD_HZ))
             self._robot.step(now_ns)
             if self._robot.world is not None:
-                self._publisher.send("world", self._robot.world.message(), observed_ns=now_ns)
+                self._publisher.send(self._robot.world.message(), observed_ns=now_ns)
         return min(self._next_ns, now_ns + NS_PER_S // 50)
 
     def close(self) -> None:

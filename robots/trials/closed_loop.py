@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 
+from edgevla.arguments import Arguments, Start, arguments_from, arguments_to
 from edgevla.clock import NS_PER_S, VirtualClock
-from edgevla.codec import Message, decode, encode
+from edgevla.codec import decode, encode
 from edgevla.errors import UsageError
-from edgevla.nodes.stand_in import chunk_fields
+from edgevla.execution import Execution, Sync
+from edgevla.messages import B, Body, Chunk, Header, Infer, Message, Severity, State
+from edgevla.nodes.stand_in import answer_to
 from edgevla.types import Observation
 
 from ..arm import Robot
@@ -33,8 +37,8 @@ SESSION = b"lockstep"
 class _Request:
     """A command and its answer."""
 
-    def __init__(self, action: str, arguments: Mapping[str, Any]) -> None:
-        self.action, self.arguments = action, dict(arguments)
+    def __init__(self, action: str, arguments: Arguments | None) -> None:
+        self.action, self.arguments = action, arguments
         self.outcome: tuple[bool, str] | None = None
 
     def answer(self, is_accepted: bool, reason: str = "") -> None:
@@ -50,16 +54,16 @@ class DirectLinks:
         self.policy, self.delay_ticks, self.look = policy, delay_ticks, look
         self.tick = 0
         self.is_policy_dead = False
-        self.states: list[dict[str, Any]] = []
+        self.states: list[State] = []
         self.events: list[tuple[str, str, str]] = []
         self.leases: deque[bytes] = deque(maxlen=1000)
         self.n_inferences = 0
         self.pending_signals: list[str] = []
         self._requests: list[_Request] = []
-        self._coming: deque[tuple[int, Message]] = deque()
+        self._coming: deque[tuple[int, Message[Chunk]]] = deque()
 
-    def post(self, action: str, arguments: Mapping[str, Any] | None = None) -> _Request:
-        request = _Request(action, arguments or {})
+    def post(self, action: str, arguments: Arguments | None = None) -> _Request:
+        request = _Request(action, arguments_from(action, arguments_to(action, arguments)))
         self._requests.append(request)
         return request
 
@@ -71,7 +75,7 @@ class DirectLinks:
         taken, self.pending_signals = self.pending_signals, []
         return taken
 
-    def chunks(self) -> Sequence[Message]:
+    def chunks(self) -> Sequence[Message[Chunk]]:
         found = []
         while self._coming and self._coming[0][0] <= self.tick:
             found.append(self._coming.popleft()[1])
@@ -81,37 +85,29 @@ class DirectLinks:
         """Ticks are counted from 0 again: what is under way belongs to no one."""
         self._coming.clear()
 
-    def ask(self, fields: dict[str, Any], payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+    def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
         if self.is_policy_dead:
             return False
-        request = self._through_the_wire("infer", fields, payloads, observed_ns)
-        seen = Observation(request["state"], dict(self.look()), task=request["task"])
-        rtc = request["rtc"]
-        more = {} if rtc is None else {"rtc": (request.payloads[0], rtc["weights"], rtc["max_guidance"])}
+        asked = self._through_the_wire(request, payloads, observed_ns)
+        seen = Observation(asked.body.state, dict(self.look()), task=asked.body.task)
+        rtc = asked.body.rtc
+        more = {} if rtc is None else {"rtc": (asked.payloads[0], rtc.weights, rtc.max_guidance)}
         actions = np.asarray(self.policy(seen, **more), np.float32)
         self.n_inferences += 1
-        answer = chunk_fields(request, "lockstep", len(actions), 0, is_guided=rtc is not None)
-        message = self._through_the_wire("chunk", answer, [actions], observed_ns)
+        answer = answer_to(asked.body, "lockstep", len(actions), 0, is_guided=rtc is not None)
+        message = self._through_the_wire(answer, [actions], observed_ns)
         self._coming.append((self.tick + self.delay_ticks, message))
         return True
 
-    def _through_the_wire(
-        self, type: str, fields: Mapping[str, Any], payloads: Sequence[np.ndarray], observed_ns: int
-    ) -> Message:
-        common = {
-            "session": SESSION,
-            "source": "robot",
-            "seq": self.n_inferences,
-            "observed_ns": observed_ns,
-            "sent_ns": observed_ns,
-        }
-        return decode(encode(Message(type, {**common, **fields}, list(payloads))), SESSION)
+    def _through_the_wire(self, body: B, payloads: Sequence[np.ndarray], observed_ns: int) -> Message[B]:
+        header = Header(SESSION, "robot", self.n_inferences, observed_ns, observed_ns)
+        return cast("Message[B]", decode(encode(Message(header, body, payloads)), SESSION))
 
-    def publish(self, type: str, fields: dict[str, Any], observed_ns: int | None = None) -> None:
-        if type == "state":
-            self.states.append(fields)
+    def publish(self, body: Body, observed_ns: int | None = None) -> None:
+        if isinstance(body, State):
+            self.states.append(body)
 
-    def event(self, severity: str, code: str, text: str, **_: Any) -> None:
+    def event(self, severity: Severity, code: str, text: str, **_: Any) -> None:
         self.events.append((severity, code, text))
 
     def lease(self, byte: bytes) -> None:
@@ -134,7 +130,7 @@ class ClosedLoop:
         policy: Policy,
         *,
         chunk_size: int,
-        execution: Mapping[str, Any] | None = None,
+        execution: Execution | None = None,
         fps: float = 30.0,
         n_action_steps: int | None = None,
         delay_ticks: int = 0,
@@ -155,23 +151,23 @@ class ClosedLoop:
         self.links = DirectLinks(policy, delay_ticks, look)
         self.loop = ControlLoop(self.profile, self.robot, self.links, self.clock)
         self._ticks = self.loop.ticks()
-        self._arguments = {
-            "fps": fps,
-            "chunk_size": chunk_size,
-            "n_action_steps": n_action_steps or chunk_size,
-            "execution": dict(execution or {"kind": "sync"}),
-            "allowed": ["sync", "ensemble", "async", "rtc"],
-            "task": "",
-            "n_steps": None,
-            "guidance_end": guidance_end,
-            "max_guidance": 10.0,
-            "trained_speed": None if trained_speed is None else [float(v) for v in trained_speed],
-            "trained_range": None,
-            "latency_ms": 0.0,
-            "max_hz": servo_hz,
-        }
+        self._arguments = Start(
+            fps=fps,
+            chunk_size=chunk_size,
+            n_action_steps=n_action_steps or chunk_size,
+            execution=execution or Sync(),
+            allowed=("sync", "ensemble", "async", "rtc"),
+            task="",
+            n_steps=None,
+            guidance_end=guidance_end,
+            max_guidance=10.0,
+            trained_speed=None if trained_speed is None else tuple(trained_speed),
+            trained_range=None,
+            latency_ms=0.0,
+            max_hz=servo_hz,
+        )
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> State:
         """One tick; the `state` that was published."""
         if self.loop.wants_new_grid:
             self.links.new_grid()
@@ -181,15 +177,15 @@ class ClosedLoop:
         self.loop.step(tick)
         return self.links.states[-1]
 
-    def run(self, seconds: float) -> list[dict[str, Any]]:
+    def run(self, seconds: float) -> list[State]:
         """Ticks for so much virtual time (or until the loop has ended); their states."""
         until = self.clock.now_ns() + round(seconds * NS_PER_S)
         first = len(self.links.states)
-        while self.clock.now_ns() < until and not self.loop.is_done:
+        while self.clock.now_ns() < until and not self.loop.is_over:
             self.step()
         return self.links.states[first:]
 
-    def command(self, action: str, arguments: Mapping[str, Any] | None = None) -> None:
+    def command(self, action: str, arguments: Arguments | None = None) -> None:
         """Sends one command and lets the loop hear it.
 
         Raises:
@@ -202,7 +198,7 @@ class ClosedLoop:
 
     def start(self, **changes: Any) -> None:
         """Torque on, rollout from tick 0. changes: of the arguments of `start`."""
-        self.command("start", {**self._arguments, **changes})
+        self.command("start", replace(self._arguments, **changes))
 
     def reset(self) -> None:
         """A new rollout (a new episode) from tick 0, torque stays on."""

@@ -129,8 +129,7 @@ def _episode(arm: LockstepArm, writer: Any, plan: Plan, episode: int) -> float:
         arm.clock.sleep_until(t0 + round(k * NS_PER_S * STEP_S))
         world.step(arm.clock.now_ns(), arm.joint_rad())
         message = world.message()
-        objects = {o["name"]: np.array(o["position_m"], float) for o in message["objects"]}
-        image = scene.draw(world.joint_rad, objects["cube"], objects.get("belt"))
+        image = scene.draw(world.joint_rad, message.place_of("cube"), message.place_of("belt"))
         state = arm.exchange(None).position
         goal = expert.goal(radians(state), postures[k])
         row = {

@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zmq
 
 from edgevla.errors import EdgeVLAError
+from edgevla.messages import Body, Message, State, World
 from edgevla.session import NOTE, read_deployment, runtime_root
-from edgevla.wire import Inbox, Message, endpoint
+from edgevla.wire import Inbox, Stream, endpoint
 
 from ..world.world import EPISODE_S, TASKS, Judge, Verdict
 from .trials import UNSEEN, judged
@@ -45,20 +45,23 @@ class Gallery:
         self._judge: Judge | None = None
         self._last_ns = -1
 
-    def hear(self, message: Message) -> None:
-        if message.type == "state":
-            self.is_running = message["mode"] in ("running", "holding") and message["wanted"] is not None
+    def hear(self, body: Body) -> None:
+        if isinstance(body, State):
+            self.is_running = body.mode in ("running", "holding") and body.wanted is not None
             if not self.is_running:
                 self._judge = None
-            return
-        if message["sim_ns"] < self._last_ns:  # the cube was put somewhere else
+        elif isinstance(body, World):
+            self._see(body)
+
+    def _see(self, world: World) -> None:
+        if world.sim_ns < self._last_ns:  # the cube was put somewhere else
             if self._judge is not None:
                 self.verdicts.append(self._judge.verdict())
             self._judge = Judge() if self.is_running else None
-        self._last_ns = message["sim_ns"]
-        if self._judge is not None:
-            cube = next(o for o in message["objects"] if o["name"] == "cube")
-            self._judge.see(message["sim_ns"], message["gripper_m"], np.asarray(cube["position_m"], float))
+        self._last_ns = world.sim_ns
+        cube = world.place_of("cube")
+        if self._judge is not None and cube is not None:
+            self._judge.see(world.sim_ns, world.gripper_m, cube)
 
 
 def command(bundle: Path, args: argparse.Namespace) -> list[str]:
@@ -94,14 +97,17 @@ def watch(process: subprocess.Popen[str], n_episodes: int) -> list[Verdict]:
     folder = find_run(process.pid, lambda: process.poll() is None)
     session = read_deployment(folder).session_bytes
     gallery, ctx = Gallery(), zmq.Context()
-    streams = {"world": (endpoint(folder, "emulator"), 512), "state": (endpoint(folder, "robot"), 512)}
+    streams: dict[type[Body], Stream] = {
+        World: (endpoint(folder, "emulator"), 512),
+        State: (endpoint(folder, "robot"), 512),
+    }
     inbox = Inbox(ctx, streams, session)
     try:
         while process.poll() is None and len(gallery.verdicts) < n_episodes:
             inbox.wait(0.1)
-            messages = inbox.drain("state") + inbox.drain("world")
+            messages: list[Message[Body]] = [*inbox.drain(State), *inbox.drain(World)]
             for message in sorted(messages, key=lambda m: m.observed_ns):
-                gallery.hear(message)
+                gallery.hear(message.body)
     finally:
         inbox.stop()
         ctx.destroy(linger=0)

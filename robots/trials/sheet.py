@@ -29,10 +29,7 @@ class Glimpse:
 
     @classmethod
     def of(cls, world: World) -> Glimpse:
-        belt = next(
-            (np.array(o["position_m"], float) for o in world.message()["objects"] if o["name"] == "belt"),
-            None,
-        )
+        belt = world.message().place_of("belt")
         distance = float(np.linalg.norm(world.tool_m - above(world.cube_m)))
         return cls(world.sim_ns / 1e9, world.joint_rad.copy(), world.cube_m.copy(), belt, distance)
 

@@ -13,7 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ import numpy as np
 
 from edgevla.bundle import load_bundle
 from edgevla.clock import NS_PER_S
-from edgevla.codec import Message
+from edgevla.descriptions import AboutCamera
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.execution import execution_from
+from edgevla.messages import Chunk, Message, State
 from edgevla.runner import BundlePolicy, RtcInputs
 from edgevla.types import Observation
 
@@ -80,9 +82,9 @@ class BundleArm:
 
     def look(self) -> dict[str, np.ndarray]:
         """Images by feature name of the world as it is."""
-        objects = {o["name"]: np.array(o["position_m"], float) for o in self.world.message()["objects"]}
+        world = self.world.message()
         images = {
-            name: scene.draw(self.world.joint_rad, objects["cube"], objects.get("belt"))
+            name: scene.draw(self.world.joint_rad, world.place_of("cube"), world.place_of("belt"))
             for name, scene in self.scenes.items()
         }
         return {n: np.zeros_like(i) for n, i in images.items()} if self.trial.control == "black" else images
@@ -106,25 +108,25 @@ class BundleArm:
         assert plan is not None
         return int(self._loop.links.tick // plan.ticks_per_step)
 
-    def _remember(self, state: Mapping[str, Any]) -> None:
+    def _remember(self, state: State) -> None:
         """Keeps what a recorder would have written at this tick, as the policy node keeps states and frames."""
         assert self._loop is not None
         plan, tick = self._loop.loop.plan, self._loop.links.tick
         if self.policy.n_moments == 1 or plan is None or tick % plan.ticks_per_step:
             return
         now = tick // plan.ticks_per_step
-        position = self._to_policy(np.asarray(state["position"], np.float32))
+        position = self._to_policy(np.asarray(state.position, np.float32))
         kept = {n: o for n, o in self._past.items() if n > now - self.policy.n_moments}
         self._past = {**kept, now: Observation(position, self.look())}
 
-    def episode(self, number: int) -> tuple[Verdict, list[dict[str, Any]]]:
+    def episode(self, number: int) -> tuple[Verdict, list[State]]:
         """One place: the verdict, and the `state` of every tick."""
         m, trial = self.policy.manifest, self.trial
         ticks = round(trial.delay_ms / 1000 * (trial.servo_hz or 120.0))
         loop = ClosedLoop(
             self.act,
             chunk_size=m.chunk_size,
-            execution={"kind": trial.execution},
+            execution=execution_from({"kind": trial.execution}),
             fps=m.fps,
             n_action_steps=m.n_action_steps,
             delay_ticks=ticks,
@@ -136,13 +138,11 @@ class BundleArm:
         )
         self._loop, self._past = loop, {}
         if self._fit is None:
-            cameras = [
-                {"name": s.camera, "source": "sim", "height": s.pinhole.height, "width": s.pinhole.width}
+            cameras = tuple(
+                AboutCamera(s.camera, "sim", s.pinhole.height, s.pinhole.width, m.fps, True, "exact")
                 for s in self.scenes.values()
-            ]
-            about = describe(loop.profile, loop.robot)
-            about["cameras"] = [{**c, "fps": float(m.fps), "locked_exposure": True} for c in cameras]
-            self._fit = self.policy.bundle.fits(about)
+            )
+            self._fit = self.policy.bundle.fits(replace(describe(loop.profile, loop.robot), cameras=cameras))
         if trial.control == "misaligned":
             _misalign(loop)
         speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
@@ -153,9 +153,9 @@ class BundleArm:
         loop.start(trained_speed=trained, latency_ms=float(trial.delay_ms))
         self.world.reset(number, loop.clock.now_ns())
         self.glimpses = []
-        states: list[dict[str, Any]] = []
+        states: list[State] = []
         end_ns = loop.clock.now_ns() + round(EPISODE_S[trial.task] * NS_PER_S)
-        while loop.clock.now_ns() < end_ns and not loop.loop.is_done:
+        while loop.clock.now_ns() < end_ns and not loop.loop.is_over:
             states.append(loop.step())
             self._remember(states[-1])
             if number < SHOWN:
@@ -167,13 +167,13 @@ def _misalign(loop: ClosedLoop) -> None:
     """Chunks claim to belong to the moment they arrive, as a naive executor takes them."""
     heard = loop.links.chunks
 
-    def chunks() -> Sequence[Message]:
+    def chunks() -> Sequence[Message[Chunk]]:
         found = heard()
         plan = loop.loop.plan
-        for message in found:
-            if plan is not None:
-                message.header["grid_index"] = -(-loop.links.tick // plan.ticks_per_step)
-        return found
+        if plan is None:
+            return found
+        grid = -(-loop.links.tick // plan.ticks_per_step)
+        return [replace(message, body=replace(message.body, grid_index=grid)) for message in found]
 
     loop.links.chunks = chunks  # type: ignore[method-assign]
 
@@ -206,11 +206,11 @@ def judged(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def seams(states: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def seams(states: Sequence[State]) -> tuple[list[float], list[float]]:
     """Second difference of the body joints' goals, degrees per tick squared (largest joint): at ticks where the chunk
     changed, and at the others."""
-    goals = np.array([s["goal"][:5] for s in states], float)
-    chunks = np.array([-1 if s["chunk_seq"] is None else s["chunk_seq"] for s in states])
+    goals = np.array([s.goal[:5] for s in states], float)
+    chunks = np.array([-1 if s.chunk_seq is None else s.chunk_seq for s in states])
     if len(goals) < 3:
         return [], []
     bend = np.abs(goals[2:] - 2 * goals[1:-1] + goals[:-2]).max(axis=1)

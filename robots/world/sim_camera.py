@@ -12,27 +12,24 @@ import sys
 import time
 from collections.abc import Sequence
 
-import numpy as np
 import zmq
 
 from edgevla.cameras import CameraSettings, Picture, Source
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import EdgeVLAError
+from edgevla.messages import World
 from edgevla.nodes.camera import serve
-from edgevla.wire import Inbox, Message
+from edgevla.wire import Inbox
 
 from .scene import VIEWS, Scene
-
-
-def places(message: Message) -> dict[str, np.ndarray]:
-    """Objects of a `world` message by name: float64 (3,) metres."""
-    return {o["name"]: np.array(o["position_m"], float) for o in message["objects"]}
 
 
 class SimCamera:
     """Draws the newest world on its own 1/fps grid; a world that has gone silent gives no pictures."""
 
     is_at_end = False
+    n_rounds = 0
+    is_drawn = True
 
     def __init__(self, settings: CameraSettings, inbox: Inbox) -> None:
         self.settings, self._inbox = settings, inbox
@@ -53,12 +50,12 @@ class SimCamera:
         time.sleep(max(0, self._due_ns - now) / NS_PER_S)
         give_up = time.monotonic_ns() + 500 * NS_PER_MS
         while time.monotonic_ns() < give_up:
-            world = self._inbox.newest("world")
-            if world is not None and world.seq != self._last_seq:
-                self._last_seq = world.seq
-                objects = places(world)
-                image = self._scene.draw(world["joint_rad"], objects.get("cube"), objects.get("belt"))
-                return Picture(image, world.observed_ns, is_bgr=False)
+            message = self._inbox.newest(World)
+            if message is not None and message.seq != self._last_seq:
+                self._last_seq = message.seq
+                world = message.body
+                image = self._scene.draw(world.joint_rad, world.place_of("cube"), world.place_of("belt"))
+                return Picture(image, message.observed_ns, is_bgr=False)
             time.sleep(0.002)
         return None
 
@@ -88,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     session = bytes.fromhex(args.session)
     ctx = zmq.Context()
-    inbox = Inbox(ctx, {"world": (args.world, 2)}, session)
+    inbox = Inbox(ctx, {World: (args.world, 2)}, session)
     try:
         sources: list[Source] = [SimCamera(settings, inbox) for settings in _settings(args)]
         return serve(session, sources)

@@ -11,11 +11,13 @@ second of the episode.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from edgevla import messages
 from edgevla.clock import NS_PER_S
+from edgevla.messages import Thing
 
 from .kinematics import forward
 
@@ -153,21 +155,16 @@ class World:
             self.verdicts.append(self.judge.verdict())
             self.reset(self.episode + 1, now_ns)
 
-    def message(self) -> dict[str, Any]:
-        """The fields of a `world` message (graphs.md 2.2). `sim_ns` starts again at 0 with every episode."""
-        return {
-            "joint_rad": self.joint_rad.astype("<f4"),
-            "gripper_m": self.tool_m.astype("<f4"),
-            "objects": [
-                {"name": "cube", "position_m": self.cube_m.astype("<f4"), "yaw_rad": 0.0},
-                *(
-                    [{"name": "belt", "position_m": self._belt(), "yaw_rad": 0.0}]
-                    if self.task == "conveyor"
-                    else []
-                ),
-            ],
-            "sim_ns": self.sim_ns,
-        }
+    def message(self) -> messages.World:
+        """As it is told. `sim_ns` starts again at 0 with every episode."""
+        things = [Thing("cube", self.cube_m.astype("<f4"), 0.0)]
+        things += [Thing("belt", self._belt(), 0.0)] if self.task == "conveyor" else []
+        return messages.World(
+            joint_rad=self.joint_rad.astype("<f4"),
+            gripper_m=self.tool_m.astype("<f4"),
+            objects=tuple(things),
+            sim_ns=self.sim_ns,
+        )
 
     def _belt(self) -> np.ndarray:
         """The middle of the conveyor: the line along y on which the cube rides."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgevla.bundle import load_bundle, sha256_of
+from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import BundleError
 from edgevla.manifest import Manifest
 
@@ -57,6 +59,25 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         Manifest.from_json(data)
 
 
+LOOK = {
+    "brightness": [80.0, 110.0],
+    "contrast": [30.0, 50.0],
+    "thumbnail": "AAAA" * 48,
+    "spread": "AAAA" * 16,
+    "usual": 0.4,
+    "n_pictures": 64,
+}
+
+
+def test_a_bundle_tells_how_its_cameras_looked_and_an_older_one_does_not() -> None:
+    assert Manifest.from_json(example()).trained_camera_look is None
+    told = edited("trained_camera_look", {"observation.images.front": LOOK})
+    manifest = Manifest.from_json(told)
+    assert manifest.trained_camera_look is not None
+    assert manifest.trained_camera_look["observation.images.front"].brightness == (80.0, 110.0)
+    assert manifest.to_json() == told
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
@@ -64,8 +85,8 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         ("schema", 0, "schema 0 is unknown"),
         ("fpz", 30, "unknown key 'fpz'; did you mean 'fps'"),
         ("features/action/unitz", [], "did you mean 'units'"),
-        ("fps", "30", r"fps must be a number, not '30'"),
-        ("chunk_size", 100.5, "chunk_size must be a whole number"),
+        ("fps", "30", "fps is '30'; expected a number"),
+        ("chunk_size", 100.5, "chunk_size is 100.5; expected a whole number"),
         ("chunk_size", 50, "cannot work together"),
         ("graphs/encode/inputs/0/source", "frame:front", "unknown source 'frame:front'"),
         ("graphs/encode/inputs/0/source", "camera:observation.images.top", "features do not declare"),
@@ -84,6 +105,13 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         ("execution/default", {"kind": "rtc"}, "not allowed"),
         ("trained_speed_p999/action", [1.0], "does not fit the feature"),
         ("trained_camera_age_ms", {"action": {"p50": 1, "p99": 1, "max": 1}}, "no camera of the policy"),
+        ("trained_camera_look", {"action": LOOK}, "no camera of the policy"),
+        (
+            "trained_camera_look",
+            {"observation.images.front": {**LOOK, "spread": "AAAA"}},
+            "look of 'observation.images.front' holds no thumbnail of 6 x 8 cells",
+        ),
+        ("trained_camera_look", {"observation.images.front": {**LOOK, "hue": 1}}, "unknown key 'hue'"),
     ],
 )
 def test_a_contradiction_is_refused_by_name(path: str, value: Any, sentence: str) -> None:
@@ -148,14 +176,18 @@ def test_damage_is_refused(folder: Path) -> None:
 # -- against a robot ------------------------------------------------------------------------------------------
 
 
-def robot(unit: str = "deg", half: float = 90.0, **camera: Any) -> dict[str, Any]:
-    joints = [{"name": n, "unit": unit, "range_deg": [-half, half], "zero": "mid_range"} for n in NAMES[:5]]
-    joints.append({"name": "gripper", "unit": "percent"})
-    cameras = [
-        {"name": "front", "height": 480, "width": 640, **camera},
-        {"name": "wrist", "height": 240, "width": 320},
-    ]
-    return {"robot": "so101", "joints": joints, "cameras": cameras}
+def robot(unit: str = "deg", half: float = 90.0, **camera: Any) -> AboutRobot:
+    joints = [AboutJoint(n, unit, -100.0, 100.0, 90.0, False, (-half, half), "mid_range") for n in NAMES[:5]]
+    joints.append(AboutJoint("gripper", "percent", 0.0, 100.0, 200.0, True, None, None))
+    front = replace(AboutCamera("front", "0", 480, 640, 30.0, False, "exact"), **camera)
+    wrist = AboutCamera("wrist", "1", 240, 320, 30.0, False, "exact")
+    return AboutRobot("robot", "so101", tuple(joints), (front, wrist), 100.0, (), ())
+
+
+def with_joint(about: AboutRobot, i: int, **changes: Any) -> AboutRobot:
+    joints = list(about.joints)
+    joints[i] = replace(joints[i], **changes)
+    return replace(about, joints=tuple(joints))
 
 
 def test_the_same_units_pass_unchanged() -> None:
@@ -179,8 +211,7 @@ def test_degrees_of_the_policy_become_the_robots_range100_and_come_back() -> Non
 
 def test_joints_are_matched_by_name_not_by_place() -> None:
     described = robot("rad")
-    described["joints"].reverse()
-    fit = load(example()).fits(described)
+    fit = load(example()).fits(replace(described, joints=described.joints[::-1]))
     degrees = np.array([180.0, 0, 0, 0, -90.0, 42.0], np.float32)
     np.testing.assert_allclose(
         fit.action.to_robot(degrees), [42, -np.pi / 2, 0, 0, 0, np.pi], rtol=1e-6, atol=1e-9
@@ -189,25 +220,18 @@ def test_joints_are_matched_by_name_not_by_place() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     bundle = load(example())
-    without = robot()
-    without["joints"].pop(2)
+    joints = robot().joints
     with pytest.raises(BundleError, match="so101 lacks elbow_flex"):
-        bundle.fits(without)
-    uncalibrated = robot("range100")
-    del uncalibrated["joints"][0]["range_deg"]
+        bundle.fits(replace(robot(), joints=joints[:2] + joints[3:]))
     with pytest.raises(BundleError, match=r"'shoulder_pan'.*calibrated range"):
-        bundle.fits(uncalibrated)
-    other_zero = robot()
-    other_zero["joints"][1]["zero"] = "urdf"
+        bundle.fits(with_joint(robot("range100"), 0, range_deg=None))
     with pytest.raises(BundleError, match=r"'shoulder_lift'.*'mid_range'"):
-        bundle.fits(other_zero)
+        bundle.fits(with_joint(robot(), 1, zero="urdf"))
     with pytest.raises(BundleError, match=r"delivers 1280x720.*--camera-size front=1280x720"):
         bundle.fits(robot(height=720, width=1280))
     assert "differs from training" in bundle.fits(robot(height=720, width=1280, fit="resize")).warnings[0]
-    blind = robot()
-    blind["cameras"].pop()
     with pytest.raises(BundleError, match="camera 'wrist'"):
-        bundle.fits(blind)
+        bundle.fits(replace(robot(), cameras=robot().cameras[:1]))
 
 
 def load(data: dict[str, Any]) -> Any:

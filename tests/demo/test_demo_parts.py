@@ -18,6 +18,7 @@ from edgevla.demo import stage
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.demo.table import closing_words
 from edgevla.errors import EdgeVLAError
+from edgevla.execution import execution_from
 from edgevla.robots.trials.closed_loop import ClosedLoop
 from edgevla.robots.trials.demonstrate import Plan, demonstrate, first_posture
 from edgevla.robots.trials.expert import Expert
@@ -76,7 +77,7 @@ def follow(execution, delay_steps, misaligned=False, n=2):
             perfect({"world": world}, "conveyor", delay_steps),
             chunk_size=30,
             n_action_steps=15,
-            execution={"kind": execution},
+            execution=execution_from({"kind": execution}),
             delay_ticks=delay_steps,
             world=world,
             servo_hz=30.0,

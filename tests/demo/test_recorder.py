@@ -1,18 +1,21 @@
 """Recording through real sockets: what the camera saw is what the dataset holds."""
 
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import zmq
 
+from edgevla.arguments import Record
 from edgevla.cameras import CameraSettings, open_source
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
 from edgevla.dataset.encode import EpisodeEncoder
+from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import DatasetError, UsageError
-from edgevla.messages import is_grid_moment
+from edgevla.messages import State
 from edgevla.nodes.camera import CameraNode
 from edgevla.nodes.recorder import RecorderNode, features_of, joint_units_of
 from edgevla.wire import CommandServer, Publisher, endpoint
@@ -23,8 +26,28 @@ STEP_NS = 40_000_000  # 25 fps
 NAMES = ("shoulder_pan.pos", "gripper.pos")
 
 
-def joint(name: str, unit: str) -> dict:
-    return {"name": name, "unit": unit, "is_gripper": unit == "percent"}
+def joint(name: str, unit: str) -> AboutJoint:
+    return AboutJoint(name, unit, -100.0, 100.0, 90.0, unit == "percent", None, None)
+
+
+def state(tick: int, deadline_ns: int, t0_ns: int, step_ns: int = STEP_NS) -> State:
+    return State(
+        tick=tick,
+        deadline_ns=deadline_ns,
+        late_ns=0,
+        t0_ns=t0_ns,
+        step_ns=step_ns,
+        mode="running",
+        position=np.array([tick, 50], np.float32),
+        position_age_us=np.zeros(2, np.uint32),
+        wanted=None,
+        goal=np.array([tick + 1, 51], np.float32),
+        limited_by=np.zeros(2, np.uint16),
+        chunk_seq=None,
+        action_index=0.0,
+        n_actions_left=0,
+        reason="",
+    )
 
 
 class FakeRobot:
@@ -33,10 +56,8 @@ class FakeRobot:
     def __init__(self, ctx) -> None:
         self.publisher = Publisher(ctx, endpoint("inproc", "robot"), SESSION, "robot")
         self.server = CommandServer(ctx, endpoint("inproc", "robot", "commands"), SESSION, "robot")
-        self.server.about = {
-            "robot": "so101",
-            "joints": [joint(NAMES[0], "deg"), joint(NAMES[1], "percent")],
-        }
+        joints = (joint(NAMES[0], "deg"), joint(NAMES[1], "percent"))
+        self.server.about = AboutRobot("robot", "so101", joints, (), 100.0, (), (), ("so101_follower",))
         self.t0_ns, self.tick = time.monotonic_ns(), 0
 
     def step(self) -> None:
@@ -46,24 +67,7 @@ class FakeRobot:
             self.tick += 1
 
     def say(self, tick: int, deadline_ns: int) -> None:
-        fields = {
-            "tick": tick,
-            "deadline_ns": deadline_ns,
-            "late_ns": 0,
-            "t0_ns": self.t0_ns,
-            "step_ns": STEP_NS,
-            "mode": "running",
-            "position": np.array([tick, 50], np.float32),
-            "position_age_us": np.zeros(2, np.uint32),
-            "wanted": None,
-            "goal": np.array([tick + 1, 51], np.float32),
-            "limited_by": np.zeros(2, np.uint16),
-            "chunk_seq": None,
-            "action_index": 0.0,
-            "n_actions_left": 0,
-            "reason": "",
-        }
-        self.publisher.send("state", fields, observed_ns=deadline_ns)
+        self.publisher.send(state(tick, deadline_ns, self.t0_ns), observed_ns=deadline_ns)
 
     def close(self) -> None:
         self.publisher.close()
@@ -118,10 +122,11 @@ def stage(tmp_path):
 
         return run
 
-    recorder.obey = answering(recorder.obey)
+    recorder.obey, recorder.robot = answering(recorder.obey), robot
+    recorder.check_output = answering(recorder.check_output)
     drain, heard = recorder.inbox.drain, set()
 
-    def noted(kind: str):
+    def noted(kind: type):
         messages = drain(kind)
         heard.update(message.type for message in messages)
         return messages
@@ -137,12 +142,12 @@ def stage(tmp_path):
 
 def test_a_red_card_stays_red_from_camera_to_dataset(stage):
     recorder, play, root = stage
-    recorder.obey("record", {"task": "show the card"})
+    recorder.obey("record", Record("show the card"))
     play(lambda: recorder.recording.writer.n_open_frames >= 12)
-    assert "episode 0 kept" in recorder.obey("keep", {})
-    recorder.obey("record", {})
+    assert "episode 0 kept" in recorder.obey("keep")
+    recorder.obey("record")
     play(lambda: recorder.recording.writer.n_open_frames >= 5)
-    assert "discarded" in recorder.obey("discard", {})
+    assert "discarded" in recorder.obey("discard")
     recorder.close()
 
     dataset = open_dataset(root)
@@ -166,33 +171,57 @@ def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(s
     def fails(self) -> None:
         raise DatasetError("the encoder hangs")
 
-    recorder.obey("record", {"task": "lost"})
+    recorder.obey("record", Record("lost"))
     play(lambda: recorder.recording.writer.n_open_frames >= 3)
     with monkeypatch.context() as patch:
         patch.setattr(EpisodeEncoder, "finish", fails)
         with pytest.raises(DatasetError, match="the encoder hangs"):
-            recorder.obey("keep", {})
-    recorder.obey("record", {"task": "kept"})
+            recorder.obey("keep")
+    recorder.obey("record", Record("kept"))
     play(lambda: recorder.recording.writer.n_open_frames >= 3)
-    assert "episode 0 kept" in recorder.obey("keep", {})
+    assert "episode 0 kept" in recorder.obey("keep")
     recorder.close()
     assert open_dataset(root).tasks == ["kept"]
+
+
+def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_first_demonstration(stage):
+    """The joints of the same arm, once in degrees and once in -100..100: `replay` of a mixture would go elsewhere."""
+    recorder, play, root = stage
+    recorder.obey("record", Record("first"))
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    recorder.obey("keep")
+    recorder.recording.writer.close()
+    recorder.recording = None
+    before = (root / "meta/edgevla.json").read_bytes()
+    server, here = recorder.robot.server, recorder.robot.server.about
+    others = (joint(NAMES[0], "range100"), joint(NAMES[1], "percent"))
+    server.about = replace(here, robot="my_arm", lerobot_types=(), joints=others)
+    for refused in (recorder.check_output, lambda: recorder.obey("record")):
+        with pytest.raises(
+            DatasetError,
+            match="its joints are in degrees, those of this recording in range100; its robot is so101, this one is my",
+        ):
+            refused()
+    assert (root / "meta/edgevla.json").read_bytes() == before
+    server.about = replace(here, robot="my_arm", lerobot_types=("so101",))
+    recorder.check_output()
+    assert "recording episode 1" in recorder.obey("record")
 
 
 def test_commands_out_of_order_are_refused_with_a_reason(stage):
     recorder, _, _ = stage
     with pytest.raises(UsageError, match="no episode to keep"):
-        recorder.obey("keep", {})
-    recorder.obey("record", {})
+        recorder.obey("keep")
+    recorder.obey("record")
     with pytest.raises(UsageError, match="already being recorded"):
-        recorder.obey("record", {})
+        recorder.obey("record")
     with pytest.raises(UsageError, match="knows record, keep"):
-        recorder.obey("home", {})
+        recorder.obey("home")
 
 
 def test_features_carry_names_sizes_and_units():
     joints = [joint(NAMES[0], "deg"), joint(NAMES[1], "percent")]
-    features = features_of(joints, [{"name": "front", "height": 48, "width": 64}])
+    features = features_of(joints, [AboutCamera("front", "0", 48, 64, 30.0, False, "exact")])
     assert features["action"]["names"] == list(NAMES)
     assert features["observation.images.front"]["shape"] == (48, 64, 3)
     assert joint_units_of(joints) == "degrees"
@@ -200,6 +229,6 @@ def test_features_carry_names_sizes_and_units():
 
 
 def test_grid_moments_are_whole_steps():
-    base = {"t0_ns": 1_000_003, "step_ns": 33_333_332}
-    assert is_grid_moment(dict(base, deadline_ns=1_000_003 + 7 * 33_333_332))
-    assert not is_grid_moment(dict(base, deadline_ns=1_000_003 + 7 * 33_333_332 + 8_333_333))
+    t0, step = 1_000_003, 33_333_332
+    assert state(0, t0 + 7 * step, t0, step).is_grid_moment
+    assert not state(0, t0 + 7 * step + 8_333_333, t0, step).is_grid_moment

@@ -133,9 +133,9 @@ def test_episodes_follow_each_other_and_the_message_is_true():
     assert world.episode == 2
     assert len(world.verdicts) == 2
     message = world.message()
-    expected = place("conveyor", 2, 2) + velocity("conveyor") * message["sim_ns"] / 1e9
-    assert np.allclose(message["objects"][0]["position_m"], expected, atol=1e-6)
-    assert np.allclose(message["gripper_m"], kinematics.forward(kinematics.READY_RAD), atol=1e-6)
+    expected = place("conveyor", 2, 2) + velocity("conveyor") * message.sim_ns / 1e9
+    assert np.allclose(message.place_of("cube"), expected, atol=1e-6)
+    assert np.allclose(message.gripper_m, kinematics.forward(kinematics.READY_RAD), atol=1e-6)
 
 
 @pytest.mark.parametrize("camera", list(VIEWS))

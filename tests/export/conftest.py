@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
+
 SHARED = Path(__file__).parents[2].parent / "shared"
 SO101 = SHARED / "datasets" / "so101_v30"
 JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
@@ -62,19 +64,16 @@ def _info(root: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def robot() -> Callable[..., dict[str, Any]]:
+def robot() -> Callable[..., AboutRobot]:
     """`robot(unit, half) -> describe` of an SO101 with the sample's cameras and this half range in degrees."""
 
-    def make(unit: str = "deg", half: float = 90.0) -> dict[str, Any]:
+    def make(unit: str = "deg", half: float = 90.0) -> AboutRobot:
         joints = [
-            {"name": f"{j}.pos", "unit": unit, "range_deg": [-half, half], "zero": "mid_range"}
-            for j in JOINTS
+            AboutJoint(f"{j}.pos", unit, -half, half, 90.0, False, (-half, half), "mid_range") for j in JOINTS
         ]
-        joints[-1] = {"name": "gripper.pos", "unit": "percent", "range_deg": None, "zero": None}
-        cameras = [
-            {"name": "front", "height": 480, "width": 640},
-            {"name": "wrist", "height": 240, "width": 320},
-        ]
-        return {"robot": "so101", "joints": joints, "cameras": cameras}
+        joints[-1] = AboutJoint("gripper.pos", "percent", 0.0, 100.0, 200.0, True, None, None)
+        front = AboutCamera("front", "0", 480, 640, 30.0, False, "exact")
+        wrist = AboutCamera("wrist", "1", 240, 320, 30.0, False, "exact")
+        return AboutRobot("robot", "so101", tuple(joints), (front, wrist), 100.0, (), ())
 
     return make

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
+from edgevla.descriptions import AboutRobot
 from edgevla.errors import BundleError, UsageError
 from edgevla.export import build, trace
 from edgevla.export.build import export_checkpoint
@@ -41,7 +43,9 @@ def bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_manifest_states_what_the_checkpoint_could_not(bundle: Path, robot: Callable[..., dict]) -> None:
+def test_the_manifest_states_what_the_checkpoint_could_not(
+    bundle: Path, robot: Callable[..., AboutRobot]
+) -> None:
     m = load_bundle(bundle).manifest
     assert (m.name, m.policy, m.fps, m.chunk_size) == ("reach", "act", 30.0, 8)
     assert m.action.units == ("deg",) * 5 + ("percent",)
@@ -52,6 +56,7 @@ def test_the_manifest_states_what_the_checkpoint_could_not(bundle: Path, robot: 
     assert m.trained_speed_p999 is not None
     assert m.trained_speed_p999["action"][5] == pytest.approx(141.3, abs=0.1)
     assert m.trained_camera_age_ms == {"observation.images.front": CameraAge(12.0, 30.0, 41.0)}
+    assert set(m.trained_camera_look or ()) == {"observation.images.front", "observation.images.wrist"}
     assert m.provenance.features_from == "checkpoint (edgevla.json)"
     assert m.provenance.dataset is not None
     assert len(m.provenance.dataset.sha256) == 64
@@ -146,8 +151,8 @@ def test_degrees_and_range100_move_the_arm_to_the_same_ticks(
         options = ExportOptions(robot="so101", fps=30, joint_units=units, **QUICK)
         runs = BundlePolicy(export_checkpoint(checkpoint, target, options).bundle)
         described = robot("deg", half)
-        described["cameras"] = [{"name": n, "height": 64, "width": 96} for n in ("wrist", "front")]
-        fit = runs.bundle.fits(described)
+        small = tuple(replace(camera, height=64, width=96) for camera in described.cameras)
+        fit = runs.bundle.fits(replace(described, cameras=small))
         assert fit.state is not None
         generator = np.random.default_rng(0)
         images = {n: generator.integers(0, 256, (64, 96, 3), dtype=np.uint8) for n in runs.manifest.cameras}
@@ -188,7 +193,7 @@ def test_units_that_look_wrong_are_taken_with_a_warning(tmp_path: Path) -> None:
 
 
 def test_cameras_are_bound_by_name_and_sized(
-    run_folder: Path, tmp_path: Path, robot: Callable[..., dict]
+    run_folder: Path, tmp_path: Path, robot: Callable[..., AboutRobot]
 ) -> None:
     options = ExportOptions(cameras={"top": "front"}, camera_sizes={"top": (120, 160)}, **QUICK)
     m = export_checkpoint(run_folder, tmp_path / "bundle", options).bundle.manifest
@@ -197,7 +202,8 @@ def test_cameras_are_bound_by_name_and_sized(
     described = robot()
     with pytest.raises(BundleError, match="camera 'top'"):
         load_bundle(tmp_path / "bundle").fits(described)
-    described["cameras"][0] = {"name": "top", "height": 120, "width": 160}
+    top = replace(described.cameras[0], name="top", height=120, width=160)
+    described = replace(described, cameras=(top, *described.cameras[1:]))
     assert load_bundle(tmp_path / "bundle").fits(described).cameras["observation.images.front"] == "top"
 
 

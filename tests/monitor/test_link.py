@@ -6,13 +6,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
+from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.errors import WireError
-from edgevla.monitor.app import Received
+from edgevla.messages import Message
 from edgevla.monitor.link import DeploymentLink
+from edgevla.monitor.model import Note, Received
 from edgevla.session import Deployment, endpoint, new_session, write_deployment
 from edgevla.wire import CommandServer, Publisher
 
@@ -31,7 +34,15 @@ def folder() -> Iterator[tuple[Path, bytes]]:
     path.rmdir()
 
 
-def collect(link: DeploymentLink, step: Callable[[], None], wanted: Callable[[Received], bool]) -> Received:
+JOINT = AboutJoint("gripper.pos", "percent", 0.0, 100.0, 200.0, True, None, None)
+ROBOT = AboutRobot("robot", "so101", (JOINT,), (), 100.0, (), ())
+
+
+def is_note(received: Received) -> bool:
+    return isinstance(received, Note)
+
+
+def collect(link: DeploymentLink, step: Callable[[], None], wanted: Callable[[Received], bool]) -> Any:
     """Steps the fake robot until a message like the wanted one arrives."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -48,8 +59,7 @@ def test_it_learns_the_robot_hears_events_and_gets_answers(folder: tuple[Path, b
     ctx = zmq.Context()
     server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
     publisher = Publisher(ctx, endpoint(path, "robot"), session, "robot")
-    joint = {"name": "gripper.pos", "unit": "percent", "min": 0.0, "max": 100.0, "max_velocity": 200.0}
-    server.about = {"node": "robot", "robot": "so101", "joints": [joint]}
+    server.about = ROBOT
     heard: list[str] = []
 
     def robot() -> None:
@@ -60,16 +70,13 @@ def test_it_learns_the_robot_hears_events_and_gets_answers(folder: tuple[Path, b
 
     link = DeploymentLink(path)
     try:
-        _, header, _ = collect(link, robot, lambda r: r[0] == "describe" and "joints" in r[1])
-        assert header["robot"] == "so101"
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "robot")
-        assert header["text"] == "gripper is warm"
-        link.command("pause", {})
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "monitor")
-        assert header["text"] == "pause: accepted"
-        link.command("home", {})
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and "refused" in r[1]["text"])
-        assert header["text"] == "home was refused: the arm is paused"
+        assert collect(link, robot, lambda r: isinstance(r, AboutRobot)) == ROBOT
+        message = collect(link, robot, lambda r: isinstance(r, Message) and r.type == "event")
+        assert message.body.text == "gripper is warm"
+        link.command("pause")
+        assert collect(link, robot, is_note) == Note("info", "pause: accepted")
+        link.command("home")
+        assert collect(link, robot, is_note) == Note("warning", "home was refused: the arm is paused")
         assert heard == ["pause", "home"]
     finally:
         link.close()
@@ -84,7 +91,7 @@ def test_an_emergency_stop_does_not_wait_behind_a_command_without_an_answer(
     path, session = folder
     ctx = zmq.Context()
     server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
-    server.about = {"node": "robot", "robot": "so101", "joints": []}
+    server.about = ROBOT
     came: dict[str, float] = {}
 
     def robot() -> None:
@@ -95,15 +102,16 @@ def test_an_emergency_stop_does_not_wait_behind_a_command_without_an_answer(
 
     link = DeploymentLink(path)
     try:
-        collect(link, robot, lambda r: r[0] == "describe" and r[1]["source"] == "robot")
-        link.command("pause", {})
+        collect(link, robot, lambda r: isinstance(r, AboutRobot))
+        link.command("pause")
         while "pause" not in came:
             robot()
-        link.command("emergency_stop", {})
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["source"] == "monitor")
-        assert header["text"] == "emergency stop: accepted", "before the pause is given up"
-        _, header, _ = collect(link, robot, lambda r: r[0] == "event" and r[1]["severity"] == "error")
-        assert "'pause' was not answered" in header["text"]
+        link.command("emergency_stop")
+        note = collect(link, robot, is_note)
+        assert note.text == "emergency stop: accepted", "before the pause is given up"
+        note = collect(link, robot, is_note)
+        assert note.severity == "error"
+        assert "'pause' was not answered" in note.text
     finally:
         link.close()
         server.close()

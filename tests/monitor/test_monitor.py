@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from edgevla.monitor.app import MonitorApp, Received
-from edgevla.monitor.model import MonitorModel
+from edgevla.arguments import Arguments, SetTask
+from edgevla.descriptions import AboutJoint, AboutRobot
+from edgevla.messages import (
+    Action,
+    Body,
+    Chunk,
+    Event,
+    Header,
+    Heartbeat,
+    Message,
+    Mode,
+    Servo,
+    ServoHealth,
+    State,
+    Thumbnail,
+    Timing,
+)
+from edgevla.monitor.app import MonitorApp
+from edgevla.monitor.model import MonitorModel, Received
 from edgevla.monitor.widgets import half_blocks
+from edgevla.session import Deployment
 
 SO101 = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 ALOHA = tuple(f"{side}_{j}" for side in ("left", "right") for j in (*SO101, "wrist_rotate"))
@@ -22,55 +39,75 @@ def jpeg(bgr: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(cv2.imencode(".jpg", np.full((120, 160, 3), bgr, np.uint8))[1]).reshape(-1)
 
 
-def messages(joints: tuple[str, ...] = SO101, mode: str = "running") -> list[Received]:
+def from_node(source: str, body: Body, *payloads: np.ndarray) -> Message[Body]:
+    return Message(Header(b"12345678", source, 0, 1, 1), body, payloads)
+
+
+def state_of(joints: tuple[str, ...], mode: Mode, tick: int, deadline_ns: int) -> State:
     n = len(joints)
-    described = [
-        {"name": f"{j}.pos", "unit": "deg", "min": -100, "max": 100, "max_velocity": 90.0} for j in joints
-    ]
-    servos = [
-        {
-            "id": i + 1,
-            "bus": "main",
-            "temperature_c": 71.0 if i == 2 else 35.0,
-            "voltage_v": 7.4,
-            "load_percent": 10.0,
-            "error_bits": 0,
-            "torque_on": True,
-            "n_retries": 0,
-            "n_stale": 0,
-        }
-        for i in range(n)
-    ]
-    state = {
-        "source": "robot",
-        "tick": 90,
-        "mode": mode,
-        "reason": "",
-        "n_actions_left": 12,
-        "action_index": 3.0,
-        "chunk_seq": 4,
-        "late_ns": 2_000_000,
-        "deadline_ns": 0,
-        "position": np.full(n, 12.5),
-        "goal": np.full(n, 14.5),
-        "position_age_us": np.zeros(n),
-        "limited_by": np.zeros(n, np.uint16),
-    }
-    later = {**state, "tick": 180, "deadline_ns": 1_000_000_000}
-    chunk = {
-        "source": "policy",
-        "timing_ns": {"encode": 9_000_000, "decode": 1_000_000},
-        "task": "sort the bolts",
-    }
+    return State(
+        tick=tick,
+        deadline_ns=deadline_ns,
+        late_ns=2_000_000,
+        t0_ns=0,
+        step_ns=33_333_333,
+        mode=mode,
+        position=np.full(n, 12.5, np.float32),
+        position_age_us=np.zeros(n, np.uint32),
+        wanted=None,
+        goal=np.full(n, 14.5, np.float32),
+        limited_by=np.zeros(n, np.uint16),
+        chunk_seq=4,
+        action_index=3.0,
+        n_actions_left=12,
+        reason="",
+    )
+
+
+def messages(joints: tuple[str, ...] = SO101, mode: Mode = "running") -> list[Received]:
+    about = [AboutJoint(f"{j}.pos", "deg", -100.0, 100.0, 90.0, False, None, None) for j in joints]
+    servos = tuple(
+        Servo(
+            id=i + 1,
+            bus="main",
+            name=joint,
+            temperature_c=71.0 if i == 2 else 35.0,
+            voltage_v=7.4,
+            load_percent=10.0,
+            current_ma=None,
+            error_bits=0,
+            torque_on=True,
+            n_retries=0,
+            n_corrupt=0,
+            n_stale=0,
+        )
+        for i, joint in enumerate(joints)
+    )
+    chunk = Chunk(
+        request_id=4,
+        grid_index=0,
+        step_ns=33_333_333,
+        n_valid=30,
+        policy="",
+        task="sort the bolts",
+        is_guided=False,
+        n_steps=0,
+        noise_seed=0,
+        image_age_ns=21_000_000,
+        state_age_ns=0,
+        timing_ns=Timing(
+            assemble=0, prompt=0, encode=9_000_000, denoise=0, decode=1_000_000, wait=0, network=0
+        ),
+    )
     return [
-        ("describe", {"source": "robot", "robot": "so101", "joints": described}, []),
-        ("describe", {"source": "policy", "policy": "act", "name": "reach-cube", "chunk_size": 30}, []),
-        ("state", state, []),
-        ("state", later, []),
-        ("servo_health", {"source": "robot", "servos": servos}, []),
-        ("chunk", {**chunk, "image_age_ns": 21_000_000, "n_valid": 30}, []),
-        ("thumbnail", {"source": "camera/front", "camera": "front", "observed_ns": 1}, [jpeg((0, 0, 255))]),
-        ("event", {"source": "robot", "severity": "warning", "text": "elbow_flex is warm"}, []),
+        Deployment("12" * 8, 1, "so101", "bundles/reach-cube"),
+        AboutRobot("robot", "so101", tuple(about), (), 100.0, (), ()),
+        from_node("robot", state_of(joints, mode, 90, 0)),
+        from_node("robot", state_of(joints, mode, 180, 1_000_000_000)),
+        from_node("robot", ServoHealth(servos)),
+        from_node("policy", chunk),
+        from_node("camera/front", Thumbnail("front", 120, 160), jpeg((0, 0, 255))),
+        from_node("robot", Event("warning", "warm", "elbow_flex is warm", {})),
     ]
 
 
@@ -84,8 +121,8 @@ class ScriptedLink:
         waiting, self.waiting = self.waiting, []
         return waiting
 
-    def command(self, action: str, arguments: Mapping[str, Any]) -> None:
-        self.sent.append((action, dict(arguments)))
+    def command(self, action: Action, arguments: Arguments | None = None) -> None:
+        self.sent.append((action, arguments))
 
     def close(self) -> None:
         self.is_closed = True
@@ -161,26 +198,26 @@ def test_nothing_heard_yet_is_said_so() -> None:
         ("running", "h", "home"),
     ],
 )
-def test_a_key_is_a_command(mode: str, key: str, action: str) -> None:
+def test_a_key_is_a_command(mode: Mode, key: str, action: str) -> None:
     screen, sent = drive(messages(mode=mode), (key,))
-    assert sent == [(action, {})]
+    assert sent == [(action, None)]
     assert f"sent: {action.replace('_', ' ')}" in screen
 
 
 def test_the_task_is_typed_without_moving_the_arm() -> None:
     typed = ("t", *["backspace"] * len("sort the bolts"), *"see", "enter")
     _, sent = drive(messages(), typed)
-    assert sent == [("set_task", {"task": "see"})]
+    assert sent == [("set_task", SetTask("see"))]
 
 
 def test_the_emergency_key_works_while_typing() -> None:
     _, sent = drive(messages(), ("t", "x", "f12"))
-    assert sent == [("emergency_stop", {})]
+    assert sent == [("emergency_stop", None)]
 
 
 def test_a_silent_node_is_named() -> None:
     model = MonitorModel()
-    model.apply("heartbeat", {"source": "policy", "phase": "running", "counters": {}}, [], now_ns=0)
+    model.apply(from_node("policy", Heartbeat(1, "running", {}, 0)), now_ns=0)
     assert not model.is_silent("policy", now_ns=1_000_000_000)
     assert model.is_silent("policy", now_ns=2_000_000_000)
 

@@ -17,16 +17,17 @@ import zmq
 
 from edgevla.cli import main
 from edgevla.errors import BusError, UsageError
-from edgevla.messages import ABOUT_ROBOT
+from edgevla.messages import Fault as FaultMessage
+from edgevla.messages import World
 from edgevla.robots.arm import EXCHANGE_SHARE, Robot
 from edgevla.robots.bus import feetech
+from edgevla.robots.bus.feetech_bus import FeetechBus
 from edgevla.robots.bus.port import SerialPort, candidate_ports, set_latency_timer, wire_ns
-from edgevla.robots.bus.servo_bus import BUSES, FeetechBus
+from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
 from edgevla.robots.describe import describe
 from edgevla.robots.emulator.trace import read_trace
 from edgevla.robots.profile import load_profile
-from edgevla.wire import check_fields
 
 pytestmark = pytest.mark.realtime
 
@@ -297,25 +298,25 @@ def test_faults_and_the_world_come_and_go_over_zeromq(start_emulator):
     folder = run_dir(session)
     ctx = zmq.Context()
     emulator = start_emulator("so101", "--untimed", "--session", session.hex(), "--world", "rest")
-    inbox = Inbox(ctx, {"world": (endpoint(folder, "emulator"), 10)}, session)
+    inbox = Inbox(ctx, {World: (endpoint(folder, "emulator"), 10)}, session)
     dealer = Dealer(ctx, endpoint(folder, "emulator", "fault"), session, "test")
     try:
         line = FeetechBus(SerialPort.open(emulator.ports["arm"], 1_000_000), {3: "elbow_flex, STS3215"})
         assert line.ping(3) is not None
-        for fields, accepted in (({"kind": "mute", "target": "elbow_flex"}, True), ({"kind": "mut"}, False)):
-            seq = send_fault(dealer, fields)
+        for kind, accepted in (("mute", True), ("mut", False)):
+            seq = send_fault(dealer, kind, "elbow_flex")
             ack = answer(dealer)
-            assert (ack["of_seq"], ack["is_accepted"]) == (seq, accepted)
-        assert "unknown fault 'mut'" in ack["reason"]
+            assert (ack.of_seq, ack.is_accepted) == (seq, accepted)
+        assert "unknown fault 'mut'" in ack.reason
         assert line.ping(3) is None
-        send_fault(dealer, {"kind": "clear"})
-        assert answer(dealer)["is_accepted"]
+        send_fault(dealer, "clear")
+        assert answer(dealer).is_accepted
         assert line.ping(3) is not None
         line.close()
         assert inbox.wait(10)
-        world = inbox.newest("world")
-        assert world["joint_rad"].shape == (6,)
-        assert world["objects"][0]["name"] == "cube"
+        world = inbox.newest(World).body
+        assert world.joint_rad.shape == (6,)
+        assert world.objects[0].name == "cube"
     finally:
         dealer.close()
         inbox.stop()
@@ -324,10 +325,10 @@ def test_faults_and_the_world_come_and_go_over_zeromq(start_emulator):
         folder.rmdir() if not any(folder.iterdir()) else None
 
 
-def send_fault(dealer, fields):
-    empty = dict.fromkeys(("target", "probability", "count", "duration_ms", "amount"))
+def send_fault(dealer, kind, target=None):
+    fault = FaultMessage(kind, target, None, None, None, None)
     until = time.monotonic() + 10
-    while (seq := dealer.send("fault", {**empty, **fields})) is None and time.monotonic() < until:
+    while (seq := dealer.send(fault)) is None and time.monotonic() < until:
         time.sleep(0.02)
     return seq
 
@@ -335,7 +336,7 @@ def send_fault(dealer, fields):
 def answer(dealer):
     for _ in range(100):
         if found := dealer.poll(0.1):
-            return found[0]
+            return found[0].body
     pytest.fail("no answer to a fault")
 
 
@@ -379,9 +380,9 @@ def test_a_slow_adapter_is_noticed_while_connecting(bench):
     made.robot.connect()
     assert any("answers 16 ms later than the wire needs" in w for w in made.robot.warnings)
     assert made.robot.buses["arm"].adapter_latency_ns == pytest.approx(16e6, rel=0.05)
-    about = check_fields(describe(made.profile, made.robot), ABOUT_ROBOT, "describe")
-    assert about["warnings"] == made.robot.warnings, "the deployment's user reads them"
-    assert 30 < about["servo_hz"] < 40, "no faster than this adapter allows"
+    about = describe(made.profile, made.robot)
+    assert list(about.warnings) == made.robot.warnings, "the deployment's user reads them"
+    assert 30 < about.servo_hz < 40, "no faster than this adapter allows"
 
 
 @pytest.mark.parametrize("name", ["so101", "aloha"])

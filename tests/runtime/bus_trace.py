@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgevla.robots.bus import dynamixel, feetech
+from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
 from edgevla.robots.emulator.trace import ArmWatch, describe
 from edgevla.robots.profile import load_profile
-from edgevla.robots.rescue import TORQUE_LIMIT, full_torque, goal_ids
+from edgevla.robots.rescue import full_torque, goal_ids
 from edgevla.robots.safety import make_caps
 from edgevla.robots.units import joint_units
 
@@ -162,7 +163,7 @@ class _Bus:
                     self.present[i] = [*self.present.get(i, ()), tick][-N_READ:]
             elif what == "goal_position":
                 self._goals(t_ns, values)
-            elif what == TORQUE_LIMIT[self.bus.protocol]:
+            elif what == BUSES[self.bus.protocol].torque_limit:
                 is_low = all(values.get(i, limit + 1) <= limit for i, limit in self.park.items())
                 self.parked_ns = (self.parked_ns or t_ns) if is_low else None
             elif what == "torque_enable":

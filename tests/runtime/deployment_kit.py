@@ -202,22 +202,25 @@ MODULES = {
     "emulator": "edgevla.robots.emulator.cli",
 }
 MARK = "EDGEVLA_TEST_RUN"
+MAIN = "\nimport sys\nfrom edgevla.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
 class Deployment:
     """A real `edgevla deploy --sim` in processes of its own, its bus trace and its log.
 
     in_terminal: typed into a shell on a pseudo-terminal, as a person does; `kill("terminal")` closes it.
+    prelude: Python that the command runs first, such as a bug to be put into it.
     arm: an arm that is there already (`LivingArm`), instead of `--sim`.
     """
 
-    def __init__(self, folder, bundle, profile, *more, in_terminal=False, arm=None):
+    def __init__(self, folder, bundle, profile, *more, in_terminal=False, prelude="", arm=None):
         self.profile = profile
-        self.trace_path, self.log_path = folder / "trace.jsonl", folder / "log"
+        self.trace_path, self.log_root = folder / "trace.jsonl", folder / "log"
         self.output_path = folder / "output.txt"
         args = ["deploy", str(bundle), f"--robot={profile}"]
         args += ["--sim", f"--sim-trace={self.trace_path}"] if arm is None else arm.options
-        command = [sys.executable, "-m", "edgevla", *args, f"--log={self.log_path}", *more]
+        start = ["-c", prelude + MAIN] if prelude else ["-m", "edgevla"]
+        command = [sys.executable, *start, *args, f"--log={self.log_root}", *more]
         self._mark = secrets.token_hex(8)
         env = {**os.environ, MARK: self._mark}
         self.terminal = Terminal(env, self.output_path) if in_terminal else None
@@ -247,6 +250,11 @@ class Deployment:
             with contextlib.suppress(psutil.Error, OSError):
                 if process.environ().get(MARK) == self._mark:
                     yield process
+
+    @property
+    def log_path(self):
+        """Files of the newest run."""
+        return self.log_root / "latest"
 
     @property
     def output(self):

@@ -209,9 +209,12 @@ def test_an_execution_survives_the_way_through_json(execution):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"kind": "asinc"}, "async"),
-        ({"kind": "async", "decay": 0.1}, "no option 'decay'"),
-        ({"kind": "sync", "n_action_steps": 0}, "n_action_steps"),
+        ({"kind": "asinc"}, "kind is 'asinc'; expected one of sync, .*; did you mean 'async'"),
+        ({"kind": "async", "decay": 0.1}, "'async' has the unknown key 'decay'; known: every"),
+        (
+            {"kind": "sync", "n_action_steps": 0},
+            "'sync'.n_action_steps is 0; expected a whole number from 1 to",
+        ),
         ({"kind": "ensemble", "decay": "a"}, "decay"),
         ({"kind": "rtc", "weights": "cosine"}, "cosine"),
     ],

@@ -10,8 +10,9 @@ import pytest
 import zmq
 
 from edgevla.bundle import load_bundle
-from edgevla.codec import Message
+from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import CameraError
+from edgevla.messages import Chunk, Describe, Event, Frame, Header, Heartbeat, Infer, Message
 from edgevla.nodes.assembler import OLDEST_FRAME_NS, AgeWatch, Assembler
 from edgevla.nodes.policy import PolicyNode
 from edgevla.runner import BundlePolicy
@@ -28,23 +29,16 @@ def frame(captured_ns, value=0, encoding="rgb8", color=None):
     if color is not None:
         pixels[:] = color
     payload = pixels if encoding == "rgb8" else cv2.imencode(".jpg", pixels[..., ::-1])[1].reshape(-1)
-    fields = {
-        "camera": "front",
-        "height": 48,
-        "width": 64,
-        "encoding": encoding,
-        "n_dropped": 0,
-        "n_repeated": 0,
-    }
-    return Message("frame", {**fields, "observed_ns": captured_ns}, [payload])
+    header = Header(SESSION, "camera/front", 0, captured_ns, captured_ns)
+    return Message(header, Frame("front", 48, 64, encoding, 0, 0), [payload])
 
 
 class Ring:
     def __init__(self, *frames):
         self.frames = list(frames)
 
-    def recent(self, type, source):
-        return self.frames if (type, source) == ("frame", "camera/front") else []
+    def recent(self, cls, source):
+        return self.frames if (cls, source) == (Frame, "camera/front") else []
 
 
 def assembler(*frames, may_lose=False):
@@ -112,49 +106,40 @@ class Bench:
     def __init__(self, bundle_path, **options):
         self.ctx = zmq.Context()
         bundle = load_bundle(bundle_path)
-        joints = [
-            {"name": n, "unit": u}
-            for n, u in zip(bundle.manifest.action.names, bundle.manifest.action.units, strict=True)
-        ]
-        fit = bundle.fits(
-            {"robot": "so101", "joints": joints, "cameras": [{"name": "front", "height": 48, "width": 64}]}
+        action = bundle.manifest.action
+        joints = tuple(
+            AboutJoint(name, unit, -100.0, 100.0, 90.0, False, None, None)
+            for name, unit in zip(action.names, action.units, strict=True)
         )
+        camera = AboutCamera("front", "sim", 48, 64, 30.0, False, "exact")
+        fit = bundle.fits(AboutRobot("robot", "so101", joints, (camera,), 100.0, (), ()))
         self.camera = Publisher(self.ctx, endpoint("inproc", "camera/front"), SESSION, "camera/front")
         self.node = PolicyNode(self.ctx, "inproc", SESSION, BundlePolicy(bundle), fit, **options)
         self.node.warm_up()
         self.robot = Dealer(self.ctx, endpoint("inproc", "policy", "infer"), SESSION, "robot")
         policy = endpoint("inproc", "policy")
         self.inbox = Inbox(
-            self.ctx, {"chunk": (policy, 8), "event": (policy, 8), "heartbeat": (policy, 8)}, SESSION
+            self.ctx, {Chunk: (policy, 8), Event: (policy, 8), Heartbeat: (policy, 8)}, SESSION
         )
-        self.until(lambda: self.inbox.newest("heartbeat"))
+        self.until(lambda: self.inbox.newest(Heartbeat))
         self.show(0)
 
     def show(self, value):
         """Sends a frame, again and again until the node has it: what was there before does not count."""
         made = frame(time.monotonic_ns(), value)
-        fields = {k: v for k, v in made.header.items() if k != "observed_ns"}
-        before = self.node._inbox.newest("frame")
+        before = self.node._inbox.newest(Frame)
 
         def has_arrived():
-            self.camera.send("frame", fields, made.payloads)
-            newest = self.node._inbox.newest("frame")
+            self.camera.send(made.body, made.payloads)
+            newest = self.node._inbox.newest(Frame)
             return newest is not None and newest is not before
 
         self.until(has_arrived)
 
     def ask(self, request=0, grid=0, deadline_s=10.0, state=STATE):
         now = time.monotonic_ns()
-        fields = {
-            "request_id": request,
-            "grid_index": grid,
-            "deadline_ns": now + int(deadline_s * 1e9),
-            "task": "reach",
-            "state": state,
-            "n_steps": None,
-            "rtc": None,
-        }
-        assert self.robot.send("infer", fields, (), now) is not None
+        infer = Infer(request, grid, now + int(deadline_s * 1e9), "reach", state, None, None)
+        assert self.robot.send(infer, (), now) is not None
         return now
 
     def until(self, condition, timeout_s=10.0):
@@ -189,13 +174,14 @@ def bench(bundle):
 def test_one_request_is_answered_by_one_chunk_with_its_moment_and_ages(bench):
     setup = bench()
     asked_ns = setup.ask(request=5, grid=7, state=np.full(6, 10.0, np.float32))
-    chunk = setup.until(lambda: setup.inbox.newest("chunk"))
-    assert (chunk["request_id"], chunk["grid_index"], chunk["task"]) == (5, 7, "reach")
-    assert chunk.observed_ns == asked_ns
-    assert 0 <= chunk["image_age_ns"] < 5e9
-    assert chunk["timing_ns"]["encode"] > 0
+    message = setup.until(lambda: setup.inbox.newest(Chunk))
+    chunk = message.body
+    assert (chunk.request_id, chunk.grid_index, chunk.task) == (5, 7, "reach")
+    assert message.observed_ns == asked_ns
+    assert 0 <= chunk.image_age_ns < 5e9
+    assert chunk.timing_ns.encode > 0
     target = np.array([20.0, -10.0, 15.0, -5.0, 0.0, 40.0])
-    np.testing.assert_allclose(chunk.payloads[0][0], target + (10.0 - target) * 0.85, rtol=1e-5)
+    np.testing.assert_allclose(message.payloads[0][0], target + (10.0 - target) * 0.85, rtol=1e-5)
 
 
 def test_only_the_newest_waiting_request_counts_and_an_expired_one_is_dropped(bench):
@@ -207,17 +193,17 @@ def test_only_the_newest_waiting_request_counts_and_an_expired_one_is_dropped(be
     setup.node.step(time.monotonic_ns())
     assert setup.node.counters["requests_superseded"] == 4
     assert setup.node.counters["requests_expired"] == 1
-    assert setup.inbox.newest("chunk") is None
+    assert setup.inbox.newest(Chunk) is None
 
 
 def test_an_injected_delay_holds_the_chunk_back(bench):
     setup = bench(inject_delay_ns=300 * MS)
     asked_ns = setup.ask()
-    setup.until(lambda: setup.inbox.newest("chunk"))
+    setup.until(lambda: setup.inbox.newest(Chunk))
     assert time.monotonic_ns() - asked_ns >= 300 * MS
     client = CommandClient(setup.ctx, endpoint("inproc", "policy", "commands"), SESSION, "supervisor")
-    client._dealer.send("describe", {"about": None})
-    about = setup.until(lambda: client._dealer.poll())[0]["about"]
+    client._dealer.send(Describe(None))
+    about = setup.until(lambda: client._dealer.poll())[0].body.about
     assert about["latency_ms"] >= 300
     client.close()
 
@@ -232,19 +218,19 @@ def test_pictures_older_than_in_training_raise_a_warning(bundle, bench, monkeypa
     time.sleep(0.2)
     for number in range(AgeWatch.N_JUDGED):
         setup.ask(request=number, grid=number)
-        setup.until(lambda n=number: (c := setup.inbox.newest("chunk")) and c["request_id"] == n)
-    event = setup.until(lambda: setup.inbox.newest("event"))
-    assert (event["severity"], event["code"]) == ("warning", "camera_age")
-    assert "in the training data they were 5 ms" in event["text"]
+        setup.until(lambda n=number: (c := setup.inbox.newest(Chunk)) and c.body.request_id == n)
+    event = setup.until(lambda: setup.inbox.newest(Event)).body
+    assert (event.severity, event.code) == ("warning", "camera_age")
+    assert "in the training data they were 5 ms" in event.text
 
 
 def test_a_lost_camera_yields_a_sentence_and_no_chunk(bench):
     setup = bench()
     time.sleep(1.1)
     setup.ask()
-    event = setup.until(lambda: setup.inbox.newest("event"))
-    assert "camera 'front' has shown nothing new" in event["text"]
-    assert setup.inbox.newest("chunk") is None
+    event = setup.until(lambda: setup.inbox.newest(Event)).body
+    assert "camera 'front' has shown nothing new" in event.text
+    assert setup.inbox.newest(Chunk) is None
     setup.show(3)
     setup.ask(request=1, grid=1)
-    assert setup.until(lambda: setup.inbox.newest("chunk"))["request_id"] == 1
+    assert setup.until(lambda: setup.inbox.newest(Chunk)).body.request_id == 1

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.errors import UsageError
 from edgevla.launch.episode import EpisodeSource
 from edgevla.nodes.replay import CHUNK_SIZE, Player, Recorded, load_episode
@@ -49,14 +51,20 @@ def test_an_arm_that_never_gets_there_is_given_up_with_the_joint_named():
 
 
 def test_missing_episodes_and_unknown_units_are_refused(demos):
-    joint = {"unit": "deg", "min": -90.0, "max": 90.0, "range_deg": (-90.0, 90.0), "zero": "mid_range"}
+    joint = AboutJoint("", "deg", -90.0, 90.0, 90.0, False, (-90.0, 90.0), "mid_range")
     names = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
-    joints = [{**joint, "name": f"{name}.pos"} for name in names]
-    joints.append({**joint, "name": "gripper.pos", "unit": "percent", "zero": None})
-    robot = {"robot": "so101", "joints": joints}
+    joints = [replace(joint, name=f"{name}.pos") for name in names]
+    joints.append(replace(joint, name="gripper.pos", unit="percent", zero=None))
+    robot = AboutRobot("robot", "so101", tuple(joints), (), 100.0, (), ())
     with pytest.raises(UsageError, match="has no episode 9; it has 0 to 1"):
         EpisodeSource(str(demos), 9)
     assert load_episode(str(demos), 1, robot).action.shape == (55, 6)
+    with pytest.raises(
+        UsageError, match="was recorded in degrees; --joint-units range100 would drive the arm"
+    ):
+        EpisodeSource(str(demos), 0, "range100")
+    with pytest.raises(UsageError, match="was recorded in degrees"):
+        load_episode(str(demos), 0, robot, "range100")
     (demos / "meta" / "edgevla.json").rename(demos / "meta" / "aside.json")
     try:
         with pytest.raises(UsageError, match="--joint-units degrees"):

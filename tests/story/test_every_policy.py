@@ -16,6 +16,7 @@ import pytest
 import torch
 import zmq
 
+from edgevla.arguments import SetTask
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.dataset.writer import DatasetWriter
@@ -71,10 +72,10 @@ def test_it_trains_exports_and_drives_the_arm(policy: str, work: Path) -> None:
     if manifest.prompt is not None:
         assert manifest.prompt.default_task == INSTRUCTION["rest"]
     verdict, states = BundleArm(bundle, Trial("rest", n_episodes=1)).episode(0)
-    driven = [s for s in states if s["chunk_seq"] is not None]
-    assert len({s["chunk_seq"] for s in driven}) >= 3, "hardly a chunk was executed"
-    assert {s["mode"] for s in states} == {"running"}
-    goals = np.array([s["goal"] for s in driven])
+    driven = [s for s in states if s.chunk_seq is not None]
+    assert len({s.chunk_seq for s in driven}) >= 3, "hardly a chunk was executed"
+    assert {s.mode for s in states} == {"running"}
+    goals = np.array([s.goal for s in driven])
     assert np.isfinite(goals).all()
     assert np.ptp(goals, axis=0).max() > 0.1, "the arm was never told to move"
     assert np.isfinite(verdict.rms_m)
@@ -94,10 +95,10 @@ def test_in_lock_step_a_history_is_what_was_seen_before(work: Path) -> None:
     _, grid, past = asked[-1]
     assert grid > 0
     assert list(past) == [grid - 1]
-    before = next(s for s in states if s["tick"] == grid - 1)  # the arm runs at the policy's rate
-    np.testing.assert_allclose(past[grid - 1].state, before["position"], atol=1e-4)
-    now = next(s for s in states if s["tick"] == grid)
-    np.testing.assert_allclose(asked[-1][0].state, now["position"], atol=1e-4)
+    before = next(s for s in states if s.tick == grid - 1)  # the arm runs at the policy's rate
+    np.testing.assert_allclose(past[grid - 1].state, before.position, atol=1e-4)
+    now = next(s for s in states if s.tick == grid)
+    np.testing.assert_allclose(asked[-1][0].state, now.position, atol=1e-4)
 
 
 # -- through the real processes ---------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ class Deployed:
         client = CommandClient(ctx, endpoint(folder, "robot", "commands"), session, "test")
         try:
             self._await("running")
-            answer = client.request("set_task", {"task": task}, timeout_s=10)
+            answer = client.request("set_task", SetTask(task), timeout_s=10)
             assert answer.is_accepted, answer.reason
         except WireError as error:
             pytest.fail(f"{error}\n{self.words()}")
@@ -149,7 +150,7 @@ class Deployed:
         return found
 
     def chunks(self) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (self.log / "run.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (self.log / "latest" / "run.jsonl").read_text().splitlines()]
         return [line for line in lines if line["type"] == "chunk"]
 
     def words(self) -> str:
