@@ -13,15 +13,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgevla.errors import CalibrationError
+from edgevla.strict import Mismatch, read
 
 from .profile import Bus, Joint, Profile
 
 MAX_OFFSET = 2047
 LAST_TICK = 4095
-KEYS = ("id", "drive_mode", "homing_offset", "range_min", "range_max")
 REGISTER_OF = {"homing_offset": "homing_offset", "range_min": "min_position", "range_max": "max_position"}
 LEAST_RANGE = 100
 CENTRE_TICK, TURN = 2048, 4096
@@ -158,18 +157,10 @@ def read_file(path: Path) -> dict[str, MotorCalibration]:
             f"calibration file {path} has the list form from before LeRobot 0.2, whose zero differs; "
             "calibrate again: edgevla calibrate"
         )
-    return {name: _entry(path, name, value) for name, value in content.items()}
-
-
-def _entry(path: Path, name: str, value: Any) -> MotorCalibration:
-    if not isinstance(value, dict) or set(value) != set(KEYS):
-        raise CalibrationError(f"calibration file {path}: joint '{name}' needs exactly {', '.join(KEYS)}")
-    for key in KEYS:
-        if isinstance(value[key], bool) or not isinstance(value[key], int):
-            raise CalibrationError(
-                f"calibration file {path}: {name}.{key} is {value[key]!r}, not a whole number"
-            )
-    return MotorCalibration(**value)
+    try:
+        return read(dict[str, MotorCalibration], content, f"calibration file {path}:")
+    except Mismatch as error:
+        raise CalibrationError(str(error)) from None
 
 
 def match(

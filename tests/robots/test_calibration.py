@@ -100,9 +100,12 @@ BAD = [
     (entries(elbow_flex={"homing_offset": 2114}), "has homing_offset 2114, which register 31 cannot hold"),
     (entries(elbow_flex={"range_max": 760}), "range of only 57 ticks: it was not moved"),
     (entries(elbow_flex={"drive_mode": 2}), "has drive_mode 2"),
-    (entries(elbow_flex={"range_min": 700.5}), "is 700.5, not a whole number"),
+    (
+        entries(elbow_flex={"range_min": 700.5}),
+        r"json: elbow_flex\.range_min is 700\.5; expected a whole number",
+    ),
     ([], "holds no joints"),
-    ({"elbow_flex": {"id": 3}}, "needs exactly id, drive_mode"),
+    ({"elbow_flex": {"id": 3}}, "elbow_flex lacks the key 'drive_mode'"),
 ]
 
 
