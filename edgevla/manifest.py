@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
+from edgevla.look import GRID, CameraLook
 from edgevla.policy import Schedule
 from edgevla.strict import Mismatch, nearest, read, write
 from edgevla.types import ACTION, STATE, CameraAge, Feature
@@ -69,7 +70,10 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class PromptRecipe:
-    """From a task (and a state) to tokens: see `edgevla/prompt.py`."""
+    """From a task (and a state) to tokens: see `edgevla/prompt.py`.
+
+    default_task: for a deployment that names none; None where the training data have several, `trained_tasks`.
+    """
 
     recipe: str
     template: str
@@ -77,6 +81,7 @@ class PromptRecipe:
     state: PromptState | None
     tokenizer: TokenizerRecipe
     default_task: str | None
+    trained_tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,7 @@ class Manifest:
     """The whole of `manifest.json`. None means "does not apply".
 
     trained_camera_age_ms: by camera feature; left out where the training data do not hold ages.
+    trained_camera_look: by camera feature; left out where the training data were not at hand.
     """
 
     schema: int
@@ -243,6 +249,7 @@ class Manifest:
     provenance: Provenance
     files: tuple[FileEntry, ...]
     trained_camera_age_ms: dict[str, CameraAge] | None = None
+    trained_camera_look: dict[str, CameraLook] | None = None
 
     @property
     def cameras(self) -> list[str]:
@@ -380,6 +387,13 @@ def _features(m: Manifest) -> Iterator[str]:
     for name in m.trained_camera_age_ms or {}:
         if name not in m.cameras:
             yield f"trained_camera_age_ms names '{name}', which is no camera of the policy"
+    for name, look in (m.trained_camera_look or {}).items():
+        if name not in m.cameras:
+            yield f"trained_camera_look names '{name}', which is no camera of the policy"
+        try:
+            look.cells()
+        except ValueError:
+            yield f"trained_camera_look of '{name}' holds no thumbnail of {' x '.join(map(str, GRID))} cells"
 
 
 def _graphs(m: Manifest) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from edgevla.descriptions import AboutBus, AboutCamera, AboutJoint, AboutRobot
 
 from .arm import Robot
-from .profile import Joint, Profile
+from .profile import Camera, Joint, Profile
 
 MID_RANGE = "mid_range"
 
@@ -19,20 +21,10 @@ def describe(profile: Profile, robot: Robot) -> AboutRobot:
         node="robot",
         robot=profile.name,
         joints=tuple(_joint(robot, i, joint, low, high) for i, joint in enumerate(profile.joints)),
-        cameras=tuple(
-            AboutCamera(
-                name=camera.name,
-                source=camera.source,
-                height=camera.height,
-                width=camera.width,
-                fps=camera.fps,
-                locked_exposure=camera.has_locked_exposure,
-                fit=camera.fit,
-            )
-            for camera in profile.cameras
-        ),
+        cameras=tuple(about_camera(camera) for camera in profile.cameras),
         servo_hz=robot.max_hz,
         warnings=tuple(robot.warnings),
+        lerobot_types=profile.lerobot_types,
         buses=tuple(
             AboutBus(
                 name=bus.name,
@@ -44,6 +36,12 @@ def describe(profile: Profile, robot: Robot) -> AboutRobot:
             for bus in profile.buses
         ),
     )
+
+
+def about_camera(camera: Camera) -> AboutCamera:
+    """All that the profile says of it."""
+    fields = dataclasses.asdict(camera)
+    return AboutCamera(locked_exposure=fields.pop("has_locked_exposure"), **fields)
 
 
 def _joint(robot: Robot, i: int, joint: Joint, low: np.ndarray, high: np.ndarray) -> AboutJoint:

@@ -9,6 +9,7 @@ and key. Code is per servo protocol, never per robot. No numpy here: the guardia
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,10 @@ from typing import Any, Literal
 from edgevla.errors import ConfigError
 from edgevla.strict import nearest
 
-from .bus import dynamixel, feetech
+from .bus.protocols import BUSES
 from .toml_tables import Table, read_toml
 
 PROFILES_DIR = Path(__file__).parent
-MODELS = {"feetech": feetech.MODELS, "dynamixel": dynamixel.MODELS}
-REGISTERS = {"feetech": feetech.REGISTERS, "dynamixel": dynamixel.REGISTERS}
 
 JointUnit = Literal["deg", "range100", "percent", "rad", "unit"]
 UNITS = ("body", "percent", "rad", "gripper")
@@ -83,7 +82,7 @@ class Joint:
 @dataclass(frozen=True)
 class Bus:
     name: str
-    protocol: Literal["feetech", "dynamixel"]
+    protocol: str
     port: str
     baud: int
     calibration_suffix: str = ""
@@ -94,8 +93,11 @@ class Bus:
 class Camera:
     """A camera of the robot. source: what `--camera NAME=SOURCE` takes; fps: frames per second.
 
+    rotation: degrees, clockwise, by which its picture is turned: how it is mounted. width, height: after that.
     fit: what to do where another size is wanted than the camera gives: `exact` refuses, `crop` cuts the middle,
     `resize` averages areas.
+    fourcc: pixel format to ask for (`MJPG`); empty: the driver's choice.
+    exposure, gain, white_balance: locked to these driver units (white balance: kelvin) where given.
     """
 
     name: str
@@ -105,6 +107,11 @@ class Camera:
     fps: float
     has_locked_exposure: bool = False
     fit: Literal["exact", "crop", "resize"] = "exact"
+    fourcc: str = ""
+    exposure: float | None = None
+    gain: float | None = None
+    white_balance: float | None = None
+    rotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -236,7 +243,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         lerobot_types=tuple(root.texts("lerobot_types", ())),
         buses=(),
         joints=(),
-        cameras=tuple(_camera(table) for table in root.array("camera", is_needed=False)),
+        cameras=_cameras(root),
         rates=root.dataclass("rates", Rates),
         limits=root.dataclass("limits", Limits),
         escalation=root.dataclass("escalation", Escalation),
@@ -259,17 +266,26 @@ def load_profile(name_or_path: str | Path) -> Profile:
 
 
 def _bus(table: Table) -> Bus:
-    protocol = table.choice("protocol", tuple(MODELS))
-    bauds = feetech.BAUDS if protocol == "feetech" else dynamixel.BAUDS
+    protocol = table.choice("protocol", tuple(BUSES))
+    bauds = tuple(BUSES[protocol].bauds)
     bus = Bus(
         name=table.text("name"),
-        protocol=protocol,  # type: ignore[arg-type]
+        protocol=protocol,
         port=table.text("port", ""),
         baud=int(table.choice("baud", bauds)),
         calibration_suffix=table.text("calibration_suffix", ""),
     )
     table.finish()
     return bus
+
+
+def _cameras(root: Table) -> tuple[Camera, ...]:
+    cameras: list[Camera] = []
+    for table in root.array("camera", is_needed=False):
+        cameras.append(_camera(table))
+        if cameras[-1].name in [camera.name for camera in cameras[:-1]]:
+            raise table.error("name", f"two cameras are called '{cameras[-1].name}'")
+    return tuple(cameras)
 
 
 def _camera(table: Table) -> Camera:
@@ -281,9 +297,24 @@ def _camera(table: Table) -> Camera:
         fps=table.number("fps", 0.1, 1000),
         has_locked_exposure=table.flag("locked_exposure", False),
         fit=table.choice("fit", ("exact", "crop", "resize"), "exact"),
+        fourcc=table.text("fourcc", ""),
+        exposure=_locked(table, "exposure"),
+        gain=_locked(table, "gain"),
+        white_balance=_locked(table, "white_balance"),
+        rotation=table.choice("rotation", (0, 90, 180, 270), 0),
     )
     table.finish()
+    if not re.fullmatch(r"[\w-]+", camera.name, re.ASCII):
+        raise table.error("name", f"'{camera.name}' must be of letters, digits, '_' and '-'")
+    if not re.fullmatch(r"([ -~]{4})?", camera.fourcc):
+        raise table.error(
+            "fourcc", f"'{camera.fourcc}' is no pixel format; give four letters such as MJPG or YUYV"
+        )
     return camera
+
+
+def _locked(table: Table, key: str) -> float | None:
+    return table.number(key, 0, 1e6) if key in table else table.raw(key, None)
 
 
 def _gripper(table: Table) -> GripperMap:
@@ -312,7 +343,7 @@ def _add_motor(
         name=name,
         bus=bus_name,
         id=table.whole("id", 0, 252),
-        model=table.choice("model", tuple(MODELS[bus.protocol])),
+        model=table.choice("model", tuple(BUSES[bus.protocol].known_models)),
         drive_mode=table.whole("drive_mode", 0, 1, 0),
         shadow_of=shadow_of,
         settings=tuple(sorted(_checked_settings(table, bus.protocol, settings).items())),
@@ -364,7 +395,7 @@ def _ticks(table: Table) -> tuple[int, int] | None:
 
 
 def _checked_settings(table: Table, protocol: str, settings: Any) -> dict[str, int]:
-    registers = REGISTERS[protocol]
+    registers = BUSES[protocol].registers
     if not isinstance(settings, dict):
         raise table.error("settings", "expected a table of register = value")
     for name, value in settings.items():

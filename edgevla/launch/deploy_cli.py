@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--inject-delay-ms", type=Number(0, 60_000), default=0.0, metavar="MS",
         help="hold every chunk back (for studies)")  # fmt: skip
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
+    add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
     add("--sim-task", choices=("rest", "conveyor"), help="with --sim: what the cube does (default: rest)")
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
     add("--unattended", action="store_true",
@@ -129,6 +130,7 @@ def options_from(args: argparse.Namespace) -> Any:
         calibration=args.calibration,
         servo_hz=args.servo_hz,
         may_lose_cameras=args.allow_lost_cameras,
+        may_be_blind=args.allow_blind_cameras,
         sim_task=args.sim_task,
         sim_trace=args.sim_trace,
     )

@@ -43,6 +43,7 @@ class DeployOptions:
     calibration: str | None = None
     servo_hz: float | None = None
     may_lose_cameras: bool = False
+    may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
 
@@ -74,17 +75,15 @@ def camera_settings(manifest: Manifest, robot: AboutRobot, o: DeployOptions) -> 
         fps = max(camera.fps if camera else 0.0, manifest.fps)
         settings = CameraSettings(name, source, width, height, fps)
         if camera is not None and source != "sim":
-            if camera.fit == "exact":  # where it is not what the policy takes, `fit` refuses
-                width, height = camera.width, camera.height
-            settings = replace(
-                settings,
-                width=width,
-                height=height,
-                asked_width=camera.width,
-                asked_height=camera.height,
-                fit=camera.fit,
-                has_locked_exposure=camera.locked_exposure,
-            )
+            settings = replace(CameraSettings.of_profile(camera, source), fps=fps)
+            if camera.fit != "exact":  # where it is and the sizes differ, `fit` refuses
+                settings = replace(
+                    settings,
+                    width=width,
+                    height=height,
+                    asked_width=camera.width,
+                    asked_height=camera.height,
+                )
         made.append(settings)
     return made
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
 
@@ -80,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
     session = Session(node, args, say, lambda: folder.is_dir())
     obey_signals(lambda: say(NO_PAUSE))
     try:
+        with contextlib.suppress(
+            UsageError
+        ):  # a robot that is not ready yet: `record` says so, and checks again
+            node.check_output()
         with keys() as read_key:
             session.run(read_key)
     finally:
@@ -177,7 +181,7 @@ class Session:
         except UsageError as error:
             self._say(f"! {error}")
         except EdgeVLAError as error:
-            if self.is_recording or word == "keep":
+            if self.is_recording or word == "keep" or isinstance(error, DatasetError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._say(f"! {error}")
 

@@ -31,6 +31,7 @@ from edgevla.launch.logfiles import LogFiles
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
+from edgevla.nodes.vitals import AT_ONCE
 from edgevla.session import (
     Deployment,
     announce,
@@ -83,6 +84,7 @@ class Supervisor:
         self._robot_client: CommandClient | None = None
         self._is_over: Callable[[], bool] = lambda: False
         self._is_running = False
+        self._said_at_once: set[str] = set()
         self._is_start_sent = False
         self._speed_caps: dict[str, str] = {}
 
@@ -288,7 +290,10 @@ class Supervisor:
 
     def _heard(self, source: str, text: str) -> None:
         """What a child says on stderr. While starting, its last sentence becomes the error itself."""
-        if self._is_running:
+        if text.startswith(AT_ONCE):
+            self._said_at_once.add(text.removeprefix(AT_ONCE))
+            self.say("warning", source, text.removeprefix(AT_ONCE))
+        elif self._is_running:
             self.say("log", source, text.removeprefix(f"{source}: "))
 
     def _start_emulator(self) -> None:
@@ -323,7 +328,8 @@ class Supervisor:
         ports = ", ".join(f"{bus.name} {bus.port}" for bus in robot.buses)
         self.say("info", "deploy", f"robot {robot.robot} answers: {len(robot.joints)} joints, {ports}")
         for sentence in robot.warnings:
-            self.say("warning", "robot", sentence)
+            if sentence not in self._said_at_once:
+                self.say("warning", "robot", sentence)
 
     def _start_cameras(self) -> None:
         for is_sim in (True, False):

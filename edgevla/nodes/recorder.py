@@ -264,20 +264,37 @@ class RecorderNode:
         self._publisher.event("info", "episode_begins", text)
         return text
 
+    def check_output(self) -> None:
+        """Whether this robot's episodes may join what is in `output` already: better known before the demonstration.
+
+        Raises:
+            DatasetError: they may not; names every difference. UsageError: robot or cameras do not answer yet.
+        """
+        from edgevla.dataset.append import Kind, check_joining
+        from edgevla.dataset.cells import feature_infos, with_bookkeeping
+
+        kind = self._kind()
+        features = feature_infos(with_bookkeeping(kind.pop("features")), self.output)
+        check_joining(self.output, Kind(features=features, **kind))
+
     def _open_writer(self) -> Writer:
         from edgevla.dataset.writer import DatasetWriter
 
+        kind = self._kind()
+        self._fps_of_grid = kind["fps"]
+        return DatasetWriter(self.output, resume=True, **kind)
+
+    def _kind(self) -> dict[str, Any]:
+        """What all episodes of this robot have in common, as `DatasetWriter` takes it."""
         robot = self._describe("robot", AboutRobot)
         cameras = [self._describe(f"camera/{name}", AboutCameraNode) for name in self.cameras]
-        self._fps_of_grid = self._fps()
-        return DatasetWriter(
-            self.output,
-            fps=self._fps_of_grid,
-            features=features_of(robot.joints, cameras),
-            robot_type=robot.robot,
-            resume=True,
-            joint_units=joint_units_of(robot.joints),
-        )
+        return {
+            "fps": self._fps(),
+            "features": features_of(robot.joints, cameras),
+            "robot_type": robot.robot,
+            "joint_units": joint_units_of(robot.joints),
+            "also_called": robot.lerobot_types,
+        }
 
     def _describe(self, node: str, cls: type[A]) -> A:
         client = CommandClient(self._ctx, endpoint(self._folder, node, "commands"), self._session, "recorder")

@@ -10,9 +10,10 @@ from edgevla.errors import BusError
 
 from .. import handshake
 from ..bus.port import LATENCY_WARN_MS, Port, latency_timer_ms, latency_timer_path
+from ..bus.protocols import BUSES
 from ..bus.registers import Block
-from ..bus.servo_bus import BUSES, ServoBus, cable_hint
-from ..profile import MODELS, Bus, Limits, Profile
+from ..bus.servo_bus import ServoBus, cable_hint
+from ..profile import Bus, Limits, Profile
 
 N_PINGS = 4
 SCAN_TIMEOUT_NS = 6_000_000
@@ -185,7 +186,7 @@ class BusCheckup:
         if reply is None:
             return
         report.is_there, report.firmware = True, reply.firmware
-        by_number = {number: name for name, number in MODELS[self.bus.protocol].items()}
+        by_number = {number: name for name, number in BUSES[self.bus.protocol].known_models.items()}
         report.model = by_number.get(reply.model, f"model {reply.model}")
         expected = next(m.model for m in self.bus.motors if m.id == report.id)
         if report.model != expected:
@@ -231,7 +232,7 @@ class BusCheckup:
             self._say("warn", "firmware", f"mixed versions {', '.join(versions)}", "update the older servos")
 
     def _speed(self, line: ServoBus) -> None:
-        if sentence := handshake.probe(line):
+        if sentence := line.probe_reading():
             self._say("warn", "sync read", sentence)
         latency_ms = handshake.pulse_ms(line)
         if latency_ms > handshake.SLOW_ADAPTER_MS:
@@ -245,7 +246,7 @@ class BusCheckup:
 
 def line_bauds(bus: Bus) -> list[int]:
     """Speeds to try, the profile's first, then the usual ones."""
-    usual = BUSES[bus.protocol].codec.BAUDS
+    usual = BUSES[bus.protocol].bauds
     return [bus.baud, *(baud for baud in (1_000_000, 57_600, *usual) if baud != bus.baud)]
 
 

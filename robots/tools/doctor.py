@@ -195,7 +195,6 @@ def _calibration(profile: Profile, args: argparse.Namespace, paths: dict[str, st
 
 
 def _reboot(args: argparse.Namespace) -> int:
-    from ..bus.servo_bus import DynamixelBus
     from ..ports import open_ports
     from ..profile import load_profile
     from ..rescue import make_buses
@@ -214,7 +213,7 @@ def _reboot(args: argparse.Namespace) -> int:
     ports = open_ports(profile, args.port)
     try:
         line = make_buses(profile, ports)[names[0]]
-        if not isinstance(line, DynamixelBus):
+        if not line.can_reboot:
             raise UsageError(
                 f"{profile.name} has Feetech servos, which have no reboot: switch the arm off and on"
             )

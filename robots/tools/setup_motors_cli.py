@@ -102,7 +102,7 @@ def setup_one(
 
 
 def _line(profile: Profile, bus: Bus, port: Port) -> ServoBus:
-    from ..bus.servo_bus import BUSES
+    from ..bus.protocols import BUSES
 
     return BUSES[bus.protocol](port, {}, robot=profile.name)
 
@@ -131,9 +131,9 @@ def find_single(profile: Profile, bus: Bus, open_at: Callable[[int], Port]) -> t
 
 
 def _check_model(bus: Bus, motor: Motor, reply: PingReply) -> None:
-    from ..profile import MODELS
+    from ..bus.protocols import BUSES
 
-    expected = MODELS[bus.protocol][motor.model]
+    expected = BUSES[bus.protocol].known_models[motor.model]
     if reply.model != expected:
         raise BusError(
             f"the connected servo has model number {reply.model}; {motor.name} needs a {motor.model} ({expected})"

@@ -1,6 +1,7 @@
 """Recording through real sockets: what the camera saw is what the dataset holds."""
 
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -56,7 +57,7 @@ class FakeRobot:
         self.publisher = Publisher(ctx, endpoint("inproc", "robot"), SESSION, "robot")
         self.server = CommandServer(ctx, endpoint("inproc", "robot", "commands"), SESSION, "robot")
         joints = (joint(NAMES[0], "deg"), joint(NAMES[1], "percent"))
-        self.server.about = AboutRobot("robot", "so101", joints, (), 100.0, (), ())
+        self.server.about = AboutRobot("robot", "so101", joints, (), 100.0, (), (), ("so101_follower",))
         self.t0_ns, self.tick = time.monotonic_ns(), 0
 
     def step(self) -> None:
@@ -121,7 +122,8 @@ def stage(tmp_path):
 
         return run
 
-    recorder.obey = answering(recorder.obey)
+    recorder.obey, recorder.robot = answering(recorder.obey), robot
+    recorder.check_output = answering(recorder.check_output)
     drain, heard = recorder.inbox.drain, set()
 
     def noted(kind: type):
@@ -180,6 +182,30 @@ def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(s
     assert "episode 0 kept" in recorder.obey("keep")
     recorder.close()
     assert open_dataset(root).tasks == ["kept"]
+
+
+def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_first_demonstration(stage):
+    """The joints of the same arm, once in degrees and once in -100..100: `replay` of a mixture would go elsewhere."""
+    recorder, play, root = stage
+    recorder.obey("record", Record("first"))
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    recorder.obey("keep")
+    recorder.recording.writer.close()
+    recorder.recording = None
+    before = (root / "meta/edgevla.json").read_bytes()
+    server, here = recorder.robot.server, recorder.robot.server.about
+    others = (joint(NAMES[0], "range100"), joint(NAMES[1], "percent"))
+    server.about = replace(here, robot="my_arm", lerobot_types=(), joints=others)
+    for refused in (recorder.check_output, lambda: recorder.obey("record")):
+        with pytest.raises(
+            DatasetError,
+            match="its joints are in degrees, those of this recording in range100; its robot is so101, this one is my",
+        ):
+            refused()
+    assert (root / "meta/edgevla.json").read_bytes() == before
+    server.about = replace(here, robot="my_arm", lerobot_types=("so101",))
+    recorder.check_output()
+    assert "recording episode 1" in recorder.obey("record")
 
 
 def test_commands_out_of_order_are_refused_with_a_reason(stage):

@@ -5,7 +5,11 @@
     a goal steps by at most the cap from the goal before, or goes to where the servo was read last (a freeze);
     torque goes on only with the goal where the servo is, and no other goal is sent while it is off;
     torque goes off only at the rest pose, or after `hold_ms` frozen and `park_ms` at reduced torque;
+    no joint that is let go or lowered falls: it sinks, at most at `FALL_TICKS_S`;
     in the end torque is off on every servo where it was on.
+
+What the servos were when the trace began, and what they did that nobody told them, its `arm` entries say: an arm that
+was found with torque on is under the same rules from the first byte on.
 """
 
 from collections import Counter
@@ -15,9 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgevla.robots.bus import dynamixel, feetech
+from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
 from edgevla.robots.profile import load_profile
-from edgevla.robots.rescue import TORQUE_LIMIT, full_torque, goal_ids
+from edgevla.robots.rescue import full_torque, goal_ids
 from edgevla.robots.safety import make_caps
 from edgevla.robots.units import joint_units
 
@@ -27,16 +32,21 @@ NEAR_TICKS, N_READ = 2, 3
 REST_TICKS = 3
 TIME_SHARE = 0.9
 """Of the table's times: both ends are seen through the line, a message or two later."""
+FALL_TICKS_S, FALL_NS = 700, 50_000_000
+"""62 degrees/s, over at least so long. A lowering holds back what sinks with more than 50; an arm of which torque is
+taken at once has more than 90 where it weighs 0.3."""
 
 
 def events(trace, bus):
-    """(t_ns, what, {servo: value}) of one bus: `goal_position`, `torque_enable`, the torque limit, `present`."""
+    """(t_ns, what, {servo: value}) of one bus: `goal_position`, `torque_enable`, the torque limit, `present`, `arm`."""
     protocol = PROTOCOLS[bus.protocol]
     position, asked, merged = protocol.REGISTERS["present_position"], None, ()
     for entry in trace:
         if entry.get("bus") != bus.name:
             continue
-        if entry["dir"] == "tx" and "read" in entry.get("op", ""):
+        if entry["dir"] == "arm":
+            yield entry["t_ns"], "arm", {int(i): v for i, v in entry["servos"].items()}
+        elif entry["dir"] == "tx" and "read" in entry.get("op", ""):
             asked = entry.get("address"), entry.get("size")
             merged = tuple(entry.get("ids", ())) if entry["op"] == "fast_sync_read" else ()
         elif entry["dir"] == "tx" and "values" in entry:
@@ -114,6 +124,10 @@ class _Bus:
         self.park = {i: int(full * self.rule.park_torque) for i, full in full_torque(bus).items()}
         self.goal, self.present, self.torque = {}, {}, {}
         self.parked_ns = self.moved_ns = None
+        self.is_up = False
+        """Whether all servos have had torque, so that letting go of one lets go of the arm."""
+        self.was, self.lost = {}, set()
+        self.falls = {}
 
     def follow(self, trace):
         for t_ns, what, values in events(trace, self.bus):
@@ -122,11 +136,15 @@ class _Bus:
                     self.present[i] = [*self.present.get(i, ()), tick][-N_READ:]
             elif what == "goal_position":
                 self._goals(t_ns, values)
-            elif what == TORQUE_LIMIT[self.bus.protocol]:
+            elif what == BUSES[self.bus.protocol].torque_limit:
                 is_low = all(values.get(i, limit + 1) <= limit for i, limit in self.park.items())
                 self.parked_ns = (self.parked_ns or t_ns) if is_low else None
             elif what == "torque_enable":
                 self._torque(t_ns, values)
+            elif what == "arm":
+                self._arm(t_ns, values)
+        for i, speed in self.falls.items():
+            self._bad(f"{self.names[i]} fell with {speed:.0f} ticks/s, sinking may have {FALL_TICKS_S}")
         if held := [self.names[i] for i, on in self.torque.items() if on]:
             self._bad(f"torque was left on at {', '.join(held)}")
 
@@ -155,20 +173,63 @@ class _Bus:
                 self.verdict.largest_step = max(self.verdict.largest_step, abs(goal - (before or goal)))
 
     def _torque(self, t_ns, values):
-        were_on = {i for i, on in self.torque.items() if on}
-        for i in {i for i, on in values.items() if on} - were_on:
-            self.verdict.on_ns = self.verdict.on_ns or t_ns
+        """What the host switches."""
+        for i in {i for i, on in values.items() if on} - {i for i, on in self.torque.items() if on}:
             if i in self.driven and not self._is_near(i, self.goal.get(i, -1)):
                 self._bad(
                     f"{self.names[i]} was switched on at {self.present.get(i)} with goal {self.goal.get(i)}"
                 )
+            self.lost.discard(i)
         # Before all are on, letting go is switching on undone: nothing has moved yet.
-        goes_off = were_on == set(self.names) and not all(values.values())
-        if goes_off and not self._may_go_off(t_ns):
-            self._bad("torque went off before the arm was at rest or parked")
+        if self.is_up and not all(values.values()):
+            self.is_up = False
+            if not self._may_go_off(t_ns):
+                self._bad("torque went off before the arm was at rest or parked")
+        self._has_torque(t_ns, values)
+
+    def _has_torque(self, t_ns, values):
+        was_on = any(self.torque.values())
         self.torque.update(values)
-        if were_on and not any(self.torque.values()):
+        if any(values.values()):
+            self.verdict.on_ns = self.verdict.on_ns or t_ns
+        if was_on and not any(self.torque.values()):
             self.verdict.off_ns = t_ns
+        self.is_up = self.is_up or (len(self.torque) == len(self.names) and all(self.torque.values()))
+
+    def _arm(self, t_ns, values):
+        """What the servos are: as the first host found them, and what they do that nobody told them."""
+        values = {i: v for i, v in values.items() if i in self.names}
+        for i, (present, goal, on, _) in values.items():
+            if i not in self.was:
+                self.goal.setdefault(i, goal)
+                self.present.setdefault(i, [present])
+            elif self.torque.get(i) and not on:
+                self.lost.add(i)  # a brown-out, a fault of its own: it falls by itself
+            elif on and not self.torque.get(i):
+                self._switched_itself_on(i, present, goal)
+            self._sink(t_ns, i, *values[i])
+        self._has_torque(t_ns, {i: on for i, (_, _, on, _) in values.items()})
+
+    def _switched_itself_on(self, i, present, goal):
+        """Firmware that a goal energises: harmless where the servo is, as switching on is."""
+        self.lost.discard(i)
+        if i in self.driven and abs(goal - present) > NEAR_TICKS and not self._is_near(i, goal):
+            self._bad(f"{self.names[i]} came on by itself at {present} with goal {goal}")
+
+    def _sink(self, t_ns, i, present, goal, on, share):
+        """A joint without torque, or with less than it is lowered at and on its way from its goal, may only sink."""
+        is_low = share <= self.rule.park_torque + 1e-3
+        then_ns, then, was_low = self.was.get(i, (t_ns, present, False))
+        is_free = i not in self.lost and i not in self.grippers and (not on or is_low)
+        if i in self.was and t_ns - then_ns < FALL_NS:
+            return
+        self.was[i] = (t_ns, present, is_free)
+        moved = present - then
+        if not (is_free and was_low and moved) or (on and moved * (goal - then) > 0):
+            return
+        speed = abs(moved) * 1e9 / (t_ns - then_ns)
+        if speed > FALL_TICKS_S:
+            self.falls[i] = max(speed, self.falls.get(i, 0))
 
     def _may_go_off(self, t_ns):
         if all(
