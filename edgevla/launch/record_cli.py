@@ -36,7 +36,12 @@ KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="DATASET", help="folder; an existing one is appended to")
-    parser.add_argument("--task", help="instruction of the episodes, in words; default: the robot's own")
+    parser.add_argument(
+        "--task",
+        default="",
+        help="instruction of the episodes, in words, where the robot has none of its own: what a deployment or the "
+        "monitor gives it is recorded",
+    )
     parser.add_argument(
         "--camera", action="append", metavar="NAME", help="record these only; default: all that run"
     )
@@ -73,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"recording {deployment.robot} into {args.output}; cameras: {', '.join(cameras) or 'none'}")
     ctx = zmq.Context()
-    node = RecorderNode(
-        ctx, folder, deployment.session_bytes, args.output, cameras, args.task or deployment.task
-    )
-    node.episode_s = args.seconds
+    node = RecorderNode(ctx, folder, deployment.session_bytes, args.output, cameras, args.task)
+    node.episode_s, node.heard = args.seconds, lambda text: say(f"! {text}")
     session = Session(node, args, say, lambda: folder.is_dir())
     obey_signals(lambda: say(NO_PAUSE))
     try:

@@ -19,7 +19,7 @@ from edgevla.errors import BusError, ConfigError
 from .frames import Counters
 from .port import READ_SIZE, Port, wire_ns
 from .reads import BlockRead, finish
-from .registers import Block, Register
+from .registers import Block, Foreign, Register
 from .report import Cure, OwnLimits, ServoReport, cure_words
 
 TURNAROUND_NS = 50_000
@@ -58,6 +58,8 @@ class ServoBus:
     homing_sign: present position = encoder + sign * homing offset.
     speed: the register that limits a servo's own speed (0: none).
     cures: what a person does about each fault.
+    foreign: servos on the same wire that are none of these. modes: values of `operating_mode` in which a joint has a
+    position, by a profile's kind. ranges: what a register takes, where that is less than it can hold.
 
     motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`. models: id -> model, as profiles name it.
     margin_ms, floor_ms: what a try may take beyond the wire's time, and at least in all.
@@ -78,6 +80,9 @@ class ServoBus:
     speed: str
     cures: Mapping[str, Cure] = {}
     can_reboot = False
+    foreign: Sequence[Foreign] = ()
+    modes: Mapping[str, Sequence[int]] = {}
+    ranges: Mapping[str, tuple[int, int]] = {}
 
     def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
         """Model and firmware of a servo; None when it does not answer."""
