@@ -27,6 +27,7 @@ from edgevla.launch.deployment import (
     DeployOptions,
     camera_names,
     camera_settings,
+    check_fitting,
     chosen_execution,
     start_arguments,
 )
@@ -112,11 +113,14 @@ class PolicySource:
         self._bundle = load_bundle(folder)
         m = self._bundle.manifest
         self.cameras: Sequence[str] = camera_names(m)
+        check_fitting(m, options)
         self.execution = chosen_execution(m, options)
         self.about = _about(self.name, self._bundle.sha256, strict.write(m.trained_camera_age_ms))
         self._fit: Fit | None = None
 
     def fit(self, run: Run) -> list[CameraSettings]:
+        if run.options.task and self._bundle.manifest.prompt is None:
+            run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
         settings = camera_settings(self._bundle.manifest, run.robot, run.options)
         robot = replace(run.robot, cameras=tuple(_delivered(camera) for camera in settings))
         self._fit = self._bundle.fits(robot)

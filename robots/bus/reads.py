@@ -8,8 +8,7 @@ events the thread sleeps in `select`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgevla.clock import Clock
 from edgevla.errors import BusError
@@ -29,7 +28,7 @@ class Line(Protocol):
     echoes: whether the adapter returns what is sent; None: not known yet.
     """
 
-    codec: ModuleType
+    codec: Any
     port: Port
     echoes: bool | None
     uses_sync_read: bool
@@ -76,6 +75,8 @@ class BlockRead:
         self.is_done = False
         self.n_tries = 0
         self.wake_ns = 0
+        self.is_one_by_one = False
+        """Whether every servo is asked by itself, whatever the line can do."""
         self._may_merge, self._is_merged = may_merge, False
         self._prefix, self._tries_left = prefix, n_retries + 1
         self._missing: list[int] = []
@@ -105,7 +106,8 @@ class BlockRead:
             self.failure, self.is_done = error, True
 
     def _plan(self, ids: list[int]) -> None:
-        self._queue = [ids] if self.bus.uses_sync_read and len(ids) > 1 else [[i] for i in ids]
+        is_shared = self.bus.uses_sync_read and not self.is_one_by_one and len(ids) > 1
+        self._queue = [ids] if is_shared else [[i] for i in ids]
 
     def _send(self, now_ns: int) -> None:
         """Sends the next request of the queue."""

@@ -1,25 +1,26 @@
-"""Servos on one line, by register name: the small interface behind which the two protocols stand.
+"""Servos on one line, by register name: the small interface behind which the servo protocols stand.
 
-`FeetechBus` and `DynamixelBus` differ in their codec, their control table and a few habits; everything that
-waits, retries, counts and words errors is here once. Set-up calls (`ping`, `read`, `write`) raise BusError;
-the tick's read never raises for a lost answer: it is counted, and the value keeps its age. No numpy here.
+A protocol is a codec, a control table and its habits: the first part of `ServoBus` says which, a subclass fills them
+in, and one line in `protocols.py` makes it known. Everything that waits, retries, counts and words errors is here once.
+Set-up calls (`ping`, `read`, `write`) raise BusError; the tick's read never raises for a lost answer: it is counted,
+and the value keeps its age. No numpy here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import ModuleType
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError, ConfigError
 
-from . import dynamixel, feetech
 from .frames import Counters
 from .port import READ_SIZE, Port, wire_ns
 from .reads import BlockRead, finish
-from .registers import Block, Register
+from .registers import Block, Foreign, Register
+from .report import Cure, OwnLimits, ServoReport, cure_words
 
 TURNAROUND_NS = 50_000
 MARGIN_NS = 5_000_000
@@ -28,6 +29,12 @@ EEPROM_TIMEOUT_NS = 30_000_000
 N_TRIES = 3
 MAX_FAST_FAILURES = 3
 PROBE_NS = 60_000_000
+
+NEEDED = (
+    "id", "baud", "model_number", "homing_offset", "min_position", "max_position", "min_voltage", "max_voltage",
+    "max_temperature", "torque_enable", "goal_position", "present_position",
+)  # fmt: skip
+"""Registers by which this project knows any servo."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +46,117 @@ class PingReply:
 
 
 class ServoBus:
-    """One line with its servos.
+    """One line with its servos. The first part is what a protocol says; `protocols.py` lists them.
 
-    motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`.
+    codec: what builds and reads frames: `read`, `write`, `sync_read`, `sync_write`, `sync_read_bytes`, `refuses`,
+    `Decoder`, `MAX_ID`.
+    registers: by name; `NEEDED` and what the attributes below name must be there.
+    known_models: model number by the name that profiles use. bauds: by the value of the baud register.
+    full_torque: raw value of the register `torque_limit` at full torque; `own_limit`: the owner's, kept in EEPROM.
+    ceilings: EEPROM registers by which an owner limits a servo: written lower, never higher than they are.
+    bounds: registers that must not exceed another one, with that one.
+    homing_sign: present position = encoder + sign * homing offset.
+    speed: the register that limits a servo's own speed (0: none).
+    cures: what a person does about each fault.
+    foreign: servos on the same wire that are none of these. modes: values of `operating_mode` in which a joint has a
+    position, by a profile's kind. ranges: what a register takes, where that is less than it can hold.
+
+    motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`. models: id -> model, as profiles name it.
     margin_ms, floor_ms: what a try may take beyond the wire's time, and at least in all.
     """
 
-    codec: ModuleType
+    codec: Any
     registers: Mapping[str, Register]
     tick_block: Block
     health_block: Block
+    known_models: Mapping[str, int]
+    bauds: Sequence[int]
+    torque_limit: str
+    own_limit: str
+    full_torque: int
+    ceilings: Sequence[str] = ()
+    bounds: Sequence[tuple[str, str]] = ()
+    homing_sign: int = 1
+    speed: str
+    cures: Mapping[str, Cure] = {}
+    can_reboot = False
+    foreign: Sequence[Foreign] = ()
+    modes: Mapping[str, Sequence[int]] = {}
+    ranges: Mapping[str, tuple[int, int]] = {}
+
+    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
+        """Model and firmware of a servo; None when it does not answer."""
+        raise NotImplementedError
+
+    def report(self, servo_id: int, values: Mapping[str, int]) -> ServoReport:
+        """What the registers of a block say of a servo."""
+        raise NotImplementedError
+
+    def settings(self, servo_id: int, drive_mode: int, partner: int | None) -> dict[str, int]:
+        """Raw register values that connecting wants, besides the profile's. partner: id whose goals a shadow obeys.
+
+        Raises BusError for a servo that is set up as no profile can mean it.
+        """
+        return {}
+
+    def to_calibrate(self, servo_id: int, drive_mode: int) -> dict[str, int]:
+        """Raw register values without which a measured range means nothing."""
+        return {}
+
+    def speed_counts(self, servo_id: int, ticks_s: float) -> int:
+        """Raw value of the register `speed`, at least 1."""
+        raise NotImplementedError
+
+    def goal_range(self, servo_id: int) -> tuple[int, int] | None:
+        """Goals (ticks) beyond which the servo clips or refuses by itself; None: it takes all."""
+        return None
+
+    def is_plausible(self, tick: int) -> bool:
+        """Whether a servo can be there, as connecting has set it up."""
+        return True
+
+    def has_restarted(
+        self, servo_id: int, before: Mapping[str, int], now: Mapping[str, int], elapsed_ns: int
+    ) -> bool:
+        """Whether two health blocks, so far apart, lie on both sides of a restart."""
+        return False
+
+    def probe_reading(self) -> str | None:
+        """Finds the fastest way to read all servos; a sentence for the user when it is a slow one."""
+        return None
+
+    def quirks(self) -> list[str]:
+        """Sentences for the user: what the firmware of these servos cannot do that a run would want."""
+        return []
+
+    def greet(self) -> None:
+        """Before anything is asked: what servos need in order to answer at all. Nothing moves by it."""
+
+    def ensure_answers(self) -> str | None:
+        """Torque off: servos that do not acknowledge what is written learn to; a sentence when there were some."""
+        return None
+
+    @contextlib.contextmanager
+    def unlocked(self, servo_id: int) -> Iterator[None]:
+        """What is written inside stays when the power goes."""
+        yield
+
+    def arm_watchdog(self, ms: int) -> str | None:
+        """From now on servos freeze by themselves when the line is silent for so long. Why not all of them do."""
+        return None
+
+    def clear_watchdog(self) -> None:
+        """A watchdog is off; one that fired lets goals in again."""
+
+    def reboot(self, servo_id: int) -> None:
+        """Only where `can_reboot`: the servo forgets its faults, and its torque is off."""
+        raise NotImplementedError
+
+    def restart_words(self, servo_id: int) -> str:
+        """How a person makes a servo forget what it reports."""
+        return "switch the arm off and on"
+
+    # ---- the same for all ----
 
     def __init__(
         self,
@@ -56,12 +164,18 @@ class ServoBus:
         motors: Mapping[int, str],
         *,
         robot: str = "bus",
+        models: Mapping[int, str] | None = None,
         clock: Clock | None = None,
         margin_ms: float = MARGIN_NS / 1e6,
         floor_ms: float = FLOOR_NS / 1e6,
         joins_writes: bool = True,
     ) -> None:
         self.port, self.motors, self.robot = port, dict(motors), robot
+        self.model_of: Mapping[int, str] = dict(models or {})
+        self.firmware: dict[int, str] = {}
+        """By servo, as far as connecting has asked."""
+        self.own: dict[int, OwnLimits] = {}
+        """By servo, as far as connecting has asked."""
         self.clock: Clock = clock or MonotonicClock()
         self.joins_writes = joins_writes
         """Whether a sync write and the sync read behind it go out in one write."""
@@ -128,6 +242,29 @@ class ServoBus:
     ) -> BlockRead:
         """A read to hand to `finish` together with those of other buses. may_merge: by a fast read where it works."""
         return BlockRead(self, block.address, block.size, ids, deadline_ns, prefix, n_retries, may_merge)
+
+    def read_all(self, block: Block, ids: Sequence[int], patience_ns: int) -> dict[int, dict[str, int]]:
+        """Raw values of a block by servo, of all that answer: by one sync read, then those missing one by one.
+
+        For whoever does not know yet whether these servos' firmware can do a sync read. Raises BusError when the line
+        has gone.
+        """
+        deadline_ns = self.clock.now_ns() + patience_ns
+        together = self.begin(block, ids, deadline_ns - patience_ns // 2, n_retries=1, may_merge=False)
+        finish([together], self.clock)
+        replies = dict(together.replies)
+        missing = [i for i in ids if i not in replies]
+        apart = self.begin(block, missing, deadline_ns, n_retries=2, may_merge=False)
+        apart.is_one_by_one = True
+        if missing and together.failure is None:
+            finish([apart], self.clock)
+            replies.update(apart.replies)
+        for read in (together, apart):
+            if read.failure is not None:
+                raise read.failure
+        if not together.replies and len(apart.replies) > 1:
+            self.uses_sync_read = False
+        return {i: block.decode(data) for i, data in replies.items()}
 
     def note_error(self, servo_id: int, error: int) -> None:
         if servo_id in self.errors:
@@ -229,9 +366,6 @@ class ServoBus:
                 break
         return None
 
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        raise NotImplementedError
-
     def scan(self, ids: Iterable[int] | None = None, n_tries: int = 1) -> list[PingReply]:
         """Who answers, of `ids` or of all possible ones."""
         wanted = range(self.codec.MAX_ID + 1) if ids is None else ids
@@ -265,6 +399,20 @@ class ServoBus:
             if r.area == "eeprom" and self.read_raw(servo_id, name, timeout) == value:
                 return
             raise self.no_answer(servo_id, "WRITE", r)
+
+    def in_unit(self, values: Mapping[str, int], name: str) -> float | None:
+        """One of a block's raw values in its register's unit; None where the block has not got it."""
+        return values[name] * self.registers[name].scale if name in values else None
+
+    def cure(self, servo_id: int, faults: Iterable[str], report: ServoReport) -> str:
+        """What to do about faults, with the values that belong to them."""
+        return cure_words(self.cures, faults, report, self.own.get(servo_id), self.restart_words(servo_id))
+
+    def learn_limits(self, servo_id: int) -> OwnLimits:
+        """Reads what the servo allows by itself."""
+        volts = self.read(servo_id, "min_voltage"), self.read(servo_id, "max_voltage")
+        self.own[servo_id] = OwnLimits(volts, self.read(servo_id, "max_temperature"))
+        return self.own[servo_id]
 
     def write(self, servo_id: int, name: str, value: float) -> None:
         """Writes a value in the register's unit."""
@@ -324,74 +472,3 @@ def cable_hint(ids: Sequence[int], alive: Sequence[int], names: Mapping[int, str
                 f"and {names[silent[0]].split(',')[0]} ({silent[0]})"
             )
     return "the cables and ids of " + ", ".join(f"{names[i].split(',')[0]} ({i})" for i in silent)
-
-
-class FeetechBus(ServoBus):
-    """STS/SMS servos."""
-
-    codec = feetech
-    registers = feetech.REGISTERS
-    tick_block = feetech.TICK_BLOCK
-    health_block = feetech.HEALTH_BLOCK
-
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        """Reads model and firmware. Not a PING: its answer with ERR 1 (voltage) equals the echo of the question."""
-        data = self.transact(feetech.read(servo_id, 0, 5), servo_id, 5, None, n_tries)
-        if data is None:
-            return None
-        return PingReply(
-            servo_id, data[3] | data[4] << 8, f"{data[0]}.{data[1]}", self.errors.get(servo_id, 0)
-        )
-
-    def probe_sync_read(self) -> bool:
-        """Whether all servos answer a sync read; firmware before 3.10 may not, then single reads are used."""
-        self.uses_sync_read = True
-        self.uses_sync_read = self._answers_whole(feetech.POSITION_BLOCK)
-        return self.uses_sync_read
-
-
-class DynamixelBus(ServoBus):
-    """X-series servos, protocol 2.0."""
-
-    codec = dynamixel
-    registers = dynamixel.REGISTERS
-    tick_block = dynamixel.TICK_BLOCK
-    health_block = dynamixel.HEALTH_BLOCK
-
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        data = self.transact(dynamixel.ping(servo_id), servo_id, 3, None, n_tries)
-        if data is None:
-            return None
-        return PingReply(servo_id, data[0] | data[1] << 8, str(data[2]), self.errors.get(servo_id, 0))
-
-    def reboot(self, servo_id: int) -> None:
-        """Clears hardware errors; the servo's torque is off afterwards and it is silent for a while."""
-        self.transact(dynamixel.reboot(servo_id), servo_id, 0)
-
-    def map_indirect(self, names: Sequence[str], ids: Sequence[int] | None = None) -> Block:
-        """Lays registers from anywhere side by side, so that one read fetches them; returns the block to read.
-
-        The map is lost when a servo reboots (its values are then zeros). Raises ConfigError for more than 28 bytes.
-        """
-        wanted = [self.register(name) for name in names]
-        bytes_ = [r.address + k for r in wanted for k in range(r.size)]
-        if len(bytes_) > dynamixel.N_INDIRECT:
-            raise ConfigError(f"{len(bytes_)} bytes do not fit the {dynamixel.N_INDIRECT} indirect addresses")
-        for servo_id in ids or self.ids:
-            for k, address in enumerate(bytes_, 1):
-                self.write_raw(servo_id, f"indirect_address_{k}", address)
-        at, mapped = self.registers["indirect_data_1"].address, []
-        for r in wanted:
-            mapped.append(replace(r, address=at))
-            at += r.size
-        return Block(tuple(mapped))
-
-    def probe_fast_read(self) -> bool:
-        """Whether all servos join in a merged answer (firmware 45 and later)."""
-        self.uses_fast_read = True
-        self.uses_fast_read = self._answers_whole(dynamixel.POSITION_BLOCK)
-        self._n_fast_failures = 0
-        return self.uses_fast_read
-
-
-BUSES: dict[str, type[ServoBus]] = {"feetech": FeetechBus, "dynamixel": DynamixelBus}

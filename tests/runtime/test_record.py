@@ -25,9 +25,9 @@ pytestmark = pytest.mark.realtime
 
 @pytest.fixture(autouse=True)
 def own_runtime_folder(monkeypatch):
-    """`record` attaches to the newest deployment of this user: only this test's is there (short, for sockets)."""
+    """`record` attaches to the only deployment of this user: this test's is the only one (short, for sockets)."""
     folder = tempfile.mkdtemp(prefix="ev-", dir="/tmp")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+    monkeypatch.setenv("EDGEVLA_RUNTIME_DIR", folder)
     yield
     shutil.rmtree(folder, ignore_errors=True)
 
