@@ -8,7 +8,7 @@ ARGS   ?=
 VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13
-RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/monitor tests/demo
+RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/launch tests/monitor tests/demo
 
 .PHONY: demo test lint types test-torch test-runtime clean
 

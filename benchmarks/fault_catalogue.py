@@ -1,13 +1,14 @@
 """Each fault of the catalogue (hardware specification, section 5) on an emulated arm: what the arm did, what was read.
 
-    python benchmarks/fault_catalogue.py [--case WORDS] [--out FILE.md]
+    python benchmarks/fault_catalogue.py [--case WORDS] [--firmware plain] [--out FILE.md]
 
 Faults while connecting and while running: the real driver, control loop and safety on emulated servos that speak the
-real protocol, on a virtual clock, so that a busy machine adds nothing. Faults of the port itself: real processes on
-pseudo-terminals. The arm waves with all joints under a policy; two seconds in, the fault comes; four seconds later
-the arm is told to stop in order, if it has not stopped by itself. What it did is taken from the trace of its lines and
-from the emulated servos; the rules of `tests/runtime/bus_trace.py` are held against every trace. Exit code 1 when one
-was broken.
+real protocol, on a virtual clock, so that a busy machine adds nothing; an arm that weighs 0.3 of its shoulder's torque;
+Feetech servos of both kinds of firmware. Faults of the port itself: real processes on pseudo-terminals. The arm waves
+with all joints under a policy; three seconds in, the fault comes; four seconds later the arm is told to stop in order,
+if it has not stopped by itself. What it did is taken from the trace of its lines and from the emulated servos; the rules
+of `tests/runtime/bus_trace.py` are held against every trace, and those of `fault_cases.py` against theirs. Exit code 1
+when one was broken.
 """
 
 from __future__ import annotations
@@ -34,117 +35,23 @@ from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
 from edgevla.robots.emulator.faults import Fault
 from edgevla.robots.emulator.robot import EmulatedRobot
-from edgevla.robots.emulator.trace import describe
+from edgevla.robots.emulator.servo import GOAL_ENERGISES
 from edgevla.robots.profile import PROFILES_DIR, load_profile
 from edgevla.robots.trials.closed_loop import ClosedLoop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
 import bus_trace
 from deployment_kit import make_bundle
+from fault_cases import CONNECTING, RUNNING, Case, Outcome
 
 HORIZON = 30
-BEFORE_S, AFTER_S, STOPPING_S = 2.0, 4.0, 12.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """name: the catalogue's row. faults: `kind` and what it takes. ends_s: when the faults are cleared again."""
-
-    name: str
-    faults: tuple[dict[str, Any], ...]
-    robot: str = "so101"
-    ends_s: float | None = None
-    policy: str = "wave"
-    while_stopping: bool = False
-    arm: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def injected(self) -> str:
-        words = []
-        for fault in self.faults:
-            rest = {k: v for k, v in fault.items() if k not in ("kind", "target")}
-            target = f" {fault['target']}" if "target" in fault else ""
-            words.append(f"{fault['kind']}{target}" + "".join(f", {k} {v}" for k, v in rest.items()))
-        words += [f"{k} {v}" for k, v in self.arm.items()]
-        return "; ".join(words) + (f"; cleared after {self.ends_s:g} s" if self.ends_s else "")
-
-
-def fault(kind: str, target: Any = None, **more: Any) -> dict[str, Any]:
-    return {"kind": kind, **({} if target is None else {"target": target}), **more}
-
-
-CONNECTING = (
-    Case(
-        "missing ID at connect",
-        (fault("mute", "wrist_flex"), fault("mute", "wrist_roll"), fault("mute", "gripper")),
-    ),
-    Case("missing ID at connect (no power)", (fault("mute"),)),
-    Case("all servos on ID 1", tuple(fault("duplicate_id", i, amount=1) for i in range(2, 7))),
-    Case("duplicate ID", (fault("duplicate_id", 5, amount=4),)),
-    Case("wrong model", (fault("wrong_model", "elbow_flex"),)),
-    Case(
-        "old firmware",
-        tuple(fault("wrong_firmware", i, amount=9) for i in range(1, 7)),
-        arm={"has_sync_read": False},
-    ),
-    Case("mixed firmware", (fault("wrong_firmware", "elbow_flex", amount=9),)),
-    Case("echo", (fault("echo"),)),
-    Case("noise bytes", (fault("noise", probability=0.3),)),
-    Case("checksum error", (fault("corrupt", probability=0.1),)),
-    Case("overload at connect", (fault("overload", "gripper"),)),
-    Case("over-temperature at connect", (fault("overheat", "elbow_flex", amount=68),)),
-    Case("voltage at connect (12 V servos on 5 V)", (fault("voltage", amount=4.2),)),
-    Case("multi-turn reading at connect", (), policy="multi_turn"),
-    Case("calibration differs from the servos", (), policy="other_calibration"),
-    Case("adapter latency 16 ms", (), arm={"adapter": "ftdi16"}),
-    Case("DXL hardware error at connect", (fault("overload", "left_gripper"),), robot="aloha"),
-    Case("DXL without fast sync read", (), robot="aloha", arm={"has_fast_read": False}),
-)
-
-RUNNING = (
-    Case("no status packet", (fault("drop", probability=0.01),)),
-    Case("no status packet, all for 60 ms", (fault("drop", duration_ms=60),)),
-    Case("no status packet, all for 300 ms", (fault("drop", duration_ms=300),)),
-    Case("no status packet from one servo, 300 ms", (fault("mute", "elbow_flex"),), ends_s=0.3),
-    Case("no status packet from one servo any more", (fault("mute", "elbow_flex"),)),
-    Case("cable broken behind elbow_flex",
-         (fault("mute", "wrist_flex"), fault("mute", "wrist_roll"), fault("mute", "gripper"))),
-    Case("no servo any more (power lost)", (fault("mute"),)),
-    Case("partial packet", (fault("truncate", probability=0.02),)),
-    Case("checksum error", (fault("corrupt", probability=0.02),)),
-    Case("noise bytes", (fault("noise", probability=0.1),)),
-    Case("stale input", (fault("delay", probability=0.05, amount=12.0),)),
-    Case("duplicate answers", (fault("duplicate", probability=0.1),)),
-    Case("wrong ID answers", (fault("wrong_id", probability=0.02),)),
-    Case("servos behind a silent one stall", (fault("mute", "shoulder_lift"),), ends_s=0.3,
-         arm={"stalls_on_missing": True}),
-    Case("overload", (fault("overload", "elbow_flex"),)),
-    Case("overload, gripper blocked while it closes", (fault("stuck", "gripper"),), policy="grip"),
-    Case("overload, gripper does not recover", (fault("overload", "gripper"),)),
-    Case("joint blocked", (fault("stuck", "elbow_flex"),), policy="far"),
-    Case("voltage error reported", (fault("voltage", "elbow_flex"),)),
-    Case("voltage below minimum", (fault("voltage", amount=4.2),)),
-    Case("over-temperature, warm", (fault("overheat", "elbow_flex", amount=61),)),
-    Case("over-temperature", (fault("overheat", "elbow_flex", amount=66),)),
-    Case("over-temperature, servo cuts torque", (fault("overheat", "elbow_flex"),)),
-    Case("brown-out of one servo", (fault("brownout", "wrist_flex"),)),
-    Case("brown-out of all", (fault("brownout"),)),
-    Case("encoder jump", (fault("jump", "elbow_flex", amount=700),)),
-    Case("multi-turn reading in a run", (fault("jump", "wrist_roll", amount=4096),), policy="multi_turn"),
-    Case("adapter latency 16 ms, for 2 s", (fault("latency", duration_ms=2000),)),
-    Case("unplug", (fault("unplug"),)),
-    Case("unplug, one arm of two", (fault("unplug", "left"),), robot="so101_bimanual"),
-    Case("torque-off fails on a silent servo", (fault("mute", "elbow_flex"),), while_stopping=True),
-    Case("torque-off while a servo reports overload", (fault("overload", "elbow_flex"),), while_stopping=True),
-    Case("DXL no status packet", (fault("drop", probability=0.01),), robot="aloha"),
-    Case("DXL CRC error", (fault("corrupt", probability=0.01),), robot="aloha"),
-    Case("DXL hardware error (overload)", (fault("overload", "left_elbow"),), robot="aloha"),
-    Case("DXL hardware error, gripper", (fault("overload", "left_gripper"),), robot="aloha"),
-    Case("DXL reboot in a run", (fault("brownout", "left_waist"),), robot="aloha"),
-    Case("DXL silent servo (watchdog keeps the others)", (fault("mute", "left_wrist_angle"),), robot="aloha"),
-    Case("DXL watchdog fired (line silent for 350 ms)", (), robot="aloha", policy="silent_line"),
-    Case("DXL unplug, one arm of two", (fault("unplug", "left"),), robot="aloha"),
-)  # fmt: skip
+BEFORE_S, AFTER_S, STOPPING_S = 3.0, 4.0, 12.0
+AFTERWARDS_S = 1.0
+"""The arm is watched for so long when nobody speaks to it any more: it may fall."""
+GRAVITY = 0.3
+"""What the arm weighs in a run; see `edgevla emulate --help`."""
+FIRMWARE = {"plain": (), GOAL_ENERGISES: (GOAL_ENERGISES,)}
+"""Of Feetech servos: both kinds that are reported of the STS3215."""
 
 
 @dataclass
@@ -154,44 +61,73 @@ class Row:
     arm: str
     read: list[str]
     violations: list[str] = field(default_factory=list)
+    rule: str = "named, with the next step"
 
 
-def _injected(case: Case) -> str:
-    return case.injected or case.policy.replace("_", " ")
+def born(case: Case, firmware: str, **options: Any) -> EmulatedRobot:
+    """The arm before anybody connects."""
+    profile = load_profile(case.robot)
+    kinds = (*FIRMWARE[firmware], *case.arm.get("firmware", ()))
+    arm = EmulatedRobot(profile, VirtualClock(1_000_000_000), **{**options, **case.arm, "firmware": kinds})
+    for values in case.born:
+        arm.apply(Fault.from_map(values))
+    return arm
+
+
+def broken(case: Case, outcome: Outcome, trained_speed: list[float], servo_hz: float) -> list[str]:
+    """What no case may do, and what this one must."""
+    verdict = bus_trace.judge(outcome.trace, case.robot, trained_speed, servo_hz)
+    violations = [v for v in verdict.violations if not _is_excused(v, case, outcome.told)]
+    on = [name for name, servo in outcome.arm.servos.items() if servo.torque_on]
+    if on and not outcome.says("could not be confirmed off|torque stays on"):
+        violations.append(f"torque stayed on at {', '.join(on)}, and nobody was told")
+    return violations + case.rule.broken_by(outcome)
+
+
+def _is_excused(violation: str, case: Case, told: list[str]) -> bool:
+    """Who is unplugged or mute is told nothing any more: its trace ends with torque on, and the user reads so."""
+    is_told = any("could not be confirmed off" in text for text in told)
+    return "left on" in violation and ("unplug" in case.name or is_told)
 
 
 # -- connecting ----------------------------------------------------------------------------------------------------
 
 
-def connect(case: Case) -> Row:
-    profile, clock = load_profile(case.robot), VirtualClock(1_000_000_000)
-    emulated = EmulatedRobot(profile, clock, **case.arm)
+def connect(case: Case, firmware: str) -> Row:
+    arm = born(case, firmware)
+    profile, clock = arm.profile, arm.clock
     calibration = nominal(profile) if profile.is_calibrated_by_file else None
+    if case.policy == "held_calibration":
+        calibration = None
     if case.policy == "other_calibration":
-        changed = {**calibration.motors, "elbow_flex": MotorCalibration(3, 0, 77, 700, 3000)}
+        changed = {**nominal(profile).motors, "elbow_flex": MotorCalibration(3, 0, 77, 700, 3000)}
         calibration = Calibration(changed, "blue.json")
     if case.policy == "multi_turn":
-        emulated.servos["wrist_roll"].put("phase", 12 | 0x10)
+        arm.servos["wrist_roll"].put("phase", 12 | 0x10)
     for values in case.faults:
-        emulated.apply(Fault.from_map(values))
-    before = emulated.joint_rad()
-    robot = Robot(profile, emulated.memory_ports(), calibration, clock)
+        arm.apply(Fault.from_map(values))
+    trace, let_pass = bus_trace.record(arm)
+    before = arm.joint_rad()
+    robot = Robot(profile, arm.memory_ports(), calibration, clock)
     try:
         robot.connect()
         did, read = "connected", list(robot.warnings)
     except EdgeVLAError as error:
         did, read = "refused, not switched on", [str(error)]
-    violations = []
-    if not np.array_equal(before, emulated.joint_rad()):
-        violations.append("the arm moved")
-    if on := [name for name, servo in emulated.servos.items() if servo.torque_on]:
+    let_pass(AFTERWARDS_S)
+    is_refused = did != "connected"
+    outcome = Outcome(arm, None if is_refused else robot, read, firmware, trace, is_refused=is_refused)
+    violations = [] if np.allclose(before, arm.joint_rad(), atol=0.01) else ["the arm moved"]
+    on = [name for name, servo in arm.servos.items() if servo.torque_on]
+    if on and not case.arm.get("is_energised"):
         violations.append(f"torque is on at {', '.join(on)}")
-    if did == "connected":
+    violations += case.rule.broken_by(outcome)
+    if not is_refused:
         retries = robot.counters()["bus_lost"]
         did += f" ({retries} questions asked again)" if retries else ""
-        if case.arm:
-            did += f", control loop at most {robot.max_hz:.0f} Hz"
-    return Row(case.name, _injected(case), did, read, violations)
+        did += f", torque on at {len(on)} servos" if on else ""
+        did += f", control loop at most {robot.max_hz:.0f} Hz" if case.arm else ""
+    return Row(case.name, case.injected, did, read, violations, case.rule.words)
 
 
 # -- running -------------------------------------------------------------------------------------------------------
@@ -200,29 +136,15 @@ def connect(case: Case) -> Row:
 class Run(ClosedLoop):
     """The closed loop with a trace of its lines and the time of each event."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, arm: EmulatedRobot) -> None:
         self.case = case
-        profile = load_profile(case.robot)
-        self.is_aloha = profile.buses[0].protocol == "dynamixel"
-        super().__init__(self.actions, chunk_size=HORIZON, execution=Async(), profile=profile,
-                         fps=50.0 if self.is_aloha else 30.0)  # fmt: skip
-        self.trace: list[dict[str, Any]] = []
+        is_aloha = arm.profile.buses[0].protocol == "dynamixel"
+        super().__init__(self.actions, chunk_size=HORIZON, execution=Async(), profile=arm.profile, arm=arm,
+                         fps=50.0 if is_aloha else 30.0)  # fmt: skip
         self.heard: list[tuple[int, str, str, str]] = []
-        for name, line in self.arm.lines.items():
-            line.stalls_on_missing = bool(case.arm.get("stalls_on_missing"))
-            line.on_frame = self._watcher(name, line.protocol)
         self.links.event = lambda severity, code, text, **_: self.heard.append(
             (self.clock.now_ns(), severity, code, text)
         )
-        self.speed = [joint.max_velocity / 1.5 for joint in profile.joints]
-
-    def _watcher(self, bus: str, protocol: Any) -> Any:
-        def watch(direction: str, frame: bytes, t_ns: int) -> None:
-            self.trace.append(
-                {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
-            )
-
-        return watch
 
     def actions(self, observation: Any, rtc: Any = None) -> np.ndarray:
         """A wave about home for every joint; or a joint sent far away, or a gripper closed."""
@@ -239,42 +161,51 @@ class Run(ClosedLoop):
         return made
 
 
-def run(case: Case) -> Row:
-    loop = Run(case)
-    loop.start(trained_speed=loop.speed)
+def run(case: Case, firmware: str) -> Row:
+    is_raised = "is_energised" in case.arm or any(values["kind"] == "torque_on" for values in case.born)
+    arm = born(case, firmware, gravity=GRAVITY, start="home" if is_raised else "rest")
+    trace, let_pass = bus_trace.record(arm)
+    speed = [joint.max_velocity / 1.5 for joint in arm.profile.joints]
+    try:
+        loop = Run(case, arm)
+        loop.start(trained_speed=speed)
+    except EdgeVLAError as error:
+        let_pass(AFTERWARDS_S)
+        outcome = Outcome(arm, None, [str(error)], firmware, trace, is_refused=True)
+        violations = broken(case, outcome, speed, arm.profile.rates.servo_hz)
+        return Row(case.name, case.injected, "refused", outcome.told, violations, case.rule.words)
     loop.run(BEFORE_S)
     if case.while_stopping:
         loop.command("stop")
     begun_ns, before = loop.clock.now_ns(), loop.robot.counters()
     first = len(loop.links.states)
+    _hurt(loop, case)
+    stopped_by_itself = loop.loop.machine.mode == "stopped" and not case.while_stopping
+    if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
+        loop.command("stop")
+    loop.run(STOPPING_S)
+    let_pass(AFTERWARDS_S)
+    told = _told(loop, 0 if case.born or case.arm else begun_ns)
+    times = [t for t, _, code, _ in loop.heard if t >= begun_ns and code == "mode_stopped"]
+    stopped_s = (times[0] - begun_ns) / 1e9 if stopped_by_itself and times else None
+    outcome = Outcome(arm, loop.robot, [*loop.robot.warnings, *told], firmware, trace, stopped_s)
+    violations = broken(case, outcome, speed, 1e9 / loop.loop.period_ns)
+    did = _did(loop, begun_ns, first, before, trace, stopped_s)
+    return Row(case.name, case.injected, did, outcome.told, violations, case.rule.words)
+
+
+def _hurt(loop: Run, case: Case) -> None:
     if case.policy == "multi_turn":
         servo = loop.arm.servos["wrist_roll"]
         servo.put("phase", servo.get("phase") | 0x10)
     if case.policy == "silent_line":
-        loop.clock.advance(350_000_000)
+        loop.clock.sleep_until(loop.clock.now_ns() + 350_000_000)
     for values in case.faults:
         loop.arm.apply(Fault.from_map(values))
     loop.run(case.ends_s or AFTER_S)
     if case.ends_s is not None:
         loop.arm.apply(Fault("clear"))
         loop.run(AFTER_S - case.ends_s)
-    stopped_by_itself = loop.loop.machine.mode == "stopped" and not case.while_stopping
-    if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
-        loop.command("stop")
-    loop.run(STOPPING_S)
-    verdict = bus_trace.judge(loop.trace, case.robot, loop.speed, 1e9 / loop.loop.period_ns)
-    on = [name for name, servo in loop.arm.servos.items() if servo.torque_on]
-    told = _told(loop, begun_ns)
-    violations = [v for v in verdict.violations if not _is_excused(v, case)]
-    if on and not any("could not be confirmed off" in text for text in told):
-        violations.append(f"torque stayed on at {', '.join(on)}, and nobody was told")
-    did = _did(loop, begun_ns, first, before, stopped_by_itself, verdict, on)
-    return Row(case.name, _injected(case), did, told, violations)
-
-
-def _is_excused(violation: str, case: Case) -> bool:
-    """An unplugged line is told nothing any more: its trace ends with torque on, and the user reads so."""
-    return "unplug" in case.name and "left on" in violation
 
 
 def _told(loop: Run, begun_ns: int) -> list[str]:
@@ -288,37 +219,40 @@ def _told(loop: Run, begun_ns: int) -> list[str]:
 
 
 def _did(
-    loop: Run, begun_ns: int, first: int, before: dict[str, int], stopped: bool, verdict: Any, on: list[str]
+    loop: Run,
+    begun_ns: int,
+    first: int,
+    before: dict[str, int],
+    trace: list[dict[str, Any]],
+    stopped_s: float | None,
 ) -> str:
     states = loop.links.states[first:]
-    period_s = loop.loop.period_ns / 1e9
-    holding = sum(state.mode == "holding" for state in states) * period_s
-    after = loop.robot.counters()
-    asked = after["bus_retries"] - before["bus_retries"]
+    holding = sum(state.mode == "holding" for state in states) * loop.loop.period_ns / 1e9
+    asked = loop.robot.counters()["bus_retries"] - before["bus_retries"]
     age_ms = max(
         (float(np.max(s.position_age_us)) for s in states if s.mode in ("running", "holding")), default=0.0
     ) / 1000  # fmt: skip
+    speed = [joint.max_velocity / 1.5 for joint in loop.profile.joints]
+    verdict = bus_trace.judge(trace, loop.case.robot, speed, 1e9 / loop.loop.period_ns)
     parts = []
-    if not stopped:
+    if stopped_s is None:
         parts.append("went on" + (f", held its last goal for {holding:.2f} s" if holding else ""))
         if loop.case.while_stopping:
-            parts = (
-                ["went on to rest"]
-                if verdict.endings["rest"]
-                else ["stopped on the way to rest, frozen, parked"]
-            )
+            parts = [
+                "went on to rest" if verdict.endings["rest"] else "stopped on the way to rest, frozen, parked"
+            ]
         parts.append("released at rest" if verdict.endings["rest"] else "released")
     else:
-        times = [t for t, _, code, _ in loop.heard if t >= begun_ns and code == "mode_stopped"]
-        parts.append(f"stopped after {(times[0] - begun_ns) / 1e9:.2f} s")
+        stopped_ns = begun_ns + round(stopped_s * 1e9)
+        parts.append(f"stopped after {stopped_s:.2f} s")
         parts.append("can be told nothing any more" if loop.robot.is_cut_off else "frozen where it was")
-        parked = [e["t_ns"] for e in loop.trace if e["dir"] == "tx" and e["t_ns"] > times[0]
+        parked = [e["t_ns"] for e in trace if e["dir"] == "tx" and e["t_ns"] > stopped_ns
                   and e.get("register") in ("torque_limit", "goal_pwm")]  # fmt: skip
         if parked:
-            parts.append(f"reduced torque {(parked[0] - times[0]) / 1e9:.1f} s later")
+            parts.append(f"reduced torque {(parked[0] - stopped_ns) / 1e9:.1f} s later")
         if verdict.off_ns:
-            parts.append(f"torque off {(verdict.off_ns - times[0]) / 1e9:.1f} s later")
-    if on:
+            parts.append(f"torque off {(verdict.off_ns - stopped_ns) / 1e9:.1f} s later")
+    if on := [name for name, servo in loop.arm.servos.items() if servo.torque_on]:
         parts.append(f"torque still on at {', '.join(on)}")
     if asked or age_ms > 20:
         parts.append(f"{asked} questions asked again, oldest value {age_ms:.0f} ms")
@@ -404,13 +338,13 @@ def table(title: str, rows: list[Row]) -> str:
     lines = [
         f"## {title}",
         "",
-        "| fault | injected | what the arm did | what the user read |",
-        "| --- | --- | --- | --- |",
+        "| fault | injected | rule | what the arm did | what the user read |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         read = "<br>".join(text.replace("|", "\\|") for text in row.read) or "nothing"
         bad = f" **{'; '.join(row.violations)}**" if row.violations else ""
-        lines.append(f"| {row.case} | {row.injected} | {row.arm}{bad} | {read} |")
+        lines.append(f"| {row.case} | {row.injected} | {row.rule} | {row.arm}{bad} | {read} |")
     return "\n".join(lines) + "\n"
 
 
@@ -419,15 +353,29 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", default="", help="only faults whose name contains this")
+    parser.add_argument(
+        "--firmware",
+        choices=(*FIRMWARE, "both"),
+        default="both",
+        help="of the Feetech servos (default: both kinds)",
+    )
     parser.add_argument("--without-ports", action="store_true", help="leave out the real processes")
     parser.add_argument("--out", type=Path, help="write the tables there")
     args = parser.parse_args()
     groups: dict[str, list[Row]] = {}
-    for title, cases, do in (("While connecting", CONNECTING, connect), ("In a run", RUNNING, run)):
-        for case in cases:
-            if args.case in case.name:
-                row = do(case)
-                groups.setdefault(title, []).append(row)
+    for firmware in FIRMWARE if args.firmware == "both" else (args.firmware,):
+        for title, cases, do in (("While connecting", CONNECTING, connect), ("In a run", RUNNING, run)):
+            for case in cases:
+                is_feetech = load_profile(case.robot).buses[0].protocol == "feetech"
+                if args.case not in case.name or (firmware != "plain" and not is_feetech):
+                    continue
+                row = do(case, firmware)
+                named = (
+                    title
+                    if firmware == "plain"
+                    else f"{title}, firmware that energises when a goal is written"
+                )
+                groups.setdefault(named, []).append(row)
                 _show(row)
     if not args.without_ports and not args.case:
         with tempfile.TemporaryDirectory(prefix="faults-", dir="/tmp") as folder:

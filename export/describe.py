@@ -321,9 +321,9 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         takes = ", ".join(i.source or i.name for i in graph.inputs)
         lines.append(f"{name:<13} {graph.file}, {m.target.precision[name]}, takes {takes}")
     if m.prompt is not None:
-        lines.append(
-            f"prompt        {m.prompt.tokenizer.n_tokens} tokens, default task {m.prompt.default_task!r}"
-        )
+        task = repr(m.prompt.default_task) if m.prompt.default_task else "none: deploy with --task"
+        lines.append(f"prompt        {m.prompt.tokenizer.n_tokens} tokens, default task {task}")
+        lines += [f"trained on    {text!r}" for text in m.prompt.trained_tasks]
     if m.parity is not None:
         verdict = "as torch" if m.parity.passed else "NOT as torch"
         lines.append(

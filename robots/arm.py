@@ -3,82 +3,40 @@
 `exchange` is the tick's work: one write and one read per bus, all buses at the same time, lost answers asked again
 within the budget. It never raises for a servo that is silent: the joint keeps its value, and the value its age. What
 is slow (connecting, torque) is in calls of its own. State and action have the same units but for ALOHA's grippers.
+
+A goal is clipped to what the servos take; `limits` and `present_goal` are so as well: the goal that is judged is the
+goal that is sent.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgevla.clock import Clock, MonotonicClock
-from edgevla.errors import BusError
-from edgevla.messages import Servo
+from edgevla.errors import BusError, UsageError
 
 from . import handshake
-from .bus import dynamixel
-from .bus.port import Port, set_latency_timer
+from .arm_line import ArmLine
+from .bus.adapters import set_latency_timer
+from .bus.port import Port
 from .bus.reads import BlockRead, finish
-from .bus.servo_bus import DynamixelBus, ServoBus, cable_hint
-from .calibration import LAST_TICK, Calibration, adopted
-from .profile import Bus, Profile
-from .rescue import Rescue, goal_ids
-from .units import TICKS_PER_DEGREE, JointUnits, joint_units
+from .bus.servo_bus import ServoBus, cable_hint
+from .calibration import Calibration, adopted
+from .health import ServoHealth
+from .profile import Profile
+from .rescue import Rescue
+from .torque import Torque
+from .units import TICKS_PER_DEGREE, JointUnits, Outside, joint_units
 
-HEALTH_PERIOD_NS = 400_000_000
-"""Every servo's torque, error bits and heat are read at least this often."""
-HEALTH_MARGIN_NS = 1_500_000
-HEALTH_OVERDUE_NS = 1_000_000_000
-"""On an adapter so slow that no tick has room for it, health is read this often, and a tick is late."""
 FASTEST_TICKS_S = 4500.0
 """No servo of the profiles turns faster; a sample that says so is damaged."""
 JUMP_FLOOR_TICKS = 80
 EXCHANGE_SHARE = 0.75
 """Of a tick, for the exchange with the servos."""
 EXCHANGE_MARGIN_NS = 2_000_000
-FULL_LOAD = {"xm430-w350": 1193, "xm540-w270": 2047, "xl330-m288": 1750, "xl430-w250": 1000}
-"""Raw present current of a Dynamixel at full load, others as the XM430; XL430 reports load in 0.1 % instead."""
-
-
-@dataclass
-class ServoHealth:
-    """What is known of one servo, each value as last read. faults: conditions that the servo reports, in words.
-    restart: how it is made to forget them."""
-
-    id: int
-    bus: str
-    name: str
-    temperature_c: float | None = None
-    voltage_v: float | None = None
-    load_percent: float | None = None
-    current_ma: float | None = None
-    error_bits: int = 0
-    torque_on: bool | None = None
-    faults: tuple[str, ...] = ()
-    is_gripper: bool = False
-    restart: str = ""
-    n_retries: int = 0
-    n_corrupt: int = 0
-    n_stale: int = 0
-
-    def to_wire(self) -> Servo:
-        """As the `servo_health` message has it."""
-        return Servo(
-            id=self.id,
-            bus=self.bus,
-            name=self.name,
-            temperature_c=self.temperature_c if self.temperature_c is not None else float("nan"),
-            voltage_v=self.voltage_v if self.voltage_v is not None else float("nan"),
-            load_percent=self.load_percent if self.load_percent is not None else float("nan"),
-            current_ma=self.current_ma,
-            error_bits=self.error_bits,
-            torque_on=bool(self.torque_on),
-            n_retries=self.n_retries,
-            n_corrupt=self.n_corrupt,
-            n_stale=self.n_stale,
-        )
 
 
 @dataclass(frozen=True)
@@ -96,35 +54,11 @@ class Reading:
     n_stale: int = 0
 
 
-class _Line:
-    """One bus with its place in the robot's vectors."""
-
-    def __init__(self, bus: Bus, line: ServoBus, profile: Profile) -> None:
-        self.bus, self.line = bus, line
-        self.ids = goal_ids(bus)
-        motors = {joint.motor: k for k, joint in enumerate(profile.joints)}
-        self.joint_of = {m.id: motors[m.name] for m in bus.motors if m.name in motors}
-        grippers = {joint.motor for joint in profile.joints if joint.is_gripper}
-        self.health = {
-            m.id: ServoHealth(
-                m.id,
-                bus.name,
-                m.name,
-                is_gripper=m.name in grippers,
-                restart=handshake.restart_words(bus, profile.name, m.id),
-            )
-            for m in bus.motors
-        }
-        self.full_load = {m.id: FULL_LOAD.get(m.model, FULL_LOAD["xm430-w350"]) for m in bus.motors}
-        self.order = [m.id for m in bus.motors]
-        self.next_health_ns = 0
-        self.next_health = 0
-
-
 class Robot:
     """See the module.
 
     ports: by bus name, an open `Port` or an inherited descriptor. calibration: None takes what the servos hold.
+    say: is told at once what a person beside the arm must know while it happens; it is in `warnings`, too.
     """
 
     def __init__(
@@ -133,21 +67,23 @@ class Robot:
         ports: Mapping[str, Port | int],
         calibration: Calibration | None = None,
         clock: Clock | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.profile, self.calibration = profile, calibration
+        self._say = say
         self.clock: Clock = clock or MonotonicClock()
         self.rescue = Rescue(profile, ports, self.clock)
         self.warnings: list[str] = []
         """Sentences for the user that connecting found."""
-        self.torque_on = False
-        self._lines = [_Line(bus, self.rescue.buses[bus.name], profile) for bus in profile.buses]
+        self._lines = [ArmLine(bus, self.rescue.buses[bus.name], profile) for bus in profile.buses]
+        self._torque = Torque(profile, self._lines, self.rescue, self.clock, self._tell)
         n = len(profile.joints)
         self._ticks = np.zeros(n, np.int64)
         self._observed_ns = np.zeros(n, np.int64)
         self._asked_ns = np.zeros(n, np.int64)
         self._beyond: dict[int, int] = {}
         self._jumps = np.zeros(n, np.int64)
-        self._n_invalid = 0
+        self._n_invalid, self._n_refused = 0, 0
         self._gone: set[str] = set()
         self._reading = Reading(np.zeros(n, np.float32), np.zeros(n, np.uint32), 0)
         self._units: JointUnits | None = None
@@ -162,7 +98,8 @@ class Robot:
 
     @property
     def units(self) -> JointUnits:
-        assert self._units is not None, "connect() comes first"
+        if self._units is None:
+            raise UsageError(f"{self.profile.name} is not connected yet: connect() comes first")
         return self._units
 
     # ---- connecting ----
@@ -170,49 +107,70 @@ class Robot:
     def connect(self) -> None:
         """Finds, checks and configures the servos; torque is off afterwards and the first positions are known.
 
-        Raises BusError or CalibrationError with what is wrong and the next step. Whatever had been energised is
-        switched off again first.
+        An arm that is found with torque on is held and let down first, by the profile's escalation table; where that
+        never releases an arm, connecting is refused and the arm stays held. Raises BusError or CalibrationError with
+        what is wrong and the next step. Whatever had been energised is switched off again first.
         """
+        for line in self._lines:
+            line.line.greet()
+        if found := handshake.energised(self.buses, self.profile):
+            handshake.let_down(self.rescue, found, self._tell)
+        self._torque.is_on = False
         try:
             self._connect()
         except BusError as error:
             unreached = [] if error.fields.get("is_unplugged") else self.set_torque(False)
+            more = [words for line in self._lines if (words := handshake.others_on(line.line))]
             if unreached and len(unreached) < sum(len(line.order) for line in self._lines):
+                more.append(f"Torque could not be confirmed off on {', '.join(unreached)}")
+            if more and str(error) not in more:
                 raise type(error)(
-                    f"{error}. Torque could not be confirmed off on {', '.join(unreached)}", port=error.port,
-                    motor_id=error.motor_id, register=error.register,
-                ) from error  # fmt: skip
+                    ". ".join([str(error), *more]),
+                    port=error.port,
+                    motor_id=error.motor_id,
+                    register=error.register,
+                ) from error
             raise
 
     def _connect(self) -> None:
         for line in self._lines:
             self._tune_adapter(line.line)
             self._warn(handshake.check_motors(line.line, line.bus, self.profile))
+            self._warn(line.line.ensure_answers())
+            if self.profile.rates.watchdog_ms:
+                self._warn(*line.line.quirks())
         lines = self.buses
         if self.profile.is_calibrated_by_file:
             if self.calibration is None:
                 self.calibration = adopted(self.profile, handshake.held_calibration(lines, self.profile))
             else:
                 handshake.check_calibration(lines, self.profile, self.calibration)
-        self._units = joint_units(self.profile, self.calibration)
         for line in self._lines:
-            handshake.check_health(line.line, line.bus, self.profile.limits, self.profile.name)
-            handshake.configure(line.line, line.bus)
+            handshake.check_health(line.line, line.bus, self.profile.limits)
+            self._warn(*handshake.configure(line.line, line.bus))
             handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
-            self._warn(handshake.probe(line.line))
+            self._warn(line.line.probe_reading())
             self._warn(handshake.probe_joined(line.line))
             if line.line.echoes:
                 self._warn(
                     f"{line.line.port.name} returns what is sent (echo); that is taken out, but costs time"
                 )
-            for servo_id in line.order:
-                block = line.line.read_block(servo_id, line.line.health_block)
-                self._take_health(line, servo_id, block)
+            line.look_at(line.order, self.clock)
+            if words := handshake.others_on(line.line):
+                raise BusError(words, port=line.line.port.name)
+        units = joint_units(self.profile, self.calibration)
+        for line in self._lines:
+            units = line.reachable(units)
+        self._units = units
+        self._warn(*handshake.weaker(self.rescue))
         self._first_positions()
 
-    def _warn(self, sentence: str | None) -> None:
-        if sentence:
-            self.warnings.append(sentence)
+    def _warn(self, *sentences: str | None) -> None:
+        self.warnings += [sentence for sentence in sentences if sentence]
+
+    def _tell(self, sentence: str) -> None:
+        self._warn(sentence)
+        self._say(sentence)
 
     def _tune_adapter(self, line: ServoBus) -> None:
         self._warn(set_latency_timer(line.port.name))
@@ -240,22 +198,42 @@ class Robot:
     def exchange(self, goal: np.ndarray | None, deadline_ns: int) -> Reading:
         """Sends goals (float (D,), action units; None sends nothing) and reads all joints, done by the deadline.
 
-        Goals are not sent while torque is off. Raises BusError when a line has gone; the other lines were served.
+        Goals are not sent while torque is off, nor to a servo that has restarted (see `health`). Raises UsageError for
+        goals that are no numbers or too few, before anything is sent: the arm keeps its last goal. Raises BusError when
+        a line has gone; the other lines were served.
         """
         begun_ns = self.clock.now_ns()
+        goal = None if goal is None else self._sound(goal)
         reads = [self._begin(line, goal, deadline_ns) for line in self._lines]
         finish(reads, self.clock)
         now_ns = self.clock.now_ns()
         n_stale = 0
         for line, read in zip(self._lines, reads, strict=True):
             n_stale += self._take(line, read, begun_ns, now_ns)
-        self._read_health(deadline_ns)
+        self._read_health(reads, deadline_ns)
         self._reading = self._make_reading(now_ns, begun_ns, n_stale)
         self._gone |= {line.bus.name for line, read in zip(self._lines, reads, strict=True) if read.failure}
         for read in reads:
             if read.failure is not None:
                 raise read.failure
         return self._reading
+
+    def _sound(self, goal: np.ndarray) -> np.ndarray:
+        """float64 (D,). A number that is none would end as a joint's lower limit."""
+        n, names = len(self.profile.joints), [joint.name for joint in self.profile.joints]
+        try:
+            numbers = np.asarray(goal, np.float64)
+        except (TypeError, ValueError):
+            numbers = np.full(0, np.nan)
+        if numbers.shape == (n,) and np.isfinite(numbers).all():
+            return numbers
+        self._n_refused += 1
+        if numbers.shape != (n,):
+            what = f"a goal of {self.profile.name} is {n} numbers ({', '.join(names)}), not {np.shape(goal)}"
+        else:
+            bad = [f"{names[k]} is {numbers[k]}" for k in np.flatnonzero(~np.isfinite(numbers))]
+            what = f"the goal of {self.profile.name} is no number: {', '.join(bad)}"
+        raise UsageError(f"{what}; nothing was sent, the arm keeps its last goal")
 
     @property
     def has_lost_lines(self) -> bool:
@@ -266,37 +244,40 @@ class Robot:
         """Whether no line is left through which a servo could be told anything."""
         return len(self._gone) == len(self._lines)
 
-    def _begin(self, line: _Line, goal: np.ndarray | None, deadline_ns: int) -> BlockRead:
+    def _begin(self, line: ArmLine, goal: np.ndarray | None, deadline_ns: int) -> BlockRead:
         prefix = b""
         if goal is not None and self.torque_on:
-            ticks = self.units.ticks(goal)
-            prefix = line.line.goal_frame({i: int(ticks[line.joint_of[i]]) for i in line.ids})
+            ticks, withheld = self.units.ticks(goal), line.health.withheld
+            goals = {i: int(ticks[line.joint_of[i]]) for i in line.ids if i not in withheld}
+            prefix = line.line.goal_frame(goals) if goals else b""
         return line.line.begin(line.line.tick_block, line.ids, deadline_ns, prefix)
 
-    def _take(self, line: _Line, read: BlockRead, begun_ns: int, now_ns: int) -> int:
+    def _take(self, line: ArmLine, read: BlockRead, begun_ns: int, now_ns: int) -> int:
         """Takes the values that came; returns how many joints of this bus got none."""
         n_stale = 0
         for servo_id in line.ids:
             data = read.replies.get(servo_id)
-            if data is not None:
+            if data is None:
+                line.health.doubted.add(servo_id)
+            else:
                 values = line.line.tick_block.decode(data)
                 self._beyond.pop(line.joint_of[servo_id], None)
                 if self._is_plausible(line, line.joint_of[servo_id], values["present_position"], now_ns):
                     k = line.joint_of[servo_id]
                     self._ticks[k], self._observed_ns[k] = values["present_position"], now_ns
                     self._asked_ns[k] = begun_ns
-                    self._take_tick(line, servo_id, values)
+                    line.health.servos[servo_id].take(line.line.report(servo_id, values), line.line)
                     continue
                 self._n_invalid += 1
             n_stale += 1
             line.line.counters[servo_id].n_stale += 1
         return n_stale
 
-    def _is_plausible(self, line: _Line, k: int, tick: int, now_ns: int) -> bool:
+    def _is_plausible(self, line: ArmLine, k: int, tick: int, now_ns: int) -> bool:
         """Within one turn, and no farther than a servo can have gone; a jump is believed when it is there twice."""
-        if line.bus.protocol == "feetech" and not 0 <= tick <= LAST_TICK:
+        if not line.line.is_plausible(tick):
             self._beyond[k] = tick
-            return False  # Dynamixel in extended position mode may count on
+            return False
         if not self._observed_ns[k]:
             return True
         reach = FASTEST_TICKS_S * (now_ns - self._asked_ns[k]) / 1e9 * 2 + JUMP_FLOOR_TICKS
@@ -333,7 +314,7 @@ class Robot:
             if (silent := [i for i in each.ids if is_silent[each.joint_of[i]]])
         )
 
-    def _explain(self, each: _Line, silent: list[int]) -> str:
+    def _explain(self, each: ArmLine, silent: list[int]) -> str:
         line, port = each.line, each.line.port.name
         if beyond := [i for i in silent if each.joint_of[i] in self._beyond]:
             return (
@@ -342,75 +323,30 @@ class Robot:
             )
         if len(silent) == len(each.ids):
             return f"no servo on {port} answers: look after the arm's power and the adapter"
-        names = ", ".join(f"{i} ({each.health[i].name})" for i in silent)
+        names = ", ".join(f"{i} ({each.health.servos[i].name})" for i in silent)
         who = f"motor {names} does" if len(silent) == 1 else f"motors {names} do"
         alive = [i for i in line.ids if i not in silent]
         return f"{who} not answer on {port}: check {cable_hint(line.ids, alive, line.motors)}"
 
     # ---- health ----
 
-    def _read_health(self, deadline_ns: int) -> None:
-        """One servo per bus, in turn, when it is due and there is time."""
-        now_ns = self.clock.now_ns()
-        reads: list[tuple[_Line, BlockRead]] = []
-        for line in self._lines:
-            block = line.line.health_block
-            needed = (
-                line.line.wire_time_ns(block.size, 1, 14) + line.line.adapter_latency_ns + HEALTH_MARGIN_NS
-            )
-            is_overdue = line.next_health_ns and now_ns > line.next_health_ns + HEALTH_OVERDUE_NS
-            if now_ns < line.next_health_ns or (now_ns + needed > deadline_ns and not is_overdue):
-                continue
-            line.next_health_ns = now_ns + HEALTH_PERIOD_NS // len(line.order)
-            servo_id = line.order[line.next_health]
-            line.next_health = (line.next_health + 1) % len(line.order)
-            until_ns = max(deadline_ns, now_ns + needed)
-            reads.append((line, line.line.begin(block, (servo_id,), until_ns, n_retries=0)))
+    def _read_health(self, ticks: Sequence[BlockRead], deadline_ns: int) -> None:
+        """What is due of every line, when there is time."""
+        now_ns, reads = self.clock.now_ns(), []
+        for line, tick in zip(self._lines, ticks, strict=True):
+            if (read := line.health.begin(now_ns, deadline_ns, tick.replies)) is not None:
+                reads.append((line, read))
         finish([read for _, read in reads], self.clock)
+        now_ns = self.clock.now_ns()
         for line, read in reads:
             for servo_id, data in read.replies.items():
-                self._take_health(line, servo_id, line.line.health_block.decode(data))
-
-    def _take_tick(self, line: _Line, servo_id: int, values: Mapping[str, int]) -> None:
-        health, registers = line.health[servo_id], line.line.registers
-        if "present_load" in values:
-            health.load_percent = values["present_load"] * registers["present_load"].scale
-            health.voltage_v = values["present_voltage"] * registers["present_voltage"].scale
-            health.temperature_c = float(values["present_temperature"])
-            health.error_bits = line.line.errors[servo_id]
-            health.faults = tuple(line.line.codec.error_texts(health.error_bits)) if health.error_bits else ()
-        elif "present_current" in values:
-            self._take_current(line, servo_id, values["present_current"])
-
-    def _take_current(self, line: _Line, servo_id: int, raw: int) -> None:
-        health = line.health[servo_id]
-        health.current_ma = raw * line.line.registers["present_current"].scale
-        health.load_percent = 100.0 * raw / line.full_load[servo_id]
-
-    def _take_health(self, line: _Line, servo_id: int, values: Mapping[str, int]) -> None:
-        health, registers = line.health[servo_id], line.line.registers
-        health.torque_on = values["torque_enable"] == 1
-        health.voltage_v = values["present_voltage"] * registers["present_voltage"].scale
-        health.temperature_c = float(values["present_temperature"])
-        health.error_bits = values["status"]
-        health.faults = tuple(line.line.codec.error_texts(health.error_bits))
-        if "present_load" in values:
-            health.load_percent = values["present_load"] * registers["present_load"].scale
-            health.current_ma = values["present_current"] * registers["present_current"].scale
-        else:
-            self._take_current(line, servo_id, values["present_current"])
-            if values["bus_watchdog"] == dynamixel.WATCHDOG_FIRED:
-                health.faults += ("bus watchdog",)
+                line.health.take(servo_id, line.line.health_block.decode(data), now_ns)
 
     def health(self) -> list[ServoHealth]:
         """All servos in the profile's order, shadows too; values as last read, no bus traffic."""
         for line in self._lines:
-            for servo_id, health in line.health.items():
-                counted = line.line.counters[servo_id]
-                health.n_retries, health.n_corrupt, health.n_stale = (
-                    counted.n_retries, counted.n_corrupt, counted.n_stale,
-                )  # fmt: skip
-        return [health for line in self._lines for health in line.health.values()]
+            line.health.count()
+        return [health for line in self._lines for health in line.health.servos.values()]
 
     def counters(self) -> dict[str, int]:
         """Sums over all servos since the start."""
@@ -421,6 +357,7 @@ class Robot:
             "bus_lost": sum(c.n_lost for c in every),
             "bus_stale": sum(c.n_stale for c in every),
             "bus_invalid": self._n_invalid,
+            "goals_refused": self._n_refused,
         }
 
     # ---- torque ----
@@ -428,73 +365,39 @@ class Robot:
     def set_torque(self, on: bool) -> list[str]:
         """Switches all servos; returns the motors for which it could not be confirmed.
 
-        On: goal := present first, or the arm would jump to an old goal. Off: every servo by itself, three times, ERR
-        bits ignored, then all by sync write.
+        On: goal := present first, or the arm would jump to an old goal. A joint a little outside its range comes back
+        slowly before this returns; raises BusError for one that is farther outside, and nothing is switched on. Off:
+        every servo by itself, three times, ERR bits ignored, then all by sync write.
         """
-        if not on:
-            self.torque_on = False
-            self._arm_watchdogs(False)
-            unreached = self.rescue.release()
-        else:
-            unreached = self._energise()
-            self.torque_on = not unreached
-        for line in self._lines:
-            for health in line.health.values():
-                if health.name not in unreached:
-                    health.torque_on = on
-        return unreached
+        return self._torque.switch_on(self.units) if on else self._torque.switch_off()
 
-    def _energise(self) -> list[str]:
-        self._arm_watchdogs(False)
-        unreached = self.rescue.freeze()
-        if unreached:
-            return unreached
-        for line in self._lines:
-            handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
-        for line in self._lines:
-            bus = line.line
-            for servo_id in line.order:
-                with contextlib.suppress(BusError):
-                    bus.write_raw(servo_id, "torque_enable", 1, is_checked=False)
-            held = {i: self._torque_of(bus, i) for i in line.order}
-            unreached += [line.health[i].name for i, on in held.items() if on != 1]
-        if not unreached:
-            self._arm_watchdogs(True)
-        return unreached
-
-    @staticmethod
-    def _torque_of(bus: ServoBus, servo_id: int) -> int | None:
-        try:
-            return bus.read_raw(servo_id, "torque_enable")
-        except BusError:
-            return None
-
-    def _arm_watchdogs(self, on: bool) -> None:
-        """Dynamixel servos freeze by themselves when the line falls silent."""
-        counts = max(1, min(127, self.profile.rates.watchdog_ms // 20)) if on else 0
-        for line in self._lines:
-            if isinstance(line.line, DynamixelBus) and self.profile.rates.watchdog_ms:
-                with contextlib.suppress(BusError):
-                    line.line.sync_write("bus_watchdog", dict.fromkeys(line.order, counts))
+    @property
+    def torque_on(self) -> bool:
+        """As it was switched last."""
+        return self._torque.is_on
 
     def renew_torque(self, motor: str) -> None:
         """Enables the torque of one servo once more, which clears a Feetech's overload. Only of one that has torque:
-        what a brown-out switched off stays off."""
-        for line in self._lines:
-            for servo_id, health in line.health.items():
-                if health.name == motor and health.torque_on:
-                    with contextlib.suppress(BusError):  # the next exchange says so
-                        line.line.sync_write("torque_enable", {servo_id: 1})
+        what a brown-out switched off stays off, and so does what has restarted or may have."""
+        self._torque.renew(motor)
 
     def set_torque_limit(self, share: float) -> None:
-        """Limits all servos to a share (0..1) of the torque that the profile gives them."""
+        """Limits all servos to a share (0..1) of the torque that profile and owner give them."""
+        if not 0.0 <= share <= 1.0:
+            raise UsageError(f"a torque limit is a share of 0 to 1, not {share}; nothing was changed")
         self.rescue.limit_torque(share)
+
+    def outside(self) -> list[Outside]:
+        """Joints that stand outside their range, as read last: what they cannot be told to keep."""
+        return self.units.outside(self._ticks)
 
     # ---- what else is known ----
 
     def present_goal(self) -> np.ndarray:
-        """float32 (D,), action units: goals that leave every joint where it was read last."""
-        return self.units.action(self._ticks + 0.25)  # a quarter tick survives float32 and truncation
+        """float32 (D,), action units: goals that leave every joint where it was read last, or at the end of its range
+        that is nearest: as they would be sent."""
+        inside = np.clip(self._ticks, self.units.least, self.units.most)
+        return self.units.action(inside + 0.25)  # a quarter tick survives float32 and truncation
 
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
         """float32 (D,) lowest and highest action: the profile's within the calibrated range."""

@@ -20,7 +20,7 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import BusError, ConfigError, EdgeVLAError
 from edgevla.messages import Infer, Message
 from edgevla.nodes.stand_in import NO_TIME, StandIn
-from edgevla.nodes.vitals import stop_when_asked
+from edgevla.nodes.vitals import stop_when_asked, tell_at_once
 
 from .arm import Robot
 from .calibration import find_calibration
@@ -117,9 +117,8 @@ def _run(args: argparse.Namespace) -> int:
     profile = load_profile(args.leader)
     if profile.kind != "leader":
         raise ConfigError(f"{profile.name} is a {profile.kind}, not a leader arm")
-    leader = Robot(
-        profile, open_ports(profile, args.port, "--leader-port"), find_calibration(profile, args.calibration)
-    )
+    ports = open_ports(profile, args.port, "--leader-port")
+    leader = Robot(profile, ports, find_calibration(profile, args.calibration), say=tell_at_once)
     ctx = zmq.Context()
     node = None
     try:

@@ -21,7 +21,7 @@ import zmq
 from edgevla.clock import MonotonicClock
 from edgevla.errors import EdgeVLAError
 from edgevla.messages import Body, Chunk, Infer, Message, Severity
-from edgevla.nodes.vitals import ask_for_real_time, freeze_garbage
+from edgevla.nodes.vitals import ask_for_real_time, freeze_garbage, tell_at_once
 from edgevla.wire import CommandRequest, CommandServer, Dealer, Inbox, Publisher, endpoint
 
 from .arm import Robot
@@ -106,7 +106,7 @@ def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | Non
     for text in port_fds:
         bus, fd, name = text.split("=", 2)
         ports[bus] = SerialPort(int(fd), name, bauds[bus])
-    robot = Robot(profile, ports, find_calibration(profile, calibration))
+    robot = Robot(profile, ports, find_calibration(profile, calibration), say=tell_at_once)
     robot.connect()
     return robot
 

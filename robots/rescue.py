@@ -1,4 +1,4 @@
-"""The last resort on a robot's buses: freeze, park, release. Small, without numpy, for the guardian and for `Robot`.
+"""The last resort on a robot's buses: freeze, let down, release. Small, without numpy, for the guardian and for `Robot`.
 
 Every step goes on when a servo does not answer, and says which one it did not reach. ERR bits are ignored here: a
 servo that reports overload has still received the instruction.
@@ -7,27 +7,22 @@ servo that reports overload has still received the instruction.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError
 
-from .bus import dynamixel
 from .bus.port import Port, SerialPort
-from .bus.reads import finish
+from .bus.protocols import BUSES
 from .bus.registers import Block
-from .bus.servo_bus import BUSES, DynamixelBus, ServoBus
-from .lowering import Lowering
+from .bus.servo_bus import ServoBus
+from .lowering import STEP_NS, Lowering
 from .profile import Bus, Profile
 
 FREEZE_NS = 60_000_000
-LOOK_S = 0.05
-"""Between two looks at an arm that is being lowered."""
 N_TRIES = 3
 WRITE_TIMEOUT_NS = 15_000_000
 """For the first try; the next ones get twice as long each, for adapters that answer after 16 ms."""
-FULL_TORQUE = {"feetech": 1000, "dynamixel": dynamixel.FULL_PWM}
-TORQUE_LIMIT = {"feetech": "torque_limit", "dynamixel": "goal_pwm"}
 
 
 def make_buses(
@@ -40,7 +35,8 @@ def make_buses(
         if isinstance(port, int):
             port = SerialPort(port, bus.port or bus.name, bus.baud)
         names = {motor.id: f"{motor.name}, {motor.model.upper()}" for motor in bus.motors}
-        buses[bus.name] = BUSES[bus.protocol](port, names, robot=profile.name, clock=clock)
+        models = {motor.id: motor.model for motor in bus.motors}
+        buses[bus.name] = BUSES[bus.protocol](port, names, robot=profile.name, models=models, clock=clock)
     return buses
 
 
@@ -51,8 +47,8 @@ def goal_ids(bus: Bus) -> tuple[int, ...]:
 
 def full_torque(bus: Bus) -> dict[int, int]:
     """Raw torque limit of each servo at share 1: what the profile sets, else the servo's full torque."""
-    register = TORQUE_LIMIT[bus.protocol]
-    return {m.id: dict(m.settings).get(register, FULL_TORQUE[bus.protocol]) for m in bus.motors}
+    kind = BUSES[bus.protocol]
+    return {m.id: dict(m.settings).get(kind.torque_limit, kind.full_torque) for m in bus.motors}
 
 
 class Rescue:
@@ -66,82 +62,132 @@ class Rescue:
         self.clock: Clock = clock or MonotonicClock()
         self.buses = make_buses(profile, ports, self.clock)
         self.lost: dict[str, str] = {}
+        self._full: dict[str, dict[int, int]] = {}
+        """By bus, once it was asked: what `limit_torque(1.0)` writes."""
 
     def freeze(self) -> list[str]:
-        """Goal := present on every servo with a goal; returns the motors that could not be read, which keep theirs."""
+        """Goal := present on every servo that has torque; returns the motors that could not be read: they keep theirs.
+
+        A servo without torque gets no goal: some firmware would switch it on by that.
+        """
         unread: list[str] = []
+        present: dict[int, int]
         for bus in self.profile.buses:
             line = self.buses[bus.name]
             try:
-                present = self._present(line, goal_ids(bus))
-                if isinstance(line, DynamixelBus):  # a watchdog that fired refuses goals until it is cleared
-                    line.sync_write("bus_watchdog", dict.fromkeys(line.ids, 0))
-                if present:
-                    line.sync_write("goal_position", present)
+                torque = self._read(bus, "torque_enable")
+                line.clear_watchdog()  # one that fired refuses goals
+                present = self._read(bus, "present_position")  # last: an arm that moves goes on meanwhile
+                if goals := {i: tick for i, tick in present.items() if torque.get(i, 1)}:
+                    line.sync_write("goal_position", goals)
             except BusError as error:
                 self.lost[bus.name] = str(error)
                 present = {}
             unread += [m.name for m in bus.motors if m.shadow_of is None and m.id not in present]
         return unread
 
-    def _present(self, line: ServoBus, ids: Iterable[int]) -> dict[int, int]:
-        register = line.registers["present_position"]
-        read = line.begin(Block((register,)), tuple(ids), self.clock.now_ns() + FREEZE_NS, may_merge=False)
-        finish([read], self.clock)
-        if read.failure is not None:
-            raise read.failure
-        return {i: register.decode(data) for i, data in read.replies.items()}
+    def positions(self) -> dict[str, int]:
+        """Ticks by motor name, of the servos with a goal that answer."""
+        found = {}
+        for bus in self.profile.buses:
+            names = {motor.id: motor.name for motor in bus.motors}
+            try:
+                present = self._read(bus, "present_position")
+            except BusError as error:
+                self.lost[bus.name] = str(error)
+                continue
+            found.update({names[i]: tick for i, tick in present.items()})
+        return found
+
+    def _read(self, bus: Bus, name: str) -> dict[int, int]:
+        """A register of the servos with a goal that answer."""
+        line = self.buses[bus.name]
+        block = Block((line.registers[name],))
+        return {i: values[name] for i, values in line.read_all(block, goal_ids(bus), FREEZE_NS).items()}
+
+    def learn_limits(self) -> dict[str, dict[int, int]]:
+        """Reads how much torque the owner allows each servo, which is never exceeded; what `limit_torque(1.0)` writes.
+
+        By bus and servo. One that does not answer counts as the profile has it.
+        """
+        for bus in self.profile.buses:
+            line = self.buses[bus.name]
+            own = line.registers[line.own_limit]
+            held: Mapping[int, Mapping[str, int]] = {}
+            try:
+                held = line.read_all(Block((own,)), line.ids, FREEZE_NS)
+            except BusError as error:
+                self.lost[bus.name] = str(error)
+            wanted = full_torque(bus)
+            self._full[bus.name] = {
+                i: min(full, held[i][own.name]) if i in held else full for i, full in wanted.items()
+            }
+        return self._full
 
     def limit_torque(self, share: float) -> None:
         """Limits every servo to a share (0..1) of its torque, by one sync write per line."""
+        full_of = self._full or self.learn_limits()
         for bus in self.profile.buses:
-            limits = {i: int(full * share) for i, full in full_torque(bus).items()}
+            line = self.buses[bus.name]
             try:
-                self.buses[bus.name].sync_write(TORQUE_LIMIT[bus.protocol], limits)
+                line.sync_write(
+                    line.torque_limit, {i: int(full * share) for i, full in full_of[bus.name].items()}
+                )
             except BusError as error:
                 self.lost[bus.name] = str(error)
 
-    def lower(self, wait: Callable[[float], bool]) -> bool:
-        """Less and less torque, so that the arm sinks instead of falling; parked at the first share where the profile
-        does not release. wait: sleeps so many seconds, and says whether to stop here. Returns whether it did.
+    def park(self) -> None:
+        """The torque at which letting down begins."""
+        self.limit_torque(self.profile.escalation.park_torque)
+
+    def lower_step(self, lowering: Lowering) -> None:
+        """One look at the joints, and what that means for their torque; to be called every `lowering.STEP_NS` or so."""
+        positions = self.positions()
+        share = lowering.step(self.clock.now_ns(), positions)
+        if share is not None:
+            self.limit_torque(share)
+
+    def lower(self, wait: Callable[[float], bool] | None = None) -> bool:
+        """Less and less torque, so that the arm sinks instead of falling; at the first share for as long where the
+        profile does not release. Nothing is switched off. Returns whether `wait` asked to stop here.
+
+        wait: sleeps so many seconds, and says whether to stop.
         """
+        wait = wait or self._sleep
         rule = self.profile.escalation
         if not rule.release:
-            self.limit_torque(rule.park_torque)
+            self.park()
             return wait(rule.park_ms / 1000)
         lowering = Lowering(rule, self.clock.now_ns())
-        while not lowering.is_over:
-            share = lowering.step(self.clock.now_ns(), self.positions())
-            if share is not None:
-                self.limit_torque(share)
-            if wait(LOOK_S):
+        while not lowering.is_over and not self.is_cut_off:
+            self.lower_step(lowering)
+            if wait(STEP_NS / 1e9):
                 return True
         return False
 
-    def positions(self) -> dict[str, int]:
-        """Raw positions by motor, of those that answer; shadows are not asked."""
-        found: dict[str, int] = {}
-        for bus in self.profile.buses:
-            with contextlib.suppress(BusError):
-                present = self._present(self.buses[bus.name], goal_ids(bus))
-                found |= {m.name: present[m.id] for m in bus.motors if m.id in present}
-        return found
+    def _sleep(self, seconds: float) -> bool:
+        self.clock.sleep_until(self.clock.now_ns() + int(seconds * 1e9))
+        return False
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no line is left."""
+        return len(self.lost) == len(self.buses)
 
     def release(self) -> list[str]:
         """Torque off on every servo, each by itself and three times, then by sync write. Returns those not confirmed.
 
-        Servos with a torque limit get it back, so that the next start finds full torque.
+        Servos with a torque limit get it back, so that the next start finds the torque that they may have.
         """
         unreached: list[str] = []
         for bus in self.profile.buses:
-            line = self.buses[bus.name]
             try:
-                missing = torque_off(line)
-                line.sync_write(TORQUE_LIMIT[bus.protocol], full_torque(bus))
+                missing = torque_off(self.buses[bus.name])
             except BusError as error:
                 self.lost[bus.name] = str(error)
-                missing = list(line.ids)
+                missing = list(self.buses[bus.name].ids)
             unreached += [m.name for m in bus.motors if m.id in missing]
+        self.limit_torque(1.0)
         return unreached
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .bus.report import what_it_says
 from .profile import Limits
 
 TRAINED_SPEED_MARGIN = 1.5
@@ -178,6 +179,7 @@ class ServoState(Protocol):
     load_percent: float | None
     torque_on: bool | None
     faults: tuple[str, ...]
+    cure: str
     restart: str
     is_gripper: bool
 
@@ -274,12 +276,7 @@ class Watch:
         said = [fault for fault in servo.faults if fault != "voltage"]
         if not said or (servo.is_gripper and set(said) <= OVERLOADS):
             return None
-        text = f"servo {servo.name} reports {', '.join(said)}{measured(servo)}"
-        if "bus watchdog" in said:
-            text += ": it was told nothing for so long that it froze by itself"
-            return Finding(Level.STOP, "servo_fault", f"{text}; start again")
-        first = "let it cool down" if "over-temperature" in said else "free the joint"
-        return Finding(Level.STOP, "servo_fault", f"{text}; {first}, then {servo.restart}")
+        return Finding(Level.STOP, "servo_fault", f"servo {servo.name} {what_it_says(said)}; {servo.cure}")
 
     def _servo(self, servo: ServoState, now_ns: int, is_torque_on: bool) -> Finding:
         limits, name = self._limits, servo.name

@@ -16,6 +16,9 @@ from .calibration import Calibration
 from .profile import GripperMap, Joint, Profile
 
 TICKS_PER_DEGREE = 4095 / 360
+OUTSIDE_TICKS = 114
+"""10 degrees: a joint this far outside its range may come back by itself, slowly; farther, a person moves it."""
+MANY_TICKS = 1 << 31
 RAD_PER_TICK = 2 * np.pi / 4096
 CENTRE = 2048
 
@@ -27,15 +30,42 @@ def finger_m(angle_rad: np.ndarray, gripper: GripperMap) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """A joint that stands outside its range. by: how far, and limit: the end it is beyond, in units of `action`."""
+
+    index: int
+    motor: str
+    by: float
+    limit: float
+    ticks: int
+    unit: str
+
+    def __str__(self) -> str:
+        how_far = {
+            "rad": f"{self.by:.2f} rad",
+            "percent": f"{self.by:.0f} % of its range",
+            "unit": f"{100 * self.by:.0f} % of its range",
+        }.get(self.unit, f"{self.ticks / TICKS_PER_DEGREE:.0f} degrees")
+        return f"{self.motor} is {how_far} outside its range"
+
+
+@dataclass(frozen=True)
 class JointUnits:
-    """Vectors of one robot in its joints' order. low, high: int ticks; drive_mode: 0 or 1."""
+    """Vectors of one robot in its joints' order. low, high: int ticks; drive_mode: 0 or 1.
+
+    least, most: int ticks, the goals that are sent: within `low` and `high`, and what the servos take by themselves.
+    """
 
     joints: tuple[Joint, ...]
     low: np.ndarray
     high: np.ndarray
     drive_mode: np.ndarray
+    least: np.ndarray = None  # type: ignore[assignment]
+    most: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "least", self.low if self.least is None else self.least)
+        object.__setattr__(self, "most", self.high if self.most is None else self.most)
         unit = np.array([joint.unit for joint in self.joints])
         index = {name: np.flatnonzero(unit == name) for name in ("deg", "range100", "percent", "rad", "unit")}
         object.__setattr__(self, "_index", index)
@@ -80,7 +110,7 @@ class JointUnits:
         return out
 
     def ticks(self, action: np.ndarray, is_clamped: bool = True) -> np.ndarray:
-        """float (D,) goals in the units of `action` -> int64 (D,) ticks, within each servo's range if clamped.
+        """float (D,) finite goals in the units of `action` -> int64 (D,) ticks, within `least` and `most` if clamped.
 
         LeRobot leaves the last clamp (degrees) to the servo's own limit registers; we do not.
         """
@@ -103,8 +133,8 @@ class JointUnits:
         for k, gripper in zip(self._index["unit"], self._grippers, strict=True):
             angle = v[k] * (gripper.open_rad - gripper.closed_rad) + gripper.closed_rad
             out[k] = np.rint(angle / RAD_PER_TICK) + CENTRE
-        whole = np.trunc(out).astype(np.int64)
-        return np.clip(whole, self.low, self.high) if is_clamped else whole
+        low, high = (self.least, self.most) if is_clamped else (-MANY_TICKS, MANY_TICKS)
+        return np.clip(np.trunc(out), low, high).astype(np.int64)  # what no integer holds is clipped before
 
     def scale(self) -> np.ndarray:
         """float64 (D,): units of `action` per tick, positive; for speeds and distances."""
@@ -118,9 +148,19 @@ class JointUnits:
             out[k] = abs(RAD_PER_TICK / (gripper.open_rad - gripper.closed_rad))
         return out
 
+    def outside(self, ticks: np.ndarray) -> list[Outside]:
+        """int (D,) present positions -> the joints from which the nearest goal that can be sent is away."""
+        ends = np.clip(ticks, self.least, self.most)
+        away, limit, scale = np.abs(ticks - ends), self.action(ends), self.scale()
+        return [
+            Outside(int(k), joint.motor, float(away[k] * scale[k]), float(limit[k]), int(away[k]), joint.unit)
+            for k, joint in enumerate(self.joints)
+            if away[k]
+        ]
+
     def limits(self) -> tuple[np.ndarray, np.ndarray]:
         """float32 (D,) lowest and highest action: the profile's limits within what the servos can reach."""
-        ends = np.sort(np.stack((self.action(self.low), self.action(self.high))), axis=0)
+        ends = np.sort(np.stack((self.action(self.least), self.action(self.most))), axis=0)
         low = np.maximum(ends[0], [joint.min for joint in self.joints])
         high = np.minimum(ends[1], [joint.max for joint in self.joints])
         return low.astype(np.float32), high.astype(np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevla.cameras.base import CameraSettings, Picture, Source
+from edgevla.cameras.base import CameraSettings, Picture, Source, is_device
 from edgevla.errors import CameraError
 
 
@@ -18,7 +18,7 @@ def open_source(settings: CameraSettings) -> Source:
     from edgevla.cameras.opencv import OpenCVCamera
 
     path = Path(settings.source)
-    if settings.source.isdigit() or settings.source.startswith("/dev/") or "://" in settings.source:
+    if is_device(settings.source):
         return OpenCVCamera(settings)
     if path.is_dir():
         return ImageFolder(settings)

@@ -140,8 +140,7 @@ class MonitorApp(App[None]):
         self._loop_of_app = asyncio.get_running_loop()
         self.call_after_refresh(self.refresh_now)
         self.set_interval(REFRESH_S, self.refresh_now)
-        if self._asked_to_leave is not None:
-            self.leave(*self._asked_to_leave)
+        self._leave_as_asked()
 
     def on_unmount(self) -> None:
         self.link.close()
@@ -275,11 +274,16 @@ class MonitorApp(App[None]):
             self.is_left, self.reason = True, reason
             self.exit(return_code=code)
 
-    def leave_soon(self, reason: str, code: int) -> None:
-        """The same from anywhere, a signal's handler for one."""
-        self._asked_to_leave = (reason, code)
+    def leave_soon(self, why: str, code: int) -> None:
+        """The same from anywhere, a signal's handler for one. A deployment's own monitor says nothing: its owner does."""
+        self._asked_to_leave = (why, code)
         if self._loop_of_app is not None:
-            self._loop_of_app.call_soon_threadsafe(self.leave, reason, code)
+            self._loop_of_app.call_soon_threadsafe(self._leave_as_asked)
+
+    def _leave_as_asked(self) -> None:
+        if self._asked_to_leave is not None:
+            why, code = self._asked_to_leave
+            self.leave("" if self.link.is_ours else f"{why}; {self.how_it_stands()}", code)
 
     def on_terminal_closed(self, _: TerminalClosed) -> None:
         self.leave(f"the terminal was closed; {self.how_it_stands()}", 1)

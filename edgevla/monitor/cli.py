@@ -1,6 +1,6 @@
 """Watch and steer a running deployment in this terminal.
 
-Attaches to the newest deployment of this user; leaving the monitor leaves the robot as it is.
+Attaches to the deployment of this user; where several run, it asks. Leaving the monitor leaves the robot as it is.
 
   e        emergency stop: the arm freezes; once more, after a pause, lets go (F12 and ctrl+e: also while typing)
   ctrl+r   clears the emergency stop: the arm is paused, and moves when it is resumed
@@ -18,29 +18,28 @@ import contextlib
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevla.errors import UsageError
+from edgevla.launch.attach import add_run_dir, attach
+from edgevla.launch.options import check_texts
 
 if TYPE_CHECKING:
     from edgevla.monitor.app import MonitorApp
 
+INTERRUPTED = 130
 ESCAPE_MS = "50"
 """How long Textual waits whether Escape begins a sequence: less than from Escape to the next key of a hasty hand."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-dir", type=Path, help="run directory of the deployment (default: the newest running)"
-    )
+    add_run_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    check_texts(args)
     check_terminal()
-    from edgevla.session import find_deployment
-
-    folder = args.run_dir or find_deployment()
+    folder = attach(args)
     os.environ.setdefault("ESCDELAY", ESCAPE_MS)
     from edgevla.monitor.app import MonitorApp
     from edgevla.monitor.link import DeploymentLink
@@ -73,11 +72,10 @@ def check_terminal() -> None:
 def obey_signals(app: MonitorApp) -> None:
     """Whoever ends the monitor gets the terminal back as it was."""
     reasons = {
-        signal.SIGTERM: "asked to terminate; the robot goes on",
-        signal.SIGHUP: "the terminal was closed; the robot goes on",
-        signal.SIGINT: "interrupted; the robot goes on",
+        signal.SIGTERM: "asked to terminate",
+        signal.SIGHUP: "the terminal was closed",
+        signal.SIGINT: "interrupted",
     }
     for number, reason in reasons.items():
-        said = "" if app.link.is_ours else reason
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, lambda *_, said=said: app.leave_soon(said, 130))
+            signal.signal(number, lambda *_, reason=reason: app.leave_soon(reason, INTERRUPTED))

@@ -61,7 +61,7 @@ class DeploymentLink:
     def __init__(self, folder: Path) -> None:
         deployment = read_deployment(folder)
         self._folder, self._session = folder, deployment.session_bytes
-        self._supervisor_pid = deployment.supervisor_pid
+        self._note = deployment
         self.is_ours = os.getppid() == deployment.supervisor_pid
         self.robot = Path(deployment.robot).stem
         self.bundle = deployment.bundle_name
@@ -120,7 +120,7 @@ class DeploymentLink:
         model.apply(message)
 
     def look(self, before: Outside) -> Outside:
-        return outside.look(self._folder, self._supervisor_pid, before)
+        return outside.look(self._folder, self._note, before)
 
     # -- what is asked -------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class DeploymentLink:
 
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._supervisor_pid, signal.SIGINT)
+            os.kill(self._note.supervisor_pid, signal.SIGINT)
 
     def close(self) -> None:
         self._commands.put(None)

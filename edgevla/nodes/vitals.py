@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -34,6 +36,16 @@ def heartbeat(phase: Phase, counters: Mapping[str, int]) -> Heartbeat:
     from edgevla.messages import Heartbeat
 
     return Heartbeat(os.getpid(), phase, {k: max(0, int(v)) for k, v in counters.items()}, rss_bytes())
+
+
+AT_ONCE = "! "
+"""Before a sentence on stderr that a person must read while the process still starts."""
+
+
+def tell_at_once(sentence: str) -> None:
+    """To whoever started this process; they are shown it even before everything is ready."""
+    with contextlib.suppress(OSError):  # nobody may be left to read it
+        print(f"{AT_ONCE}{sentence}", file=sys.stderr, flush=True)
 
 
 def is_orphan() -> bool:

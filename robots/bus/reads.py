@@ -8,8 +8,7 @@ events the thread sleeps in `select`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgevla.clock import Clock
 from edgevla.errors import BusError
@@ -29,7 +28,7 @@ class Line(Protocol):
     echoes: whether the adapter returns what is sent; None: not known yet.
     """
 
-    codec: ModuleType
+    codec: Any
     port: Port
     echoes: bool | None
     uses_sync_read: bool
@@ -49,6 +48,8 @@ class Line(Protocol):
     def note_error(self, servo_id: int, error: int) -> None: ...
 
     def note_fast_read(self, came: bool) -> None: ...
+
+    def overhear(self, heard: bytes, n_answers: int, size: int) -> None: ...
 
 
 class BlockRead:
@@ -76,6 +77,8 @@ class BlockRead:
         self.is_done = False
         self.n_tries = 0
         self.wake_ns = 0
+        self.is_one_by_one = False
+        """Whether every servo is asked by itself, whatever the line can do."""
         self._may_merge, self._is_merged = may_merge, False
         self._prefix, self._tries_left = prefix, n_retries + 1
         self._missing: list[int] = []
@@ -84,6 +87,8 @@ class BlockRead:
         self._decoder = bus.codec.Decoder(size)
         self._echo = b""
         self._held = b""
+        self._heard = bytearray()
+        """What came in this try, without our own echo."""
         self._request = b""
         self._try_end_ns = 0
 
@@ -105,7 +110,8 @@ class BlockRead:
             self.failure, self.is_done = error, True
 
     def _plan(self, ids: list[int]) -> None:
-        self._queue = [ids] if self.bus.uses_sync_read and len(ids) > 1 else [[i] for i in ids]
+        is_shared = self.bus.uses_sync_read and not self.is_one_by_one and len(ids) > 1
+        self._queue = [ids] if is_shared else [[i] for i in ids]
 
     def _send(self, now_ns: int) -> None:
         """Sends the next request of the queue."""
@@ -117,6 +123,7 @@ class BlockRead:
         self._is_merged = can_merge and self.n_tries == 0
         self._request = bus.request(self.address, self.size, tuple(self._missing), self._is_merged)
         self._decoder = bus.codec.Decoder(self.size)
+        self._heard.clear()
         if self._is_merged:
             self._decoder.merged_ids = self._group
         bus.port.flush_input()
@@ -140,6 +147,7 @@ class BlockRead:
             data = self._strip_echo(data)
         if not data:
             return
+        self._heard += data
         n_corrupt = self._decoder.n_corrupt
         for status in self._decoder.feed(data):
             if status.id not in self._missing:
@@ -182,12 +190,17 @@ class BlockRead:
         return data
 
     def _next(self, now_ns: int) -> None:
+        self._overhear()
         if self._queue:
             self._send(now_ns)
         else:
             self._finish()
 
+    def _overhear(self) -> None:
+        self.bus.overhear(bytes(self._heard), len(self._group) - len(self._missing), self.size)
+
     def _try_again(self, now_ns: int) -> None:
+        self._overhear()
         missing = self._missing + [i for group in self._queue for i in group]
         needed = self.bus.wire_time_ns(self.size, len(missing), 14 + len(missing)) + SHORTEST_TRY_NS // 3
         needed += self.bus.adapter_latency_ns

@@ -1,25 +1,25 @@
-"""Servos on one line, by register name: the small interface behind which the two protocols stand.
+"""Servos on one line, by register name: the small interface behind which the servo protocols stand.
 
-`FeetechBus` and `DynamixelBus` differ in their codec, their control table and a few habits; everything that
-waits, retries, counts and words errors is here once. Set-up calls (`ping`, `read`, `write`) raise BusError;
-the tick's read never raises for a lost answer: it is counted, and the value keeps its age. No numpy here.
+A protocol is a codec, a control table and its habits (`habits.py`): a subclass fills them in, and one line in
+`protocols.py` makes it known. Everything that waits, retries, counts and words errors is here once.
+Set-up calls (`ping`, `read`, `write`) raise BusError; the tick's read never raises for a lost answer: it is counted,
+and the value keeps its age. No numpy here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError, ConfigError
 
-from . import dynamixel, feetech
 from .frames import Counters
+from .habits import Habits
 from .port import READ_SIZE, Port, wire_ns
 from .reads import BlockRead, finish
 from .registers import Block, Register
+from .report import OwnLimits, PingReply, ServoReport, cure_words
 
 TURNAROUND_NS = 50_000
 MARGIN_NS = 5_000_000
@@ -28,27 +28,18 @@ EEPROM_TIMEOUT_NS = 30_000_000
 N_TRIES = 3
 MAX_FAST_FAILURES = 3
 PROBE_NS = 60_000_000
+LATE_NS = 1_000_000_000
+"""Answers to what was asked so long ago do not come any more."""
+FOREIGN_FRAMES, FOREIGN_NS = 4, 2_000_000_000
+"""So many in this time are another master; one now and then is noise with a checksum that fits."""
 
 
-@dataclass(frozen=True)
-class PingReply:
-    id: int
-    model: int
-    firmware: str
-    error: int
+class ServoBus(Habits):
+    """One line with its servos. What their protocol says stands in `Habits`.
 
-
-class ServoBus:
-    """One line with its servos.
-
-    motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`.
+    motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`. models: id -> model, as profiles name it.
     margin_ms, floor_ms: what a try may take beyond the wire's time, and at least in all.
     """
-
-    codec: ModuleType
-    registers: Mapping[str, Register]
-    tick_block: Block
-    health_block: Block
 
     def __init__(
         self,
@@ -56,12 +47,18 @@ class ServoBus:
         motors: Mapping[int, str],
         *,
         robot: str = "bus",
+        models: Mapping[int, str] | None = None,
         clock: Clock | None = None,
         margin_ms: float = MARGIN_NS / 1e6,
         floor_ms: float = FLOOR_NS / 1e6,
         joins_writes: bool = True,
     ) -> None:
         self.port, self.motors, self.robot = port, dict(motors), robot
+        self.model_of: Mapping[int, str] = dict(models or {})
+        self.firmware: dict[int, str] = {}
+        """By servo, as far as connecting has asked."""
+        self.own: dict[int, OwnLimits] = {}
+        """By servo, as far as connecting has asked."""
         self.clock: Clock = clock or MonotonicClock()
         self.joins_writes = joins_writes
         """Whether a sync write and the sync read behind it go out in one write."""
@@ -75,6 +72,13 @@ class ServoBus:
         self.errors: dict[int, int] = dict.fromkeys(motors, 0)
         """Last ERR byte by servo."""
         self._margin_ns, self._floor_ns = int(margin_ms * 1e6), int(floor_ms * 1e6)
+        self.written: dict[int, dict[str, int]] = {i: {} for i in motors}
+        """What was written last, by servo and register."""
+        self.is_shared = False
+        """Whether another master was heard on the line."""
+        self._foreign_ns: list[int] = []
+        self._asked_ns: dict[int, int] = {}
+        """When answers of so many data bytes were asked for last."""
         self._requests: dict[tuple[int, int, tuple[int, ...], bool], bytes] = {}
         self._n_fast_failures = 0
         self._owed_until_ns = 0
@@ -128,6 +132,39 @@ class ServoBus:
     ) -> BlockRead:
         """A read to hand to `finish` together with those of other buses. may_merge: by a fast read where it works."""
         return BlockRead(self, block.address, block.size, ids, deadline_ns, prefix, n_retries, may_merge)
+
+    def read_all(self, block: Block, ids: Sequence[int], patience_ns: int) -> dict[int, dict[str, int]]:
+        """Raw values of a block by servo, of all that answer: by one sync read, then those missing one by one.
+
+        For whoever does not know yet whether these servos' firmware can do a sync read. Raises BusError when the line
+        has gone.
+        """
+        deadline_ns = self.clock.now_ns() + patience_ns
+        together = self.begin(block, ids, deadline_ns - patience_ns // 2, n_retries=1, may_merge=False)
+        finish([together], self.clock)
+        replies = dict(together.replies)
+        missing = [i for i in ids if i not in replies]
+        apart = self.begin(block, missing, deadline_ns, n_retries=2, may_merge=False)
+        apart.is_one_by_one = True
+        if missing and together.failure is None:
+            finish([apart], self.clock)
+            replies.update(apart.replies)
+        for read in (together, apart):
+            if read.failure is not None:
+                raise read.failure
+        if not together.replies and len(apart.replies) > 1:
+            self.uses_sync_read = False
+        return {i: block.decode(data) for i, data in replies.items()}
+
+    def overhear(self, heard: bytes, n_answers: int, size: int) -> None:
+        """All that came while answers of `size` bytes were awaited, `n_answers` of which were taken."""
+        now_ns = self.clock.now_ns()
+        self._asked_ns[size] = now_ns
+        if len(heard) > self.codec.sync_read_bytes(n_answers, size)[1]:
+            lately = [n for n, asked_ns in self._asked_ns.items() if now_ns - asked_ns < LATE_NS]
+            self._foreign_ns += [now_ns] * self.count_foreign(heard, lately)
+            self._foreign_ns = [then for then in self._foreign_ns if now_ns - then < FOREIGN_NS]
+            self.is_shared |= len(self._foreign_ns) >= FOREIGN_FRAMES
 
     def note_error(self, servo_id: int, error: int) -> None:
         if servo_id in self.errors:
@@ -189,16 +226,20 @@ class ServoBus:
         self._owed_until_ns = 0
 
     def _await(self, frame: bytes, servo_id: int, data_size: int, deadline_ns: int) -> bytes | None:
-        decoder = self.codec.Decoder(data_size)
+        decoder, heard = self.codec.Decoder(data_size), bytearray()
+        data = None
         try:
-            return self._await_with(decoder, frame, servo_id, data_size, deadline_ns)
+            data = self._await_with(decoder, heard, frame, servo_id, data_size, deadline_ns)
+            return data
         finally:
+            self.overhear(bytes(heard), data is not None, data_size)
             if servo_id in self.counters:
                 self.counters[servo_id].n_corrupt += decoder.n_corrupt
 
     def _await_with(
-        self, decoder: Any, frame: bytes, servo_id: int, data_size: int, deadline_ns: int
+        self, decoder: Any, heard: bytearray, frame: bytes, servo_id: int, data_size: int, deadline_ns: int
     ) -> bytes | None:
+        """heard: is filled with all that came but our own echo."""
         held = b""
         may_echo = True
         while data := self.port.read(READ_SIZE, deadline_ns):
@@ -210,6 +251,7 @@ class ServoBus:
                     continue
                 else:
                     data, may_echo = held, False
+            heard += data
             for status in decoder.feed(data):
                 if status.id != servo_id:
                     continue
@@ -228,9 +270,6 @@ class ServoBus:
             if self.clock.now_ns() >= deadline_ns:
                 break
         return None
-
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        raise NotImplementedError
 
     def scan(self, ids: Iterable[int] | None = None, n_tries: int = 1) -> list[PingReply]:
         """Who answers, of `ids` or of all possible ones."""
@@ -259,12 +298,27 @@ class ServoBus:
     def write_raw(self, servo_id: int, name: str, value: int, is_checked: bool = True) -> None:
         """Writes a register and waits for the servo's word; reads back what lies in EEPROM if it stayed silent."""
         r = self.register(name)
+        self.written.setdefault(servo_id, {})[name] = value
         frame = self.codec.write(servo_id, r.address, r.encode(value))
         timeout = EEPROM_TIMEOUT_NS if r.area == "eeprom" else None
         if self.transact(frame, servo_id, 0, timeout) is None and is_checked:
             if r.area == "eeprom" and self.read_raw(servo_id, name, timeout) == value:
                 return
             raise self.no_answer(servo_id, "WRITE", r)
+
+    def in_unit(self, values: Mapping[str, int], name: str) -> float | None:
+        """One of a block's raw values in its register's unit; None where the block has not got it."""
+        return values[name] * self.registers[name].scale if name in values else None
+
+    def cure(self, servo_id: int, faults: Iterable[str], report: ServoReport) -> str:
+        """What to do about faults, with the values that belong to them."""
+        return cure_words(self.cures, faults, report, self.own.get(servo_id), self.restart_words(servo_id))
+
+    def learn_limits(self, servo_id: int) -> OwnLimits:
+        """Reads what the servo allows by itself."""
+        volts = self.read(servo_id, "min_voltage"), self.read(servo_id, "max_voltage")
+        self.own[servo_id] = OwnLimits(volts, self.read(servo_id, "max_temperature"))
+        return self.own[servo_id]
 
     def write(self, servo_id: int, name: str, value: float) -> None:
         """Writes a value in the register's unit."""
@@ -283,6 +337,8 @@ class ServoBus:
 
     def sync_write(self, name: str, values: Mapping[int, int]) -> None:
         """Raw values by id; nobody answers a sync write."""
+        for servo_id, value in values.items():
+            self.written.setdefault(servo_id, {})[name] = value
         self.port.write(self.goal_frame(values, name))
 
     def register(self, name: str) -> Register:
@@ -324,74 +380,3 @@ def cable_hint(ids: Sequence[int], alive: Sequence[int], names: Mapping[int, str
                 f"and {names[silent[0]].split(',')[0]} ({silent[0]})"
             )
     return "the cables and ids of " + ", ".join(f"{names[i].split(',')[0]} ({i})" for i in silent)
-
-
-class FeetechBus(ServoBus):
-    """STS/SMS servos."""
-
-    codec = feetech
-    registers = feetech.REGISTERS
-    tick_block = feetech.TICK_BLOCK
-    health_block = feetech.HEALTH_BLOCK
-
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        """Reads model and firmware. Not a PING: its answer with ERR 1 (voltage) equals the echo of the question."""
-        data = self.transact(feetech.read(servo_id, 0, 5), servo_id, 5, None, n_tries)
-        if data is None:
-            return None
-        return PingReply(
-            servo_id, data[3] | data[4] << 8, f"{data[0]}.{data[1]}", self.errors.get(servo_id, 0)
-        )
-
-    def probe_sync_read(self) -> bool:
-        """Whether all servos answer a sync read; firmware before 3.10 may not, then single reads are used."""
-        self.uses_sync_read = True
-        self.uses_sync_read = self._answers_whole(feetech.POSITION_BLOCK)
-        return self.uses_sync_read
-
-
-class DynamixelBus(ServoBus):
-    """X-series servos, protocol 2.0."""
-
-    codec = dynamixel
-    registers = dynamixel.REGISTERS
-    tick_block = dynamixel.TICK_BLOCK
-    health_block = dynamixel.HEALTH_BLOCK
-
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        data = self.transact(dynamixel.ping(servo_id), servo_id, 3, None, n_tries)
-        if data is None:
-            return None
-        return PingReply(servo_id, data[0] | data[1] << 8, str(data[2]), self.errors.get(servo_id, 0))
-
-    def reboot(self, servo_id: int) -> None:
-        """Clears hardware errors; the servo's torque is off afterwards and it is silent for a while."""
-        self.transact(dynamixel.reboot(servo_id), servo_id, 0)
-
-    def map_indirect(self, names: Sequence[str], ids: Sequence[int] | None = None) -> Block:
-        """Lays registers from anywhere side by side, so that one read fetches them; returns the block to read.
-
-        The map is lost when a servo reboots (its values are then zeros). Raises ConfigError for more than 28 bytes.
-        """
-        wanted = [self.register(name) for name in names]
-        bytes_ = [r.address + k for r in wanted for k in range(r.size)]
-        if len(bytes_) > dynamixel.N_INDIRECT:
-            raise ConfigError(f"{len(bytes_)} bytes do not fit the {dynamixel.N_INDIRECT} indirect addresses")
-        for servo_id in ids or self.ids:
-            for k, address in enumerate(bytes_, 1):
-                self.write_raw(servo_id, f"indirect_address_{k}", address)
-        at, mapped = self.registers["indirect_data_1"].address, []
-        for r in wanted:
-            mapped.append(replace(r, address=at))
-            at += r.size
-        return Block(tuple(mapped))
-
-    def probe_fast_read(self) -> bool:
-        """Whether all servos join in a merged answer (firmware 45 and later)."""
-        self.uses_fast_read = True
-        self.uses_fast_read = self._answers_whole(dynamixel.POSITION_BLOCK)
-        self._n_fast_failures = 0
-        return self.uses_fast_read
-
-
-BUSES: dict[str, type[ServoBus]] = {"feetech": FeetechBus, "dynamixel": DynamixelBus}

@@ -3,11 +3,11 @@
     edgevla emulate so101 --link /tmp/so101              one arm, one port
     edgevla emulate aloha --link /tmp/aloha/             one link per bus in that folder
     edgevla emulate so101 --faults faults.jsonl          {"at_s": 5, "kind": "drop", "probability": 0.01}
-    edgevla emulate so101 --faults -                     typed: mute 4, stuck gripper, clear, or JSON as above
+    edgevla emulate so101 --faults -                     typed: mute 4, weak gripper 30, clear, or JSON as above
+    edgevla emulate so101 --energised --gravity 0.3      as an arm is found whose host has died
 
-A link is a serial port: give it to `--port`, to a vendor's SDK, or to any other program. Faults: drop corrupt truncate
-delay duplicate noise wrong_id echo latency unplug replug mute overload overheat voltage brownout stuck jump
-wrong_model wrong_firmware duplicate_id hand clear.
+A link is a serial port: give it to `--port`, to a vendor's SDK, or to any other program. As on metal, torque and goals
+stay when a host goes away, and the next one finds them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from collections.abc import Sequence
 
 from edgevla.errors import EdgeVLAError
 
+from .fault_kinds import help_text
+from .servo import FIRMWARES
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = help_text()
     parser.add_argument("robot", help="name of a profile, or a path to a .toml file")
     parser.add_argument(
         "--link", help="link to make, or a folder for one link per bus (default: below the runtime folder)"
@@ -32,11 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--gravity", type=float, default=0.0, metavar="SHARE",
-        help="share of full torque that the arm's weight asks; with it a limp arm falls (default 0)",
+        help="share of the shoulder's full torque that the arm's weight asks; with it a limp arm falls (default 0)",
     )  # fmt: skip
     parser.add_argument(
         "--sway", type=float, default=0.0, metavar="SHARE",
         help="move the limp arm to and fro by this share of its range, as a person does with a leader (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--energised", action="store_true",
+        help="torque is on where the arm is, as a run leaves it whose host has died",
+    )  # fmt: skip
+    parser.add_argument(
+        "--firmware", action="append", default=[], metavar="[SERVO=]NAME",
+        help="; ".join(f"{name}: {words}" for name, words in FIRMWARES.items()),
     )  # fmt: skip
     parser.add_argument("--start", choices=("home", "rest"), default="home", help="pose at power-up")
     parser.add_argument(
@@ -61,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The process that `deploy --sim` starts."""
-    parser = argparse.ArgumentParser(prog="edgevla.robots.emulator.cli", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="edgevla.robots.emulator.cli",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_arguments(parser)
     try:
         return run(parser.parse_args(argv))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ..bus import dynamixel as protocol
+from ..profile import Bus, Motor
 from .line import Answer, Line
 from .motion import Axis, MotorModel
-from .servo import Servo
+from .servo import GOAL_ENERGISES, Servo, model_number
 
 MODELS = {
     "xl430-w250": MotorModel(265 * protocol.VELOCITY_UNIT_TICKS_S, 1000.0),
@@ -29,24 +31,44 @@ NO_ID = 255
 INDIRECT_ADDRESS, INDIRECT_DATA, N_INDIRECT = 168, 224, protocol.N_INDIRECT
 REVERSE = 1
 TORQUE_BY_GOAL = 8
-LEGAL = {"operating_mode": (0, 1, 3, 4, 5, 16), "baud": range(8), "torque_enable": (0, 1), "id": range(253)}
+LEGAL = {"operating_mode": (0, 1, 3, 4, 5, 16), "baud": range(8), "torque_enable": (0, 1), "id": range(253),
+         "response_level": range(3), "pwm_limit": range(protocol.FULL_PWM + 1)}  # fmt: skip
+LIMITED_BY = {"goal_pwm": "pwm_limit", "goal_current": "current_limit", "goal_velocity": "velocity_limit",
+              "profile_velocity": "velocity_limit"}  # fmt: skip
+"""A register of the host's -> the owner's, which it may not exceed."""
+GOALS = ("goal_pwm", "goal_current", "goal_velocity", "goal_position")
+HALL_SENSOR = 0x02
 
 
 class DynamixelServo(Servo):
     """present = encoder (negated when reversed) + homing offset. The axis counts in the direction that the
     profile's drive mode gives, so that register 10 with that value leaves the sign alone."""
 
+    protocol = protocol
     registers = protocol.REGISTERS
     memory_size = MEMORY
+    rated_v = 12.0
+    offset_sign = 1
+    error_bits: ClassVar[Mapping[str, int]] = {
+        "overload": protocol.OVERLOAD, "overheat": protocol.OVERHEAT, "voltage": protocol.VOLTAGE,
+        "sensor": HALL_SENSOR, "overcurrent": protocol.SHOCK,
+    }  # fmt: skip
+    firmware_register = "firmware"
+    firmwares = frozenset((GOAL_ENERGISES, "no-fast-read"))
+    limits = ("pwm_limit", "goal_pwm", protocol.FULL_PWM)
 
     def __init__(
-        self, name: str, servo_id: int, model: str, axis: Axis, supply_v: float = 12.0, drive_mode: int = 0
+        self,
+        name: str,
+        servo_id: int,
+        model: str,
+        axis: Axis,
+        supply_v: float = rated_v,
+        drive_mode: int = 0,
     ) -> None:
         self._design = drive_mode
         super().__init__(name, axis, supply_v)
-        self.put("model_number", protocol.MODELS[model])
-        r = self.registers["model_number"]
-        self.flash[r.address : r.end] = self.memory[r.address : r.end]
+        self.burn("model_number", model_number(model, protocol.MODELS))
         self.put("id", servo_id)
         self.put("drive_mode", drive_mode)
         for register, value in DEFAULTS.get(model, {}).items():
@@ -57,10 +79,18 @@ class DynamixelServo(Servo):
         self._silent_s = 0.0
         self.power_up(0)
 
-    @property
-    def baud(self) -> int:
-        code = self.get("baud")
-        return protocol.BAUDS[code] if code < len(protocol.BAUDS) else 0
+    @classmethod
+    def born(cls, motor: Motor, axis: Axis) -> DynamixelServo:
+        servo = cls(motor.name, motor.id, motor.model, axis, drive_mode=motor.drive_mode)
+        servo.put("return_delay", 0)
+        return servo
+
+    def configure(self, motor: Motor, bus: Bus) -> None:
+        """A shadow obeys its partner, and says the same tick."""
+        super().configure(motor, bus)
+        for partner in bus.motors:
+            if partner.name == motor.shadow_of:
+                self.put("secondary_id", partner.id)
 
     @property
     def present(self) -> int:
@@ -84,8 +114,8 @@ class DynamixelServo(Servo):
         return bits
 
     @property
-    def goal_share(self) -> float:
-        """Share of full torque that goal PWM (or goal current in mode 5) leaves."""
+    def strength(self) -> float:
+        """What goal PWM (or goal current in mode 5) leaves."""
         share = min(abs(self.get("goal_pwm")), self.get("pwm_limit")) / protocol.FULL_PWM
         if self.get("operating_mode") == 5:
             full = DEFAULTS.get(self._model_name(), {}).get("current_limit", 1193)
@@ -102,6 +132,13 @@ class DynamixelServo(Servo):
         self.put("goal_position", self.present)
         self.put("goal_current", self.get("current_limit"))
         self.put("goal_pwm", self.get("pwm_limit"))
+
+    def trip(self) -> None:
+        """Shuts down, if register 63 says so, until it is rebooted."""
+        self._hardware |= protocol.OVERLOAD
+
+    def energise_by_goals(self) -> None:
+        self.put("drive_mode", self.get("drive_mode") | TORQUE_BY_GOAL)
 
     # ---- reading and writing, with indirection ----
 
@@ -147,17 +184,17 @@ class DynamixelServo(Servo):
             return protocol.DATA_RANGE
         if name == "torque_enable" and value and self._shut_down():
             return protocol.RESULT_FAIL
-        if name in ("goal_position", "goal_velocity") and self.get("bus_watchdog") == protocol.WATCHDOG_FIRED:
+        if name in GOALS and self.get("bus_watchdog") == protocol.WATCHDOG_FIRED:
             return protocol.DATA_RANGE
         if name == "goal_position" and self.get("operating_mode") == 3:
             low, high = self.get("min_position"), self.get("max_position")
             return 0 if low <= value <= high else protocol.DATA_LIMIT
-        if name in ("profile_velocity", "goal_velocity") and abs(value) > self.get("velocity_limit"):
+        if name in LIMITED_BY and abs(value) > self.get(LIMITED_BY[name]):
             return protocol.DATA_LIMIT
         return protocol.DATA_LIMIT if name == "bus_watchdog" and value > 127 else 0
 
     def _on_written(self, name: str) -> None:
-        if name == "goal_position" and self.get("drive_mode") & TORQUE_BY_GOAL:
+        if name == "goal_position" and self.get("drive_mode") & TORQUE_BY_GOAL and not self._shut_down():
             self.put("torque_enable", 1)
         elif name == "torque_enable" and self.torque_on:
             self.put("goal_position", self.present)
@@ -209,7 +246,7 @@ class DynamixelServo(Servo):
             (-error if is_turned else error) - exact,
             self.get("profile_velocity") * protocol.VELOCITY_UNIT_TICKS_S,
             self.get("profile_acceleration") * protocol.ACCELERATION_UNIT_TICKS_S2,
-            self.goal_share,
+            self.strength,
         )
         if abs(self.axis.load) > 0.9 and abs(self.axis.velocity) < 30:
             self._overload_s += dt_s
@@ -220,7 +257,7 @@ class DynamixelServo(Servo):
 
     def refresh(self, now_ns: int) -> None:
         axis = self.axis
-        self.put("present_position", self.present)
+        self.put("present_position", self.said_position)
         self.put("present_velocity", round(axis.velocity / protocol.VELOCITY_UNIT_TICKS_S))
         self.put("present_current", round(axis.load * axis.model.max_current_ma / 2.69))
         self.put("present_pwm", round(axis.load * protocol.FULL_PWM))
@@ -257,7 +294,7 @@ class DynamixelLine(Line):
             return many(parameters, now_ns) or []
         answers = []
         is_broadcast = servo_id == protocol.BROADCAST
-        targets = self.servos if is_broadcast else self._obeying(servo_id)
+        targets = self.hearing if is_broadcast else self._obeying(servo_id)
         for servo in sorted(targets, key=lambda s: s.id):
             if servo.is_silent(now_ns):
                 continue
@@ -303,10 +340,15 @@ class DynamixelLine(Line):
         servo.refresh(now_ns)
         return Answer(servo, servo.error, servo.load(address, size))
 
+    def _readable(self, servo_id: int, now_ns: int) -> list[DynamixelServo]:
+        """Who answers a read of several: the return level may forbid it (0)."""
+        found = self.with_id(servo_id)
+        return [s for s in found if not s.is_silent(now_ns) and s.get("response_level") > 0]
+
     def _sync_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
         answers: list[Answer] = []
         for servo_id in parameters[4:]:
-            servos = [s for s in self.with_id(servo_id) if not s.is_silent(now_ns)]
+            servos = self._readable(servo_id, now_ns)
             answers += [self._read(s, parameters[:4], now_ns) for s in servos]
             if not servos and self.stalls_on_missing:
                 break
@@ -314,17 +356,15 @@ class DynamixelLine(Line):
 
     def _fast_sync_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
         """One merged answer; a missing servo leaves it cut short, which no host can use."""
-        if not self.has_fast_read:
-            return []
         answers = self._sync_read(parameters, now_ns)
-        if len(answers) != len(parameters[4:]):
+        if len(answers) != len(parameters[4:]) or not all(a.servo.has_fast_read for a in answers):
             return []
         return [Answer(a.servo, a.error, a.data, is_fast=True) for a in answers]
 
     def _bulk_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
         answers: list[Answer] = []
         for at in range(0, len(parameters) - 4, 5):
-            servos = [s for s in self.with_id(parameters[at]) if not s.is_silent(now_ns)]
+            servos = self._readable(parameters[at], now_ns)
             answers += [self._read(s, parameters[at + 1 : at + 5], now_ns) for s in servos]
         return answers
 

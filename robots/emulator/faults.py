@@ -1,63 +1,57 @@
 """Faults to inject into an emulated robot, by script, by test, or over the `fault` socket.
 
-    frame faults   drop corrupt truncate delay duplicate noise wrong_id       what happens to one answer
-    line faults    echo latency unplug replug                                 what the adapter does
-    servo faults   mute overload overheat voltage brownout stuck jump         what happens to a servo
-                   wrong_model wrong_firmware duplicate_id hand
-    clear          ends all of them
-
-A frame fault hits with a probability or the next `count` times, and may be limited to one servo id or bus.
+Which there are is one table: `fault_kinds`. A fault of an answer hits with a probability or the next `count` times, and
+may be limited to one servo or bus.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from edgevla.errors import UsageError
+from edgevla.strict import Mismatch, Within, nearest, read
 
+from .fault_kinds import KINDS
 from .servo import Servo
 
-FRAME_FAULTS = ("drop", "corrupt", "truncate", "delay", "duplicate", "noise", "wrong_id")
-LINE_FAULTS = ("echo", "latency", "unplug", "replug")
-SERVO_FAULTS = (
-    "mute", "overload", "overheat", "voltage", "brownout", "stuck", "jump", "wrong_model", "wrong_firmware",
-    "duplicate_id", "hand",
-)  # fmt: skip
-KINDS = (*FRAME_FAULTS, *LINE_FAULTS, *SERVO_FAULTS, "clear")
 FOREVER_NS = 1 << 62
 
 
 @dataclass
 class Fault:
-    """One fault. target: servo id, motor name, bus name, or None for all.
+    """One fault. target: servo id, motor name, bus name, or None for all (`register`: `motor.register`).
 
-    probability: per answer; count: how many answers are hit at most (None: no limit); amount: milliseconds of
-    a delay, ticks of a jump, position of a hand, degC that an overheated servo has and volts of its supply (0: it only
-    reports the error), depending on the kind.
+    probability: per answer; count: how many answers are hit at most (None: no limit); amount: what the kind's words in
+    `fault_kinds` call AMOUNT, 0 for the usual.
     """
 
     kind: str
     target: int | str | None = None
-    probability: float = 1.0
-    count: int | None = None
-    duration_ms: float | None = None
+    probability: Annotated[float, Within(0, 1)] = 1.0
+    count: Annotated[int, Within(0, None)] | None = None
+    duration_ms: Annotated[float, Within(0, None)] | None = None
     amount: float = 0.0
-    end_ns: int = field(default=FOREVER_NS, repr=False)
+    end_ns: int = field(default=FOREVER_NS, init=False, repr=False)
 
     @classmethod
-    def from_map(cls, values: dict[str, Any]) -> Fault:
-        """From a message or a script line. Raises UsageError for an unknown kind or key."""
-        known = ("kind", "target", "probability", "count", "duration_ms", "amount")
-        if unknown := sorted(set(values) - set(known)):
-            raise UsageError(f"a fault has no '{unknown[0]}'; known: {', '.join(known)}")
-        fault = cls(**values)
+    def from_map(cls, values: Mapping[str, Any]) -> Fault:
+        """From a message or a script line.
+
+        Raises:
+            UsageError: an unknown kind or key, or a value that it cannot have.
+        """
+        try:
+            fault = read(cls, values, "the fault")
+        except Mismatch as error:
+            raise UsageError(str(error)) from None
         if fault.kind not in KINDS:
-            raise UsageError(f"unknown fault '{fault.kind}'; known: {', '.join(KINDS)}")
-        if not 0 <= fault.probability <= 1:
-            raise UsageError(f"a fault's probability is 0..1, not {fault.probability}")
+            raise UsageError(
+                f"unknown fault '{fault.kind}'; known: {', '.join(KINDS)}{nearest(str(fault.kind), KINDS)}"
+            )
         return fault
 
 

@@ -53,8 +53,10 @@ class Line:
         self.name, self.servos = name, list(servos)
         self.faults = faults or Faults(seed)
         self.is_timed, self.adapter = is_timed, adapter
-        self.stalls_on_missing, self.has_sync_read = stalls_on_missing, has_sync_read
-        self.has_fast_read = has_fast_read
+        self.stalls_on_missing = stalls_on_missing
+        for servo in self.servos:
+            servo.has_sync_read &= has_sync_read
+            servo.has_fast_read &= has_fast_read
         self.client_baud: int | None = None
         """Baud rate that the host has set; None: whatever the servos have."""
         self.on_frame: Callable[[str, bytes, int], None] | None = None
@@ -64,6 +66,11 @@ class Line:
         self._buffer = bytearray()
         self._free_ns = 0
         self._random = random.Random(seed)
+
+    @property
+    def hearing(self) -> list[Any]:
+        """Servos at the host's speed."""
+        return [s for s in self.servos if self._hears(s)]
 
     def with_id(self, servo_id: int) -> list[Any]:
         return [s for s in self.servos if s.id == servo_id and self._hears(s)]
@@ -88,22 +95,39 @@ class Line:
         if self.client_baud is not None and not any(self._hears(s) for s in self.servos):
             self.counters["garbage_bytes"] += len(data)
             return []
-        echo = [(now_ns, data)] if self.faults.take("echo", self.name, now_ns) else []
+        heard = [(now_ns, data)] if self.faults.take("echo", self.name, now_ns) else []
         self._buffer += data
         asked: list[Answer] = []
-        asked_ns = begun_ns = end_ns = max(now_ns, self._free_ns)
+        begun_ns = max(now_ns, self._free_ns)
+        if self.faults.take("foreign", self.name, now_ns):
+            heard += (others := self._foreign(begun_ns))
+            begun_ns = others[-1][0]
+        asked_ns = end_ns = begun_ns
         for servo_id, code, parameters in self.protocol.split_instructions(self._buffer):
             request = self.protocol.instruction(servo_id, code, parameters)
+            if self.before_frame is not None:
+                self.before_frame(now_ns)
             if self.on_frame is not None:
                 self.on_frame("tx", request, now_ns)
             self.counters["instructions"] += 1
-            if self.before_frame is not None:
-                self.before_frame(now_ns)
             end_ns += self._wire_ns(len(request))
             if answers := self.execute(servo_id, code, parameters, now_ns):
                 asked, asked_ns, end_ns = answers, end_ns, begun_ns
         self._free_ns = end_ns
-        return echo + (self._answer(asked, asked_ns, now_ns) if asked else [])
+        return heard + (self._answer(asked, asked_ns, now_ns) if asked else [])
+
+    def _foreign(self, at_ns: int) -> list[tuple[int, bytes]]:
+        """Another master asks a servo for its position: on one wire, our host hears the question and the answer."""
+        servo = self._random.choice(self.servos)
+        register = self.protocol.REGISTERS["present_position"]
+        question = self.protocol.read(servo.id, register.address, register.size)
+        servo.refresh(at_ns)
+        data = bytes(servo.memory[register.address : register.end])
+        answer = self.protocol.status(servo.id, servo.error, data)
+        asked_ns = at_ns + self._wire_ns(len(question))
+        if self.on_frame is not None:
+            self.on_frame("other", question, asked_ns)
+        return [(asked_ns, question), (asked_ns + self._wire_ns(len(answer)), answer)]
 
     def _wire_ns(self, n_bytes: int) -> int:
         if not self.is_timed:

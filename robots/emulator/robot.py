@@ -1,4 +1,4 @@
-"""A whole emulated robot: the servos of a profile on their lines, with a supply, shadows, and faults.
+"""A whole emulated robot: the servos of a profile on their lines, with a supply, shadows, weight, and faults.
 
 The servos are born calibrated (`calibration.nominal`), so that a real robot's code finds them ready. Time comes
 in through `step`; the emulator itself never reads a clock.
@@ -7,26 +7,27 @@ in through `step`; the emulator itself never reads a clock.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgevla.clock import Clock, VirtualClock
 from edgevla.errors import UsageError
+from edgevla.strict import nearest
 
-from ..bus import dynamixel, feetech
 from ..bus.port import MemoryPort
 from ..calibration import Calibration, nominal
-from ..profile import Joint, Motor, Profile
+from ..profile import Joint, Profile
 from ..units import RAD_PER_TICK, JointUnits, joint_units
 from .dynamixel_bus import MODELS as DYNAMIXEL_MODELS
 from .dynamixel_bus import DynamixelLine, DynamixelServo
-from .faults import SERVO_FAULTS, Fault, Faults
+from .fault_kinds import KINDS
+from .faults import Fault, Faults
 from .feetech_bus import MODELS as FEETECH_MODELS
 from .feetech_bus import FeetechLine, FeetechServo
 from .line import Line
-from .motion import Axis, MotorModel
+from .motion import Axis, MotorModel, Weight
 from .servo import SUPPLY_OHM, Servo
 
 STEP_NS = 2_000_000
@@ -35,16 +36,24 @@ LONGEST_STEP_NS = 100_000_000
 SWAY_PERIOD_NS = 8_000_000_000
 JAW_CLOSED_RAD = -10 * np.pi / 180
 """SO101's jaw angle at 0 percent."""
-SUPPLY_V = {"feetech": 7.4, "dynamixel": 12.0}
 SHADOW_BIAS = 6
 """Ticks by which a shadow's horn sits off its partner's: what the homing offset of a pair is for."""
+LIGHTER_OUTWARDS = 0.5
+"""Of the weight that a joint carries, this share is carried by the next one outwards that carries any."""
+FAMILIES: dict[str, tuple[type[Servo], type[Line], Mapping[str, MotorModel]]] = {
+    "feetech": (FeetechServo, FeetechLine, FEETECH_MODELS),
+    "dynamixel": (DynamixelServo, DynamixelLine, DYNAMIXEL_MODELS),
+}
 
 
 class EmulatedRobot:
     """See the module.
 
-    calibration: what the servos hold; default the nominal one. gravity: share of full torque that the arm's
-    weight asks of the joints (0: torque off leaves the arm where it is). start: pose at power-up, "home" or "rest".
+    calibration: what the servos hold; default the nominal one. start: pose at power-up, "home" or "rest".
+    gravity: share of the shoulder's full torque that the arm's weight asks of it (0: a limp arm stays where it is);
+    joints farther out carry less, and those that rest where they are at home (a turn about the vertical) nothing.
+    is_energised: torque is on where the arm is, the servos configured, as a run leaves them whose host has died.
+    firmware: `[SERVO=]NAME` texts, of `servo.FIRMWARES`; without a servo, all have it.
     sway: a person moves the limp arm to and fro, by this share (0..1) of every joint's range.
     is_timed, adapter: whether answers take the wire's time, and what USB adds (see `line`).
     """
@@ -58,6 +67,8 @@ class EmulatedRobot:
         calibration: Calibration | None = None,
         gravity: float = 0.0,
         start: str = "home",
+        is_energised: bool = False,
+        firmware: Sequence[str] = (),
         is_timed: bool = True,
         adapter: str = "none",
         world: Any = None,
@@ -77,63 +88,89 @@ class EmulatedRobot:
         self._now_ns = self.clock.now_ns()
         self._joints = {joint.motor: joint for joint in profile.joints}
         self._random = random.Random(seed)
-        start_ticks = self._start_ticks(start)
-        for bus in profile.buses:
-            servos = [self._make(bus.protocol, motor, start_ticks, gravity) for motor in bus.motors]
-            for servo, motor in zip(servos, bus.motors, strict=True):
-                self.servos[motor.name] = servo
-            kind = FeetechLine if bus.protocol == "feetech" else DynamixelLine
-            line = kind(
-                bus.name,
-                servos,
-                faults=self.faults,
-                is_timed=is_timed,
-                adapter=adapter,
-                seed=seed,
-                **line_options,
-            )
-            line.before_frame = self.step
-            self.lines[bus.name] = line
+        self._bear(start)
         self._couple()
+        self._weigh(gravity)
+        self._install(firmware)
         for servo in self.servos.values():
             servo.power_up(self._now_ns)
             servo.n_power_ups = 1
+        if is_energised:
+            self._energise()
+        options = {
+            "faults": self.faults,
+            "is_timed": is_timed,
+            "adapter": adapter,
+            "seed": seed,
+            **line_options,
+        }
+        for bus in profile.buses:
+            line = FAMILIES[bus.protocol][1](bus.name, [self.servos[m.name] for m in bus.motors], **options)
+            line.before_frame = self.step
+            self.lines[bus.name] = line
+        # A shadow pulls before its partner's joint moves for both.
+        self._in_turn = sorted(self.servos.values(), key=lambda s: profile.motor(s.name).shadow_of is None)
 
-    def _start_ticks(self, start: str) -> dict[str, int]:
-        pose = [joint.home if start == "home" else joint.rest for joint in self.profile.joints]
+    # ---- birth ----
+
+    def _bear(self, start: str) -> None:
+        pose = self._ticks_of(
+            [joint.home if start == "home" else joint.rest for joint in self.profile.joints]
+        )
+        for bus in self.profile.buses:
+            family, _, models = FAMILIES[bus.protocol]
+            for motor in bus.motors:
+                servo = family.born(motor, Axis(0.0, models.get(motor.model, MotorModel())))
+                tick = pose.get(motor.name, pose.get(motor.shadow_of or "", 2048))
+                servo.calibrate(self.calibration.motors[motor.name], bus.baud, tick)
+                self.servos[motor.name] = servo
+
+    def _ticks_of(self, pose: list[float]) -> dict[str, int]:
+        """Raw positions by motor of a pose in the units of `action`."""
         ticks = self.units.ticks(np.array(pose))
         return {joint.motor: int(t) for joint, t in zip(self.profile.joints, ticks, strict=True)}
 
-    def _make(self, protocol: str, motor: Motor, start: dict[str, int], gravity: float) -> Servo:
-        supply = SUPPLY_V[protocol]
-        model = (FEETECH_MODELS if protocol == "feetech" else DYNAMIXEL_MODELS).get(motor.model, MotorModel())
-        ticks = start.get(motor.name, start.get(motor.shadow_of or "", 2048))
-        entry = self.calibration.motors[motor.name]
-        axis = Axis(ticks, model)
-        joint = self._joints.get(motor.name)
-        if gravity and joint is not None and not joint.is_gripper:
-            axis.gravity = gravity
-        if protocol == "feetech":
-            axis.position += entry.homing_offset
-            servo: Servo = FeetechServo(motor.name, motor.id, motor.model, axis, supply)
-            servo.put("baud", feetech.BAUDS.index(self.profile.bus_of_motor(motor).baud))
-            servo.put("homing_offset", entry.homing_offset)
-        else:
-            servo = DynamixelServo(motor.name, motor.id, motor.model, axis, supply, motor.drive_mode)
-            servo.put("baud", dynamixel.BAUDS.index(self.profile.bus_of_motor(motor).baud))
-            servo.put("return_delay", 0)
-            axis.position -= entry.homing_offset
-            servo.put("homing_offset", entry.homing_offset)
-        servo.put("min_position", entry.range_min)
-        servo.put("max_position", entry.range_max)
-        if axis.gravity:
-            sign = 1 if protocol == "feetech" else -1
-            axis.rest = float(self._rest_tick(joint) + sign * entry.homing_offset)
-        return servo
+    def _couple(self) -> None:
+        """Shadows sit on their partner's joint."""
+        for bus in self.profile.buses:
+            for motor in bus.motors:
+                if motor.shadow_of is not None:
+                    self.servos[motor.shadow_of].axis.carry(self.servos[motor.name].axis, SHADOW_BIAS)
 
-    def _rest_tick(self, joint: Joint | None) -> int:
-        pose = np.array([j.rest for j in self.profile.joints])
-        return int(self.units.ticks(pose)[self.profile.joints.index(joint)]) if joint else 2048
+    def _weigh(self, gravity: float) -> None:
+        """The arm of each bus, from the shoulder outwards."""
+        home = self._ticks_of([joint.home for joint in self.profile.joints])
+        rest = self._ticks_of([joint.rest for joint in self.profile.joints])
+        for bus in self.profile.buses:
+            share = gravity
+            for motor in bus.motors:
+                joint = self._joints.get(motor.name)
+                if not share or joint is None or joint.is_gripper or home[motor.name] == rest[motor.name]:
+                    continue
+                servo, entry = self.servos[motor.name], self.calibration.motors[motor.name]
+                up = 1 if home[motor.name] > rest[motor.name] else -1
+                servo.axis.weight = Weight(share, servo.shaft_tick(rest[motor.name], entry), up)
+                share *= LIGHTER_OUTWARDS
+
+    def _install(self, firmware: Sequence[str]) -> None:
+        for text in firmware:
+            name, _, wanted = text.rpartition("=")
+            if name and name not in self.servos:
+                raise UsageError(
+                    f"{self.profile.name} has no servo '{name}' to give the firmware '{wanted}'; it has "
+                    f"{', '.join(self.servos)}{nearest(name, self.servos)}"
+                )
+            for servo in [self.servos[name]] if name else self.servos.values():
+                servo.take_firmware(wanted)
+
+    def _energise(self) -> None:
+        for bus in self.profile.buses:
+            for motor in bus.motors:
+                servo = self.servos[motor.name]
+                servo.configure(motor, bus)
+                if motor.shadow_of is not None:  # what a host aligns: both of a pair say the same tick
+                    servo.put("homing_offset", servo.get("homing_offset") - servo.offset_sign * SHADOW_BIAS)
+                servo.hold()
 
     # ---- time ----
 
@@ -146,12 +183,13 @@ class EmulatedRobot:
         while at < now_ns:
             part = min(STEP_NS, now_ns - at)
             at += part
-            for servo in self.servos.values():
+            for servo in self._in_turn:
                 servo.step(part / 1e9)
         self._now_ns = now_ns
         if self.sway:
             self._sway(now_ns)
-        self._couple()
+        for servo in self.servos.values():
+            servo.axis.follow()
         self._share_supply()
         if self.world is not None:
             self.world.step(now_ns, self.joint_rad())
@@ -167,14 +205,6 @@ class EmulatedRobot:
             middle, half = (low[k] + high[k]) / 2, abs(high[k] - low[k]) / 2
             phase = 2 * np.pi * now_ns / SWAY_PERIOD_NS + k
             servo.axis.position += middle + self.sway * half * np.sin(phase) - self._true_tick(joint)
-
-    def _couple(self) -> None:
-        """Shadows sit on their partner's joint."""
-        for bus in self.profile.buses:
-            for motor in bus.motors:
-                if motor.shadow_of is not None:
-                    partner = self.servos[motor.shadow_of].axis
-                    self.servos[motor.name].axis.position = partner.position + SHADOW_BIAS
 
     def _share_supply(self) -> None:
         for line in self.lines.values():
@@ -192,9 +222,8 @@ class EmulatedRobot:
         return out
 
     def _true_tick(self, joint: Joint) -> float:
-        servo = self.servos[joint.motor]
-        sign = -1 if isinstance(servo, FeetechServo) else 1
-        return servo.axis.position + sign * self.calibration.motors[joint.motor].homing_offset
+        servo, entry = self.servos[joint.motor], self.calibration.motors[joint.motor]
+        return servo.axis.position + servo.offset_sign * entry.homing_offset
 
     def _zero_tick(self, k: int, joint: Joint) -> float:
         if joint.unit == "percent":
@@ -204,13 +233,14 @@ class EmulatedRobot:
         return (self.units.low[k] + self.units.high[k]) / 2
 
     def move_by_hand(self, joint_name: str, value: float) -> None:
-        """Puts a joint to a state value (robot units), as a person does with a leader arm."""
+        """Puts a joint to a state value (robot units), as a person does; also beyond its calibrated range."""
         names = [joint.name for joint in self.profile.joints]
         goal = self.units.action(np.array([self.servos[j.motor].present for j in self.profile.joints]))
         goal[names.index(joint_name)] = value
         joint = self.profile.joints[names.index(joint_name)]
-        tick = int(self.units.ticks(goal)[names.index(joint_name)])
-        self.servos[joint.motor].axis.position += tick - self._true_tick(joint)
+        tick = int(self.units.ticks(goal, is_clamped=False)[names.index(joint_name)])
+        servo = self.servos[joint.motor]
+        servo.axis.position += tick - self._true_tick(joint)
 
     # ---- ports and faults ----
 
@@ -235,52 +265,42 @@ class EmulatedRobot:
                     self._ports[name].is_unplugged = fault.kind == "unplug"
                 if self.on_unplug is not None:
                     self.on_unplug(name, fault.kind == "unplug")
-        elif fault.kind in SERVO_FAULTS:
-            for servo in self._targets(fault):
-                self._hurt(servo, fault, now_ns)
+        elif (hurt := KINDS[fault.kind].hurt) is not None:
+            for servo in self._targets(fault.target, fault.kind):
+                hurt(servo, fault.amount, now_ns)
+        elif fault.kind == "hand":
+            for servo in self._targets(fault.target, fault.kind):
+                if joint := self._joints.get(servo.name):
+                    self.move_by_hand(joint.name, fault.amount)
+        elif fault.kind == "register":
+            self._change_register(str(fault.target), int(fault.amount))
         else:
-            self._targets(fault)  # refuses a target that is not there
+            self._targets(fault.target, fault.kind)  # refuses a target that is not there
             self.faults.add(fault, now_ns)
 
-    def _targets(self, fault: Fault) -> list[Servo]:
+    def _targets(self, target: int | str | None, kind: str) -> list[Servo]:
         def is_meant(servo: Servo, bus: str) -> bool:
-            return fault.target is None or fault.target in (servo.id, str(servo.id), servo.name, bus)
+            return target is None or target in (servo.id, str(servo.id), servo.name, bus)
 
         found = [s for name, line in self.lines.items() for s in line.servos if is_meant(s, name)]
         if not found:
-            raise UsageError(f"no servo or bus '{fault.target}' to hurt; servos: {', '.join(self.servos)}")
+            raise UsageError(
+                f"no servo or bus '{target}' for the fault '{kind}'; servos: {', '.join(self.servos)}"
+            )
         return found
 
-    def _hurt(self, servo: Servo, fault: Fault, now_ns: int) -> None:
-        bits = {"overload": feetech.OVERLOAD, "overheat": feetech.OVERHEAT, "voltage": feetech.VOLTAGE}
-        if fault.kind == "overheat" and fault.amount:
-            servo.axis.temperature_c = fault.amount
-        elif fault.kind == "voltage" and fault.amount:
-            servo.supply_v = fault.amount
-        elif fault.kind in bits:
-            servo.extra_error |= bits[fault.kind]
-        elif fault.kind == "mute":
-            servo.is_mute = True
-        elif fault.kind == "brownout":
-            servo.power_up(now_ns)
-        elif fault.kind == "stuck":
-            servo.axis.is_stuck = True
-        elif fault.kind == "jump":
-            servo.axis.position += fault.amount or 700
-        elif fault.kind == "wrong_model":
-            servo.put("model_number", int(fault.amount) or 1284)
-        elif fault.kind == "wrong_firmware":
-            servo.put(
-                "firmware_minor" if isinstance(servo, FeetechServo) else "firmware", int(fault.amount) or 9
-            )
-        elif fault.kind == "duplicate_id":
-            servo.put("id", int(fault.amount) or 1)
-        elif fault.kind == "hand":
-            joint = self._joints[servo.name]
-            self.move_by_hand(joint.name, fault.amount)
+    def _change_register(self, target: str, value: int) -> None:
+        name, _, register = target.rpartition(".")
+        for servo in self._targets(name or None, "register"):
+            if register not in servo.registers:
+                raise UsageError(
+                    f"{servo.name} has no register '{register}'{nearest(register, servo.registers)}; the fault's "
+                    "target is servo.register"
+                )
+            servo.put(register, value)
 
     def _clear(self) -> None:
         self.faults.clear()
         for servo in self.servos.values():
-            servo.extra_error, servo.is_mute, servo.axis.is_stuck = 0, False, False
-            servo.supply_v = SUPPLY_V["feetech" if isinstance(servo, FeetechServo) else "dynamixel"]
+            servo.extra_error, servo.is_mute, servo.axis.is_stuck, servo.jitter_ticks = 0, False, False, 0
+            servo.supply_v = servo.rated_v

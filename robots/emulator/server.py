@@ -27,7 +27,7 @@ from ..profile import Profile, load_profile
 from .faults import Fault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
-from .trace import Trace
+from .trace import ArmWatch, Trace
 
 WORLD_HZ = 60
 EARLY_NS = 200_000
@@ -52,6 +52,7 @@ class Server:
             raise
         self.stopping = threading.Event()
         self.heard_ns = 0
+        self._is_left = True
         self.on_turn: list[Callable[[int], int]] = []
         """Called with the time; each says when it wants to be called next."""
         self._due: list[tuple[int, int, str, bytes]] = []
@@ -87,6 +88,10 @@ class Server:
         for fd in ready:
             self._serve(masters[fd], come_ns)
         self._send_due()
+        if not self._is_left and come_ns - self.heard_ns > NS_PER_S:
+            self._is_left = True
+            for port in self.ports.values():
+                port.let_others_in()
 
     def _serve(self, name: str, come_ns: int) -> None:
         """The wire's time counts from when the bytes came: our own work, or that for another line, hides behind it."""
@@ -94,7 +99,7 @@ class Server:
         data = port.read()
         if not data:
             return
-        self.heard_ns = come_ns
+        self.heard_ns, self._is_left = come_ns, False
         line.client_baud = port.client_baud()
         for ready_ns, answer in line.receive(data, come_ns):
             self._n += 1
@@ -216,7 +221,7 @@ class Script:
 
 
 class Typed:
-    """Faults as lines on standard input, applied at once: `mute 4`, `clear`, or the JSON of a script."""
+    """Faults as lines on standard input, applied at once: `mute 4`, `weak gripper 30`, `clear`, or a script's JSON."""
 
     def __init__(self, apply: Callable[[dict[str, Any]], str], out: TextIO) -> None:
         self._apply, self._out = apply, out
@@ -236,16 +241,24 @@ class Typed:
     def _obey(self, text: str) -> str:
         """What became of it, in words."""
         if not text.startswith("{"):
-            kind, _, target = text.partition(" ")
-            return self._apply({"kind": kind, "target": _target(target)}) or text
+            return self._apply_words(text)
         try:
             return self._apply(json.loads(text)) or text
         except (ValueError, TypeError) as error:
             return f"{text}: {error}"
 
-
-def _target(text: str) -> str | int | None:
-    return int(text) if text.isdigit() else text or None
+    def _apply_words(self, text: str) -> str:
+        kind, *rest = text.split()
+        values: dict[str, Any] = {"kind": kind}
+        if rest:
+            values["target"] = int(rest[0]) if rest[0].isdigit() else rest[0]
+        try:
+            if rest[1:]:
+                (amount,) = rest[1:]
+                values["amount"] = float(amount)
+        except ValueError:
+            return f"{text}: expected KIND, or KIND TARGET, or KIND TARGET AMOUNT with a number"
+        return self._apply(values) or text
 
 
 def step_at_leisure(robot: EmulatedRobot, now_ns: int) -> int:
@@ -288,6 +301,7 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     robot = EmulatedRobot(
         profile, clock, args.seed, gravity=args.gravity, start=args.start, is_timed=not args.untimed,
         adapter=args.adapter, sway=args.sway, world=world, stalls_on_missing=args.missing == "stall",
+        is_energised=args.energised, firmware=args.firmware,
     )  # fmt: skip
     trace = Trace(Path(args.trace)) if args.trace else None
 
@@ -318,6 +332,8 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
         server.on_turn.append(lambda now: step_at_leisure(robot, now))
     if faults is not None:
         server.on_turn.append(faults.turn)
+    if trace is not None:  # after what brings the arm up to the time
+        server.on_turn.append(ArmWatch(robot.lines.values(), trace.write).turn)
     return server, close
 
 

@@ -3,19 +3,28 @@
     {"t_ns": 123, "bus": "arm", "dir": "tx", "op": "sync_write", "id": 254, "register": "goal_position",
      "values": {"1": 2048}, "hex": "ffff..."}
 
-`tx` is what the host sent, `rx` what a servo answered. Tests read it as the truth about what reached the arm.
+`tx` is what the host sent, `rx` what a servo answered, `other` what another master asked. `arm` says what became of it,
+whenever it changes, at most 50 times a second: of each servo the position, the goal, whether it has torque, and the
+share of full torque that its limits leave it.
+
+    {"t_ns": 124, "bus": "arm", "dir": "arm", "servos": {"1": [2047, 2048, 1, 1.0]}}
+
+Tests read it as the truth about what reached the arm.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .line import Line
+
 FLUSH_S = 0.2
+ARM_NS = 20_000_000
 
 
 class Trace:
@@ -27,14 +36,16 @@ class Trace:
 
     def watcher(self, bus: str, protocol: ModuleType) -> Callable[[str, bytes, int], None]:
         def watch(direction: str, frame: bytes, t_ns: int) -> None:
-            entry = {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
-            self._file.write(json.dumps(entry) + "\n")
-            now = time.monotonic()
-            if now - self._flushed > FLUSH_S:
-                self._flushed = now
-                self._file.flush()
+            self.write({"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)})
 
         return watch
+
+    def write(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry) + "\n")
+        now = time.monotonic()
+        if now - self._flushed > FLUSH_S:
+            self._flushed = now
+            self._file.flush()
 
     def note(self, t_ns: int, **fields: Any) -> None:
         """Something that is no frame: a fault, an unplugged line."""
@@ -43,6 +54,30 @@ class Trace:
 
     def close(self) -> None:
         self._file.close()
+
+
+class ArmWatch:
+    """Tells of what the servos of some lines do, as the `arm` entries of the module. write: takes an entry."""
+
+    def __init__(self, lines: Iterable[Line], write: Callable[[dict[str, Any]], None]) -> None:
+        self._lines, self._write = list(lines), write
+        self._next_ns = 0
+        self._last: dict[str, dict[str, list[float]]] = {}
+
+    def turn(self, now_ns: int) -> int:
+        """Call it when the arm has moved; returns when to call again."""
+        if now_ns < self._next_ns:
+            return self._next_ns
+        self._next_ns = now_ns + ARM_NS
+        for line in self._lines:
+            servos: dict[str, list[float]] = {
+                str(s.id): [s.present, s.get("goal_position"), int(s.torque_on), round(s.strength, 3)]
+                for s in line.servos
+            }
+            if servos != self._last.get(line.name):
+                self._last[line.name] = servos
+                self._write({"t_ns": now_ns, "bus": line.name, "dir": "arm", "servos": servos})
+        return self._next_ns
 
 
 def read_trace(path: Path) -> Iterator[dict[str, Any]]:

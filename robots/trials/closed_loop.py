@@ -121,8 +121,8 @@ class ClosedLoop:
     """One emulated arm under one policy. Torque goes on with `start`.
 
     policy: see `Policy`. delay_ticks: from the request to the tick at which its chunk is heard. look: images by feature
-    name at the moment of a request. world: stepped with the arm. servo_hz: bound of the loop's rate; the profile's
-    otherwise. The rest is what a bundle's manifest would say.
+    name at the moment of a request. world: stepped with the arm. arm: one that is there, with its clock, instead of a
+    new one. servo_hz: bound of the loop's rate; the profile's otherwise. The rest is what a bundle's manifest would say.
     """
 
     def __init__(
@@ -137,14 +137,15 @@ class ClosedLoop:
         look: Callable[[], Mapping[str, np.ndarray]] = dict,
         world: Any = None,
         profile: Profile | None = None,
+        arm: EmulatedRobot | None = None,
         servo_hz: float | None = None,
         trained_speed: Sequence[float] | None = None,
         guidance_end: int = 10,
         seed: int = 0,
     ) -> None:
         self.profile = profile or load_profile("so101")
-        self.clock = VirtualClock(NS_PER_S)
-        self.arm = EmulatedRobot(self.profile, self.clock, seed, world=world)
+        self.arm = arm or EmulatedRobot(self.profile, VirtualClock(NS_PER_S), seed, world=world)
+        self.clock = self.arm.clock
         self.robot = Robot(self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock)
         self.robot.connect()
         self.links = DirectLinks(policy, delay_ticks, look)

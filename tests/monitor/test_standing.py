@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgevla.monitor.outside import Outside, is_running, look
+from edgevla.monitor.outside import Outside, is_at_work, look
 from edgevla.monitor.standing import FRESH_NS, Heard, Standing, judge
 from edgevla.session import Deployment, GuardianState, GuardianStatus, write_deployment, write_guardian_status
 
@@ -116,14 +116,15 @@ def test_before_the_first_word_nothing_is_claimed() -> None:
 
 
 def test_the_guardians_last_word_outlives_its_file(tmp_path: Path) -> None:
-    write_deployment(tmp_path, Deployment("00" * 8, os.getpid(), "so101", None))
+    note = Deployment("00" * 8, os.getpid(), "so101", None)
+    write_deployment(tmp_path, note)
     write_guardian_status(tmp_path, GuardianStatus("released", os.getpid(), 5, "why"))
-    seen = look(tmp_path, os.getpid(), Outside())
+    seen = look(tmp_path, note, Outside())
     assert seen.guardian is not None
     assert (seen.guardian.state, seen.is_guardian_alive, seen.is_folder_there) == ("released", True, True)
     for item in tmp_path.iterdir():
         item.unlink()
-    later = look(tmp_path, os.getpid(), seen)
+    later = look(tmp_path, note, seen)
     assert later.guardian == seen.guardian
     assert not later.is_folder_there
 
@@ -132,7 +133,7 @@ def test_a_process_that_has_died_and_waits_to_be_counted_is_not_alive() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     try:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but not yet counted: a zombie
-        assert not is_running(process.pid)
+        assert not is_at_work(process.pid)
     finally:
         process.wait()
-    assert is_running(os.getpid())
+    assert is_at_work(os.getpid())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import statistics
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -14,18 +16,17 @@ import pytest
 import zmq
 
 from edgevla.cli import main
-from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, UsageError
 from edgevla.messages import Fault as FaultMessage
 from edgevla.messages import World
 from edgevla.robots.arm import EXCHANGE_SHARE, Robot
 from edgevla.robots.bus import feetech
-from edgevla.robots.bus.port import SerialPort, candidate_ports, set_latency_timer, wire_ns
-from edgevla.robots.bus.servo_bus import FeetechBus
+from edgevla.robots.bus.adapters import candidate_ports, set_latency_timer
+from edgevla.robots.bus.feetech_bus import FeetechBus
+from edgevla.robots.bus.port import SerialPort, wire_ns
+from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
 from edgevla.robots.describe import describe
-from edgevla.robots.emulator.faults import KINDS, Fault
-from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.emulator.trace import read_trace
 from edgevla.robots.profile import load_profile
 
@@ -167,13 +168,16 @@ def test_faults_may_be_typed(tmp_path):
             emulator.stdin.flush()
             return emulator.stdout.readline().strip()
 
+        assert typed("weak 3 30") == "weak 3 30"
+        assert bus.read_raw(3, "max_torque") == 300
+        assert "expected KIND, or KIND TARGET" in typed("weak 3 strong")
         assert typed("mute 3") == "mute 3"
         assert bus.ping(3) is None
         assert typed('{"kind": "clear"}') == '{"kind": "clear"}'
         assert bus.ping(3)
         assert "unknown fault 'melt'" in typed("melt 3")
         assert "no servo or bus '9'" in typed("mute 9")
-        assert "no servo or bus '9'" in typed("drop 9")
+        assert "no servo or bus '9' for the fault 'drop'" in typed("drop 9")
         assert "no bus 'left' to unplug; buses: arm" in typed("unplug left")
         assert "Expecting" in typed("{mute 3")
         bus.close()
@@ -201,6 +205,91 @@ def test_the_trace_tells_every_frame_and_what_it_means(start_emulator, tmp_path)
         e["t_ns"] for e in entries if e["dir"] == "tx"
     )
     assert all(e["error"] == 0 for e in entries if e.get("op") == "status")
+
+
+HOST = """
+import sys, time
+from edgevla.robots.arm import Robot
+from edgevla.robots.bus.port import SerialPort
+from edgevla.robots.calibration import nominal
+from edgevla.robots.profile import load_profile
+profile = load_profile(sys.argv[1])
+ports = {bus.name: SerialPort.open(f"{sys.argv[2]}/{bus.name}", bus.baud) for bus in profile.buses}
+robot = Robot(profile, ports, nominal(profile) if profile.is_calibrated_by_file else None)
+robot.connect()
+assert robot.set_torque(True) == []
+print("on", flush=True)
+while True:
+    robot.exchange(robot.present_goal(), time.monotonic_ns() + 20_000_000)
+"""
+
+
+@pytest.mark.parametrize("name", ["so101", "aloha"])
+def test_torque_and_goals_stay_when_a_host_is_killed_and_the_next_one_finds_them(
+    start_emulator, tmp_path, name
+):
+    trace = tmp_path / "trace"
+    emulator = start_emulator(name, "--untimed", "--gravity", "0.3", "--trace", str(trace))
+    folder = Path(next(iter(emulator.ports.values()))).parent
+    host = subprocess.Popen([sys.executable, "-c", HOST, name, folder], stdout=subprocess.PIPE, text=True)
+    assert host.stdout.readline() == "on\n"
+    time.sleep(0.3)
+    host.kill()
+    host.communicate()
+    time.sleep(0.7)
+    profile = load_profile(name)
+    for bus in profile.buses:
+        motors = {m.id: m.name for m in bus.motors}
+        line = BUSES[bus.protocol](SerialPort.open(emulator.ports[bus.name], bus.baud), motors)
+        held = line.sync_read(["torque_enable"])
+        assert {i: values["torque_enable"] for i, values in held.items()} == dict.fromkeys(motors, 1)
+        line.close()
+    emulator.stop()
+    arm = [e for e in read_trace(trace) if e["dir"] == "arm"]
+    first, last = arm[0]["servos"]["2"], [e for e in arm if e["bus"] == arm[0]["bus"]][-1]["servos"]["2"]
+    assert (first[2], last[2]) == (0, 1)
+    assert abs(last[0] - last[1]) <= 3, "it holds its goal"
+
+
+def test_an_arm_is_found_with_torque_on_where_it_is(start_emulator):
+    emulator = start_emulator(
+        "so101", "--untimed", "--energised", "--gravity=0.3", "--firmware=goal-energises"
+    )
+    line = FeetechBus(SerialPort.open(emulator.ports["arm"], 1_000_000), dict.fromkeys(range(1, 7), "servo"))
+    at = line.sync_read(["present_position", "torque_enable"])
+    assert [values["torque_enable"] for values in at.values()] == [1] * 6
+    line.write_raw(2, "torque_enable", 0)
+    time.sleep(0.3)
+    line.sync_write("goal_position", {2: 1500})
+    assert line.read_raw(2, "torque_enable") == 1, "as that firmware does"
+    line.close()
+
+
+def test_a_second_program_on_the_same_port_is_obeyed_and_takes_answers_that_are_not_its_own(start_emulator):
+    """What a pseudo-terminal shares with a real one that is not held exclusively."""
+    port = start_emulator("so101", "--untimed").ports["arm"]
+    ours, theirs = (os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK) for _ in range(2))
+    try:
+        termios.tcsetattr(ours, termios.TCSANOW, _at_a_megabaud(ours))
+        broadcast = feetech.write(254, 41, b"\x21")
+        os.write(theirs, broadcast)
+        os.write(ours, feetech.read(3, 41, 1))
+        heard = b""
+        until = time.monotonic() + 5
+        while len(heard) < 7 and time.monotonic() < until:
+            if select.select([theirs], [], [], 0.1)[0]:
+                heard += os.read(theirs, 100)
+        found = feetech.Decoder().feed(heard)
+        assert [(status.id, status.data) for status in found] == [(3, b"\x21")]
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def _at_a_megabaud(fd):
+    settings = termios.tcgetattr(fd)
+    settings[4] = settings[5] = termios.B1000000
+    return settings
 
 
 def test_faults_and_the_world_come_and_go_over_zeromq(start_emulator):
@@ -258,6 +347,7 @@ def answer(dealer):
         ("--faults=/nowhere/faults.jsonl", "--faults /nowhere/faults.jsonl cannot be read"),
         ("--gravity=nan", "a share is from 0 to 1"),
         ("--session=zz", "expected the 16 hex digits"),
+        ("--firmware=elbow_flex=melts", "elbow_flex cannot have the firmware 'melts'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(tmp_path, capsys, option, words):
@@ -273,17 +363,6 @@ def test_a_fault_script_with_a_mistake_names_its_line(tmp_path):
     path.write_text('{"at_s": 1, "kind": "drop"}\n{"at_s": 1, "kind": "dorp"}\n')
     with pytest.raises(UsageError, match=r"line 2: unknown fault 'dorp'; known: drop"):
         Script(path, lambda _: "", 0)
-
-
-def test_every_kind_of_fault_can_be_begun_and_ended():
-    robot = EmulatedRobot(load_profile("so101"), VirtualClock())
-    for kind in KINDS:
-        robot.apply(Fault(kind, target="elbow_flex" if kind in ("hand", "jump") else None, amount=20))
-    robot.apply(Fault("clear"))
-    with pytest.raises(UsageError, match="no servo or bus 'elbow'"):
-        robot.apply(Fault("mute", target="elbow"))
-    with pytest.raises(UsageError, match=r"probability is 0\.\.1"):
-        Fault.from_map({"kind": "drop", "probability": 2})
 
 
 @pytest.mark.parametrize(
@@ -326,8 +405,8 @@ def test_on_a_slow_adapter_the_loop_is_slower_and_nothing_is_stale_or_left_on(be
 
 
 def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_path, monkeypatch):
-    timer = tmp_path / "ttyUSB7" / "latency_timer"
-    timer.parent.mkdir()
+    timer = tmp_path / "bus/usb-serial/devices/ttyUSB7/latency_timer"
+    timer.parent.mkdir(parents=True)
     timer.write_text("16\n")
     assert set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path)) is None
     assert timer.read_text() == "1"
@@ -341,7 +420,7 @@ def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_p
 
 def test_a_latency_timer_that_cannot_be_read_is_none(tmp_path):
     # A folder in its place: reading is an OSError, as of an adapter that goes away between two looks.
-    (tmp_path / "ttyUSB7" / "latency_timer").mkdir(parents=True)
+    (tmp_path / "bus/usb-serial/devices/ttyUSB7/latency_timer").mkdir(parents=True)
     assert set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path)) is None
 
 

@@ -103,14 +103,18 @@ def test_a_silent_servo_keeps_its_value_which_ages_and_the_others_do_not(bench, 
 
 @pytest.mark.parametrize("budget_ms", [3.0, 5.0, 9.0])
 def test_an_exchange_ends_by_its_deadline_whatever_is_lost(bench, budget_ms):
+    """But for the health that is overdue: where no tick has room for it, one in 0.4 s is late."""
     made = running(bench)
     made.fault("drop", probability=0.3)
     made.fault("delay", probability=0.1, amount=4.0)
+    late_ms = []
     for _ in range(100):
         made.clock.sleep_until((made.clock.now_ns() // 10_000_000 + 1) * 10_000_000)
         deadline = made.clock.now_ns() + int(budget_ms * 1e6)
         made.robot.exchange(goal_of(made), deadline)
-        assert made.clock.now_ns() <= deadline
+        late_ms.append((made.clock.now_ns() - deadline) / 1e6)
+    assert sum(ms > 0 for ms in late_ms) <= 3
+    assert max(late_ms) < 5
 
 
 def test_one_percent_lost_and_a_tenth_corrupt_costs_no_joint_its_value_for_long(bench):
@@ -450,14 +454,17 @@ def test_a_hardware_error_in_a_run_switches_one_servo_off_and_is_reported(bench)
 @pytest.mark.parametrize("name", ["so101", "aloha"])
 def test_rescue_freezes_parks_and_releases(bench, name):
     made = running(bench, name, gravity=0.45)
-    goal = made.robot.present_goal()
+    goal = np.array([joint.home for joint in made.profile.joints])
+    for _ in range(150):  # limp, it has sunk while it was connected
+        made.tick(goal)
     goal[0] += 0.4 if name == "aloha" else 25
     for _ in range(8):
         made.tick(goal)
     rescue = made.robot.rescue
     assert rescue.freeze() == []
-    made.clock.advance(300_000_000)
-    made.emulated.step(made.clock.now_ns())
+    for _ in range(6):  # a joint that is stopped at full speed goes a little past its goal, and back
+        made.clock.advance(100_000_000)
+        made.emulated.step(made.clock.now_ns())
     at = made.emulated.joint_rad()
     made.clock.advance(300_000_000)
     made.emulated.step(made.clock.now_ns())
@@ -495,7 +502,7 @@ def test_a_cycle_takes_the_wire_s_time_and_little_more(bench, name, expected_us)
         bus.tick_block = type(bus.tick_block)((bus.registers["present_position"],))
     line = next(iter(made.robot._lines))
     for each in made.robot._lines:
-        each.next_health_ns = 1 << 62
+        each.health.next_ns = 1 << 62
     made.clock.advance(20_000_000)  # the line is quiet
     reading = made.tick(goal_of(made))
     n = len(line.ids)

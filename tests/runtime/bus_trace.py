@@ -5,7 +5,11 @@
     a goal steps by at most the cap from the goal before, or goes to where the servo was read last (a freeze);
     torque goes on only with the goal where the servo is, and no other goal is sent while it is off;
     torque goes off only at the rest pose, or after `hold_ms` frozen and `park_ms` at reduced torque;
+    no joint that had torque falls when it is let go or lowered: it sinks, at most at `FALL_TICKS_S`;
     in the end torque is off on every servo where it was on.
+
+What the servos were when the trace began, and what they did that nobody told them, its `arm` entries say: an arm that
+was found with torque on is under the same rules from the first byte on.
 """
 
 from collections import Counter
@@ -15,9 +19,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgevla.robots.bus import dynamixel, feetech
+from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
+from edgevla.robots.emulator.trace import ArmWatch, describe
 from edgevla.robots.profile import load_profile
-from edgevla.robots.rescue import TORQUE_LIMIT, full_torque, goal_ids
+from edgevla.robots.rescue import full_torque, goal_ids
 from edgevla.robots.safety import make_caps
 from edgevla.robots.units import joint_units
 
@@ -27,16 +33,47 @@ NEAR_TICKS, N_READ = 2, 3
 REST_TICKS = 3
 TIME_SHARE = 0.9
 """Of the table's times: both ends are seen through the line, a message or two later."""
+FALL_TICKS_S, FALL_NS = 700, 50_000_000
+"""62 degrees/s, over at least so long. A lowering holds back what sinks with more than 50; an arm of which torque is
+taken at once has more than 90 where it weighs 0.3."""
+
+
+def record(arm):
+    """(trace, let_pass) of an emulated robot in this process, from now on: what passes on its lines and becomes of it,
+    as `edgevla emulate --trace` writes it; and a call that lets so many seconds pass without a host."""
+    trace = []
+    watch = ArmWatch(arm.lines.values(), trace.append)
+
+    def step(now_ns):
+        arm.step(now_ns)
+        watch.turn(now_ns)
+
+    def watcher(bus, protocol):
+        return lambda direction, frame, t_ns: trace.append(
+            {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
+        )
+
+    def let_pass(seconds):
+        for _ in range(round(seconds * 50)):
+            arm.clock.sleep_until(arm.clock.now_ns() + 20_000_000)
+            step(arm.clock.now_ns())
+
+    step(arm.clock.now_ns())
+    for name, line in arm.lines.items():
+        line.before_frame, line.on_frame = step, watcher(name, line.protocol)
+    return trace, let_pass
 
 
 def events(trace, bus):
-    """(t_ns, what, {servo: value}) of one bus: `goal_position`, `torque_enable`, the torque limit, `present`."""
+    """(t_ns, what, {servo: value}) of one bus: `goal_position`, `torque_enable`, the torque limit, `present`, `arm`."""
     protocol = PROTOCOLS[bus.protocol]
     position, asked, merged = protocol.REGISTERS["present_position"], None, ()
     for entry in trace:
         if entry.get("bus") != bus.name:
             continue
-        if entry["dir"] == "tx" and "read" in entry.get("op", ""):
+        if entry["dir"] == "arm":
+            yield entry["t_ns"], "arm", {int(i): v for i, v in entry["servos"].items()}
+        elif entry["dir"] == "tx" and "read" in entry.get("op", ""):
             asked = entry.get("address"), entry.get("size")
             merged = tuple(entry.get("ids", ())) if entry["op"] == "fast_sync_read" else ()
         elif entry["dir"] == "tx" and "values" in entry:
@@ -114,6 +151,10 @@ class _Bus:
         self.park = {i: int(full * self.rule.park_torque) for i, full in full_torque(bus).items()}
         self.goal, self.present, self.torque = {}, {}, {}
         self.parked_ns = self.moved_ns = None
+        self.is_up = False
+        """Whether all servos have had torque, so that letting go of one lets go of the arm."""
+        self.was, self.lost, self.had_torque = {}, set(), set()
+        self.falls, self.told = {}, set()
 
     def follow(self, trace):
         for t_ns, what, values in events(trace, self.bus):
@@ -122,15 +163,23 @@ class _Bus:
                     self.present[i] = [*self.present.get(i, ()), tick][-N_READ:]
             elif what == "goal_position":
                 self._goals(t_ns, values)
-            elif what == TORQUE_LIMIT[self.bus.protocol]:
+            elif what == BUSES[self.bus.protocol].torque_limit:
                 is_low = all(values.get(i, limit + 1) <= limit for i, limit in self.park.items())
                 self.parked_ns = (self.parked_ns or t_ns) if is_low else None
             elif what == "torque_enable":
                 self._torque(t_ns, values)
+            elif what == "arm":
+                self._arm(t_ns, values)
+        for i, speed in self.falls.items():
+            self._bad(f"{self.names[i]} fell with {speed:.0f} ticks/s, sinking may have {FALL_TICKS_S}")
         if held := [self.names[i] for i, on in self.torque.items() if on]:
             self._bad(f"torque was left on at {', '.join(held)}")
 
-    def _bad(self, text):
+    def _bad(self, text, what=""):
+        """what: of several sentences about one thing the first is enough."""
+        if what and what in self.told:
+            return
+        self.told.add(what)
         self.verdict.violations.append(f"{self.bus.name}: {text}")
 
     def _is_near(self, i, goal):
@@ -146,29 +195,78 @@ class _Bus:
                 self._bad(f"{name} was told to go to {goal}")
             if self._is_near(i, goal):
                 continue
-            if not self.torque.get(i):
-                self._bad(f"{name} was told {goal} with torque off, while it was at {self.present.get(i)}")
+            if i in self.lost:
+                pass  # who loses its torque by itself is not known at once; whether the goal brings it back is seen
+            elif not self.torque.get(i):
+                text = f"{name} was told {goal} with torque off, while it was at {self.present.get(i)}"
+                self._bad(text, f"{name} off")
             elif abs(goal - before) > self.caps[name]:
-                self._bad(f"{name} was told to jump from {before} to {goal}, cap {self.caps[name]}")
+                text = f"{name} was told to jump from {before} to {goal}, cap {self.caps[name]}"
+                self._bad(text, f"{name} jump")
             if goal != before:
                 self.moved_ns = t_ns
                 self.verdict.largest_step = max(self.verdict.largest_step, abs(goal - (before or goal)))
 
     def _torque(self, t_ns, values):
-        were_on = {i for i, on in self.torque.items() if on}
-        for i in {i for i, on in values.items() if on} - were_on:
-            self.verdict.on_ns = self.verdict.on_ns or t_ns
+        """What the host switches."""
+        for i in {i for i, on in values.items() if on} - {i for i, on in self.torque.items() if on}:
             if i in self.driven and not self._is_near(i, self.goal.get(i, -1)):
                 self._bad(
                     f"{self.names[i]} was switched on at {self.present.get(i)} with goal {self.goal.get(i)}"
                 )
+            self.lost.discard(i)
         # Before all are on, letting go is switching on undone: nothing has moved yet.
-        goes_off = were_on == set(self.names) and not all(values.values())
-        if goes_off and not self._may_go_off(t_ns):
-            self._bad("torque went off before the arm was at rest or parked")
+        if self.is_up and not all(values.values()):
+            self.is_up = False
+            if not self._may_go_off(t_ns):
+                self._bad("torque went off before the arm was at rest or parked")
+        self._has_torque(t_ns, values)
+
+    def _has_torque(self, t_ns, values):
+        was_on = any(self.torque.values())
         self.torque.update(values)
-        if were_on and not any(self.torque.values()):
+        self.had_torque |= {i for i, on in values.items() if on}
+        if any(values.values()):
+            self.verdict.on_ns = self.verdict.on_ns or t_ns
+        if was_on and not any(self.torque.values()):
             self.verdict.off_ns = t_ns
+        self.is_up = self.is_up or (len(self.torque) == len(self.names) and all(self.torque.values()))
+
+    def _arm(self, t_ns, values):
+        """What the servos are: as the first host found them, and what they do that nobody told them."""
+        values = {i: v for i, v in values.items() if i in self.names}
+        for i, (present, goal, on, _) in values.items():
+            if i not in self.was:
+                self.goal.setdefault(i, goal)
+                self.present.setdefault(i, [present])
+            elif self.torque.get(i) and not on:
+                self.lost.add(i)  # a brown-out, a fault of its own: it falls by itself
+            elif on and not self.torque.get(i):
+                self._switched_itself_on(i, present, goal)
+            self._sink(t_ns, i, *values[i])
+        self._has_torque(t_ns, {i: on for i, (_, _, on, _) in values.items()})
+
+    def _switched_itself_on(self, i, present, goal):
+        """Firmware that a goal energises: harmless where the servo is, as switching on is."""
+        self.lost.discard(i)
+        if i in self.driven and abs(goal - present) > NEAR_TICKS and not self._is_near(i, goal):
+            self._bad(f"{self.names[i]} came on by itself at {present} with goal {goal}", f"{i} on")
+
+    def _sink(self, t_ns, i, present, goal, on, share):
+        """A joint without torque, or with less than it is lowered at and on its way from its goal, may only sink."""
+        is_low = share <= self.rule.park_torque + 1e-3
+        then_ns, then, was_low = self.was.get(i, (t_ns, present, False))
+        is_watched = i in self.driven and i in self.had_torque - self.lost - self.grippers
+        is_free = is_watched and (not on or is_low)
+        if i in self.was and t_ns - then_ns < FALL_NS:
+            return
+        self.was[i] = (t_ns, present, is_free)
+        moved = present - then
+        if not (is_free and was_low and moved) or (on and moved * (goal - then) > 0):
+            return
+        speed = abs(moved) * 1e9 / (t_ns - then_ns)
+        if speed > FALL_TICKS_S:
+            self.falls[i] = max(speed, self.falls.get(i, 0))
 
     def _may_go_off(self, t_ns):
         if all(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgevla.arguments import SetTask
 from edgevla.errors import UsageError
 from edgevla.execution import Async, Ensemble, Rtc, Sync
 from edgevla.robots.emulator.faults import Fault
@@ -329,7 +330,7 @@ def test_a_brown_out_is_never_re_energised():
     loop.arm.apply(Fault("brownout", target="wrist_flex"))
     loop.run(2.0)
     assert loop.loop.machine.has_failed
-    assert any(code == "torque_lost" for _, code, _ in loop.links.events)
+    assert any(code == "servo_fault" and "has restarted" in text for _, code, text in loop.links.events)
     assert not loop.arm.servos["wrist_flex"].torque_on
     loop.run(8.0)
     assert not any(servo.torque_on for servo in loop.arm.servos.values())
@@ -506,3 +507,11 @@ def test_a_gripper_whose_servo_has_let_go_by_itself_ends_the_run():
         r"left_gripper reports overload.* and has switched its torque off", told(loop, "gripper_overload")[0]
     )
     assert loop.loop.machine.has_failed
+
+
+def test_every_state_carries_the_task_in_force():
+    """Who records rows takes it from there: a policy is asked only now and then."""
+    loop = started()
+    assert {s.task for s in loop.run(0.2)} == {""}
+    loop.command("set_task", SetTask("place"))
+    assert {s.task for s in loop.run(0.2)} == {"place"}

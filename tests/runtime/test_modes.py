@@ -300,7 +300,7 @@ def test_a_start_that_fails_on_a_parked_arm_is_told_from_one_that_has_torque():
     loop.command("stop")
     loop.run(12.0)
     assert loop.loop.machine.state is State.PARKED
-    loop.robot._energise = lambda: (_ for _ in ()).throw(BusError("a pair of servos disagrees"))
+    loop.robot._torque._energise = lambda units: (_ for _ in ()).throw(BusError("a pair of servos disagrees"))
     with pytest.raises(UsageError, match="disagrees"):
         loop.start()
     assert loop.loop.machine.state is State.STOPPED

@@ -108,6 +108,7 @@ class Servo:
     torque_on: bool | None = True
     faults: tuple[str, ...] = ()
     is_gripper: bool = False
+    cure: str = "free the joint, then switch the arm off and on"
     restart: str = "switch the arm off and on"
 
 

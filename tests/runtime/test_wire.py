@@ -436,7 +436,9 @@ def test_the_run_directory_is_private_short_and_found_again(tmp_path, monkeypatc
     assert folder.stat().st_mode & 0o777 == 0o700
     assert len(endpoint(folder, "camera/front")) < 106
     folder.rmdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", f"/tmp/evt{time.monotonic_ns() % 10**9}")
+    monkeypatch.setenv(
+        "EDGEVLA_RUNTIME_DIR", f"/tmp/evt{time.monotonic_ns() % 10**9}"
+    )  # only this test's are there
     with pytest.raises(UsageError, match="edgevla deploy"):
         find_deployment()
     folder = run_dir(SESSION)
