@@ -108,6 +108,17 @@ HEALTH_BLOCK = Block(tuple(REGISTERS[n] for n in (
     "present_load", "present_voltage", "present_temperature", "status", "present_current")))  # fmt: skip
 
 
+_ASKABLE = frozenset((r.address, r.size) for r in REGISTERS.values())
+
+
+def is_question(code: int, data: bytes) -> bool:
+    """Whether a frame that may be an answer of two bytes is another master's question for a register.
+
+    It would be one of a servo whose angle sensor fails (ERR 2), and that has just these two bytes to say.
+    """
+    return code == READ and len(data) == 2 and (data[0], data[1]) in _ASKABLE
+
+
 def checksum(body: bytes) -> int:
     """Over everything between header and checksum."""
     return ~sum(body) & 0xFF
@@ -182,6 +193,7 @@ class Decoder:
         self.n_corrupt = 0
         """Complete frames of the right shape whose checksum failed."""
         self._buffer = bytearray()
+        self._asked_by_others: set[int] = set()
 
     @property
     def pending(self) -> int:
@@ -189,10 +201,14 @@ class Decoder:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Status]:
+        """Answers. Behind another master's question nothing of that servo is ours: an answer does not say to what."""
         self._buffer += data
         found = []
         while (frame := self._next()) is not None:
-            found.append(frame)
+            if self.data_size == 2 and is_question(frame.error, frame.data):
+                self._asked_by_others.add(frame.id)
+            if frame.id not in self._asked_by_others:
+                found.append(frame)
         return found
 
     def _next(self) -> Status | None:

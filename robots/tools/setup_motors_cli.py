@@ -17,7 +17,8 @@ from edgevla.errors import BusError, UsageError
 
 if TYPE_CHECKING:
     from ..bus.port import Port
-    from ..bus.servo_bus import PingReply, ServoBus
+    from ..bus.report import PingReply
+    from ..bus.servo_bus import ServoBus
     from ..profile import Bus, Motor, Profile
     from .terminal import Terminal
 
