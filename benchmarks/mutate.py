@@ -127,9 +127,9 @@ def slots(node: ast.AST, owner: str, statement: ast.stmt | None) -> Iterator[tup
             if isinstance(child, ast.keyword) and child.arg == "strict":
                 continue
             inner, inside = owner, child if isinstance(child, ast.stmt) else statement
-            if isinstance(child, ast.ClassDef):
-                inner = f"{owner}.{child.name}".lstrip(".")
-            elif isinstance(child, ast.FunctionDef) and not isinstance(node, ast.FunctionDef):
+            if isinstance(child, ast.ClassDef) or (
+                isinstance(child, ast.FunctionDef) and not isinstance(node, ast.FunctionDef)
+            ):
                 inner = f"{owner}.{child.name}".lstrip(".")
             if isinstance(child, ast.ClassDef) and not is_mutable_class(child):
                 continue
@@ -226,7 +226,9 @@ def install_constant(changed: ModuleType, tree: ast.Module) -> None:
     core = {name: module for name, module in sys.modules.items() if is_of_core(module)}
     ours = [m for name, m in sys.modules.items() if name.startswith(("edgevla", "tests"))]
     for module in core.values():
-        source = tree if module is changed else ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
+        source = (
+            tree if module is changed else ast.parse(Path(module.__file__ or "").read_text(encoding="utf-8"))
+        )
         for statement in (s for s in source.body if isinstance(s, (ast.Assign, ast.AnnAssign)) and s.value):
             before = dict(vars(module))
             exec(compile(ast.Module([statement], []), "constant", "exec"), vars(module))
@@ -277,7 +279,10 @@ class Runner:
     def _mutate(self, session: pytest.Session) -> None:
         for file in CORE:
             module_of(file)
-        times, data = json.loads(TIMES.read_text(encoding="utf-8")), coverage.CoverageData(str(TIMES.with_name("coverage")))
+        times, data = (
+            json.loads(TIMES.read_text(encoding="utf-8")),
+            coverage.CoverageData(str(TIMES.with_name("coverage"))),
+        )
         data.read()
         reached = {file: data.contexts_by_lineno(str(ROOT / file)) for file in CORE}
         items = sorted(session.items, key=lambda item: times.get(item.nodeid, 0.0))
@@ -346,7 +351,9 @@ def judge(runner: Runner, seconds: float) -> int:
     for file, n in sorted(runner.n_run.items()):
         n_known = sum(m.name in known for m in runner.survivors if m.file == file)
         print(f"| {file} | {n} | {runner.n_killed[file]} | {n_known} |")
-    print(f"| all | {runner.n_run.total()} | {runner.n_killed.total()} | {len(alive & set(known))} |\n\n{seconds:.0f} s")
+    print(
+        f"| all | {runner.n_run.total()} | {runner.n_killed.total()} | {len(alive & set(known))} |\n\n{seconds:.0f} s"
+    )
     tried = {m.name for m in chosen(runner.options)}
     there = {m.name for file in CORE for m in mutants_of(file)}
     for name in known:
@@ -360,7 +367,9 @@ def judge(runner: Runner, seconds: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--file", action="append", choices=list(CORE))
@@ -378,7 +387,16 @@ def main() -> int:
         runner.cover = coverage.Coverage()
         runner.cover.start()
     quiet = ["-q"] if options.record else ["-s", "-p", "no:terminal"]
-    settings = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "-o", "addopts=--import-mode=importlib"]
+    settings = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-o",
+        "timeout=0",
+        "-o",
+        "addopts=--import-mode=importlib",
+    ]
     code = pytest.main([*quiet, *settings, *TESTS], plugins=[runner])
     if runner.cover is not None:
         runner.cover.stop()

@@ -305,7 +305,9 @@ def test_what_the_loop_ended_with_is_passed_on(world, monkeypatch, capsys, code,
     assert run(world, monkeypatch, code, tells=tells)[1] == result
     assert world.status().state == state
     said = capsys.readouterr().err
-    assert said == ("" if code >= 0 else "guardian: the control loop ended (killed by SIGSEGV) while torque was off\n")
+    assert said == (
+        "" if code >= 0 else "guardian: the control loop ended (killed by SIGSEGV) while torque was off\n"
+    )
 
 
 def test_a_loop_that_died_with_torque_on_is_killed_and_the_bus_taken(world, monkeypatch, capsys):
@@ -313,7 +315,9 @@ def test_a_loop_that_died_with_torque_on_is_killed_and_the_bus_taken(world, monk
     assert result == TOOK_OVER == 3
     assert world.loop.did == ["wait", "kill", "wait"]
     assert world.rescue.did == ["freeze", "lower", "release"]
-    assert "the control loop ended (killed by SIGKILL); the arm is held where it is" in capsys.readouterr().err
+    assert (
+        "the control loop ended (killed by SIGKILL); the arm is held where it is" in capsys.readouterr().err
+    )
 
 
 # -- taking over --------------------------------------------------------------------------------------------------------
@@ -359,7 +363,9 @@ def test_pressed_twice_it_lets_go_at_once(world, capsys, is_released):
     assert "torque is off, at the second emergency stop" in said
 
 
-@pytest.mark.parametrize(("at_s", "did"), [(1.0, ["freeze", "release"]), (2.2, ["freeze", "lower", "release"])])
+@pytest.mark.parametrize(
+    ("at_s", "did"), [(1.0, ["freeze", "release"]), (2.2, ["freeze", "lower", "release"])]
+)
 def test_pressed_twice_meanwhile_it_lets_go_then(world, at_s, did):
     made, rescue = world.guardian(hold_ms=2000, release=False), Rescue()
     made.lease.press(world.now - 10)
@@ -432,7 +438,9 @@ def program(world, tmp_path, monkeypatch):
 
 def test_the_loop_is_given_what_the_guardian_does_not_know(program, tmp_path):
     ports = []
-    assert program.start("--port=/dev/x", "--session=ab", opens=lambda p, texts: ports.append(texts) or {}) == 0
+    assert (
+        program.start("--port=/dev/x", "--session=ab", opens=lambda p, texts: ports.append(texts) or {}) == 0
+    )
     assert ports == [["/dev/x"]]
     assert program.given["args"] == ["--robot=so101", f"--run-dir={tmp_path}", "--session=ab"]
     assert program.given["guardian"].alive_fd is None

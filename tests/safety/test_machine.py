@@ -2,7 +2,18 @@
 
 import pytest
 
-from edgevla.robots.modes import LAST_EVENTS, LOSSES, STAY, TABLE, UNDER_WAY, Cell, Event, Machine, State, draw
+from edgevla.robots.modes import (
+    LAST_EVENTS,
+    LOSSES,
+    STAY,
+    TABLE,
+    UNDER_WAY,
+    Cell,
+    Event,
+    Machine,
+    State,
+    draw,
+)
 
 
 class Robot:
@@ -77,7 +88,11 @@ def test_an_end_after_a_press_is_shown_as_an_emergency_until_it_is_over():
     assert (robot.machine.state, robot.machine.mode) == (State.ENDING, "emergency")
     assert robot.told == []
     robot.machine.fire(Event.RELEASED, "off")
-    assert (robot.machine.mode, robot.machine.is_latched, robot.told) == ("stopped", False, [("stopped", "off")])
+    assert (robot.machine.mode, robot.machine.is_latched, robot.told) == (
+        "stopped",
+        False,
+        [("stopped", "off")],
+    )
 
 
 def test_an_end_without_a_press_is_no_emergency():

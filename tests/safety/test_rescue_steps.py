@@ -94,7 +94,9 @@ def test_a_freeze_asks_for_torque_then_for_positions_and_tells_the_goals():
 def test_a_servo_that_does_not_say_whether_it_has_torque_gets_its_goal():
     rescue, (line,), _ = make()
     original = line.read_all
-    line.read_all = lambda block, ids, ns: {i: v for i, v in original(block, ids, ns).items() if "torque_enable" not in v or i != 2}
+    line.read_all = lambda block, ids, ns: {
+        i: v for i, v in original(block, ids, ns).items() if "torque_enable" not in v or i != 2
+    }
     rescue.freeze()
     assert 2 in line.done("sync")[0][2]
 
@@ -149,7 +151,9 @@ def test_torque_is_never_more_than_its_owner_allows():
     assert line.done() == [("read", "max_torque", line.ids, FREEZE_NS)]
     line.silent = set()
     rescue.limit_torque(0.5)
-    assert line.done() == [("sync", "torque_limit", {i: int(full[i] * 0.5) for i in line.ids})], "known by now"
+    assert line.done() == [("sync", "torque_limit", {i: int(full[i] * 0.5) for i in line.ids})], (
+        "known by now"
+    )
 
 
 def test_shadows_are_limited_too():

@@ -75,7 +75,9 @@ def test_what_this_robot_cannot_do_is_refused_with_the_value(changes, words):
         plan(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"fps": 90.0}, {"n_action_steps": 1}, {"n_action_steps": 5}, {"fps": 0.001}])
+@pytest.mark.parametrize(
+    "changes", [{"fps": 90.0}, {"n_action_steps": 1}, {"n_action_steps": 5}, {"fps": 0.001}]
+)
 def test_the_bounds_are_allowed(changes):
     plan(**changes)
 
@@ -88,7 +90,12 @@ def test_the_delay_to_expect_is_the_measured_one_in_whole_steps(latency_ms, step
 def test_the_executor_is_the_plans():
     executor = Rollout(plan(), D).executor
     assert (executor.execution, executor.ticks_per_step, executor.chunk_size) == (Async(), 3, 5)
-    assert (executor.n_joints, executor.fps, executor._guidance, executor._n_action_steps) == (D, 30.0, (7, 9.0), 4)
+    assert (executor.n_joints, executor.fps, executor._guidance, executor._n_action_steps) == (
+        D,
+        30.0,
+        (7, 9.0),
+        4,
+    )
 
 
 class Course:
