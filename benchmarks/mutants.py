@@ -19,7 +19,8 @@ CORE: dict[str, tuple[str, ...]] = {
     "robots/ending.py": (), "robots/grip.py": (), "robots/commands.py": (), "robots/body.py": (),
     "robots/telling.py": (), "robots/rollout.py": (), "robots/rescue.py": (), "robots/guardian.py": (),
     "robots/torque.py": (),
-    "robots/health.py": ("restarted", "withheld", "begin", "_needed_ns", "take", "take_anew", "count"),
+    "robots/health.py": ("conclude", "altered", "withheld", "_changed", "begin", "_needed_ns", "take", "take_anew",
+                         "count"),
     "robots/arm.py": ("exchange", "_sound", "has_lost_lines", "is_cut_off", "_begin", "_take", "_is_plausible",
                       "_make_reading", "last_reading", "jumped", "set_torque_limit", "present_goal"),
 }  # fmt: skip

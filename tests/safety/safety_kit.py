@@ -60,7 +60,9 @@ class Line:
         self.port = SimpleNamespace(name=f"/dev/{bus.name}")
         self.adapter_latency_ns, self.uses_sync_read = 1_000_000, True
         self.restarts: list[tuple] = []
-        self.forgot = False
+        self.forgot = self.is_shared = False
+        self.kept: tuple[str, ...] = ()
+        self.written: dict[int, dict[str, int]] = {}
         self.watchdog_says: str | None = None
         self.reports: dict[int, ServoReport] = {}
 

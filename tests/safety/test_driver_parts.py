@@ -26,7 +26,7 @@ class Bench:
         self.line = self.lines[0]
         names = (
             "energised", "let_down", "pulse_ms", "check_motors", "held_calibration", "check_calibration", "check_health",
-            "configure", "align_shadows", "probe_joined", "weaker",
+            "configure", "align_shadows", "probe_joined", "weaker", "others_on",
         )  # fmt: skip
         steps = {name: self.step(name) for name in names}
         monkeypatch.setattr(module, "handshake", SimpleNamespace(SLOW_ADAPTER_MS=3.0, **steps))
@@ -61,7 +61,7 @@ def test_connecting_checks_before_it_configures_and_reads_the_first_positions(be
     made.robot.connect()
     assert made.order == [
         "greet", "energised", "pulse_ms", "check_motors", "ensure_answers", "quirks", "check_calibration",
-        "check_health", "configure", "align_shadows", "probe_reading", "probe_joined", "weaker",
+        "check_health", "configure", "align_shadows", "probe_reading", "probe_joined", "others_on", "weaker",
     ]  # fmt: skip
     assert made.robot.warnings == made.said == []
     assert made.line.adapter_latency_ns == MS
@@ -128,6 +128,16 @@ def test_what_fails_while_connecting_is_undone(bench):
     with pytest.raises(BusError, match="gone"):
         made.robot.connect()
     assert made.line.done("write") == []
+
+
+def test_another_master_on_the_line_is_told_with_what_failed_and_is_refused(bench):
+    made = bench(others_on="another program asks on /dev/arm", configure=BusError("no answer"))
+    with pytest.raises(BusError, match=r"^no answer\. another program asks on /dev/arm$"):
+        made.robot.connect()
+    made = bench(others_on="another program asks on /dev/arm")
+    with pytest.raises(BusError, match=r"^another program asks on /dev/arm$") as caught:
+        made.robot.connect()
+    assert caught.value.port == "/dev/arm"
 
 
 def test_a_joint_without_a_first_position_is_named(bench):

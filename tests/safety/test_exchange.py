@@ -8,7 +8,7 @@ from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, UsageError
 from edgevla.robots import arm as module
 from edgevla.robots.arm import FASTEST_TICKS_S, JUMP_FLOOR_TICKS
-from edgevla.robots.bus.report import ServoReport
+from edgevla.robots.bus.report import RESTARTED, ServoReport
 from edgevla.robots.profile import load_profile
 
 ONE, TWO = load_profile("so101"), load_profile("aloha")
@@ -98,10 +98,10 @@ def test_a_servo_that_is_withheld_gets_no_goal_and_with_all_withheld_nothing_is_
     made.tick()
     goal = made.robot.present_goal()
     health = made.robot._lines[0].health
-    health.servos[3].has_restarted = True
+    health.servos[3].conclude(RESTARTED)
     assert set(sent(made, goal)) == {1, 2, 4, 5, 6}
     for servo in health.servos.values():
-        servo.has_restarted = True
+        servo.conclude(RESTARTED)
     assert sent(made, goal) == b""
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from safety_kit import Line
 
-from edgevla.robots.bus.report import RESTARTED, ServoReport
+from edgevla.robots.bus.report import CHANGED, RESTARTED, SHARED, ServoReport
 from edgevla.robots.health import AIM_NS, HEALTH_MARGIN_NS, HEALTH_PERIOD_NS, LineHealth
 from edgevla.robots.profile import load_profile
 
@@ -49,7 +49,7 @@ def test_every_servo_is_known_by_name_with_what_makes_it_forget():
     assert LineHealth(BUS, Line(BUS), ()).next_ns == 0
     first = health.servos[1]
     assert (first.n_retries, first.n_corrupt, first.n_stale, first.error_bits) == (0, 0, 0, 0)
-    assert (first.has_restarted, first.faults, first.cure) == (False, (), "")
+    assert (first.has_restarted, first.faults, first.cure, first.concluded) == (False, (), "", ())
 
 
 def test_one_servo_after_another_is_read_when_it_is_due():
@@ -165,18 +165,79 @@ def test_a_servo_that_has_forgotten_gets_no_goals_until_it_is_set_up():
     line.forgot = True
     health.take(3, {"a": 0}, T0 + 7)
     assert line.restarts == [(3, {"a": 1}, {"a": 0}, 7)]
-    assert (health.restarted, health.withheld) == ([3], {3})
+    assert (health.altered, health.withheld) == ([3], {3})
     line.forgot = False
     health.take(3, {"a": 0}, T0 + 9)
     assert line.restarts[1] == (3, {"a": 0}, {"a": 0}, 2)
-    assert health.restarted == [3], "it stays so"
+    assert health.altered == [3], "it stays so"
     line.reports[3] = ServoReport(faults=())
     health.take(3, {"a": 0}, T0 + 10)
     assert health.servos[3].faults == (RESTARTED,)
     n = len(line.restarts)
     health.take_anew(3, {"a": 2}, T0 + 11)
-    assert (health.restarted, health.servos[3].faults) == ([], ())
+    assert (health.altered, health.servos[3].faults) == ([], ())
     assert len(line.restarts) == n, "not compared with what it was before"
+
+
+# -- what was changed behind the driver's back
+
+
+def changed(before=5, now=6, written=None, faults=None, kept=("p",), forgot=False):
+    turns = Turns()
+    turns.line.kept, turns.line.forgot = kept, forgot
+    turns.line.written = {} if written is None else {3: {"p": written}}
+    turns.line.reports[3] = ServoReport(faults=faults)
+    turns.health.take(3, {"p": before}, T0)
+    assert turns.health.servos[3].concluded == ()
+    turns.health.take(3, {"p": now}, T0 + 1)
+    return turns.health
+
+
+@pytest.mark.parametrize("written", [None, 5])
+def test_a_register_that_nobody_here_wrote_is_a_change_and_is_told(written):
+    health = changed(written=written, faults=())
+    servo = health.servos[3]
+    assert servo.concluded == servo.faults == (CHANGED,)
+    assert servo.cure == f"p is 6, not 5 as it was set: cure {(CHANGED,)} None None None"
+    assert health.altered == [3]
+    assert health.withheld == set(), "it still gets goals"
+    assert not servo.has_restarted
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"now": 5}, {"written": 6}, {"written": 7}, {"faults": ("overload",)}, {"kept": ()}],
+)
+def test_what_was_written_here_or_comes_with_a_fault_is_no_riddle(how):
+    assert changed(**how).servos[3].concluded == ()
+
+
+def test_every_register_that_is_kept_is_compared_and_a_restart_is_only_that():
+    turns = Turns()
+    turns.line.kept = ("p", "q")
+    turns.health.take(3, {"p": 1, "q": 2}, T0)
+    turns.health.take(3, {"p": 1, "q": 3}, T0)
+    assert turns.health.servos[3].changed == "q is 3, not 2 as it was set"
+    assert changed(forgot=True).servos[3].concluded == (RESTARTED,)
+
+
+def test_what_was_concluded_is_concluded_once():
+    servo = Turns().health.servos[1]
+    for _ in range(2):
+        servo.conclude(RESTARTED)
+        servo.conclude(CHANGED)
+    assert servo.concluded == (RESTARTED, CHANGED)
+
+
+def test_another_master_on_the_line_is_told_of_its_first_servo():
+    turns = Turns()
+    turns.line.is_shared = True
+    turns.line.reports = {i: ServoReport(faults=()) for i in turns.line.ids}
+    turns.health.take(2, {}, T0)
+    turns.health.take(1, {}, T0)
+    assert (turns.health.servos[2].faults, turns.health.servos[1].faults) == ((), (SHARED,))
+    assert turns.health.altered == []
+    assert turns.health.withheld == set()
 
 
 # -- what is known -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from safety_kit import robot_of
 from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, UsageError
 from edgevla.robots import torque as module
+from edgevla.robots.bus.report import CHANGED, RESTARTED
 from edgevla.robots.profile import load_profile
 from edgevla.robots.torque import RETURN_LOOK_NS, RETURN_PATIENCE_NS, RETURN_TICKS_S
 from edgevla.robots.units import OUTSIDE_TICKS
@@ -130,16 +131,17 @@ def test_a_profile_without_a_watchdog_arms_none_and_what_arming_says_is_said(ben
     assert [entry for entry in made.line.done("watchdog") if entry[1] != "clear"] == []
 
 
-def test_what_has_restarted_is_set_up_and_looked_at_first(bench):
+@pytest.mark.parametrize("fault", [RESTARTED, CHANGED])
+def test_what_does_not_hold_what_was_set_is_set_up_and_looked_at_first(bench, fault):
     made = bench()
     health = made.robot._lines[0].health
-    health.servos[3].has_restarted = True
+    health.servos[3].conclude(fault)
     made.on()
     assert made.order[0] == ("configure", (3,))
     assert made.said == ["set up"]
     done = made.line.done()
     assert done.index(("look", 3)) < next(k for k, e in enumerate(done) if e[:2] == ("sync", "goal_position"))
-    assert not health.servos[3].has_restarted
+    assert health.servos[3].concluded == ()
 
 
 # -- outside its range ---------------------------------------------------------------------------------------
