@@ -38,7 +38,10 @@ RUN = (Event.START,)
 def test_it_begins_idle_and_says_why():
     machine = Robot().machine
     assert (machine.state, machine.mode, machine.reason) == (State.IDLE, "idle", "waiting for start")
-    assert not (machine.must_end or machine.has_failed or machine.is_latched or machine.is_over)
+    assert not (machine.must_end)
+    assert not (machine.has_failed)
+    assert not (machine.is_latched)
+    assert not (machine.is_over)
 
 
 def test_a_deed_is_given_the_reason_and_the_arguments_and_the_change_is_told():

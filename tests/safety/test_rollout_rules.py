@@ -236,6 +236,19 @@ def test_a_source_that_was_silent_for_longer_than_its_patience_is_told(execution
         assert course.rollout.goal_at(course.tick(back + 1))[1] == 0, "once"
 
 
+@pytest.mark.parametrize(("ticks", "is_told"), [(20, False), (21, True)])
+def test_exactly_its_patience_is_no_silence(ticks, is_told):
+    course = Course()
+    course.rollout = Rollout(plan(100.0, fps=50.0), D)
+    course.period_ns = course.rollout.plan.period_ns
+    assert course.period_ns == 10 * NS_PER_MS
+    assert course.rollout.next_request == 0
+    starved(course, first=10)
+    back = 10 + ticks
+    course.answer(course.ask(back // 2 * 2), back, grid=back // 2)
+    assert (course.rollout.goal_at(course.tick(back))[1] > 0) is is_told
+
+
 def test_silence_counts_from_its_first_tick():
     course = Course()
     starved(course)
