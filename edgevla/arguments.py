@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from edgevla.errors import UsageError
 from edgevla.execution.strategies import KINDS, Execution
 from edgevla.strict import Mismatch, OneOf, UInt, kind
+from edgevla.words import check_task
 
 ChosenExecution = Annotated[Execution, OneOf("kind", KINDS)]
 
@@ -92,6 +93,8 @@ def arguments_from(action: str, data: Mapping[str, Any]) -> Arguments | None:
         made = kind(ARGUMENTS.get(action, _Nothing)).read(data)
     except Mismatch as error:
         raise _refused(action, error) from None
+    if isinstance(made, SetTask):
+        return SetTask(check_task(made.task))
     return None if isinstance(made, _Nothing) else made
 
 

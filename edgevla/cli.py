@@ -10,10 +10,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
+from typing import NoReturn
 
 from edgevla import __version__
-from edgevla.errors import EdgeVLAError
+from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.strict import nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("edgevla.train.cli", "train a policy on a LeRobot dataset"),
@@ -31,14 +34,29 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "emulate": ("edgevla.robots.emulator.cli", "servos behind a pseudo-terminal, real protocol"),
     "inspect": ("edgevla.inspect_cli", "say what is in a dataset, checkpoint or bundle, and check it"),
+    "service": ("edgevla.launch.service_cli", "let systemd run a deployment, from boot on"),
     "doctor": ("edgevla.robots.tools.doctor", "find out what is wrong with a robot's ports and servos"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """What is wrong with the options is one sentence, as any other error."""
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Raises:
+            UsageError: always.
+        """
+        words = re.sub(r"^(-\S+): (?=.+ must be )", r"\1 ", message.removeprefix("argument "))
+        if unknown := re.search(r"^unrecognized arguments: (--[^\s=]+)", message):
+            words += nearest(unknown[1], self._option_string_actions)
+        raise UsageError(f"{words} ({self.prog} --help says all)")
 
 
 def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:
     module_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"edgevla {verb}", description=module.__doc__ or summary)
+    parser = Parser(prog=f"edgevla {verb}", description=module.__doc__ or summary)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     module.add_arguments(parser)
@@ -65,16 +83,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     verb = argv[0]
     if verb not in VERBS:
-        from edgevla.strict import nearest
-
         print(
             f"edgevla: unknown verb '{verb}'{nearest(verb, VERBS)}\n\n{_overview()}", end="", file=sys.stderr
         )
         return 2
-    verbose = "--verbose" in argv
+    verbose = False
     try:
         parser, module = _parser_for(verb)
         args = parser.parse_args(argv[1:])
+        verbose = args.verbose
         return int(module.run(args) or 0)  # type: ignore[attr-defined]
     except EdgeVLAError as error:
         if verbose:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevla.errors import ConfigError
+from edgevla.look import Oddity
 from edgevla.strict import Mismatch, Plain, UInt, read, write
 
 FitRule = Literal["exact", "crop", "resize"]
@@ -37,7 +38,10 @@ class AboutJoint:
 
 @dataclass(frozen=True)
 class AboutCamera:
-    """A camera as the robot's profile declares it."""
+    """A camera as the robot's profile declares it. rotation: degrees, clockwise; width and height are after it.
+
+    fourcc: empty, the driver's choice. exposure, gain, white_balance: locked to these driver units; None: not.
+    """
 
     name: str
     source: str
@@ -46,6 +50,11 @@ class AboutCamera:
     fps: float
     locked_exposure: bool
     fit: FitRule
+    fourcc: str = ""
+    exposure: float | None = None
+    gain: float | None = None
+    white_balance: float | None = None
+    rotation: UInt = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,10 @@ class AboutBus:
 
 @dataclass(frozen=True)
 class AboutRobot:
-    """joints: in the order of state and action. servo_hz: the fastest loop its buses carry."""
+    """joints: in the order of state and action. servo_hz: the fastest loop its buses carry.
+
+    lerobot_types: what LeRobot calls this robot, in datasets too.
+    """
 
     node: Literal["robot"]
     robot: str
@@ -68,13 +80,14 @@ class AboutRobot:
     servo_hz: float
     warnings: tuple[str, ...]
     buses: tuple[AboutBus, ...]
+    lerobot_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AboutPolicy:
     """manifest: of the bundle without `files`, and sha256 of it; both are left out by what stands in for a policy.
 
-    latency_ms: of one inference, measured while warming up.
+    latency_ms: of one inference, measured while warming up. oddities: of its cameras, found before the arm moves.
     """
 
     node: Literal["policy"]
@@ -82,6 +95,7 @@ class AboutPolicy:
     sha256: str = ""
     provider: str
     latency_ms: float
+    oddities: tuple[Oddity, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,6 @@ def read_robot(path: Path) -> AboutRobot:
         ConfigError: the file is missing, or does not describe a robot.
     """
     try:
-        return read(AboutRobot, json.loads(path.read_text()), str(path))
+        return read(AboutRobot, json.loads(path.read_text()), "it")
     except (OSError, ValueError, Mismatch) as error:
         raise ConfigError(f"{path} does not describe a robot: {error}", file=str(path)) from error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgevla.dataset.layout import Finding
     from edgevla.dataset.reader import Dataset
+    from edgevla.dataset.stated import Stated
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +106,8 @@ def _summary(folder: Path, dataset: Dataset) -> list[str]:
     seconds = dataset.n_frames / info.fps
     tasks = dataset.tasks[:8]
     return [
-        f"{folder}: LeRobot dataset {info.version_text}, robot {info.robot_type or 'not named'}, {info.fps:g} fps",
+        f"{folder}: LeRobot dataset {info.version_text}, robot {info.robot_type or 'not named'}, {info.fps:g} fps, "
+        f"joint units {_stated(dataset).joint_units or 'not stated'}",
         f"episodes {dataset.n_episodes}, frames {dataset.n_frames} ({seconds:.1f} s); "
         f"episodes of {min(lengths)} to {max(lengths)} frames",
         f"tasks {len(dataset.tasks)}: " + "; ".join(tasks) + (" ..." if len(dataset.tasks) > 8 else ""),
@@ -123,6 +125,17 @@ def _features(dataset: Dataset) -> list[str]:
     return lines
 
 
+def _stated(dataset: Dataset) -> Stated:
+    """What the recording says of itself; nothing where that cannot be read, which is an error said elsewhere."""
+    from edgevla.dataset.stated import Stated, read_stated
+    from edgevla.errors import DatasetError
+
+    try:
+        return read_stated(dataset.root)
+    except DatasetError:
+        return Stated()
+
+
 def _camera_text(dataset: Dataset, camera: str) -> str:
     data = _camera_json(dataset, camera)
     if data["codec"] is None:
@@ -132,7 +145,9 @@ def _camera_text(dataset: Dataset, camera: str) -> str:
         if "rate" in data
         else ""
     )
-    return f"camera, {data['width']}x{data['height']}, {data['codec']}{video}"
+    noted = [r for r in _stated(dataset).repeated_pictures.get(camera, ()) if r is not None]
+    again = f", {sum(r.n for r in noted)} pictures repeat the one before" if noted else ""
+    return f"camera, {data['width']}x{data['height']}, {data['codec']}{video}{again}"
 
 
 def _camera_json(dataset: Dataset, camera: str) -> dict[str, Any]:
@@ -187,6 +202,7 @@ def _dataset_json(folder: Path, dataset: Dataset | None, findings: list[Finding]
         return data
     from edgevla.dataset.layout import BOOKKEEPING
     from edgevla.dataset.stats import to_json, vector_stats
+    from edgevla.strict import write
 
     info = dataset.info
     stats = {n: vector_stats(v) for n, v in dataset.columns.items() if n not in BOOKKEEPING and len(v)}
@@ -198,6 +214,8 @@ def _dataset_json(folder: Path, dataset: Dataset | None, findings: list[Finding]
         "n_episodes": dataset.n_episodes,
         "n_frames": dataset.n_frames,
         "tasks": dataset.tasks,
+        "joint_units": _stated(dataset).joint_units,
+        "repeated_pictures": write(_stated(dataset).repeated_pictures),
         "cameras": {c: _camera_json(dataset, c) for c in dataset.cameras},
         "features": {
             n: {"dtype": f.dtype, "shape": list(f.shape), "names": list(f.names)}

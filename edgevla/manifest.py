@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
+from edgevla.look import GRID, CameraLook
 from edgevla.policy import Schedule
 from edgevla.strict import Mismatch, nearest, read, write
-from edgevla.types import ACTION, STATE, CameraAge, Feature
+from edgevla.types import ACTION, STATE, CameraAge, Feature, named_features
 
 SCHEMA = 1
 UNITS = ("deg", "rad", "range100", "percent", "unit", "m", "raw")
@@ -69,7 +70,10 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class PromptRecipe:
-    """From a task (and a state) to tokens: see `edgevla/prompt.py`."""
+    """From a task (and a state) to tokens: see `edgevla/prompt.py`.
+
+    default_task: for a deployment that names none; None where the training data have several, `trained_tasks`.
+    """
 
     recipe: str
     template: str
@@ -77,6 +81,7 @@ class PromptRecipe:
     state: PromptState | None
     tokenizer: TokenizerRecipe
     default_task: str | None
+    trained_tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,7 @@ class Manifest:
     """The whole of `manifest.json`. None means "does not apply".
 
     trained_camera_age_ms: by camera feature; left out where the training data do not hold ages.
+    trained_camera_look: by camera feature; left out where the training data were not at hand.
     """
 
     schema: int
@@ -243,6 +249,7 @@ class Manifest:
     provenance: Provenance
     files: tuple[FileEntry, ...]
     trained_camera_age_ms: dict[str, CameraAge] | None = None
+    trained_camera_look: dict[str, CameraLook] | None = None
 
     @property
     def cameras(self) -> list[str]:
@@ -272,14 +279,11 @@ class Manifest:
                 f"{where} has schema {schema}, this EdgeVLA reads up to {SCHEMA}; upgrade EdgeVLA on this machine"
             )
         body = dict(data)
-        if isinstance(body.get("features"), dict):
-            body["features"] = {
-                name: {"shape": [], **f, "name": name} if isinstance(f, dict) else f
-                for name, f in body["features"].items()
-            }
+        if "features" in body:
+            body["features"] = named_features(body["features"])
         try:
             body["schedule"] = _read_schedule(body.get("schedule"), where)
-            manifest = read(cls, body, where)
+            manifest = read(cls, body, f"{where}:")
             _check(manifest, where)
         except Mismatch as error:
             raise BundleError(f"{error}") from None
@@ -310,7 +314,7 @@ def _read_schedule(data: Any, where: str) -> Any:
     rest = dict(data)
     spacing = rest.pop("spacing", None)
     if spacing != "leading":
-        raise Mismatch(f"{where}.schedule.spacing is {spacing!r}, expected 'leading'")
+        raise Mismatch(f"{where}: schedule.spacing is {spacing!r}; expected 'leading'")
     return rest
 
 
@@ -380,6 +384,13 @@ def _features(m: Manifest) -> Iterator[str]:
     for name in m.trained_camera_age_ms or {}:
         if name not in m.cameras:
             yield f"trained_camera_age_ms names '{name}', which is no camera of the policy"
+    for name, look in (m.trained_camera_look or {}).items():
+        if name not in m.cameras:
+            yield f"trained_camera_look names '{name}', which is no camera of the policy"
+        try:
+            look.cells()
+        except ValueError:
+            yield f"trained_camera_look of '{name}' holds no thumbnail of {' x '.join(map(str, GRID))} cells"
 
 
 def _graphs(m: Manifest) -> Iterator[str]:

@@ -1,26 +1,39 @@
 """Where the processes of one deployment meet: a private folder, its sockets, and the note that names them.
 
-Without numpy or ZeroMQ, because the guardian reads this too. The folder is `$XDG_RUNTIME_DIR/edgevla/<session>`
-(or below /tmp, mode 0700); a socket's path must stay under 100 bytes, the kernel's limit being 107.
+Without numpy or ZeroMQ, because the guardian reads this too. The folder is `<root>/<session>`, mode 0700; a socket's
+path must stay under 100 bytes, the kernel's limit being 107. Where the root lies depends on who starts the deployment
+(a login has `$XDG_RUNTIME_DIR`, a unit `$RUNTIME_DIRECTORY`, cron neither), so whoever looks for one looks in all of
+them, and where only the starter's environment names the root a link stands in /tmp/edgevla-UID, which everybody knows.
+`$EDGEVLA_RUNTIME_DIR` replaces them all: for tests, and for containers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import stat
 import tempfile
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgevla.errors import UsageError, WireError
+from edgevla.strict import read, write
 
 MAX_PATH_BYTES = 100
+MAX_ROOT_BYTES = 60
+"""Leaves 40 bytes for session, node and stream."""
 NOTE = "deployment.json"
 EMERGENCY_STOP = b"emergency_stop"
+OVERRIDE = "EDGEVLA_RUNTIME_DIR"
+SERVICES = Path("/run/edgevla")
+"""Services of this machine have their roots here, each its own (`edgevla service`)."""
 
 
 def new_session() -> bytes:
@@ -28,24 +41,39 @@ def new_session() -> bytes:
     return secrets.token_bytes(8)
 
 
+def _told(name: str, below: str = "") -> list[Path]:
+    """What an environment variable says; systemd's own may hold several, joined by colons."""
+    said = os.environ.get(name, "")
+    return [
+        Path(part) / below for part in (said.split(":") if name == "RUNTIME_DIRECTORY" else [said]) if part
+    ]
+
+
+def _known() -> Path:
+    """The root that needs no environment."""
+    return Path(f"/tmp/edgevla-{os.getuid()}")
+
+
+def _temporary() -> list[Path]:
+    return [Path(tempfile.gettempdir()) / _known().name, _known()]
+
+
 def runtime_root() -> Path:
-    """The user's folder of deployments, made with mode 0700.
+    """The user's folder of deployments, made with mode 0700: the first of several places that will do.
 
     Raises:
         WireError: the folder belongs to somebody else or others may write into it.
     """
-    candidates = [Path(tempfile.gettempdir()) / f"edgevla-{os.getuid()}", Path(f"/tmp/edgevla-{os.getuid()}")]
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        candidates.insert(0, Path(os.environ["XDG_RUNTIME_DIR"]) / "edgevla")
+    units = [root for root in _told("RUNTIME_DIRECTORY") if _is_private(root)]
+    candidates = _told(OVERRIDE) or [*units, *_told("XDG_RUNTIME_DIR", "edgevla"), *_temporary()]
     for root in candidates:
-        if len(os.fsencode(root)) > 60:  # leaves 40 bytes for session, node and stream
+        if len(os.fsencode(root)) > MAX_ROOT_BYTES:
             continue
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
             continue
-        about = root.lstat()
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+        if not _is_private(root):
             raise WireError(
                 f"{root} must be a folder of this user alone (mode 0700), or others could steer the arm; "
                 f"remove it and try again"
@@ -54,11 +82,61 @@ def runtime_root() -> Path:
     raise WireError(f"no folder for the deployment's sockets could be made in {candidates[0].parent} or /tmp")
 
 
+def _is_private(root: Path) -> bool:
+    try:
+        about = root.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
+
+
+def runtime_roots() -> list[Path]:
+    """All folders in which deployments that this user may steer can lie, whatever their environment was."""
+    told = [*_told("RUNTIME_DIRECTORY"), *_told("XDG_RUNTIME_DIR", "edgevla")]
+    found = _told(OVERRIDE) or [*told, _login(), *_temporary()]
+    roots = [root.resolve() for root in found if _is_private(root)]
+    if not _told(OVERRIDE):
+        roots += [root for root in _services() if os.access(root, os.R_OK | os.W_OK | os.X_OK)]
+    return list(dict.fromkeys(roots))
+
+
+def _login() -> Path:
+    return Path(f"/run/user/{os.getuid()}/edgevla")
+
+
+def _services() -> list[Path]:
+    try:
+        return sorted(path for path in SERVICES.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
 def run_dir(session: bytes) -> Path:
     """The deployment's own folder, made with mode 0700 when it does not exist yet."""
     folder = runtime_root() / session.hex()
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def announce(folder: Path) -> None:
+    """A link in the root that everybody knows, where `folder` lies in one that only this environment names."""
+    root = _known()
+    is_known = folder.parent in (root, _login()) or folder.parent.parent == SERVICES
+    if is_known or _told(OVERRIDE):
+        return
+    with contextlib.suppress(OSError):
+        root.mkdir(mode=0o700, exist_ok=True)
+        if _is_private(root):
+            (root / folder.name).symlink_to(folder.resolve())
+
+
+def remove_run_dir(folder: Path) -> None:
+    """The folder, all in it, and the link to it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    link = _known() / folder.name
+    with contextlib.suppress(OSError):
+        if link.is_symlink():
+            link.unlink()
 
 
 def endpoint(folder: Path | str, node: str, stream: str = "pub") -> str:
@@ -82,7 +160,8 @@ def endpoint(folder: Path | str, node: str, stream: str = "pub") -> str:
 class Deployment:
     """The note `deployment.json`: what a monitor needs to attach.
 
-    session: hex. nodes: names of all nodes that publish. supervisor_pid: whoever wrote the note.
+    session: hex. nodes: names of all nodes that publish. supervisor_pid: whoever wrote the note. supervisor_since:
+    when that process began, in clock ticks after boot, because numbers of processes are used again; 0: not known.
     """
 
     session: str
@@ -91,6 +170,7 @@ class Deployment:
     bundle: str | None
     nodes: list[str] = field(default_factory=list)
     task: str = ""
+    supervisor_since: int = 0
 
     @property
     def bundle_name(self) -> str:
@@ -104,7 +184,7 @@ class Deployment:
 def write_deployment(folder: Path, deployment: Deployment) -> None:
     """Writes the note whole or not at all."""
     part = folder / (NOTE + ".part")
-    part.write_text(json.dumps(asdict(deployment), indent=1))
+    part.write_text(json.dumps(write(deployment), indent=1))
     part.replace(folder / NOTE)
 
 
@@ -114,35 +194,126 @@ def read_deployment(folder: Path) -> Deployment:
         WireError: no note, or not one of ours.
     """
     try:
-        return Deployment(**json.loads((folder / NOTE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return read(Deployment, json.loads((folder / NOTE).read_text()), "it")
+    except (OSError, ValueError) as error:
         raise WireError(f"{folder / NOTE} does not describe a deployment: {error}") from error
 
 
-def is_alive(pid: int) -> bool:
+def began(pid: int) -> int:
+    """When a process began, in clock ticks after boot; 0: it has ended, or this is not Linux."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return 0
+    return 0 if after_name[0] in "ZX" else int(after_name[19])
+
+
+def is_alive(pid: int, since: int = 0) -> bool:
+    """Whether a process runs, and is the one that began at `since` (0: whichever has this number)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    return since in (0, began(pid))
 
 
-def find_deployment() -> Path:
-    """Run directory of the newest running deployment of this user.
+# -- which deployments there are -------------------------------------------------------------------------------
+
+
+def is_running(folder: Path) -> bool:
+    """Whether somebody still owns this deployment: its supervisor, or the guardian that outlives it.
 
     Raises:
-        UsageError: none runs.
+        WireError: the folder has no note.
     """
-    notes = sorted(runtime_root().glob(f"*/{NOTE}"), key=lambda note: note.stat().st_mtime, reverse=True)
-    for note in notes:
+    note = read_deployment(folder)
+    return is_alive(note.supervisor_pid, note.supervisor_since) or _guardian_listens(folder)
+
+
+def deployments() -> list[Path]:
+    """Run directories of all deployments of this user, the newest first.
+
+    What a supervisor left behind that was killed is removed on the way, once its guardian has gone, too.
+    """
+    running: list[tuple[float, Path]] = []
+    for folder in _noted():
+        with contextlib.suppress(WireError, OSError):  # of another version, or just being removed
+            if is_running(folder):
+                running.append(((folder / NOTE).stat().st_mtime, folder))
+            elif (
+                folder.name == read_deployment(folder).session
+            ):  # made by `run_dir`, not a folder of the user's
+                remove_run_dir(folder)
+    return [folder for _, folder in sorted(running, reverse=True)]
+
+
+def _noted() -> Iterator[Path]:
+    """Folders with a note, through links, too; each once. A link to nothing is removed."""
+    seen = set()
+    for root in runtime_roots():
+        for path in list(root.iterdir()):
+            folder = path.resolve()
+            if path.is_symlink() and not folder.exists():
+                path.unlink(missing_ok=True)
+            elif folder not in seen and (folder / NOTE).exists():
+                seen.add(folder)
+                yield folder
+
+
+def find_deployment(run_dir: Path | None = None) -> Path:
+    """Run directory of the deployment that is meant: the one that was named, else the only one that runs.
+
+    Raises:
+        UsageError: none runs, or several do and none was named; lists them. WireError: no deployment in `run_dir`.
+    """
+    if run_dir is not None:
+        if not is_running(run_dir):
+            raise UsageError(f"the deployment in {run_dir} has ended")
+        return run_dir
+    found = deployments()
+    if len(found) == 1:
+        return found[0]
+    if found:
+        lines = "".join(f"\n  --run-dir {folder}   {describe(folder)}" for folder in found)
+        raise UsageError(f"{len(found)} deployments are running; say which one:{lines}")
+    raise UsageError(_none_runs())
+
+
+def describe(folder: Path) -> str:
+    """A deployment in a few words, for a person who has to choose."""
+    note = read_deployment(folder)
+    since = time.strftime("%H:%M:%S", time.localtime((folder / NOTE).stat().st_mtime))
+    words = [note.robot, Path(note.bundle).name if note.bundle else "", note.task and f"“{note.task[:60]}”"]
+    gone = "" if is_alive(note.supervisor_pid, note.supervisor_since) else ", its supervisor has gone"
+    return f"{', '.join(word for word in words if word)}, since {since}{gone}"
+
+
+def _none_runs() -> str:
+    closed = [] if _told(OVERRIDE) else [root for root in _services() if not os.access(root, os.X_OK)]
+    if closed:
+        owner = closed[0].owner()
+        return (
+            f"no deployment of this user is running; {closed[0]} belongs to '{owner}': look as that user, "
+            f"with sudo -u {owner}"
+        )
+    return "no deployment is running; start one with: edgevla deploy --robot so101 --sim"
+
+
+# -- the guardian ----------------------------------------------------------------------------------------------
+
+
+def _guardian_listens(folder: Path) -> bool:
+    """Whether a guardian lives there; it hears nothing of this."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         try:
-            if is_alive(read_deployment(note.parent).supervisor_pid):
-                return note.parent
-        except WireError:
-            continue
-    raise UsageError("no deployment is running; start one with: edgevla deploy --robot so101 --sim")
+            out.connect(str(guardian_socket(folder)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True  # not known: better left alone
+    return True
 
 
 def guardian_socket(folder: Path) -> Path:
@@ -184,7 +355,7 @@ def write_guardian_status(folder: Path, status: GuardianStatus) -> None:
     """Writes the status whole or not at all; a folder that has gone is nobody's fault."""
     part = folder / "guardian.json.part"
     try:
-        part.write_text(json.dumps(asdict(status)))
+        part.write_text(json.dumps(write(status)))
         part.replace(folder / "guardian.json")
     except OSError:
         pass
@@ -193,6 +364,6 @@ def write_guardian_status(folder: Path, status: GuardianStatus) -> None:
 def read_guardian_status(folder: Path) -> GuardianStatus | None:
     """None where there is none (no guardian yet, or the run directory has been removed)."""
     try:
-        return GuardianStatus(**json.loads((folder / "guardian.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return read(GuardianStatus, json.loads((folder / "guardian.json").read_text()))
+    except (OSError, ValueError):
         return None

@@ -98,6 +98,10 @@ def export_policy(
     with _scratch(target) as scratch:
         say("tracing " + ", ".join(policy.graphs()))
         manifest = draft_manifest(policy, folder, facts, meaning, options)
+        if manifest.prompt is not None and manifest.prompt.default_task is None:
+            say(
+                f"no default task{_tasks(manifest.prompt.trained_tasks)}; choose one with --task, here or at deploy"
+            )
         manifest = _write_graphs(policy, manifest, scratch, options)
         _copy_tokenizer(policy, manifest, scratch)
         manifest = replace(manifest, files=list_files(scratch))
@@ -141,6 +145,11 @@ def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:
     return BundlePolicy(bundle, graphs=graphs), f"{where}; graphs run on cpu, {provider} not available"
 
 
+def _tasks(trained: Sequence[str]) -> str:
+    named = "; ".join(trained[:5]) + ("; ..." if len(trained) > 5 else "")
+    return f": the training data has several ({named})" if trained else ""
+
+
 # -- where things come from -----------------------------------------------------------------------------------
 
 
@@ -162,15 +171,16 @@ def _open(path: str | None) -> Dataset | None:
 
 
 def _facts(folder: Path, dataset: Dataset | None, options: ExportOptions) -> tuple[DatasetFacts | None, str]:
-    facts = read_facts(folder)
-    if facts is not None:
-        return facts, "checkpoint (edgevla.json)"
+    """The checkpoint's own, else the dataset's; how cameras look is taken from the dataset where it is given."""
+    facts, origin = read_facts(folder), "checkpoint (edgevla.json)"
     if dataset is None:
-        return None, ""
-    from edgevla.dataset import facts_of
+        return facts, origin if facts is not None else ""
+    from edgevla.dataset.facts import camera_looks, facts_of
 
-    said = options.joint_units if options.joint_units in ("degrees", "range100") else None
-    return facts_of(dataset, said), "dataset"
+    if facts is None:
+        said = options.joint_units if options.joint_units in ("degrees", "range100") else None
+        facts, origin = facts_of(dataset, said), "dataset"
+    return replace(facts, camera_looks=camera_looks(dataset)), origin
 
 
 def _samples(

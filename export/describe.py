@@ -311,7 +311,9 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         lines.append(f"denoise       {m.schedule.n_steps} steps ({m.schedule.kind}; {low} to {high} allowed)")
     for name, f in m.features.items():
         if f.kind == "camera":
-            lines.append(f"camera        {f.camera_name} -> {name}, {f.shape[1]}x{f.shape[0]} RGB")
+            lines.append(
+                f"camera        {f.camera_name} -> {name}, {f.shape[1]}x{f.shape[0]} RGB{_looked(m, name)}"
+            )
         elif f.kind == "absent_camera":
             lines.append(f"camera        none for {name}")
         else:
@@ -321,9 +323,9 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         takes = ", ".join(i.source or i.name for i in graph.inputs)
         lines.append(f"{name:<13} {graph.file}, {m.target.precision[name]}, takes {takes}")
     if m.prompt is not None:
-        lines.append(
-            f"prompt        {m.prompt.tokenizer.n_tokens} tokens, default task {m.prompt.default_task!r}"
-        )
+        task = repr(m.prompt.default_task) if m.prompt.default_task else "none: deploy with --task"
+        lines.append(f"prompt        {m.prompt.tokenizer.n_tokens} tokens, default task {task}")
+        lines += [f"trained on    {text!r}" for text in m.prompt.trained_tasks]
     if m.parity is not None:
         verdict = "as torch" if m.parity.passed else "NOT as torch"
         lines.append(
@@ -339,6 +341,16 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         f"from          {p.checkpoint.path}, features from {p.features_from}, exported {p.exported_at}"
     )
     return lines
+
+
+def _looked(m: Manifest, camera: str) -> str:
+    """How bright its pictures were in training, 0 to 255, where the bundle knows."""
+    look = (m.trained_camera_look or {}).get(camera)
+    return (
+        ""
+        if look is None
+        else f", brightness {look.brightness[0]:.0f} to {look.brightness[1]:.0f} in training"
+    )
 
 
 def _count(n: int) -> str:

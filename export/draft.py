@@ -37,6 +37,8 @@ from .options import ExportOptions
 if TYPE_CHECKING:
     from edgevla.dataset.facts import DatasetFacts
 
+TASKS_LISTED = 32
+"""A manifest names no more; datasets of hundreds exist."""
 FLOAT_GRAPHS = ("decode", "time")
 """Stay float32 at every precision: they are small, and what they yield is robot units or times."""
 
@@ -69,7 +71,7 @@ def draft_manifest(
         features=meaning.features,
         trained_range=meaning.trained_range,
         trained_speed_p999=meaning.trained_speed_p999,
-        prompt=_prompt(policy, options.task, _only_task(facts)),
+        prompt=_prompt(policy, options.task, facts),
         sample=None
         if shape is None
         else Sample("float32", (1, *shape), graphs["decode"].outputs[0].shape[2]),
@@ -90,6 +92,7 @@ def draft_manifest(
         provenance=_provenance(folder, facts, meaning, options),
         files=(),
         trained_camera_age_ms=meaning.trained_camera_age_ms,
+        trained_camera_look=meaning.trained_camera_look,
     )
 
 
@@ -112,20 +115,17 @@ def _plain(setting: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in setting.items()}
 
 
-def _only_task(facts: DatasetFacts | None) -> str | None:
-    """The task of a dataset that has one: what a policy trained on it is asked for when nobody says."""
-    return facts.tasks[0] if facts is not None and len(facts.tasks) == 1 else None
-
-
-def _prompt(policy: Policy, task: str | None, usual_task: str | None) -> PromptRecipe | None:
+def _prompt(policy: Policy, task: str | None, facts: DatasetFacts | None) -> PromptRecipe | None:
+    """The task of a dataset that has one is what is asked for when nobody says; of several, none is."""
     recipe = policy.prompt_recipe()
     if recipe is None:
         if task is not None:
             raise UsageError(f"{policy.policy_type} takes no language; leave --task out")
         return None
-    return read(
-        PromptRecipe, {**recipe, "default_task": task or usual_task or recipe.get("default_task")}, "prompt"
-    )
+    known = [text for text in (facts.tasks if facts is not None else ()) if text.strip()]
+    usual = known[0] if len(known) == 1 else recipe.get("default_task") if not known else None
+    listed = known[:TASKS_LISTED] if len(known) > 1 else []
+    return read(PromptRecipe, {**recipe, "default_task": task or usual, "trained_tasks": listed}, "prompt")
 
 
 def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is_gripper
 from edgevla.errors import CheckpointError, UsageError
+from edgevla.look import CameraLook
 from edgevla.manifest import Range
 from edgevla.strict import nearest
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind
@@ -21,6 +22,8 @@ from .options import ExportOptions
 
 if TYPE_CHECKING:
     from edgevla.train.policies.base import Policy
+
+T = TypeVar("T")
 
 NOT_JOINTS = "end-effector poses ('{}'), which no joint robot here can follow"
 _BODY = {"degrees": "deg", "range100": "range100", "radians": "rad", "raw": "raw"}
@@ -39,6 +42,7 @@ class Meaning:
     trained_range: dict[str, Range] | None
     trained_speed_p999: dict[str, tuple[float, ...]] | None
     trained_camera_age_ms: dict[str, CameraAge] | None
+    trained_camera_look: dict[str, CameraLook] | None
     features_from: str
     joint_units: str
     dataset_keys: dict[str, str]
@@ -66,7 +70,8 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
         fps=_fps(facts, options),
         trained_range=_trained_range(facts, vectors),
         trained_speed_p999=_trained_speeds(facts, vectors),
-        trained_camera_age_ms=_trained_ages(facts, cameras, keys),
+        trained_camera_age_ms=_of_cameras(facts.camera_ages if facts is not None else {}, cameras, keys),
+        trained_camera_look=_of_cameras(facts.camera_looks if facts is not None else {}, cameras, keys),
         features_from=origin if facts is not None else _told(options),
         joint_units=units,
         dataset_keys=keys,
@@ -297,10 +302,9 @@ def _trained_speeds(
     return {name: tuple(v) for name, v in facts.trained_speed_p999.items() if name == ACTION and len(v) == n}
 
 
-def _trained_ages(
-    facts: DatasetFacts | None, cameras: Mapping[str, Feature], keys: Mapping[str, str]
-) -> dict[str, CameraAge] | None:
-    """By policy camera; None where the recording did not tell them."""
-    known = facts.camera_ages if facts is not None else {}
+def _of_cameras(
+    known: Mapping[str, T], cameras: Mapping[str, Feature], keys: Mapping[str, str]
+) -> dict[str, T] | None:
+    """What is known of the dataset's cameras, by policy camera; None where it is nothing."""
     live = [name for name, feature in cameras.items() if feature.kind == "camera"]
     return {name: known[keys[name]] for name in live if keys[name] in known} or None

@@ -20,7 +20,8 @@ from edgevla.errors import BusError, UsageError
 
 from . import handshake
 from .arm_line import ArmLine
-from .bus.port import Port, set_latency_timer
+from .bus.adapters import set_latency_timer
+from .bus.port import Port
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import Calibration, adopted

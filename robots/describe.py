@@ -7,7 +7,7 @@ import numpy as np
 from edgevla.descriptions import AboutBus, AboutCamera, AboutJoint, AboutRobot
 
 from .arm import Robot
-from .profile import Joint, Profile
+from .profile import Camera, Joint, Profile
 
 MID_RANGE = "mid_range"
 
@@ -19,20 +19,10 @@ def describe(profile: Profile, robot: Robot) -> AboutRobot:
         node="robot",
         robot=profile.name,
         joints=tuple(_joint(robot, i, joint, low, high) for i, joint in enumerate(profile.joints)),
-        cameras=tuple(
-            AboutCamera(
-                name=camera.name,
-                source=camera.source,
-                height=camera.height,
-                width=camera.width,
-                fps=camera.fps,
-                locked_exposure=camera.has_locked_exposure,
-                fit=camera.fit,
-            )
-            for camera in profile.cameras
-        ),
+        cameras=tuple(about_camera(camera) for camera in profile.cameras),
         servo_hz=robot.max_hz,
         warnings=tuple(robot.warnings),
+        lerobot_types=profile.lerobot_types,
         buses=tuple(
             AboutBus(
                 name=bus.name,
@@ -43,6 +33,24 @@ def describe(profile: Profile, robot: Robot) -> AboutRobot:
             )
             for bus in profile.buses
         ),
+    )
+
+
+def about_camera(camera: Camera) -> AboutCamera:
+    """All that the profile says of it."""
+    return AboutCamera(
+        name=camera.name,
+        source=camera.source,
+        height=camera.height,
+        width=camera.width,
+        fps=camera.fps,
+        locked_exposure=camera.has_locked_exposure,
+        fit=camera.fit,
+        fourcc=camera.fourcc,
+        exposure=camera.exposure,
+        gain=camera.gain,
+        white_balance=camera.white_balance,
+        rotation=camera.rotation,
     )
 
 

@@ -86,7 +86,7 @@ def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> str | None:
         raise BusError(_missing_text(line, bus, profile, sorted(found), missing), port=line.port.name,
                        motor_id=missing[0].id)  # fmt: skip
     for motor in bus.motors:
-        reply, expected = found[motor.id], line.known_models[motor.model]
+        reply, expected = found[motor.id], motor.model_number
         if reply.model != expected:
             known = {number: name for name, number in line.known_models.items()}
             raise BusError(

@@ -12,6 +12,7 @@ from edgevla.errors import BusError
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import DirectSource, Run
 
+from .describe import about_camera
 from .leader_node import check_pair, chunk_size
 from .profile import Profile
 
@@ -88,10 +89,5 @@ def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSe
         source = options.cameras.get(camera.name, "sim" if options.is_sim else camera.source)
         if source == "none" or (source == "sim" and not follower.world):
             continue
-        made.append(
-            CameraSettings(
-                camera.name, source, camera.width, camera.height, camera.fps,
-                has_locked_exposure=camera.has_locked_exposure, fit=camera.fit,
-            )
-        )  # fmt: skip
+        made.append(CameraSettings.of_profile(about_camera(camera), source))
     return made

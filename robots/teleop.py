@@ -14,8 +14,10 @@ import argparse
 from typing import TYPE_CHECKING
 
 from edgevla.errors import UsageError
-from edgevla.launch import foreground
-from edgevla.launch.foreground import Screen, carry_out, pairs, report
+from edgevla.launch import options
+from edgevla.launch.foreground import carry_out, report
+from edgevla.launch.options import Number, add_duration, pairs
+from edgevla.launch.screen import Screen
 
 if TYPE_CHECKING:
     from edgevla.launch.deployment import DeployOptions
@@ -30,17 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--leader", required=True, help="profile of the leader arm, or a path to a .toml file")
     add_port_argument(parser, "--leader-port", " of the leader")
     add("--leader-calibration", metavar="ID|FILE", help="LeRobot calibration of the leader")
-    foreground.add_arguments(parser)
+    options.add_arguments(parser)
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help="device, image folder or video, or `none`; repeat")  # fmt: skip
-    add("--duration", type=float, metavar="S", help="stop in order after so many seconds")
+    add_duration(parser)
     add(
         "--fps",
-        type=float,
+        type=Number(0, 10_000, above=True),
         metavar="HZ",
         help="how often the leader's pose is taken, and recorded; default: the robot's",
     )
-    add("--task", default="", help="instruction, for what is recorded")
+    add("--task", help="instruction, for what is recorded")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,17 +52,17 @@ def run(args: argparse.Namespace) -> int:
     from .leader_source import LeaderSource
     from .profile import load_profile
 
-    foreground.check_arguments(args)
+    options.check_arguments(args)
     leader, follower = load_profile(args.leader), load_profile(args.robot)
     most = follower.rates.servo_hz
     if args.fps is not None and not 0 < args.fps <= most:
         raise UsageError(
             f"--fps {args.fps:g} must be above 0 and at most {most}, the rate of {follower.name}"
         )
-    options = _options(args, follower)
-    source = LeaderSource(leader, follower, args.leader_port, args.leader_calibration, options, args.fps)
+    wanted = _options(args, follower)
+    source = LeaderSource(leader, follower, args.leader_port, args.leader_calibration, wanted, args.fps)
     shown = Screen(to_stderr=args.json)
-    return report(args, carry_out(Supervisor(options, source, shown)), shown)
+    return report(args, carry_out(Supervisor(wanted, source, shown)), shown)
 
 
 def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
@@ -76,7 +78,7 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         is_sim=args.sim,
         ports=args.port,
         cameras=cameras,
-        task=args.task,
+        task=args.task or "",
         duration_s=args.duration,
         log_dir=args.log,
         calibration=args.calibration,

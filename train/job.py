@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from edgevla.dataset.facts import FACTS, DatasetFacts, facts_of, read_facts
+from edgevla.dataset.facts import FACTS, DatasetFacts, camera_looks, facts_of, read_facts
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.errors import CheckpointError, DatasetError, UsageError
 
@@ -65,7 +65,9 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
         torch.set_num_threads(config.threads)
     datasets = _open(config)
     dataset = datasets[0]
-    facts = facts_of(dataset, config.joint_units or None)
+    facts = dataclasses.replace(
+        facts_of(dataset, config.joint_units or None), camera_looks=camera_looks(dataset)
+    )
     seed_everything(config.seed)
     if checkpoint is None:
         policy, cameras = start_policy(config, dataset, say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgevla.cameras.base import CameraSettings, Picture, Source
+from edgevla.cameras.base import CameraSettings, Picture, Source, is_device
 from edgevla.errors import CameraError
 
 
@@ -17,8 +17,8 @@ def open_source(settings: CameraSettings) -> Source:
     from edgevla.cameras.files import VIDEO_SUFFIXES, ImageFolder, VideoFile
     from edgevla.cameras.opencv import OpenCVCamera
 
-    path = Path(settings.source)
-    if settings.source.isdigit() or settings.source.startswith("/dev/") or "://" in settings.source:
+    path = Path(settings.source or "(no source)")
+    if is_device(settings.source):
         return OpenCVCamera(settings)
     if path.is_dir():
         return ImageFolder(settings)
@@ -26,7 +26,7 @@ def open_source(settings: CameraSettings) -> Source:
         return VideoFile(settings)
     fault = "is of no kind that can be read" if path.exists() else "does not exist"
     raise CameraError(
-        f"camera '{settings.name}': {settings.source} {fault}; give a device (0, /dev/video0), a stream's address, a "
+        f"camera '{settings.name}': {path} {fault}; give a device (0, /dev/video0), a stream's address, a "
         f"folder of images or a video ({' '.join(VIDEO_SUFFIXES)}): --camera {settings.name}=SOURCE",
         camera=settings.name,
     )

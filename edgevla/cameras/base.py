@@ -12,16 +12,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from edgevla.descriptions import AboutCamera
 from edgevla.errors import CameraError
+from edgevla.strict import read
 
 Fit = Literal["exact", "crop", "resize"]
 FITS: tuple[Fit, ...] = ("exact", "crop", "resize")
+ROTATIONS = (0, 90, 180, 270)
+
+
+def is_fourcc(code: str) -> bool:
+    """Whether a pixel format can be asked for by this: four letters or digits, or nothing."""
+    return not code or (len(code) == 4 and code.isascii() and code.isprintable())
+
+
+def is_device(source: str) -> bool:
+    """A camera or a stream rather than files: `0`, `/dev/video0`, `rtsp://...`."""
+    return source.isdigit() or source.startswith("/dev/") or "://" in source
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class CameraSettings:
     """One camera as declared by the robot's profile and the command line.
 
     source: device number or path, image folder, video file. width, height: of the frames that are published.
+    rotation: degrees by which the device's picture is turned clockwise; every width and height here is after it.
     asked_width, asked_height: what to ask the device for; 0: what is published.
     fit: what to do when the device gives another size: `exact` refuses, `crop` cuts the middle, `resize` averages
         areas to the published size; both differ from what the policy was trained on, and that is said.
@@ -51,6 +64,7 @@ class CameraSettings:
     exposure: float | None = None
     gain: float | None = None
     white_balance: float | None = None
+    rotation: int = 0
     encoding: Literal["rgb8", "jpeg"] = "rgb8"
     jpeg_quality: int = 90
     loop: bool = True
@@ -63,47 +77,61 @@ class CameraSettings:
                 "1 to 16384 px and up to 1000 fps are possible",
                 camera=self.name,
             )
-        if self.fit not in FITS or self.encoding not in ("rgb8", "jpeg") or len(self.fourcc) not in (0, 4):
+        if self.fit not in FITS or self.encoding not in ("rgb8", "jpeg") or not is_fourcc(self.fourcc):
             raise CameraError(
                 f"camera '{self.name}' has fit '{self.fit}', encoding '{self.encoding}', fourcc '{self.fourcc}'; "
                 "expected exact, crop or resize; rgb8 or jpeg; four letters such as MJPG or nothing",
                 camera=self.name,
             )
+        if self.rotation not in ROTATIONS:
+            raise CameraError(
+                f"camera '{self.name}' has rotation {self.rotation}; 0, 90, 180 and 270 degrees are possible",
+                camera=self.name,
+            )
+
+    @property
+    def device_size(self) -> tuple[int, int]:
+        """(width, height) to ask the device for: before the picture is turned."""
+        width, height = self.asked_width or self.width, self.asked_height or self.height
+        return (height, width) if self.rotation in (90, 270) else (width, height)
+
+    @classmethod
+    def of_profile(cls, camera: AboutCamera, source: str) -> CameraSettings:
+        """A camera as the robot's `describe` tells it, looking through `source`.
+
+        How the camera is mounted (`rotation`) belongs to devices: files were recorded upright and simulated pictures are
+        drawn so, unless the profile itself names the file.
+        """
+        is_as_mounted = source != "sim" and (is_device(source) or source == camera.source)
+        return cls(
+            name=camera.name,
+            source=source,
+            width=camera.width,
+            height=camera.height,
+            fps=camera.fps,
+            fit=camera.fit,
+            fourcc=camera.fourcc,
+            has_locked_exposure=camera.locked_exposure,
+            exposure=camera.exposure,
+            gain=camera.gain,
+            white_balance=camera.white_balance,
+            rotation=camera.rotation if is_as_mounted else 0,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> CameraSettings:
         """What another process gave on a command line.
 
         Raises:
-            CameraError: not JSON, an unknown field, or a value of the wrong type.
+            CameraError: not JSON, an unknown key, or a value of the wrong type.
         """
         try:
-            data = json.loads(text)
-            return cls(**checked(data))
-        except (ValueError, TypeError) as error:
+            return read(cls, json.loads(text), "it")
+        except ValueError as error:
             raise CameraError(f"camera settings {text[:80]!r} cannot be read: {error}") from error
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
-
-
-def checked(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `CameraSettings` with plain types. Raises TypeError naming the field."""
-    kinds: dict[str, Any] = {
-        "str": str,
-        "int": int,
-        "float": (int, float),
-        "bool": bool,
-        "float | None": (int, float, type(None)),
-    }
-    known = {f.name: str(f.type) for f in dataclasses.fields(CameraSettings)}
-    for name, value in data.items():
-        if name not in known:
-            raise TypeError(f"unknown field '{name}'")
-        kind = kinds.get(known[name], str)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"field '{name}' is {value!r}, expected {known[name]}")
-    return dict(data)
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,11 @@ class Source(Protocol):
     settings: CameraSettings
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether a program draws its pictures: without noise, equal to the last bit while nothing moves."""
+        ...
+
+    @property
     def about(self) -> str:
         """Device and pixel format for people: `/dev/video0 MJPG`."""
         ...
@@ -128,6 +161,11 @@ class Source(Protocol):
     @property
     def is_at_end(self) -> bool:
         """Whether a file has no more pictures; devices never end."""
+        ...
+
+    @property
+    def n_rounds(self) -> int:
+        """How often a file has begun again from its beginning; devices never do."""
         ...
 
     def open(self) -> None:

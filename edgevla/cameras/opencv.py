@@ -7,13 +7,13 @@ told to the person, and another size is refused by the node unless a fit is decl
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what happens is said once, in our words
 import cv2
 
+from edgevla.cameras import v4l2
 from edgevla.cameras.base import CameraSettings, Picture
 from edgevla.errors import CameraError
 
@@ -24,6 +24,8 @@ class OpenCVCamera:
     """`source`: a number (`0`), a device (`/dev/video0`, `/dev/v4l/by-id/...`), or a stream's address (`rtsp://...`)."""
 
     is_at_end = False
+    n_rounds = 0
+    is_drawn = False
 
     def __init__(self, settings: CameraSettings) -> None:
         self.settings = settings
@@ -56,7 +58,7 @@ class OpenCVCamera:
                 )
             raise CameraError(
                 f"camera '{settings.name}' cannot be opened at {device}: another program may be using it, or it is no "
-                f"capture device. See who has it: fuser -v {device}; cameras found: {_found()}",
+                f"capture device. See who has it: fuser -v {device}; cameras found: {v4l2.found()}",
                 camera=settings.name,
                 device=device,
             )
@@ -68,7 +70,7 @@ class OpenCVCamera:
         name = self.settings.name
         if not Path(device).exists():
             raise CameraError(
-                f"camera '{name}' is not there: {device} does not exist; cameras found: {_found()}. "
+                f"camera '{name}' is not there: {device} does not exist; cameras found: {v4l2.found()}. "
                 f"Plug it in, or choose another: --camera {name}=/dev/videoN",
                 camera=name,
                 device=device,
@@ -76,7 +78,15 @@ class OpenCVCamera:
         if not os.access(device, os.R_OK | os.W_OK):
             raise CameraError(
                 f"camera '{name}': no permission to use {device}; add yourself to its group and log in again: "
-                "sudo usermod -aG video $USER",
+                f"sudo usermod -aG {v4l2.group_of(device)} $USER",
+                camera=name,
+                device=device,
+            )
+        about = v4l2.look(device)
+        if about is not None and not about[1]:
+            raise CameraError(
+                f"camera '{name}': {device} gives no pictures, it only tells about those of '{about[0]}'; cameras "
+                f"found: {v4l2.found()}. Choose one: --camera {name}=/dev/videoN",
                 camera=name,
                 device=device,
             )
@@ -85,13 +95,14 @@ class OpenCVCamera:
         s = self.settings
         if s.fourcc:
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*s.fourcc))
-        capture.set(cv2.CAP_PROP_FRAME_WIDTH, s.asked_width or s.width)
-        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, s.asked_height or s.height)
+        width, height = s.device_size
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
         capture.set(cv2.CAP_PROP_FPS, s.fps)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         code = int(capture.get(cv2.CAP_PROP_FOURCC))
         self._format = "".join(chr((code >> 8 * i) & 0xFF) for i in range(4)).strip("\0 ")
-        if s.fourcc and self._format != s.fourcc:
+        if s.fourcc and self._format != s.fourcc.strip():
             capture.release()
             raise CameraError(
                 f"camera '{s.name}' at {self._device} gives {self._format or 'another format'}, not {s.fourcc} as "
@@ -131,8 +142,3 @@ class OpenCVCamera:
         if self._capture is not None:
             self._capture.release()
             self._capture = None
-
-
-def _found() -> str:
-    devices = map(str, Path("/dev").glob("video*"))
-    return ", ".join(sorted(devices, key=lambda d: int(re.sub(r"\D", "", d) or 0))) or "none"

@@ -11,9 +11,17 @@ from edgevla.errors import CameraError
 THUMBNAIL_PX = 160
 
 
+TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
 def to_rgb(picture: Picture) -> np.ndarray:
     """uint8 (H, W, 3) RGB of what a device gave."""
     return cv2.cvtColor(picture.pixels, cv2.COLOR_BGR2RGB) if picture.is_bgr else picture.pixels
+
+
+def turned(image: np.ndarray, rotation: int) -> np.ndarray:
+    """The picture turned clockwise by 0, 90, 180 or 270 degrees; width and height change places for 90 and 270."""
+    return cv2.rotate(image, TURNS[rotation]) if rotation else image
 
 
 def fit(image: np.ndarray, settings: CameraSettings) -> np.ndarray:
@@ -26,22 +34,26 @@ def fit(image: np.ndarray, settings: CameraSettings) -> np.ndarray:
     want_h, want_w = settings.height, settings.width
     if (height, width) == (want_h, want_w):
         return image
+    gives = f"camera '{settings.name}' ({settings.source}) gives {width}x{height} px{_after(settings)}"
     if settings.fit == "exact":
         raise CameraError(
-            f"camera '{settings.name}' ({settings.source}) gives {width}x{height} px, but {want_w}x{want_h} is "
-            f'declared. Set its size in the robot\'s profile, or declare how to fit it: fit = "crop" or "resize"',
+            f"{gives}, but {want_w}x{want_h} is declared. Set its size in the robot's profile, or declare how to fit "
+            'it: fit = "crop" or "resize"',
             camera=settings.name,
         )
     if settings.fit == "crop":
         if height < want_h or width < want_w:
             raise CameraError(
-                f"camera '{settings.name}' ({settings.source}) gives {width}x{height} px, which cannot be cropped to "
-                f'{want_w}x{want_h}; choose a larger format or fit = "resize"',
+                f'{gives}, which cannot be cropped to {want_w}x{want_h}; choose a larger format or fit = "resize"',
                 camera=settings.name,
             )
         top, left = (height - want_h) // 2, (width - want_w) // 2
         return np.ascontiguousarray(image[top : top + want_h, left : left + want_w])
     return cv2.resize(image, (want_w, want_h), interpolation=cv2.INTER_AREA)
+
+
+def _after(settings: CameraSettings) -> str:
+    return f" after being turned by {settings.rotation} degrees" if settings.rotation else ""
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 90) -> np.ndarray:

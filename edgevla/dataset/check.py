@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from edgevla.dataset import stats as statistics
-from edgevla.dataset.layout import BOOKKEEPING, Episode, Finding, Findings, relative_files
+from edgevla.dataset.layout import BOOKKEEPING, STATED, Episode, Finding, Findings, relative_files
 from edgevla.dataset.open import read_all
+from edgevla.dataset.pictures import check_pictures
 from edgevla.dataset.reader import Dataset
+from edgevla.dataset.stated import Stated, read_stated
 from edgevla.dataset.video import VideoIndex
 from edgevla.errors import DatasetError
 
@@ -47,6 +49,7 @@ def examine(path: str | Path, *, progress: Progress | None = None) -> tuple[list
     check_values(dataset, findings)
     check_videos(dataset, findings, progress=progress)
     _check_leftovers(root, findings)
+    check_pictures(dataset, _stated(root, findings), findings)
     if not findings.has_errors:
         try:
             _check_stats(dataset, findings)
@@ -273,6 +276,14 @@ def _check_pictures(dataset: Dataset, camera: str, findings: Findings) -> None:
             dataset.frames(camera, sorted({episode.from_index, episode.to_index - 1}))
         except DatasetError as error:
             findings.error(str(error), file=error.fields.get("file"), feature=camera, episode=episode.index)
+
+
+def _stated(root: Path, findings: Findings) -> Stated:
+    try:
+        return read_stated(root)
+    except DatasetError as error:
+        findings.error(f"{error}; correct it, or remove the file", file=STATED)
+        return Stated()
 
 
 # -- the rest -----------------------------------------------------------------------------------------------

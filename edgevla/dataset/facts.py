@@ -6,19 +6,31 @@ the bundle, and the robot is judged by them. Needs neither pyarrow nor PyAV to b
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from edgevla import strict
-from edgevla.dataset.layout import STATED, camera_age_key
+from edgevla.dataset.layout import camera_age_key
+from edgevla.dataset.stated import read_stated
 from edgevla.dataset.stats import Stats
 from edgevla.errors import DatasetError, UsageError
-from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind, JointUnits
+from edgevla.look import CameraLook, Glance, glance, look_of
+from edgevla.types import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    STATE,
+    CameraAge,
+    Feature,
+    FeatureKind,
+    JointUnits,
+    named_features,
+)
 
 if TYPE_CHECKING:
     from edgevla.dataset.reader import Dataset
@@ -47,6 +59,7 @@ class DatasetFacts:
     joint_units: `degrees` or `range100` as stated (by the recording or the user), None when nobody said.
     units_guess: what the statistics suggest, with the reason; only ever used to warn.
     trained_speed_p999: per joint, 99.9th percentile of |action change| between rows, unit/s.
+    camera_looks: by camera; empty where no picture was looked at (see `camera_looks`).
     """
 
     fps: float
@@ -63,6 +76,7 @@ class DatasetFacts:
     n_episodes: int
     n_frames: int
     tasks: list[str] = field(default_factory=list)
+    camera_looks: dict[str, CameraLook] = field(default_factory=dict)
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
@@ -85,16 +99,14 @@ class DatasetFacts:
         """The inverse of `to_json`.
 
         Raises:
-            DatasetError: a key is missing or holds something else.
+            DatasetError: a key is unknown or missing, or holds something else.
         """
         try:
-            values = {name: data[name] for name in cls.__dataclass_fields__}
-            values["features"] = {n: _feature_from(n, f) for n, f in data["features"].items()}
-            values["trained_range"] = {n: Range(**r) for n, r in data["trained_range"].items()}
-            values["camera_ages"] = {n: CameraAge(**a) for n, a in data["camera_ages"].items()}
-            return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DatasetError(f"{where} is not a description of a dataset: {error!r}", file=where) from error
+            if isinstance(data, dict) and "features" in data:
+                data = {**data, "features": named_features(data["features"])}
+            return strict.read(cls, data, "it")
+        except strict.Mismatch as error:
+            raise DatasetError(f"{where} is not a description of a dataset: {error}", file=where) from error
 
 
 def _feature_json(feature: Feature) -> dict[str, Any]:
@@ -106,19 +118,6 @@ def _feature_json(feature: Feature) -> dict[str, Any]:
         "encoding": feature.encoding,
     }
     return {**data, **{k: v for k, v in optional.items() if v}}
-
-
-def _feature_from(name: str, data: Mapping[str, Any]) -> Feature:
-    return Feature(
-        name=name,
-        kind=cast(FeatureKind, data["kind"]),
-        shape=tuple(data["shape"]),
-        dtype=data["dtype"],
-        names=tuple(data.get("names", ())),
-        units=tuple(data.get("units", ())),
-        zero=data.get("zero"),
-        encoding=data.get("encoding"),
-    )
 
 
 def read_facts(folder: Path) -> DatasetFacts | None:
@@ -150,7 +149,7 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
     stats = dataset.true_stats
     names = feature_names(dataset, ACTION)
     guess, reason = infer_joint_units(stats, names)
-    units = joint_units or stated_units(dataset.root)
+    units = joint_units or read_stated(dataset.root).joint_units
     vectors = [n for n in (STATE, ENVIRONMENT_STATE, ACTION) if n in dataset.columns]
     features = {c: _camera(c, dataset) for c in dataset.cameras}
     features.update({n: _vector(n, dataset, units) for n in vectors})
@@ -172,7 +171,7 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
         sha256=dataset.sha256,
         n_episodes=dataset.n_episodes,
         n_frames=dataset.n_frames,
-        tasks=list(dataset.tasks),
+        tasks=_tasks(dataset),
     )
 
 
@@ -205,24 +204,6 @@ def joint_unit_names(names: Sequence[str], units: str) -> tuple[str, ...]:
 
 def is_gripper(name: str) -> bool:
     return "gripper" in name.lower()
-
-
-def stated_units(root: Path) -> str | None:
-    """What the recording itself says in meta/edgevla.json.
-
-    Raises:
-        DatasetError: it says something unknown.
-    """
-    path = root / STATED
-    if not path.is_file():
-        return None
-    try:
-        units = json.loads(path.read_text(encoding="utf-8")).get("joint_units")
-    except (ValueError, AttributeError) as error:
-        raise DatasetError(f"{path} is not readable: {error}", file=STATED) from error
-    if units is not None and units not in get_args(JointUnits):
-        raise DatasetError(f"{path} says joint_units = '{units}'; known: degrees, range100", file=STATED)
-    return units
 
 
 def infer_joint_units(stats: Stats, names: Sequence[str]) -> tuple[str | None, str]:
@@ -261,6 +242,35 @@ def action_speeds(dataset: Dataset) -> np.ndarray:
     is_inside[[e.from_index - 1 for e in dataset.episodes if e.from_index > 0]] = False
     steps = np.abs(np.diff(actions, axis=0))[is_inside] * dataset.fps
     return np.quantile(steps, 0.999, axis=0) if len(steps) else np.zeros(actions.shape[1])
+
+
+def camera_looks(dataset: Dataset, n_pictures: int = 64) -> dict[str, CameraLook]:
+    """What each camera shows: so many pictures spread evenly, and the first of up to 16 episodes, where arms begin.
+
+    Decodes pictures, some 10 ms each. A camera whose pictures cannot be decoded has none: training may not need it.
+    """
+    starts = np.array([e.from_index for e in dataset.episodes])
+    evenly = np.linspace(0, dataset.n_frames - 1, min(n_pictures, dataset.n_frames)).round()
+    some = starts[np.linspace(0, len(starts) - 1, min(16, len(starts))).round().astype(int)]
+    rows = np.unique(np.concatenate([evenly, some]).astype(int))
+    looks = {}
+    for camera in dataset.cameras:
+        with contextlib.suppress(DatasetError):
+            if (look := look_of(_glances(dataset, camera, rows))) is not None:
+                looks[camera] = look
+    return looks
+
+
+def _glances(dataset: Dataset, camera: str, rows: np.ndarray) -> list[Glance]:
+    """A few pictures at a time: they are large, and a glance is small."""
+    blocks = np.array_split(rows, max(1, len(rows) // 8))
+    return [glance(picture) for block in blocks for picture in dataset.frames(camera, block)]
+
+
+def _tasks(dataset: Dataset) -> list[str]:
+    """Instructions of the rows that were opened; the table may list others."""
+    used = set(np.unique(dataset.columns["task_index"]).tolist())
+    return list(dict.fromkeys(text for number, text in dataset.task_table.items() if number in used))
 
 
 def _camera_ages(dataset: Dataset) -> dict[str, CameraAge]:

@@ -22,6 +22,8 @@ INFO = "meta/info.json"
 STATED = "meta/edgevla.json"
 """Ours: joint units and zero convention, which LeRobot's own files have no place for."""
 
+EPISODES_GLOB = "meta/episodes/*/*.parquet"
+
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _AGE_PREFIX = "camera_age_ms."
 

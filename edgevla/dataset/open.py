@@ -15,6 +15,7 @@ import numpy as np
 
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.layout import (
+    EPISODES_GLOB,
     INFO,
     Episode,
     Findings,
@@ -34,8 +35,6 @@ from edgevla.dataset.tables import (
     task_table,
 )
 from edgevla.errors import DatasetError
-
-EPISODES_GLOB = "meta/episodes/*/*.parquet"
 
 
 @dataclass
@@ -68,6 +67,7 @@ def read_all(root: Path, findings: Findings, wanted: Sequence[int] | None = None
         findings.warn(
             f"{INFO} says version {info.version_text}; read as v3.0, unknown extras are ignored", file=INFO
         )
+    _refuse_empty(root, info)
     rows = _episode_rows_v2(root, findings) if is_v2 else _episode_rows_v3(root, findings)
     files = _data_files(root, info, rows, findings, wanted)
     read = read_frames(root, files, info.features, findings, is_partial=wanted is not None)
@@ -84,6 +84,17 @@ def read_all(root: Path, findings: Findings, wanted: Sequence[int] | None = None
         order=order,
         stats=_stored_stats(root, is_v2, findings),
     )
+
+
+def _refuse_empty(root: Path, info: Info) -> None:
+    """A recording that was ended before its first episode is whole, and there is nothing to restore."""
+    table = [root / "meta/episodes.jsonl"] if info.version[0] == 2 else list(root.glob(EPISODES_GLOB))
+    if info.raw.get("total_episodes") == 0 and not any(f.is_file() and f.stat().st_size for f in table):
+        raise DatasetError(
+            f"the recording {root} holds no episode: it was ended before one was kept. Record some: "
+            f"edgevla record {root}",
+            file="meta/episodes",
+        )
 
 
 # -- metadata -----------------------------------------------------------------------------------------------
@@ -222,7 +233,9 @@ def _data_files(
                 episode=episode,
             )
     if not there:
-        findings.error(f"{root} holds no data files ({info.data_path})", file="data")
+        findings.error(
+            f"{root} holds no data files ({info.data_glob()}); restore them from a copy", file="data"
+        )
     return [f for f in there if f in named] if info.version[0] == 2 else there
 
 

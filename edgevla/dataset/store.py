@@ -15,8 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from edgevla.dataset import stats as statistics
-from edgevla.dataset.layout import FeatureInfo, Findings, Info, natural, read_info, relative_files
-from edgevla.dataset.open import EPISODES_GLOB, Opened, read_all
+from edgevla.dataset.layout import (
+    EPISODES_GLOB,
+    FeatureInfo,
+    Findings,
+    Info,
+    natural,
+    read_info,
+    relative_files,
+)
+from edgevla.dataset.open import Opened, read_all
 from edgevla.dataset.tables import open_parquet, read_episode_stats
 
 MIB = 2**20

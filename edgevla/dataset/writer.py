@@ -14,14 +14,15 @@ import fcntl
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from edgevla.dataset import stats as statistics
+from edgevla.dataset.append import Kind, check_joining
+from edgevla.dataset.cells import checked_value, feature_infos, png, with_bookkeeping
 from edgevla.dataset.encode import EpisodeEncoder, choose_codec, join_videos
 from edgevla.dataset.layout import (
     BOOKKEEPING,
@@ -30,10 +31,9 @@ from edgevla.dataset.layout import (
     V3_DATA,
     V3_EPISODES,
     V3_VIDEO,
-    FeatureInfo,
-    feature_info,
     log,
 )
+from edgevla.dataset.stated import RepeatCounter, Repeated, Stated, read_stated
 from edgevla.dataset.store import (
     FileSeries,
     clean_after_crash,
@@ -45,10 +45,6 @@ from edgevla.dataset.store import (
 from edgevla.errors import DatasetError, UsageError
 
 SCRATCH = ".recording"
-_BOOKKEEPING = {
-    name: {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
-    for name in BOOKKEEPING
-}
 
 
 class DatasetWriter:
@@ -61,6 +57,7 @@ class DatasetWriter:
         codec: `auto` (h264, else AV1), `av1`, `h264` or `hevc`.
         resume: append to the dataset in `root` if there is one; without it an existing dataset is refused.
         joint_units: `degrees` or `range100`, kept in meta/edgevla.json, where `facts_of` finds it.
+        also_called: other names of the robot, by which the dataset that is resumed may know it.
     """
 
     def __init__(
@@ -73,13 +70,14 @@ class DatasetWriter:
         codec: str = "auto",
         resume: bool = False,
         joint_units: str | None = None,
+        also_called: Sequence[str] = (),
         chunks_size: int = 1000,
         data_mb: float = 16,
         video_mb: float = 100,
     ) -> None:
         self.root, self.fps = Path(root), fps
-        raw = {name: _plain(spec) for name, spec in {**features, **_BOOKKEEPING}.items()}
-        self.features = {name: feature_info(name, spec, self.root / INFO) for name, spec in raw.items()}
+        raw = with_bookkeeping(features)
+        self.features = feature_infos(raw, self.root / INFO)
         self._check_features()
         videos = [f for f in self.features.values() if f.dtype == "video"]
         self.codec = choose_codec(codec, [f.hwc[:2] for f in videos], fps) if videos else None
@@ -88,16 +86,14 @@ class DatasetWriter:
         self._n_takes = 0
         self.tasks: dict[str, int] = {}
         self._stats: statistics.Stats = {}
+        self._stated = Stated(joint_units)
         self.root.mkdir(parents=True, exist_ok=True)
         self._unlock = _locked(self, self.root)
-        if (self.root / INFO).exists():
-            if not resume:
-                raise DatasetError(
-                    f"{self.root} already holds a dataset; record elsewhere, or resume it", file=INFO
-                )
-            self._resume()
-        elif any(self.root.iterdir()):
-            raise DatasetError(f"{self.root} is not empty and not a dataset; record into a new folder")
+        try:
+            self._claim(resume, Kind(fps, self.features, robot_type, joint_units, also_called))
+        except BaseException:
+            self._unlock()  # who is refused keeps nobody out
+            raise
         self._data = FileSeries(self.root, V3_DATA, chunks_size, data_mb)
         self._episodes = FileSeries(self.root, V3_EPISODES, chunks_size, data_mb)
         self._videos = {
@@ -107,8 +103,10 @@ class DatasetWriter:
         self._video_frames = dict.fromkeys(self._videos, 0)
         self._scratch = self.root / SCRATCH
         self._scratch.mkdir(exist_ok=True)
-        if joint_units is not None:
-            replace_json(self.root / STATED, {"joint_units": joint_units})
+        if (
+            joint_units is not None or (self.root / STATED).exists()
+        ):  # what nothing was recorded with is forgotten
+            replace_json(self.root / STATED, self._stated.to_json())
         self._write_info()
         self._clear_episode()
 
@@ -118,6 +116,11 @@ class DatasetWriter:
     def n_open_frames(self) -> int:
         """Frames of the open episode."""
         return self._length
+
+    @property
+    def repeated(self) -> dict[str, Repeated]:
+        """Per camera: pictures of the open episode that are equal to the one before."""
+        return {camera: counter.found() for camera, counter in self._repeats.items()}
 
     def add_frame(self, frame: Mapping[str, Any], task: str) -> None:
         """Adds one row. Cameras: uint8 (H, W, 3) RGB, not changed by the caller afterwards.
@@ -131,6 +134,7 @@ class DatasetWriter:
             feature = self.features[name]
             if feature.is_camera:
                 self._counters.setdefault(name, statistics.ImageCounter()).add(value)
+                self._repeats.setdefault(name, RepeatCounter()).see(value)
             if feature.dtype == "video":
                 if name not in self._encoders:
                     assert self.codec is not None
@@ -139,7 +143,7 @@ class DatasetWriter:
                     self._encoders[name] = EpisodeEncoder(path, self.codec, feature.hwc[:2], self.fps)
                 self._encoders[name].add(value)
             else:
-                self._rows.setdefault(name, []).append(_png(value) if feature.dtype == "image" else value)
+                self._rows.setdefault(name, []).append(png(value) if feature.dtype == "image" else value)
         self._task_names.append(task)
         self._length += 1
 
@@ -206,6 +210,7 @@ class DatasetWriter:
         self._task_names: list[str] = []
         self._encoders: dict[str, EpisodeEncoder] = {}
         self._counters: dict[str, statistics.ImageCounter] = {}
+        self._repeats: dict[str, RepeatCounter] = {}
 
     def _checked(self, frame: Mapping[str, Any]) -> dict[str, Any]:
         wanted = [n for n in self.features if n not in BOOKKEEPING]
@@ -213,7 +218,7 @@ class DatasetWriter:
         if unknown or missing:
             what = f"has the unknown feature '{unknown[0]}'" if unknown else f"lacks feature '{missing[0]}'"
             raise DatasetError(f"frame {self._length} {what}; expected: {', '.join(wanted)}")
-        return {name: _value(self.features[name], frame[name], self._length) for name in wanted}
+        return {name: checked_value(self.features[name], frame[name], self._length) for name in wanted}
 
     def _columns(self, tasks: Mapping[str, int]) -> dict[str, Any]:
         n = self._length
@@ -277,6 +282,9 @@ class DatasetWriter:
         self.tasks = tasks
         self.n_episodes += 1
         self.n_frames += self._length
+        if self._repeats:
+            self._stated = self._stated.with_episode(self.n_episodes - 1, self.repeated)
+            replace_json(self.root / STATED, self._stated.to_json())
         replace_json(self.root / "meta/stats.json", statistics.to_json(self._stats))
         self._write_info()
         self._clear_episode()
@@ -345,23 +353,28 @@ class DatasetWriter:
         )
         replace_json(self.root / INFO, self._info)
 
+    def _claim(self, resume: bool, kind: Kind) -> None:
+        """
+        Raises:
+            DatasetError: what is in `root` is no dataset, or one that episodes of this kind must not join.
+        """
+        if (self.root / INFO).exists():
+            if not resume:
+                raise DatasetError(
+                    f"{self.root} already holds a dataset; record elsewhere, or resume it", file=INFO
+                )
+            check_joining(self.root, kind)
+            self._resume()
+        elif any(self.root.iterdir()):
+            raise DatasetError(f"{self.root} is not empty and not a dataset; record into a new folder")
+
     def _resume(self) -> None:
         """Takes over what is in `root`, without the leftovers of a killed recording."""
         found = clean_after_crash(self.root)
-        info = found.info
-        if info.version != (3, 0):
-            raise DatasetError(
-                f"{self.root} has version {info.version_text}; only v3.0 can be resumed", file=INFO
-            )
-        mine = {n: (f.dtype, f.shape) for n, f in self.features.items()}
-        there = {n: (f.dtype, f.shape) for n, f in info.features.items()}
-        if mine != there or info.fps != self.fps:
-            differing = sorted(n for n in {*mine, *there} if mine.get(n) != there.get(n)) or ["fps"]
-            raise DatasetError(
-                f"{self.root} cannot be resumed: '{differing[0]}' differs from what was recorded there",
-                feature=differing[0],
-            )
-        self._info = {**info.raw}
+        if not found.n_episodes:
+            return
+        self._stated = read_stated(self.root)
+        self._info = {**found.info.raw}
         self.n_episodes, self.n_frames = found.n_episodes, found.n_frames
         self.tasks, self._stats = found.tasks, found.stats
 
@@ -383,45 +396,3 @@ def _locked(writer: DatasetWriter, root: Path) -> Callable[[], object]:
             ) from None
         return lambda: None  # some network file systems know no locks
     return weakref.finalize(writer, os.close, folder)
-
-
-def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A feature's description as JSON: tuples to lists."""
-    plain = dict(spec)
-    plain["shape"] = [int(n) for n in spec["shape"]]
-    names = spec.get("names")
-    plain["names"] = list(names) if isinstance(names, (list, tuple)) else names
-    return plain
-
-
-def _value(feature: FeatureInfo, value: Any, row: int) -> Any:
-    """One cell, checked: numpy of the declared dtype (0-D for shape [1]), str, or a frame."""
-    if feature.dtype == "string":
-        return str(value)
-    array = np.asarray(value)
-    if feature.is_camera:
-        if array.dtype != np.uint8 or array.shape != feature.hwc:
-            raise DatasetError(
-                f"frame {row}: camera '{feature.name}' gives {array.dtype} {array.shape}, expected uint8 {feature.hwc}",
-                feature=feature.name,
-            )
-        return np.ascontiguousarray(array)
-    array = array.astype(np.dtype("bool" if feature.dtype == "bool" else feature.dtype))
-    if array.size == 1 and feature.shape == (1,):
-        array = array.reshape(())
-    elif array.shape != feature.shape:
-        raise DatasetError(
-            f"frame {row}: feature '{feature.name}' has shape {array.shape}, expected {feature.shape}",
-            feature=feature.name,
-        )
-    if not np.isfinite(array).all():
-        raise DatasetError(
-            f"frame {row}: feature '{feature.name}' is not finite: {array}", feature=feature.name
-        )
-    return array
-
-
-def _png(frame: np.ndarray) -> bytes:
-    ok, encoded = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    assert ok, "OpenCV encodes any uint8 picture as PNG"
-    return encoded.tobytes()

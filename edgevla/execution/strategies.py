@@ -70,6 +70,7 @@ KINDS: dict[str, type[Sync] | type[Ensemble] | type[Async] | type[Rtc]] = {
     "rtc": Rtc,
 }
 _READER = OneOf("kind", KINDS)
+_WITHIN_CHUNK = ("n_action_steps", "every", "guidance_end")
 
 
 def execution_from(data: Mapping[str, Any]) -> Execution:
@@ -84,6 +85,18 @@ def execution_from(data: Mapping[str, Any]) -> Execution:
         error.where = f"execution '{data['kind']}'" if data.get("kind") in KINDS else "execution"
         raise UsageError(str(error)) from None
     return made
+
+
+def check_chunk(execution: Execution, chunk_size: int) -> None:
+    """
+    Raises:
+        UsageError: the execution counts further than a chunk has actions.
+    """
+    for name, value in execution_to(execution).items():
+        if name in _WITHIN_CHUNK and value > chunk_size:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value} must be at most {chunk_size}, the actions of this policy's chunks"
+            )
 
 
 def execution_to(execution: Execution) -> dict[str, Any]:

@@ -4,21 +4,24 @@
   edgevla deploy --robot so101 --sim                      the newest bundle, on an emulated arm
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
-freezes), a third lets go. `edgevla monitor` in another terminal shows and steers a running deployment.
+freezes), a third lets go; holding the keys down never does. SIGTERM stops in order, too. `edgevla monitor` in another
+terminal shows and steers a running deployment; `edgevla service` starts one at boot.
+
+Exit codes: 0 done, or stopped by SIGTERM; 1 failed, or there was an emergency stop, cleared or not; 2 wrong usage;
+130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from edgevla.errors import UsageError
-from edgevla.launch import foreground
-from edgevla.launch.foreground import Screen, carry_out, pairs, report
+from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.launch import options
+from edgevla.launch.foreground import carry_out, report
+from edgevla.launch.options import Number, add_duration, pairs, whole
+from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
 
 BUNDLE_PLACES: tuple[str, ...] = (
     "bundles/*",
@@ -30,42 +33,51 @@ BUNDLE_PLACES: tuple[str, ...] = (
     "demo-runs/*/bundles/*",
 )
 
+NOT_YET = 75
+"""A port, a camera or an engine that is not there, perhaps not yet (EX_TEMPFAIL of sysexits.h)."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", nargs="?", help="folder made by edgevla export; default: the newest one below here")
-    foreground.add_arguments(parser)
+    options.add_arguments(parser)
+    add_duration(parser)
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help="device, image folder or video; repeat")  # fmt: skip
-    add("--duration", type=float, metavar="S", help="stop in order after so many seconds")
-    add("--task", default="", help="what the policy shall do, for policies that read text")
-    add("--execution", choices=("sync", "ensemble", "async", "rtc"), help="default: the bundle's")
-    add("--n-action-steps", type=int, metavar="N", help="sync: actions executed per inference")
-    add("--every", type=int, metavar="N", help="ensemble, async, rtc: policy steps between two requests")
-    add("--decay", type=float, help="ensemble: weight exp(-decay * age); the oldest chunk has age 0")
-    add("--guidance-end", type=int, metavar="N", help="rtc: step where guidance ends")
-    add("--rtc-weights", choices=("zeros", "ones", "linear", "exp"), help="rtc: how guidance fades")
-    add("--max-guidance", type=float, help="rtc: largest guidance weight")
-    add("--n-steps", type=int, metavar="N", help="denoise steps; default: the bundle's")
-    add(
-        "--provider",
-        choices=("cpu", "cuda", "tensorrt"),
-        help="inference engine; default: the bundle's target",
-    )
-    add("--threads", type=int, default=0, metavar="N", help="of the CPU engine; default: all cores but one")
-    add("--seed", type=int, default=0, help="of the policy's noise and of the simulated world")
-    add(
-        "--servo-hz",
-        type=float,
-        metavar="HZ",
-        help="upper bound of the control loop's rate; default: the robot's",
-    )
-    add(
-        "--inject-delay-ms", type=float, default=0.0, metavar="MS", help="hold every chunk back (for studies)"
-    )
+    add("--task", help="what the policy shall do, for policies that read text; else the label of recordings")
+    _add_execution(parser)
+    add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps; default: the bundle's")
+    add("--provider", choices=("cpu", "cuda", "tensorrt"),
+        help="inference engine; default: the bundle's target")  # fmt: skip
+    add("--threads", type=whole(1, 1024), metavar="N", help="of the CPU engine; default: all cores but one")
+    add("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N",
+        help="of the policy's noise and of the simulated world")  # fmt: skip
+    add("--servo-hz", type=Number(0, 1000, above=True), metavar="HZ",
+        help="upper bound of the control loop's rate; default: the robot's")  # fmt: skip
+    add("--inject-delay-ms", type=Number(0, 60_000), default=0.0, metavar="MS",
+        help="hold every chunk back (for studies)")  # fmt: skip
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
+    add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
     add("--sim-task", choices=("rest", "conveyor"), help="with --sim: what the cube does (default: rest)")
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
+    add("--unattended", action="store_true",
+        help=f"exit code {NOT_YET} where it could not begin and nothing moved, so that systemd tries again")  # fmt: skip
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--execution", choices=("sync", "ensemble", "async", "rtc"), help="default: the bundle's")
+    add("--n-action-steps", type=whole(1, 100_000), metavar="N", help="sync: actions executed per inference")
+    add("--every", type=whole(1, 100_000), metavar="N",
+        help="ensemble, async, rtc: policy steps between two requests")  # fmt: skip
+    add(
+        "--decay",
+        type=Number(-100, 100),
+        help="ensemble: weight exp(-decay * age); the oldest chunk has age 0",
+    )
+    add("--guidance-end", type=whole(0, 100_000), metavar="N", help="rtc: step where guidance ends")
+    add("--rtc-weights", choices=("zeros", "ones", "linear", "exp"), help="rtc: how guidance fades")
+    add("--max-guidance", type=Number(0, 1e6), help="rtc: largest guidance weight")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,61 +85,52 @@ def run(args: argparse.Namespace) -> int:
     from edgevla.launch.supervisor import Supervisor
 
     shown = Screen(to_stderr=args.json)
-    options = _options(args)
+    wanted = options_from(args)
     bundle = Path(args.bundle) if args.bundle else newest_bundle()
     if args.bundle is None:
         shown("info", "deploy", f"bundle: {bundle} (the newest one here)")
-    supervisor = Supervisor(options, PolicySource(bundle, options), shown)
-    summary = carry_out(supervisor, _open_monitor(supervisor, shown) if args.monitor else None)
+    supervisor = Supervisor(wanted, PolicySource(bundle, wanted), shown)
+    try:
+        summary = carry_out(supervisor, MonitorWindow(supervisor, shown) if args.monitor else None)
+    except UsageError:
+        raise
+    except (EdgeVLAError, OSError) as error:
+        if not args.unattended:
+            raise
+        shown("error", "deploy", f"{error}; nothing has moved, it may be tried again")
+        return NOT_YET
     return report(args, summary, shown)
-
-
-class _open_monitor(contextlib.AbstractContextManager[None]):
-    """The monitor in this terminal, as a process of its own; when it is left, the deployment stops."""
-
-    def __init__(self, supervisor: Any, screen: Screen) -> None:
-        self._supervisor, self._screen = supervisor, screen
-
-    def __enter__(self) -> None:
-        self._screen.give_way()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgevla", "monitor", f"--run-dir={self._supervisor.folder}"]
-        )
-        self._supervisor.stop_when(lambda: self._process.poll() is not None)
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        self._process.wait()
-        self._screen.come_back()
 
 
 # -- from words to options ---------------------------------------------------------------------------------------
 
 
-def _options(args: argparse.Namespace) -> Any:
+def options_from(args: argparse.Namespace) -> Any:
     from edgevla.launch.deployment import DeployOptions
 
-    foreground.check_arguments(args)
-    if args.inject_delay_ms < 0:
-        raise UsageError(f"--inject-delay-ms {args.inject_delay_ms:g} must not be negative")
+    options.check_arguments(args)
+    if args.monitor and args.unattended:
+        raise UsageError("--monitor needs somebody to look at it; leave out --unattended")
+    if args.monitor:
+        check_terminal()
     return DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
         ports=args.port,
         cameras=pairs(args.camera, "--camera"),
         execution=_execution(args),
-        task=args.task,
+        task=args.task or "",
         duration_s=args.duration,
         inject_delay_ms=args.inject_delay_ms,
         log_dir=args.log,
         provider=args.provider,
-        threads=args.threads,
+        threads=args.threads or 0,
         seed=args.seed,
         n_steps=args.n_steps,
         calibration=args.calibration,
         servo_hz=args.servo_hz,
         may_lose_cameras=args.allow_lost_cameras,
+        may_be_blind=args.allow_blind_cameras,
         sim_task=args.sim_task,
         sim_trace=args.sim_trace,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,11 @@ from edgevla.cameras import CameraSettings
 from edgevla.descriptions import AboutRobot
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
-from edgevla.execution.strategies import KINDS
+from edgevla.execution.strategies import KINDS, check_chunk
 from edgevla.manifest import Manifest
+
+TRAINED_SPEED_MARGIN = 1.5
+"""As `robots/safety.py` has it, where it is applied; here it says in the summary which cap it was."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class DeployOptions:
     calibration: str | None = None
     servo_hz: float | None = None
     may_lose_cameras: bool = False
+    may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
 
@@ -70,17 +75,15 @@ def camera_settings(manifest: Manifest, robot: AboutRobot, o: DeployOptions) -> 
         fps = max(camera.fps if camera else 0.0, manifest.fps)
         settings = CameraSettings(name, source, width, height, fps)
         if camera is not None and source != "sim":
-            if camera.fit == "exact":  # where it is not what the policy takes, `fit` refuses
-                width, height = camera.width, camera.height
-            settings = replace(
-                settings,
-                width=width,
-                height=height,
-                asked_width=camera.width,
-                asked_height=camera.height,
-                fit=camera.fit,
-                has_locked_exposure=camera.locked_exposure,
-            )
+            settings = replace(CameraSettings.of_profile(camera, source), fps=fps)
+            if camera.fit != "exact":  # where it is and the sizes differ, `fit` refuses
+                settings = replace(
+                    settings,
+                    width=width,
+                    height=height,
+                    asked_width=camera.width,
+                    asked_height=camera.height,
+                )
         made.append(settings)
     return made
 
@@ -104,7 +107,33 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         raise UsageError(
             f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
         )
-    return execution_from({**base, **given, "kind": kind})
+    execution = execution_from({**base, **given, "kind": kind})
+    check_chunk(execution, manifest.chunk_size)
+    return execution
+
+
+def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
+    """What the bundle alone can say about the options, before a process is started.
+
+    Raises:
+        UsageError: no task for a policy that reads one, denoise steps it does not take, a loop slower than its rate.
+    """
+    m, o = manifest, options
+    if m.prompt is not None and not (o.task or m.prompt.default_task):
+        raise UsageError(
+            f"the policy '{m.policy}' does what it is told in words, and neither the command line nor the bundle says "
+            "it; add --task 'put the cube into the bowl'"
+        )
+    if o.n_steps is not None:
+        if m.schedule is None:
+            raise UsageError(
+                f"--n-steps {o.n_steps}: the policy '{m.policy}' has no denoise steps; leave it out"
+            )
+        low, high = m.schedule.n_steps_allowed
+        if not low <= o.n_steps <= high:
+            raise UsageError(f"--n-steps {o.n_steps} must be from {low} to {high} for this bundle")
+    if o.servo_hz is not None and o.servo_hz < m.fps:
+        raise UsageError(f"--servo-hz {o.servo_hz:g} is slower than the policy's {m.fps:g} Hz")
 
 
 def execution_words(execution: Execution) -> str:
@@ -132,6 +161,17 @@ def start_arguments(
         latency_ms=latency_ms,
         max_hz=options.servo_hz,
     )
+
+
+def speed_caps(robot: AboutRobot, trained_speed: Sequence[float] | None) -> dict[str, str]:
+    """Joint -> whose speed cap is the lower one: that of `training`, or of the `profile`; a gripper keeps its own."""
+    trained = trained_speed or [math.inf] * len(robot.joints)
+    return {
+        joint.name: "training"
+        if not joint.is_gripper and TRAINED_SPEED_MARGIN * speed < joint.max_velocity
+        else "profile"
+        for joint, speed in zip(robot.joints, trained, strict=True)
+    }
 
 
 def _trained_range(m: Manifest, fit: Fit) -> tuple[tuple[float, ...], ...] | None:

@@ -8,7 +8,7 @@ from edgevla.dataset import open_dataset
 from edgevla.descriptions import AboutPolicy, write_robot
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.launch.sources import DirectSource, Run
-from edgevla.nodes.replay import CHUNK_SIZE, load_episode
+from edgevla.nodes.replay import CHUNK_SIZE, check_units, load_episode
 
 READY_S = 60.0
 
@@ -26,6 +26,7 @@ class EpisodeSource(DirectSource):
         opened = open_dataset(dataset)
         if not 0 <= episode < opened.n_episodes:
             raise UsageError(f"{dataset} has no episode {episode}; it has 0 to {opened.n_episodes - 1}")
+        check_units(opened.root, joint_units)
         self._fps = float(opened.info.fps)
 
     def fit(self, run: Run) -> list[CameraSettings]:

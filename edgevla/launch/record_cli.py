@@ -13,37 +13,48 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError, WireError
+from edgevla.launch.attach import add_run_dir, attach
+from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
 
 if TYPE_CHECKING:
     from edgevla.nodes.recorder import RecorderNode
 
 PAUSE_S = 2.0
+NO_PAUSE = "! Ctrl-Z is refused: the episode would have a hole. k keeps it, d discards it, q ends"
 KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="DATASET", help="folder; an existing one is appended to")
-    parser.add_argument("--task", default="", help="instruction of the episodes, in words")
+    parser.add_argument(
+        "--task", help="instruction of the episodes, in words, where the robot has none of its own"
+    )
     parser.add_argument(
         "--camera", action="append", metavar="NAME", help="record these only; default: all that run"
     )
-    parser.add_argument("--episodes", type=int, metavar="N", help="stop after so many kept episodes")
     parser.add_argument(
-        "--seconds", type=float, metavar="S", help="length of an episode: keeps it then by itself"
+        "--episodes", type=whole(1, 1_000_000), metavar="N", help="stop after so many kept episodes"
     )
     parser.add_argument(
-        "--pause", type=float, metavar="S", help="with --seconds: between episodes (default 2)"
+        "--seconds", type=SECONDS, metavar="S", help="length of an episode: keeps it then by itself"
     )
+    parser.add_argument(
+        "--pause",
+        type=Number(0, YEAR_S, unit="seconds"),
+        metavar="S",
+        help="with --seconds: between episodes (default 2)",
+    )
+    add_run_dir(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -51,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
     import zmq
 
     from edgevla.nodes.recorder import RecorderNode
-    from edgevla.session import find_deployment, read_deployment
+    from edgevla.session import read_deployment
 
     _check(args)
-    folder = find_deployment()
+    folder = attach(args)
     deployment = read_deployment(folder)
     cameras = _cameras(args, [n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")])
     stream = sys.stderr if args.json else sys.stdout
@@ -64,12 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"recording {deployment.robot} into {args.output}; cameras: {', '.join(cameras) or 'none'}")
     ctx = zmq.Context()
-    node = RecorderNode(
-        ctx, folder, deployment.session_bytes, args.output, cameras, args.task or deployment.task
-    )
-    node.episode_s = args.seconds
+    node = RecorderNode(ctx, folder, deployment.session_bytes, args.output, cameras, args.task or "")
+    node.episode_s, node.heard = args.seconds, lambda text: say(f"! {text}")
     session = Session(node, args, say, lambda: folder.is_dir())
+    obey_signals(lambda: say(NO_PAUSE))
     try:
+        # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
+        with contextlib.suppress(UsageError, WireError):
+            node.check_output()
         with keys() as read_key:
             session.run(read_key)
     finally:
@@ -83,17 +96,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def obey_signals(refuse: Callable[[], None]) -> None:
+    """SIGTERM and a terminal that closes end as Ctrl-C does, with the keyboard as it was; Ctrl-Z is refused."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGTSTP, lambda *_: refuse())
+
+
 def _check(args: argparse.Namespace) -> None:
-    if args.seconds is not None and not 0 < args.seconds < math.inf:
-        raise UsageError(f"--seconds is {args.seconds:g}; it must be positive")
-    if args.pause is None:
-        args.pause = PAUSE_S
-    elif args.seconds is None:
+    check_texts(args)
+    if args.pause is not None and args.seconds is None:
         raise UsageError("--pause is between episodes of a fixed length: give --seconds too")
-    elif not 0 <= args.pause < math.inf:
-        raise UsageError(f"--pause is {args.pause:g}; it must be 0 or more, in seconds")
-    if args.episodes is not None and args.episodes < 1:
-        raise UsageError(f"--episodes is {args.episodes}; it must be at least 1")
+    args.pause = PAUSE_S if args.pause is None else args.pause
 
 
 def _cameras(args: argparse.Namespace, running: list[str]) -> list[str]:
@@ -166,7 +180,7 @@ class Session:
         except UsageError as error:
             self._say(f"! {error}")
         except EdgeVLAError as error:
-            if self.is_recording or word == "keep":
+            if self.is_recording or word == "keep" or isinstance(error, DatasetError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._say(f"! {error}")
 

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import argparse
 
-from edgevla.launch import foreground
-from edgevla.launch.foreground import Screen, carry_out, report
+from edgevla.launch import options
+from edgevla.launch.foreground import carry_out, report
+from edgevla.launch.options import whole
+from edgevla.launch.screen import Screen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="LeRobot dataset: a folder or a hub id")
-    parser.add_argument("--episode", type=int, default=0, metavar="N", help="which one (default 0)")
+    parser.add_argument(
+        "--episode", type=whole(0, 10**9), default=0, metavar="N", help="which one (default 0)"
+    )
     parser.add_argument(
         "--joint-units", choices=("degrees", "range100"), help="of the dataset, where it does not say"
     )
-    foreground.add_arguments(parser)
+    options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from edgevla.launch.supervisor import Supervisor
     from edgevla.nodes.replay import DONE, NEVER_THERE
 
-    foreground.check_arguments(args)
+    options.check_arguments(args)
     shown = Screen(to_stderr=args.json)
     last_words: list[str] = []
 
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             if text.startswith(NEVER_THERE):
                 supervisor.failure = text
 
-    options = DeployOptions(
+    wanted = DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
         ports=args.port,
@@ -49,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
         log_dir=args.log,
         sim_trace=args.sim_trace,
     )
-    supervisor = Supervisor(options, EpisodeSource(args.dataset, args.episode, args.joint_units), heard)
+    supervisor = Supervisor(wanted, EpisodeSource(args.dataset, args.episode, args.joint_units), heard)
     supervisor.stop_when(lambda: bool(last_words))
     return report(args, carry_out(supervisor), shown)

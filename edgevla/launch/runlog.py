@@ -1,9 +1,10 @@
-"""The run's log: what was published, as JSON lines, and the summary a person reads at the end.
+"""The run's log: what was published, as JSON lines, and the figures of the summary.
 
     run.jsonl      one line per event, chunk, servo health, and per grid moment of the state; plus every odd tick
-    summary.json   the figures below
+    summary.json   the figures
 
-It listens like any monitor; the control loop never waits for a disk.
+It listens like any monitor; the control loop never waits for a disk. The files are `logfiles.py`'s, the words a person
+reads at the end `summary.py`'s.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from edgevla.launch.emergencies import Emergencies
+from edgevla.launch.logfiles import LogFiles
 from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
-RED_LINE = 0.02
-"""A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
+ON_MODES = ("running", "holding", "paused", "homing")
+"""The arm has torque, and is not ending."""
 
 
 def plain(value: Any) -> Any:
@@ -65,15 +67,11 @@ class Series:
 class RunLog:
     """Takes messages, writes lines, and knows the figures of the run.
 
-    folder: None keeps figures only.
+    files: None keeps figures only.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._file: TextIO | None = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "run.jsonl").open("w", buffering=1 << 16)
+    def __init__(self, files: LogFiles | None) -> None:
+        self.files = files
         self._began = time.monotonic()
         self._late, self._latency = Series(), Series()
         self._image_age, self._seam, self._within = Series(), Series(), Series()
@@ -81,17 +79,19 @@ class RunLog:
         self._counters: dict[str, dict[str, int]] = {}
         self._restarted: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
-        self._modes: Counter[str] = Counter()
         self._past: list[tuple[int, int | None, np.ndarray]] = []
         self.n_chunks = 0
         self.last_mode = ""
         self.is_released = False
         self.last_stop = ""
         self.heard_of_robot = 0.0
+        self.was_on = False
+        """Whether the arm was ever switched on."""
+        self.emergencies = Emergencies(time.monotonic_ns())
 
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")) + "\n")
+        if self.files is not None:
+            self.files.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")))
 
     def take(self, message: Message[Body]) -> None:
         """One message of any type; what does not belong into a log is ignored."""
@@ -103,7 +103,8 @@ class RunLog:
         state = m.body
         self.last_mode = state.mode
         self.heard_of_robot = time.monotonic()
-        self._modes[state.mode] += 1
+        self.was_on = self.was_on or state.mode in ON_MODES
+        self.emergencies.see_mode(state.mode, m.observed_ns)
         if state.mode in ("running", "holding"):
             self._late.add(state.late_ns / 1e6)
             self._note_seam(state)
@@ -143,6 +144,8 @@ class RunLog:
         event = m.body
         self._events[event.severity] += 1
         self.is_released = self.is_released or event.code == "released"
+        self.was_on = self.was_on or self.is_released
+        self.emergencies.see_event(event.code, m.observed_ns)
         if event.severity == "stop":
             self.last_stop = event.text
         self.write("event", {"source": m.source, "observed_ns": m.observed_ns, **vars(event)})
@@ -175,59 +178,23 @@ class RunLog:
             "unanswered_requests": robot.get("infer_expired", 0),
             "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
             "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,
+            "clipped_by": {k: v for k, v in sorted(robot.items()) if k.startswith("clipped_") and v},
             "seam_jump": self._seam.figures(),
             "within_chunk": self._within.figures(),
             "bus": {k: robot.get(f"bus_{k}", 0) for k in ("retries", "corrupt", "lost", "stale")},
             "losses": losses,
             "events": dict(self._events),
             "restarts": dict(self._restarted),
+            "emergency_stops": self.emergencies.told(),
             "final_mode": self.last_mode,
+            "log": str(self.files.path) if self.files is not None else None,
         }
 
     def close(self, summary: Mapping[str, Any]) -> None:
-        if self._file is not None and self.folder is not None:
+        if self.files is not None:
             self.write("summary", summary)
-            self._file.close()
-            (self.folder / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
+            self.files.close(json.dumps(plain(summary), indent=1))
 
 
 def _said(m: Message[Body]) -> dict[str, Any]:
     return {"source": m.source, "seq": m.seq, "observed_ns": m.observed_ns}
-
-
-def describe_summary(s: Mapping[str, Any]) -> str:
-    """The summary as a person reads it, red lines included."""
-
-    def line(name: str, figures: Mapping[str, float] | None, unit: str) -> str:
-        if not figures:
-            return f"  {name:<16} -"
-        return f"  {name:<16} p50 {figures['p50']:.2f}  p99 {figures['p99']:.2f}  max {figures['max']:.2f} {unit}"
-
-    bus = s["bus"]
-    ages = (s.get("trained_camera_age_ms") or {}).values()
-    # Live ages are the oldest camera's, so these are too.
-    worst = {name: max(age[name] for age in ages) for name in ("p50", "p99")} if ages else None
-    trained = f"; in training p50 {worst['p50']:.2f}  p99 {worst['p99']:.2f}" if worst else ""
-    lines = [
-        f"ran {s['duration_s']} s: {s['ticks_running']} ticks under the policy, {s['inferences']} inferences",
-        line("lateness", s["lateness_ms"], "ms") + f"; {s['deadline_misses']} deadlines missed",
-        line("inference", s["inference_ms"], "ms"),
-        line("image age", s["image_age_ms"], "ms") + trained,
-        f"  {'chunks':<16} {s['stale_actions']} actions skipped as past, {s['late_chunks']} chunks too late, "
-        f"{s['unanswered_requests']} requests unanswered, waited {s['waiting_share']:.1%} of the time",
-        f"  {'bus':<16} {bus['retries']} retries, {bus['corrupt']} damaged answers, {bus['stale']} stale values",
-        f"  {'clipped':<16} {s['clipped_share']:.2%} of ticks",
-    ]
-    if s["seam_jump"]:
-        seam, within = s["seam_jump"], s["within_chunk"] or {"p95": 0.0}
-        lines.append(
-            f"  {'seams':<16} p95 {seam['p95']:.2f}, within chunks {within['p95']:.2f} (units per tick^2)"
-        )
-    if s["losses"]:
-        lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
-    if s["clipped_share"] > RED_LINE:
-        lines.append(
-            f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
-            "the policy wanted; see limited_by in run.jsonl"
-        )
-    return "\n".join(lines)

@@ -20,16 +20,18 @@ from edgevla.arguments import Start
 from edgevla.bundle import Fit, load_bundle
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, write_robot
-from edgevla.errors import EdgeVLAError, EngineError
+from edgevla.errors import CameraError, EdgeVLAError, EngineError
 from edgevla.execution import Async, Execution, Sync, judge_latency
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import (
     DeployOptions,
     camera_names,
     camera_settings,
+    check_fitting,
     chosen_execution,
     start_arguments,
 )
+from edgevla.look import Oddity
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
@@ -111,11 +113,14 @@ class PolicySource:
         self._bundle = load_bundle(folder)
         m = self._bundle.manifest
         self.cameras: Sequence[str] = camera_names(m)
+        check_fitting(m, options)
         self.execution = chosen_execution(m, options)
         self.about = _about(self.name, self._bundle.sha256, strict.write(m.trained_camera_age_ms))
         self._fit: Fit | None = None
 
     def fit(self, run: Run) -> list[CameraSettings]:
+        if run.options.task and self._bundle.manifest.prompt is None:
+            run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
         settings = camera_settings(self._bundle.manifest, run.robot, run.options)
         robot = replace(run.robot, cameras=tuple(_delivered(camera) for camera in settings))
         self._fit = self._bundle.fits(robot)
@@ -138,7 +143,22 @@ class PolicySource:
         run.say(
             "info", "deploy", f"policy ready on {about.provider}: {about.latency_ms:.1f} ms per inference"
         )
+        self._say_oddities(run, about.oddities)
         return about.latency_ms
+
+    @staticmethod
+    def _say_oddities(run: Run, oddities: Sequence[Oddity]) -> None:
+        """What the policy's first look at the cameras found.
+
+        Raises:
+            CameraError: one certainly shows no picture.
+        """
+        for oddity in oddities:
+            if not oddity.is_blind or run.options.may_be_blind:
+                run.say("warning", "camera", oddity.text)
+        blind = [oddity.text for oddity in oddities if oddity.is_blind]
+        if blind and not run.options.may_be_blind:
+            raise CameraError(f"{blind[0]}. To start all the same: --allow-blind-cameras")
 
     def start_arguments(self, run: Run, latency_ms: float) -> Start:
         """A latency that the execution cannot bear turns it into `sync`."""

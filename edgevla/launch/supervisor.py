@@ -3,7 +3,8 @@
     emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> start -> watch -> stop
 
 Where the actions come from (a policy, a leader arm, a recording) is its `ActionSource`. It holds nothing of the arm;
-it keeps one end of a pipe whose closing tells guardian and loop that it has gone.
+it keeps one end of a pipe whose closing tells guardian and loop that it has gone. Whatever fails in it, `end` is walked
+step by step, and each step whether the one before went well or not.
 `edgevla/` never imports the robot's code: it names modules as strings, and learns the robot from its `describe`.
 """
 
@@ -11,9 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -24,13 +24,24 @@ from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRobot
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
+from edgevla.launch.asked import Asked
 from edgevla.launch.children import Child, how
-from edgevla.launch.deployment import DeployOptions, execution_words
+from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
+from edgevla.launch.logfiles import LogFiles
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 from edgevla.nodes.vitals import AT_ONCE
-from edgevla.session import Deployment, new_session, run_dir, tell_guardian, write_deployment
+from edgevla.session import (
+    Deployment,
+    announce,
+    began,
+    new_session,
+    remove_run_dir,
+    run_dir,
+    tell_guardian,
+    write_deployment,
+)
 from edgevla.wire import CommandClient, Inbox, endpoint
 
 GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
@@ -46,6 +57,10 @@ Say = Callable[[str, str, str], None]
 """(severity, source, sentence) -> shown to the user."""
 
 
+class AskedToStop(Exception):
+    """Somebody asked for the end before the arm was switched on."""
+
+
 class Supervisor:
     """One deployment, from nothing to the summary.
 
@@ -55,26 +70,28 @@ class Supervisor:
     def __init__(self, options: DeployOptions, source: ActionSource, say: Say) -> None:
         self.options, self.source, self.say = options, source, say
         self.session = new_session()
+        place = options.log_dir
+        self.log = RunLog(None if place is None else LogFiles(place, self.session, self._warn))
+        self.asked = Asked(self._step, self._say_safely)
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
         self.children: dict[str, Child] = {}
         self.about_robot: AboutRobot | None = None
-        self.log = RunLog(options.log_dir)
         self.failure = ""
         self._cameras: Sequence[CameraSettings] = ()
         self._alive_read, self._alive_write = os.pipe()
         self._inbox: Inbox | None = None
         self._robot_client: CommandClient | None = None
-        self._is_asked_to_stop = False
         self._is_over: Callable[[], bool] = lambda: False
-        self._n_interrupts = 0
         self._is_running = False
         self._said_at_once: set[str] = set()
+        self._is_start_sent = False
+        self._speed_caps: dict[str, str] = {}
 
     # -- the story ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Everything up to a moving arm. Raises what a person must act on; `close` cleans up."""
+        """Everything up to a moving arm. Raises what a person must act on; `end` cleans up."""
         self._note()
         if self.options.is_sim:
             self._start_emulator()
@@ -84,6 +101,8 @@ class Supervisor:
         self._start_cameras()
         latency_ms = self.source.start(self)
         arguments = self.source.start_arguments(self, latency_ms)
+        self._is_start_sent = True
+        self._speed_caps = speed_caps(self.robot, arguments.trained_speed)
         try:
             self._command("start", arguments)
         except WireError as error:
@@ -111,7 +130,7 @@ class Supervisor:
     def watch(self) -> None:
         """Until it is over: duration, a stop that was asked for, or the robot node's end."""
         until = None if self.options.duration_s is None else time.monotonic() + self.options.duration_s
-        while not (self._is_asked_to_stop or self._is_over()):
+        while not (self.asked.by or self._is_over()):
             if until is not None and time.monotonic() >= until:
                 return
             self._take_messages(0.05)
@@ -125,94 +144,138 @@ class Supervisor:
             for child in self.children.values():
                 self._revive(child)
 
-    def stop(self) -> None:
-        """To rest, release, and the end of the robot's processes; everybody else afterwards."""
-        self._is_asked_to_stop = True  # a terminal that closes from here on is no press of Ctrl-C
-        guardian = self.children.get("robot")
-        if guardian is not None and guardian.is_alive:
-            if self.log.last_mode != "stopped":  # a node that stopped by itself may not answer any more
-                try:
-                    self._command("stop")
-                except WireError:
-                    pass
-                except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
-                    self.failure = "ended while the emergency stop was latched"
-                    self._n_interrupts = max(self._n_interrupts, 2)
-                    self.say("stop", "deploy", f"an emergency stop is latched: the arm stays {FROZEN}")
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def end(self) -> dict[str, Any]:
+        """The arm to rest and released, all processes ended, the log closed; the summary.
+
+        Every step is walked, whatever happened before or in the one before: what fails is noted.
+        """
+        self.asked.is_ending = True  # a terminal that closes from here on is no press of Ctrl-C
+        summary: dict[str, Any] = {}
+        steps = [self._ask_to_stop, self._await_release, self._end_robot]
+        steps += [self.children[name].end for name in reversed(self.children)]
+        steps += [lambda: summary.update(self.summary()), lambda: self.log.close(summary), *self._closings()]
+        for step in steps:
+            self._surely(step)
+        return {"emergency_stops": [], **summary, "failure": self.failure or None}
+
+    def _surely(self, step: Callable[[], Any]) -> None:
+        """Once more where it fails; a step that is walked twice does no harm."""
+        for _ in range(2):
+            try:
+                step()
+                return
+            except BaseException as error:
+                self.note_failure(error)
+
+    def note_failure(self, error: BaseException) -> None:
+        """The first is the run's; what follows from it is only said. A bug is shown whole."""
+        if isinstance(error, KeyboardInterrupt | AskedToStop):
+            self.asked.by = self.asked.by or "SIGINT"
+            return
+        words = str(error) if isinstance(error, EdgeVLAError) else f"{type(error).__name__}: {error}"
+        if words == self.failure:
+            return
+        if not isinstance(error, EdgeVLAError | OSError):
+            self._say_safely("log", "deploy", "".join(traceback.format_exception(error)).rstrip())
+        if self.failure:
+            self._say_safely("error", "deploy", words)
+        self.failure = self.failure or words
+
+    def _ask_to_stop(self) -> None:
+        """To rest. An emergency stop is obeyed before: then the arm stays where it is."""
+        if not (self._is_start_sent and self._guardian_lives()) or self.log.last_mode == "stopped":
+            return
+        try:
+            self._command("stop")
+        except WireError:
+            pass  # a node that stopped by itself may not answer any more
+        except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
+            self.failure = self.failure or "ended while the emergency stop was latched"
+            self.asked.steps.latch()
+            self._say_safely("stop", "deploy", f"an emergency stop is latched: the arm stays {FROZEN}")
+
+    def _await_release(self) -> None:
+        """Until the arm is released; the loop, which outlives a killed guardian, may still hold it."""
+        if (guardian := self.children.get("robot")) is not None and self._is_start_sent:
             self._await_rest(guardian)
-            self._close_alive()
-            if not guardian.wait(STOPPED_S):
-                self.say("error", "deploy", "the robot process does not end; ending it")
-                guardian.end()
-            self._take_messages(0.3)
-            if guardian.exit_code and not self.failure:
-                self.failure = self._last_words(guardian)
+
+    def _end_robot(self) -> None:
+        """The pipe's closing tells guardian and loop to end, the arm to come to rest where it has not yet."""
+        self._is_running = True
+        self._close_alive()
+        guardian = self.children.get("robot")
+        if guardian is None:
+            return
+        if not guardian.wait(STOPPED_S):
+            self._say_safely("error", "deploy", "the robot process does not end; ending it")
+            guardian.end()
+        self._take_messages(0.3)
+        if guardian.exit_code and self._is_start_sent and not self.failure:
+            self.failure = self._last_words(guardian)
 
     def summary(self) -> dict[str, Any]:
         counters = dict(self._inbox.counters) if self._inbox else {}
+        if self.asked.steps.step >= 2 and self.log.was_on:
+            self.log.emergencies.surely(self.asked.steps.stepped_ns)
         made = self.log.summary(counters)
         return {
             "robot": self.about_robot and self.about_robot.robot,
             **self.source.about,
             "execution": execution_to(self.source.execution),
             "failure": self.failure or None,
-            "was_interrupted": self._n_interrupts > 0,
+            "asked_by": self.asked.by,
+            "was_interrupted": self.asked.by in ("SIGINT", "SIGHUP"),
+            "was_on": self.log.was_on,
+            "speed_caps": self._speed_caps,
             **made,
         }
 
-    def close(self) -> dict[str, Any]:
-        """Ends all processes, writes the log; the summary."""
-        self._is_running = True
-        self._close_alive()
-        if (guardian := self.children.get("robot")) is not None:
-            if not guardian.is_alive:  # the loop, which outlives it, may still hold the arm
-                self._await_rest(guardian)
-            guardian.wait(STOPPED_S)
-            guardian.end()
-        for name in reversed(self.children):
-            self.children[name].end()
-        summary = self.summary()
-        self.log.close(summary)
-        if self._inbox is not None:
-            self._inbox.stop()
-        if self._robot_client is not None:
-            self._robot_client.close()
-        self.ctx.destroy(linger=0)
-        os.close(self._alive_read)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return summary
+    def _closings(self) -> list[Callable[[], None]]:
+        inbox, client = self._inbox, self._robot_client
+        return [
+            lambda: inbox.stop() if inbox is not None else None,
+            lambda: client.close() if client is not None else None,
+            lambda: self.ctx.destroy(linger=0),
+            self._close_alive,
+            lambda: remove_run_dir(self.folder),
+        ]
 
-    def obey_signals(self) -> None:
-        """Every Ctrl-C is a press. SIGTERM, and the SIGHUP of a closed terminal, which comes from the kernel and from
-        the shell, ask to stop, however often."""
-        signal.signal(signal.SIGINT, lambda *_: self.interrupt())
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: None if self._is_asked_to_stop else self.interrupt())
-
-    def interrupt(self) -> None:
-        """Ctrl-C: the first stops in order, the second freezes the arm, the third lets go."""
-        self._n_interrupts += 1
-        self._is_asked_to_stop = True
-        if self._n_interrupts == 1:
+    def _step(self, step: int) -> None:
+        """A step of Ctrl-C, in a signal's handler."""
+        if step == 1:
             self.say(
                 "info",
                 "deploy",
                 "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
             )
             return
-        words = FROZEN if self._n_interrupts == 2 else "released"
-        self.say("stop", "deploy", f"emergency stop: the arm is {words}")
         # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
         tell_guardian(self.folder)
+        self.say("stop", "deploy", f"emergency stop: the arm is {FROZEN if step == 2 else 'released'}")
+
+    def _say_safely(self, severity: str, source: str, text: str) -> None:
+        with contextlib.suppress(Exception):
+            self.say(severity, source, text)
+
+    def _warn(self, text: str) -> None:
+        self._say_safely("warning", "log", text)
+
+    def _guardian_lives(self) -> bool:
+        guardian = self.children.get("robot")
+        return guardian is not None and guardian.is_alive
 
     # -- start-up, in order ---------------------------------------------------------------------------------------
 
     def _note(self) -> None:
         nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
-        note = Deployment(
-            self.session.hex(), os.getpid(), self.options.robot, self.source.bundle, nodes, self.options.task
+        pid, o = os.getpid(), self.options
+        write_deployment(
+            self.folder,
+            Deployment(self.session.hex(), pid, o.robot, self.source.bundle, nodes, o.task, began(pid)),
         )
-        write_deployment(self.folder, note)
+        announce(self.folder)
 
     @property
     def place(self) -> list[str]:
@@ -294,8 +357,8 @@ class Supervisor:
                 if not child.is_alive:
                     kind = UsageError if child.exit_code == UsageError.exit_code else error
                     raise kind(_without_prefix(child.last_sentence()))
-                if self._is_asked_to_stop:
-                    raise KeyboardInterrupt
+                if self.asked.by:
+                    raise AskedToStop
                 with contextlib.suppress(WireError):
                     about = client.describe(cls, 0.3)
                     if about is not None:
@@ -327,7 +390,7 @@ class Supervisor:
             return
         self._inbox.wait(wait_s) if wait_s else None
         messages: list[Message[Body]] = [m for cls in LOGGED for m in self._inbox.drain(cls)]
-        for message in messages:
+        for message in sorted(messages, key=lambda m: m.header.sent_ns):
             self.log.take(message)
             if isinstance(message.body, Event):
                 self.say(message.body.severity, message.source, message.body.text)
@@ -343,7 +406,12 @@ class Supervisor:
             return
         self._say_once(child, f"{child.name} ended ({how(child.exit_code)}); starting it again")
         if child.is_due():
-            child.start()
+            try:
+                child.start()
+            except OSError as error:  # no memory, too many processes: perhaps next time
+                self.say(
+                    "error", "deploy", f"{child.name} could not be started: {error.strerror}; trying again"
+                )
 
     def _say_once(self, child: Child, text: str) -> None:
         if child.told_of_start != child.n_starts:
@@ -381,6 +449,8 @@ class Supervisor:
         deadline = time.monotonic() + STOPPED_S
         while time.monotonic() < deadline and not self.log.is_released:
             self._take_messages(0.05)
+            if self.log.last_mode == "stopped" and not self.log.was_on:
+                return  # nothing was switched on
             if not guardian.is_alive and time.monotonic() - self.log.heard_of_robot > SILENT_S:
                 return
         if not self.log.is_released:
@@ -391,9 +461,12 @@ class Supervisor:
             )
 
     def _close_alive(self) -> None:
-        if self._alive_write >= 0:
-            os.close(self._alive_write)
-            self._alive_write = -1
+        """Both ends of the pipe; its readers have descriptors of their own."""
+        read, self._alive_read = self._alive_read, -1
+        write, self._alive_write = self._alive_write, -1
+        for fd in (write, read):
+            if fd >= 0:
+                os.close(fd)
 
 
 def _without_prefix(sentence: str) -> str:

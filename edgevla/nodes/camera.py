@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from edgevla.cameras import CameraSettings, Source, open_source
-from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb
+from edgevla.cameras import CameraSettings, Picture, Source, open_source
+from edgevla.cameras.pixels import encode_jpeg, fit, thumbnail, to_rgb, turned
+from edgevla.cameras.watch import PictureWatch
 from edgevla.clock import NS_PER_S
 from edgevla.descriptions import AboutCameraNode
 from edgevla.errors import CameraError, EdgeVLAError
@@ -54,19 +55,25 @@ class Capture(threading.Thread):
         self.source, self.settings = source, source.settings
         self.frames: deque[_Ready] = deque(maxlen=RING)
         self.news: deque[tuple[Severity, str, str]] = deque(maxlen=32)
-        self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent"), 0)
+        self.counters = dict.fromkeys(("frames", "dropped", "repeated", "reopened", "silent", "odd"), 0)
         self.is_lost = False
         self.failure: Exception | None = None
         self._wake, self._stopping = wake, threading.Event()
-        self._n_repeated = self._n_tries = 0
+        self._n_repeated = self._n_tries = self._n_odd = 0
         self._last_ns: int | None = None
         self._previous: np.ndarray | None = None
         self._thumbnail_ns = 0
+        self._said: set[str] = set()
+        self._watch: PictureWatch | None = None
 
     def run(self) -> None:
         try:
+            if not self.source.is_drawn:
+                self._watch = PictureWatch(self.settings.name, self._who)
             while not self._stopping.is_set() and not self.source.is_at_end:
                 self._turn()
+            if self.source.is_at_end:
+                self._say("info", "camera_ended", f"{self._who} has shown its last picture")
         except Exception as error:  # the thread's edge: `step` raises it in the node
             self.failure = error
         finally:
@@ -75,17 +82,41 @@ class Capture(threading.Thread):
 
     def _turn(self) -> None:
         picture = self.source.read()
-        if picture is not None:
+        if picture is None or not picture.pixels.size:
+            if not self.source.is_at_end and not self._stopping.is_set():
+                self.counters["silent"] += 1
+                self._reopen("gives no more pictures; looking for it. Check its plug and cable")
+            return
+        image = self._fitted(picture)
+        if image is not None:
             if self.is_lost:
                 self._found()
-            self.frames.append(self._prepare(to_rgb(picture), picture.captured_ns))
+            if self.source.n_rounds == 1:
+                self._say_once("info", "camera_again", f"{self._who} has ended, and begins again")
+            self.frames.append(self._prepare(image, picture.captured_ns))
             self._wake.set()
-        elif not self.source.is_at_end and not self._stopping.is_set():
-            self.counters["silent"] += 1
-            self._reopen()
+        elif self._n_odd >= self.settings.fps:
+            self._reopen("keeps giving pictures of another size; opening it again")
+
+    def _fitted(self, picture: Picture) -> np.ndarray | None:
+        """The picture as it is published; None when it came in another size than those before.
+
+        Raises:
+            CameraError: the first picture has another size than declared.
+        """
+        try:
+            image = fit(turned(to_rgb(picture), self.settings.rotation), self.settings)
+        except CameraError as error:
+            if not self.counters["frames"]:
+                raise
+            self._n_odd += 1
+            self.counters["odd"] += 1
+            self._say_once("warning", "camera_odd", f"{error}. Such pictures are left out")
+            return None
+        self._n_odd = 0
+        return image
 
     def _prepare(self, image: np.ndarray, captured_ns: int) -> _Ready:
-        image = fit(image, self.settings)
         self._count(image, captured_ns)
         jpeg = self.settings.encoding == "jpeg"
         payload = encode_jpeg(image, self.settings.jpeg_quality) if jpeg else np.ascontiguousarray(image)
@@ -115,13 +146,14 @@ class Capture(threading.Thread):
         self._n_repeated = self._n_repeated + 1 if is_same else 0
         self.counters["repeated"] += is_same
         self._previous = image
+        for news in self._watch.see(image, captured_ns, is_same) if self._watch is not None else ():
+            self._say(*news)
 
-    def _reopen(self) -> None:
-        """The device has gone silent: close it and try to open it, waiting longer each time, until it opens."""
+    def _reopen(self, why: str) -> None:
+        """Close the device and try to open it, waiting longer each time, until it opens."""
         if not self.is_lost:
-            self.is_lost, self._last_ns, self._n_tries = True, None, 0
-            text = f"{self._who} gives no more pictures; looking for it. Check its plug and cable"
-            self._say("warning", "camera_lost", text)
+            self.is_lost, self._last_ns, self._previous, self._n_tries = True, None, None, 0
+            self._say("warning", "camera_lost", f"{self._who} {why}")
         while True:
             self.source.close()
             if self._stopping.wait(REOPEN_S[min(self._n_tries, len(REOPEN_S) - 1)]):
@@ -137,6 +169,7 @@ class Capture(threading.Thread):
     def _found(self) -> None:
         """It is back when it shows something: a device may open and stay dark."""
         self.is_lost = False
+        self._said.discard("camera_odd")
         self.counters["reopened"] += 1
         self._say("info", "camera_back", f"{self._who} is back")
 
@@ -147,6 +180,11 @@ class Capture(threading.Thread):
     def _say(self, severity: Severity, code: str, text: str) -> None:
         self.news.append((severity, code, text))
         self._wake.set()
+
+    def _say_once(self, severity: Severity, code: str, text: str) -> None:
+        if code not in self._said:
+            self._said.add(code)
+            self._say(severity, code, text)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -220,7 +258,9 @@ class CameraNode:
     @property
     def is_at_end(self) -> bool:
         """Whether every source was a file and has ended."""
-        return all(not c.is_alive() and not c.frames and c.failure is None for c in self.captures)
+        return all(
+            not c.is_alive() and not c.frames and not c.news and c.failure is None for c in self.captures
+        )
 
     def _publish(self, publisher: Publisher, ready: _Ready) -> None:
         publisher.send(ready.frame, [ready.payload], ready.captured_ns)

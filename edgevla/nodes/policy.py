@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,10 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.descriptions import AboutPolicy, read_robot
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
+from edgevla.look import Oddity
 from edgevla.messages import Body, Chunk, Frame, Infer, Message, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler
+from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
 from edgevla.types import Observation
@@ -95,8 +97,16 @@ class PolicyNode:
     def router_socket(self) -> zmq.Socket:
         return self._router.socket
 
-    def warm_up(self) -> None:
-        """Runs the policy on blank input, then is ready: `describe` tells the latency measured here."""
+    def first_look(self, drawn: Collection[str]) -> FirstLook:
+        """At the live pictures, before the arm may move. drawn: names of simulated cameras."""
+        trained = self._policy.manifest.trained_camera_look or {}
+        return FirstLook(self._inbox, self._fit.cameras, trained, drawn)
+
+    def warm_up(self, seen: Sequence[Oddity] = ()) -> None:
+        """Runs the policy on blank input, then is ready: `describe` tells the latency measured here.
+
+        seen: what the first look found.
+        """
         spent = self._policy.warm_up(WARM_UPS)
         worst = max(spent[1:] or spent) + self._inject_delay_ns
         self._server.about = AboutPolicy(
@@ -105,6 +115,7 @@ class PolicyNode:
             sha256=self._policy.bundle.sha256,
             provider=self._policy.provider,
             latency_ms=worst / NS_PER_MS,
+            oddities=tuple(seen),
         )
 
     def step(self, now_ns: int) -> None:
@@ -272,18 +283,22 @@ def _run(args: argparse.Namespace, bundle: Bundle) -> int:
     waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
     woken.bind("inproc://worker-done")
     waker.connect("inproc://worker-done")
+    robot = read_robot(args.robot_json)
     node = PolicyNode(
         ctx,
         args.run_dir,
         bytes.fromhex(args.session),
         policy,
-        bundle.fits(read_robot(args.robot_json)),
+        bundle.fits(robot),
         inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
         allow_lost_cameras=args.allow_lost_cameras,
         wake=lambda: waker.send(b"", zmq.NOBLOCK),
     )
     try:
-        node.warm_up()
+        first_look = node.first_look([c.name for c in robot.cameras if c.source == "sim"])
+        while (seen := first_look.step(time.monotonic_ns())) is None and not stopping.wait(0.02):
+            pass
+        node.warm_up(seen or ())
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
         poller.register(woken, zmq.POLLIN)

@@ -53,6 +53,7 @@ def load_episode(path: str, episode: int, robot: AboutRobot, joint_units: str | 
     from edgevla.dataset.facts import facts_of
 
     dataset = open_dataset(path)
+    check_units(dataset.root, joint_units)
     facts = facts_of(dataset, joint_units)
     if facts.joint_units is None and any(joint.unit in ("deg", "range100") for joint in robot.joints):
         hint = f" (they look like {facts.units_guess}: {facts.units_reason})" if facts.units_guess else ""
@@ -69,6 +70,22 @@ def load_episode(path: str, episode: int, robot: AboutRobot, joint_units: str | 
     near = np.array([NEAR_SHARE * (joint.max - joint.min) for joint in robot.joints], np.float32)
     names = [joint.name for joint in robot.joints]
     return Recorded(float(dataset.info.fps), values[STATE], values[ACTION], near, names)
+
+
+def check_units(root: Path, joint_units: str | None) -> None:
+    """The recording's own word stands: other units would drive the arm to other places.
+
+    Raises:
+        UsageError: --joint-units contradicts what the dataset states.
+    """
+    from edgevla.dataset.stated import read_stated
+
+    stated = read_stated(root).joint_units
+    if joint_units is not None and stated is not None and joint_units != stated:
+        raise UsageError(
+            f"{root} was recorded in {stated}; --joint-units {joint_units} would drive the arm to other places. "
+            "Leave it out"
+        )
 
 
 class Player:

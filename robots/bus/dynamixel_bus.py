@@ -54,6 +54,7 @@ class DynamixelBus(ServoBus):
     health_block = dynamixel.HEALTH_BLOCK
     known_models = dynamixel.MODELS
     bauds = dynamixel.BAUDS
+    foreign, modes, ranges = dynamixel.FOREIGN, dynamixel.MODES, dynamixel.RANGES
     torque_limit, own_limit, full_torque = "goal_pwm", "pwm_limit", dynamixel.FULL_PWM
     ceilings = ("pwm_limit", "current_limit")
     bounds = (("goal_pwm", "pwm_limit"), ("goal_current", "current_limit"))

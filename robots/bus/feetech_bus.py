@@ -48,6 +48,7 @@ class FeetechBus(ServoBus):
     health_block = feetech.HEALTH_BLOCK
     known_models = feetech.MODELS
     bauds = feetech.BAUDS
+    foreign, modes, ranges = feetech.FOREIGN, feetech.MODES, feetech.RANGES
     torque_limit, own_limit, full_torque = "torque_limit", "max_torque", 1000
     ceilings = ("max_torque", "protection_current", "overload_torque")
     bounds = (("torque_limit", "max_torque"),)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from .registers import Block, Register
+from .registers import Block, Foreign, Register
 from .report import Cure, PingReply, ServoReport
 
 NEEDED = (
@@ -30,6 +30,8 @@ class Habits:
     homing_sign: present position = encoder + sign * homing offset.
     speed: the register that limits a servo's own speed (0: none).
     cures: what a person does about each fault.
+    foreign: servos on the same wire that are none of these. modes: values of `operating_mode` in which a joint has a
+    position, by a profile's kind. ranges: what a register takes, where that is less than it can hold.
     """
 
     codec: Any
@@ -48,6 +50,9 @@ class Habits:
     speed: str
     cures: Mapping[str, Cure] = {}
     can_reboot = False
+    foreign: Sequence[Foreign] = ()
+    modes: Mapping[str, Sequence[int]] = {}
+    ranges: Mapping[str, tuple[int, int]] = {}
 
     def ping(self, servo_id: int, n_tries: int = 3) -> PingReply | None:
         """Model and firmware of a servo; None when it does not answer."""

@@ -28,6 +28,8 @@ class SimCamera:
     """Draws the newest world on its own 1/fps grid; a world that has gone silent gives no pictures."""
 
     is_at_end = False
+    n_rounds = 0
+    is_drawn = True
 
     def __init__(self, settings: CameraSettings, inbox: Inbox) -> None:
         self.settings, self._inbox = settings, inbox

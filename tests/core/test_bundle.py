@@ -59,6 +59,25 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         Manifest.from_json(data)
 
 
+LOOK = {
+    "brightness": [80.0, 110.0],
+    "contrast": [30.0, 50.0],
+    "thumbnail": "AAAA" * 48,
+    "spread": "AAAA" * 16,
+    "usual": 0.4,
+    "n_pictures": 64,
+}
+
+
+def test_a_bundle_tells_how_its_cameras_looked_and_an_older_one_does_not() -> None:
+    assert Manifest.from_json(example()).trained_camera_look is None
+    told = edited("trained_camera_look", {"observation.images.front": LOOK})
+    manifest = Manifest.from_json(told)
+    assert manifest.trained_camera_look is not None
+    assert manifest.trained_camera_look["observation.images.front"].brightness == (80.0, 110.0)
+    assert manifest.to_json() == told
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
@@ -86,6 +105,13 @@ def test_a_diffusion_schedule_keeps_its_spacing() -> None:
         ("execution/default", {"kind": "rtc"}, "not allowed"),
         ("trained_speed_p999/action", [1.0], "does not fit the feature"),
         ("trained_camera_age_ms", {"action": {"p50": 1, "p99": 1, "max": 1}}, "no camera of the policy"),
+        ("trained_camera_look", {"action": LOOK}, "no camera of the policy"),
+        (
+            "trained_camera_look",
+            {"observation.images.front": {**LOOK, "spread": "AAAA"}},
+            "look of 'observation.images.front' holds no thumbnail of 6 x 8 cells",
+        ),
+        ("trained_camera_look", {"observation.images.front": {**LOOK, "hue": 1}}, "unknown key 'hue'"),
     ],
 )
 def test_a_contradiction_is_refused_by_name(path: str, value: Any, sentence: str) -> None:

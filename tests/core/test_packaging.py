@@ -44,6 +44,7 @@ def test_the_wheel_holds_the_linked_packages_and_their_data(wheel: Path) -> None
         "edgevla/train/recipes/act.toml",
         "edgevla/export/cli.py",
         "edgevla/monitor/monitor.tcss",
+        "edgevla/launch/edgevla.service",
     ):
         assert expected in names
     top_level = {name.split("/")[0] for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import dataset_kit as kit
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgevla.dataset import DatasetFacts, facts_of, infer_joint_units, open_dataset
-from edgevla.dataset.facts import FACTS, read_facts
+from edgevla.dataset.facts import FACTS, camera_looks, read_facts
 from edgevla.errors import DatasetError, UsageError
 
 NAMES = ["shoulder_pan.pos", "elbow_flex.pos", "gripper.pos"]
@@ -124,3 +125,29 @@ def test_every_promised_name_can_be_imported() -> None:
         assert getattr(edgevla.dataset, name) is not None
     with pytest.raises(AttributeError):
         edgevla.dataset.nothing  # noqa: B018
+
+
+def test_how_cameras_look_is_part_of_what_a_checkpoint_remembers(so101: Path) -> None:
+    dataset = open_dataset(so101)
+    looks = camera_looks(dataset, 12)
+    assert set(looks) == {"observation.images.front", "observation.images.wrist"}
+    front = looks["observation.images.front"]
+    assert 12 <= front.n_pictures <= 16
+    assert 0 < front.brightness[0] <= front.brightness[1] < 255
+    facts = replace(facts_of(dataset, "degrees"), camera_looks=looks)
+    data = json.loads(json.dumps(facts.to_json()))
+    assert DatasetFacts.from_json(data) == facts
+    del data["camera_looks"]  # as an older EdgeVLA left it
+    assert DatasetFacts.from_json(data).camera_looks == {}
+
+
+def test_a_camera_whose_pictures_are_damaged_has_no_look(so101_copy: Path) -> None:
+    """Training may not need it; where it does, checking the dataset says what is wrong."""
+    (so101_copy / "videos/observation.images.wrist/chunk-000/file-000.mp4").write_bytes(b"")
+    assert set(camera_looks(open_dataset(so101_copy), 4)) == {"observation.images.front"}
+
+
+def test_only_instructions_of_the_rows_are_facts(so101: Path) -> None:
+    tasks = open_dataset(so101).tasks
+    assert facts_of(open_dataset(so101), "degrees").tasks == tasks
+    assert facts_of(open_dataset(so101, [0, 2]), "degrees").tasks == tasks[:1]

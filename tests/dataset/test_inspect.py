@@ -42,6 +42,39 @@ def test_a_damaged_dataset(so101_copy: Path, capsys: pytest.CaptureFixture[str])
     assert "NOT SOUND: 1 error" in out
 
 
+def test_a_recording_without_an_episode_is_not_called_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ended before the first episode was kept: by q, and by a kill in its first save."""
+    root = tmp_path / "empty"
+    kit.record(root, [])
+    words = f"ERROR: the recording {root} holds no episode: it was ended before one was kept. Record some"
+    for _ in range(2):
+        assert main(["inspect", str(root)]) == 1
+        out = capsys.readouterr().out
+        assert words in out
+        assert "NOT SOUND: 1 error, 0 warnings" in out
+        assert "restore" not in out.lower()
+        assert "{" not in out, "no raw template"
+        (root / "data/chunk-000").mkdir(parents=True, exist_ok=True)
+        (root / "data/chunk-000/file-000.parquet").write_bytes(b"PAR1")
+    assert main(["replay", str(root), "--robot=so101", "--sim"]) == 1
+    assert words.removeprefix("ERROR: ") in capsys.readouterr().err
+
+
+def test_training_on_a_recording_without_an_episode_is_refused_in_the_same_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    kit.record(tmp_path / "empty", [])
+    assert (
+        main(["train", "--policy=act", f"--dataset={tmp_path / 'empty'}", f"--output={tmp_path / 'run'}"])
+        == 1
+    )
+    assert "holds no episode: it was ended before one was kept" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_for_programs(so101_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (so101_copy / "videos/observation.images.wrist/chunk-000/file-000.mp4").unlink()
     assert main(["inspect", str(so101_copy), "--json"]) == 1

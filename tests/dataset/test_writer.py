@@ -250,7 +250,7 @@ def test_wrong_beginnings_are_refused(
 ) -> None:
     with pytest.raises(DatasetError, match="already holds a dataset"):
         DatasetWriter(recorded, fps=30, features=kit.features())
-    with pytest.raises(DatasetError, match="'fps' differs"):
+    with pytest.raises(DatasetError, match="it has 30 fps, this recording 20"):
         DatasetWriter(copy_of(recorded), fps=20, features=kit.features(), resume=True)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()

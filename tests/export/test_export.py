@@ -56,6 +56,7 @@ def test_the_manifest_states_what_the_checkpoint_could_not(
     assert m.trained_speed_p999 is not None
     assert m.trained_speed_p999["action"][5] == pytest.approx(141.3, abs=0.1)
     assert m.trained_camera_age_ms == {"observation.images.front": CameraAge(12.0, 30.0, 41.0)}
+    assert set(m.trained_camera_look or ()) == {"observation.images.front", "observation.images.wrist"}
     assert m.provenance.features_from == "checkpoint (edgevla.json)"
     assert m.provenance.dataset is not None
     assert len(m.provenance.dataset.sha256) == 64

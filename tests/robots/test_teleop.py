@@ -68,7 +68,7 @@ def test_the_follower_does_as_the_leader_and_is_released_at_the_end(tmp_path, le
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["failure"] is None
     states = []
-    for line in (tmp_path / "log" / "run.jsonl").read_text().splitlines():
+    for line in (tmp_path / "log" / "latest" / "run.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if entry["type"] == "state" and entry["mode"] == "running":
             states.append(entry)

@@ -59,6 +59,12 @@ def test_missing_episodes_and_unknown_units_are_refused(demos):
     with pytest.raises(UsageError, match="has no episode 9; it has 0 to 1"):
         EpisodeSource(str(demos), 9)
     assert load_episode(str(demos), 1, robot).action.shape == (55, 6)
+    with pytest.raises(
+        UsageError, match="was recorded in degrees; --joint-units range100 would drive the arm"
+    ):
+        EpisodeSource(str(demos), 0, "range100")
+    with pytest.raises(UsageError, match="was recorded in degrees"):
+        load_episode(str(demos), 0, robot, "range100")
     (demos / "meta" / "edgevla.json").rename(demos / "meta" / "aside.json")
     try:
         with pytest.raises(UsageError, match="--joint-units degrees"):

@@ -150,7 +150,7 @@ class Deployed:
         return found
 
     def chunks(self) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (self.log / "run.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (self.log / "latest" / "run.jsonl").read_text().splitlines()]
         return [line for line in lines if line["type"] == "chunk"]
 
     def words(self) -> str:

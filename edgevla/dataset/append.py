@@ -1,0 +1,117 @@
+"""Whether new episodes may join a dataset: everything that a reader takes to be the same in all of them must be.
+
+A dataset says once, for all its episodes, what the joints are called and in which units and order they come, which robot
+it was, how fast and through which cameras. Episodes that differ would be read wrongly, and in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevla.dataset.layout import EPISODES_GLOB, INFO, STATED, FeatureInfo, read_info, short_name
+from edgevla.dataset.stated import read_stated
+from edgevla.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the episodes of a dataset have in common. joint_units, robot_type: None where nothing says it.
+
+    also_called: other names of this robot, such as LeRobot's.
+    """
+
+    fps: float
+    features: Mapping[str, FeatureInfo]
+    robot_type: str | None = None
+    joint_units: str | None = None
+    also_called: Sequence[str] = ()
+
+
+def existing_kind(root: Path) -> Kind | None:
+    """Of the dataset in `root`; None where there is none, or one without an episode, which binds nobody.
+
+    Raises:
+        DatasetError: it cannot be read, or is of a version that nothing can be appended to.
+    """
+    if not (root / INFO).is_file():
+        return None
+    info = read_info(root)
+    if info.version != (3, 0):
+        raise DatasetError(f"{root} has version {info.version_text}; only v3.0 can be resumed", file=INFO)
+    if not list(root.glob(EPISODES_GLOB)):
+        return None
+    return Kind(info.fps, info.features, info.robot_type, read_stated(root).joint_units)
+
+
+def check_joining(root: Path, here: Kind) -> None:
+    """
+    Raises:
+        DatasetError: the dataset in `root` was recorded otherwise than `here`; names every difference, both sides.
+    """
+    there = existing_kind(root)
+    if there is None:
+        return
+    found = list(_differences(there, here))
+    if found:
+        raise DatasetError(
+            f"{root} cannot be appended to: {'; '.join(found)}. Record into another folder"
+            + _cure(root, there, here),
+            file=INFO,
+        )
+
+
+def _differences(there: Kind, here: Kind) -> Iterator[str]:
+    if there.joint_units != here.joint_units:
+        yield f"its joints are in {_units(there)}, those of this recording in {_units(here)}"
+    names = {here.robot_type, *here.also_called}
+    if there.robot_type and here.robot_type and there.robot_type not in names:
+        yield f"its robot is {there.robot_type}, this one is {here.robot_type}"
+    if there.fps != here.fps:
+        yield f"it has {there.fps:g} fps, this recording {here.fps:g}"
+    yield from _features(there.features, here.features)
+
+
+def _units(kind: Kind) -> str:
+    return kind.joint_units or "units that nothing states"
+
+
+def _features(there: Mapping[str, FeatureInfo], here: Mapping[str, FeatureInfo]) -> Iterator[str]:
+    for is_camera, word in ((True, "camera"), (False, "column")):
+        only_there, only_here = (
+            [_name(f) for n, f in one.items() if n not in other and f.is_camera is is_camera]
+            for one, other in ((there, here), (here, there))
+        )
+        if only_there:
+            yield f"it has the {word} {', '.join(only_there)}, which this recording lacks"
+        if only_here:
+            yield f"it lacks the {word} {', '.join(only_here)}, which this recording has"
+    for name in there:
+        if name in here and (difference := _difference(there[name], here[name])):
+            yield f"its {_name(there[name])} {difference[0]}, that of this recording {difference[1]}"
+
+
+def _name(feature: FeatureInfo) -> str:
+    return f"'{short_name(feature.name) if feature.is_camera else feature.name}'"
+
+
+def _difference(there: FeatureInfo, here: FeatureInfo) -> tuple[str, str] | None:
+    """What the one is and what the other is, None when they are the same."""
+    if there.is_camera and here.is_camera and there.hwc != here.hwc:
+        (height, width, _), (other_height, other_width, _) = there.hwc, here.hwc
+        return f"has {width}x{height} px", f"{other_width}x{other_height}"
+    if there.dtype != here.dtype:
+        return f"is stored as {there.dtype}", f"as {here.dtype}"
+    if not there.is_camera and there.shape != here.shape:
+        return f"has the shape {list(there.shape)}", f"{list(here.shape)}"
+    if not there.is_camera and there.names and here.names and there.names != here.names:
+        return f"is {', '.join(there.names)}", f"is {', '.join(here.names)}"
+    return None
+
+
+def _cure(root: Path, there: Kind, here: Kind) -> str:
+    if there.joint_units is None and here.joint_units is not None:
+        line = f'{{"joint_units": "{here.joint_units}"}}'
+        return f"; or, if its joints are in {here.joint_units} too, write {line} into {root / STATED}"
+    return ""

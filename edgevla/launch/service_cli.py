@@ -1,0 +1,165 @@
+"""Let systemd run a deployment: start it at boot, keep its lines in the journal, stop it in order.
+
+    sudo edgevla service install NAME BUNDLE --robot so101 --port /dev/ttyACM0 ...      any option of edgevla deploy
+    edgevla service show NAME                           the unit, and whether it runs
+    sudo edgevla service remove NAME                    stops it in order first
+
+Installing moves nothing and starts nothing. The unit is called edgevla-NAME; it runs as the user who said sudo, or as
+--user says, in the folder where the command was typed. What is wrong with the options is said now, not at boot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgevla.errors import ConfigError, UsageError
+from edgevla.words import check_text
+
+TEMPLATE = Path(__file__).parent / "edgevla.service"
+MARK = "# Written by `edgevla service install`"
+UNITS = Path("/etc/systemd/system")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,19}")
+STOP_S = 150
+"""Both waits of the supervisor's ending (`STOPPED_S`), its children's ends, and room."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--user", metavar="USER", help="who runs it; default: who said sudo")
+    add("--unit-dir", type=Path, default=UNITS, metavar="DIR",
+        help="write the unit there, and leave systemd alone (for images)")  # fmt: skip
+    add("action", choices=("install", "show", "remove"))
+    add("name", metavar="NAME", help="small letters, digits and -, at most 20")
+    add(
+        "deploy",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="install: bundle and options of edgevla deploy",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if not NAME.fullmatch(args.name):
+        raise UsageError(f"'{args.name}' cannot be a service's name: small letters, digits and -, at most 20")
+    if args.deploy and args.action != "install":
+        raise UsageError(f"{args.action} takes a name alone, not '{args.deploy[0]}'")
+    unit = args.unit_dir / f"edgevla-{args.name}.service"
+    if args.action == "install":
+        return _install(unit, args)
+    if not unit.is_file():
+        raise UsageError(f"there is no service '{args.name}' ({unit}); edgevla service install makes one")
+    return _show(unit, args) if args.action == "show" else _remove(unit, args)
+
+
+def _install(unit: Path, args: argparse.Namespace) -> int:
+    check_deploy(args.deploy)
+    user = user_name(args.user)
+    if unit.exists() and MARK not in unit.read_text():
+        raise UsageError(f"{unit} is not of edgevla's making; remove it, or take another name")
+    text = unit_text(args.name, user, Path.cwd(), args.deploy)
+    try:
+        unit.write_text(text)
+    except PermissionError as error:
+        words = f"sudo {sys.executable} -m edgevla service install {args.name} ..."
+        raise ConfigError(f"{unit} may be written by root only: {words}") from error
+    print(f"written: {unit}, run by {user}")
+    if _systemctl(args, "daemon-reload"):
+        for words, what in (
+            ("start", "begin now"), ("enable", "begin at every boot"), ("stop", "to rest, and end"),
+        ):  # fmt: skip
+            print(f"  sudo systemctl {words:<7} {unit.stem:<20} {what}")
+        print(f"  journalctl -fu {unit.stem}; as {user}: edgevla monitor")
+    return 0
+
+
+def _show(unit: Path, args: argparse.Namespace) -> int:
+    print(unit.read_text(), end="")
+    _systemctl(args, "status", "--no-pager", "--lines=5", unit.stem)
+    return 0
+
+
+def _remove(unit: Path, args: argparse.Namespace) -> int:
+    if MARK not in unit.read_text():
+        raise UsageError(f"{unit} is not of edgevla's making; it stays")
+    if not os.access(unit.parent, os.W_OK):
+        raise ConfigError(f"{unit} may be removed by root only; say it with sudo")
+    _systemctl(args, "disable", "--now", unit.stem)
+    unit.unlink()
+    _systemctl(args, "daemon-reload")
+    print(f"removed: {unit}")
+    return 0
+
+
+def _systemctl(args: argparse.Namespace, *words: str) -> bool:
+    """Whether it went well; a machine without a running systemd is told about, and nothing more."""
+    if args.unit_dir != UNITS:
+        return False
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemctl") is None:
+        print("systemd does not run here: nothing was told to it")
+        return False
+    return subprocess.run(["systemctl", *words], check=False).returncode == 0
+
+
+# -- the unit --------------------------------------------------------------------------------------------------
+
+
+def check_deploy(words: Sequence[str]) -> None:
+    """As `edgevla deploy --unattended` would at boot, up to the first process.
+
+    Raises:
+        EdgeVLAError: what is wrong with bundle or options.
+    """
+    from edgevla.cli import Parser
+    from edgevla.launch import deploy_cli
+    from edgevla.launch.sources import PolicySource
+
+    parser = Parser(prog="edgevla service install NAME")
+    deploy_cli.add_arguments(parser)
+    args = parser.parse_args([*words, "--unattended"])
+    if args.bundle is None:
+        raise UsageError("say which bundle: at boot nobody sees which one is the newest")
+    PolicySource(Path(args.bundle), deploy_cli.options_from(args))
+
+
+def user_name(said: str | None) -> str:
+    """
+    Raises:
+        UsageError: there is no such user.
+    """
+    name = said or os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError as error:
+        raise UsageError(f"--user {name}: this machine knows no such user") from error
+
+
+def unit_text(name: str, user: str, directory: Path, words: Sequence[str]) -> str:
+    """The unit file. words: after `edgevla deploy`, as a shell would hand them over."""
+    command = [sys.executable, "-m", "edgevla", "deploy", *words, "--unattended"]
+    return TEMPLATE.read_text().format(
+        name=name,
+        user=user,
+        directory=_escape(check_text(str(directory), "this folder's name")),
+        command=" ".join(quote(word) for word in command),
+        stop_s=STOP_S,
+    )
+
+
+def quote(word: str) -> str:
+    """One word of a unit's command line: systemd takes % for a specifier, $ for a variable, and splits at blanks."""
+    escaped = _escape(word).replace("$", "$$")
+    if re.fullmatch(r"[\w%$@:,./=+-]+", escaped):
+        return escaped
+    return '"' + escaped.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
