@@ -275,7 +275,7 @@ class MonitorApp(App[None]):
             self.exit(return_code=code)
 
     def leave_soon(self, why: str, code: int) -> None:
-        """The same from anywhere, a signal's handler for one. A deployment's own monitor says nothing: its owner does."""
+        """The same from anywhere, a signal's handler for one. A deployment's own monitor leaves the words to it."""
         self._asked_to_leave = (why, code)
         if self._loop_of_app is not None:
             self._loop_of_app.call_soon_threadsafe(self._leave_as_asked)

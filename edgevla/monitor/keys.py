@@ -30,6 +30,9 @@ EMERGENCY_ON_MAIN = ("e", "alt+e")  # Escape and `e` in a hurry arrive as the se
 FIELD = "t"
 INSISTING = 3
 """So many presses of the emergency key in a row are no text, wherever they come from."""
+MODIFIED = ("alt+", "ctrl+", "super+", "hyper+", "meta+")
+"""Keys with these write nothing, whatever character they carry."""
+REPEAT_WORDS = "{} pressed again at once is the same press; for another one lift the key for a second"
 STRAY_WORDS = "text came where none belongs: no key in it was obeyed; for a task press t first"
 
 
@@ -100,12 +103,15 @@ class Keyboard:
         self._enter_ns: int | None = None
         self._stray_until_ns = 0
         self._is_stray_text = False
+        self._repeated: set[str] = set()
 
     def key(self, name: str, character: str | None, at_ns: int) -> list[Act]:
         """A key that came at `at_ns`. name: as Textual calls it; character: what it would write, if anything."""
         if name in EMERGENCY:
             return self._press_emergency(at_ns)
-        key = name if not character or not character.isprintable() or character == " " else character.lower()
+        if not character or not character.isprintable() or name.startswith(MODIFIED):
+            character = "\t" if name == "tab" else None
+        key = character.lower() if character and not character.isspace() else name
         is_fast = at_ns - self._last[1] < LONE_NS and key != self._last[0]
         self._n_in_a_row = self._n_in_a_row + 1 if key == self._last[0] else 1
         self._last = (key, at_ns)
@@ -150,9 +156,8 @@ class Keyboard:
             return [Act("notice", STRAY_WORDS)] if is_first else []
         if key == FIELD:
             self.field = TaskLine(self.suggestion)
-        else:
-            self._wait(key, at_ns)
-        return []
+            return []
+        return self._wait(key, at_ns)
 
     def _into_field(self, key: str, character: str | None, at_ns: int) -> list[Act]:
         assert self.field is not None
@@ -163,8 +168,8 @@ class Keyboard:
             # What follows at once was meant for the field; a hand needs longer for the next key.
             self._stray_until_ns, self._is_stray_text = at_ns + LONE_NS, True
         elif key == "ctrl+c":
-            self._wait(key, at_ns)
-        elif character and (character.isprintable() or character == "\t"):
+            return self._wait(key, at_ns)
+        elif character:
             self._write(character)
         else:
             self._enter_ns = None
@@ -191,10 +196,25 @@ class Keyboard:
         self._waiting = None
         return [Act("command", waiting.key)] if at_ns - waiting.at_ns >= LONE_NS else []
 
-    def _wait(self, key: str, at_ns: int) -> None:
-        if key in self._presses and self._presses[key].press(at_ns):
+    def _wait(self, key: str, at_ns: int) -> list[Act]:
+        if key not in self._presses:
+            return []
+        if self._presses[key].press(at_ns):
+            self._repeated.discard(key)
             self._waiting = _Waiting(key, at_ns, self._clock())
+            return []
+        return self._repeat(key)
 
     def _press_emergency(self, at_ns: int) -> list[Act]:
         self._waiting = None
-        return [Act("emergency")] if self._emergency.press(at_ns) else []
+        if self._emergency.press(at_ns):
+            self._repeated.discard("emergency")
+            return [Act("emergency")]
+        return self._repeat("emergency")
+
+    def _repeat(self, key: str) -> list[Act]:
+        """Said once: whoever presses again on purpose must know why nothing happens."""
+        if key in self._repeated:
+            return []
+        self._repeated.add(key)
+        return [Act("notice", REPEAT_WORDS.format(key))]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevla.session import NOTE, Deployment, GuardianStatus, is_alive, read_guardian_status
+from edgevla.session import NOTE, Deployment, GuardianStatus, began, is_alive, read_guardian_status
+
+HAS_PROC = Path("/proc/self/stat").exists()
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,4 @@ def look(folder: Path, note: Deployment, before: Outside) -> Outside:
 
 def is_at_work(pid: int, since: int = 0) -> bool:
     """Whether the process lives and does anything: one that has died and waits to be counted (a zombie) does not."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123  several times a second
-            is_zombie = stat.read().rpartition(b")")[2].split()[:1] == [b"Z"]
-    except OSError:  # gone, or a system without /proc
-        is_zombie = False
-    return not is_zombie and is_alive(pid, since)
+    return is_alive(pid, since) and (began(pid) > 0 or not HAS_PROC)

@@ -43,7 +43,10 @@ def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 class HalfBlocks:
-    """One picture as it is on the screen. cells: uint8 (rows, columns, 2, 3), upper and lower pixel."""
+    """One picture as it is on the screen, before its colours are rounded.
+
+    cells: uint8 (rows, columns, 2, 3), upper and lower pixel.
+    """
 
     def __init__(self) -> None:
         self.cells = np.zeros((0, 0, 2, 3), np.uint8)
@@ -57,10 +60,10 @@ class HalfBlocks:
             self.strips = [Strip.blank(width)] * len(cells)
         change = np.abs(cells.astype(np.int16) - self.cells).max(axis=(2, 3)) > VISIBLE
         change |= is_new
-        self.cells = np.where(change[..., None, None], cells // ROUNDING * ROUNDING, self.cells)
+        self.cells = np.where(change[..., None, None], cells, self.cells)
         regions = []
         for y in np.flatnonzero(change.any(axis=1)).tolist():
-            self.strips[y] = _strip(self.cells[y], width)
+            self.strips[y] = _strip(self.cells[y] // ROUNDING * ROUNDING, width)
             columns = np.flatnonzero(change[y])
             regions.append(Region(int(columns[0]), y, int(columns[-1] - columns[0]) + 1, 1))
         return regions

@@ -27,12 +27,11 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "·" for c in text)
 
 
-def column(text: str, width: int, *, is_right: bool = False) -> str:
+def column(text: str, width: int) -> str:
     """`text` in exactly `width` cells; what does not fit ends with `…`."""
     if cell_len(text) > width:
         text = set_cell_size(text, max(0, width - 1)) + ("…" if width else "")
-    pad = " " * (width - cell_len(text))
-    return pad + text if is_right else text + pad
+    return text + " " * (width - cell_len(text))
 
 
 def fitted(row: Row, width: int) -> Row:

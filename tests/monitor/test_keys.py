@@ -26,6 +26,7 @@ class Typist:
         self.now_ns = 10_000 * MS
         self.keyboard = Keyboard(COMMANDS, lambda: self.now_ns)
         self.done: list[tuple[str, str]] = []
+        self.notices: list[str] = []
 
     def wait(self, ms: float) -> Typist:
         """In small steps, as timers look."""
@@ -54,6 +55,7 @@ class Typist:
         return self
 
     def _note(self, acts: object) -> None:
+        self.notices += [a.text for a in acts if a.kind == "notice"]  # type: ignore[attr-defined]
         self.done += [(a.kind, a.text) for a in acts if a.kind != "notice"]  # type: ignore[attr-defined]
 
     @property
@@ -184,6 +186,20 @@ def test_any_key_held_down_is_one_press(typist: Typist, key: str) -> None:
     assert len(typist.done) == 1
     typist.wait(800).burst(key).wait(100)
     assert len(typist.done) == 2
+
+
+def test_whoever_presses_again_too_soon_is_told_so_once(typist: Typist) -> None:
+    typist.burst("e").wait(500).burst("e").wait(500).burst("e").wait(100)
+    assert typist.done == [("emergency", "")]
+    assert len(typist.notices) == 1
+    assert "lift the key for a second" in typist.notices[0]
+
+
+def test_a_letter_with_a_modifier_is_neither_text_nor_a_command(typist: Typist) -> None:
+    typist.key("alt+h", "h").wait(500)
+    assert typist.done == []
+    typist.burst("t").key("alt+x", "x").burst("y")
+    assert typist.text == "y"
 
 
 def test_presses_that_a_line_held_back_are_one(typist: Typist) -> None:

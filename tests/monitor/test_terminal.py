@@ -110,6 +110,14 @@ def test_bytes_that_are_no_text_do_no_harm(robot, watch):
     assert watcher.process.poll() is None
 
 
+def test_a_screen_on_which_little_changes_writes_little(robot, watch):
+    watcher = watch(robot)
+    settle(1.5)
+    before = len(watcher.raw)
+    time.sleep(2.0)
+    assert len(watcher.raw) - before < 4000, "bytes in two seconds"
+
+
 # -- every end ----------------------------------------------------------------------------------------------------
 
 
