@@ -13,13 +13,15 @@ from typing import Any
 
 from edgevla.robots.arm import Robot
 from edgevla.robots.emulator.robot import EmulatedRobot
+from edgevla.robots.emulator.servo import GOAL_ENERGISES
 
 RIGHT_PHASE, PHASE_BITS = 0x0C, 0x8D
 """Phase register: turns and counts forward, speeds in steps/s, speed 0 is the fastest."""
-FOUND_S = 0.6
-"""Within 0.4 s every servo's settings have been read once; what was found must be found again before it counts."""
+FOUND_S, BEHIND_S = 0.6, 1.0
+"""Every servo's settings are read once in 0.4 s. Torque that is off must be so twice before it counts."""
 WEAK = 60
 """Percent of full torque: an owner's limit that still holds the arm."""
+FOUND_ON = r"torque.{0,40}(found|already|still|was|is) on|(found|already|still) (energised|on)|energised"
 FOREIGN = r"another (program|master|host|process)|other (program|master|host)|somebody else|foreign"
 
 
@@ -28,11 +30,13 @@ class Outcome:
     """What came of a case. robot: the driver, None when it refused to connect. told: sentences for the user.
 
     stopped_s: from the fault to the loop's own stop; None: it went on. trace: as `emulator.trace` writes it.
+    firmware: of the Feetech servos.
     """
 
     arm: EmulatedRobot
     robot: Robot | None
     told: list[str]
+    firmware: str = "plain"
     trace: list[dict[str, Any]] = field(default_factory=list)
     stopped_s: float | None = None
     is_refused: bool = False
@@ -72,17 +76,22 @@ def says(words: str, pattern: str) -> Rule:
     return Rule(words, lambda o: _unless(o.says(pattern), f"nobody was told: {words}"))
 
 
-def _found(outcome: Outcome) -> list[str]:
+def _found(outcome: Outcome, within_s: float = FOUND_S) -> list[str]:
     stopped = outcome.stopped_s
     if stopped is None:
         return ["the run went on"]
-    return _unless(stopped <= FOUND_S, f"found after {stopped:.2f} s only")
+    return _unless(stopped <= within_s, f"found after {stopped:.2f} s only")
 
 
 def _behind_the_back(outcome: Outcome) -> list[str]:
-    return _found(outcome) + _unless(
+    return _found(outcome, BEHIND_S) + _unless(
         outcome.says(FOREIGN) or outcome.says("by itself"), "it was not said that nobody here did it"
     )
+
+
+def _torque_behind_the_back(outcome: Outcome) -> list[str]:
+    """With firmware that a goal energises it is back before anybody could read that it was off."""
+    return [] if outcome.firmware == GOAL_ENERGISES else _behind_the_back(outcome)
 
 
 def owners(percent: int) -> Rule:
@@ -164,10 +173,10 @@ def cure(words: str, pattern: str, not_pattern: str = "free the joint") -> Rule:
 TABLE = Rule("by the profile's table")
 FOUND_OUT = Rule("found within 0.4 s; the run ends by the table; nothing switches torque on again", _found)
 TAKEN_OVER = says(
-    "torque that is found on is said, held, and taken over or lowered; it is never cut",
-    r"torque.{0,40}(found|already|still|was|is) on|(found|already|still) (energised|on)|energised",
+    "torque that is found on is said, held, and taken over or lowered; it is never cut", FOUND_ON
 )
 BEHIND = Rule("the run ends by the table; it is said that nobody here did it", _behind_the_back)
+TORQUE_BEHIND = Rule(f"{BEHIND.words}; unless the next goal brings it back", _torque_behind_the_back)
 ANOTHER = says("another master on the line is said as what it is", FOREIGN)
 OWNERS = owners(WEAK)
 OUTSIDE = Rule(
@@ -182,7 +191,7 @@ NO_EEPROM = Rule("a tick of noise is no reason to write EEPROM", _no_eeprom)
 
 @dataclass(frozen=True)
 class Case:
-    """name: the catalogue's row. faults: what comes two seconds into the run, or before connecting.
+    """name: the catalogue's row. faults: what comes three seconds into the run, or before connecting.
 
     born: faults that the arm has before anybody connects. arm: options of the emulated robot. ends_s: when the faults
     are cleared again. policy: what the arm does, or what else is special.
@@ -322,8 +331,8 @@ RUNNING = (
          rule=OUTSIDE),
     Case("owner's lower torque limit", born=(fault("weak", amount=WEAK),), rule=OWNERS),
     Case("another master on the line", (fault("foreign", probability=0.05),), rule=ANOTHER),
-    Case("another master switches torque off", (fault("foreign", count=6), fault("torque_off")), rule=BEHIND),
-    Case("torque switched off behind our back", (fault("torque_off", "elbow_flex"),), rule=BEHIND),
+    Case("another master switches torque off", (fault("foreign", count=6), fault("torque_off")), rule=TORQUE_BEHIND),
+    Case("torque switched off behind our back", (fault("torque_off", "elbow_flex"),), rule=TORQUE_BEHIND),
     Case("a register changed by itself: torque limit", registers("torque_limit", 250, ("elbow_flex",)), rule=BEHIND),
     Case("a register changed by itself: acceleration", registers("acceleration", 5, ("elbow_flex",)), rule=BEHIND),
     Case("a register changed by itself: lock", registers("lock", 0, ("elbow_flex",)), rule=BEHIND),

@@ -5,8 +5,8 @@
 Faults while connecting and while running: the real driver, control loop and safety on emulated servos that speak the
 real protocol, on a virtual clock, so that a busy machine adds nothing; an arm that weighs 0.3 of its shoulder's torque;
 Feetech servos of both kinds of firmware. Faults of the port itself: real processes on pseudo-terminals. The arm waves
-with all joints under a policy; two seconds in, the fault comes; four seconds later the arm is told to stop in order, if
-it has not stopped by itself. What it did is taken from the trace of its lines and from the emulated servos; the rules
+with all joints under a policy; three seconds in, the fault comes; four seconds later the arm is told to stop in order,
+if it has not stopped by itself. What it did is taken from the trace of its lines and from the emulated servos; the rules
 of `tests/runtime/bus_trace.py` are held against every trace, and those of `fault_cases.py` against theirs. Exit code 1
 when one was broken.
 """
@@ -35,7 +35,7 @@ from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
 from edgevla.robots.emulator.faults import Fault
 from edgevla.robots.emulator.robot import EmulatedRobot
-from edgevla.robots.emulator.trace import ArmWatch, describe
+from edgevla.robots.emulator.servo import GOAL_ENERGISES
 from edgevla.robots.profile import PROFILES_DIR, load_profile
 from edgevla.robots.trials.closed_loop import ClosedLoop
 
@@ -45,10 +45,12 @@ from deployment_kit import make_bundle
 from fault_cases import CONNECTING, RUNNING, Case, Outcome
 
 HORIZON = 30
-BEFORE_S, AFTER_S, STOPPING_S = 2.0, 4.0, 12.0
+BEFORE_S, AFTER_S, STOPPING_S = 3.0, 4.0, 12.0
+AFTERWARDS_S = 1.0
+"""The arm is watched for so long when nobody speaks to it any more: it may fall."""
 GRAVITY = 0.3
 """What the arm weighs in a run; see `edgevla emulate --help`."""
-FIRMWARE = {"plain": (), "goal-energises": ("goal-energises",)}
+FIRMWARE = {"plain": (), GOAL_ENERGISES: (GOAL_ENERGISES,)}
 """Of Feetech servos: both kinds that are reported of the STS3215."""
 
 
@@ -70,26 +72,6 @@ def born(case: Case, firmware: str, **options: Any) -> EmulatedRobot:
     for values in case.born:
         arm.apply(Fault.from_map(values))
     return arm
-
-
-def watched(arm: EmulatedRobot) -> list[dict[str, Any]]:
-    """What passes on its lines from now on, and what becomes of it, as the emulator's trace has it."""
-    trace: list[dict[str, Any]] = []
-    watch = ArmWatch(arm.lines.values(), trace.append)
-    watch.turn(arm.clock.now_ns())
-
-    def step(now_ns: int) -> None:
-        arm.step(now_ns)
-        watch.turn(now_ns)
-
-    def watcher(bus: str, protocol: Any) -> Any:
-        return lambda direction, frame, t_ns: trace.append(
-            {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
-        )
-
-    for name, line in arm.lines.items():
-        line.before_frame, line.on_frame = step, watcher(name, line.protocol)
-    return trace
 
 
 def broken(case: Case, outcome: Outcome, trained_speed: list[float], servo_hz: float) -> list[str]:
@@ -124,7 +106,7 @@ def connect(case: Case, firmware: str) -> Row:
         arm.servos["wrist_roll"].put("phase", 12 | 0x10)
     for values in case.faults:
         arm.apply(Fault.from_map(values))
-    trace = watched(arm)
+    trace, let_pass = bus_trace.record(arm)
     before = arm.joint_rad()
     robot = Robot(profile, arm.memory_ports(), calibration, clock)
     try:
@@ -132,9 +114,10 @@ def connect(case: Case, firmware: str) -> Row:
         did, read = "connected", list(robot.warnings)
     except EdgeVLAError as error:
         did, read = "refused, not switched on", [str(error)]
+    let_pass(AFTERWARDS_S)
     is_refused = did != "connected"
-    outcome = Outcome(arm, None if is_refused else robot, read, trace, is_refused=is_refused)
-    violations = [] if np.allclose(before, arm.joint_rad()) else ["the arm moved"]
+    outcome = Outcome(arm, None if is_refused else robot, read, firmware, trace, is_refused=is_refused)
+    violations = [] if np.allclose(before, arm.joint_rad(), atol=0.01) else ["the arm moved"]
     on = [name for name, servo in arm.servos.items() if servo.torque_on]
     if on and not case.arm.get("is_energised"):
         violations.append(f"torque is on at {', '.join(on)}")
@@ -179,14 +162,16 @@ class Run(ClosedLoop):
 
 
 def run(case: Case, firmware: str) -> Row:
-    arm = born(case, firmware, gravity=GRAVITY)
-    trace = watched(arm)
+    is_raised = "is_energised" in case.arm or any(values["kind"] == "torque_on" for values in case.born)
+    arm = born(case, firmware, gravity=GRAVITY, start="home" if is_raised else "rest")
+    trace, let_pass = bus_trace.record(arm)
     speed = [joint.max_velocity / 1.5 for joint in arm.profile.joints]
     try:
         loop = Run(case, arm)
         loop.start(trained_speed=speed)
     except EdgeVLAError as error:
-        outcome = Outcome(arm, None, [str(error)], trace, is_refused=True)
+        let_pass(AFTERWARDS_S)
+        outcome = Outcome(arm, None, [str(error)], firmware, trace, is_refused=True)
         violations = broken(case, outcome, speed, arm.profile.rates.servo_hz)
         return Row(case.name, case.injected, "refused", outcome.told, violations, case.rule.words)
     loop.run(BEFORE_S)
@@ -199,10 +184,11 @@ def run(case: Case, firmware: str) -> Row:
     if loop.loop.machine.mode not in ("stopped", "emergency") and not loop.loop.is_over:
         loop.command("stop")
     loop.run(STOPPING_S)
+    let_pass(AFTERWARDS_S)
     told = _told(loop, 0 if case.born or case.arm else begun_ns)
     times = [t for t, _, code, _ in loop.heard if t >= begun_ns and code == "mode_stopped"]
     stopped_s = (times[0] - begun_ns) / 1e9 if stopped_by_itself and times else None
-    outcome = Outcome(arm, loop.robot, [*loop.robot.warnings, *told], trace, stopped_s)
+    outcome = Outcome(arm, loop.robot, [*loop.robot.warnings, *told], firmware, trace, stopped_s)
     violations = broken(case, outcome, speed, 1e9 / loop.loop.period_ns)
     did = _did(loop, begun_ns, first, before, trace, stopped_s)
     return Row(case.name, case.injected, did, outcome.told, violations, case.rule.words)

@@ -299,6 +299,7 @@ class ControlLoop:
             action_index=decided.action_index,
             n_actions_left=decided.n_left,
             reason=self.machine.reason,
+            task="" if self._commands.rollout is None else self._commands.rollout.task,
         )
         self.links.publish(state, reading.observed_ns)
         self.links.lease(self._commands.lease)

@@ -105,11 +105,11 @@ class Line:
         asked_ns = end_ns = begun_ns
         for servo_id, code, parameters in self.protocol.split_instructions(self._buffer):
             request = self.protocol.instruction(servo_id, code, parameters)
+            if self.before_frame is not None:
+                self.before_frame(now_ns)
             if self.on_frame is not None:
                 self.on_frame("tx", request, now_ns)
             self.counters["instructions"] += 1
-            if self.before_frame is not None:
-                self.before_frame(now_ns)
             end_ns += self._wire_ns(len(request))
             if answers := self.execute(servo_id, code, parameters, now_ns):
                 asked, asked_ns, end_ns = answers, end_ns, begun_ns

@@ -5,7 +5,7 @@
     a goal steps by at most the cap from the goal before, or goes to where the servo was read last (a freeze);
     torque goes on only with the goal where the servo is, and no other goal is sent while it is off;
     torque goes off only at the rest pose, or after `hold_ms` frozen and `park_ms` at reduced torque;
-    no joint that is let go or lowered falls: it sinks, at most at `FALL_TICKS_S`;
+    no joint that had torque falls when it is let go or lowered: it sinks, at most at `FALL_TICKS_S`;
     in the end torque is off on every servo where it was on.
 
 What the servos were when the trace began, and what they did that nobody told them, its `arm` entries say: an arm that
@@ -21,6 +21,7 @@ import numpy as np
 from edgevla.robots.bus import dynamixel, feetech
 from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
+from edgevla.robots.emulator.trace import ArmWatch, describe
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import full_torque, goal_ids
 from edgevla.robots.safety import make_caps
@@ -35,6 +36,32 @@ TIME_SHARE = 0.9
 FALL_TICKS_S, FALL_NS = 700, 50_000_000
 """62 degrees/s, over at least so long. A lowering holds back what sinks with more than 50; an arm of which torque is
 taken at once has more than 90 where it weighs 0.3."""
+
+
+def record(arm):
+    """(trace, let_pass) of an emulated robot in this process, from now on: what passes on its lines and becomes of it,
+    as `edgevla emulate --trace` writes it; and a call that lets so many seconds pass without a host."""
+    trace = []
+    watch = ArmWatch(arm.lines.values(), trace.append)
+
+    def step(now_ns):
+        arm.step(now_ns)
+        watch.turn(now_ns)
+
+    def watcher(bus, protocol):
+        return lambda direction, frame, t_ns: trace.append(
+            {"t_ns": t_ns, "bus": bus, "dir": direction, **describe(protocol, direction, frame)}
+        )
+
+    def let_pass(seconds):
+        for _ in range(round(seconds * 50)):
+            arm.clock.sleep_until(arm.clock.now_ns() + 20_000_000)
+            step(arm.clock.now_ns())
+
+    step(arm.clock.now_ns())
+    for name, line in arm.lines.items():
+        line.before_frame, line.on_frame = step, watcher(name, line.protocol)
+    return trace, let_pass
 
 
 def events(trace, bus):
@@ -126,8 +153,8 @@ class _Bus:
         self.parked_ns = self.moved_ns = None
         self.is_up = False
         """Whether all servos have had torque, so that letting go of one lets go of the arm."""
-        self.was, self.lost = {}, set()
-        self.falls = {}
+        self.was, self.lost, self.had_torque = {}, set(), set()
+        self.falls, self.told = {}, set()
 
     def follow(self, trace):
         for t_ns, what, values in events(trace, self.bus):
@@ -148,7 +175,11 @@ class _Bus:
         if held := [self.names[i] for i, on in self.torque.items() if on]:
             self._bad(f"torque was left on at {', '.join(held)}")
 
-    def _bad(self, text):
+    def _bad(self, text, what=""):
+        """what: of several sentences about one thing the first is enough."""
+        if what and what in self.told:
+            return
+        self.told.add(what)
         self.verdict.violations.append(f"{self.bus.name}: {text}")
 
     def _is_near(self, i, goal):
@@ -164,10 +195,14 @@ class _Bus:
                 self._bad(f"{name} was told to go to {goal}")
             if self._is_near(i, goal):
                 continue
-            if not self.torque.get(i):
-                self._bad(f"{name} was told {goal} with torque off, while it was at {self.present.get(i)}")
+            if i in self.lost:
+                pass  # who loses its torque by itself is not known at once; whether the goal brings it back is seen
+            elif not self.torque.get(i):
+                text = f"{name} was told {goal} with torque off, while it was at {self.present.get(i)}"
+                self._bad(text, f"{name} off")
             elif abs(goal - before) > self.caps[name]:
-                self._bad(f"{name} was told to jump from {before} to {goal}, cap {self.caps[name]}")
+                text = f"{name} was told to jump from {before} to {goal}, cap {self.caps[name]}"
+                self._bad(text, f"{name} jump")
             if goal != before:
                 self.moved_ns = t_ns
                 self.verdict.largest_step = max(self.verdict.largest_step, abs(goal - (before or goal)))
@@ -190,6 +225,7 @@ class _Bus:
     def _has_torque(self, t_ns, values):
         was_on = any(self.torque.values())
         self.torque.update(values)
+        self.had_torque |= {i for i, on in values.items() if on}
         if any(values.values()):
             self.verdict.on_ns = self.verdict.on_ns or t_ns
         if was_on and not any(self.torque.values()):
@@ -214,13 +250,14 @@ class _Bus:
         """Firmware that a goal energises: harmless where the servo is, as switching on is."""
         self.lost.discard(i)
         if i in self.driven and abs(goal - present) > NEAR_TICKS and not self._is_near(i, goal):
-            self._bad(f"{self.names[i]} came on by itself at {present} with goal {goal}")
+            self._bad(f"{self.names[i]} came on by itself at {present} with goal {goal}", f"{i} on")
 
     def _sink(self, t_ns, i, present, goal, on, share):
         """A joint without torque, or with less than it is lowered at and on its way from its goal, may only sink."""
         is_low = share <= self.rule.park_torque + 1e-3
         then_ns, then, was_low = self.was.get(i, (t_ns, present, False))
-        is_free = i not in self.lost and i not in self.grippers and (not on or is_low)
+        is_watched = i in self.driven and i in self.had_torque - self.lost - self.grippers
+        is_free = is_watched and (not on or is_low)
         if i in self.was and t_ns - then_ns < FALL_NS:
             return
         self.was[i] = (t_ns, present, is_free)

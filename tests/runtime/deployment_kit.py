@@ -182,12 +182,12 @@ def manifest_of(cameras, size, chunk, joints, fps, camera_inputs, state, x, acti
 FAST_ESCALATION = {"hold_ms": 400, "park_ms": 400}
 
 
-def write_fast_profile(path: Path, robot: str = "so101") -> Path:
+def write_fast_profile(path: Path, robot: str = "so101", escalation=FAST_ESCALATION) -> Path:
     """A shipped profile with a short escalation, so that a test sees its end."""
     from edgevla.robots.profile import PROFILES_DIR
 
     text = (PROFILES_DIR / f"{robot}.toml").read_text()
-    for key, value in FAST_ESCALATION.items():
+    for key, value in escalation.items():
         head, tail = text.split(f"\n{key} = ", 1)
         text = f"{head}\n{key} = {value} #{tail}"
     path.write_text(text)
@@ -210,13 +210,15 @@ class Deployment:
 
     in_terminal: typed into a shell on a pseudo-terminal, as a person does; `kill("terminal")` closes it.
     prelude: Python that the command runs first, such as a bug to be put into it.
+    arm: an arm that is there already (`LivingArm`), instead of `--sim`.
     """
 
-    def __init__(self, folder, bundle, profile, *more, in_terminal=False, prelude=""):
+    def __init__(self, folder, bundle, profile, *more, in_terminal=False, prelude="", arm=None):
         self.profile = profile
         self.trace_path, self.log_root = folder / "trace.jsonl", folder / "log"
         self.output_path = folder / "output.txt"
-        args = ["deploy", str(bundle), f"--robot={profile}", "--sim", f"--sim-trace={self.trace_path}"]
+        args = ["deploy", str(bundle), f"--robot={profile}"]
+        args += ["--sim", f"--sim-trace={self.trace_path}"] if arm is None else arm.options
         start = ["-c", prelude + MAIN] if prelude else ["-m", "edgevla"]
         command = [sys.executable, *start, *args, f"--log={self.log_root}", *more]
         self._mark = secrets.token_hex(8)
@@ -289,6 +291,12 @@ class Deployment:
     def kill(self, name):
         if name == "terminal":
             self.terminal.close()
+        elif name == "everything":
+            while mine := list(self._mine()):
+                for process in mine:
+                    with contextlib.suppress(psutil.Error):
+                        process.kill()
+                psutil.wait_procs(mine, 1.0)
         elif name == "supervisor":
             self.process.kill()
         else:
@@ -328,6 +336,34 @@ class Deployment:
                 process.kill()
         if isinstance(self.process, subprocess.Popen):
             self.process.wait()
+
+
+class LivingArm:
+    """An emulated arm in a process of its own: deployments come and go, it keeps its torque and its goals.
+
+    more: options of `edgevla emulate`. options: of `edgevla deploy`, to run on it.
+    """
+
+    def __init__(self, folder, profile, *more):
+        self.trace_path, ports = folder / "arm.jsonl", folder / "ports"
+        words = ["edgevla", "emulate", str(profile), f"--link={ports}/", f"--trace={self.trace_path}", *more]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert self.process.stdout.readline(), "the arm did not start"
+        self.options = [f"--port={ports}", "--calibration=nominal"]
+
+    def trace(self):
+        """All that passed on its lines, and what became of it. Ends the arm."""
+        from edgevla.robots.emulator.trace import read_trace
+
+        self.close()
+        return list(read_trace(self.trace_path))
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.communicate(timeout=20)
 
 
 BE_A_SHELL = "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('bash', {args})"

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgevla.arguments import SetTask
 from edgevla.errors import UsageError
 from edgevla.execution import Async, Ensemble, Rtc, Sync
 from edgevla.robots.emulator.faults import Fault
@@ -506,3 +507,11 @@ def test_a_gripper_whose_servo_has_let_go_by_itself_ends_the_run():
         r"left_gripper reports overload.* and has switched its torque off", told(loop, "gripper_overload")[0]
     )
     assert loop.loop.machine.has_failed
+
+
+def test_every_state_carries_the_task_in_force():
+    """Who records rows takes it from there: a policy is asked only now and then."""
+    loop = started()
+    assert {s.task for s in loop.run(0.2)} == {""}
+    loop.command("set_task", SetTask("place"))
+    assert {s.task for s in loop.run(0.2)} == {"place"}
