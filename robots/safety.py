@@ -143,11 +143,6 @@ class SafetyFilter:
         self.last_goal = goal
         return goal, bits
 
-    def distance(self, target: np.ndarray) -> float:
-        """Seconds that the slow speed needs from the last goal to `target`."""
-        assert self.last_goal is not None, "begin() gives the first goal"
-        return float(np.max(np.abs(target - self.last_goal) / np.maximum(self.caps.slow_speed, 1e-6)))
-
 
 class Level(IntEnum):
     """What to do, mildest first. GO on; WARN a person; HOLD the goal; STOP: freeze, park, release; FAIL: the same at

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError, WireError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     obey_signals(lambda: say(NO_PAUSE))
     try:
         # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
-        with contextlib.suppress(UsageError):
+        with contextlib.suppress(UsageError, WireError):
             node.check_output()
         with keys() as read_key:
             session.run(read_key)

@@ -25,7 +25,8 @@ import zmq
 from edgevla.arguments import Arguments, Record, SetTask
 from edgevla.clock import NS_PER_S
 from edgevla.descriptions import About, AboutCameraNode, AboutRecorder, AboutRobot
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.look import Glance
 from edgevla.messages import Body, Frame, Severity, State
 from edgevla.nodes.recording import FRAMES, STATES, Recording, Writer, features_of, joint_units_of
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
@@ -33,6 +34,8 @@ from edgevla.wire import CommandClient, CommandServer, Inbox, Publisher, Stream,
 
 HEARTBEAT_NS = NS_PER_S // 5
 NO_TASK = ", without a task: its rows carry an empty instruction (--task, or set one in the monitor)"
+REMEMBERED = 16
+"""Earlier episodes whose first pictures are looked at again."""
 A = TypeVar("A", bound=About)
 
 
@@ -145,7 +148,8 @@ class RecorderNode:
         if self.recording is not None and self.recording.is_recording:
             raise UsageError("an episode is already being recorded; keep or discard it first")
         if self.recording is None:
-            self.recording = Recording(self._open_writer(), self.cameras)
+            seen = self._seen_before()
+            self.recording = Recording(self._open_writer(), self.cameras, seen)
             if self.episode_s is not None:
                 self.recording.longest = max(1, round(self.episode_s * self._fps_of_grid))
         self.recording.begin(label)
@@ -166,6 +170,19 @@ class RecorderNode:
         kind = self._kind()
         features = feature_infos(with_bookkeeping(kind.pop("features")), self.output)
         check_joining(self.output, Kind(features=features, **kind))
+
+    def _seen_before(self) -> dict[str, list[Glance]]:
+        """Per camera: first pictures of episodes that are in `output` already."""
+        from edgevla.dataset import open_dataset
+        from edgevla.dataset.pictures import first_pictures
+
+        try:
+            dataset = open_dataset(self.output)
+        except DatasetError:  # there is none yet, or the writer says what is wrong with it
+            return {}
+        _, seen = first_pictures(dataset, REMEMBERED)
+        dataset.close()
+        return {name: seen.get(f"observation.images.{name}", []) for name in self.cameras}
 
     def _open_writer(self) -> Writer:
         from edgevla.dataset.writer import DatasetWriter

@@ -15,6 +15,7 @@ import numpy as np
 from edgevla.clock import NS_PER_MS
 from edgevla.descriptions import AboutCamera, AboutCameraNode, AboutJoint
 from edgevla.errors import DatasetError
+from edgevla.look import Glance, arrangement, glance, look_of, nothing
 from edgevla.messages import Frame, Message, Severity, State
 from edgevla.nodes.assembler import frame_pixels
 
@@ -26,6 +27,8 @@ PATIENCE_NS = 60 * NS_PER_MS
 STALE_MS = 200.0
 STILL_S = 1.0
 """A picture that repeats for so long is said when the episode is kept."""
+LEAST_EPISODES = 3
+"""So many first pictures tell how a camera usually looks."""
 FRAMES = 32
 STATES = 256
 
@@ -76,7 +79,10 @@ def joint_units_of(joints: Sequence[AboutJoint]) -> str | None:
 class Recording:
     """Turns messages into rows. Knows no sockets: messages come in through `state` and `frame`."""
 
-    def __init__(self, writer: Writer, cameras: Sequence[str]) -> None:
+    def __init__(
+        self, writer: Writer, cameras: Sequence[str], seen: Mapping[str, Sequence[Glance]] | None = None
+    ) -> None:
+        """seen: per camera the first pictures of earlier episodes, where they are known."""
         from edgevla.dataset.layout import camera_age_key
 
         self.writer = writer
@@ -93,6 +99,8 @@ class Recording:
         self._task: str | None = None
         self._unlabelled: set[str] = set()
         self._grid: tuple[int, int] | None = None
+        self._seen = {name: list((seen or {}).get(name, ())) for name in cameras}
+        self._first: dict[str, Glance] = {}
 
     def frame(self, message: Message[Frame]) -> None:
         if message.body.camera in self.frames:
@@ -106,6 +114,7 @@ class Recording:
     def begin(self, label: str) -> None:
         """label: instruction of the rows for which the robot has none."""
         self.is_recording, self.label, self._grid, self._task = True, label, None, None
+        self._first = {}
         self.waiting.clear()
 
     @property
@@ -136,6 +145,8 @@ class Recording:
             row[key] = frame_pixels(frame)
             row[self.age_keys[name]] = age_ms
         self._count_gap(state)
+        if self.keys and not self._first:
+            self._look_at({name: glance(row[key]) for name, key in self.keys.items()})
         self.writer.add_frame(row, self._task_of(state))
         self.counters["rows"] += 1
 
@@ -153,6 +164,26 @@ class Recording:
                 self.news.append(("warning", "task_label", text))
             self._task = task
         return task
+
+    def _look_at(self, first: dict[str, Glance]) -> None:
+        """The first pictures of an episode: there the arm is where it always begins, so cameras can be told apart."""
+        self._first = first
+        for name, picture in first.items():
+            if picture.is_blank:
+                self.news.append(
+                    ("warning", "camera_blank", nothing(name, picture.brightness, picture.contrast))
+                )
+        looks = {
+            name: look_of(pictures)
+            for name, pictures in self._seen.items()
+            if len(pictures) >= LEAST_EPISODES
+        }
+        known = {name: look for name, look in looks.items() if look is not None}
+        live = {name: picture for name, picture in first.items() if name in known and not picture.is_blank}
+        moved = [a for a, b in arrangement(live, known).items() if a != b]
+        if moved:
+            text = f"the cameras {' and '.join(moved)} are exchanged against the earlier episodes"
+            self.news.append(("warning", "cameras_exchanged", text))
 
     def still(self, fps: float) -> str:
         """What to say of pictures of the open episode that stood still for long; empty: nothing."""
@@ -187,6 +218,8 @@ class Recording:
             self.discard()
             raise
         self.counters["repeated_pictures"] += n_repeated
+        for name, picture in self._first.items():
+            self._seen[name].append(picture)
         return number
 
     def discard(self) -> int:

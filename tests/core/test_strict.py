@@ -20,7 +20,7 @@ from edgevla.strict import Length, Measured, Mismatch, OneOf, Plain, UInt, Withi
 @dataclass(frozen=True)
 class Wheel:
     radius_m: float
-    side: Literal["left", "right"]
+    side: Literal["port", "starboard"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Cart:
     share: Annotated[float, Within(0, None)] = 0.0
 
 
-CART = {"name": "red", "load": 3, "wheels": [{"radius_m": 1, "side": "left"}], "size": [1.0, 2.5]}
+CART = {"name": "red", "load": 3, "wheels": [{"radius_m": 1, "side": "port"}], "size": [1.0, 2.5]}
 
 
 def cart(**changes: Any) -> dict[str, Any]:
@@ -80,9 +80,9 @@ SENTENCES = [
     (cart(seat=-1), "cart.seat is -1; expected a whole number from 0 to 18446744073709551615"),
     (cart(serial=b"abc"), "cart.serial is b'abc'; expected 2 bytes"),
     (cart(is_open=1), "cart.is_open is 1; expected true or false"),
-    (cart(wheels=[{"radius_m": 1.0, "side": "lefd"}]),
-     "cart.wheels[0].side is 'lefd'; expected one of left, right; did you mean 'left'?"),
-    (cart(wheels=[{"radius_m": 1.0, "side": "left"}, {"side": "left"}]), "cart.wheels[1] lacks the key 'radius_m'"),
+    (cart(wheels=[{"radius_m": 1.0, "side": "porr"}]),
+     "cart.wheels[0].side is 'porr'; expected one of port, starboard; did you mean 'port'?"),
+    (cart(wheels=[{"radius_m": 1.0, "side": "port"}, {"side": "port"}]), "cart.wheels[1] lacks the key 'radius_m'"),
     (cart(labels={"a": "b"}), "cart.labels.a is 'b'; expected a whole number"),
     (cart(labels={1: 2}), "cart.labels has the key 1; expected a text"),
     (cart(notes=[1]), "cart.notes is [1]; expected a map"),
@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_one_sentence_with_its_place(data: Any, sentence: s
 
 def test_a_file_s_name_stands_before_the_place() -> None:
     with pytest.raises(
-        Mismatch, match=r"^carts/red\.json: wheels\[0\]\.side is 3; expected one of left, right$"
+        Mismatch, match=r"^carts/red\.json: wheels\[0\]\.side is 3; expected one of port, starboard$"
     ):
         read(Cart, cart(wheels=[{"radius_m": 1, "side": 3}]), "carts/red.json:")
     with pytest.raises(Mismatch, match=r"^carts/red\.json lacks the key 'name'$"):
@@ -112,7 +112,7 @@ def test_a_file_s_name_stands_before_the_place() -> None:
 
 def test_what_is_read_is_written_again_and_defaults_are_left_out() -> None:
     warm = cart(heat_c=20.0)
-    assert read(Cart, warm) == Cart("red", 3, (Wheel(1.0, "left"),), (1.0, 2.5), heat_c=20.0)
+    assert read(Cart, warm) == Cart("red", 3, (Wheel(1.0, "port"),), (1.0, 2.5), heat_c=20.0)
     assert write(read(Cart, warm)) == warm
     sound = cart(
         heat_c=20.5, seat=3, serial=b"xy", drive={"kind": "sail", "area_m2": 2.0}, notes={"a": [None, 1.5]}
@@ -122,7 +122,7 @@ def test_what_is_read_is_written_again_and_defaults_are_left_out() -> None:
 
 def test_writing_is_as_strict_as_reading() -> None:
     with pytest.raises(Mismatch, match=r"^wheels\[0\]\.radius_m is '1'; expected a number"):
-        write(Cart("red", 3, (Wheel("1", "left"),), (1.0, 2.5)))  # type: ignore[arg-type]
+        write(Cart("red", 3, (Wheel("1", "port"),), (1.0, 2.5)))  # type: ignore[arg-type]
     with pytest.raises(Mismatch, match=r"^drive is 3; expected one of sail, oar"):
         write(Cart("red", 3, (), (1.0, 2.5), drive=3))  # type: ignore[arg-type]
 

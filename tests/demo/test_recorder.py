@@ -13,13 +13,12 @@ from edgevla.cameras import CameraSettings, open_source
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
 from edgevla.dataset.encode import EpisodeEncoder
-from edgevla.dataset.stated import Repeated
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import DatasetError, UsageError
 from edgevla.messages import State
 from edgevla.nodes.camera import CameraNode
 from edgevla.nodes.recorder import RecorderNode
-from edgevla.nodes.recording import Recording, features_of, joint_units_of
+from edgevla.nodes.recording import features_of, joint_units_of
 from edgevla.wire import CommandServer, Publisher, endpoint
 
 SESSION = b"rec-test"
@@ -269,15 +268,6 @@ def test_a_robot_that_is_not_started_yet_has_no_grid(stage):
         with pytest.raises(UsageError, match="the robot is not started yet"):
             refused()
     assert not root.exists()
-
-
-def test_a_picture_that_stood_still_is_said_when_the_episode_is_kept():
-    class Store:
-        n_open_frames, repeated = 90, {"observation.images.front": Repeated(70, 64)}
-
-    recording = Recording(Store(), ["front", "wrist"])
-    assert recording.still(fps=30.0) == "camera 'front' showed one picture for 2.1 s"
-    assert recording.still(fps=90.0) == ""
 
 
 def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_first_demonstration(stage):
