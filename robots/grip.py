@@ -93,7 +93,9 @@ class GripRelief:
         bent = np.array(wanted, np.float32)
         for k, relieved in list(self._relieved.items()):
             away = wanted[k] - relieved.goal
-            if away * relieved.push < 0 or (away and not relieved.push):  # it stood at its goal: any way is open
+            if away * relieved.push < 0 or (
+                away and not relieved.push
+            ):  # it stood at its goal: any way is open
                 del self._relieved[k]
             else:
                 bent[k] = relieved.goal

@@ -140,7 +140,7 @@ class LineHealth:
         gets goals again unseen, since what it missed would make it jump, and is the next.
         """
         back = [i for i in self.doubted if i in answered]
-        self._asked_ns.update(dict.fromkeys(back, 0))
+        self._asked_ns.update(dict.fromkeys(back, -1))  # before those that were never asked
         waiting = sorted(self.servos, key=lambda i: self._asked_ns[i])
         is_due, late_ns = now_ns >= self.next_ns, now_ns - self.next_ns
         n_due = min(len(waiting), 1 + late_ns // self._each_ns) if is_due else 0

@@ -255,7 +255,7 @@ class Watcher:
     def wait_for(self, words: str, timeout_s: float = 15.0) -> None:
         self.wait_until(lambda: words in self.screen, f"never showed {words!r}", timeout_s)
 
-    def wait_for_end(self, timeout_s: float = 15.0) -> int:
+    def wait_for_end(self, timeout_s: float = 40.0) -> int:
         return self.process.wait(timeout_s)
 
     @property

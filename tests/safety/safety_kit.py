@@ -9,10 +9,15 @@ from collections import defaultdict
 from types import SimpleNamespace
 
 from edgevla.errors import BusError
+from edgevla.robots.arm import Robot
 from edgevla.robots.bus.frames import Counters
 from edgevla.robots.bus.protocols import BUSES
+from edgevla.robots.bus.report import ServoReport
+from edgevla.robots.calibration import nominal
+from edgevla.robots.health import LineHealth
 from edgevla.robots.profile import Bus, Profile
 from edgevla.robots.rescue import Rescue
+from edgevla.robots.units import joint_units
 
 
 class Codec:
@@ -42,7 +47,7 @@ class Line:
         self.health_block, self.tick_block = kind.health_block, kind.tick_block
         self.ids = tuple(motor.id for motor in bus.motors)
         self.motors = {motor.id: motor.name for motor in bus.motors}
-        self.held = {i: defaultdict(int, present_position=2000 + i) for i in self.ids}
+        self.held = {i: defaultdict(int, present_position=2100 + i) for i in self.ids}
         for i in self.ids:
             self.held[i][self.own_limit] = self.full
             self.held[i]["torque_enable"] = 1
@@ -55,8 +60,11 @@ class Line:
         self.port = SimpleNamespace(name=f"/dev/{bus.name}")
         self.adapter_latency_ns, self.uses_sync_read = 1_000_000, True
         self.restarts: list[tuple] = []
-        self.forgot = False
+        self.forgot = self.is_shared = False
+        self.kept: tuple[str, ...] = ()
+        self.written: dict[int, dict[str, int]] = {}
         self.watchdog_says: str | None = None
+        self.reports: dict[int, ServoReport] = {}
 
     def _check(self) -> None:
         if self.gone:
@@ -119,6 +127,43 @@ class Line:
     def close(self):
         self.is_closed = True
 
+    # -- the tick
+
+    def begin(self, block, ids, deadline_ns, prefix=b"", n_retries=2, may_merge=True):
+        self.did.append(("begin", tuple(ids), deadline_ns, prefix, n_retries, may_merge))
+        failure = BusError("the line is gone", is_unplugged=True) if self.gone else None
+        there = [] if self.gone else [i for i in ids if i not in self.silent]
+        return SimpleNamespace(replies={i: self.bytes_of(block, i) for i in there}, failure=failure)
+
+    def bytes_of(self, block, servo_id):
+        data = bytearray(block.size)
+        for register in block.registers:
+            at = register.address - block.address
+            data[at : at + register.size] = register.encode(self.held[servo_id][register.name])
+        return bytes(data)
+
+    def goal_frame(self, goals):
+        return dict(goals)
+
+    def is_plausible(self, tick):
+        return 0 <= tick < 4096
+
+    def report(self, servo_id, values):
+        return self.reports.get(servo_id, ServoReport())
+
+    def restart_words(self, servo_id):
+        return f"restart {servo_id}"
+
+    def cure(self, servo_id, faults, report):
+        return f"cure {faults} {report.temperature_c} {report.voltage_v} {report.load_percent}"
+
+    def has_restarted(self, servo_id, before, now, elapsed_ns):
+        self.restarts.append((servo_id, dict(before), dict(now), elapsed_ns))
+        return self.forgot
+
+    def wire_time_ns(self, size, n_ids, n_sent):
+        return 1000 * size * n_ids + 10 * n_sent
+
     def done(self, kind=None):
         """What was done since the last call, all of it or one kind."""
         taken, self.did = self.did, []
@@ -131,3 +176,17 @@ def rescue_of(profile: Profile, clock) -> tuple[Rescue, list[Line]]:
     lines = [Line(bus) for bus in profile.buses]
     rescue.buses = {bus.name: line for bus, line in zip(profile.buses, lines, strict=True)}
     return rescue, lines
+
+
+def robot_of(profile: Profile, clock, say=lambda _: None) -> tuple[Robot, list[Line]]:
+    """A connected `Robot` on lines without wires."""
+    calibration = nominal(profile) if profile.is_calibrated_by_file else None
+    ports = {bus.name: SimpleNamespace(name=bus.name) for bus in profile.buses}
+    robot = Robot(profile, ports, calibration, clock, say)
+    lines = [Line(bus) for bus in profile.buses]
+    grippers = {joint.motor for joint in profile.joints if joint.is_gripper}
+    for each, line in zip(robot._lines, lines, strict=True):
+        each.line, each.health = line, LineHealth(each.bus, line, grippers)
+    robot.rescue.buses = {bus.name: line for bus, line in zip(profile.buses, lines, strict=True)}
+    robot._units = joint_units(profile, calibration)
+    return robot, lines

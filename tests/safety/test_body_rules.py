@@ -108,6 +108,7 @@ def near(*values):
 def test_torque_comes_on_where_the_arm_is_with_all_that_it_may_have():
     body, robot, clock = make(is_on=False)
     assert not body.is_torque_on
+    assert not body.is_reduced
     body.energise(plan())
     assert robot.did == [("torque", True), ("limit", 1.0), ("exchange", None, clock.now_ns() + PERIOD_NS)]
     assert body.is_torque_on
@@ -151,11 +152,10 @@ def test_a_refusal_by_the_driver_switches_all_off_and_is_passed_on():
 
 
 def test_a_start_forgets_what_the_gripper_was_relieved_of():
-    body, robot, _ = relieved()
+    body, _, _ = relieved()
     body.energise(plan())
-    goal, bits = body.bend(np.full(D, 10, np.float32), is_slow=False)
-    assert not bits[K]
-    assert goal is not None
+    _, bits = body.bend(np.zeros(D, np.float32), is_slow=False)
+    assert not bits[K] & Reason.SERVO
 
 
 def test_torque_off_says_whom_it_did_not_reach():
@@ -182,7 +182,7 @@ def test_with_every_line_lost_all_motors_may_have_torque():
     assert not body.is_torque_on
 
 
-# -- goals ---------------------------------------------------------------------------------------------------------
+# -- goals ---------------------------------------------------------------------------------------------------
 
 
 def test_a_frozen_arm_is_told_to_be_where_it_is_now():
@@ -205,7 +205,7 @@ def test_a_joint_that_does_not_say_where_it_is_keeps_its_goal():
 def test_a_frozen_gripper_pushes_no_more():
     body, _, _ = relieved()
     body.freeze()
-    assert not body.bend(np.full(D, 10, np.float32), is_slow=False)[1][K]
+    assert not body.bend(np.zeros(D, np.float32), is_slow=False)[1][K] & Reason.SERVO
 
 
 def test_an_arm_without_torque_is_not_frozen_and_gets_no_goal():
@@ -241,7 +241,9 @@ def test_an_approach_is_slow_again_from_where_the_goal_is():
     assert list(body.last_goal) == [10] * D
 
 
-@pytest.mark.parametrize("wanted", [None, np.zeros(3), np.full(D, np.nan), np.full(D, 11.0)])
+@pytest.mark.parametrize(
+    "wanted", [None, np.zeros(3), np.full(D, np.nan), np.array([90.0, np.nan, 0, 0, 0, 0]), np.full(D, 11.0)]
+)
 def test_what_is_near_or_no_goal_is_not_far(wanted):
     assert make()[0].far_from(wanted) == ""
 
@@ -264,6 +266,16 @@ def test_a_joint_that_cannot_move_is_farthest():
     body.filter.caps.speed[1] = 0
     wanted = np.full(D, 10.0)
     wanted[1], wanted[0] = 11, 90
+    assert body.far_from(wanted) == f"{PROFILE.joints[1].name} by 1.0"
+
+
+def test_speeds_below_one_count_as_they_are():
+    body, _, _ = make()
+    body.filter.caps.speed[1] = 0.5
+    wanted = np.full(D, 10.0)
+    wanted[1], wanted[0] = 11, 10 - 0.4 * MAX[0]  # two seconds, and 0.4
+    assert body.far_from(wanted) == f"{PROFILE.joints[1].name} by 1.0"
+    wanted[0] = 10 - 1.5 * MAX[0] if MAX[0] * 1.5 <= 110 else -100
     assert body.far_from(wanted) == f"{PROFILE.joints[1].name} by 1.0"
 
 
@@ -291,7 +303,7 @@ def test_a_relieved_gripper_is_asked_neither_home_nor_to_rest():
 def test_a_relieved_gripper_says_so_and_its_torque_is_renewed_when_it_is_there():
     body, robot, _ = relieved()
     robot.did.clear()
-    goal, bits = body.bend(np.where(np.arange(D) == K, 0, 10).astype(np.float32), is_slow=False)
+    _goal, bits = body.bend(np.where(np.arange(D) == K, 0, 10).astype(np.float32), is_slow=False)
     assert bits[K] & Reason.SERVO
     body.renew_torque(np.full(D, 3, np.float32))
     assert robot.did == []
@@ -309,6 +321,8 @@ def test_home_and_rest_are_within_what_the_joints_reach():
     assert f"{PROFILE.joints[2].name} {rest:g} (it gets to {rest - 20:.1f})" in body.unreachable_rest()
     assert body.unreachable_rest().count("it gets to") == 1
     assert make()[0].unreachable_rest() == ""
+    high[2] = rest - 0.5
+    assert PROFILE.joints[2].name in make(high=high)[0].unreachable_rest()
     high[2] = rest - 5e-4
     assert make(high=high)[0].unreachable_rest() == ""
 
@@ -331,7 +345,7 @@ def test_ticks_are_of_the_joints_that_were_read_lately():
     assert body.ticks() == {motors[k]: 100 * k for k in (0, 1, 3, 4, 5)}
 
 
-# -- judging -------------------------------------------------------------------------------------------------------
+# -- judging -------------------------------------------------------------------------------------------------
 
 
 def codes(found):
@@ -339,7 +353,7 @@ def codes(found):
 
 
 def test_what_was_read_last_is_judged_by_the_profiles_limits():
-    body, robot, clock = make()
+    body, _robot, clock = make()
     goal = np.full(D, 60, np.float32)
     assert body.judge(goal, is_sinking=False, is_gripping=True) == []
     clock.advance(NS_PER_S)
@@ -362,6 +376,8 @@ def test_three_ticks_of_the_plan_are_counted_not_of_the_idle_loop():
     body.saw(Reading(np.zeros(D, np.float32), np.full(D, 25_000, np.uint32), 0))
     found = [codes(body.judge(None, False, False)) for _ in range(3)]
     assert found == [[], [], ["state_stale"]]
+    body.saw(Reading(np.zeros(D, np.float32), np.full(D, 15_000, np.uint32), 0))
+    assert [codes(body.judge(None, False, False)) for _ in range(5)] == [[]] * 5
 
 
 def test_torque_that_goes_off_by_itself_is_told_while_it_should_be_on():

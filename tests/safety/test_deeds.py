@@ -143,6 +143,7 @@ def test_a_start_says_so_to_the_guardian_before_it_energises():
     ]  # fmt: skip
     assert loop.commands.plan.task == loop.commands.rollout.task == "go"
     assert loop.commands.lease == RUNNING
+    assert loop.commands.rollout.next_request == 0
     loop.commands.begin_grid()
     assert not loop.commands.wants_new_grid
 
@@ -237,7 +238,9 @@ def chunk_is_there(loop):
     loop.commands.rollout._has_flowed = True
 
 
-@pytest.mark.parametrize(("action", "state"), [("pause", State.PAUSED), ("home", State.HOMING)])
+@pytest.mark.parametrize(
+    ("action", "state"), [("pause", State.PAUSED), ("home", State.HOMING), ("stop", State.ENDING)]
+)
 def test_who_leaves_the_plan_forgets_its_chunks(action, state):
     loop = Loop().start()
     chunk_is_there(loop)
@@ -300,7 +303,7 @@ def test_a_policy_that_is_too_slow_is_refused_and_a_slow_one_is_warned_of(measur
     assert [severity for severity, _ in loop.told("latency")] == ["warning"]
 
 
-# -- emergency ---------------------------------------------------------------------------------------------------
+# -- emergency -----------------------------------------------------------------------------------------------
 
 
 def test_the_first_press_freezes_and_the_second_after_a_pause_lets_go():
@@ -382,7 +385,7 @@ def test_a_press_during_an_end_that_is_latched_lets_go():
     assert loop.did() == []
 
 
-# -- faults and losses ---------------------------------------------------------------------------------------------
+# -- faults and losses ---------------------------------------------------------------------------------------
 
 
 def test_a_fault_freezes_holds_and_lowers():
@@ -461,7 +464,7 @@ def test_an_end_says_that_it_may_be_silent_at_every_step():
     np.testing.assert_array_equal(wanted, loop.arm.rest())
 
 
-# -- nobody left ----------------------------------------------------------------------------------------------------
+# -- nobody left ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

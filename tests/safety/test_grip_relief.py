@@ -162,7 +162,9 @@ def test_a_gripper_that_switched_its_torque_off_ends_the_run():
     assert Gripper().look(torque_on=None) == RELIEVED
 
 
-@pytest.mark.parametrize("faults", [(), ("voltage",), ("over-temperature",), ("overload", "over-temperature")])
+@pytest.mark.parametrize(
+    "faults", [(), ("voltage",), ("over-temperature",), ("overload", "over-temperature")]
+)
 def test_what_is_no_push_is_left_to_the_watch(faults):
     gripper = Gripper()
     assert gripper.look(faults=faults) == []

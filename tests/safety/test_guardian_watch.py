@@ -1,5 +1,6 @@
 """The guardian in this process, on a clock that the test moves: its loop is an object, `select` takes no time."""
 
+import contextlib
 import os
 import select
 import signal
@@ -124,15 +125,13 @@ def world(tmp_path, monkeypatch):
     yield made
     for each in made.open:
         if isinstance(each, int):
-            try:
+            with contextlib.suppress(OSError):
                 os.close(each)
-            except OSError:
-                pass
         else:
             each.close()
 
 
-# -- watching ---------------------------------------------------------------------------------------------------------
+# -- watching ------------------------------------------------------------------------------------------------
 
 
 def test_it_begins_by_watching_and_says_so(world):
@@ -141,6 +140,7 @@ def test_it_begins_by_watching_and_says_so(world):
     assert (status.state, status.pid, status.why, status.unconfirmed) == ("watching", os.getpid(), "", [])
     assert status.since_ns > 0
     assert made.poll_s == 0.02
+    assert made.lease._stall_s == 2 * made.poll_s
     assert world.guardian(lease_ms=40).poll_s == 0.01
 
 
@@ -256,7 +256,7 @@ def test_a_loop_that_does_not_end_is_taken_over_after_a_minute(world):
     assert world.now == pytest.approx(160.0, abs=0.1)
 
 
-# -- starting the loop --------------------------------------------------------------------------------------------------
+# -- starting the loop ---------------------------------------------------------------------------------------
 
 
 def run(world, monkeypatch, code=0, alive=False, tells=RELEASED, ports=()):
@@ -293,6 +293,24 @@ def test_the_loop_is_started_with_its_pipes_and_ports(world, monkeypatch):
     assert world.loop.did.count("kill") == 0
 
 
+def test_the_loops_ends_of_the_pipes_are_the_loops_alone(world, monkeypatch):
+    """Else neither would notice that the other has gone."""
+    held = []
+
+    def is_open(fd):
+        try:
+            os.fstat(fd)
+        except OSError:
+            return False
+        return True
+
+    monkeypatch.setattr(
+        Guardian, "watch", lambda self, fd: held.extend(map(is_open, world.started[1][:2])) or ""
+    )
+    run(world, monkeypatch)
+    assert held == [False, False]
+
+
 @pytest.mark.parametrize(
     ("code", "tells", "result", "state"),
     [
@@ -305,18 +323,22 @@ def test_what_the_loop_ended_with_is_passed_on(world, monkeypatch, capsys, code,
     assert run(world, monkeypatch, code, tells=tells)[1] == result
     assert world.status().state == state
     said = capsys.readouterr().err
-    assert said == ("" if code >= 0 else "guardian: the control loop ended (killed by SIGSEGV) while torque was off\n")
+    assert said == (
+        "" if code >= 0 else "guardian: the control loop ended (killed by SIGSEGV) while torque was off\n"
+    )
 
 
 def test_a_loop_that_died_with_torque_on_is_killed_and_the_bus_taken(world, monkeypatch, capsys):
-    made, result = run(world, monkeypatch, -9, tells=RUNNING)
+    _, result = run(world, monkeypatch, -9, tells=RUNNING)
     assert result == TOOK_OVER == 3
     assert world.loop.did == ["wait", "kill", "wait"]
     assert world.rescue.did == ["freeze", "lower", "release"]
-    assert "the control loop ended (killed by SIGKILL); the arm is held where it is" in capsys.readouterr().err
+    assert (
+        "the control loop ended (killed by SIGKILL); the arm is held where it is" in capsys.readouterr().err
+    )
 
 
-# -- taking over --------------------------------------------------------------------------------------------------------
+# -- taking over ---------------------------------------------------------------------------------------------
 
 
 def test_the_bus_is_taken_by_the_profiles_table_and_each_step_is_said(world, capsys):
@@ -359,7 +381,9 @@ def test_pressed_twice_it_lets_go_at_once(world, capsys, is_released):
     assert "torque is off, at the second emergency stop" in said
 
 
-@pytest.mark.parametrize(("at_s", "did"), [(1.0, ["freeze", "release"]), (2.2, ["freeze", "lower", "release"])])
+@pytest.mark.parametrize(
+    ("at_s", "did"), [(1.0, ["freeze", "release"]), (2.2, ["freeze", "lower", "release"])]
+)
 def test_pressed_twice_meanwhile_it_lets_go_then(world, at_s, did):
     made, rescue = world.guardian(hold_ms=2000, release=False), Rescue()
     made.lease.press(world.now - 10)
@@ -406,7 +430,7 @@ def test_a_terminal_that_has_gone_is_no_obstacle(monkeypatch):
     module.say("hello")
 
 
-# -- the program ---------------------------------------------------------------------------------------------------------
+# -- the program ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -432,11 +456,22 @@ def program(world, tmp_path, monkeypatch):
 
 def test_the_loop_is_given_what_the_guardian_does_not_know(program, tmp_path):
     ports = []
-    assert program.start("--port=/dev/x", "--session=ab", opens=lambda p, texts: ports.append(texts) or {}) == 0
+    assert (
+        program.start("--port=/dev/x", "--session=ab", opens=lambda p, texts: ports.append(texts) or {}) == 0
+    )
     assert ports == [["/dev/x"]]
     assert program.given["args"] == ["--robot=so101", f"--run-dir={tmp_path}", "--session=ab"]
     assert program.given["guardian"].alive_fd is None
     assert program.handlers[signal.SIGINT] == program.handlers[signal.SIGHUP] == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("missing", ["--robot", "--run-dir"])
+def test_a_robot_and_a_run_directory_are_needed(monkeypatch, tmp_path, capsys, missing):
+    options = [o for o in ("--robot=so101", f"--run-dir={tmp_path}") if not o.startswith(missing)]
+    monkeypatch.setattr(sys, "argv", ["guardian", *options])
+    with pytest.raises(SystemExit):
+        main()
+    assert missing in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [BusError("busy"), UsageError("no such port")])

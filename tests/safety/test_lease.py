@@ -204,4 +204,4 @@ def test_nothing_is_due_at_the_beginning():
     lease = lease_that_heard(RUNNING)
     assert lease.why(T0) == ""
     assert not lease.wants_end(1e12)
-    assert NEVER == float("inf")
+    assert float("inf") == NEVER

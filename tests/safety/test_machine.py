@@ -2,7 +2,18 @@
 
 import pytest
 
-from edgevla.robots.modes import LAST_EVENTS, LOSSES, STAY, TABLE, UNDER_WAY, Cell, Event, Machine, State, draw
+from edgevla.robots.modes import (
+    LAST_EVENTS,
+    LOSSES,
+    STAY,
+    TABLE,
+    UNDER_WAY,
+    Cell,
+    Event,
+    Machine,
+    State,
+    draw,
+)
 
 
 class Robot:
@@ -27,7 +38,10 @@ RUN = (Event.START,)
 def test_it_begins_idle_and_says_why():
     machine = Robot().machine
     assert (machine.state, machine.mode, machine.reason) == (State.IDLE, "idle", "waiting for start")
-    assert not (machine.must_end or machine.has_failed or machine.is_latched or machine.is_over)
+    assert not (machine.must_end)
+    assert not (machine.has_failed)
+    assert not (machine.is_latched)
+    assert not (machine.is_over)
 
 
 def test_a_deed_is_given_the_reason_and_the_arguments_and_the_change_is_told():
@@ -77,7 +91,11 @@ def test_an_end_after_a_press_is_shown_as_an_emergency_until_it_is_over():
     assert (robot.machine.state, robot.machine.mode) == (State.ENDING, "emergency")
     assert robot.told == []
     robot.machine.fire(Event.RELEASED, "off")
-    assert (robot.machine.mode, robot.machine.is_latched, robot.told) == ("stopped", False, [("stopped", "off")])
+    assert (robot.machine.mode, robot.machine.is_latched, robot.told) == (
+        "stopped",
+        False,
+        [("stopped", "off")],
+    )
 
 
 def test_an_end_without_a_press_is_no_emergency():

@@ -75,7 +75,7 @@ def test_full_torque_is_the_profiles_or_the_servos():
     assert set(full_torque(replace(ONE.buses[0], motors=motors)).values()) == {500}
 
 
-# -- freeze ---------------------------------------------------------------------------------------------------------
+# -- freeze --------------------------------------------------------------------------------------------------
 
 
 def test_a_freeze_asks_for_torque_then_for_positions_and_tells_the_goals():
@@ -87,14 +87,16 @@ def test_a_freeze_asks_for_torque_then_for_positions_and_tells_the_goals():
         ("read", "torque_enable", ids, FREEZE_NS),
         ("watchdog", "clear"),
         ("read", "present_position", ids, FREEZE_NS),
-        ("sync", "goal_position", {i: 2000 + i for i in ids if i != 3}),
+        ("sync", "goal_position", {i: 2100 + i for i in ids if i != 3}),
     ]
 
 
 def test_a_servo_that_does_not_say_whether_it_has_torque_gets_its_goal():
     rescue, (line,), _ = make()
     original = line.read_all
-    line.read_all = lambda block, ids, ns: {i: v for i, v in original(block, ids, ns).items() if "torque_enable" not in v or i != 2}
+    line.read_all = lambda block, ids, ns: {
+        i: v for i, v in original(block, ids, ns).items() if "torque_enable" not in v or i != 2
+    }
     rescue.freeze()
     assert 2 in line.done("sync")[0][2]
 
@@ -123,14 +125,14 @@ def test_a_line_that_has_gone_is_named_and_the_other_is_frozen():
     assert rescue.is_cut_off
 
 
-# -- positions and limits ----------------------------------------------------------------------------------------------
+# -- positions and limits ------------------------------------------------------------------------------------
 
 
 def test_positions_are_by_motor_and_without_lost_lines():
     rescue, (left, right), _ = make(TWO)
     right.silent = {1}
     found = rescue.positions()
-    assert found["left_waist"] == 2001
+    assert found["left_waist"] == 2101
     assert "right_waist" not in found
     assert len(found) == 13
     left.gone = True
@@ -149,7 +151,9 @@ def test_torque_is_never_more_than_its_owner_allows():
     assert line.done() == [("read", "max_torque", line.ids, FREEZE_NS)]
     line.silent = set()
     rescue.limit_torque(0.5)
-    assert line.done() == [("sync", "torque_limit", {i: int(full[i] * 0.5) for i in line.ids})], "known by now"
+    assert line.done() == [("sync", "torque_limit", {i: int(full[i] * 0.5) for i in line.ids})], (
+        "known by now"
+    )
 
 
 def test_shadows_are_limited_too():
@@ -176,7 +180,7 @@ def test_parking_is_the_profiles_share():
     assert line.done("sync")[0][2][1] == int(full_torque(ONE.buses[0])[1] * ONE.escalation.park_torque)
 
 
-# -- lowering -----------------------------------------------------------------------------------------------------------
+# -- lowering ------------------------------------------------------------------------------------------------
 
 
 def fast(**changes):
@@ -239,7 +243,7 @@ def test_a_step_looks_at_the_joints_first():
     assert len(line.done("sync")) == 1
 
 
-# -- release ---------------------------------------------------------------------------------------------------------------
+# -- release -------------------------------------------------------------------------------------------------
 
 
 def test_every_servo_is_switched_off_by_itself_then_all_together_and_gets_its_torque_back():

@@ -75,7 +75,9 @@ def test_what_this_robot_cannot_do_is_refused_with_the_value(changes, words):
         plan(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"fps": 90.0}, {"n_action_steps": 1}, {"n_action_steps": 5}, {"fps": 0.001}])
+@pytest.mark.parametrize(
+    "changes", [{"fps": 90.0}, {"n_action_steps": 1}, {"n_action_steps": 5}, {"fps": 0.001}]
+)
 def test_the_bounds_are_allowed(changes):
     plan(**changes)
 
@@ -88,7 +90,12 @@ def test_the_delay_to_expect_is_the_measured_one_in_whole_steps(latency_ms, step
 def test_the_executor_is_the_plans():
     executor = Rollout(plan(), D).executor
     assert (executor.execution, executor.ticks_per_step, executor.chunk_size) == (Async(), 3, 5)
-    assert (executor.n_joints, executor.fps, executor._guidance, executor._n_action_steps) == (D, 30.0, (7, 9.0), 4)
+    assert (executor.n_joints, executor.fps, executor._guidance, executor._n_action_steps) == (
+        D,
+        30.0,
+        (7, 9.0),
+        4,
+    )
 
 
 class Course:
@@ -227,6 +234,19 @@ def test_a_source_that_was_silent_for_longer_than_its_patience_is_told(execution
         assert silent_ns == (expected if is_told else 0)
         assert not course.rollout.is_starved
         assert course.rollout.goal_at(course.tick(back + 1))[1] == 0, "once"
+
+
+@pytest.mark.parametrize(("ticks", "is_told"), [(20, False), (21, True)])
+def test_exactly_its_patience_is_no_silence(ticks, is_told):
+    course = Course()
+    course.rollout = Rollout(plan(100.0, fps=50.0), D)
+    course.period_ns = course.rollout.plan.period_ns
+    assert course.period_ns == 10 * NS_PER_MS
+    assert course.rollout.next_request == 0
+    starved(course, first=10)
+    back = 10 + ticks
+    course.answer(course.ask(back // 2 * 2), back, grid=back // 2)
+    assert (course.rollout.goal_at(course.tick(back))[1] > 0) is is_told
 
 
 def test_silence_counts_from_its_first_tick():

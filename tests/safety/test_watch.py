@@ -131,7 +131,9 @@ def test_an_age_of_one_tick_is_no_miss(ages_ms):
 
 def test_three_misses_in_a_row_hold_and_two_do_not():
     judge = Judge()
-    found = [code(judge.at(10 * n, ages_ms=(age, 0))) for n, age in enumerate((11, 21, 0, 11, 21, 31, 41, 0, 11))]
+    found = [
+        code(judge.at(10 * n, ages_ms=(age, 0))) for n, age in enumerate((11, 21, 0, 11, 21, 31, 41, 0, 11))
+    ]
     assert found == ["", "", "", "", "", "state_stale", "state_stale", "", ""]
 
 
@@ -230,7 +232,9 @@ def test_the_gravest_is_told_first():
 
 def test_the_sentences_say_what_was_measured_and_the_limit():
     assert "servo elbow has 66 degC (limit 65)" in Judge().at(0, Servo(temperature_c=66.0))[0].text
-    assert "servo elbow reports overload; free the joint" in Judge().at(0, Servo(faults=("overload",)))[0].text
+    assert (
+        "servo elbow reports overload; free the joint" in Judge().at(0, Servo(faults=("overload",)))[0].text
+    )
     judge = Judge()
     judge.at(0, Servo(load_percent=-95.0))
     assert "pushes with 95 % for 1000 ms (limit 90 %)" in judge.at(1000, Servo(load_percent=-95.0))[0].text
