@@ -87,7 +87,9 @@ class RepeatCounter:
 
     def see(self, picture: np.ndarray) -> None:
         """picture: uint8 (H, W, 3), not changed afterwards."""
-        is_same = self._before is not None and (picture is self._before or np.array_equal(picture, self._before))
+        is_same = self._before is not None and (
+            picture is self._before or np.array_equal(picture, self._before)
+        )
         self._before = picture
         self._run = self._run + 1 if is_same else 0
         self._n += is_same
