@@ -1,4 +1,4 @@
-"""The type checker sees what crosses a process boundary. It is installed where torch is, and so this test stands here."""
+"""The type checker sees what crosses a process boundary. It is installed where torch is, so this test stands here."""
 
 import subprocess
 import sys
