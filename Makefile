@@ -11,6 +11,7 @@ VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13
 RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/launch tests/monitor tests/demo
+PROCESS_TESTS   := tests/runtime/test_processes.py tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 .PHONY: demo test lint types test-torch safety test-runtime clean
 
@@ -38,13 +39,13 @@ safety: $(VENV_TEST)/ready
 	$(VENV_TEST)/bin/coverage report
 	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/python benchmarks/mutate.py --sample $(MUTANTS) --seed 1
 
-# The robot's half on the oldest and newest Python, in environments that hold no torch; real processes with deadlines on
-# the oldest only: they cost ten minutes a time.
+# The robot's half on the oldest and newest Python, in environments that hold no torch; of the real processes with deadlines,
+# which all run beside torch, a part on the oldest: they cost many minutes.
 test-runtime: $(RUNTIME_PYTHONS:%=test-runtime-%)
 
 test-runtime-%: .venv-runtime-%/ready
 	.venv-runtime-$*/bin/pytest -n 2 --dist loadfile -m "not realtime" $(RUNTIME_TESTS) $(ARGS)
-	$(if $(filter $*,$(firstword $(RUNTIME_PYTHONS))),.venv-runtime-$*/bin/pytest -m realtime $(RUNTIME_TESTS) $(ARGS) $(if $(ARGS),|| test $$? = 5))
+	$(if $(filter $*,$(firstword $(RUNTIME_PYTHONS))),.venv-runtime-$*/bin/pytest -m realtime $(PROCESS_TESTS) $(ARGS) $(if $(ARGS),|| test $$? = 5))
 
 $(VENV)/ready: pyproject.toml
 	sh .ci/venv $(PYTHON) $(VENV)

@@ -117,7 +117,8 @@ def connect(case: Case, firmware: str) -> Row:
     let_pass(AFTERWARDS_S)
     is_refused = did != "connected"
     outcome = Outcome(arm, None if is_refused else robot, read, firmware, trace, is_refused=is_refused)
-    violations = [] if np.allclose(before, arm.joint_rad(), atol=0.01) else ["the arm moved"]
+    may_move = bool(case.arm.get("is_energised"))  # it is let down
+    violations = [] if may_move or np.allclose(before, arm.joint_rad(), atol=0.01) else ["the arm moved"]
     on = [name for name, servo in arm.servos.items() if servo.torque_on]
     if on and not case.arm.get("is_energised"):
         violations.append(f"torque is on at {', '.join(on)}")

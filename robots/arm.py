@@ -236,6 +236,14 @@ class Robot:
         raise UsageError(f"{what}; nothing was sent, the arm keeps its last goal")
 
     @property
+    def withheld(self) -> np.ndarray:
+        """bool (D,): joints whose servos would get no goal now: they were silent, or have restarted (see `health`)."""
+        found = np.zeros(len(self.profile.joints), bool)
+        for line in self._lines:
+            found[[line.joint_of[i] for i in line.health.withheld if i in line.joint_of]] = True
+        return found
+
+    @property
     def has_lost_lines(self) -> bool:
         return bool(self._gone)
 

@@ -54,7 +54,7 @@ def let_down(rescue: Rescue, motors: Sequence[str], say: Callable[[str], None]) 
     """
     profile, rule = rescue.profile, rescue.profile.escalation
     who = "all its servos" if len(motors) == sum(len(b.motors) for b in profile.buses) else ", ".join(motors)
-    found = f"{profile.name} was found with torque on ({who}): whoever drove it has not released it"
+    found = f"{profile.name}: torque was found on ({who}): whoever drove it has not released it"
     if unread := rescue.freeze():
         found += f"; {', '.join(unread)} did not answer"
     if not rule.release:
@@ -68,8 +68,8 @@ def let_down(rescue: Rescue, motors: Sequence[str], say: Callable[[str], None]) 
     rescue.freeze()  # where it is now: a push meanwhile is not fought
     rescue.lower()
     if unreached := rescue.release():
-        raise BusError(f"{profile.name} was found with torque on; {unconfirmed(unreached)}")
-    say(f"{profile.name} was let down; its torque is off")
+        raise BusError(f"{profile.name}: torque was found on, and the arm let down; {unconfirmed(unreached)}")
+    say(f"{profile.name}: the arm was let down; its torque is off")
 
 
 # ---- who is there ----

@@ -15,8 +15,9 @@ from .servo_bus import N_TRIES, ServoBus
 LAST_TICK = feetech.TICKS_PER_TURN - 1
 MOTOR_REVERSED, FINE_SPEED, ZERO_IS_FULL_SPEED, MULTI_TURN, FEEDBACK_REVERSED = 0x01, 0x04, 0x08, 0x10, 0x80
 """Bits of the register `phase`. Fine: speeds count 1 tick/s, else 50."""
+FORWARD = FINE_SPEED | ZERO_IS_FULL_SPEED
+"""As servos leave the factory."""
 REVERSED = MOTOR_REVERSED | FEEDBACK_REVERSED
-COARSE_TICKS_S = 50
 ANSWERS_ALL = 1
 LAST_ERROR = 0x7F
 PATIENCE_NS = 100_000_000
@@ -88,15 +89,14 @@ class FeetechBus(ServoBus):
                 f"not those of the calibration; edgevla calibrate --robot {self.robot} sets it right",
                 port=self.port.name, motor_id=servo_id, register="phase",
             )  # fmt: skip
-        return {**SETTINGS, **MEMORY, "phase": phase & ~MULTI_TURN | ZERO_IS_FULL_SPEED}
+        return {**SETTINGS, **MEMORY, "phase": phase & ~MULTI_TURN | FORWARD}
 
     def to_calibrate(self, servo_id: int, drive_mode: int) -> dict[str, int]:
         phase = self.read_raw(servo_id, "phase")
-        return {"operating_mode": 0, "phase": phase & ~(MULTI_TURN | REVERSED) | ZERO_IS_FULL_SPEED}
+        return {"operating_mode": 0, "phase": phase & ~(MULTI_TURN | REVERSED) | FORWARD}
 
     def speed_counts(self, servo_id: int, ticks_s: float) -> int:
-        unit = 1 if self.read_raw(servo_id, "phase") & FINE_SPEED else COARSE_TICKS_S
-        return max(1, round(ticks_s / unit))
+        return max(1, round(ticks_s))
 
     def goal_range(self, servo_id: int) -> tuple[int, int] | None:
         low, high = self.read_raw(servo_id, "min_position"), self.read_raw(servo_id, "max_position")

@@ -9,14 +9,13 @@ import psutil
 import pytest
 from deployment_kit import Terminal
 
-from edgevla.session import Deployment, new_session, run_dir, write_deployment
+pytestmark = pytest.mark.realtime
 
 
 @pytest.fixture
-def window(tmp_path, own_runtime):
-    """A shell in which `record` waits for keys, beside a deployment that says nothing."""
-    session = new_session()
-    write_deployment(run_dir(session), Deployment(session.hex(), os.getpid(), "so101", None, ["robot"]))
+def window(tmp_path, deploy):
+    """A shell in which `record` waits for keys, beside a deployment."""
+    deploy().wait_for("robot        running")
     made = Terminal(dict(os.environ), tmp_path / "shown.txt")
     made.type(f"{sys.executable} -m edgevla record {tmp_path / 'dataset'}; echo code=$?\n")
     made.wait_for("keys: r record")

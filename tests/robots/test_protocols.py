@@ -268,7 +268,7 @@ def test_all_that_is_done_for_arms_is_done_for_it(toy):
         servo.put("torque_enable", 1)
     toy.servos["elbow"].put("owner_torque", 60)
     toy.robot.connect()
-    assert "toyarm was found with torque on" in toy.robot.warnings[0]
+    assert "toyarm: torque was found on" in toy.robot.warnings[0]
     assert any("owner_torque (13) says so: elbow 60%" in w for w in toy.robot.warnings)
     assert toy.robot.set_torque(True) == []
     toy.servos["base"].put("memory", 0)

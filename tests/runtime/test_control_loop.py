@@ -308,6 +308,21 @@ def test_a_joint_that_says_nothing_keeps_its_goal_when_the_arm_freezes():
     assert steps_of(loop.links.states)[:, 2].max() <= 1.5 * 80.0 * loop.loop.period_ns / 1e9 * 1.001
 
 
+def test_a_servo_that_was_silent_for_some_ticks_is_not_told_to_make_up_for_them():
+    loop = started(towards(gain=0.05), execution=Async())
+    loop.run(0.5)
+    servo, goals = loop.arm.servos["elbow_flex"], []
+    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    for k in range(24):
+        if k == 4:
+            loop.arm.apply(Fault("clear"))
+        loop.step()
+        goals.append(servo.get("goal_position"))
+    assert len(set(goals)) > 5, "it goes on"
+    cap = loop.profile.joints[2].max_velocity * loop.loop.period_ns / 1e9 * 4096 / 360
+    assert np.abs(np.diff(goals)).max() <= cap + 1
+
+
 def test_a_fault_on_the_way_to_rest_stops_the_arm_there():
     loop = started(execution=Async())
     loop.run(1.0)

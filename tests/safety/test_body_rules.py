@@ -54,6 +54,7 @@ class Robot:
     jumped: list = field(default_factory=list)
     unreached: list = field(default_factory=list)
     fails: bool = False
+    withheld: np.ndarray = field(default_factory=lambda: np.zeros(D, bool))
     did: list = field(default_factory=list)
 
     def limits(self):
@@ -285,6 +286,20 @@ def relieved():
     (found,) = body.judge(body.last_goal, is_sinking=False, is_gripping=True)
     assert found.code == "gripper_relieved"
     return body, robot, clock
+
+
+def test_a_joint_that_is_told_nothing_keeps_its_goal_and_goes_on_from_there():
+    """Its goal had moved on unheard, and the next one that it heard was a jump."""
+    body, robot, _ = make()
+    body.filter.begin(np.full(D, 10))
+    first, _ = body.bend(np.full(D, 10.5, np.float32), is_slow=False)
+    robot.withheld[1] = True
+    goal, bits = body.bend(np.full(D, 11, np.float32), is_slow=False)
+    assert goal[1] == first[1]
+    assert bits[1] == Reason.STALE
+    assert goal[0] > first[0]
+    assert bits[0] & Reason.STALE == 0
+    assert body.last_goal[1] == first[1]
 
 
 def test_a_relieved_gripper_is_asked_neither_home_nor_to_rest():
