@@ -47,21 +47,21 @@ class Torque:
         self.is_on = False
         self._clear_watchdogs()
         unreached = self._rescue.release()
-        self._note(False, unreached)
+        self._note(unreached)
         return unreached
 
     def switch_on(self, units: JointUnits) -> list[str]:
         """The motors that did not take it. Raises BusError for a joint too far outside its range."""
         unreached = self._energise(units)
         self.is_on = not unreached
-        self._note(True, unreached)
+        self._note(unreached)
         return unreached
 
-    def _note(self, on: bool, unreached: Sequence[str]) -> None:
+    def _note(self, unreached: Sequence[str]) -> None:
         for line in self._lines:
             for health in line.health.servos.values():
                 if health.name not in unreached:
-                    health.torque_on = on
+                    health.torque_on = self.is_on
 
     def _energise(self, units: JointUnits) -> list[str]:
         self._clear_watchdogs()
