@@ -297,7 +297,9 @@ class Watcher:
 
 
 OWN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, "
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # the tests themselves may run under nohup
+    "os.execv(sys.executable, "
     "[sys.executable, *sys.argv[1:]])"
 )
 """Makes the pseudo-terminal the one that controls the program, as a shell does."""

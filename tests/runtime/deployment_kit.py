@@ -381,7 +381,10 @@ class LivingArm:
             self.process.communicate(timeout=20)
 
 
-BE_A_SHELL = "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('bash', {args})"
+BE_A_SHELL = (
+    "import fcntl, os, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execvp('bash', {args})"
+)
 
 
 class Terminal:
