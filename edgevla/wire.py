@@ -75,6 +75,18 @@ def make_socket(ctx: zmq.Context, kind: int, *, hwm: int = HIGH_WATER_MARK) -> z
     return made
 
 
+def _bound_socket(ctx: zmq.Context, kind: int, address: str) -> zmq.Socket:
+    """A socket that listens at `address`; closed again when the address is taken. Raises zmq.ZMQError."""
+    made = make_socket(ctx, kind)
+    made.setsockopt(zmq.LINGER, 200)  # the last words of a node are worth 0.2 s
+    try:
+        made.bind(address)
+    except zmq.ZMQError:
+        made.close()
+        raise
+    return made
+
+
 class _Writer:
     """Gives every message its common header: session, source, and a sequence number per type."""
 
@@ -98,9 +110,7 @@ class Publisher:
 
     def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
         self._writer = _Writer(session, source)
-        self._socket = make_socket(ctx, zmq.PUB)
-        self._socket.setsockopt(zmq.LINGER, 200)  # the last words of a node are worth 0.2 s
-        self._socket.bind(address)
+        self._socket = _bound_socket(ctx, zmq.PUB, address)
 
     def send(self, body: Body, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None) -> int:
         """Sequence number of the message. `observed_ns`: monotonic ns when the content was true, default now."""
@@ -300,9 +310,7 @@ class Router:
     def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
         self._writer = _Writer(session, source)
         self._receiver = _Receiver(session)
-        self._socket = make_socket(ctx, zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.bind(address)
+        self._socket = _bound_socket(ctx, zmq.ROUTER, address)
 
     @property
     def counters(self) -> Counter[str]:

@@ -206,11 +206,15 @@ class CameraNode:
         self.captures = [Capture(source, self.wake) for source in sources]
         self._publishers: dict[str, Publisher] = {}
         self._servers: dict[str, CommandServer] = {}
-        for source in sources:
-            name, node = source.settings.name, f"camera/{source.settings.name}"
-            self._publishers[name] = Publisher(ctx, endpoint(folder, node), session, node)
-            self._servers[name] = CommandServer(ctx, endpoint(folder, node, "commands"), session, node)
         self._heartbeat_ns = 0
+        try:
+            for source in sources:
+                name, node = source.settings.name, f"camera/{source.settings.name}"
+                self._publishers[name] = Publisher(ctx, endpoint(folder, node), session, node)
+                self._servers[name] = CommandServer(ctx, endpoint(folder, node, "commands"), session, node)
+        except zmq.ZMQError:
+            self.close()
+            raise
 
     def open(self) -> None:
         """Opens all cameras, then begins to capture.
@@ -281,9 +285,8 @@ class CameraNode:
         for capture in self.captures:
             if capture.is_alive():
                 capture.join(timeout=2)
-        for name, publisher in self._publishers.items():
-            publisher.close()
-            self._servers[name].close()
+        for end in [*self._publishers.values(), *self._servers.values()]:
+            end.close()
 
 
 def _about(capture: Capture) -> AboutCameraNode:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -14,7 +15,7 @@ from edgevla.cameras import CameraSettings, Picture, open_source
 from edgevla.errors import CameraError
 from edgevla.messages import Event, Frame
 from edgevla.nodes.camera import CameraNode
-from edgevla.wire import Inbox, endpoint, new_session
+from edgevla.wire import CommandServer, Inbox, endpoint, new_session
 
 SESSION = b"cam-test"
 
@@ -272,3 +273,16 @@ def test_a_camera_that_changes_its_size_for_good_is_opened_again():
     assert camera.n_opened == 2
     assert [e.code for e in events] == ["camera_odd", "camera_lost", "camera_back"]
     assert "keeps giving pictures of another size" in events[1].text
+
+
+def test_a_node_whose_address_is_half_taken_keeps_none_of_its_sockets():
+    ctx = zmq.Context()
+    other = CommandServer(ctx, endpoint("inproc", "camera/front", "commands"), SESSION, "other")
+    settings = CameraSettings("front", "9", 64, 48)
+    with pytest.raises(zmq.ZMQError):
+        CameraNode(ctx, "inproc", SESSION, [Camera(settings, [picture(1)])])
+    other.close()
+    closing = threading.Thread(target=ctx.term, daemon=True)
+    closing.start()
+    closing.join(timeout=5)
+    assert not closing.is_alive(), "a context ends only when each of its sockets is closed"
