@@ -53,10 +53,15 @@ class Kind(NamedTuple):
     write: Check
 
 
+def nearest_word(word: str, known: Iterable[str]) -> str | None:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = nearest_word(word, known)
+    return f"; did you mean '{near}'?" if near is not None else ""
 
 
 def say(value: Any) -> str:
@@ -68,19 +73,24 @@ def say(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _bare(value: Any) -> str:
+    """What is compared with words that are known."""
+    return value if isinstance(value, str) else say(value)
+
+
 def wrong(value: Any, expected: str, reason: Reason = "type") -> Mismatch:
     return Mismatch(f"is {say(value)}; expected {expected}", reason)
 
 
 def not_one_of(value: Any, allowed: Iterable[Any]) -> Mismatch:
     known = [str(a) for a in allowed]
-    return wrong(value, f"one of {', '.join(known)}{nearest(str(value), known)}", "range")
+    return wrong(value, f"one of {', '.join(known)}{nearest(_bare(value), known)}", "range")
 
 
 def unknown(key: Any, known: Iterable[str]) -> Mismatch:
     """With the nearest known key; where none is near and they are few, with all."""
     names = sorted(known)
-    hint = nearest(str(key), names) or (f"; known: {', '.join(names)}" if 0 < len(names) <= FEW else "")
+    hint = nearest(_bare(key), names) or (f"; known: {', '.join(names)}" if 0 < len(names) <= FEW else "")
     return Mismatch(f"has the unknown key {say(key)[:42]}{hint}", "schema")
 
 
@@ -124,7 +134,7 @@ def whole(low: float | None = None, high: float | None = None) -> Check:
     def check(value: Any) -> int:
         if type(value) is not int:
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-                raise wrong(value, "a whole number")
+                raise wrong(value, expected)
             value = int(value)
         if not least <= value <= most:
             raise wrong(value, expected, "range")
@@ -135,14 +145,15 @@ def whole(low: float | None = None, high: float | None = None) -> Check:
 
 def number(low: float | None = None, high: float | None = None, may_be_unknown: bool = False) -> Check:
     """A finite number, or NaN where it may be unknown."""
-    expected = "a number" + _bounds(low, high) if _bounds(low, high) else "a finite number"
+    named = "a number" + _bounds(low, high)
+    expected = named if _bounds(low, high) else "a finite number"
     least, most = (-math.inf if low is None else low), (math.inf if high is None else high)
 
     def check(value: Any) -> float:
         made = value
         if type(value) is not float:
             if not isinstance(value, numbers.Real) or isinstance(value, bool):
-                raise wrong(value, "a number")
+                raise wrong(value, named)
             try:
                 made = float(value)
             except OverflowError:

@@ -13,15 +13,16 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from edgevla.errors import ConfigError
-from edgevla.strict import nearest
+from edgevla.kinds import say
+from edgevla.strict import Within, nearest
 
 from . import profile_checks
 from .bus.protocols import BUSES
 from .servo_settings import read_model, read_settings
-from .toml_tables import Table, read_toml, say, within
+from .toml_tables import Table, read_toml
 
 PROFILES_DIR = Path(__file__).parent
 
@@ -139,10 +140,10 @@ class Escalation:
     release: whether torque is switched off after that (else it stays parked until the power is cut).
     """
 
-    lease_ms: int = within(100, 20, 10_000)
-    hold_ms: int = within(2000, 0, 600_000)
-    park_ms: int = within(4000, 0, 600_000)
-    park_torque: float = within(0.4, 0, 1)
+    lease_ms: Annotated[int, Within(20, 10_000)] = 100
+    hold_ms: Annotated[int, Within(0, 600_000)] = 2000
+    park_ms: Annotated[int, Within(0, 600_000)] = 4000
+    park_torque: Annotated[float, Within(0, 1)] = 0.4
     release: bool = True
 
 
@@ -154,19 +155,19 @@ class Limits:
     stale_fail_ms: the run ends. overload_ms: a load of `overload_percent` this long stops.
     """
 
-    stale_hold_ms: int = within(100, 1, 10_000)
-    stale_hold_ticks: int = within(3, 1, 1000)
-    stale_fail_ms: int = within(500, 1, 60_000)
-    temperature_warn_c: float = within(60.0, 20, 100)
-    temperature_stop_c: float = within(65.0, 20, 100)
-    voltage_min: float = within(4.5, 0, 60)
-    voltage_max: float = within(14.0, 1, 60)
-    voltage_ms: int = within(200, 0, 60_000)
-    overload_percent: float = within(90.0, 1, 200)
-    overload_ms: int = within(1000, 0, 60_000)
-    following_error: float = within(25.0, 0.001, 10_000)
-    following_ms: int = within(1000, 0, 60_000)
-    pair_ticks: int = within(20, 1, 200)
+    stale_hold_ms: Annotated[int, Within(1, 10_000)] = 100
+    stale_hold_ticks: Annotated[int, Within(1, 1000)] = 3
+    stale_fail_ms: Annotated[int, Within(1, 60_000)] = 500
+    temperature_warn_c: Annotated[float, Within(20, 100)] = 60.0
+    temperature_stop_c: Annotated[float, Within(20, 100)] = 65.0
+    voltage_min: Annotated[float, Within(0, 60)] = 4.5
+    voltage_max: Annotated[float, Within(1, 60)] = 14.0
+    voltage_ms: Annotated[int, Within(0, 60_000)] = 200
+    overload_percent: Annotated[float, Within(1, 200)] = 90.0
+    overload_ms: Annotated[int, Within(0, 60_000)] = 1000
+    following_error: Annotated[float, Within(0.001, 10_000)] = 25.0
+    following_ms: Annotated[int, Within(0, 60_000)] = 1000
+    pair_ticks: Annotated[int, Within(1, 200)] = 20
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,10 @@ class Rates:
     """servo_hz: the fastest control loop this robot's buses carry. record_hz: how often a leader's pose is taken, and
     so the rate of datasets recorded from it. home_speed: share of `max_velocity`."""
 
-    servo_hz: int = within(100, 1, 1000)
-    record_hz: int = within(30, 1, 1000)
-    home_speed: float = within(0.25, 0.01, 1)
-    watchdog_ms: int = within(200, 0, 2540)
+    servo_hz: Annotated[int, Within(1, 1000)] = 100
+    record_hz: Annotated[int, Within(1, 1000)] = 30
+    home_speed: Annotated[float, Within(0.01, 1)] = 0.25
+    watchdog_ms: Annotated[int, Within(0, 2540)] = 200
 
 
 @dataclass(frozen=True)

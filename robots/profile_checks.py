@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from edgevla.kinds import say
+
 from .bus.protocols import BUSES
-from .toml_tables import Table, say
+from .toml_tables import Table
 
 if TYPE_CHECKING:
     from .profile import Motor, Profile

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from edgevla import kinds
+from edgevla.kinds import say
+
 from .bus.protocols import BUSES
-from .toml_tables import Table, say
+from .toml_tables import Table
 
 LARGEST_MODEL = 0xFFFF
 
@@ -66,7 +69,7 @@ def read_settings(
     """The key `settings`: register names with raw values, sorted, each one checked."""
     settings = table.raw("settings", {})
     if not isinstance(settings, dict):
-        raise table.error("settings", f"expected a table of register = value, got {say(settings)}")
+        raise table.error("settings", f"is {say(settings)}; expected a table of register = value")
     for name, value in settings.items():
         _check(table, protocol, name, value)
         if name in CALIBRATED and is_calibrated_by_file:
@@ -92,5 +95,4 @@ def _check(table: Table, protocol: str, name: str, value: Any) -> None:
     if name in REFUSED:
         raise table.error(key, f"it may not be set here: {REFUSED[name]}")
     low, high = BUSES[protocol].ranges.get(name, registers[name].limits)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise table.error(key, f"{say(value)} is not a whole number within {low}..{high}")
+    table.checked(key, value, kinds.whole(low, high))

@@ -1,19 +1,21 @@
 """Strict reading of a TOML file: every value is asked for by name and kind, and what nobody asked for is refused.
 
-Errors name file, table and key, and the nearest known key. No numpy here.
+What a value may be is checked by `edgevla.kinds`, as everywhere; here the file, the table and the key are put before the
+sentence, and the nearest known key behind it. No numpy here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgevla import kinds
 from edgevla.errors import ConfigError
+from edgevla.kinds import Kind, Mismatch, nearest, nearest_word, say
+from edgevla.strict import record
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,14 +24,9 @@ else:
 
 T = TypeVar("T")
 _MISSING = object()
-ANY_NUMBER = (0.0, 1e7)
 PLAIN_NAME = re.compile(r"[\w.+-]+")
-LONGEST_SAID = 60
-
-
-def within(default: Any, low: float, high: float) -> Any:
-    """A field of a dataclass that `Table.dataclass` reads: its default, and what a file may say instead."""
-    return dataclasses.field(default=default, metadata={"within": (low, high)})
+TEXT, FLAG = kinds.exactly(str, "a text"), kinds.exactly(bool, "true or false")
+TEXTS = kinds.sequence(tuple, [Kind(TEXT, TEXT)], is_open=True).read
 
 
 def read_toml(path: Path) -> Table:
@@ -47,15 +44,6 @@ def read_toml(path: Path) -> Table:
         raise ConfigError(f"profile {path} is not valid TOML: {error}") from error
 
 
-def say(value: Any) -> str:
-    """A value of the file, as short as a sentence can bear."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of thousands of digits
-        return "a number with thousands of digits"
-    return text if len(text) <= LONGEST_SAID else text[: LONGEST_SAID - 3] + "..."
-
-
 class Table:
     """One table of the file. Each getter removes its key from what `finish` would complain about."""
 
@@ -71,8 +59,7 @@ class Table:
         self, key: str, what: str, got: str | None = None, known: Iterable[str] | None = None
     ) -> ConfigError:
         """The sentence with file, table and key; `known`: names of which the nearest to `got` is proposed."""
-        near = difflib.get_close_matches(got, list(known), n=1) if got is not None and known else []
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = nearest(got, known) if got is not None and known else ""
         where = f"table {self.name}, " if self.name else ""
         return ConfigError(
             f"{self.path}: {where}key '{key}': {what}{hint}", file=str(self.path), table=self.name, key=key
@@ -86,15 +73,22 @@ class Table:
         if key in self._values:
             return self._values[key]
         if default is _MISSING:
-            near = difflib.get_close_matches(key, set(self._values) - self._asked, n=1)
-            hint = f"; the file has '{near[0]}', which is unknown" if near else ""
-            raise self.error(key, f"is missing{hint}")
+            near = nearest_word(key, set(self._values) - self._asked)
+            raise self.error(
+                key, f"is missing; the file has '{near}', which is unknown" if near else "is missing"
+            )
         return default
 
+    def checked(self, key: str, value: Any, check: kinds.Check) -> Any:
+        """The value as `check` takes it."""
+        try:
+            return check(value)
+        except Mismatch as error:
+            steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.path)
+            raise self.error(f"{key}{steps}", error.what) from None
+
     def text(self, key: str, default: Any = _MISSING) -> str:
-        value = self.raw(key, default)
-        if not isinstance(value, str):
-            raise self.error(key, f"expected a text, got {say(value)}")
+        value: str = self.checked(key, self.raw(key, default), TEXT)
         if default is _MISSING and not value:
             raise self.error(key, "must not be empty")
         if not value.isprintable():
@@ -104,39 +98,27 @@ class Table:
     def word(self, key: str, default: Any = _MISSING) -> str:
         """A text that may stand in options, file names and messages."""
         value = self.text(key, default)
-        if value and not PLAIN_NAME.fullmatch(value):
-            raise self.error(key, f"{say(value)} is no name: letters, digits and _ . + - are allowed")
-        return value
+        return self._plain(key, value) if value else value
 
     def words(self, key: str, default: Any = _MISSING) -> Sequence[str]:
-        value = self.raw(key, default)
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise self.error(key, f"expected a list of texts, got {say(value)}")
-        for text in value:
-            if not PLAIN_NAME.fullmatch(text):
-                raise self.error(key, f"{say(text)} is no name: letters, digits and _ . + - are allowed")
-        return value
+        texts: Sequence[str] = self.checked(key, self.raw(key, default), TEXTS)
+        return [self._plain(key, text) for text in texts]
+
+    def _plain(self, key: str, text: str) -> str:
+        if not PLAIN_NAME.fullmatch(text):
+            raise self.error(key, f"{say(text)} is no name: letters, digits and _ . + - are allowed")
+        return text
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self.raw(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, f"expected true or false, got {say(value)}")
+        value: bool = self.checked(key, self.raw(key, default), FLAG)
         return value
 
     def number(self, key: str, low: float, high: float, default: Any = _MISSING) -> float:
-        value = self.raw(key, default)
-        if not _is_number(value):
-            raise self.error(key, f"expected a number within {low:g}..{high:g}, got {say(value)}")
-        if not low <= value <= high:
-            raise self.error(key, f"{say(value)} is outside {low:g}..{high:g}")
-        return float(value)
+        value: float = self.checked(key, self.raw(key, default), kinds.number(low, high))
+        return value
 
     def whole(self, key: str, low: int, high: int, default: Any = _MISSING) -> int:
-        value = self.raw(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"expected a whole number within {low}..{high}, got {say(value)}")
-        if not low <= value <= high:
-            raise self.error(key, f"{say(value)} is outside {low}..{high}")
+        value: int = self.checked(key, self.raw(key, default), kinds.whole(low, high))
         return value
 
     def pair(
@@ -144,29 +126,24 @@ class Table:
     ) -> tuple[float, float]:
         """`[lower, upper]`, both within low..high and in this order."""
         value = self.raw(key, _MISSING if default is None else default)
-        is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-        if not is_pair or not all(map(_is_number, value)):
-            raise self.error(key, f"expected [lower, upper], got {say(value)}")
-        if not (low <= value[0] <= high and low <= value[1] <= high):
-            raise self.error(key, f"{say(list(value))} is outside {low:g}..{high:g}")
-        if not value[0] < value[1]:
-            raise self.error(key, f"the lower limit {value[0]:g} is not below the upper {value[1]:g}")
-        return float(value[0]), float(value[1])
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise self.error(key, f"is {say(value)}; expected [lower, upper]")
+        end = kinds.number(low, high)
+        ends: tuple[float, float] = self.checked(
+            key, value, kinds.sequence(tuple, [Kind(end, end)], is_open=True).read
+        )
+        if not ends[0] < ends[1]:
+            raise self.error(key, f"the lower limit {ends[0]:g} is not below the upper {ends[1]:g}")
+        return ends
 
     def choice(self, key: str, allowed: Sequence[Any], default: Any = _MISSING) -> Any:
-        value = self.raw(key, default)
-        if isinstance(value, bool) or value not in allowed:
-            known = [str(a) for a in allowed]
-            raise self.error(
-                key, f"{say(value)} is not one of {', '.join(known)}", say(value).strip("'"), known
-            )
-        return value
+        return self.checked(key, self.raw(key, default), kinds.choice(allowed))
 
     def array(self, key: str, is_needed: bool = True) -> list[Table]:
         """An array of tables, `[[key]]`."""
         value = self.raw(key, _MISSING if is_needed else [])
         if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-            raise self.error(key, f"expected [[{key}]] tables")
+            raise self.error(key, f"is {say(value)}; expected [[{key}]] tables")
         if is_needed and not value:
             raise self.error(key, f"needs at least one [[{key}]] table")
         return [Table(self.path, f"[[{key}]] {say(v.get('name', i))}", v) for i, v in enumerate(value, 1)]
@@ -175,34 +152,24 @@ class Table:
         """Named sub-tables, `[key.name]`."""
         value = self.raw(key, {})
         if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
-            raise self.error(key, f"expected [{key}.NAME] tables")
+            raise self.error(key, f"is {say(value)}; expected [{key}.NAME] tables")
         return {name: Table(self.path, f"[{key}.{name}]", v) for name, v in value.items()}
 
-    def dataclass(self, key: str, kind: type[T]) -> T:
-        """A table whose keys are the fields of a dataclass with defaults; kinds are those of the defaults, and what is
-        allowed is what `within` says."""
+    def dataclass(self, key: str, cls: type[T]) -> T:
+        """A table whose keys are the fields of a dataclass with defaults; its annotations say what is allowed."""
         value = self.raw(key, {})
         if not isinstance(value, dict):
-            raise self.error(key, f"expected a table [{key}]")
+            raise self.error(key, f"is {say(value)}; expected a table [{key}]")
         table = Table(self.path, f"[{key}]", value)
-        filled: dict[str, Any] = {}
-        for f in dataclasses.fields(kind):  # type: ignore[arg-type]
-            low, high = f.metadata.get("within", ANY_NUMBER)
-            if isinstance(f.default, bool):
-                filled[f.name] = table.flag(f.name, f.default)
-            elif isinstance(f.default, int):
-                filled[f.name] = table.whole(f.name, int(low), int(high), f.default)
-            else:
-                filled[f.name] = table.number(f.name, low, high, f.default)
+        filled = {
+            name: table.checked(name, table.raw(name, default), of.read)
+            for name, of, default in record(cls).fields
+        }
         table.finish()
-        return kind(**filled)
+        return cls(**filled)
 
     def finish(self) -> None:
         """Raises ConfigError for a key that nobody asked for."""
         for key in self._values:
             if key not in self._asked:
                 raise self.error(key, "is unknown", key, self._asked)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -163,9 +163,9 @@ def test_what_a_profile_says_of_a_camera_reaches_the_driver(tmp_path, monkeypatc
     ("line", "sentence"),
     [
         ('fourcc = "MJPEG"', r"\[\[camera\]\] 'front', key 'fourcc': 'MJPEG' is no pixel format"),
-        ("rotation = 45", "key 'rotation': 45 is not one of 0, 90, 180, 270"),
-        ("exposure = -1", "key 'exposure': -1 is outside"),
-        ('gain = "auto"', "key 'gain': expected a number"),
+        ("rotation = 45", "key 'rotation': is 45; expected one of 0, 90, 180, 270"),
+        ("exposure = -1", "key 'exposure': is -1; expected a number from 0"),
+        ('gain = "auto"', "key 'gain': is 'auto'; expected a number"),
         ("whitebalance = 4600", "key 'whitebalance': is unknown; did you mean 'white_balance'"),
     ],
 )

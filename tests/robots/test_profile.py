@@ -57,7 +57,7 @@ WRONG = [
         'model = "stc3215"',
         r"table \[\[motor\]\] 'shoulder_pan', key 'model'.*did you mean 'sts3215'",
     ),
-    ("baud = 1000000", "baud = 57601", r"table \[\[bus\]\] 'arm', key 'baud': 57601 is not one of"),
+    ("baud = 1000000", "baud = 57601", r"table \[\[bus\]\] 'arm', key 'baud': is 57601; expected one of"),
     (
         "max_velocity = 180.0",
         "max_velocty = 180.0",
@@ -65,7 +65,7 @@ WRONG = [
     ),
     ("home = 0.0", "home = 0.0\nhom = 1", r"key 'hom': is unknown; did you mean 'home'"),
     ("id = 2", "id = 1", r"'shoulder_lift', key 'id': two motors of bus 'arm' have id 1"),
-    ("home = 0.0", "home = 500.0", r"key 'home': 500.0 is outside -110..110"),
+    ("home = 0.0", "home = 500.0", r"key 'home': is 500\.0; expected a number from -110 to 110"),
     (
         "hold_ms = 2000",
         "hold_mss = 2000",
@@ -76,18 +76,22 @@ WRONG = [
         "limits = [110, -110]",
         "key 'limits': the lower limit 110 is not below the upper -110",
     ),
-    ("limits = [-110, 110]", "limits = [1]", r"key 'limits': expected \[lower, upper\]"),
+    ("limits = [-110, 110]", "limits = [1]", r"key 'limits': is \[1\]; expected \[lower, upper\]"),
     ("position_p = 16", "position_q = 16", r"key 'settings.position_q'.*did you mean 'position_"),
     (
         "position_p = 16",
         "position_p = 300",
-        r"key 'settings.position_p': 300 is not a whole number within 0..255",
+        r"key 'settings.position_p': is 300; expected a whole number from 0 to 255",
     ),
-    ('bus = "arm"', 'bus = "arn"', r"key 'bus': 'arn' is not one of arm; did you mean 'arm'"),
+    ('bus = "arm"', 'bus = "arn"', r"key 'bus': is 'arn'; expected one of arm; did you mean 'arm'"),
     ('kind = "follower"', 'kind = "folower"', r"key 'kind'.*did you mean 'follower'"),
-    ("release = true", 'release = "yes"', r"\[escalation\], key 'release': expected true or false"),
+    ("release = true", 'release = "yes"', r"\[escalation\], key 'release': is 'yes'; expected true or false"),
     ('name = "so101"', "name = ", "is not valid TOML"),
-    ("width = 640", "width = 640.5", r"\[\[camera\]\] 'front', key 'width': expected a whole number"),
+    (
+        "width = 640",
+        "width = 640.5",
+        r"\[\[camera\]\] 'front', key 'width': is 640\.5; expected a whole number",
+    ),
 ]
 
 
