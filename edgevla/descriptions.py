@@ -146,6 +146,6 @@ def read_robot(path: Path) -> AboutRobot:
         ConfigError: the file is missing, or does not describe a robot.
     """
     try:
-        return read(AboutRobot, json.loads(path.read_text()), str(path))
+        return read(AboutRobot, json.loads(path.read_text()), "it")
     except (OSError, ValueError, Mismatch) as error:
         raise ConfigError(f"{path} does not describe a robot: {error}", file=str(path)) from error

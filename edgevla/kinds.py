@@ -24,7 +24,8 @@ class Mismatch(ValueError):
     """What is wrong: `str` is the sentence; the caller turns it into an error of its own kind.
 
     what: the sentence without its subject. path: keys and numbers from the outermost thing read to the wrong one.
-    where: what the whole is called. reason: `schema` for keys, `type`, `range`, or `size` for a wrong number of bytes.
+    where: what the whole is called; a file's name, ending with a colon. reason: `schema` for keys, `type`, `range`, or
+    `size` for a wrong number of bytes.
     """
 
     def __init__(self, what: str, reason: Reason = "type") -> None:
@@ -39,8 +40,10 @@ class Mismatch(ValueError):
 
     def __str__(self) -> str:
         steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path)
-        place = f"{self.where}{steps}" if self.where else steps.removeprefix(".")
-        return f"{place} {self.what}" if place else self.what
+        if not self.where or self.where.endswith(":"):
+            steps = steps.removeprefix(".")
+        joint = " " if self.where.endswith(":") and steps else ""
+        return f"{self.where if steps else self.where.removesuffix(':')}{joint}{steps} {self.what}".lstrip()
 
 
 class Kind(NamedTuple):
@@ -58,7 +61,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def say(value: Any) -> str:
     """A value as errors show it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out a whole number of thousands of digits
+        return "a number with thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -133,17 +139,18 @@ def number(low: float | None = None, high: float | None = None, may_be_unknown: 
     least, most = (-math.inf if low is None else low), (math.inf if high is None else high)
 
     def check(value: Any) -> float:
+        made = value
         if type(value) is not float:
             if not isinstance(value, numbers.Real) or isinstance(value, bool):
                 raise wrong(value, "a number")
             try:
-                value = float(value)
+                made = float(value)
             except OverflowError:
                 raise wrong(value, expected, "range") from None
-        is_sound = math.isfinite(value) and least <= value <= most
-        if not is_sound and not (may_be_unknown and value != value):
+        is_sound = math.isfinite(made) and least <= made <= most
+        if not is_sound and not (may_be_unknown and made != made):
             raise wrong(value, expected, "range")
-        return value
+        return made
 
     return check
 
@@ -261,22 +268,36 @@ def mapping(of: Kind) -> Kind:
 # --- words of a command line or a TOML file -----------------------------------------------------------------
 
 
-def from_word(parse: Callable[[str], Any], check: Check) -> Check:
+def from_word(parse: Callable[[str | float], Any], check: Check) -> Check:
     """`check`, of what a word means where the value is one."""
 
     def read(value: Any) -> Any:
-        if isinstance(value, str):
-            with contextlib.suppress(ValueError):  # `check` says what was expected
-                value = parse(value)
-        return check(value)
+        meant = value
+        if isinstance(value, str | float):
+            with contextlib.suppress(ValueError, OverflowError):  # `check` says what was expected
+                meant = parse(value)
+        return check(meant)
 
     return read
 
 
-def truth(word: str) -> bool:
-    if word.lower() not in ("true", "false"):
+def whole_word(word: str | float) -> int | float:
+    """`100000` and `1e5`, in TOML or typed."""
+    if isinstance(word, str) and word.strip().lstrip("+-").isdigit():
+        return int(word)
+    value = float(word)
+    return int(value) if value.is_integer() else value
+
+
+def number_word(word: str | float) -> float:
+    return float(word)
+
+
+def truth(word: str | float) -> bool:
+    said = {"true": True, "false": False}.get(str(word).lower())
+    if said is None:
         raise ValueError(word)
-    return word.lower() == "true"
+    return said
 
 
 def nothing(check: Check) -> Check:

@@ -35,7 +35,7 @@ MAX_COUNTED = 6
 class CameraLook:
     """What a camera showed in the training data.
 
-    brightness, contrast: (lowest, highest) mean and deviation of a picture's grey levels, 0..255.
+    brightness, contrast: mean and deviation of a picture's grey levels, 0..255: what 90 of 100 lie between.
     thumbnail: base64 of 144 int8, 1/32 of the picture's contrast: cells row by row, red, green, blue.
     spread: base64 of 48 uint8 of the same unit: how far each cell usually is from it. usual: the distance (`away`) that
     95 of 100 training pictures stay within. n_pictures: so many were looked at.
@@ -123,8 +123,8 @@ def look_of(pictures: Sequence[Glance]) -> CameraLook | None:
     spread = np.abs(thumbnails - usual).mean((0, 3))
     brightness, contrast = ([getattr(p, name) for p in pictures] for name in ("brightness", "contrast"))
     look = CameraLook(
-        brightness=(round(min(brightness), 1), round(max(brightness), 1)),
-        contrast=(round(min(contrast), 1), round(max(contrast), 1)),
+        brightness=_ends(brightness),
+        contrast=_ends(contrast),
         thumbnail=_packed(usual, np.int8),
         spread=_packed(spread, np.uint8),
         usual=0.0,
@@ -132,6 +132,12 @@ def look_of(pictures: Sequence[Glance]) -> CameraLook | None:
     )
     distances = [away(p, look) for p in pictures]
     return CameraLook(**{**vars(look), "usual": round(float(np.quantile(distances, 0.95)), 3)})
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Without the few black pictures that many a camera begins with."""
+    low, high = np.quantile(values, [0.05, 0.95])
+    return round(float(low), 1), round(float(high), 1)
 
 
 def _packed(values: np.ndarray, dtype: type[np.integer]) -> str:
@@ -223,7 +229,7 @@ def _other(name: str, picture: Glance, trained: CameraLook) -> list[Oddity]:
     if picture.brightness < 0.5 * low or picture.brightness > 1.5 * high + 20:
         word = "darker" if picture.brightness < low else "brighter"
         text = (
-            f"camera '{name}' is {word} than ever in the training data: brightness {picture.brightness:.0f} of 255, "
+            f"camera '{name}' is {word} than in the training data: brightness {picture.brightness:.0f} of 255, "
             f"there {_range(trained.brightness)}. Look at the light and the camera's exposure"
         )
         return [Oddity(name, text)]

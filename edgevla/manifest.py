@@ -17,7 +17,7 @@ from edgevla.graph import GraphSpec, TensorSpec, is_source
 from edgevla.look import GRID, CameraLook
 from edgevla.policy import Schedule
 from edgevla.strict import Mismatch, nearest, read, write
-from edgevla.types import ACTION, STATE, CameraAge, Feature
+from edgevla.types import ACTION, STATE, CameraAge, Feature, named_features
 
 SCHEMA = 1
 UNITS = ("deg", "rad", "range100", "percent", "unit", "m", "raw")
@@ -279,14 +279,11 @@ class Manifest:
                 f"{where} has schema {schema}, this EdgeVLA reads up to {SCHEMA}; upgrade EdgeVLA on this machine"
             )
         body = dict(data)
-        if isinstance(body.get("features"), dict):
-            body["features"] = {
-                name: {"shape": [], **f, "name": name} if isinstance(f, dict) else f
-                for name, f in body["features"].items()
-            }
+        if "features" in body:
+            body["features"] = named_features(body["features"])
         try:
             body["schedule"] = _read_schedule(body.get("schedule"), where)
-            manifest = read(cls, body, where)
+            manifest = read(cls, body, f"{where}:")
             _check(manifest, where)
         except Mismatch as error:
             raise BundleError(f"{error}") from None
@@ -317,7 +314,7 @@ def _read_schedule(data: Any, where: str) -> Any:
     rest = dict(data)
     spacing = rest.pop("spacing", None)
     if spacing != "leading":
-        raise Mismatch(f"{where}.schedule.spacing is {spacing!r}, expected 'leading'")
+        raise Mismatch(f"{where}: schedule.spacing is {spacing!r}; expected 'leading'")
     return rest
 
 

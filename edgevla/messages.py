@@ -199,7 +199,7 @@ class State(Body):
 
     deadline_ns: when the tick was due. t0_ns, step_ns: the grid of the rollout. wanted: by the executor, None: nothing.
     goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: of the newest
-    chunk that `wanted` is from; action_index: within it.
+    chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none.
     """
 
     tick: UInt
@@ -217,6 +217,7 @@ class State(Body):
     action_index: float
     n_actions_left: UInt
     reason: str
+    task: str = ""
 
     @property
     def is_grid_moment(self) -> bool:

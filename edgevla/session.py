@@ -19,11 +19,12 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from edgevla.errors import UsageError, WireError
+from edgevla.strict import read, write
 
 MAX_PATH_BYTES = 100
 MAX_ROOT_BYTES = 60
@@ -183,7 +184,7 @@ class Deployment:
 def write_deployment(folder: Path, deployment: Deployment) -> None:
     """Writes the note whole or not at all."""
     part = folder / (NOTE + ".part")
-    part.write_text(json.dumps(asdict(deployment), indent=1))
+    part.write_text(json.dumps(write(deployment), indent=1))
     part.replace(folder / NOTE)
 
 
@@ -193,8 +194,8 @@ def read_deployment(folder: Path) -> Deployment:
         WireError: no note, or not one of ours.
     """
     try:
-        return Deployment(**json.loads((folder / NOTE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return read(Deployment, json.loads((folder / NOTE).read_text()), "it")
+    except (OSError, ValueError) as error:
         raise WireError(f"{folder / NOTE} does not describe a deployment: {error}") from error
 
 
@@ -354,7 +355,7 @@ def write_guardian_status(folder: Path, status: GuardianStatus) -> None:
     """Writes the status whole or not at all; a folder that has gone is nobody's fault."""
     part = folder / "guardian.json.part"
     try:
-        part.write_text(json.dumps(asdict(status)))
+        part.write_text(json.dumps(write(status)))
         part.replace(folder / "guardian.json")
     except OSError:
         pass
@@ -363,6 +364,6 @@ def write_guardian_status(folder: Path, status: GuardianStatus) -> None:
 def read_guardian_status(folder: Path) -> GuardianStatus | None:
     """None where there is none (no guardian yet, or the run directory has been removed)."""
     try:
-        return GuardianStatus(**json.loads((folder / "guardian.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        return read(GuardianStatus, json.loads((folder / "guardian.json").read_text()))
+    except (OSError, ValueError):
         return None

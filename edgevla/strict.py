@@ -45,19 +45,21 @@ __all__ = [
 T = TypeVar("T")
 
 
-def read(cls: type[T], data: Any, where: str = "", *, words: bool = False) -> T:
-    """Builds `cls` (a dataclass, at any depth) from plain data. where: what errors call the whole.
+def read(hint: type[T], data: Any, where: str = "", *, words: bool = False) -> T:
+    """Builds what an annotation says, most often a dataclass, from plain data.
 
-    words: values may be words of a command line or a TOML file: `3` for 3, `none`, JSON for lists and maps.
+    where: what errors call the whole; `path/to/file.json:` for a file. words: values may be words of a command line or a
+    TOML file, such as `3` and `1e5` for whole numbers, `none`, JSON for lists and maps.
 
     Raises:
         Mismatch: unknown or missing key, or a value of another type or out of range.
     """
     try:
-        return record(cls, words).read(data)
+        made: T = kind(hint, words).read(data)
     except Mismatch as error:
         error.where = where
         raise
+    return made
 
 
 def write(value: Any) -> Any:
@@ -157,6 +159,7 @@ class Record(Generic[T]):
         self.fields = [
             Field(f.name, kind(hints[f.name], words), _default(f))
             for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if f.init
         ]
         self.names = frozenset(f.name for f in self.fields)
 
@@ -261,11 +264,11 @@ def _annotated(hint: Any, about: tuple[Any, ...], words: bool) -> Kind:
         return _both(kinds.exactly(str, "a text"))
     if hint is bytes:
         return _both(kinds.some_bytes(next((w.n for w in about if isinstance(w, Length)), None)))
-    parse: Callable[[str], Any]
+    parse: Callable[[str | float], Any]
     if hint is int:
-        parse, check = int, kinds.whole(within.low, within.high)
+        parse, check = kinds.whole_word, kinds.whole(within.low, within.high)
     elif hint is float:
-        parse, check = float, kinds.number(within.low, within.high, MAY_BE_UNKNOWN in about)
+        parse, check = kinds.number_word, kinds.number(within.low, within.high, MAY_BE_UNKNOWN in about)
     elif hint is bool:
         parse, check = kinds.truth, kinds.exactly(bool, "true or false")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,16 @@ class Feature:
     def camera_name(self) -> str:
         """Name of the robot's camera that is bound to this feature."""
         return self.camera or self.name.rpartition(".")[2]
+
+
+def named_features(data: Any) -> Any:
+    """Features as files hold them, by name, with the name inside as `Feature` has it; anything else as it is."""
+    if not isinstance(data, dict):
+        return data
+    return {
+        name: {"shape": [], **feature, "name": name} if isinstance(feature, dict) else feature
+        for name, feature in data.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -311,7 +311,9 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         lines.append(f"denoise       {m.schedule.n_steps} steps ({m.schedule.kind}; {low} to {high} allowed)")
     for name, f in m.features.items():
         if f.kind == "camera":
-            lines.append(f"camera        {f.camera_name} -> {name}, {f.shape[1]}x{f.shape[0]} RGB")
+            lines.append(
+                f"camera        {f.camera_name} -> {name}, {f.shape[1]}x{f.shape[0]} RGB{_looked(m, name)}"
+            )
         elif f.kind == "absent_camera":
             lines.append(f"camera        none for {name}")
         else:
@@ -339,6 +341,16 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         f"from          {p.checkpoint.path}, features from {p.features_from}, exported {p.exported_at}"
     )
     return lines
+
+
+def _looked(m: Manifest, camera: str) -> str:
+    """How bright its pictures were in training, 0 to 255, where the bundle knows."""
+    look = (m.trained_camera_look or {}).get(camera)
+    return (
+        ""
+        if look is None
+        else f", brightness {look.brightness[0]:.0f} to {look.brightness[1]:.0f} in training"
+    )
 
 
 def _count(n: int) -> str:

@@ -20,7 +20,8 @@ from edgevla.errors import BusError, UsageError
 
 from . import handshake
 from .arm_line import ArmLine
-from .bus.port import Port, set_latency_timer
+from .bus.adapters import set_latency_timer
+from .bus.port import Port
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import Calibration, adopted
@@ -119,11 +120,16 @@ class Robot:
             self._connect()
         except BusError as error:
             unreached = [] if error.fields.get("is_unplugged") else self.set_torque(False)
+            more = [words for line in self._lines if (words := handshake.others_on(line.line))]
             if unreached and len(unreached) < sum(len(line.order) for line in self._lines):
+                more.append(f"Torque could not be confirmed off on {', '.join(unreached)}")
+            if more and str(error) not in more:
                 raise type(error)(
-                    f"{error}. Torque could not be confirmed off on {', '.join(unreached)}", port=error.port,
-                    motor_id=error.motor_id, register=error.register,
-                ) from error  # fmt: skip
+                    ". ".join([str(error), *more]),
+                    port=error.port,
+                    motor_id=error.motor_id,
+                    register=error.register,
+                ) from error
             raise
 
     def _connect(self) -> None:
@@ -150,6 +156,8 @@ class Robot:
                     f"{line.line.port.name} returns what is sent (echo); that is taken out, but costs time"
                 )
             line.look_at(line.order, self.clock)
+            if words := handshake.others_on(line.line):
+                raise BusError(words, port=line.line.port.name)
         units = joint_units(self.profile, self.calibration)
         for line in self._lines:
             units = line.reachable(units)
@@ -226,6 +234,14 @@ class Robot:
             bad = [f"{names[k]} is {numbers[k]}" for k in np.flatnonzero(~np.isfinite(numbers))]
             what = f"the goal of {self.profile.name} is no number: {', '.join(bad)}"
         raise UsageError(f"{what}; nothing was sent, the arm keeps its last goal")
+
+    @property
+    def withheld(self) -> np.ndarray:
+        """bool (D,): joints whose servos would get no goal now: they were silent, or have restarted (see `health`)."""
+        found = np.zeros(len(self.profile.joints), bool)
+        for line in self._lines:
+            found[[line.joint_of[i] for i in line.health.withheld if i in line.joint_of]] = True
+        return found
 
     @property
     def has_lost_lines(self) -> bool:

@@ -162,7 +162,7 @@ class Body:
         if not self.is_torque_on or self.filter.last_goal is None:
             return None, np.zeros(len(self.profile.joints), np.uint16)
         wanted, held_back = self._grip.bend(wanted, self.filter.last_goal)
-        goal, bits = self.filter.allow(wanted, is_slow)
+        goal, bits = self.filter.allow(wanted, is_slow, self.robot.withheld)
         return goal, bits | held_back
 
     def renew_torque(self, goal: np.ndarray) -> None:

@@ -7,22 +7,25 @@ angle is wrong by the difference, so a difference stops the arm before it moves.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgevla.errors import CalibrationError
+from edgevla.strict import Mismatch, read
 
 from .profile import Bus, Joint, Profile
 
 MAX_OFFSET = 2047
 LAST_TICK = 4095
-KEYS = ("id", "drive_mode", "homing_offset", "range_min", "range_max")
 REGISTER_OF = {"homing_offset": "homing_offset", "range_min": "min_position", "range_max": "max_position"}
 LEAST_RANGE = 100
+CENTRE_TICK, TURN = 2048, 4096
+REACH_TOLERANCE = 0.005
+"""Of a joint's range: a pose less than this beyond its end is at its end."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def load(
             )
         motors.update(match(profile, bus, read_file(path), str(path)))
         sources.append(str(path))
+    _refuse_blank(profile, motors, ", ".join(sources))
     return Calibration(motors, ", ".join(sources))
 
 
@@ -153,18 +157,10 @@ def read_file(path: Path) -> dict[str, MotorCalibration]:
             f"calibration file {path} has the list form from before LeRobot 0.2, whose zero differs; "
             "calibrate again: edgevla calibrate"
         )
-    return {name: _entry(path, name, value) for name, value in content.items()}
-
-
-def _entry(path: Path, name: str, value: Any) -> MotorCalibration:
-    if not isinstance(value, dict) or set(value) != set(KEYS):
-        raise CalibrationError(f"calibration file {path}: joint '{name}' needs exactly {', '.join(KEYS)}")
-    for key in KEYS:
-        if isinstance(value[key], bool) or not isinstance(value[key], int):
-            raise CalibrationError(
-                f"calibration file {path}: {name}.{key} is {value[key]!r}, not a whole number"
-            )
-    return MotorCalibration(**value)
+    try:
+        return read(dict[str, MotorCalibration], content, f"calibration file {path}:")
+    except Mismatch as error:
+        raise CalibrationError(str(error)) from None
 
 
 def match(
@@ -208,6 +204,70 @@ def implausible(entry: MotorCalibration, servo_id: int) -> str | None:
     return None
 
 
+def never_calibrated(profile: Profile, motors: Mapping[str, MotorCalibration]) -> list[str]:
+    """Motors that hold what a new servo holds, where that cannot be a calibration.
+
+    A jaw that was swept has not the whole turn. Another joint may have been homed only, but not to offset 0. One that
+    turns all the way round looks the same before and after, unless all servos do.
+    """
+    suspects = {}
+    for joint in profile.joints:
+        entry = motors.get(joint.motor)
+        if joint.range_ticks is None and entry is not None and _has_whole_turn(entry):
+            suspects[joint.motor] = (joint, entry)
+    blank = [name for name, (_, entry) in suspects.items() if entry.homing_offset == 0]
+    if blank and len(blank) == len(motors):
+        return blank
+    return [
+        name
+        for name, (joint, entry) in suspects.items()
+        if not joint.is_full_turn and (entry.homing_offset == 0 or joint.unit == "percent")
+    ]
+
+
+def _has_whole_turn(entry: MotorCalibration) -> bool:
+    return (entry.range_min, entry.range_max) == (0, LAST_TICK)
+
+
+def _refuse_blank(profile: Profile, motors: Mapping[str, MotorCalibration], source: str) -> None:
+    names = never_calibrated(profile, motors)
+    if not names:
+        return
+    who = "all servos" if len(names) == len(motors) else ", ".join(names)
+    raise CalibrationError(
+        f"{source}: {who} of {profile.name} {'was' if len(names) == 1 else 'were'} never calibrated: offset and range "
+        f"(0..4095) are a new servo's. Run: edgevla calibrate --robot {profile.name}"
+    )
+
+
+def out_of_reach(profile: Profile, calibration: Calibration) -> list[str]:
+    """One sentence per joint whose home or rest pose lies outside its calibrated range: the sweep was not complete, or
+    this arm cannot go there."""
+    lines = []
+    for joint in profile.joints:
+        entry = calibration.motors.get(joint.motor)
+        if entry is None or joint.unit not in ("deg", "rad"):
+            continue
+        low, high = _reach(joint, entry)
+        for what in ("home", "rest"):
+            value = getattr(joint, what)
+            end = max(low, min(high, value))
+            if abs(value - end) > (high - low) * REACH_TOLERANCE:
+                lines.append(
+                    f"{joint.motor}: {what} is {value:g} in {profile.path.name}, its calibrated range ends at {end:.4g}"
+                )
+    return lines
+
+
+def _reach(joint: Joint, entry: MotorCalibration) -> tuple[float, float]:
+    """Ends of the calibrated range in the joint's unit."""
+    if joint.unit == "deg":
+        half = (entry.range_max - entry.range_min) / 2 * 360 / LAST_TICK
+        return -half, half
+    low, high = joint.range_ticks or (entry.range_min, entry.range_max)
+    return (low - CENTRE_TICK) * math.tau / TURN, (high - CENTRE_TICK) * math.tau / TURN
+
+
 def differences(calibration: Calibration, held: Mapping[str, Mapping[str, int]]) -> list[str]:
     """One line per register in which file and servo differ. held: motor -> register name -> raw value."""
     lines = []
@@ -237,16 +297,37 @@ def adopted(profile: Profile, held: Mapping[str, Mapping[str, int]]) -> Calibrat
                     f"the registers of motor '{motor.name}' are no calibration: it {fault}"
                 )
             motors[motor.name] = entry
+    _refuse_blank(profile, motors, "the servos hold no calibration")
     return Calibration(motors, "the servos' registers")
+
+
+def targets(profile: Profile, calibration_id: str | None) -> dict[str, Path]:
+    """Bus name -> the file that `write` will write: the one there is, else where LeRobot looks first.
+
+    Raises CalibrationError when it is not clear which, or when nothing can be written there.
+    """
+    paths = {}
+    for bus in profile.buses:
+        path = find(profile, bus, calibration_id) or candidates(profile, bus, calibration_id)[0]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CalibrationError(
+                f"{path.parent} cannot be made ({error.strerror}); name another folder in HF_LEROBOT_CALIBRATION"
+            ) from error
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise CalibrationError(
+                f"{path.parent} cannot be written; take it into your hands: sudo chown -R $USER {path.parent}"
+            )
+        paths[bus.name] = path
+    return paths
 
 
 def write(profile: Profile, calibration: Calibration, calibration_id: str | None) -> list[Path]:
     """Writes one LeRobot file per bus where LeRobot looks first; an older file is kept beside it as .bak-DATE."""
-    written = []
+    paths = targets(profile, calibration_id)
     for bus in profile.buses:
-        prefix = f"{bus.name}_" if bus.calibration_suffix else ""
-        path = find(profile, bus, calibration_id) or candidates(profile, bus, calibration_id)[0]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix, path = f"{bus.name}_" if bus.calibration_suffix else "", paths[bus.name]
         entries = {m.name.removeprefix(prefix): asdict(calibration.motors[m.name]) for m in bus.motors}
         if path.exists():
             backup = path.with_suffix(f".json.bak-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -254,8 +335,7 @@ def write(profile: Profile, calibration: Calibration, calibration_id: str | None
         partial = path.with_suffix(".json.part")
         partial.write_text(json.dumps(entries, indent=4) + "\n", encoding="utf-8")
         partial.replace(path)
-        written.append(path)
-    return written
+    return list(paths.values())
 
 
 def nominal(profile: Profile) -> Calibration:
@@ -280,5 +360,8 @@ def _nominal_range(joint: Joint | None) -> tuple[int, int]:
         return joint.range_ticks
     if joint.unit == "percent":  # SO101's jaw: -10 .. +100 degrees
         return 2030, 2030 + round(110 * 4095 / 360)
-    half = round((joint.max - joint.min) / 2 * 4095 / 360)
+    if joint.unit == "unit":
+        return 0, LAST_TICK
+    span_deg = math.degrees(joint.max - joint.min) if joint.unit == "rad" else joint.max - joint.min
+    half = round(span_deg / 2 * 4095 / 360)
     return max(0, 2047 - half), min(LAST_TICK, 2047 + half)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from edgevla.descriptions import AboutBus, AboutCamera, AboutJoint, AboutRobot
@@ -40,8 +38,20 @@ def describe(profile: Profile, robot: Robot) -> AboutRobot:
 
 def about_camera(camera: Camera) -> AboutCamera:
     """All that the profile says of it."""
-    fields = dataclasses.asdict(camera)
-    return AboutCamera(locked_exposure=fields.pop("has_locked_exposure"), **fields)
+    return AboutCamera(
+        name=camera.name,
+        source=camera.source,
+        height=camera.height,
+        width=camera.width,
+        fps=camera.fps,
+        locked_exposure=camera.has_locked_exposure,
+        fit=camera.fit,
+        fourcc=camera.fourcc,
+        exposure=camera.exposure,
+        gain=camera.gain,
+        white_balance=camera.white_balance,
+        rotation=camera.rotation,
+    )
 
 
 def _joint(robot: Robot, i: int, joint: Joint, low: np.ndarray, high: np.ndarray) -> AboutJoint:

@@ -22,7 +22,8 @@ STILL_MS = 1000
 
 @dataclass
 class _Relieved:
-    """goal: where the gripper was let go to, unit of `action`. push: sign of the direction in which it pushed."""
+    """goal: where the gripper was let go to, unit of `action`. push: sign of the direction in which it pushed, 0 where
+    its goal was where it stood."""
 
     goal: float
     push: float
@@ -91,7 +92,10 @@ class GripRelief:
             return wanted, bits
         bent = np.array(wanted, np.float32)
         for k, relieved in list(self._relieved.items()):
-            if (wanted[k] - relieved.goal) * relieved.push < 0:
+            away = wanted[k] - relieved.goal
+            if away * relieved.push < 0 or (
+                away and not relieved.push
+            ):  # it stood at its goal: any way is open
                 del self._relieved[k]
             else:
                 bent[k] = relieved.goal

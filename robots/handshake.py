@@ -12,7 +12,7 @@ from edgevla.errors import BusError, CalibrationError
 
 from .bus.reads import finish
 from .bus.registers import Block
-from .bus.report import what_it_says
+from .bus.report import SHARED, what_it_says
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import REGISTER_OF, Calibration, differences
 from .profile import Bus, Limits, Motor, Profile
@@ -54,7 +54,7 @@ def let_down(rescue: Rescue, motors: Sequence[str], say: Callable[[str], None]) 
     """
     profile, rule = rescue.profile, rescue.profile.escalation
     who = "all its servos" if len(motors) == sum(len(b.motors) for b in profile.buses) else ", ".join(motors)
-    found = f"{profile.name} was found with torque on ({who}): whoever drove it has not released it"
+    found = f"{profile.name}: torque was found on ({who}): whoever drove it has not released it"
     if unread := rescue.freeze():
         found += f"; {', '.join(unread)} did not answer"
     if not rule.release:
@@ -68,8 +68,8 @@ def let_down(rescue: Rescue, motors: Sequence[str], say: Callable[[str], None]) 
     rescue.freeze()  # where it is now: a push meanwhile is not fought
     rescue.lower()
     if unreached := rescue.release():
-        raise BusError(f"{profile.name} was found with torque on; {unconfirmed(unreached)}")
-    say(f"{profile.name} was let down; its torque is off")
+        raise BusError(f"{profile.name}: torque was found on, and the arm let down; {unconfirmed(unreached)}")
+    say(f"{profile.name}: the arm was let down; its torque is off")
 
 
 # ---- who is there ----
@@ -86,7 +86,7 @@ def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> str | None:
         raise BusError(_missing_text(line, bus, profile, sorted(found), missing), port=line.port.name,
                        motor_id=missing[0].id)  # fmt: skip
     for motor in bus.motors:
-        reply, expected = found[motor.id], line.known_models[motor.model]
+        reply, expected = found[motor.id], motor.model_number
         if reply.model != expected:
             known = {number: name for name, number in line.known_models.items()}
             raise BusError(
@@ -97,6 +97,13 @@ def check_motors(line: ServoBus, bus: Bus, profile: Profile) -> str | None:
                 motor_id=motor.id,
             )
     return _mixed_firmware(line, bus, {i: reply.firmware for i, reply in found.items()})
+
+
+def others_on(line: ServoBus) -> str:
+    """The sentence for another master that was heard on the line; empty when there was none."""
+    if not line.is_shared:
+        return ""
+    return f"{line.robot} on {line.port.name}: another program talks to the servos on this line; {line.cures[SHARED].do}"
 
 
 def _mixed_firmware(line: ServoBus, bus: Bus, firmware: Mapping[int, str]) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from edgevla.messages import Servo
 
 from .bus.reads import BlockRead
-from .bus.report import RESTARTED, ServoReport
+from .bus.report import CHANGED, RESTARTED, SHARED, ServoReport
 from .bus.servo_bus import ServoBus
 from .profile import Bus
 
@@ -42,8 +42,10 @@ class ServoHealth:
     cure: str = ""
     is_gripper: bool = False
     restart: str = ""
-    has_restarted: bool = False
-    """Since torque was switched on, or connecting: it has lost what was set, and gets no goals."""
+    concluded: tuple[str, ...] = ()
+    """Of `report.CONCLUDED`, since torque was switched on, or connecting."""
+    changed: str = ""
+    """What is meant by `report.CHANGED`."""
     n_retries: int = 0
     n_corrupt: int = 0
     n_stale: int = 0
@@ -65,6 +67,15 @@ class ServoHealth:
             n_stale=self.n_stale,
         )
 
+    @property
+    def has_restarted(self) -> bool:
+        """Whether it has lost what was set: it gets no goals."""
+        return RESTARTED in self.concluded
+
+    def conclude(self, fault: str) -> None:
+        if fault not in self.concluded:
+            self.concluded += (fault,)
+
     def take(self, report: ServoReport, line: ServoBus) -> None:
         """The newer of what is known."""
         self.torque_on = self.torque_on if report.torque_on is None else report.torque_on
@@ -74,14 +85,15 @@ class ServoHealth:
         self.current_ma = self.current_ma if report.current_ma is None else report.current_ma
         self.error_bits = self.error_bits if report.error_bits is None else report.error_bits
         if report.faults is not None:
-            self.faults = (*report.faults, *([RESTARTED] if self.has_restarted else []))
+            self.faults = (*report.faults, *self.concluded)
             self.cure = self._cure(line) if self.faults else ""
 
     def _cure(self, line: ServoBus) -> str:
         known = ServoReport(
             voltage_v=self.voltage_v, temperature_c=self.temperature_c, load_percent=self.load_percent
         )
-        return line.cure(self.id, self.faults, known)
+        cure = line.cure(self.id, self.faults, known)
+        return f"{self.changed}: {cure}" if CHANGED in self.faults else cure
 
 
 @dataclass(frozen=True)
@@ -110,13 +122,16 @@ class LineHealth:
         self._seen: dict[int, _Seen] = {}
 
     @property
-    def restarted(self) -> list[int]:
-        return [i for i, health in self.servos.items() if health.has_restarted]
+    def altered(self) -> list[int]:
+        """Servos that do not hold any more what was set."""
+        return [i for i, health in self.servos.items() if {RESTARTED, CHANGED} & {*health.concluded}]
 
     @property
     def withheld(self) -> set[int]:
         """Servos that get no goals."""
-        return self.doubted.union(self.restarted)
+        return self.doubted.union(
+            i for i, health in self.servos.items() if health.concluded and health.has_restarted
+        )
 
     def begin(self, now_ns: int, deadline_ns: int, answered: Collection[int]) -> BlockRead | None:
         """The read that is due now, or None. answered: the servos that have just answered the tick's read.
@@ -125,7 +140,7 @@ class LineHealth:
         gets goals again unseen, since what it missed would make it jump, and is the next.
         """
         back = [i for i in self.doubted if i in answered]
-        self._asked_ns.update(dict.fromkeys(back, 0))
+        self._asked_ns.update(dict.fromkeys(back, -1))  # before those that were never asked
         waiting = sorted(self.servos, key=lambda i: self._asked_ns[i])
         is_due, late_ns = now_ns >= self.next_ns, now_ns - self.next_ns
         n_due = min(len(waiting), 1 + late_ns // self._each_ns) if is_due else 0
@@ -153,15 +168,32 @@ class LineHealth:
     def take(self, servo_id: int, values: Mapping[str, int], now_ns: int) -> None:
         """Raw values of the health block."""
         health, seen = self.servos[servo_id], self._seen.get(servo_id)
-        if seen is not None and self.line.has_restarted(servo_id, seen.values, values, now_ns - seen.at_ns):
-            health.has_restarted = True
+        report = self.line.report(servo_id, values)
+        if seen is None:
+            pass
+        elif self.line.has_restarted(servo_id, seen.values, values, now_ns - seen.at_ns):
+            health.conclude(RESTARTED)
+        elif not report.faults and (changed := self._changed(servo_id, seen.values, values)):
+            health.conclude(CHANGED)
+            health.changed = changed
+        if self.line.is_shared and servo_id == next(iter(self.servos)):
+            health.conclude(SHARED)
         self._seen[servo_id] = _Seen(now_ns, values)
         self.doubted.discard(servo_id)
-        health.take(self.line.report(servo_id, values), self.line)
+        health.take(report, self.line)
+
+    def _changed(self, servo_id: int, before: Mapping[str, int], now: Mapping[str, int]) -> str:
+        """Registers that held what we had written, or what they had when we came, and hold something else now.
+
+        What a servo that reports a fault switches by itself is no riddle.
+        """
+        written = self.line.written.get(servo_id, {})
+        changed = [n for n in self.line.kept if before[n] == written.get(n, before[n]) != now[n]]
+        return ", ".join(f"{name} is {now[name]}, not {before[name]} as it was set" for name in changed)
 
     def take_anew(self, servo_id: int, values: Mapping[str, int], now_ns: int) -> None:
         """The same, of a servo that has just been set up."""
-        self.servos[servo_id].has_restarted = False
+        self.servos[servo_id].concluded = ()
         self._seen.pop(servo_id, None)
         self.take(servo_id, values, now_ns)
 

@@ -38,6 +38,8 @@ PHASES: dict[Mode, Phase] = {"running": "running", "stopped": "stopping", "emerg
 HEALTH_NS = NS_PER_S // 2
 HEARTBEAT_NS = NS_PER_S // 5
 SILENT_POLICY_NS = 2 * NS_PER_S
+SETTLED_NS = 3 * NS_PER_S // 10
+"""What held the arm must have been over for so long: a joint that comes and goes is no news at every tick."""
 RUN_STATES = (State.RUNNING, State.HOLDING)
 CLIP_WORDS = {Reason.LIMIT: "limit", Reason.RATE: "speed"}
 
@@ -57,6 +59,7 @@ class ControlLoop:
         self._last_tick = -1
         self._t0_ns = 0
         self._had_torque = False
+        self._held_ns = -SETTLED_NS
         self._is_stale = False
         """Whether a joint did not say where it is: the arm holds until it does."""
 
@@ -256,17 +259,19 @@ class ControlLoop:
         rollout = self._commands.rollout
         assert rollout is not None
         if self._is_stale:
-            self._hold("a joint's position is stale")
+            self._hold(tick, "a joint's position is stale")
             return
         silent_ns = tick.deadline_ns - max(rollout.answered_ns, self._t0_ns)
         if not self.wants_new_grid and silent_ns > SILENT_POLICY_NS and rollout.is_starved:
             words = "the policy does not answer; the arm holds its last goal"
             self._teller.once("warning", "policy_silent", words)
-            self._hold(f"no chunk for {silent_ns / NS_PER_S:.0f} s")
+            self._hold(tick, f"no chunk for {silent_ns / NS_PER_S:.0f} s")
             return
-        self.machine.fire(Event.FLOWING)
+        if tick.deadline_ns - self._held_ns >= SETTLED_NS:
+            self.machine.fire(Event.FLOWING)
 
-    def _hold(self, reason: str) -> None:
+    def _hold(self, tick: Tick, reason: str) -> None:
+        self._held_ns = tick.deadline_ns
         if self.machine.state is State.HOLDING:
             self.machine.rename(reason)
         self.machine.fire(Event.STALLED, reason)
@@ -299,6 +304,7 @@ class ControlLoop:
             action_index=decided.action_index,
             n_actions_left=decided.n_left,
             reason=self.machine.reason,
+            task="" if self._commands.rollout is None else self._commands.rollout.task,
         )
         self.links.publish(state, reading.observed_ns)
         self.links.lease(self._commands.lease)

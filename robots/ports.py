@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ def choose_ports(profile: Profile, texts: Sequence[str], option: str = "--port")
     texts: `BUS=PATH`, a bare path where there is one bus, or a folder with one link per bus, as `edgevla emulate` makes.
     Raises UsageError or BusError, naming the bus.
     """
-    from .bus.port import candidate_ports
+    from .bus.adapters import candidate_ports
 
     given = _said(profile, texts, option)
     ports = {bus.name: given.get(bus.name) or bus.port for bus in profile.buses}
@@ -40,11 +41,19 @@ def choose_ports(profile: Profile, texts: Sequence[str], option: str = "--port")
             continue
         if len(found) != 1 or len(profile.buses) > 1:
             what = ", ".join(found) or "none"
+            hint = " (unplug the arm's and see which name goes)" if len(found) > 1 else ""
             raise BusError(
-                f"which serial port is bus '{name}' of {profile.name}? Adapters on this machine: {what}. Name it with "
-                f"{option} {name}=PATH, or emulate it: edgevla emulate {profile.name} --link DIR/, then {option} DIR"
+                f"which serial port is bus '{name}' of {profile.name}? Adapters on this machine: {what}{hint}. Name it "
+                f"with {option} {name}=PATH, or emulate it: edgevla emulate {profile.name} --link DIR/, then {option} "
+                "DIR"
             )
         ports[name] = found[0]
+    for name, port in ports.items():
+        for other in ports:
+            if other != name and os.path.realpath(ports[other]) == os.path.realpath(port):
+                raise UsageError(
+                    f"buses '{other}' and '{name}' are both on {port}; each has an adapter of its own"
+                )
     return ports
 
 

@@ -9,6 +9,7 @@ and key. Code is per servo protocol, never per robot. No numpy here: the guardia
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,23 @@ from typing import Any, Literal
 from edgevla.errors import ConfigError
 from edgevla.strict import nearest
 
+from . import profile_checks
 from .bus.protocols import BUSES
-from .toml_tables import Table, read_toml
+from .servo_settings import read_model, read_settings
+from .toml_tables import Table, read_toml, say, within
 
 PROFILES_DIR = Path(__file__).parent
 
 JointUnit = Literal["deg", "range100", "percent", "rad", "unit"]
 UNITS = ("body", "percent", "rad", "gripper")
+WORLDS = ("", "so101")
+SPANS: dict[str, tuple[float, float]] = {
+    "deg": (-360, 360), "range100": (-100, 100), "percent": (0, 100), "rad": (-6.2832, 6.2832), "unit": (-1, 2),
+}  # fmt: skip
+"""What a joint's limits may be, by unit."""
+FASTEST = {"deg": 1000.0, "range100": 1000.0, "percent": 1000.0, "rad": 20.0, "unit": 20.0}
+"""Unit per second; no servo that can be named turns faster."""
+FULL_TURN = {"deg": 359.0, "rad": math.radians(359)}
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class GripperMap:
 class Motor:
     """One servo. `joint` is None for a shadow, which obeys `shadow_of` and is never given a goal.
 
+    model: its name in lower case, or `model 1234` where only the number is known.
     drive_mode: direction as the servo (Dynamixel register 10) or LeRobot's calibration (Feetech) means it.
     settings: raw register values that connecting writes where they differ.
     """
@@ -53,6 +65,7 @@ class Motor:
     bus: str
     id: int
     model: str
+    model_number: int
     drive_mode: int = 0
     shadow_of: str | None = None
     settings: tuple[tuple[str, int], ...] = ()
@@ -64,6 +77,7 @@ class Joint:
 
     name: as in datasets. motor: the servo that gets its goals. unit: of state, action and all limits here.
     range_ticks: servo range where no calibration file gives it (None: from the calibration).
+    is_full_turn: it turns all the way round, so it has no ends to find.
     """
 
     name: str
@@ -75,6 +89,7 @@ class Joint:
     home: float
     rest: float
     is_gripper: bool = False
+    is_full_turn: bool = False
     range_ticks: tuple[int, int] | None = None
     gripper: GripperMap | None = None
 
@@ -124,10 +139,10 @@ class Escalation:
     release: whether torque is switched off after that (else it stays parked until the power is cut).
     """
 
-    lease_ms: int = 100
-    hold_ms: int = 2000
-    park_ms: int = 4000
-    park_torque: float = 0.4
+    lease_ms: int = within(100, 20, 10_000)
+    hold_ms: int = within(2000, 0, 600_000)
+    park_ms: int = within(4000, 0, 600_000)
+    park_torque: float = within(0.4, 0, 1)
     release: bool = True
 
 
@@ -139,19 +154,19 @@ class Limits:
     stale_fail_ms: the run ends. overload_ms: a load of `overload_percent` this long stops.
     """
 
-    stale_hold_ms: int = 100
-    stale_hold_ticks: int = 3
-    stale_fail_ms: int = 500
-    temperature_warn_c: float = 60.0
-    temperature_stop_c: float = 65.0
-    voltage_min: float = 4.5
-    voltage_max: float = 14.0
-    voltage_ms: int = 200
-    overload_percent: float = 90.0
-    overload_ms: int = 1000
-    following_error: float = 25.0
-    following_ms: int = 1000
-    pair_ticks: int = 20
+    stale_hold_ms: int = within(100, 1, 10_000)
+    stale_hold_ticks: int = within(3, 1, 1000)
+    stale_fail_ms: int = within(500, 1, 60_000)
+    temperature_warn_c: float = within(60.0, 20, 100)
+    temperature_stop_c: float = within(65.0, 20, 100)
+    voltage_min: float = within(4.5, 0, 60)
+    voltage_max: float = within(14.0, 1, 60)
+    voltage_ms: int = within(200, 0, 60_000)
+    overload_percent: float = within(90.0, 1, 200)
+    overload_ms: int = within(1000, 0, 60_000)
+    following_error: float = within(25.0, 0.001, 10_000)
+    following_ms: int = within(1000, 0, 60_000)
+    pair_ticks: int = within(20, 1, 200)
 
 
 @dataclass(frozen=True)
@@ -159,10 +174,10 @@ class Rates:
     """servo_hz: the fastest control loop this robot's buses carry. record_hz: how often a leader's pose is taken, and
     so the rate of datasets recorded from it. home_speed: share of `max_velocity`."""
 
-    servo_hz: int = 100
-    record_hz: int = 30
-    home_speed: float = 0.25
-    watchdog_ms: int = 200
+    servo_hz: int = within(100, 1, 1000)
+    record_hz: int = within(30, 1, 1000)
+    home_speed: float = within(0.25, 0.01, 1)
+    watchdog_ms: int = within(200, 0, 2540)
 
 
 @dataclass(frozen=True)
@@ -233,47 +248,54 @@ def load_profile(name_or_path: str | Path) -> Profile:
                 f"unknown robot '{name_or_path}'; known: {', '.join(profile_names())}, or a path to a .toml file"
                 + nearest(str(name_or_path), profile_names())
             )
-    root = read_toml(path)
+    return _read(read_toml(path))
+
+
+def _read(root: Table) -> Profile:
     grippers = {name: _gripper(table) for name, table in root.tables("gripper").items()}
     base = Profile(
-        name=root.text("name"),
-        path=path,
+        name=root.word("name"),
+        path=root.path,
         kind=root.choice("kind", ("follower", "leader")),  # type: ignore[arg-type]
         joint_units=root.choice("joint_units", ("degrees", "range100", "rad")),  # type: ignore[arg-type]
-        lerobot_types=tuple(root.texts("lerobot_types", ())),
-        buses=(),
+        lerobot_types=tuple(root.words("lerobot_types", ())),
+        buses=tuple(_bus(table) for table in root.array("bus")),
         joints=(),
         cameras=_cameras(root),
         rates=root.dataclass("rates", Rates),
         limits=root.dataclass("limits", Limits),
         escalation=root.dataclass("escalation", Escalation),
-        world=root.text("world", ""),
+        world=root.choice("world", WORLDS, ""),
     )
-    buses = [_bus(table) for table in root.array("bus")]
-    motors: dict[str, Motor] = {}
-    joints: list[Joint] = []
-    for table in root.array("motor"):
-        _add_motor(table, base, buses, grippers, motors, joints)
-    root.finish()
-    _check_shadows(root, motors)
-    filled = tuple(
-        dataclasses.replace(b, motors=tuple(m for m in motors.values() if m.bus == b.name)) for b in buses
+    tables = root.array("motor")
+    is_by_file = any("range_ticks" not in table and "shadow_of" not in table for table in tables)
+    motors = [_motor(table, base, is_by_file) for table in tables]
+    joints = [
+        _joint(table, base, motor, grippers)
+        for table, motor in zip(tables, motors, strict=True)
+        if motor.shadow_of is None
+    ]
+    for table in (*tables, root):
+        table.finish()
+    buses = tuple(
+        dataclasses.replace(bus, motors=tuple(m for m in motors if m.bus == bus.name)) for bus in base.buses
     )
-    for bus in filled:
-        if not bus.motors:
-            raise ConfigError(f"{path}: bus '{bus.name}' has no motors; add [[motor]] tables with bus = ...")
-    return dataclasses.replace(base, buses=filled, joints=tuple(joints), _motors=motors)
+    made = dataclasses.replace(
+        base, buses=buses, joints=tuple(joints), _motors={motor.name: motor for motor in motors}
+    )
+    profile_checks.check(made, motors, root)
+    return made
 
 
 def _bus(table: Table) -> Bus:
     protocol = table.choice("protocol", tuple(BUSES))
     bauds = tuple(BUSES[protocol].bauds)
     bus = Bus(
-        name=table.text("name"),
+        name=table.word("name"),
         protocol=protocol,
         port=table.text("port", ""),
         baud=int(table.choice("baud", bauds)),
-        calibration_suffix=table.text("calibration_suffix", ""),
+        calibration_suffix=table.word("calibration_suffix", ""),
     )
     table.finish()
     return bus
@@ -318,44 +340,46 @@ def _locked(table: Table, key: str) -> float | None:
 
 
 def _gripper(table: Table) -> GripperMap:
-    keys = [f.name for f in dataclasses.fields(GripperMap)]
-    gripper = GripperMap(**{key: table.number(key, -10, 10) for key in keys})
+    horn_m, arm_m = table.number("horn_m", 1e-4, 1), table.number("arm_m", 1e-4, 1)
+    if not horn_m < arm_m:
+        raise table.error(
+            "arm_m", f"{arm_m:g} is not longer than horn_m, {horn_m:g}: the crank would not turn"
+        )
+    nearest_m, farthest_m = arm_m - horn_m - 1e-6, arm_m + horn_m + 1e-6
+    gripper = GripperMap(
+        horn_m,
+        arm_m,
+        open_m=table.number("open_m", nearest_m, farthest_m),
+        closed_m=table.number("closed_m", nearest_m, farthest_m),
+        open_rad=table.number("open_rad", *SPANS["rad"]),
+        closed_rad=table.number("closed_rad", *SPANS["rad"]),
+    )
     table.finish()
-    if gripper.open_m == gripper.closed_m or gripper.open_rad == gripper.closed_rad:
-        raise table.error("open_m", "open and closed must differ")
+    for what in ("m", "rad"):
+        if abs(getattr(gripper, f"open_{what}") - getattr(gripper, f"closed_{what}")) < 1e-4:
+            raise table.error(f"open_{what}", f"it must differ from closed_{what}")
     return gripper
 
 
-def _add_motor(
-    table: Table,
-    profile: Profile,
-    buses: list[Bus],
-    grippers: dict[str, GripperMap],
-    motors: dict[str, Motor],
-    joints: list[Joint],
-) -> None:
-    name = table.text("name")
-    bus_name = table.choice("bus", tuple(b.name for b in buses))
-    bus = next(b for b in buses if b.name == bus_name)
-    shadow_of = table.text("shadow_of", "") or None
-    settings = table.raw("settings", {})
-    motor = Motor(
-        name=name,
+def _motor(table: Table, profile: Profile, is_by_file: bool) -> Motor:
+    bus_name = table.choice("bus", tuple(bus.name for bus in profile.buses))
+    bus = next(bus for bus in profile.buses if bus.name == bus_name)
+    model, number = read_model(table, bus.protocol)
+    shadow_of = table.word("shadow_of", "") or None
+    if shadow_of and "secondary_id" not in BUSES[bus.protocol].registers:
+        raise table.error("shadow_of", f"{bus.protocol} servos cannot obey for another one")
+    if shadow_of and "joint" in table:
+        raise table.error("joint", f"a shadow has no joint of its own: it obeys for '{shadow_of}'")
+    return Motor(
+        name=table.word("name"),
         bus=bus_name,
-        id=table.whole("id", 0, 252),
-        model=table.choice("model", tuple(BUSES[bus.protocol].known_models)),
+        id=table.whole("id", 0, BUSES[bus.protocol].codec.MAX_ID),
+        model=model,
+        model_number=number,
         drive_mode=table.whole("drive_mode", 0, 1, 0),
         shadow_of=shadow_of,
-        settings=tuple(sorted(_checked_settings(table, bus.protocol, settings).items())),
+        settings=read_settings(table, bus.protocol, profile.kind, is_by_file),
     )
-    if name in motors:
-        raise table.error("name", f"two motors are called '{name}'")
-    if any(m.bus == bus_name and m.id == motor.id for m in motors.values()):
-        raise table.error("id", f"two motors of bus '{bus_name}' have id {motor.id}")
-    motors[name] = motor
-    if shadow_of is None:
-        joints.append(_joint(table, profile, motor, grippers))
-    table.finish()
 
 
 def _joint(table: Table, profile: Profile, motor: Motor, grippers: dict[str, GripperMap]) -> Joint:
@@ -365,57 +389,31 @@ def _joint(table: Table, profile: Profile, motor: Motor, grippers: dict[str, Gri
         unit = {"degrees": "deg", "range100": "range100", "rad": "rad"}[profile.joint_units]
     gripper = None
     if kind == "gripper":
+        if not grippers:
+            raise table.error("gripper", "the file has no [gripper.NAME] table to name here")
         gripper = grippers[table.choice("gripper", tuple(grippers))]
-    low, high = table.pair("limits", (0.0, {"percent": 100.0}.get(kind, 1.0)) if kind != "body" else None)
-    joint = Joint(
+    usual = {"percent": (0.0, 100.0), "unit": (0.0, 1.0)}.get(unit)
+    low, high = table.pair("limits", *SPANS[unit], usual)
+    return Joint(
         name=table.text("joint"),
         motor=motor.name,
         unit=unit,
         min=low,
         max=high,
-        max_velocity=table.number("max_velocity", 1e-3, 1e6),
+        max_velocity=table.number("max_velocity", 1e-3, FASTEST[unit]),
         home=table.number("home", low, high),
         rest=table.number("rest", low, high, table.peek("home")),
         is_gripper=kind in ("percent", "gripper") and table.flag("is_gripper", True),
+        is_full_turn=high - low > FULL_TURN.get(unit, math.inf),
         range_ticks=_ticks(table),
         gripper=gripper,
     )
-    if not low < high:
-        raise table.error("limits", f"the lower limit {low} is not below the upper {high}")
-    return joint
 
 
 def _ticks(table: Table) -> tuple[int, int] | None:
     if "range_ticks" not in table:
         return None
-    low, high = table.pair("range_ticks", None)
-    if not 0 <= low < high <= 4095:
-        raise table.error("range_ticks", f"[{low:g}, {high:g}] is not an increasing range within 0..4095")
+    low, high = table.pair("range_ticks", 0, 4095)
+    if low != int(low) or high != int(high):
+        raise table.error("range_ticks", f"expected whole numbers, got {say(table.peek('range_ticks'))}")
     return int(low), int(high)
-
-
-def _checked_settings(table: Table, protocol: str, settings: Any) -> dict[str, int]:
-    registers = BUSES[protocol].registers
-    if not isinstance(settings, dict):
-        raise table.error("settings", "expected a table of register = value")
-    for name, value in settings.items():
-        if name not in registers:
-            raise table.error(f"settings.{name}", f"{protocol} servos have no such register", name, registers)
-        low, high = registers[name].limits
-        if not isinstance(value, int) or not low <= value <= high:
-            raise table.error(f"settings.{name}", f"{value!r} is not a whole number within {low}..{high}")
-    return settings
-
-
-def _check_shadows(root: Table, motors: dict[str, Motor]) -> None:
-    for motor in motors.values():
-        if motor.shadow_of is None:
-            continue
-        leader = motors.get(motor.shadow_of)
-        if leader is None or leader.bus != motor.bus or leader.shadow_of is not None:
-            raise root.error(
-                f"motor '{motor.name}'.shadow_of",
-                f"'{motor.shadow_of}' is not a motor with a joint on bus '{motor.bus}'",
-                motor.shadow_of,
-                [m.name for m in motors.values() if m.shadow_of is None],
-            )

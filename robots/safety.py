@@ -122,10 +122,13 @@ class SafetyFilter:
         """Whether the arm is on its slow way to a first goal that was far."""
         return self._is_slow or self._is_first
 
-    def allow(self, wanted: np.ndarray | None, is_slow: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def allow(
+        self, wanted: np.ndarray | None, is_slow: bool = False, is_withheld: np.ndarray | bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """float32 (D,) allowed goal, uint16 (D,) reasons. None keeps the last goal.
 
-        is_slow: move at the slow speed whatever the distance (homing).
+        is_slow: move at the slow speed whatever the distance (homing). is_withheld: bool (D,), joints that are told
+        nothing: their last goal stays, or the next one they hear of would be a jump.
         """
         assert self.last_goal is not None, "begin() gives the first goal"
         if wanted is None:
@@ -140,13 +143,8 @@ class SafetyFilter:
             was_slowed = (bits & np.uint16(Reason.RATE)) != 0
             bits[was_slowed] = (bits[was_slowed] & ~np.uint16(Reason.RATE)) | np.uint16(Reason.SLOW_START)
             self._is_slow = self._is_slow and bool(was_slowed.any())
-        self.last_goal = goal
-        return goal, bits
-
-    def distance(self, target: np.ndarray) -> float:
-        """Seconds that the slow speed needs from the last goal to `target`."""
-        assert self.last_goal is not None, "begin() gives the first goal"
-        return float(np.max(np.abs(target - self.last_goal) / np.maximum(self.caps.slow_speed, 1e-6)))
+        self.last_goal = np.where(is_withheld, self.last_goal, goal)
+        return self.last_goal, np.where(is_withheld, np.uint16(Reason.STALE), bits)
 
 
 class Level(IntEnum):

@@ -100,12 +100,12 @@ class Torque:
         return np.array([present[joint.motor] for joint in self._profile.joints], np.int64)
 
     def _remind(self) -> None:
-        """Sets up again what has restarted; a person has asked for torque."""
+        """Sets up again what has restarted or was changed; a person has asked for torque."""
         for line in self._lines:
-            if restarted := line.health.restarted:
-                for sentence in handshake.configure(line.line, line.bus, restarted):
+            if altered := line.health.altered:
+                for sentence in handshake.configure(line.line, line.bus, altered):
                     self._say(sentence)
-                line.look_at(restarted, self._clock)
+                line.look_at(altered, self._clock)
 
     def _enable(self) -> list[str]:
         unreached = []

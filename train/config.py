@@ -11,15 +11,13 @@ import dataclasses
 import json
 import math
 import sys
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgevla.errors import ConfigError, UsageError
-from edgevla.strict import nearest
+from edgevla.strict import Mismatch, nearest, read
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -158,7 +156,7 @@ class TrainConfig:
         data = read_recipe(recipe)
         merged = _merge(data, overrides)
         merged["recipe"] = recipe
-        config = from_dict(cls, merged, recipe)
+        config = _typed(merged, recipe)
         lr = overrides.get("optimizer", {}).get("lr")
         preset = data.get("optimizer", {}).get("lr", OptimizerConfig.lr)
         return config if lr is None else _scale_rates(config, lr / preset, overrides)
@@ -166,7 +164,7 @@ class TrainConfig:
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
         """Reads what `save` wrote."""
-        return from_dict(cls, _read_toml(path), str(path))
+        return _typed(_read_toml(path), str(path))
 
     def save(self, path: Path) -> None:
         path.write_text(to_toml(dataclasses.asdict(self)))
@@ -219,81 +217,12 @@ def _scale_rates(config: TrainConfig, factor: float, overrides: Mapping[str, Any
     return dataclasses.replace(config, scheduler=scheduler, settings=settings)
 
 
-# -- typed values -----------------------------------------------------------------------------------------
-
-
-def from_dict(cls: Any, data: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from nested plain values, every key known and every value of its field's type."""
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in hints:
-            raise ConfigError(f"{where}: {unknown(key, hints)}")
-    return cls(**{key: convert(value, hints[key], f"{where}: {key}") for key, value in data.items()})
-
-
-def unknown(key: str, known: Iterable[str]) -> str:
-    return f"unknown key '{key}'{nearest(key, known)}"
-
-
-def convert(value: Any, hint: Any, what: str) -> Any:
-    """`value` (from TOML, or a word of the command line) as the annotated type.
-
-    Raises:
-        ConfigError: it is not of that type; says what was expected.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
-        if is_none and type(None) in args:
-            return None
-        return _first(value, [a for a in args if a is not type(None)], what)
-    if origin is typing.Literal:
-        if value in args:
-            return value
-        raise ConfigError(f"{what} is '{value}'; expected one of: {', '.join(map(str, args))}")
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, Mapping):
-            return from_dict(hint, value, what)
-    elif origin in (list, tuple, dict):
-        return _container(value, origin, args, what)
-    elif hint is Any or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
-        return value
-    elif hint is bool and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    elif hint in (int, float) and not isinstance(value, bool):
-        try:
-            return hint(value)
-        except (TypeError, ValueError):
-            pass
-    raise ConfigError(f"{what} is '{value}'; expected {getattr(hint, '__name__', hint)}")
-
-
-def _first(value: Any, hints: list[Any], what: str) -> Any:
-    error: ConfigError | None = None
-    for hint in hints:
-        try:
-            return convert(value, hint, what)
-        except ConfigError as e:
-            error = e
-    assert error is not None
-    raise error
-
-
-def _container(value: Any, origin: Any, args: tuple[Any, ...], what: str) -> Any:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"{what} is '{value}'; expected JSON, such as [1, 2]") from error
-    if origin is dict and isinstance(value, Mapping):
-        return {k: convert(v, args[1], f"{what}.{k}") for k, v in value.items()}
-    if origin is dict or not isinstance(value, list | tuple):
-        raise ConfigError(f"{what} is '{value}'; expected a {origin.__name__}")
-    if origin is tuple and args[-1] is not Ellipsis:
-        if len(value) != len(args):
-            raise ConfigError(f"{what} has {len(value)} entries; expected {len(args)}")
-        return tuple(convert(v, a, what) for v, a in zip(value, args, strict=True))
-    return origin(convert(v, args[0] if args else Any, what) for v in value)
+def _typed(data: Mapping[str, Any], where: str) -> TrainConfig:
+    """Every key known, every value of its field's type."""
+    try:
+        return read(TrainConfig, data, f"{where}:", words=True)
+    except Mismatch as error:
+        raise ConfigError(str(error)) from None
 
 
 # -- writing ----------------------------------------------------------------------------------------------

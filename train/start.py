@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from edgevla.dataset.reader import Dataset
-from edgevla.errors import ConfigError, DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.strict import Mismatch, nearest, read
 from edgevla.types import ACTION, STATE
 
 from .cameras import Cameras, for_fresh_policy, for_policy
 from .checkpoint import CONFIG, WeightsMisfit, load_policy
-from .config import TrainConfig, convert, unknown
+from .config import TrainConfig
 from .data import Tokenize, dataset_features, dataset_stats, relative_stats
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
 from .policies import policy_class
@@ -152,15 +153,15 @@ def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[s
     typed: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in fields:
-            raise UsageError(f"--set {key}: {unknown(key, fields)} (policy type {cls.type})")
+            raise UsageError(f"--set {key}: {cls.type} has no such field{nearest(key, fields)}")
         if key in ("input_features", "output_features"):
             raise UsageError(f"--set {key}: features come from the dataset; see --camera")
         if key in OPTIONS:
             raise UsageError(f"--set {key} is decided by the run; say {OPTIONS[key]}")
         try:
-            typed[key] = convert(value, fields[key], f"--set {key}")
-        except ConfigError as error:
-            raise UsageError(str(error)) from error
+            typed[key] = read(fields[key], value, f"--set {key}", words=True)
+        except Mismatch as error:
+            raise UsageError(str(error)) from None
     return typed
 
 

@@ -17,7 +17,7 @@ def open_source(settings: CameraSettings) -> Source:
     from edgevla.cameras.files import VIDEO_SUFFIXES, ImageFolder, VideoFile
     from edgevla.cameras.opencv import OpenCVCamera
 
-    path = Path(settings.source)
+    path = Path(settings.source or "(no source)")
     if is_device(settings.source):
         return OpenCVCamera(settings)
     if path.is_dir():
@@ -26,7 +26,7 @@ def open_source(settings: CameraSettings) -> Source:
         return VideoFile(settings)
     fault = "is of no kind that can be read" if path.exists() else "does not exist"
     raise CameraError(
-        f"camera '{settings.name}': {settings.source} {fault}; give a device (0, /dev/video0), a stream's address, a "
+        f"camera '{settings.name}': {path} {fault}; give a device (0, /dev/video0), a stream's address, a "
         f"folder of images or a video ({' '.join(VIDEO_SUFFIXES)}): --camera {settings.name}=SOURCE",
         camera=settings.name,
     )

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from edgevla.descriptions import AboutCamera
 from edgevla.errors import CameraError
+from edgevla.strict import read
 
 Fit = Literal["exact", "crop", "resize"]
 FITS: tuple[Fit, ...] = ("exact", "crop", "resize")
@@ -123,35 +123,15 @@ class CameraSettings:
         """What another process gave on a command line.
 
         Raises:
-            CameraError: not JSON, an unknown field, or a value of the wrong type.
+            CameraError: not JSON, an unknown key, or a value of the wrong type.
         """
         try:
-            data = json.loads(text)
-            return cls(**checked(data))
-        except (ValueError, TypeError) as error:
+            return read(cls, json.loads(text), "it")
+        except ValueError as error:
             raise CameraError(f"camera settings {text[:80]!r} cannot be read: {error}") from error
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
-
-
-def checked(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `CameraSettings` with plain types. Raises TypeError naming the field."""
-    kinds: dict[str, Any] = {
-        "str": str,
-        "int": int,
-        "float": (int, float),
-        "bool": bool,
-        "float | None": (int, float, type(None)),
-    }
-    known = {f.name: str(f.type) for f in dataclasses.fields(CameraSettings)}
-    for name, value in data.items():
-        if name not in known:
-            raise TypeError(f"unknown field '{name}'")
-        kind = kinds.get(known[name], str)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise TypeError(f"field '{name}' is {value!r}, expected {known[name]}")
-    return dict(data)
 
 
 @dataclass(frozen=True)

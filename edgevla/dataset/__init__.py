@@ -3,7 +3,9 @@
     layout.py   what the files are called and mean      tables.py   parquet -> numpy
     video.py    mp4 frames by number (PyAV)             stats.py    statistics: merge, rebuild, distrust
     reader.py   `Dataset`, `open_dataset`               writer.py   `DatasetWriter`, crash-safe
+    stated.py   what a recording says of itself         append.py   whether new episodes may join
     facts.py    what a policy must know of its data     check.py    every defect as a sentence
+    pictures.py whether pictures show what they should
 
 Names are imported when first used: `facts` must work where pyarrow and PyAV are not installed.
 """

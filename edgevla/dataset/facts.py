@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -21,7 +21,16 @@ from edgevla.dataset.stated import read_stated
 from edgevla.dataset.stats import Stats
 from edgevla.errors import DatasetError, UsageError
 from edgevla.look import CameraLook, Glance, glance, look_of
-from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind, JointUnits
+from edgevla.types import (
+    ACTION,
+    ENVIRONMENT_STATE,
+    STATE,
+    CameraAge,
+    Feature,
+    FeatureKind,
+    JointUnits,
+    named_features,
+)
 
 if TYPE_CHECKING:
     from edgevla.dataset.reader import Dataset
@@ -90,18 +99,14 @@ class DatasetFacts:
         """The inverse of `to_json`.
 
         Raises:
-            DatasetError: a key is missing or holds something else.
+            DatasetError: a key is unknown or missing, or holds something else.
         """
         try:
-            values = {name: data[name] for name in cls.__dataclass_fields__ if name != "camera_looks"}
-            values["features"] = {n: _feature_from(n, f) for n, f in data["features"].items()}
-            values["trained_range"] = {n: Range(**r) for n, r in data["trained_range"].items()}
-            values["camera_ages"] = {n: CameraAge(**a) for n, a in data["camera_ages"].items()}
-            looks = data.get("camera_looks", {})  # written since cameras are looked at
-            values["camera_looks"] = {n: strict.read(CameraLook, look, n) for n, look in looks.items()}
-            return cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DatasetError(f"{where} is not a description of a dataset: {error!r}", file=where) from error
+            if isinstance(data, dict) and "features" in data:
+                data = {**data, "features": named_features(data["features"])}
+            return strict.read(cls, data, "it")
+        except strict.Mismatch as error:
+            raise DatasetError(f"{where} is not a description of a dataset: {error}", file=where) from error
 
 
 def _feature_json(feature: Feature) -> dict[str, Any]:
@@ -113,19 +118,6 @@ def _feature_json(feature: Feature) -> dict[str, Any]:
         "encoding": feature.encoding,
     }
     return {**data, **{k: v for k, v in optional.items() if v}}
-
-
-def _feature_from(name: str, data: Mapping[str, Any]) -> Feature:
-    return Feature(
-        name=name,
-        kind=cast(FeatureKind, data["kind"]),
-        shape=tuple(data["shape"]),
-        dtype=data["dtype"],
-        names=tuple(data.get("names", ())),
-        units=tuple(data.get("units", ())),
-        zero=data.get("zero"),
-        encoding=data.get("encoding"),
-    )
 
 
 def read_facts(folder: Path) -> DatasetFacts | None:

@@ -22,9 +22,7 @@ STILL_S = 1.0
 def check_pictures(dataset: Dataset, stated: Stated, findings: Findings) -> None:
     """Each defect as one warning that names camera and episodes; what cannot be decoded has been said before."""
     _repeated(dataset, stated, findings)
-    n = len(dataset.episodes)
-    chosen = [dataset.episodes[i] for i in np.unique(np.linspace(0, n - 1, min(n, MAX_EPISODES)).astype(int))]
-    seen = {camera: _first_pictures(dataset, camera, chosen) for camera in dataset.cameras}
+    chosen, seen = first_pictures(dataset, MAX_EPISODES)
     for camera, glances in seen.items():
         blank = [e.index for e, g in zip(chosen, glances, strict=False) if g.is_blank]
         if blank:
@@ -35,6 +33,13 @@ def check_pictures(dataset: Dataset, stated: Stated, findings: Findings) -> None
                 episode=blank[0],
             )
     _exchanged(chosen, {c: g for c, g in seen.items() if len(g) == len(chosen)}, findings)
+
+
+def first_pictures(dataset: Dataset, most: int) -> tuple[list[Episode], dict[str, list[Glance]]]:
+    """Up to so many episodes, spread evenly, and per camera the first picture of each (empty: cannot be decoded)."""
+    n = len(dataset.episodes)
+    chosen = [dataset.episodes[i] for i in np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))]
+    return chosen, {camera: _first_pictures(dataset, camera, chosen) for camera in dataset.cameras}
 
 
 def _first_pictures(dataset: Dataset, camera: str, episodes: list[Episode]) -> list[Glance]:

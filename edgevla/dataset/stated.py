@@ -1,8 +1,10 @@
 """`meta/edgevla.json`: what a recording says of itself and LeRobot's own files have no place for.
 
-joint_units        `degrees` or `range100`
-repeated_pictures  camera -> one entry per episode: how many rows show the picture of the row before to the last bit,
-                   and how many of them in a row at most; null for an episode that somebody else recorded
+One JSON object, all of it optional:
+
+    joint_units        `degrees` or `range100`
+    repeated_pictures  camera -> one entry per episode: how many rows show the picture of the row before to the last bit,
+                       and how many of them in a row at most; null for an episode that somebody else recorded
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from edgevla import strict
 from edgevla.dataset.layout import STATED
@@ -78,12 +82,14 @@ class RepeatCounter:
     """Looks at the pictures of one camera in an episode, one row after the other."""
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self._before: np.ndarray | None = None
         self._n = self._run = self._longest = 0
 
-    def see(self, picture: Any) -> None:
+    def see(self, picture: np.ndarray) -> None:
         """picture: uint8 (H, W, 3), not changed afterwards."""
-        is_same = self._before is not None and (picture is self._before or (picture == self._before).all())
+        is_same = self._before is not None and (
+            picture is self._before or np.array_equal(picture, self._before)
+        )
         self._before = picture
         self._run = self._run + 1 if is_same else 0
         self._n += is_same

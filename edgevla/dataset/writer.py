@@ -280,11 +280,11 @@ class DatasetWriter:
         self._episodes.append(episode_table(row, stats, self.features), self._episodes_place)
         self._stats = statistics.merge([s for s in (self._stats, stats) if s])
         self.tasks = tasks
-        if self._repeats:
-            self._stated = self._stated.with_episode(self.n_episodes, self.repeated)
-            replace_json(self.root / STATED, self._stated.to_json())
         self.n_episodes += 1
         self.n_frames += self._length
+        if self._repeats:
+            self._stated = self._stated.with_episode(self.n_episodes - 1, self.repeated)
+            replace_json(self.root / STATED, self._stated.to_json())
         replace_json(self.root / "meta/stats.json", statistics.to_json(self._stats))
         self._write_info()
         self._clear_episode()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError, WireError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
 
@@ -36,7 +36,9 @@ KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="DATASET", help="folder; an existing one is appended to")
-    parser.add_argument("--task", help="instruction of the episodes, in words; default: the robot's own")
+    parser.add_argument(
+        "--task", help="instruction of the episodes, in words, where the robot has none of its own"
+    )
     parser.add_argument(
         "--camera", action="append", metavar="NAME", help="record these only; default: all that run"
     )
@@ -73,16 +75,13 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"recording {deployment.robot} into {args.output}; cameras: {', '.join(cameras) or 'none'}")
     ctx = zmq.Context()
-    node = RecorderNode(
-        ctx, folder, deployment.session_bytes, args.output, cameras, args.task or deployment.task
-    )
-    node.episode_s = args.seconds
+    node = RecorderNode(ctx, folder, deployment.session_bytes, args.output, cameras, args.task or "")
+    node.episode_s, node.heard = args.seconds, lambda text: say(f"! {text}")
     session = Session(node, args, say, lambda: folder.is_dir())
     obey_signals(lambda: say(NO_PAUSE))
     try:
-        with contextlib.suppress(
-            UsageError
-        ):  # a robot that is not ready yet: `record` says so, and checks again
+        # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
+        with contextlib.suppress(UsageError, WireError):
             node.check_output()
         with keys() as read_key:
             session.run(read_key)

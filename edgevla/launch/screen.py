@@ -90,7 +90,7 @@ class MonitorWindow(contextlib.AbstractContextManager[None]):
         with contextlib.suppress(termios.error):
             self._modes = termios.tcgetattr(sys.stdin)
         words = [sys.executable, "-m", "edgevla", "monitor", f"--run-dir={self._supervisor.folder}"]
-        process = subprocess.Popen(words)
+        process = subprocess.Popen(words, stdout=sys.stderr)  # the summary may go elsewhere
         self._process = process
         self._screen.give_way()
         self._supervisor.stop_when(lambda: process.poll() is not None)
@@ -124,7 +124,8 @@ def check_terminal() -> None:
     Raises:
         UsageError: the monitor could not be shown here.
     """
-    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+    is_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    if not is_terminal or os.environ.get("TERM") == "dumb":
         raise UsageError("--monitor needs a terminal; leave it out here, and attach one: edgevla monitor")
     with contextlib.suppress(OSError):
         if os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():

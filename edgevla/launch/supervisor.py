@@ -5,7 +5,8 @@
 Where the actions come from (a policy, a leader arm, a recording) is its `ActionSource`. It holds nothing of the arm;
 it keeps one end of a pipe whose closing tells guardian and loop that it has gone. Whatever fails in it, `end` is walked
 step by step, and each step whether the one before went well or not.
-`edgevla/` never imports the robot's code: it names modules as strings, and learns the robot from its `describe`.
+`edgevla/` never imports the robot's code: it names modules as strings (`processes.py`), and learns the robot from its
+`describe`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edgevla.launch.asked import Asked
 from edgevla.launch.children import Child, how
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
 from edgevla.launch.logfiles import LogFiles
+from edgevla.launch.processes import camera_args, emulator_args, guardian_args
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
@@ -36,6 +38,7 @@ from edgevla.session import (
     Deployment,
     announce,
     began,
+    deployments,
     new_session,
     remove_run_dir,
     run_dir,
@@ -44,8 +47,6 @@ from edgevla.session import (
 )
 from edgevla.wire import CommandClient, Inbox, endpoint
 
-GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
-EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.cli", "edgevla.robots.world.sim_camera"
 ROBOT_READY_S, CAMERAS_READY_S, EMULATOR_READY_S = 30.0, 20.0, 30.0
 STOPPED_S = 40.0
 FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
@@ -269,6 +270,7 @@ class Supervisor:
     # -- start-up, in order ---------------------------------------------------------------------------------------
 
     def _note(self) -> None:
+        deployments()  # removes what killed ones left behind
         nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
         pid, o = os.getpid(), self.options
         write_deployment(
@@ -297,32 +299,11 @@ class Supervisor:
             self.say("log", source, text.removeprefix(f"{source}: "))
 
     def _start_emulator(self) -> None:
-        args = [
-            EMULATOR,
-            self.options.robot,
-            f"--link={self.folder / 'ports'}/",
-            f"--session={self.session.hex()}",
-        ]
-        args.append(f"--seed={self.options.seed}")
-        sources = [self.options.cameras.get(name, "sim") for name in self.source.cameras]
-        if self.options.sim_task or "sim" in sources:  # a world is for simulated cameras to see
-            args.append(f"--world={self.options.sim_task or 'rest'}")
-        if self.options.sim_trace is not None:
-            args.append(f"--trace={self.options.sim_trace}")
-        self.spawn("emulator", args)
+        self.spawn("emulator", emulator_args(self.options, self.source.cameras, self.folder, self.session))
         self.await_ready("emulator", "emulator", AboutEmulator, EMULATOR_READY_S, BusError)
 
-    def _ports(self) -> Sequence[str]:
-        return [str(self.folder / "ports")] if self.options.is_sim else self.options.ports
-
     def _start_robot(self) -> None:
-        o = self.options
-        args = [GUARDIAN, f"--robot={o.robot}", *self.place]
-        args += [f"--alive-fd={self._alive_read}", *(f"--port={text}" for text in self._ports())]
-        if o.is_sim:
-            args.append("--calibration=nominal")
-        elif o.calibration:
-            args.append(f"--calibration={o.calibration}")
+        args = [*guardian_args(self.options, self.folder, self._alive_read), *self.place]
         self.spawn("robot", args, [self._alive_read])
         robot = self.about_robot = self.await_ready("robot", "robot", AboutRobot, ROBOT_READY_S, BusError)
         ports = ", ".join(f"{bus.name} {bus.port}" for bus in robot.buses)
@@ -337,10 +318,7 @@ class Supervisor:
             if not chosen:
                 continue
             name = "sim_camera" if is_sim else "camera"
-            args = [SIM_CAMERA if is_sim else CAMERA, "--session", self.session.hex()]
-            args += ["--world", endpoint(self.folder, "emulator")] if is_sim else []
-            args += [part for c in chosen for part in ("--camera", c.to_json())]
-            self.spawn(name, args)
+            self.spawn(name, camera_args(chosen, is_sim, self.folder, self.session))
             for camera in chosen:
                 self.await_ready(name, f"camera/{camera.name}", AboutCameraNode, CAMERAS_READY_S, CameraError)
 

@@ -1,31 +1,54 @@
-"""The monitor's connection to a deployment: subscriptions in one thread, commands and their answers in two others, so
-that an emergency stop waits for no answer."""
+"""The monitor's connection to a deployment: one socket that is emptied when the screen wants to know, and commands
+with their answers in two threads, so that an emergency stop waits for no answer. The guardian hears of it first, by a
+datagram from whoever pressed.
+
+A robot speaks up to 200 times a second and a screen shows ten: of the states only the newest is decoded, and of the
+others the time of their tick is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import signal
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgpack
 import zmq
 
 from edgevla.arguments import Arguments
+from edgevla.codec import decode
 from edgevla.descriptions import AboutRobot
 from edgevla.errors import WireError
-from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, ServoHealth, Severity, State, Thumbnail
-from edgevla.monitor.model import Note, Received
-from edgevla.session import endpoint, read_deployment
-from edgevla.wire import CommandClient, Inbox
+from edgevla.messages import (
+    NAMES,
+    Action,
+    Chunk,
+    Event,
+    Heartbeat,
+    ServoHealth,
+    Severity,
+    State,
+    Thumbnail,
+)
+from edgevla.monitor import outside
+from edgevla.monitor.model import MonitorModel
+from edgevla.monitor.outside import Outside
+from edgevla.monitor.rates import Tick
+from edgevla.monitor.standing import SWITCH_OFF
+from edgevla.session import endpoint, read_deployment, tell_guardian
+from edgevla.wire import CommandClient, make_socket
 
-RING_SIZES: dict[type[Body], int] = {
-    State: 400,
-    ServoHealth: 4,
-    Chunk: 64,
-    Thumbnail: 2,
-    Heartbeat: 4,
-    Event: 200,
-}
+STREAMS = (State, ServoHealth, Chunk, Thumbnail, Heartbeat, Event)
+STATE = NAMES[State].encode()
+QUEUE = 4096
+"""Messages that wait while the screen does not ask: some fifteen seconds."""
 Commands = queue.SimpleQueue[tuple[Action, Arguments | None] | None]
+News = Callable[[MonitorModel], object]
+"""What a thread has to tell the model."""
 
 
 class DeploymentLink:
@@ -38,15 +61,27 @@ class DeploymentLink:
     def __init__(self, folder: Path) -> None:
         deployment = read_deployment(folder)
         self._folder, self._session = folder, deployment.session_bytes
+        self._note = deployment
+        self.is_ours = os.getppid() == deployment.supervisor_pid
+        self.robot = Path(deployment.robot).stem
+        self.bundle = deployment.bundle_name
+        self.cameras: Sequence[str] = [
+            n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")
+        ]
         self._ctx = zmq.Context()
-        self._news: queue.SimpleQueue[Received] = queue.SimpleQueue()
-        addresses = [endpoint(folder, node) for node in deployment.nodes]
-        streams = {cls: (addresses, size) for cls, size in RING_SIZES.items()}
-        self._inbox = Inbox(self._ctx, streams, self._session)
+        self._socket = make_socket(self._ctx, zmq.SUB, hwm=QUEUE)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        for stream in STREAMS:
+            self._socket.setsockopt(zmq.SUBSCRIBE, NAMES[stream].encode())
+        for node in deployment.nodes:
+            self._socket.connect(endpoint(folder, node))
+        self._refusals: set[str] = set()
+        self._is_guardian_told = False
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._commands: Commands = queue.SimpleQueue()
         self._emergencies: Commands = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._steer, args=args, name=name, daemon=True)
+            threading.Thread(target=self._steer_by, args=args, name=name, daemon=True)
             for name, args in (
                 ("commands", (self._commands, True)),
                 ("emergencies", (self._emergencies, False)),
@@ -54,32 +89,64 @@ class DeploymentLink:
         ]
         for thread in self._threads:
             thread.start()
-        self._news.put(deployment)
 
-    def poll(self) -> list[Received]:
-        received: list[Received] = []
+    # -- what is said --------------------------------------------------------------------------------------------
+
+    def poll(self, model: MonitorModel) -> None:
         while not self._news.empty():
-            received.append(self._news.get())
-        for cls in RING_SIZES:
-            received += self._inbox.drain(cls)
-        return received
+            self._news.get()(model)
+        states: list[list[bytes]] = []
+        for _ in range(QUEUE):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if parts[0] == STATE:
+                states.append(parts)
+            else:
+                self._take(model, parts)
+        if states:
+            model.ticks([tick for parts in states[:-1] if (tick := _tick(parts)) is not None])
+            self._take(model, states[-1])
+
+    def _take(self, model: MonitorModel, parts: Sequence[bytes]) -> None:
+        try:
+            message = decode(parts, self._session)
+        except WireError as error:
+            if error.reason not in self._refusals:
+                self._refusals.add(error.reason)
+                model.say("warning", f"a message could not be read: {error}")
+            return
+        model.apply(message)
+
+    def look(self, before: Outside) -> Outside:
+        return outside.look(self._folder, self._note, before)
+
+    # -- what is asked -------------------------------------------------------------------------------------------
 
     def command(self, action: Action, arguments: Arguments | None = None) -> None:
-        is_urgent = action == "emergency_stop"
-        (self._emergencies if is_urgent else self._commands).put((action, arguments))
+        if action != "emergency_stop":
+            self._commands.put((action, arguments))
+            return
+        self._is_guardian_told = tell_guardian(self._folder)
+        self._emergencies.put((action, arguments))
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._note.supervisor_pid, signal.SIGINT)
 
     def close(self) -> None:
         self._commands.put(None)
         self._emergencies.put(None)
         for thread in self._threads:
             thread.join(timeout=3)
-        self._inbox.stop()
+        self._socket.close()
         self._ctx.destroy(linger=0)
 
-    def _steer(self, commands: Commands, describes: bool) -> None:
+    def _steer_by(self, commands: Commands, describes: bool) -> None:
         """Owns a command socket: learns what the robot is (if it `describes`), then sends one command at a time."""
         address = endpoint(self._folder, "robot", "commands")
-        client = CommandClient(self._ctx, address, self._session, "monitor", self._folder)
+        client = CommandClient(self._ctx, address, self._session, "monitor")
         is_described = not describes
         try:
             while True:
@@ -102,7 +169,7 @@ class DeploymentLink:
             return False
         if about is None:
             return False
-        self._news.put(about)
+        self._news.put(lambda model: model.describe(about))
         return True
 
     def _send(self, client: CommandClient, action: Action, arguments: Arguments | None) -> None:
@@ -110,10 +177,27 @@ class DeploymentLink:
         try:
             ack = client.request(action, arguments)
         except WireError as error:
-            self._tell("error", str(error))
+            self._tell("error", self._unanswered(action) or str(error))
         else:
             text = f"{words}: accepted" if ack.is_accepted else f"{words} was refused: {ack.reason}"
             self._tell("info" if ack.is_accepted else "warning", text)
 
+    def _unanswered(self, action: Action) -> str:
+        """What becomes of an emergency stop that the robot node does not answer; empty for other commands."""
+        if action != "emergency_stop":
+            return ""
+        if self._is_guardian_told:
+            return "the robot node does not answer the emergency stop; the guardian was told, and acts"
+        return f"nobody answers the emergency stop: {SWITCH_OFF}"
+
     def _tell(self, severity: Severity, text: str) -> None:
-        self._news.put(Note(severity, text))
+        self._news.put(lambda model: model.say(severity, text))
+
+
+def _tick(parts: Sequence[bytes]) -> Tick | None:
+    """The time of a state that is not shown, read past the codec; None where it cannot be read."""
+    try:
+        header = msgpack.unpackb(parts[1])
+        return Tick(*(int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns")))
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None

@@ -1,39 +1,45 @@
-"""What the monitor knows, reduced from wire messages: plain data, no screen, no sockets.
+"""What the monitor knows, reduced from messages: plain data, no screen, no sockets.
 
-`MonitorModel.apply` takes one message at a time and keeps the newest of everything plus short windows for
-percentiles; widgets read it. So what a screen shows can be tested without a screen.
+`MonitorModel.apply` takes one message at a time and keeps the newest of everything plus short windows for rates and
+percentiles; panels read it. So what a screen shows can be tested without a screen.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
-
-from edgevla import messages
 from edgevla.descriptions import AboutJoint, AboutRobot
-from edgevla.messages import Body, Chunk, Heartbeat, Message, ServoHealth, Severity, State
-from edgevla.session import Deployment
+from edgevla.messages import (
+    Body,
+    Chunk,
+    Event,
+    Heartbeat,
+    Message,
+    Servo,
+    ServoHealth,
+    Severity,
+    State,
+    Thumbnail,
+)
+from edgevla.monitor.outside import Outside
+from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
+from edgevla.monitor.standing import Heard, Standing, judge
 
-WINDOW_TICKS = 600
 WINDOW_CHUNKS = 60
+REPEATS = 4
+"""Something that comes and goes says the same few sentences over and over: one line each, and a number."""
+MOVING = ("running", "holding", "homing")
+HEALTH_OLD_NS = 1_500_000_000
+"""Health comes twice a second; three missing ones are no accident."""
+CHUNKS_OLD_NS = 3_000_000_000
+SILENT_NS = 1_500_000_000
 
 
 @dataclass(frozen=True)
-class Note:
-    """What the monitor itself has to say: an answer to a command."""
-
-    severity: Severity
-    text: str
-
-
-Received = Message[Body] | AboutRobot | Deployment | Note
-"""What a link brings: messages of the wire, what the robot is, the deployment's note, and the monitor's own words."""
-
-
-@dataclass(frozen=True)
-class Joint:
+class JointRow:
     """One row of the joint table. Values in robot units; `goal` is nan before the first one was sent."""
 
     name: str
@@ -47,17 +53,16 @@ class Joint:
 
 
 @dataclass(frozen=True)
-class Servo:
+class ServoRow:
+    """One row of the servo table. is_torque_on: None where nobody knows."""
+
     name: str
-    bus: str
-    id: int
     temperature_c: float
     voltage_v: float
     load_percent: float
     error_bits: int
-    is_torque_on: bool
-    n_retries: int
-    n_stale: int
+    is_torque_on: bool | None
+    trouble: Trouble
 
     @property
     def is_worrying(self) -> bool:
@@ -66,155 +71,193 @@ class Servo:
 
 
 @dataclass(frozen=True)
-class Event:
-    severity: str
+class Sentence:
+    """One sentence among the events. n: how often it was said in a row, or alternating with a few others."""
+
+    severity: Severity
     source: str
     text: str
+    n: int = 1
 
 
 @dataclass(frozen=True)
-class Thumbnail:
-    camera: str
+class Picture:
     jpeg: bytes
     observed_ns: int
 
 
-@dataclass(frozen=True)
-class Percentiles:
-    p50: float
-    p99: float
-    worst: float
-
-
-def percentiles(values: deque[float]) -> Percentiles | None:
-    if not values:
-        return None
-    data = np.fromiter(values, np.float64)
-    return Percentiles(float(np.percentile(data, 50)), float(np.percentile(data, 99)), float(data.max()))
-
-
 @dataclass
 class MonitorModel:
-    """Newest of everything, by `apply`. `n_lost` counts gaps in the robot's state messages seen by this monitor."""
+    """Everything the screen shows. Times are monotonic ns."""
 
     robot: str = ""
     bundle: str = ""
-    mode: str = "waiting"
-    reason: str = ""
     task: str = ""
-    tick: int = 0
-    queue_left: int = 0
+    cameras: Sequence[str] = ()
+    outside: Outside = field(default_factory=Outside)
+    state: State | None = None
+    state_ns: int | None = None
+    health_ns: int | None = None
+    chunk_ns: int | None = None
     queue_size: int = 0
-    action_index: float = 0.0
-    chunk_seq: int | None = None
-    n_chunks: int = 0
     n_late_ticks: int = 0
-    joints: list[Joint] = field(default_factory=list)
-    servos: list[Servo] = field(default_factory=list)
-    events: deque[Event] = field(default_factory=lambda: deque(maxlen=200))
-    thumbnails: dict[str, Thumbnail] = field(default_factory=dict)
-    phases: dict[str, str] = field(default_factory=dict)
-    counters: dict[str, dict[str, int]] = field(default_factory=dict)
+    events: deque[Sentence] = field(default_factory=lambda: deque(maxlen=200))
+    pictures: dict[str, Picture] = field(default_factory=dict)
     last_heard_ns: dict[str, int] = field(default_factory=dict)
-    late_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_TICKS))
+    clockwork: Clockwork = field(default_factory=Clockwork)
     inference_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     image_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     stage_ms: dict[str, float] = field(default_factory=dict)
-    _description: dict[str, AboutJoint] = field(default_factory=dict)
-    _deadlines: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=WINDOW_TICKS))
+    _joints: dict[str, AboutJoint] = field(default_factory=dict)
+    _servos: Sequence[Servo] = ()
+    _released_ns: int = 0
+    _is_unconfirmed: bool = False
+    _trouble: TroubleRates = field(default_factory=TroubleRates)
 
-    def apply(self, received: Received, now_ns: int) -> None:
-        """Takes one thing in; messages of other types are none of the monitor's business."""
-        if isinstance(received, Message):
-            self.last_heard_ns[received.source] = now_ns
-            handler = getattr(self, f"_on_{received.type}", None)
-            if handler is not None:
-                handler(received)
-        elif isinstance(received, AboutRobot):
-            self.last_heard_ns["robot"] = now_ns
-            self.robot = received.robot
-            self._description = {joint.name: joint for joint in received.joints}
-        elif isinstance(received, Deployment):
-            self.bundle = received.bundle_name
-        else:
-            self.events.append(Event(received.severity, "monitor", received.text))
+    def apply(self, message: Message[Body]) -> None:
+        """Takes one message in; other types are none of the monitor's business."""
+        handler: Callable[[Any, Message[Body]], None] | None = getattr(self, f"_on_{message.type}", None)
+        if handler is not None:
+            handler(message.body, message)
 
-    def is_silent(self, source: str, now_ns: int, limit_ns: int = 1_500_000_000) -> bool:
-        """Whether a node that was heard before has said nothing for `limit_ns`."""
-        heard = self.last_heard_ns.get(source)
-        return heard is not None and now_ns - heard > limit_ns
+    def describe(self, about: AboutRobot) -> None:
+        """What the robot is, as it says itself."""
+        self.robot = about.robot
+        self._joints = {joint.name: joint for joint in about.joints}
+
+    def ticks(self, ticks: Sequence[Tick]) -> None:
+        """Ticks whose state is not shown, because a newer one has come; they count for rate and lateness."""
+        for tick in ticks:
+            self.clockwork.take(tick)
+
+    def say(self, severity: Severity, text: str, source: str = "monitor") -> None:
+        said = Sentence(severity, source, text)
+        for before in list(self.events)[-REPEATS:]:
+            if (before.source, before.text) == (source, text):
+                self.events.remove(before)
+                said = replace(said, n=before.n + 1)
+                break
+        self.events.append(said)
+
+    # -- what is true now --------------------------------------------------------------------------------------
 
     @property
-    def loop_hz(self) -> float | None:
-        """Measured rate of the control loop over the window."""
-        if len(self._deadlines) < 2:
-            return None
-        (first_tick, first_ns), (last_tick, last_ns) = self._deadlines[0], self._deadlines[-1]
-        return (last_tick - first_tick) * 1e9 / (last_ns - first_ns) if last_ns > first_ns else None
+    def mode(self) -> str:
+        return self.state.mode if self.state else ""
 
-    # -- one method per message type -----------------------------------------------------------------------
+    def standing(self, now_ns: int) -> Standing:
+        """The header's word and sentence."""
+        return judge(self._heard(now_ns), self.outside, now_ns)
 
-    def _on_state(self, message: Message[State]) -> None:
-        state = message.body
-        self.tick, self.mode, self.reason = state.tick, state.mode, state.reason
-        self.queue_left = state.n_actions_left
-        self.queue_size = max(self.queue_size, self.queue_left)
-        self.action_index = state.action_index
-        self.chunk_seq = state.chunk_seq
-        self.late_ms.append(state.late_ns / 1e6)
-        self._deadlines.append((self.tick, state.deadline_ns))
-        names = list(self._description) or [f"joint {i + 1}" for i in range(len(state.position))]
-        n_shown = min(len(names), len(state.position))
-        self.joints = [self._joint(names[i], i, state) for i in range(n_shown)]
+    def _heard(self, now_ns: int) -> Heard:
+        if self.state is None or self.state_ns is None:
+            return Heard()
+        on = None
+        if self.health_ns is not None and self.health_ns >= self._released_ns:
+            on = tuple(servo.name for servo in self._servos if servo.torque_on)
+        return Heard(
+            self.mode,
+            self.state.reason,
+            now_ns - self.state_ns,
+            on,
+            has_released=self._released_ns > 0,
+            is_unconfirmed=self._is_unconfirmed,
+        )
 
-    def _joint(self, name: str, i: int, state: State) -> Joint:
-        about = self._description.get(name)
-        return Joint(
-            name=name,
+    @property
+    def joints(self) -> list[JointRow]:
+        """Of the newest state, in its order."""
+        if self.state is None:
+            return []
+        n = len(self.state.position)
+        names = list(self._joints) or [f"joint {i + 1}" for i in range(n)]
+        return [self._joint(name, i, self.state) for i, name in enumerate(names[:n])]
+
+    def _joint(self, name: str, i: int, s: State) -> JointRow:
+        about = self._joints.get(name)
+        return JointRow(
+            name=name.removesuffix(".pos"),
             unit=about.unit if about else "",
             low=about.min if about else -100.0,
             high=about.max if about else 100.0,
-            present=float(state.position[i]),
-            goal=float(state.goal[i]),
-            age_ms=float(state.position_age_us[i]) / 1e3,
-            limited_by=int(state.limited_by[i]),
+            present=float(s.position[i]),
+            goal=float(s.goal[i]),
+            age_ms=float(s.position_age_us[i]) / 1e3,
+            limited_by=int(s.limited_by[i]),
         )
 
-    def _on_servo_health(self, message: Message[ServoHealth]) -> None:
-        self.servos = [
-            Servo(
-                name=servo.name,
-                bus=servo.bus,
-                id=servo.id,
+    def servos(self, now_ns: int) -> list[ServoRow]:
+        """All servos; torque as it is known now, which may be less than what was said last."""
+        return [
+            ServoRow(
+                name=(servo.name or f"id {servo.id}").removesuffix(".pos"),
                 temperature_c=servo.temperature_c,
                 voltage_v=servo.voltage_v,
                 load_percent=servo.load_percent,
                 error_bits=servo.error_bits,
-                is_torque_on=servo.torque_on,
-                n_retries=servo.n_retries,
-                n_stale=servo.n_stale,
+                is_torque_on=self._torque(servo, now_ns),
+                trouble=self._trouble.of((servo.bus, servo.id)),
             )
-            for servo in message.body.servos
+            for servo in self._servos
         ]
 
-    def _on_chunk(self, message: Message[Chunk]) -> None:
-        chunk = message.body
-        self.n_chunks += 1
-        self.stage_ms = {stage: spent / 1e6 for stage, spent in vars(chunk.timing_ns).items()}
+    def _torque(self, servo: Servo, now_ns: int) -> bool | None:
+        """After the guardian's release its word counts; else the servo's, while it is fresh and answers."""
+        said = self.outside.guardian
+        if said is not None and said.state == "released":
+            is_left_on = servo.torque_on and self._is_unconfirmed and not said.why
+            return None if servo.name in said.unconfirmed or is_left_on else False
+        is_mute = self._trouble.is_mute((servo.bus, servo.id), self.clockwork.hz or 0.0)
+        is_known = self._heard(now_ns).is_fresh and not self.is_health_old(now_ns) and not is_mute
+        is_doubtful = servo.torque_on and self._is_unconfirmed
+        return bool(servo.torque_on) if is_known and not is_doubtful else None
+
+    def shared_trouble(self) -> dict[str, Trouble]:
+        """Per bus: what all its servos suffer alike, which is the line's and not theirs."""
+        return self._trouble.shared()
+
+    def is_health_old(self, now_ns: int) -> bool:
+        """Too long ago, or from before the loop's own release."""
+        return self.health_ns is None or self.health_ns < max(self._released_ns, now_ns - HEALTH_OLD_NS)
+
+    def is_policy_old(self, now_ns: int) -> bool:
+        return self.chunk_ns is None or now_ns - self.chunk_ns > CHUNKS_OLD_NS
+
+    def silent(self, now_ns: int) -> dict[str, int]:
+        """Nodes that were heard before and have said nothing for SILENT_NS: name -> ns."""
+        ages = {source: now_ns - heard for source, heard in self.last_heard_ns.items()}
+        return {source: age for source, age in ages.items() if age > SILENT_NS}
+
+    # -- one method per message type -----------------------------------------------------------------------------
+
+    def _on_state(self, state: State, message: Message[Body]) -> None:
+        self.clockwork.take(Tick(state.tick, state.t0_ns, state.deadline_ns, state.late_ns))
+        self.state, self.state_ns = state, message.header.sent_ns
+        if state.mode in MOVING and message.header.sent_ns > self._released_ns:  # started again
+            self._released_ns, self._is_unconfirmed = 0, False
+        self.queue_size = max(self.queue_size, state.n_actions_left)
+
+    def _on_servo_health(self, health: ServoHealth, message: Message[Body]) -> None:
+        self._servos, self.health_ns = health.servos, message.header.sent_ns
+        self._trouble.take(health.servos, message.header.sent_ns)
+
+    def _on_chunk(self, chunk: Chunk, message: Message[Body]) -> None:
+        self.stage_ms = {name: ns / 1e6 for name, ns in vars(chunk.timing_ns).items()}
         self.inference_ms.append(chunk.timing_ns.total / 1e6)
         self.image_age_ms.append(chunk.image_age_ns / 1e6)
-        self.task = chunk.task
-        self.queue_size = chunk.n_valid
+        self.chunk_ns = message.header.sent_ns
+        self.task, self.queue_size = chunk.task, chunk.n_valid
 
-    def _on_thumbnail(self, message: Message[messages.Thumbnail]) -> None:
-        camera, jpeg = message.body.camera, message.payloads[0].tobytes()
-        self.thumbnails[camera] = Thumbnail(camera, jpeg, message.observed_ns)
+    def _on_thumbnail(self, thumbnail: Thumbnail, message: Message[Body]) -> None:
+        self.pictures[thumbnail.camera] = Picture(message.payloads[0].tobytes(), message.observed_ns)
 
-    def _on_heartbeat(self, message: Message[Heartbeat]) -> None:
-        self.phases[message.source] = message.body.phase
-        self.counters[message.source] = message.body.counters
-        self.n_late_ticks = self.counters.get("robot", {}).get("deadline_misses", self.n_late_ticks)
+    def _on_heartbeat(self, heartbeat: Heartbeat, message: Message[Body]) -> None:
+        self.last_heard_ns[message.source] = message.header.sent_ns
+        if message.source == "robot":
+            self.n_late_ticks = heartbeat.counters.get("deadline_misses", self.n_late_ticks)
 
-    def _on_event(self, message: Message[messages.Event]) -> None:
-        event = message.body
-        self.events.append(Event(event.severity, message.source, event.text))
+    def _on_event(self, event: Event, message: Message[Body]) -> None:
+        self.say(event.severity, event.text, message.source)
+        if message.source == "robot" and event.code in ("released", "torque_unconfirmed"):
+            self._released_ns = message.header.sent_ns
+            self._is_unconfirmed |= event.code == "torque_unconfirmed"

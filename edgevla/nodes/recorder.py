@@ -15,167 +15,34 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import zmq
 
 from edgevla.arguments import Arguments, Record, SetTask
-from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.descriptions import About, AboutCamera, AboutCameraNode, AboutJoint, AboutRecorder, AboutRobot
+from edgevla.clock import NS_PER_S
+from edgevla.descriptions import About, AboutCameraNode, AboutRecorder, AboutRobot
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
-from edgevla.messages import Body, Frame, Message, State
-from edgevla.nodes.assembler import frame_pixels
+from edgevla.look import Glance
+from edgevla.messages import Body, Frame, Severity, State
+from edgevla.nodes.recording import FRAMES, STATES, Recording, Writer, features_of, joint_units_of
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandClient, CommandServer, Inbox, Publisher, Stream, endpoint, run_dir
 
-PATIENCE_NS = 60 * NS_PER_MS
-"""A row waits this long for frames that were taken before its moment and are still on their way."""
-STALE_MS = 200.0
 HEARTBEAT_NS = NS_PER_S // 5
-FRAMES = 32
-STATES = 256
+NO_TASK = ", without a task: its rows carry an empty instruction (--task, or set one in the monitor)"
+REMEMBERED = 16
+"""Earlier episodes whose first pictures are looked at again."""
 A = TypeVar("A", bound=About)
-
-
-class Writer(Protocol):
-    """The part of `edgevla.dataset.writer.DatasetWriter` that recording needs."""
-
-    n_episodes: int
-
-    @property
-    def n_open_frames(self) -> int: ...
-
-    def add_frame(self, frame: Mapping[str, Any], task: str) -> None: ...
-
-    def save_episode(self) -> int: ...
-
-    def discard_episode(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def features_of(
-    joints: Sequence[AboutJoint], cameras: Sequence[AboutCamera | AboutCameraNode]
-) -> dict[str, Any]:
-    """Features as LeRobot names them, from the `describe` of robot and cameras."""
-    from edgevla.dataset.layout import camera_age_key
-
-    names = [joint.name for joint in joints]
-    vector = {"dtype": "float32", "shape": (len(names),), "names": names}
-    features: dict[str, Any] = {"observation.state": vector, "action": dict(vector)}
-    for camera in cameras:
-        key = f"observation.images.{camera.name}"
-        shape = (camera.height, camera.width, 3)
-        features[key] = {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"]}
-        features[camera_age_key(key)] = {"dtype": "float32", "shape": (1,), "names": None}
-    return features
-
-
-def joint_units_of(joints: Sequence[AboutJoint]) -> str | None:
-    """`degrees` or `range100` of the body joints; None where it is something else (ALOHA's radians)."""
-    units = {joint.unit for joint in joints if not joint.is_gripper}
-    return {frozenset({"deg"}): "degrees", frozenset({"range100"}): "range100"}.get(frozenset(units))
-
-
-class Recording:
-    """Turns messages into rows. Knows no sockets: messages come in through `state` and `frame`."""
-
-    def __init__(self, writer: Writer, cameras: Sequence[str]) -> None:
-        from edgevla.dataset.layout import camera_age_key
-
-        self.writer = writer
-        self.keys = {name: f"observation.images.{name}" for name in cameras}
-        self.age_keys = {name: camera_age_key(key) for name, key in self.keys.items()}
-        self.frames: dict[str, deque[Message[Frame]]] = {name: deque(maxlen=FRAMES) for name in cameras}
-        self.waiting: deque[State] = deque(maxlen=STATES)
-        self.counters: Counter[str] = Counter()
-        self.is_recording, self.task = False, ""
-        self.longest: int | None = None
-        """Rows after which the episode is full; None: no bound."""
-        self._grid: tuple[int, int] | None = None
-
-    def frame(self, message: Message[Frame]) -> None:
-        if message.body.camera in self.frames:
-            self.frames[message.body.camera].append(message)
-
-    def state(self, state: State) -> None:
-        """Keeps the states of grid moments while recording and while the arm is powered."""
-        if self.is_recording and state.is_grid_moment and np.isfinite(state.goal).all():
-            self.waiting.append(state)
-
-    def begin(self, task: str) -> None:
-        self.is_recording, self.task, self._grid = True, task, None
-        self.waiting.clear()
-
-    @property
-    def is_full(self) -> bool:
-        return self.longest is not None and self.writer.n_open_frames >= self.longest
-
-    def settle(self, now_ns: int) -> None:
-        """Writes the rows whose moment is long enough ago.
-
-        Raises:
-            DatasetError: a frame of another size than declared, or a writer that cannot go on.
-        """
-        while self.waiting and self.waiting[0].deadline_ns + PATIENCE_NS <= now_ns:
-            self._row(self.waiting.popleft())
-
-    def _row(self, state: State) -> None:
-        if self.is_full:
-            return
-        moment = state.deadline_ns
-        row: dict[str, Any] = {"observation.state": state.position, "action": state.goal}
-        for name, key in self.keys.items():
-            frame = next((f for f in reversed(self.frames[name]) if f.observed_ns <= moment), None)
-            if frame is None:
-                self.counters["rows_without_picture"] += 1
-                return
-            age_ms = (moment - frame.observed_ns) / NS_PER_MS
-            self.counters["stale_pictures"] += age_ms > STALE_MS
-            row[key] = frame_pixels(frame)
-            row[self.age_keys[name]] = age_ms
-        self._count_gap(state)
-        self.writer.add_frame(row, self.task)
-        self.counters["rows"] += 1
-
-    def _count_gap(self, state: State) -> None:
-        """Moments that no row was made of: the grid in the dataset has no holes, so they shorten time."""
-        index = (state.deadline_ns - state.t0_ns) // state.step_ns
-        if self._grid is not None and self._grid[0] == state.t0_ns:
-            self.counters["missed_moments"] += max(0, index - self._grid[1] - 1)
-        self._grid = (state.t0_ns, index)
-
-    def keep(self) -> int:
-        """Ends the episode and saves it; its number.
-
-        Raises:
-            UsageError: nothing was recorded. DatasetError: it could not be saved, and is forgotten.
-        """
-        self.is_recording = False
-        try:
-            while self.waiting:
-                self._row(self.waiting.popleft())
-            return self.writer.save_episode()
-        except DatasetError:
-            self.discard()
-            raise
-
-    def discard(self) -> int:
-        """Ends the episode and forgets it; the number of rows that were forgotten."""
-        self.is_recording = False
-        self.waiting.clear()
-        n_rows = self.writer.n_open_frames
-        self.writer.discard_episode()
-        return n_rows
 
 
 class RecorderNode:
     """Recording as a node: commands in, events and heartbeats out. `step` blocks only while an episode is saved.
 
+    task: the label, for a robot that has no instruction of its own.
     cameras: names; sizes come from the camera node's own `describe`. output: a new folder, or a dataset to append to.
     """
 
@@ -189,6 +56,8 @@ class RecorderNode:
         task: str,
     ) -> None:
         self.output, self.cameras, self.task = output, list(cameras), task
+        self.heard: Callable[[str], None] = lambda _: None
+        """Told what happens to an episode while it is recorded."""
         self.episode_s: float | None = None
         """Length after which an episode takes no more rows; None: until it is kept or discarded."""
         self._fps_of_grid = 0.0
@@ -203,6 +72,7 @@ class RecorderNode:
         self._server = CommandServer(ctx, endpoint(folder, "recorder", "commands"), session, "recorder")
         self._server.about = AboutRecorder("recorder", str(output), tuple(self.cameras))
         self.recording: Recording | None = None
+        self._state: State | None = None
         self._heartbeat_ns = 0
 
     def step(self, now_ns: int) -> None:
@@ -216,15 +86,23 @@ class RecorderNode:
             except EdgeVLAError as error:
                 command.answer(False, str(error))
         frames, states = self.inbox.drain(Frame), self.inbox.drain(State)
+        self._state = states[-1].body if states else self._state
         if self.recording is not None:
             for frame in frames:
                 self.recording.frame(frame)
             for state in states:
                 self.recording.state(state.body)
             self.recording.settle(now_ns)
+            self._tell(self.recording.news)
         if now_ns - self._heartbeat_ns >= HEARTBEAT_NS:
             self._heartbeat_ns = now_ns
             self._beat()
+
+    def _tell(self, news: deque[tuple[Severity, str, str]]) -> None:
+        while news:
+            severity, code, text = news.popleft()
+            self._publisher.event(severity, code, text)
+            self.heard(text)
 
     def obey(self, action: str, arguments: Arguments | None = None) -> str:
         """One command; a sentence about what was done.
@@ -240,27 +118,43 @@ class RecorderNode:
                 f"the recorder knows no command '{action}'; it knows record, keep, discard, set_task"
             )
         if isinstance(arguments, SetTask):
-            self.task = arguments.task
-            return f"the task is '{self.task}'"
+            return self._set_task(arguments.task)
         if self.recording is None or not self.recording.is_recording:
             raise UsageError(f"there is no episode to {action}: none is being recorded")
         if action == "keep":
-            number = self.recording.keep()
-            text = f"episode {number} kept in {self.output}"
+            still = self.recording.still(self._fps_of_grid)
+            text = f"episode {self.recording.keep()} kept in {self.output}" + (
+                f"; but {still}" if still else ""
+            )
         else:
             text = f"episode discarded ({self.recording.discard()} rows)"
         self._publisher.event("info", f"episode_{action}", text)
         return text
 
-    def _record(self, task: str) -> str:
+    def _set_task(self, task: str) -> str:
+        own = self._robot_task()
+        if own and own != task:
+            raise UsageError(f"the robot's own task is '{own}', and every row carries it; change it there")
+        self.task = task
+        return f"the task is '{task}'"
+
+    def _robot_task(self) -> str:
+        """The instruction that the robot has now; empty: none."""
+        newest = self.inbox.newest(State)
+        state = self._state if newest is None else newest.body
+        return state.task if state is not None else ""
+
+    def _record(self, label: str) -> str:
         if self.recording is not None and self.recording.is_recording:
             raise UsageError("an episode is already being recorded; keep or discard it first")
         if self.recording is None:
-            self.recording = Recording(self._open_writer(), self.cameras)
+            seen = self._seen_before()
+            self.recording = Recording(self._open_writer(), self.cameras, seen)
             if self.episode_s is not None:
                 self.recording.longest = max(1, round(self.episode_s * self._fps_of_grid))
-        self.recording.begin(task)
-        text = f"recording episode {self.recording.writer.n_episodes}" + (f": {task}" if task else "")
+        self.recording.begin(label)
+        task = self._robot_task() or label
+        text = f"recording episode {self.recording.writer.n_episodes}" + (f": {task}" if task else NO_TASK)
         self._publisher.event("info", "episode_begins", text)
         return text
 
@@ -276,6 +170,19 @@ class RecorderNode:
         kind = self._kind()
         features = feature_infos(with_bookkeeping(kind.pop("features")), self.output)
         check_joining(self.output, Kind(features=features, **kind))
+
+    def _seen_before(self) -> dict[str, list[Glance]]:
+        """Per camera: first pictures of episodes that are in `output` already."""
+        from edgevla.dataset import open_dataset
+        from edgevla.dataset.pictures import first_pictures
+
+        try:
+            dataset = open_dataset(self.output)
+        except DatasetError:  # there is none yet, or the writer says what is wrong with it
+            return {}
+        _, seen = first_pictures(dataset, REMEMBERED)
+        dataset.close()
+        return {name: seen.get(f"observation.images.{name}", []) for name in self.cameras}
 
     def _open_writer(self) -> Writer:
         from edgevla.dataset.writer import DatasetWriter
@@ -313,6 +220,8 @@ class RecorderNode:
             if time.monotonic() > deadline:
                 raise UsageError("the robot publishes no state; start it with `edgevla deploy` first")
             time.sleep(0.01)
+        if state.body.mode == "idle":  # its grid is that of the first policy or leader
+            raise UsageError("the robot is not started yet; try again in a moment")
         fps = NS_PER_S / state.body.step_ns
         return round(fps) if abs(fps - round(fps)) < 0.01 else fps
 
@@ -335,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--session", required=True, help="hex of the deployment's session")
     parser.add_argument("--output", required=True, type=Path, help="folder of the dataset")
     parser.add_argument("--camera", action="append", default=[], help="name of a camera to record; repeat")
-    parser.add_argument("--task", default="", help="instruction of the episodes")
+    parser.add_argument("--task", default="", help="instruction where the robot has none")
     args = parser.parse_args(argv)
     stopping = stop_when_asked()
     session, ctx = bytes.fromhex(args.session), zmq.Context()
@@ -352,8 +261,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         node.close()
         ctx.destroy(linger=200)
 
-
-__all__ = ["RecorderNode", "Recording", "features_of", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())

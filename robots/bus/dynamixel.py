@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .frames import Status
-from .registers import Block, Register, table
+from .registers import Block, Foreign, Register, table
 
 BROADCAST = 0xFE
 MAX_ID = 252
@@ -46,9 +46,35 @@ HARDWARE_BITS = {
 VOLTAGE, OVERHEAT, SHOCK, OVERLOAD = 0x01, 0x04, 0x10, 0x20
 
 MODELS = {
-    "xl430-w250": 1060, "xm430-w350": 1020, "xm540-w270": 1120, "xl330-m288": 1200, "xl330-m077": 1190,
-    "xc430-w150": 1070, "xc330-t181": 1210, "xc330-t288": 1220, "xh540-w150": 1110,
+    "mx-28": 30, "mx-64": 311, "mx-106": 321,
+    "xl330-m077": 1190, "xl330-m288": 1200, "xl430-w250": 1060, "2xl430-w250": 1090,
+    "xc330-t181": 1210, "xc330-t288": 1220, "xc330-m181": 1230, "xc330-m288": 1240,
+    "xc430-w150": 1070, "xc430-w240": 1080, "2xc430-w250": 1160,
+    "xm430-w350": 1020, "xm430-w210": 1030, "xm540-w270": 1120, "xm540-w150": 1130,
+    "xh430-w350": 1000, "xh430-w210": 1010, "xh430-v350": 1040, "xh430-v210": 1050,
+    "xh540-w270": 1100, "xh540-w150": 1110, "xh540-v270": 1140, "xh540-v150": 1150,
+    "xd430-t350": 1001, "xd430-t210": 1011, "xd540-t270": 1101, "xd540-t150": 1111,
+    "xw430-t333": 1270, "xw430-t200": 1280, "xw540-t260": 1170, "xw540-t140": 1180,
 }  # fmt: skip
+"""Model number of the servos with this control table; MX servos with their firmware for protocol 2.0."""
+FOREIGN = (
+    Foreign(("xl320", "xl-320"), (350,), "the XL320 has a small control table of its own"),
+    Foreign(("ax-", "rx-", "dx-", "ex-", "mx-12"),
+            (10, 12, 18, 24, 28, 29, 64, 107, 113, 116, 117, 300, 310, 320, 360),
+            "AX, RX, DX, EX and old MX servos speak protocol 1.0"),
+    Foreign(("ph", "pm", "h42", "h54", "m42", "m54", "l42", "l54", "rh-", "ym"), range(2000, 1 << 16),
+            "PRO, P and Y servos have their registers at other addresses"),
+)  # fmt: skip
+MODES = {"follower": (3, 4, 5), "leader": (0, 3, 4, 5, 16)}
+"""Operating modes in which a joint has a position; a leader is moved by hand."""
+RANGES = {
+    "return_delay": (0, 254), "max_temperature": (30, 100), "pwm_limit": (1, 885), "goal_pwm": (1, 885),
+    "current_limit": (1, 2047), "goal_current": (1, 2047), "velocity_limit": (1, 2047),
+    "profile_velocity": (0, 32767), "profile_acceleration": (0, 32767), "min_position": (0, 4095),
+    "max_position": (0, 4095), "position_p": (0, 16383), "position_i": (0, 16383), "position_d": (0, 16383),
+    "velocity_p": (0, 16383), "velocity_i": (0, 16383), "feedforward_1st": (0, 16383), "feedforward_2nd": (0, 16383),
+}  # fmt: skip
+"""What the manual allows, where that is less than the register can hold."""
 TICKS_PER_TURN = 4096
 VELOCITY_UNIT_TICKS_S = 0.229 * TICKS_PER_TURN / 60
 """One count of a velocity register, in ticks per second."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from edgevla.errors import ConfigError
 
 from . import dynamixel
 from .registers import Block
-from .report import RESTARTED, Cure, ServoReport
-from .servo_bus import N_TRIES, PingReply, ServoBus
+from .report import CONCLUSIONS, Cure, PingReply, ServoReport
+from .servo_bus import N_TRIES, ServoBus
 
 POSITION_MODE = 3
 NO_PARTNER = 255
@@ -34,6 +34,7 @@ FULL_LOAD = {"xm540-w270": 2047, "xl330-m288": 1750, "xl330-m077": 1750, "xc330-
 FULL_LOAD_XM430 = 1193
 
 CURES = {
+    **CONCLUSIONS,
     "voltage": Cure("use the supply that fits these servos and look after its plugs", "volts", is_kept=True),
     "hall sensor": Cure("its motor's sensor fails; if it comes back, replace the servo", is_kept=True),
     "over-temperature": Cure("let it cool down and look for what it pushes against", "heat", is_kept=True),
@@ -41,7 +42,6 @@ CURES = {
     "electrical shock": Cure("look for a damaged cable or too strong a supply", "volts", is_kept=True),
     "overload": Cure("free the joint", "load", is_kept=True),
     "bus watchdog": Cure("it was told nothing for so long that it froze by itself; start again"),
-    RESTARTED: Cure("look after its power supply and its plugs, then start again", "volts"),
 }  # fmt: skip
 
 
@@ -54,9 +54,11 @@ class DynamixelBus(ServoBus):
     health_block = dynamixel.HEALTH_BLOCK
     known_models = dynamixel.MODELS
     bauds = dynamixel.BAUDS
+    foreign, modes, ranges = dynamixel.FOREIGN, dynamixel.MODES, dynamixel.RANGES
     torque_limit, own_limit, full_torque = "goal_pwm", "pwm_limit", dynamixel.FULL_PWM
     ceilings = ("pwm_limit", "current_limit")
     bounds = (("goal_pwm", "pwm_limit"), ("goal_current", "current_limit"))
+    kept = ("torque_enable", "goal_pwm")
     homing_sign = 1
     speed = "profile_velocity"
     cures = CURES
@@ -124,6 +126,11 @@ class DynamixelBus(ServoBus):
         late_ms = now["realtime_tick"] - before["realtime_tick"] - elapsed_ms
         off_ms = abs((late_ms + TICK_PERIOD_MS / 2) % TICK_PERIOD_MS - TICK_PERIOD_MS / 2)
         return off_ms > TICK_ERROR_MS + TICK_ERROR * elapsed_ms
+
+    def count_foreign(self, heard: bytes, sizes: Collection[int]) -> int:
+        """Questions: nobody here asks them while answers are awaited."""
+        frames = dynamixel.split_instructions(bytearray(heard))
+        return sum(code != dynamixel.STATUS for _, code, _ in frames)
 
     def probe_reading(self) -> str | None:
         """Whether all servos join in a merged answer (firmware 45 and later)."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .frames import Status
-from .registers import Block, Register, table
+from .registers import Block, Foreign, Register, table
 
 BROADCAST = 0xFE
 MAX_ID = 253
@@ -34,7 +34,28 @@ ERROR_BITS = {
 }  # fmt: skip
 VOLTAGE, OVERHEAT, OVERCURRENT, OVERLOAD = 0x01, 0x04, 0x08, 0x20
 
-MODELS = {"sts3215": 777, "sts3250": 2825, "sm8512bl": 11272}
+MODELS = {
+    "sts3032": 521, "sts3215": 777, "sts3040": 1033, "sts3020": 1289, "sts3046": 1545, "sts3095": 2569,
+    "sts3250": 2825, "sm8512bl": 11272,
+}  # fmt: skip
+"""Model number (register 3) of the servos with this control table. The low byte is the family: 9 STS, 8 SM..BL."""
+FOREIGN = (
+    Foreign(("scs", "sc15", "sc09"),  # SCS0009 is a 1284 where its bytes are read in its own order
+            (*range(5, 1 << 16, 256), 1284, 1288, 1292, 1295, 1315, 1320, 3849, 5129, 8969, 10249),
+            "SCS servos count 1024 ticks in big-endian words"),
+    Foreign(("hls",), range(10, 1 << 16, 256), "HLS servos have a goal current where STS servos have a time"),
+    Foreign(tuple(f"sm{n}-360m" for n in (30, 60, 80, 85, 100, 150)), range(6, 1 << 16, 256),
+            "SM servos with a brushed motor keep offset and mode elsewhere"),
+)  # fmt: skip
+MODES = {"follower": (0,), "leader": (0,)}
+"""Operating modes in which a joint has a position."""
+RANGES = {
+    "return_delay": (0, 254), "max_temperature": (30, 100), "max_torque": (1, 1000), "torque_limit": (1, 1000),
+    "min_startup_force": (0, 1000), "protection_current": (0, 511), "protective_torque": (0, 100),
+    "overload_torque": (1, 100), "cw_dead_zone": (0, 32), "ccw_dead_zone": (0, 32), "acceleration": (0, 254),
+    "max_acceleration": (0, 254),
+}  # fmt: skip
+"""What the manual allows, where that is less than the register can hold."""
 TICKS_PER_TURN = 4096
 
 
@@ -85,6 +106,17 @@ TICK_BLOCK = Block(tuple(REGISTERS[n] for n in (
 HEALTH_BLOCK = Block(tuple(REGISTERS[n] for n in (
     "torque_enable", "acceleration", "goal_position", "torque_limit", "lock", "present_position",
     "present_load", "present_voltage", "present_temperature", "status", "present_current")))  # fmt: skip
+
+
+_ASKABLE = frozenset((r.address, r.size) for r in REGISTERS.values())
+
+
+def is_question(code: int, data: bytes) -> bool:
+    """Whether a frame that may be an answer of two bytes is another master's question for a register.
+
+    It would be one of a servo whose angle sensor fails (ERR 2), and that has just these two bytes to say.
+    """
+    return code == READ and len(data) == 2 and (data[0], data[1]) in _ASKABLE
 
 
 def checksum(body: bytes) -> int:
@@ -161,6 +193,7 @@ class Decoder:
         self.n_corrupt = 0
         """Complete frames of the right shape whose checksum failed."""
         self._buffer = bytearray()
+        self._asked_by_others: set[int] = set()
 
     @property
     def pending(self) -> int:
@@ -168,10 +201,14 @@ class Decoder:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Status]:
+        """Answers. Behind another master's question nothing of that servo is ours: an answer does not say to what."""
         self._buffer += data
         found = []
         while (frame := self._next()) is not None:
-            found.append(frame)
+            if self.data_size == 2 and is_question(frame.error, frame.data):
+                self._asked_by_others.add(frame.id)
+            if frame.id not in self._asked_by_others:
+                found.append(frame)
         return found
 
     def _next(self) -> Status | None:

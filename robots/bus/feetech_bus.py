@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from edgevla.errors import BusError
 
 from . import feetech
 from .registers import Block
-from .report import RESTARTED, Cure, ServoReport
-from .servo_bus import N_TRIES, PingReply, ServoBus
+from .report import CONCLUSIONS, Cure, PingReply, ServoReport
+from .servo_bus import N_TRIES, ServoBus
 
 LAST_TICK = feetech.TICKS_PER_TURN - 1
 MOTOR_REVERSED, FINE_SPEED, ZERO_IS_FULL_SPEED, MULTI_TURN, FEEDBACK_REVERSED = 0x01, 0x04, 0x08, 0x10, 0x80
 """Bits of the register `phase`. Fine: speeds count 1 tick/s, else 50."""
+FORWARD = FINE_SPEED | ZERO_IS_FULL_SPEED
+"""As servos leave the factory."""
 REVERSED = MOTOR_REVERSED | FEEDBACK_REVERSED
-COARSE_TICKS_S = 50
 ANSWERS_ALL = 1
+LAST_ERROR = 0x7F
 PATIENCE_NS = 100_000_000
 FLASH_NS = 20_000_000
 """A servo may be silent for so long while it writes its EEPROM."""
@@ -25,6 +27,7 @@ SETTINGS = {"return_delay": 0, "operating_mode": 0, "max_acceleration": 254}
 MEMORY = {"acceleration": 254, "goal_velocity": 0}
 
 CURES = {
+    **CONCLUSIONS,
     "voltage": Cure(
         "use the supply that fits these servos (7.4 V and 12 V versions exist) and look after its plugs", "volts"
     ),
@@ -33,7 +36,6 @@ CURES = {
     "over-current": Cure("free the joint", "load", is_kept=True),
     "angle out of range": Cure("turn the joint back into its range by hand", is_kept=True),
     "overload": Cure("free the joint", "load", is_kept=True),
-    RESTARTED: Cure("look after its power supply and its plugs, then start again", "volts"),
 }  # fmt: skip
 
 
@@ -46,9 +48,11 @@ class FeetechBus(ServoBus):
     health_block = feetech.HEALTH_BLOCK
     known_models = feetech.MODELS
     bauds = feetech.BAUDS
+    foreign, modes, ranges = feetech.FOREIGN, feetech.MODES, feetech.RANGES
     torque_limit, own_limit, full_torque = "torque_limit", "max_torque", 1000
     ceilings = ("max_torque", "protection_current", "overload_torque")
     bounds = (("torque_limit", "max_torque"),)
+    kept = ("torque_enable", "acceleration", "torque_limit", "lock")
     homing_sign = -1
     speed = "goal_velocity"
     cures = CURES
@@ -85,15 +89,14 @@ class FeetechBus(ServoBus):
                 f"not those of the calibration; edgevla calibrate --robot {self.robot} sets it right",
                 port=self.port.name, motor_id=servo_id, register="phase",
             )  # fmt: skip
-        return {**SETTINGS, **MEMORY, "phase": phase & ~MULTI_TURN | ZERO_IS_FULL_SPEED}
+        return {**SETTINGS, **MEMORY, "phase": phase & ~MULTI_TURN | FORWARD}
 
     def to_calibrate(self, servo_id: int, drive_mode: int) -> dict[str, int]:
         phase = self.read_raw(servo_id, "phase")
-        return {"operating_mode": 0, "phase": phase & ~(MULTI_TURN | REVERSED) | ZERO_IS_FULL_SPEED}
+        return {"operating_mode": 0, "phase": phase & ~(MULTI_TURN | REVERSED) | FORWARD}
 
     def speed_counts(self, servo_id: int, ticks_s: float) -> int:
-        unit = 1 if self.read_raw(servo_id, "phase") & FINE_SPEED else COARSE_TICKS_S
-        return max(1, round(ticks_s / unit))
+        return max(1, round(ticks_s))
 
     def goal_range(self, servo_id: int) -> tuple[int, int] | None:
         low, high = self.read_raw(servo_id, "min_position"), self.read_raw(servo_id, "max_position")
@@ -107,6 +110,15 @@ class FeetechBus(ServoBus):
         self, servo_id: int, before: Mapping[str, int], now: Mapping[str, int], elapsed_ns: int
     ) -> bool:
         return now["acceleration"] == 0 != before["acceleration"]
+
+    def count_foreign(self, heard: bytes, sizes: Collection[int]) -> int:
+        """A question looks like an answer here. It is given away by its size, by what it asks for, or by an instruction
+        that is no ERR byte."""
+        frames = feetech.split_instructions(bytearray(heard))
+        return sum(
+            code > LAST_ERROR or len(data) not in (0, *sizes) or feetech.is_question(code, data)
+            for _, code, data in frames
+        )
 
     def probe_reading(self) -> str | None:
         """Firmware before 3.10 may not answer a sync read; then single reads are used."""

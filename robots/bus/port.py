@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import termios
@@ -19,9 +20,10 @@ from typing import Any, Protocol
 from edgevla.clock import NS_PER_S, Clock, MonotonicClock
 from edgevla.errors import BusError
 
+from .adapters import candidate_ports, in_use_sentence, is_running, openers
+
 READ_SIZE = 4096
 WRITE_TIMEOUT_NS = 200_000_000
-LATENCY_WARN_MS = 2
 NEVER_NS = 1 << 62
 
 
@@ -78,16 +80,28 @@ class SerialPort:
 
     @classmethod
     def open(cls, path: str, baud: int) -> SerialPort:
-        """Opens the line for this process alone. Raises BusError with the cure in the sentence."""
+        """Opens the line for this process alone: who has it open is named, and who comes later finds it busy.
+
+        Raises BusError with the cure in the sentence.
+        """
         import serial
 
+        refuse_if_in_use(path)
         try:
             device = serial.Serial(path, baud, timeout=0, write_timeout=0, exclusive=True)
         except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
             raise open_error(path, baud, error) from error
+        port = cls(device.fileno(), path, baud, device)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(port.fileno(), termios.TIOCEXCL)
+        try:
+            refuse_if_in_use(path)  # somebody who came while it was being opened
+        except BusError:
+            port.close()
+            raise
         with contextlib.suppress(OSError, termios.error, AttributeError, NotImplementedError, ValueError):
             device.set_low_latency_mode(True)  # pseudo-terminals and some adapters have no such mode
-        return cls(device.fileno(), path, baud, device)
+        return port
 
     def fileno(self) -> int:
         return self._fd
@@ -153,7 +167,9 @@ class SerialPort:
     def close(self) -> None:
         device, self._device, fd, self._fd = self._device, None, self._fd, -1
         try:
-            if device is not None:
+            if device is not None:  # who opened it lets others in again: somebody may hold a descriptor still
+                with contextlib.suppress(OSError):
+                    fcntl.ioctl(fd, termios.TIOCNXCL)
                 device.close()
             elif fd >= 0:
                 os.close(fd)
@@ -180,14 +196,15 @@ def open_error(path: str, baud: int, error: BaseException) -> BusError:
             f"serial port {path} does not exist; ports on this machine: {here}. Plug the adapter in, or name "
             "another with --port (a /dev/serial/by-id/ name does not change when replugged)"
         )
+        if is_running("brltty"):
+            sentence += "; brltty is running, which takes adapters away: sudo apt purge brltty, then replug"
     elif number == errno.EACCES:
         sentence = (
             f"no permission to open {path}; add yourself to its group once with: "
             f"sudo usermod -aG {_group_of(path)} $USER, then log in again"
         )
     elif number in (errno.EAGAIN, errno.EBUSY) or "exclusively lock" in text:
-        owner = _owner_of(path)
-        sentence = f"{path} is in use by another process{owner}; stop it first"
+        sentence = in_use_sentence(path, openers(path, counts_us=True))
     elif number == errno.EINVAL or "baud" in text.lower():
         sentence = (
             f"{path} does not accept {baud} baud; use another adapter or another baud rate in the profile"
@@ -197,15 +214,6 @@ def open_error(path: str, baud: int, error: BaseException) -> BusError:
     return BusError(sentence, port=path, errno=number if isinstance(number, int) else None)
 
 
-def candidate_ports() -> list[str]:
-    """Serial adapters on this machine, the stable names first."""
-    by_id = sorted(str(p) for p in Path("/dev/serial/by-id").glob("*"))
-    plain = sorted(
-        str(p) for pattern in ("ttyACM*", "ttyUSB*", "ttyDXL*") for p in Path("/dev").glob(pattern)
-    )
-    return by_id or plain
-
-
 def _group_of(path: str) -> str:
     try:
         return Path(path).group()
@@ -213,51 +221,10 @@ def _group_of(path: str) -> str:
         return "dialout"
 
 
-def _owner_of(path: str) -> str:
-    """` (pid 123, python)` of a process that has the file open, as far as we may see; else an empty string."""
-    target = os.path.realpath(path)
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(link.readlink()) == target and link.parts[2] != str(os.getpid()):
-                name = Path("/proc", link.parts[2], "comm").read_text().strip()
-                return f" (pid {link.parts[2]}, {name})"
-        except OSError:
-            continue
-    return ""
-
-
-def latency_timer_path(path: str, sysfs: str = "/sys/bus/usb-serial/devices") -> Path | None:
-    """The file with the adapter's latency timer (ms); None where the adapter has none."""
-    timer = Path(sysfs, os.path.basename(os.path.realpath(path)), "latency_timer")  # noqa: PTH119
-    return timer if timer.exists() else None
-
-
-def latency_timer_ms(timer: Path | None) -> int | None:
-    """What the file of `latency_timer_path` says; None where there is none, or it went away with its adapter."""
-    try:
-        return None if timer is None else int(timer.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def set_latency_timer(path: str, ms: int = 1, sysfs: str = "/sys/bus/usb-serial/devices") -> str | None:
-    """Sets the adapter's latency timer where permitted.
-
-    Returns:
-        None when there is nothing to do (no timer, or it is low now), else the sentence that says what to run.
-    """
-    timer = latency_timer_path(path, sysfs)
-    now_ms = latency_timer_ms(timer)
-    if timer is None or now_ms is None or now_ms <= LATENCY_WARN_MS:
-        return None
-    try:
-        timer.write_text(str(ms))
-    except OSError:
-        return (
-            f"{path} delays every answer by up to {now_ms} ms (its USB latency timer); run: "
-            f"echo {ms} | sudo tee {timer}"
-        )
-    return None
+def refuse_if_in_use(path: str) -> None:
+    """Raises BusError with everybody who has the line open, whether or not they asked to have it alone."""
+    if found := openers(path):
+        raise BusError(in_use_sentence(path, found), port=path, errno=errno.EBUSY)
 
 
 class MemoryPort:

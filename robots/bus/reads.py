@@ -49,6 +49,8 @@ class Line(Protocol):
 
     def note_fast_read(self, came: bool) -> None: ...
 
+    def overhear(self, heard: bytes, n_answers: int, size: int) -> None: ...
+
 
 class BlockRead:
     """Reads `size` bytes at `address` from each servo of `ids`; `replies` maps id to the data that came.
@@ -85,6 +87,8 @@ class BlockRead:
         self._decoder = bus.codec.Decoder(size)
         self._echo = b""
         self._held = b""
+        self._heard = bytearray()
+        """What came in this try, without our own echo."""
         self._request = b""
         self._try_end_ns = 0
 
@@ -119,6 +123,7 @@ class BlockRead:
         self._is_merged = can_merge and self.n_tries == 0
         self._request = bus.request(self.address, self.size, tuple(self._missing), self._is_merged)
         self._decoder = bus.codec.Decoder(self.size)
+        self._heard.clear()
         if self._is_merged:
             self._decoder.merged_ids = self._group
         bus.port.flush_input()
@@ -142,6 +147,7 @@ class BlockRead:
             data = self._strip_echo(data)
         if not data:
             return
+        self._heard += data
         n_corrupt = self._decoder.n_corrupt
         for status in self._decoder.feed(data):
             if status.id not in self._missing:
@@ -184,12 +190,17 @@ class BlockRead:
         return data
 
     def _next(self, now_ns: int) -> None:
+        self._overhear()
         if self._queue:
             self._send(now_ns)
         else:
             self._finish()
 
+    def _overhear(self) -> None:
+        self.bus.overhear(bytes(self._heard), len(self._group) - len(self._missing), self.size)
+
     def _try_again(self, now_ns: int) -> None:
+        self._overhear()
         missing = self._missing + [i for group in self._queue for i in group]
         needed = self.bus.wire_time_ns(self.size, len(missing), 14 + len(missing)) + SHORTEST_TRY_NS // 3
         needed += self.bus.adapter_latency_ns

@@ -6,7 +6,7 @@ complement. Both are little-endian. No numpy here: the guardian imports this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +67,15 @@ class Register:
             return value
         magnitude = value & ((1 << self.sign_bit) - 1)
         return -magnitude if value >> self.sign_bit & 1 else magnitude
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Servos on the same wire with another control table. names: how theirs begin; numbers: their model numbers."""
+
+    names: tuple[str, ...]
+    numbers: Container[int]
+    why: str
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,19 @@ from typing import Literal
 
 NO_LOAD_PERCENT = 5.0
 RESTARTED = "has restarted"
-"""A fault that no servo reports: it has forgotten what connecting had set, so its supply was interrupted."""
+"""It has forgotten what connecting had set, so its supply was interrupted."""
+CHANGED = "was changed by itself or by another program"
+SHARED = "shares its line with another program"
+CONCLUDED = (RESTARTED, CHANGED, SHARED)
+"""Faults that no servo reports."""
+
+
+@dataclass(frozen=True)
+class PingReply:
+    id: int
+    model: int
+    firmware: str
+    error: int
 
 
 @dataclass(frozen=True)
@@ -47,9 +59,17 @@ class Cure:
 
 def what_it_says(faults: Collection[str]) -> str:
     """`reports overload, voltage and has restarted`."""
-    reported = ", ".join(fault for fault in faults if fault != RESTARTED)
+    reported = ", ".join(fault for fault in faults if fault not in CONCLUDED)
     parts = [f"reports {reported}"] if reported else []
-    return " and ".join([*parts, *([RESTARTED] if RESTARTED in faults else [])])
+    return " and ".join([*parts, *(fault for fault in faults if fault in CONCLUDED)])
+
+
+CONCLUSIONS = {
+    RESTARTED: Cure("look after its power supply and its plugs, then start again", "volts"),
+    CHANGED: Cure("close whatever else talks to this arm, then start again"),
+    SHARED: Cure("close whatever else talks to this arm (LeRobot, the vendor's tool), then start again"),
+}
+"""The same for every protocol."""
 
 
 def cure_words(

@@ -1,26 +1,25 @@
 """Servos on one line, by register name: the small interface behind which the servo protocols stand.
 
-A protocol is a codec, a control table and its habits: the first part of `ServoBus` says which, a subclass fills them
-in, and one line in `protocols.py` makes it known. Everything that waits, retries, counts and words errors is here once.
+A protocol is a codec, a control table and its habits (`habits.py`): a subclass fills them in, and one line in
+`protocols.py` makes it known. Everything that waits, retries, counts and words errors is here once.
 Set-up calls (`ping`, `read`, `write`) raise BusError; the tick's read never raises for a lost answer: it is counted,
 and the value keeps its age. No numpy here.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgevla.clock import Clock, MonotonicClock
 from edgevla.errors import BusError, ConfigError
 
 from .frames import Counters
+from .habits import Habits
 from .port import READ_SIZE, Port, wire_ns
 from .reads import BlockRead, finish
 from .registers import Block, Register
-from .report import Cure, OwnLimits, ServoReport, cure_words
+from .report import OwnLimits, PingReply, ServoReport, cure_words
 
 TURNAROUND_NS = 50_000
 MARGIN_NS = 5_000_000
@@ -29,129 +28,18 @@ EEPROM_TIMEOUT_NS = 30_000_000
 N_TRIES = 3
 MAX_FAST_FAILURES = 3
 PROBE_NS = 60_000_000
-
-NEEDED = (
-    "id", "baud", "model_number", "homing_offset", "min_position", "max_position", "min_voltage", "max_voltage",
-    "max_temperature", "torque_enable", "goal_position", "present_position",
-)  # fmt: skip
-"""Registers by which this project knows any servo."""
+LATE_NS = 1_000_000_000
+"""Answers to what was asked so long ago do not come any more."""
+FOREIGN_FRAMES, FOREIGN_NS = 4, 2_000_000_000
+"""So many in this time are another master; one now and then is noise with a checksum that fits."""
 
 
-@dataclass(frozen=True)
-class PingReply:
-    id: int
-    model: int
-    firmware: str
-    error: int
-
-
-class ServoBus:
-    """One line with its servos. The first part is what a protocol says; `protocols.py` lists them.
-
-    codec: what builds and reads frames: `read`, `write`, `sync_read`, `sync_write`, `sync_read_bytes`, `refuses`,
-    `Decoder`, `MAX_ID`.
-    registers: by name; `NEEDED` and what the attributes below name must be there.
-    known_models: model number by the name that profiles use. bauds: by the value of the baud register.
-    full_torque: raw value of the register `torque_limit` at full torque; `own_limit`: the owner's, kept in EEPROM.
-    ceilings: EEPROM registers by which an owner limits a servo: written lower, never higher than they are.
-    bounds: registers that must not exceed another one, with that one.
-    homing_sign: present position = encoder + sign * homing offset.
-    speed: the register that limits a servo's own speed (0: none).
-    cures: what a person does about each fault.
+class ServoBus(Habits):
+    """One line with its servos. What their protocol says stands in `Habits`.
 
     motors: id -> what to call the servo in a sentence, `wrist_flex, STS3215`. models: id -> model, as profiles name it.
     margin_ms, floor_ms: what a try may take beyond the wire's time, and at least in all.
     """
-
-    codec: Any
-    registers: Mapping[str, Register]
-    tick_block: Block
-    health_block: Block
-    known_models: Mapping[str, int]
-    bauds: Sequence[int]
-    torque_limit: str
-    own_limit: str
-    full_torque: int
-    ceilings: Sequence[str] = ()
-    bounds: Sequence[tuple[str, str]] = ()
-    homing_sign: int = 1
-    speed: str
-    cures: Mapping[str, Cure] = {}
-    can_reboot = False
-
-    def ping(self, servo_id: int, n_tries: int = N_TRIES) -> PingReply | None:
-        """Model and firmware of a servo; None when it does not answer."""
-        raise NotImplementedError
-
-    def report(self, servo_id: int, values: Mapping[str, int]) -> ServoReport:
-        """What the registers of a block say of a servo."""
-        raise NotImplementedError
-
-    def settings(self, servo_id: int, drive_mode: int, partner: int | None) -> dict[str, int]:
-        """Raw register values that connecting wants, besides the profile's. partner: id whose goals a shadow obeys.
-
-        Raises BusError for a servo that is set up as no profile can mean it.
-        """
-        return {}
-
-    def to_calibrate(self, servo_id: int, drive_mode: int) -> dict[str, int]:
-        """Raw register values without which a measured range means nothing."""
-        return {}
-
-    def speed_counts(self, servo_id: int, ticks_s: float) -> int:
-        """Raw value of the register `speed`, at least 1."""
-        raise NotImplementedError
-
-    def goal_range(self, servo_id: int) -> tuple[int, int] | None:
-        """Goals (ticks) beyond which the servo clips or refuses by itself; None: it takes all."""
-        return None
-
-    def is_plausible(self, tick: int) -> bool:
-        """Whether a servo can be there, as connecting has set it up."""
-        return True
-
-    def has_restarted(
-        self, servo_id: int, before: Mapping[str, int], now: Mapping[str, int], elapsed_ns: int
-    ) -> bool:
-        """Whether two health blocks, so far apart, lie on both sides of a restart."""
-        return False
-
-    def probe_reading(self) -> str | None:
-        """Finds the fastest way to read all servos; a sentence for the user when it is a slow one."""
-        return None
-
-    def quirks(self) -> list[str]:
-        """Sentences for the user: what the firmware of these servos cannot do that a run would want."""
-        return []
-
-    def greet(self) -> None:
-        """Before anything is asked: what servos need in order to answer at all. Nothing moves by it."""
-
-    def ensure_answers(self) -> str | None:
-        """Torque off: servos that do not acknowledge what is written learn to; a sentence when there were some."""
-        return None
-
-    @contextlib.contextmanager
-    def unlocked(self, servo_id: int) -> Iterator[None]:
-        """What is written inside stays when the power goes."""
-        yield
-
-    def arm_watchdog(self, ms: int) -> str | None:
-        """From now on servos freeze by themselves when the line is silent for so long. Why not all of them do."""
-        return None
-
-    def clear_watchdog(self) -> None:
-        """A watchdog is off; one that fired lets goals in again."""
-
-    def reboot(self, servo_id: int) -> None:
-        """Only where `can_reboot`: the servo forgets its faults, and its torque is off."""
-        raise NotImplementedError
-
-    def restart_words(self, servo_id: int) -> str:
-        """How a person makes a servo forget what it reports."""
-        return "switch the arm off and on"
-
-    # ---- the same for all ----
 
     def __init__(
         self,
@@ -184,6 +72,13 @@ class ServoBus:
         self.errors: dict[int, int] = dict.fromkeys(motors, 0)
         """Last ERR byte by servo."""
         self._margin_ns, self._floor_ns = int(margin_ms * 1e6), int(floor_ms * 1e6)
+        self.written: dict[int, dict[str, int]] = {i: {} for i in motors}
+        """What was written last, by servo and register."""
+        self.is_shared = False
+        """Whether another master was heard on the line."""
+        self._foreign_ns: list[int] = []
+        self._asked_ns: dict[int, int] = {}
+        """When answers of so many data bytes were asked for last."""
         self._requests: dict[tuple[int, int, tuple[int, ...], bool], bytes] = {}
         self._n_fast_failures = 0
         self._owed_until_ns = 0
@@ -261,6 +156,16 @@ class ServoBus:
             self.uses_sync_read = False
         return {i: block.decode(data) for i, data in replies.items()}
 
+    def overhear(self, heard: bytes, n_answers: int, size: int) -> None:
+        """All that came while answers of `size` bytes were awaited, `n_answers` of which were taken."""
+        now_ns = self.clock.now_ns()
+        self._asked_ns[size] = now_ns
+        if len(heard) > self.codec.sync_read_bytes(n_answers, size)[1]:
+            lately = [n for n, asked_ns in self._asked_ns.items() if now_ns - asked_ns < LATE_NS]
+            self._foreign_ns += [now_ns] * self.count_foreign(heard, lately)
+            self._foreign_ns = [then for then in self._foreign_ns if now_ns - then < FOREIGN_NS]
+            self.is_shared |= len(self._foreign_ns) >= FOREIGN_FRAMES
+
     def note_error(self, servo_id: int, error: int) -> None:
         if servo_id in self.errors:
             self.errors[servo_id] = error
@@ -321,16 +226,20 @@ class ServoBus:
         self._owed_until_ns = 0
 
     def _await(self, frame: bytes, servo_id: int, data_size: int, deadline_ns: int) -> bytes | None:
-        decoder = self.codec.Decoder(data_size)
+        decoder, heard = self.codec.Decoder(data_size), bytearray()
+        data = None
         try:
-            return self._await_with(decoder, frame, servo_id, data_size, deadline_ns)
+            data = self._await_with(decoder, heard, frame, servo_id, data_size, deadline_ns)
+            return data
         finally:
+            self.overhear(bytes(heard), data is not None, data_size)
             if servo_id in self.counters:
                 self.counters[servo_id].n_corrupt += decoder.n_corrupt
 
     def _await_with(
-        self, decoder: Any, frame: bytes, servo_id: int, data_size: int, deadline_ns: int
+        self, decoder: Any, heard: bytearray, frame: bytes, servo_id: int, data_size: int, deadline_ns: int
     ) -> bytes | None:
+        """heard: is filled with all that came but our own echo."""
         held = b""
         may_echo = True
         while data := self.port.read(READ_SIZE, deadline_ns):
@@ -342,6 +251,7 @@ class ServoBus:
                     continue
                 else:
                     data, may_echo = held, False
+            heard += data
             for status in decoder.feed(data):
                 if status.id != servo_id:
                     continue
@@ -388,6 +298,7 @@ class ServoBus:
     def write_raw(self, servo_id: int, name: str, value: int, is_checked: bool = True) -> None:
         """Writes a register and waits for the servo's word; reads back what lies in EEPROM if it stayed silent."""
         r = self.register(name)
+        self.written.setdefault(servo_id, {})[name] = value
         frame = self.codec.write(servo_id, r.address, r.encode(value))
         timeout = EEPROM_TIMEOUT_NS if r.area == "eeprom" else None
         if self.transact(frame, servo_id, 0, timeout) is None and is_checked:
@@ -426,6 +337,8 @@ class ServoBus:
 
     def sync_write(self, name: str, values: Mapping[int, int]) -> None:
         """Raw values by id; nobody answers a sync write."""
+        for servo_id, value in values.items():
+            self.written.setdefault(servo_id, {})[name] = value
         self.port.write(self.goal_frame(values, name))
 
     def register(self, name: str) -> Register:

@@ -9,7 +9,7 @@ from ..bus import dynamixel as protocol
 from ..profile import Bus, Motor
 from .line import Answer, Line
 from .motion import Axis, MotorModel
-from .servo import GOAL_ENERGISES, Servo
+from .servo import GOAL_ENERGISES, Servo, model_number
 
 MODELS = {
     "xl430-w250": MotorModel(265 * protocol.VELOCITY_UNIT_TICKS_S, 1000.0),
@@ -68,7 +68,7 @@ class DynamixelServo(Servo):
     ) -> None:
         self._design = drive_mode
         super().__init__(name, axis, supply_v)
-        self.burn("model_number", protocol.MODELS[model])
+        self.burn("model_number", model_number(model, protocol.MODELS))
         self.put("id", servo_id)
         self.put("drive_mode", drive_mode)
         for register, value in DEFAULTS.get(model, {}).items():

@@ -7,17 +7,17 @@ may be limited to one servo or bus.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from edgevla.errors import UsageError
-from edgevla.strict import nearest
+from edgevla.strict import Mismatch, Within, nearest, read
 
 from .fault_kinds import KINDS
 from .servo import Servo
 
-FIELDS = ("kind", "target", "probability", "count", "duration_ms", "amount")
 FOREVER_NS = 1 << 62
 
 
@@ -31,24 +31,27 @@ class Fault:
 
     kind: str
     target: int | str | None = None
-    probability: float = 1.0
-    count: int | None = None
-    duration_ms: float | None = None
+    probability: Annotated[float, Within(0, 1)] = 1.0
+    count: Annotated[int, Within(0, None)] | None = None
+    duration_ms: Annotated[float, Within(0, None)] | None = None
     amount: float = 0.0
-    end_ns: int = field(default=FOREVER_NS, repr=False)
+    end_ns: int = field(default=FOREVER_NS, init=False, repr=False)
 
     @classmethod
-    def from_map(cls, values: dict[str, Any]) -> Fault:
-        """From a message or a script line. Raises UsageError for an unknown kind or key."""
-        if unknown := sorted(set(values) - set(FIELDS)):
-            raise UsageError(f"a fault has no '{unknown[0]}'; known: {', '.join(FIELDS)}")
-        fault = cls(**values)
+    def from_map(cls, values: Mapping[str, Any]) -> Fault:
+        """From a message or a script line.
+
+        Raises:
+            UsageError: an unknown kind or key, or a value that it cannot have.
+        """
+        try:
+            fault = read(cls, values, "the fault")
+        except Mismatch as error:
+            raise UsageError(str(error)) from None
         if fault.kind not in KINDS:
             raise UsageError(
                 f"unknown fault '{fault.kind}'; known: {', '.join(KINDS)}{nearest(str(fault.kind), KINDS)}"
             )
-        if not 0 <= fault.probability <= 1:
-            raise UsageError(f"a fault's probability is 0..1, not {fault.probability}")
         return fault
 
 

@@ -9,7 +9,7 @@ from ..bus import feetech as protocol
 from ..profile import Bus, Motor
 from .line import Answer, Line
 from .motion import Axis, MotorModel
-from .servo import GOAL_ENERGISES, Servo
+from .servo import GOAL_ENERGISES, Servo, model_number
 
 MODELS = {"sts3215": MotorModel(3000.0, 2400.0), "sts3250": MotorModel(2800.0, 3000.0),
           "sm8512bl": MotorModel(2000.0, 5000.0)}  # fmt: skip
@@ -47,7 +47,7 @@ class FeetechServo(Servo):
     def __init__(self, name: str, servo_id: int, model: str, axis: Axis, supply_v: float = rated_v) -> None:
         super().__init__(name, axis, supply_v)
         self.put("id", servo_id)
-        self.burn("model_number", protocol.MODELS[model])
+        self.burn("model_number", model_number(model, protocol.MODELS))
         self._overload_s = 0.0
         self._tripped = False
         self._is_energised_by_goals = False

@@ -9,10 +9,13 @@ import hashlib
 import os
 import socket
 import struct
+import termios
 import tty
 from pathlib import Path
 
 from edgevla.errors import UsageError
+
+from ..bus.adapters import openers
 
 TCGETS2 = 0x802C542A
 READ_SIZE = 4096
@@ -83,6 +86,11 @@ class PtyPort:
         if self.master is not None:
             with contextlib.suppress(BlockingIOError, OSError):
                 os.write(self.master, data)
+
+    def let_others_in(self) -> None:
+        """A host that was killed while it had the line to itself: a real line would have forgotten it."""
+        if self.master is not None and not openers(self.path):
+            fcntl.ioctl(self._slave, termios.TIOCNXCL)
 
     def client_baud(self) -> int:
         """The speed that the host chose, whether it is a standard one or not."""

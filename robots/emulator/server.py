@@ -52,6 +52,7 @@ class Server:
             raise
         self.stopping = threading.Event()
         self.heard_ns = 0
+        self._is_left = True
         self.on_turn: list[Callable[[int], int]] = []
         """Called with the time; each says when it wants to be called next."""
         self._due: list[tuple[int, int, str, bytes]] = []
@@ -87,6 +88,10 @@ class Server:
         for fd in ready:
             self._serve(masters[fd], come_ns)
         self._send_due()
+        if not self._is_left and come_ns - self.heard_ns > NS_PER_S:
+            self._is_left = True
+            for port in self.ports.values():
+                port.let_others_in()
 
     def _serve(self, name: str, come_ns: int) -> None:
         """The wire's time counts from when the bytes came: our own work, or that for another line, hides behind it."""
@@ -94,7 +99,7 @@ class Server:
         data = port.read()
         if not data:
             return
-        self.heard_ns = come_ns
+        self.heard_ns, self._is_left = come_ns, False
         line.client_baud = port.client_baud()
         for ready_ns, answer in line.receive(data, come_ns):
             self._n += 1

@@ -215,3 +215,8 @@ class Servo:
     def refresh(self, now_ns: int) -> None:
         """Brings the read-only registers up to date."""
         raise NotImplementedError
+
+
+def model_number(model: str, known: Mapping[str, int]) -> int:
+    """Of a known name, or of `model 1234`, as profiles call a servo of which they name the number only."""
+    return known[model] if model in known else int(model.split()[-1])

@@ -9,13 +9,16 @@ from typing import Literal
 from edgevla.errors import BusError
 
 from .. import handshake
-from ..bus.port import LATENCY_WARN_MS, Port, latency_timer_ms, latency_timer_path
+from ..bus.adapters import LATENCY_WARN_MS, latency_timer_ms, latency_timer_path
+from ..bus.port import READ_SIZE, Port
 from ..bus.protocols import BUSES
 from ..bus.registers import Block
+from ..bus.report import ServoReport
 from ..bus.servo_bus import ServoBus, cable_hint
-from ..profile import Bus, Limits, Profile
+from ..profile import Bus, Profile
 
 N_PINGS = 4
+LISTEN_NS = 150_000_000
 SCAN_TIMEOUT_NS = 6_000_000
 LIKELY_IDS = range(31)
 
@@ -65,6 +68,8 @@ class BusCheckup:
         try:
             line = self._line(port)
             self._latency_timer(port.name)
+            self._listen(line)
+            line.greet()
             quality = {motor.id: self._answers(line, motor.id) for motor in self.bus.motors}
             found = [i for i, n in quality.items() if n]
             if not found:
@@ -83,7 +88,8 @@ class BusCheckup:
             port.close()
 
     def _line(self, port: Port) -> ServoBus:
-        return BUSES[self.bus.protocol](port, self._names, robot=self.profile.name)
+        models = {motor.id: motor.model for motor in self.bus.motors}
+        return BUSES[self.bus.protocol](port, self._names, robot=self.profile.name, models=models)
 
     def _say(self, level: Level, what: str, text: str, next_step: str = "") -> None:
         self.checks.append(Check(level, f"bus {self.bus.name}: {what}", text, next_step))
@@ -101,13 +107,20 @@ class BusCheckup:
         else:
             self._say("ok", "latency timer", f"{ms} ms")
 
+    def _listen(self, line: ServoBus) -> None:
+        """Servos speak when they are spoken to: what comes before anything was asked has another cause."""
+        heard = line.port.read(READ_SIZE, line.clock.now_ns() + LISTEN_NS)
+        if heard:
+            self._say(
+                "warn", "somebody else", f"{len(heard)} bytes came before anything was asked: somebody else talks on it",
+                "end the other program, or take the other controller off the line",
+            )  # fmt: skip
+
     def _answers(self, line: ServoBus, servo_id: int) -> int:
-        """How many of a few pings a servo answers. Two servos with one id say the same to a ping, but hardly where they
-        stand and what their range is: asking that shows in the count of damaged answers."""
+        """How many of a few pings a servo answers; what they say of themselves shows two with one id."""
         n = sum(line.ping(servo_id, 1) is not None for _ in range(N_PINGS))
-        limits = Block((line.register("min_position"), line.register("max_position")))
-        for block in (line.tick_block, limits) if n else ():
-            line.transact(line.codec.read(servo_id, block.address, block.size), servo_id, block.size)
+        if n:
+            n_damaged(line, servo_id)
         return n
 
     def _nobody(self, path: str) -> None:
@@ -181,7 +194,6 @@ class BusCheckup:
                 )  # fmt: skip
 
     def _examine(self, line: ServoBus, report: MotorReport) -> None:
-        limits = self.profile.limits
         reply = line.ping(report.id)
         if reply is None:
             return
@@ -199,31 +211,26 @@ class BusCheckup:
         except BusError as error:
             self._say("fail", f"motor {report.id} ({report.name})", str(error), "check its cable")
             return
-        report.voltage_v = round(block["present_voltage"] * 0.1, 1)
-        report.temperature_c = float(block["present_temperature"])
-        report.position, report.torque_on = block["present_position"], block["torque_enable"] == 1
-        report.faults = line.codec.error_texts(block["status"])
-        self._judge(line, report, limits)
+        said = line.report(report.id, block)
+        report.voltage_v = None if said.voltage_v is None else round(said.voltage_v, 1)
+        report.temperature_c, report.torque_on = said.temperature_c, said.torque_on
+        report.position, report.faults = block["present_position"], list(said.faults or ())
+        self._judge(line, report, said)
 
-    def _judge(self, line: ServoBus, report: MotorReport, limits: Limits) -> None:
-        who = f"motor {report.id} ({report.name})"
-        least = max(limits.voltage_min, line.read(report.id, "min_voltage"))
-        most = min(limits.voltage_max, line.read(report.id, "max_voltage"))
-        if report.voltage_v is not None and not least <= report.voltage_v <= most:
-            self._say("fail", who, f"{report.voltage_v} V, allowed are {least:.1f}..{most:.1f} V",
+    def _judge(self, line: ServoBus, report: MotorReport, said: ServoReport) -> None:
+        who, limits = f"motor {report.id} ({report.name})", self.profile.limits
+        own = line.learn_limits(report.id)
+        least, most = max(limits.voltage_min, own.voltage_v[0]), min(limits.voltage_max, own.voltage_v[1])
+        volts, heat = report.voltage_v, report.temperature_c
+        if volts is not None and not least <= volts <= most and "voltage" not in report.faults:
+            self._say("fail", who, f"{volts} V, allowed are {least:.1f}..{most:.1f} V",
                       "use the supply that fits these servos")  # fmt: skip
-        if report.temperature_c is not None and report.temperature_c >= limits.temperature_warn_c:
-            level: Level = "fail" if report.temperature_c >= limits.temperature_stop_c else "warn"
-            self._say(
-                level,
-                who,
-                f"{report.temperature_c:.0f} degC",
-                "let it cool down; look for a joint that pushes",
-            )
+        if heat is not None and heat >= limits.temperature_warn_c and "over-temperature" not in report.faults:
+            level: Level = "fail" if heat >= limits.temperature_stop_c else "warn"
+            self._say(level, who, f"{heat:.0f} degC, it is stopped at {limits.temperature_stop_c:.0f}",
+                      "let it cool down; look for a joint that pushes")  # fmt: skip
         if report.faults:
-            step = "free the joint, then switch the arm off and on"
-            if self.bus.protocol == "dynamixel":
-                step = f"edgevla doctor --robot {self.profile.name} --reboot {report.id} (the arm may drop)"
+            step = line.cure(report.id, report.faults, said)
             self._say("fail", who, f"reports {', '.join(report.faults)}", step)
 
     def _firmwares(self) -> None:
@@ -244,10 +251,19 @@ class BusCheckup:
             self._say("ok", "speed", f"the adapter adds {latency_ms:.1f} ms to an answer")
 
 
+def n_damaged(line: ServoBus, servo_id: int) -> int:
+    """How many damaged answers a closer look brings. Two servos with one id say the same to a ping, but hardly where
+    they stand and what their range is: their answers damage each other."""
+    limits = Block((line.register("min_position"), line.register("max_position")))
+    before = line.counters[servo_id].n_corrupt
+    for block in (line.tick_block, limits):
+        line.transact(line.codec.read(servo_id, block.address, block.size), servo_id, block.size)
+    return line.counters[servo_id].n_corrupt - before
+
+
 def line_bauds(bus: Bus) -> list[int]:
     """Speeds to try, the profile's first, then the usual ones."""
-    usual = BUSES[bus.protocol].bauds
-    return [bus.baud, *(baud for baud in (1_000_000, 57_600, *usual) if baud != bus.baud)]
+    return list(dict.fromkeys((bus.baud, 1_000_000, 57_600, *BUSES[bus.protocol].bauds)))
 
 
 def scan(line: ServoBus, ids: Sequence[int]) -> list[int]:

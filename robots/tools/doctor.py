@@ -4,27 +4,28 @@
     edgevla doctor --robot so101 --port /dev/ttyACM0     the arm: every servo, its model, firmware, volts, heat
     edgevla doctor --robot aloha --reboot 9              clears a Dynamixel's hardware error (the arm may drop)
 
-Nothing moves and no setting is changed (but for --reboot). Exit code 1 when something must be repaired.
+Nothing moves and no setting is kept (but for --reboot). Exit code 1 when something must be repaired.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevla.errors import BusError, CalibrationError, UsageError
 
 if TYPE_CHECKING:
+    from ..bus.servo_bus import ServoBus
     from ..profile import Profile
-    from .checkup import Check, MotorReport
+    from .checkup import Check, Level, MotorReport
 
 EXTRAS = {"record": ("pyarrow", "av"), "train": ("torch", "safetensors")}
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
@@ -61,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
         robot_checks, motors = examine(args)
         checks += robot_checks
     if args.json:
-        print(
-            json.dumps(
-                {"checks": [asdict(c) for c in checks], "motors": [asdict(m) for m in motors]}, indent=1
-            )
-        )
+        found = {
+            "checks": [dataclasses.asdict(check) for check in checks],
+            "motors": [dataclasses.asdict(motor) for motor in motors],
+        }
+        print(json.dumps(found, indent=1))
     else:
         _print(checks, motors)
     return int(any(check.level == "fail" for check in checks))
@@ -116,25 +117,54 @@ def _engines() -> Check:
 
 
 def _serial_ports() -> list[Check]:
-    from ..bus.port import LATENCY_WARN_MS, candidate_ports, latency_timer_ms, latency_timer_path
+    from ..bus.adapters import CURES, candidate_ports, is_left_to_us, is_running
     from .checkup import Check
 
     ports = candidate_ports()
-    if not ports:
-        return [Check("ok", "serial ports", "none", "")]
-    checks = []
-    for port in ports:
-        if not os.access(port, os.R_OK | os.W_OK):
-            step = "sudo usermod -aG dialout $USER, then log in again"
-            checks.append(Check("fail", "serial port", f"{port}: no permission", step))
-            continue
-        timer = latency_timer_path(port)
-        slow = (latency_timer_ms(timer) or 0) > LATENCY_WARN_MS
-        step = f"echo 1 | sudo tee {timer}" if slow else ""
-        checks.append(
-            Check("warn" if slow else "ok", "serial port", port + (" (slow)" if slow else ""), step)
-        )
+    checks = [check for port in ports for check in _serial_port(port)] or [
+        Check("ok", "serial ports", "none")
+    ]
+    is_managed = not ports or not all(is_left_to_us(port) for port in ports)
+    for program, cure in CURES.items():
+        if is_running(program) and (is_managed or program != "ModemManager"):
+            vendor = next((v for port in ports if (v := _vendor(port))), "1a86")
+            checks.append(Check("warn", program, "is running", cure.format(vendor=vendor)))
     return checks
+
+
+def _vendor(port: str) -> str | None:
+    from ..bus.adapters import usb_device
+
+    device = usb_device(port)
+    return None if device is None else (device / "idVendor").read_text().strip()
+
+
+def _serial_port(port: str) -> list[Check]:
+    """What is wrong with an adapter, or that nothing is."""
+    from ..bus.adapters import (
+        LATENCY_WARN_MS,
+        autosuspend_file,
+        latency_timer_ms,
+        latency_timer_path,
+        openers,
+    )
+    from .checkup import Check
+
+    if not os.access(port, os.R_OK | os.W_OK):
+        step = "sudo usermod -aG dialout $USER, then log in again"
+        return [Check("fail", "serial port", f"{port}: no permission", step)]
+    found = []
+    if who := ", ".join(f"pid {o.pid}, {o.program}" for o in openers(port)):
+        found.append(
+            Check("warn", "serial port", f"{port} is in use ({who})", "stop it before you use the arm")
+        )
+    timer = latency_timer_path(port)
+    if (latency_timer_ms(timer) or 0) > LATENCY_WARN_MS:
+        found.append(Check("warn", "serial port", f"{port} (slow)", f"echo 1 | sudo tee {timer}"))
+    if asleep := autosuspend_file(port):
+        text = f"{port} may fall asleep between two uses (USB autosuspend)"
+        found.append(Check("warn", "serial port", text, f"echo on | sudo tee {asleep}"))
+    return found or [Check("ok", "serial port", port)]
 
 
 # ---- the arm ----
@@ -164,34 +194,38 @@ def examine(args: argparse.Namespace) -> tuple[list[Check], list[MotorReport]]:
         checks += checkup.checks
         motors += checkup.motors
     if profile.is_calibrated_by_file and motors and all(m.is_there for m in motors):
-        checks.append(_calibration(profile, args, paths))
+        checks += _calibration(profile, args, paths)
     return checks, motors
 
 
-def _calibration(profile: Profile, args: argparse.Namespace, paths: dict[str, str]) -> Check:
+def _calibration(profile: Profile, args: argparse.Namespace, paths: dict[str, str]) -> list[Check]:
     from ..bus.port import SerialPort
-    from ..calibration import differences, find_calibration
+    from ..calibration import adopted, differences, find_calibration, out_of_reach
     from ..handshake import held_calibration
     from ..rescue import make_buses
     from .checkup import Check
 
-    try:
-        wanted = find_calibration(profile, args.calibration)
-    except CalibrationError as error:
-        return Check("warn", "calibration", str(error), f"edgevla calibrate --robot {profile.name}")
-    if wanted is None:
-        return Check("ok", "calibration", "as the servos hold it")
+    again = f"edgevla calibrate --robot {profile.name}"
     ports = {b.name: SerialPort.open(paths[b.name], b.baud) for b in profile.buses}
     try:
-        lines = differences(wanted, held_calibration(make_buses(profile, ports), profile, wanted))
+        held = held_calibration(make_buses(profile, ports), profile)
     finally:
         for port in ports.values():
             port.close()
-    if lines:
-        step = f"edgevla calibrate --robot {profile.name} --write (the file is right) or --adopt (the servos are)"
-        step += ", with the arm's --id where it has one"
-        return Check("fail", "calibration", f"{wanted.source}: " + "; ".join(lines), step)
-    return Check("ok", "calibration", wanted.source)
+    try:
+        wanted = find_calibration(profile, args.calibration)
+        made = wanted or adopted(profile, held)
+    except CalibrationError as error:
+        level: Level = "fail" if args.calibration == "servos" else "warn"
+        return [Check(level, "calibration", str(error), again)]
+    if wanted is not None and (lines := differences(wanted, held)):
+        step = f"{again} --write (the file is right) or --adopt (the servos are), with the arm's --id where it has one"
+        return [Check("fail", "calibration", f"{wanted.source}: " + "; ".join(lines), step)]
+    checks = [Check("ok", "calibration", "as the servos hold it" if wanted is None else made.source)]
+    for sentence in out_of_reach(profile, made):
+        step = f"move it to both its ends: {again}; or change the pose in the profile"
+        checks.append(Check("warn", "pose out of reach", sentence, step))
+    return checks
 
 
 def _reboot(args: argparse.Namespace) -> int:
@@ -217,13 +251,7 @@ def _reboot(args: argparse.Namespace) -> int:
             raise UsageError(
                 f"{profile.name} has Feetech servos, which have no reboot: switch the arm off and on"
             )
-        line.reboot(args.reboot)
-        reply = next((r for _ in range(20) if (r := line.ping(args.reboot, 1)) is not None), None)
-        if reply is None:
-            raise BusError(
-                f"motor {args.reboot} has not come back from its reboot; switch the arm off and on"
-            )
-        texts = line.codec.error_texts(line.read_raw(args.reboot, "status"))
+        texts = _let_go_and_reboot(profile, line, names[0], args.reboot)
     finally:
         for port in ports.values():
             port.close()
@@ -232,6 +260,21 @@ def _reboot(args: argparse.Namespace) -> int:
         + (f"; it still reports {', '.join(texts)}" if texts else "")
     )
     return int(bool(texts))
+
+
+def _let_go_and_reboot(profile: Profile, line: ServoBus, bus_name: str, servo_id: int) -> list[str]:
+    """What the servo still reports afterwards. One that holds its arm is asked about, and the arm is let down first."""
+    from .holding import release
+    from .terminal import Terminal
+
+    line.greet()
+    if line.read_raw(servo_id, "torque_enable"):
+        arm = dataclasses.replace(profile, buses=tuple(b for b in profile.buses if b.name == bus_name))
+        release(arm, {bus_name: line}, Terminal("doctor --reboot"))
+    line.reboot(servo_id)
+    if next((r for _ in range(20) if (r := line.ping(servo_id, 1)) is not None), None) is None:
+        raise BusError(f"motor {servo_id} has not come back from its reboot; switch the arm off and on")
+    return list(line.codec.error_texts(line.read_raw(servo_id, "status")))
 
 
 def _print(checks: list[Check], motors: list[MotorReport]) -> None:

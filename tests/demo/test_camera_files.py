@@ -210,7 +210,15 @@ CTX = zmq.Context()
 
 
 def node_of(source) -> CameraNode:
-    return CameraNode(CTX, "inproc", SESSION, [source])
+    """The node before it may still be giving its address back."""
+    until = time.monotonic() + 5
+    while True:
+        try:
+            return CameraNode(CTX, "inproc", SESSION, [source])
+        except zmq.ZMQError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def test_a_file_says_when_it_begins_again_and_when_it_ends(tmp_path):

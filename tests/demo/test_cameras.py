@@ -204,6 +204,7 @@ def test_the_sentences_name_device_and_cure(tmp_path):
     assert "/dev/video97 does not exist" in refused(source="97")
     assert "--camera front=" in refused(source="/dev/video97")
     assert "holds no images" in refused(source=str(tmp_path))
+    assert "(no source) does not exist; give a device" in refused(source="")
     assert "gone.mp4 does not exist; give a device" in refused(source=str(tmp_path / "gone.mp4"))
     (tmp_path / "notes.txt").touch()
     assert "notes.txt is of no kind that can be read" in refused(source=str(tmp_path / "notes.txt"))

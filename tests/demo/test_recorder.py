@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zmq
 
-from edgevla.arguments import Record
+from edgevla.arguments import Record, SetTask
 from edgevla.cameras import CameraSettings, open_source
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
@@ -17,7 +17,8 @@ from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import DatasetError, UsageError
 from edgevla.messages import State
 from edgevla.nodes.camera import CameraNode
-from edgevla.nodes.recorder import RecorderNode, features_of, joint_units_of
+from edgevla.nodes.recorder import RecorderNode
+from edgevla.nodes.recording import features_of, joint_units_of
 from edgevla.wire import CommandServer, Publisher, endpoint
 
 SESSION = b"rec-test"
@@ -30,14 +31,16 @@ def joint(name: str, unit: str) -> AboutJoint:
     return AboutJoint(name, unit, -100.0, 100.0, 90.0, unit == "percent", None, None)
 
 
-def state(tick: int, deadline_ns: int, t0_ns: int, step_ns: int = STEP_NS) -> State:
+def state(
+    tick: int, deadline_ns: int, t0_ns: int, step_ns: int = STEP_NS, task: str = "", mode="running"
+) -> State:
     return State(
         tick=tick,
         deadline_ns=deadline_ns,
         late_ns=0,
         t0_ns=t0_ns,
         step_ns=step_ns,
-        mode="running",
+        mode=mode,
         position=np.array([tick, 50], np.float32),
         position_age_us=np.zeros(2, np.uint32),
         wanted=None,
@@ -47,6 +50,7 @@ def state(tick: int, deadline_ns: int, t0_ns: int, step_ns: int = STEP_NS) -> St
         action_index=0.0,
         n_actions_left=0,
         reason="",
+        task=task,
     )
 
 
@@ -59,6 +63,7 @@ class FakeRobot:
         joints = (joint(NAMES[0], "deg"), joint(NAMES[1], "percent"))
         self.server.about = AboutRobot("robot", "so101", joints, (), 100.0, (), (), ("so101_follower",))
         self.t0_ns, self.tick = time.monotonic_ns(), 0
+        self.task, self.task_at, self.mode = "", {}, "running"
 
     def step(self) -> None:
         self.server.poll()
@@ -67,7 +72,9 @@ class FakeRobot:
             self.tick += 1
 
     def say(self, tick: int, deadline_ns: int) -> None:
-        self.publisher.send(state(tick, deadline_ns, self.t0_ns), observed_ns=deadline_ns)
+        self.task_at[tick] = self.task
+        said = state(tick, deadline_ns, self.t0_ns, task=self.task, mode=self.mode)
+        self.publisher.send(said, observed_ns=deadline_ns)
 
     def close(self) -> None:
         self.publisher.close()
@@ -182,6 +189,85 @@ def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(s
     assert "episode 0 kept" in recorder.obey("keep")
     recorder.close()
     assert open_dataset(root).tasks == ["kept"]
+
+
+def tasks_of(root, robot) -> list[tuple[str, str]]:
+    """(what a row says, what the robot had at its tick); ticks are in the state's first element."""
+    dataset = open_dataset(root)
+    ticks = dataset.columns["observation.state"][:, 0].astype(int)
+    return [(dataset.task(row), robot.task_at[tick]) for row, tick in enumerate(ticks)]
+
+
+def test_every_row_carries_the_task_that_the_robot_had_at_its_moment(stage):
+    """The task is changed in the monitor, within an episode and between two."""
+    recorder, play, root = stage
+    robot, said = recorder.robot, []
+    recorder.heard, recorder.task = said.append, ""
+    robot.task = "pick"
+    n_ticks = robot.tick
+    play(lambda: robot.tick > n_ticks + 2)
+    assert recorder.obey("record") == "recording episode 0: pick"
+    play(lambda: recorder.recording.writer.n_open_frames >= 4)
+    robot.task = "place"
+    play(lambda: recorder.recording.writer.n_open_frames >= 12)
+    recorder.obey("keep")
+    robot.task = "rest"
+    n_ticks = robot.tick
+    play(lambda: robot.tick > n_ticks + 2)
+    assert recorder.obey("record") == "recording episode 1: rest"
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    recorder.obey("keep")
+    recorder.close()
+    rows = tasks_of(root, robot)
+    assert all(row == robots for row, robots in rows), rows
+    assert [e.tasks for e in open_dataset(root).episodes] == [("pick", "place"), ("rest",)]
+    assert len(said) == 1
+    assert said[0].startswith("the task is 'place' from row ")
+    assert not [f for f in check_dataset(root) if f.severity == "error"]
+
+
+def test_a_label_is_for_robots_without_a_task_and_a_contradiction_is_said(stage):
+    recorder, play, root = stage
+    robot, said = recorder.robot, []
+    recorder.heard = said.append
+    recorder.obey("record", Record("by hand"))
+    play(lambda: recorder.recording.writer.n_open_frames >= 3)
+    recorder.obey("keep")
+    assert said == []
+    robot.task = "pick"
+    n_ticks = robot.tick
+    play(lambda: robot.tick > n_ticks + 2)
+    for _ in range(2):
+        recorder.obey("record", Record("by hand"))
+        play(lambda: recorder.recording.writer.n_open_frames >= 3)
+        recorder.obey("keep")
+    with pytest.raises(
+        UsageError, match="the robot's own task is 'pick', and every row carries it; change it there"
+    ):
+        recorder.obey("set_task", SetTask("by hand"))
+    recorder.close()
+    assert [e.tasks for e in open_dataset(root).episodes] == [("by hand",), ("pick",), ("pick",)]
+    assert said == ["the robot's task is 'pick', and every row carries it; 'by hand' is not used"]
+
+
+def test_a_recording_without_any_task_says_so(stage):
+    recorder, _, _ = stage
+    recorder.task = ""
+    assert recorder.obey("record").startswith("recording episode 0, without a task: its rows carry an empty")
+
+
+def test_a_robot_that_is_not_started_yet_has_no_grid(stage):
+    """Its loop's own rate would become the dataset's."""
+    recorder, _, root = stage
+    recorder.robot.mode = "idle"
+    n_ticks = recorder.robot.tick
+    recorder.robot.step()
+    while recorder.robot.tick < n_ticks + 2:
+        recorder.robot.step()
+    for refused in (recorder.check_output, lambda: recorder.obey("record")):
+        with pytest.raises(UsageError, match="the robot is not started yet"):
+            refused()
+    assert not root.exists()
 
 
 def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_first_demonstration(stage):

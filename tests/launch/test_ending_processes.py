@@ -80,25 +80,25 @@ def test_a_full_disk_ends_the_log_and_not_the_run(deploy):
 BUGS = {
     "a bug while watching": (
         "from edgevla.launch.runlog import RunLog as Log\nn, take = [0], Log.take\n"
-        "def broken(self, m):\n    n[0] += 1\n    if n[0] == 500: raise RuntimeError('a bug')\n    take(self, m)\n"
+        "def broken(self, m):\n    n[0] += 1\n    if n[0] == 200: raise RuntimeError('a bug')\n    take(self, m)\n"
         "Log.take = broken",
         "RuntimeError: a bug", "rest", 1,
     ),
     "a disk that fails wherever": (
         "from edgevla.launch.supervisor import Supervisor as S\nn = [0]\n"
-        "def broken(self, child):\n    n[0] += 1\n    if n[0] == 200: raise OSError(5, 'Input/output error')\n"
+        "def broken(self, child):\n    n[0] += 1\n    if n[0] == 40: raise OSError(5, 'Input/output error')\n"
         "S._revive = broken",
         "Input/output error", "rest", 1,
     ),
     "a keyboard interrupt that nobody caught": (
         "from edgevla.launch.supervisor import Supervisor as S\nn = [0]\n"
-        "def broken(self, child):\n    n[0] += 1\n    if n[0] == 200: raise KeyboardInterrupt\n"
+        "def broken(self, child):\n    n[0] += 1\n    if n[0] == 40: raise KeyboardInterrupt\n"
         "S._revive = broken",
         "ticks under the policy", "rest", 130,
     ),
     "every message from now on": (
         "from edgevla.launch.runlog import RunLog as Log\nn, take = [0], Log.take\n"
-        "def broken(self, m):\n    n[0] += 1\n    if n[0] >= 500: raise RuntimeError('a bug')\n    take(self, m)\n"
+        "def broken(self, m):\n    n[0] += 1\n    if n[0] >= 200: raise RuntimeError('a bug')\n    take(self, m)\n"
         "Log.take = broken",
         "RuntimeError: a bug", "rest", 1,
     ),

@@ -204,10 +204,10 @@ def test_a_person_is_asked_which_one(own_runtime):
             ask(two, answer(wrong))
 
 
-@pytest.mark.parametrize("verb", ["record", "monitor"])
-def test_record_and_monitor_take_the_same_option_and_refuse_alike(own_runtime, tmp_path, verb):
+def test_of_two_deployments_record_takes_the_one_that_is_named(own_runtime, tmp_path):
+    """As the monitor, which asks at its terminal (tests/monitor)."""
     first, second = start(), start()
-    words = [verb, *([str(tmp_path / "dataset")] if verb == "record" else [])]
+    words = ["record", str(tmp_path / "dataset")]
 
     def said(*more):
         done = subprocess.run(

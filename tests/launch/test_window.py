@@ -38,7 +38,7 @@ def assert_left(run, words, code):
     run.terminal.wait_for(f"code={code}")
     run.terminal.wait_for("iexten")
     after = run.output.rpartition(ENTER)[2]
-    shown = after.index(words)
+    shown = after.rindex(words)
     for escape in (LEAVE, SHOW_CURSOR, MOUSE_OFF):
         assert escape in after[:shown], f"{escape!r} before the first line"
     assert "\x1b[?1003h" not in after[after.index(MOUSE_OFF) :], "the mouse stays off"

@@ -1,121 +1,120 @@
-"""The monitor's link against real sockets: what a node publishes arrives, what a key commands is answered."""
+"""The monitor's link against real sockets: what nodes publish reaches the model, what a key asks is answered."""
 
 from __future__ import annotations
 
-import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import zmq
+from monitor_kit import Robot
 
-from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.errors import WireError
-from edgevla.messages import Message
+from edgevla.messages import Event
 from edgevla.monitor.link import DeploymentLink
-from edgevla.monitor.model import Note, Received
-from edgevla.session import Deployment, endpoint, new_session, write_deployment
-from edgevla.wire import CommandServer, Publisher
+from edgevla.monitor.model import MonitorModel
+from edgevla.session import EMERGENCY_STOP, guardian_socket
 
 
 @pytest.fixture
-def folder() -> Iterator[tuple[Path, bytes]]:
-    session = new_session()
-    path = Path(f"/tmp/edgevla-test-{os.getpid()}-{session.hex()[:6]}")
-    path.mkdir(mode=0o700)
-    write_deployment(
-        path, Deployment(session.hex(), os.getpid(), "so101", "bundles/reach", ["robot", "policy"])
-    )
-    yield path, session
-    for item in path.iterdir():
-        item.unlink()
-    path.rmdir()
+def linked(robot: Robot) -> Iterator[tuple[DeploymentLink, MonitorModel]]:
+    link = DeploymentLink(robot.folder)
+    yield link, MonitorModel(link.robot, link.bundle)
+    link.close()
 
 
-JOINT = AboutJoint("gripper.pos", "percent", 0.0, 100.0, 200.0, True, None, None)
-ROBOT = AboutRobot("robot", "so101", (JOINT,), (), 100.0, (), ())
-
-
-def is_note(received: Received) -> bool:
-    return isinstance(received, Note)
-
-
-def collect(link: DeploymentLink, step: Callable[[], None], wanted: Callable[[Received], bool]) -> Any:
-    """Steps the fake robot until a message like the wanted one arrives."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        step()
-        for received in link.poll():
-            if wanted(received):
-                return received
+def until(
+    link: DeploymentLink, model: MonitorModel, holds: Callable[[], bool], timeout_s: float = 10
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come"
+        link.poll(model)
         time.sleep(0.02)
-    raise AssertionError("nothing like it arrived within 10 s")
 
 
-def test_it_learns_the_robot_hears_events_and_gets_answers(folder: tuple[Path, bytes]) -> None:
-    path, session = folder
-    ctx = zmq.Context()
-    server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
-    publisher = Publisher(ctx, endpoint(path, "robot"), session, "robot")
-    server.about = ROBOT
-    heard: list[str] = []
+def texts(model: MonitorModel) -> list[str]:
+    return [line.text for line in model.events]
 
-    def robot() -> None:
-        publisher.event("warning", "warm", "gripper is warm")
-        for command in server.poll():
-            heard.append(command.action)
-            command.answer(command.action != "home", "the arm is paused" if command.action == "home" else "")
 
-    link = DeploymentLink(path)
-    try:
-        assert collect(link, robot, lambda r: isinstance(r, AboutRobot)) == ROBOT
-        message = collect(link, robot, lambda r: isinstance(r, Message) and r.type == "event")
-        assert message.body.text == "gripper is warm"
-        link.command("pause")
-        assert collect(link, robot, is_note) == Note("info", "pause: accepted")
-        link.command("home")
-        assert collect(link, robot, is_note) == Note("warning", "home was refused: the arm is paused")
-        assert heard == ["pause", "home"]
-    finally:
-        link.close()
-        publisher.close()
-        server.close()
-        ctx.destroy(linger=0)
+def test_it_learns_the_robot_hears_events_and_gets_answers(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    assert (link.robot, link.bundle) == ("so101", "reach")
+    until(link, model, lambda: bool(model.joints) and model.joints[0].unit == "deg")
+    robot.say(Event("warning", "warm", "gripper is warm", {}))
+    until(link, model, lambda: "gripper is warm" in texts(model))
+    link.command("pause")
+    until(link, model, lambda: "pause: accepted" in texts(model))
+    robot.refusal = "the arm is paused"
+    link.command("home")
+    until(link, model, lambda: "home was refused: the arm is paused" in texts(model))
+    assert robot.actions() == ["pause", "home"]
+
+
+def test_every_tick_counts_though_only_the_newest_state_is_decoded(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    until(link, model, lambda: model.state is not None)
+    time.sleep(1.0)
+    link.poll(model)
+    assert len(model.clockwork.late_ms) > 20, "of some 50 that were sent meanwhile"
+    assert model.clockwork.hz == pytest.approx(50, abs=1)
+
+
+def test_a_monitor_that_slept_sees_the_newest_state(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    until(link, model, lambda: model.state is not None)
+    robot.mode = "paused"
+    time.sleep(1.0)
+    link.poll(model)
+    assert model.mode == "paused"
+    assert model.standing(time.monotonic_ns()).word == "PAUSED"
 
 
 def test_an_emergency_stop_does_not_wait_behind_a_command_without_an_answer(
-    folder: tuple[Path, bytes],
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
 ) -> None:
-    path, session = folder
-    ctx = zmq.Context()
-    server = CommandServer(ctx, endpoint(path, "robot", "commands"), session, "robot")
-    server.about = ROBOT
-    came: dict[str, float] = {}
+    link, model = linked
+    until(link, model, lambda: model.state is not None)
+    robot.is_deaf_to = "pause"
+    link.command("pause")
+    robot.wait_for("pause")
+    link.command("emergency_stop")
+    until(link, model, lambda: "emergency stop: accepted" in texts(model))
+    assert not any("was not answered" in text for text in texts(model)), "before the pause is given up"
+    until(link, model, lambda: any("'pause' was not answered" in text for text in texts(model)))
 
-    def robot() -> None:
-        for command in server.poll():
-            came[command.action] = time.monotonic()
-            if command.action == "emergency_stop":
-                command.answer(True, "")
 
-    link = DeploymentLink(path)
-    try:
-        collect(link, robot, lambda r: isinstance(r, AboutRobot))
-        link.command("pause")
-        while "pause" not in came:
-            robot()
-        link.command("emergency_stop")
-        note = collect(link, robot, is_note)
-        assert note.text == "emergency stop: accepted", "before the pause is given up"
-        note = collect(link, robot, is_note)
-        assert note.severity == "error"
-        assert "'pause' was not answered" in note.text
-    finally:
-        link.close()
-        server.close()
-        ctx.destroy(linger=0)
+def test_the_guardian_hears_of_every_press_at_once_though_the_robot_node_is_deaf(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as guardian:
+        guardian.bind(str(guardian_socket(robot.folder)))
+        guardian.settimeout(0.5)
+        robot.is_deaf_to = "emergency_stop"
+        for _ in range(2):
+            link.command("emergency_stop")
+            assert guardian.recv(64) == EMERGENCY_STOP
+        until(link, model, lambda: any("the guardian was told, and acts" in text for text in texts(model)))
+        guardian.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the robot's own way tells it nothing twice
+            guardian.recv(64)
+
+
+def test_an_emergency_stop_that_nobody_hears_says_what_is_left_to_do(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    robot.is_deaf_to = "emergency_stop"
+    link.command("emergency_stop")
+    until(link, model, lambda: any("switch the arm's power off" in text for text in texts(model)))
 
 
 def test_a_folder_without_a_deployment_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -99,9 +100,12 @@ BAD = [
     (entries(elbow_flex={"homing_offset": 2114}), "has homing_offset 2114, which register 31 cannot hold"),
     (entries(elbow_flex={"range_max": 760}), "range of only 57 ticks: it was not moved"),
     (entries(elbow_flex={"drive_mode": 2}), "has drive_mode 2"),
-    (entries(elbow_flex={"range_min": 700.5}), "is 700.5, not a whole number"),
+    (
+        entries(elbow_flex={"range_min": 700.5}),
+        r"json: elbow_flex\.range_min is 700\.5; expected a whole number",
+    ),
     ([], "holds no joints"),
-    ({"elbow_flex": {"id": 3}}, "needs exactly id, drive_mode"),
+    ({"elbow_flex": {"id": 3}}, "elbow_flex lacks the key 'drive_mode'"),
 ]
 
 
@@ -151,3 +155,99 @@ def test_leaders_are_kept_with_the_teleoperators(home):
 
 def test_robots_with_absolute_encoders_need_no_file(home):
     assert find_calibration(load_profile("aloha"), None) is None
+
+
+# ---- what is no calibration ----
+
+FACTORY = {"homing_offset": 0, "min_position": 0, "max_position": 4095}
+
+
+def held(profile, **changes):
+    """What the servos of a calibrated arm hold, but for some."""
+    made = {
+        name: {"homing_offset": e.homing_offset, "min_position": e.range_min, "max_position": e.range_max}
+        for name, e in nominal(profile).motors.items()
+    }
+    for name, registers in changes.items():
+        made[name] = {**made[name], **registers}
+    return made
+
+
+@pytest.mark.parametrize("name", ["so101", "so101_leader", "so101_bimanual"])
+def test_servos_as_they_come_from_the_factory_are_no_calibration(name):
+    profile = load_profile(name)
+    fresh = {motor.name: FACTORY for bus in profile.buses for motor in bus.motors}
+    with pytest.raises(
+        CalibrationError, match=rf"all servos of {name} were never calibrated.*edgevla calibrate"
+    ):
+        calibration.adopted(profile, fresh)
+
+
+def test_a_joint_that_turns_all_the_way_round_has_the_whole_turn_and_is_calibrated():
+    profile = load_profile("so101")
+    assert calibration.adopted(profile, held(profile)).motors["wrist_roll"].range_max == 4095
+    assert (
+        calibration.adopted(profile.with_units("range100"), held(profile)).motors["wrist_roll"].range_max
+        == 4095
+    )
+    by_chance = held(profile, wrist_roll={"homing_offset": 0})
+    assert calibration.adopted(profile, by_chance).motors["wrist_roll"].homing_offset == 0
+
+
+def test_one_new_servo_in_a_calibrated_arm_is_named():
+    profile = load_profile("so101_bimanual")
+    with pytest.raises(CalibrationError, match=r"right_elbow_flex of so101_bimanual was never calibrated"):
+        calibration.adopted(profile, held(profile, right_elbow_flex=FACTORY))
+
+
+def test_a_calibration_that_ended_after_homing_is_none():
+    profile = load_profile("so101")
+    homed = {
+        name: {**registers, "min_position": 0, "max_position": 4095}
+        for name, registers in held(profile).items()
+    }
+    with pytest.raises(CalibrationError, match="gripper of so101 was never calibrated"):
+        calibration.adopted(profile, homed)
+
+
+def test_a_file_with_a_new_servo_s_values_is_refused(home):
+    put(home, "so_follower", "blue", entries(gripper={"homing_offset": 0, "range_min": 0, "range_max": 4095}))
+    with pytest.raises(CalibrationError, match=r"blue.json: gripper of so101 was never calibrated"):
+        find_calibration(load_profile("so101"), "blue")
+
+
+def test_a_robot_is_not_driven_with_what_new_servos_hold(bench):
+    made = bench("so101", calibration=None)
+    for servo in made.emulated.servos.values():
+        for register, value in FACTORY.items():
+            servo.put(register, value)
+    with pytest.raises(CalibrationError, match="all servos of so101 were never calibrated"):
+        made.robot.connect()
+    assert not any(servo.torque_on for servo in made.emulated.servos.values())
+
+
+def test_an_arm_with_absolute_encoders_has_the_whole_turn_by_its_profile(bench):
+    bench("aloha").robot.connect()
+
+
+# ---- poses out of reach ----
+
+
+def test_a_pose_beyond_a_joint_s_calibrated_range_is_said_with_both_values():
+    profile = load_profile("so101")
+    made = nominal(profile)
+    assert calibration.out_of_reach(profile, made) == []
+    short = dataclasses.replace(made.motors["shoulder_lift"], range_min=1400, range_max=2700)
+    incomplete = calibration.Calibration({**made.motors, "shoulder_lift": short})
+    assert calibration.out_of_reach(profile, incomplete) == [
+        "shoulder_lift: rest is -95 in so101.toml, its calibrated range ends at -57.14"
+    ]
+    assert calibration.out_of_reach(profile.with_units("range100"), incomplete) == [], (
+        "a share is always reachable"
+    )
+
+
+@pytest.mark.parametrize("name", ["so101_leader", "so101_bimanual", "so101_leader_bimanual"])
+def test_nominal_arms_reach_their_poses(name):
+    profile = load_profile(name)
+    assert calibration.out_of_reach(profile, nominal(profile)) == []

@@ -21,8 +21,9 @@ from edgevla.messages import Fault as FaultMessage
 from edgevla.messages import World
 from edgevla.robots.arm import EXCHANGE_SHARE, Robot
 from edgevla.robots.bus import feetech
+from edgevla.robots.bus.adapters import candidate_ports, set_latency_timer
 from edgevla.robots.bus.feetech_bus import FeetechBus
-from edgevla.robots.bus.port import SerialPort, candidate_ports, set_latency_timer, wire_ns
+from edgevla.robots.bus.port import SerialPort, wire_ns
 from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.calibration import nominal
 from edgevla.robots.describe import describe
@@ -404,8 +405,8 @@ def test_on_a_slow_adapter_the_loop_is_slower_and_nothing_is_stale_or_left_on(be
 
 
 def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_path, monkeypatch):
-    timer = tmp_path / "ttyUSB7" / "latency_timer"
-    timer.parent.mkdir()
+    timer = tmp_path / "bus/usb-serial/devices/ttyUSB7/latency_timer"
+    timer.parent.mkdir(parents=True)
     timer.write_text("16\n")
     assert set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path)) is None
     assert timer.read_text() == "1"
@@ -419,7 +420,7 @@ def test_the_latency_timer_is_set_where_permitted_else_the_command_is_said(tmp_p
 
 def test_a_latency_timer_that_cannot_be_read_is_none(tmp_path):
     # A folder in its place: reading is an OSError, as of an adapter that goes away between two looks.
-    (tmp_path / "ttyUSB7" / "latency_timer").mkdir(parents=True)
+    (tmp_path / "bus/usb-serial/devices/ttyUSB7/latency_timer").mkdir(parents=True)
     assert set_latency_timer("/dev/ttyUSB7", sysfs=str(tmp_path)) is None
 
 

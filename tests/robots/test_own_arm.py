@@ -10,8 +10,9 @@ from edgevla.errors import ConfigError
 from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import nominal
 from edgevla.robots.emulator.robot import EmulatedRobot
+from edgevla.robots.handshake import held_calibration, write_differing
 from edgevla.robots.profile import load_profile
-from edgevla.robots.tools.calibrate_cli import home
+from edgevla.robots.tools.sweeping import Encoders
 
 HEAD = """
 name = "koch"
@@ -77,8 +78,12 @@ def test_homing_has_dynamixel_s_sign(koch):
     emulated, robot, _ = koch
     for servo in emulated.servos.values():
         servo.axis.position = 2600
-    offsets = home(robot.profile, robot.buses)
-    assert set(offsets.values()) == {2047 - 2600}
+    encoders = Encoders(robot.profile, robot.buses, held_calibration(robot.buses, robot.profile))
+    encoders.home()
+    assert set(encoders.offsets.values()) == {2047 - 2600}
+    assert set(encoders.ticks().values()) == {2047}
+    for motor in robot.profile.buses[0].motors:
+        write_differing(robot.buses["arm"], motor.id, {"homing_offset": encoders.offsets[motor.name]})
     assert {s.present for s in emulated.servos.values()} == {2047}
 
 

@@ -129,12 +129,14 @@ def test_a_quiet_arm_that_is_found_with_torque_on_is_let_down_as_any_other(bench
 
 
 def test_phase_bits_that_lerobot_s_convention_needs_are_set(bench):
-    """Multi-turn feedback off, and speed 0 is the fastest: else the arm never moves."""
+    """Multi-turn feedback off, speeds in ticks/s, and speed 0 is the fastest: else the arm never moves."""
     made = bench("so101")
     made.servo("wrist_roll").put("phase", 12 | 0x10)
     made.servo("elbow_flex").put("phase", 4)
+    made.servo("wrist_flex").put("phase", 8)
     made.robot.connect()
     assert made.servo("wrist_roll").get("phase") == 12
+    assert made.servo("wrist_flex").get("phase") == 12
     assert made.servo("elbow_flex").get("phase") == 12
 
 

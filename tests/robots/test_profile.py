@@ -71,7 +71,11 @@ WRONG = [
         "hold_mss = 2000",
         r"table \[escalation\], key 'hold_mss': is unknown; did you mean 'hold_ms'",
     ),
-    ("limits = [-110, 110]", "limits = [110, -110]", "key 'home'"),
+    (
+        "limits = [-110, 110]",
+        "limits = [110, -110]",
+        "key 'limits': the lower limit 110 is not below the upper -110",
+    ),
     ("limits = [-110, 110]", "limits = [1]", r"key 'limits': expected \[lower, upper\]"),
     ("position_p = 16", "position_q = 16", r"key 'settings.position_q'.*did you mean 'position_"),
     (

@@ -15,11 +15,12 @@ from edgevla.clock import VirtualClock
 from edgevla.errors import BusError, ConfigError
 from edgevla.robots.arm import Robot
 from edgevla.robots.bus.frames import Status
+from edgevla.robots.bus.habits import NEEDED
 from edgevla.robots.bus.port import MemoryPort
 from edgevla.robots.bus.protocols import BUSES
 from edgevla.robots.bus.registers import Block, Register, table
-from edgevla.robots.bus.report import RESTARTED, Cure, ServoReport
-from edgevla.robots.bus.servo_bus import NEEDED, PingReply, ServoBus
+from edgevla.robots.bus.report import CONCLUDED, CONCLUSIONS, RESTARTED, Cure, PingReply, ServoReport
+from edgevla.robots.bus.servo_bus import ServoBus
 from edgevla.robots.calibration import nominal
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import Rescue
@@ -98,7 +99,7 @@ class ToyBus(ServoBus):
     known_models, bauds = MODELS, BAUDS
     torque_limit, own_limit, full_torque, ceilings = "torque", "owner_torque", 100, ("owner_torque",)
     speed = "speed"
-    cures = {"bent": Cure("straighten it", is_kept=True), RESTARTED: Cure("look after its power")}  # noqa: RUF012
+    cures = {**CONCLUSIONS, "bent": Cure("straighten it", is_kept=True)}  # noqa: RUF012
 
     def ping(self, servo_id, n_tries=3):
         data = self.transact(read(servo_id, 0, 2), servo_id, 2, None, n_tries)
@@ -227,7 +228,7 @@ def test_every_protocol_says_what_is_asked_of_it(kind):
     named = {kind.torque_limit, kind.own_limit, kind.speed, *kind.ceilings, *bounds}
     assert {*NEEDED, *named} <= set(kind.registers)
     assert {"torque_enable"} <= {r.name for r in kind.health_block.registers}
-    assert RESTARTED in kind.cures
+    assert {*CONCLUDED} <= set(kind.cures)
 
 
 def test_an_arm_of_a_new_protocol_connects_moves_parks_and_is_released(toy):
@@ -267,7 +268,7 @@ def test_all_that_is_done_for_arms_is_done_for_it(toy):
         servo.put("torque_enable", 1)
     toy.servos["elbow"].put("owner_torque", 60)
     toy.robot.connect()
-    assert "toyarm was found with torque on" in toy.robot.warnings[0]
+    assert "toyarm: torque was found on" in toy.robot.warnings[0]
     assert any("owner_torque (13) says so: elbow 60%" in w for w in toy.robot.warnings)
     assert toy.robot.set_torque(True) == []
     toy.servos["base"].put("memory", 0)
@@ -275,7 +276,7 @@ def test_all_that_is_done_for_arms_is_done_for_it(toy):
     for _ in range(60):
         tick(toy, toy.robot.present_goal())
     base, elbow = toy.robot.health()
-    assert (base.faults, base.cure) == ((RESTARTED,), "look after its power")
+    assert (base.faults, base.cure) == ((RESTARTED,), base.cure)
     assert (elbow.faults, elbow.cure) == (("bent",), "straighten it, then wind it up")
     rescue = Rescue(toy.profile, {"arm": toy.port}, toy.clock)
     assert rescue.freeze() == []

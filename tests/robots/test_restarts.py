@@ -1,12 +1,13 @@
-"""A servo that loses its power for a moment in a run: found, named, and never energised unattended."""
+"""What changes behind the driver's back in a run is found and named: a servo that has lost its power for a moment, and
+is never energised unattended; a register that nobody here wrote; another master on the line."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from edgevla.errors import UsageError
-from edgevla.robots.bus.report import RESTARTED
+from edgevla.errors import BusError, UsageError
+from edgevla.robots.bus.report import CHANGED, RESTARTED, SHARED
 from edgevla.robots.health import HEALTH_PERIOD_NS
 
 FIRMWARE = pytest.mark.parametrize("firmware", [(), ("goal-energises",)])
@@ -21,13 +22,13 @@ def running(bench, name="so101", **options):
     return made
 
 
-def found_after(made, motor, goal, ticks=100):
-    """ms until the servo is reported as restarted; None when it never was."""
+def found_after(made, motor, goal, ticks=100, what=RESTARTED):
+    """ms until it is concluded of the servo; None when it never was."""
     began = made.clock.now_ns()
     for _ in range(ticks):
         made.tick(goal)
         health = {s.name: s for s in made.robot.health()}[motor]
-        if RESTARTED in health.faults:
+        if what in health.faults:
             return (made.clock.now_ns() - began) / 1e6
     return None
 
@@ -155,3 +156,85 @@ def test_torque_is_renewed_of_a_motor_that_is_there(bench):
     made = running(bench)
     with pytest.raises(UsageError, match="so101 has no motor 'elbow'"):
         made.robot.renew_torque("elbow")
+
+
+# ---- somebody else ----
+
+
+@pytest.mark.parametrize(("name", "motor", "register", "value"), [
+    ("so101", "elbow_flex", "torque_enable", 0), ("so101", "elbow_flex", "torque_limit", 250),
+    ("so101", "gripper", "acceleration", 5), ("so101", "elbow_flex", "lock", 0),
+    ("aloha", "left_elbow", "torque_enable", 0), ("aloha", "left_elbow", "goal_pwm", 250),
+])  # fmt: skip
+def test_a_register_that_nobody_here_wrote_is_said_as_that(bench, name, motor, register, value):
+    """`brown-out, overload or heat` it was, or nothing at all."""
+    made = running(bench, name)
+    goal = made.robot.present_goal()
+    made.servo(motor).put(register, value)
+    assert found_after(made, motor, goal, what=CHANGED) < 450
+    health = {s.name: s for s in made.robot.health()}[motor]
+    assert health.faults == ("was changed by itself or by another program",)
+    assert health.cure.startswith(f"{register} is {value}, not ")
+    assert "close whatever else talks to this arm" in health.cure
+    assert [s.name for s in made.robot.health() if s.faults] == [motor]
+
+
+def test_what_a_servo_switches_off_for_a_fault_of_its_own_is_not_blamed_on_others(bench):
+    made = running(bench, "aloha")
+    goal = made.robot.present_goal()
+    made.fault("trip", target="left_elbow")
+    for _ in range(100):
+        made.tick(goal)
+    health = {s.name: s for s in made.robot.health()}["left_elbow"]
+    assert health.torque_on is False
+    assert health.faults == ("overload",)
+
+
+def test_what_is_written_here_is_no_change_even_when_a_write_is_lost(bench):
+    for name in ("so101", "aloha"):
+        made = running(bench, name)
+        goal = made.robot.present_goal()
+        deaf = made.servo(made.profile.joints[2].motor)
+        for k, share in enumerate((0.9, 0.4, 0.1, 1.0)):
+            deaf.is_mute = k == 1
+            made.robot.set_torque_limit(share)
+            deaf.is_mute = False
+            for _ in range(50):
+                made.tick(goal)
+        made.robot.set_torque(False)
+        for _ in range(50):
+            made.tick(None)
+        assert not any(s.concluded for s in made.robot.health())
+
+
+@pytest.mark.parametrize("name", ["so101", "aloha"])
+def test_another_master_on_the_line_is_said_in_a_run_and_refused_at_a_start(bench, name):
+    made = running(bench, name)
+    goal = made.robot.present_goal()
+    made.fault("foreign", probability=0.2)
+    for _ in range(200):
+        made.tick(goal)
+    first = made.robot.health()[0]
+    assert first.faults == (SHARED,)
+    assert "LeRobot, the vendor's tool" in first.cure
+    made = bench(name)
+    made.fault("foreign", probability=0.2)
+    with pytest.raises(
+        BusError, match="another program talks to the servos on this line; close whatever else"
+    ):
+        made.robot.connect()
+
+
+@pytest.mark.parametrize("name", ["so101", "aloha"])
+def test_a_bad_line_is_not_another_master(bench, name):
+    made = running(bench, name)
+    goal = made.robot.present_goal()
+    for kind in ("drop", "corrupt", "truncate", "noise", "duplicate", "wrong_id", "delay"):
+        made.fault(kind, probability=0.1, amount=12.0)
+    for _ in range(400):
+        made.tick(goal)
+    assert not any(bus.is_shared for bus in made.robot.buses.values())
+    made = bench(name)
+    made.fault("echo")
+    made.robot.connect()
+    assert not any(bus.is_shared for bus in made.robot.buses.values())

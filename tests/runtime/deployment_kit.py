@@ -2,12 +2,14 @@
 of it: processes, sockets, pseudo-terminals, the trace of the bus."""
 
 import contextlib
+import ctypes
 import json
 import os
 import pty
 import secrets
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -205,6 +207,14 @@ MARK = "EDGEVLA_TEST_RUN"
 MAIN = "\nimport sys\nfrom edgevla.cli import main\nsys.exit(main(sys.argv[1:]))"
 
 
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_the_test():
+    """A test run that is killed, by a time limit for one, leaves no deployment behind that runs for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Deployment:
     """A real `edgevla deploy --sim` in processes of its own, its bus trace and its log.
 
@@ -231,7 +241,12 @@ class Deployment:
             return
         with self.output_path.open("w") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=env
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=env,
+                preexec_fn=end_with_the_test,
             )
 
     def _await_process(self, module):
@@ -366,7 +381,10 @@ class LivingArm:
             self.process.communicate(timeout=20)
 
 
-BE_A_SHELL = "import fcntl, os, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('bash', {args})"
+BE_A_SHELL = (
+    "import fcntl, os, signal, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execvp('bash', {args})"
+)
 
 
 class Terminal:

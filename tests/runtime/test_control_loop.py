@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from edgevla.arguments import SetTask
 from edgevla.errors import UsageError
 from edgevla.execution import Async, Ensemble, Rtc, Sync
 from edgevla.robots.emulator.faults import Fault
@@ -307,6 +308,21 @@ def test_a_joint_that_says_nothing_keeps_its_goal_when_the_arm_freezes():
     assert steps_of(loop.links.states)[:, 2].max() <= 1.5 * 80.0 * loop.loop.period_ns / 1e9 * 1.001
 
 
+def test_a_servo_that_was_silent_for_some_ticks_is_not_told_to_make_up_for_them():
+    loop = started(towards(gain=0.05), execution=Async())
+    loop.run(0.5)
+    servo, goals = loop.arm.servos["elbow_flex"], []
+    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    for k in range(24):
+        if k == 4:
+            loop.arm.apply(Fault("clear"))
+        loop.step()
+        goals.append(servo.get("goal_position"))
+    assert len(set(goals)) > 5, "it goes on"
+    cap = loop.profile.joints[2].max_velocity * loop.loop.period_ns / 1e9 * 4096 / 360
+    assert np.abs(np.diff(goals)).max() <= cap + 1
+
+
 def test_a_fault_on_the_way_to_rest_stops_the_arm_there():
     loop = started(execution=Async())
     loop.run(1.0)
@@ -506,3 +522,11 @@ def test_a_gripper_whose_servo_has_let_go_by_itself_ends_the_run():
         r"left_gripper reports overload.* and has switched its torque off", told(loop, "gripper_overload")[0]
     )
     assert loop.loop.machine.has_failed
+
+
+def test_every_state_carries_the_task_in_force():
+    """Who records rows takes it from there: a policy is asked only now and then."""
+    loop = started()
+    assert {s.task for s in loop.run(0.2)} == {""}
+    loop.command("set_task", SetTask("place"))
+    assert {s.task for s in loop.run(0.2)} == {"place"}

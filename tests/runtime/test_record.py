@@ -12,10 +12,13 @@ import time
 import cv2
 import numpy as np
 import pytest
+import zmq
 from deployment_kit import Terminal
 
+from edgevla.arguments import SetTask
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
+from edgevla.wire import CommandClient, endpoint, find_deployment, read_deployment
 
 pytestmark = pytest.mark.realtime
 
@@ -94,6 +97,69 @@ def test_keys_keep_discard_and_quit(deploy, tmp_path):
     assert "recording episode 0" in done.stdout
     assert "episode discarded" in done.stdout
     assert "0 episodes kept" in done.stdout
+
+
+def set_task(text):
+    """As the monitor does it."""
+    folder = find_deployment()
+    session = read_deployment(folder).session_bytes
+    with zmq.Context() as ctx:
+        client = CommandClient(ctx, endpoint(folder, "robot", "commands"), session, "test")
+        try:
+            assert client.request("set_task", SetTask(text), timeout_s=5).is_accepted
+        finally:
+            client.close()
+
+
+@pytest.mark.timeout(180)
+def test_a_task_that_is_changed_while_recording_is_in_the_rows_from_then_on(deploy, tmp_path):
+    running = deploy("--task=push the cube")
+    running.wait_for("running")
+    root = tmp_path / "recorded"
+    window = Terminal(dict(os.environ), tmp_path / "record.txt")
+    try:
+        window.type(f"{sys.executable} -m edgevla record {root} --task='something else'\n")
+        window.wait_for("keys: r record")
+        window.type("r")
+        window.wait_for("recording episode 0: push the cube")
+        window.wait_for(
+            "! the robot's task is 'push the cube', and every row carries it; 'something else' is not used"
+        )
+        set_task("lift the cube")
+        window.wait_for("! the task is 'lift the cube' from row ")
+        window.type("k")
+        window.wait_for("episode 0 kept")
+        window.type("r")
+        window.wait_for("recording episode 1: lift the cube")
+        time.sleep(1.0)
+        window.type("k")
+        window.wait_for("episode 1 kept")
+        window.type("q")
+        window.wait_for("2 episodes kept. Next")
+    finally:
+        window.close()
+    dataset = open_dataset(root)
+    assert [e.tasks for e in dataset.episodes] == [("push the cube", "lift the cube"), ("lift the cube",)]
+    first = [dataset.task(row) for row in range(dataset.episodes[0].length)]
+    assert first == sorted(first, reverse=True), "the one, then the other"
+    assert not [f for f in check_dataset(root) if f.severity == "error"]
+
+
+@pytest.mark.timeout(180)
+def test_a_recording_into_another_robot_s_dataset_ends_before_the_first_episode(deploy, tmp_path):
+    running = deploy()
+    running.wait_for("running")
+    root = tmp_path / "recorded"
+    assert record(root, "--task", "a", "--episodes", 1, "--seconds", 0.5, "--pause", 0.1).returncode == 0
+    note = root / "meta/edgevla.json"
+    note.write_text(note.read_text().replace("degrees", "range100"))
+    before = note.read_text()
+    done = record(root, "--task", "a", "--episodes", 1, "--seconds", 0.5, "--pause", 0.1)
+    assert done.returncode == 1
+    assert "its joints are in range100, those of this recording in degrees" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert note.read_text() == before
+    assert open_dataset(root).n_episodes == 1
 
 
 @pytest.mark.timeout(240)

@@ -8,7 +8,7 @@ import threading
 import time
 import types
 import typing
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import msgpack
@@ -143,10 +143,11 @@ def test_a_misspelt_field_is_no_attribute():
 def test_a_missing_or_unknown_field_or_a_wrong_type_is_refused(name):
     frames = plain_frames(example_message(name))
     header = msgpack.unpackb(frames[1])
+    later = {f.name for f in fields(TYPES[name]) if f.default is not MISSING}
     for field in header:
         missing = {k: v for k, v in header.items() if k != field}
         wrong = {**header, field: {"not": ["this"]} if not isinstance(header[field], dict) else 3.5}
-        for damaged in (missing, wrong):
+        for damaged in (wrong,) if field in later else (missing, wrong):  # an older writer leaves it out
             with pytest.raises(WireError):
                 decode([frames[0], msgpack.packb(damaged), *frames[2:]], SESSION)
     with pytest.raises(WireError, match="unknown key 'extra'"):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevla.errors import ConfigError, UsageError
+from edgevla.strict import Mismatch, read
 from edgevla.train.config import (
     TrainConfig,
-    convert,
     parse_episodes,
     recipe_names,
     split_episodes,
@@ -82,10 +82,12 @@ def test_pi05_fast_is_pi05_in_five_steps() -> None:
     [
         ("stepps = 3", "unknown key 'stepps'; did you mean 'steps'"),
         ("[optimizer]\nbeta = [0.9, 0.9]", "did you mean 'betas'"),
-        ("steps = 'many'", "expected int"),
-        ("steps = true", "expected int"),
-        ("[optimizer]\ntype = 'sgd'", "expected one of: adam, adamw"),
+        ("steps = 'many'", "mine.toml: steps is 'many'; expected a whole number"),
+        ("steps = 1.5", "steps is 1.5; expected a whole number"),
+        ("steps = true", "expected a whole number"),
+        ("[optimizer]\ntype = 'sgd'", "optimizer.type is 'sgd'; expected one of adam, adamw"),
         ("[optimizer]\nbetas = [0.9]", "expected 2"),
+        ("[optimizer]\nweight_decay = nan", "weight_decay is nan; expected a finite number"),
         ("steps = ", "not valid TOML"),
     ],
 )
@@ -114,6 +116,8 @@ def test_values_that_cannot_be_are_refused(change: dict) -> None:
     ("value", "hint", "expected"),
     [
         ("3", int, 3),
+        ("1e5", int, 100_000),
+        (1e5, int, 100_000),
         ("1e-4", float, 1e-4),
         (2, float, 2.0),
         ("True", bool, True),
@@ -125,7 +129,7 @@ def test_values_that_cannot_be_are_refused(change: dict) -> None:
     ],
 )
 def test_words_become_typed_values(value: object, hint: object, expected: object) -> None:
-    got = convert(value, hint, "x")
+    got = read(hint, value, "x", words=True)
     assert (got, type(got)) == (expected, type(expected))
 
 
@@ -133,8 +137,8 @@ def test_words_become_typed_values(value: object, hint: object, expected: object
     ("value", "hint"), [("x", int), ("1.5", int), ("yes", bool), ("[1", list[int]), (1, str)]
 )
 def test_words_of_another_type_are_refused(value: object, hint: object) -> None:
-    with pytest.raises(ConfigError, match="expected"):
-        convert(value, hint, "x")
+    with pytest.raises(Mismatch, match=r"x is .*; expected"):
+        read(hint, value, "x", words=True)
 
 
 def test_episodes_by_range_and_list() -> None:
@@ -166,7 +170,7 @@ def test_held_out_episodes_are_never_trained_on() -> None:
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"save_freq": -3}, "save_freq is -3"),
         ({"lora_alpha": 4}, "--lora-alpha was given without --lora"),
-        ({"optimizer": {"weight_decay": float("nan")}}, "weight_decay is nan"),
+        ({"optimizer": {"weight_decay": -1.0}}, "weight_decay is -1"),
         ({"scheduler": {"warmup_steps": -3}}, "warmup_steps is -3"),
     ],
 )

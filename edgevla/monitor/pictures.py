@@ -1,0 +1,128 @@
+"""Thumbnails in half blocks: two pixels per character, upper and lower.
+
+Pictures are most of what a monitor writes. So a cell is drawn anew only when it has changed visibly (a sensor's noise
+is no change), colours are rounded so that neighbours share one, and a row's escape codes are made once.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import numpy as np
+from rich.color import Color
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region
+from textual.strip import Strip
+
+from edgevla.monitor.rows import Lines, clean, column, style_of
+
+VISIBLE = 12
+"""Of 255: a smaller change of a pixel is not drawn."""
+ROUNDING = 8
+"""Colours are multiples of this."""
+
+
+def decoded(jpeg: bytes) -> np.ndarray | None:
+    """uint8 (H, W, 3) RGB; None where it is no picture."""
+    import cv2  # half of the monitor's start-up time, and the first picture comes later
+
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR) if jpeg else None
+    return None if image is None else np.ascontiguousarray(image[..., ::-1])
+
+
+def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (rows, columns, 2, 3): the largest picture of `width` x `height` cells, not distorted."""
+    import cv2
+
+    scale = min(width / image.shape[1], 2 * height / image.shape[0])
+    columns, rows = max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale) // 2)
+    small = cv2.resize(image, (columns, 2 * rows), interpolation=cv2.INTER_AREA)
+    return small.reshape(rows, 2, columns, 3).transpose(0, 2, 1, 3)
+
+
+class HalfBlocks:
+    """One picture as it is on the screen, before its colours are rounded.
+
+    cells: uint8 (rows, columns, 2, 3), upper and lower pixel.
+    """
+
+    def __init__(self) -> None:
+        self.cells = np.zeros((0, 0, 2, 3), np.uint8)
+        self.strips: list[Strip] = []
+
+    def show(self, cells: np.ndarray, width: int) -> list[Region]:
+        """Takes what has changed visibly; where that is. width: of the lines, which go on empty."""
+        is_new = cells.shape != self.cells.shape
+        if is_new:
+            self.cells = np.zeros_like(cells)
+            self.strips = [Strip.blank(width)] * len(cells)
+        change = np.abs(cells.astype(np.int16) - self.cells).max(axis=(2, 3)) > VISIBLE
+        change |= is_new
+        self.cells = np.where(change[..., None, None], cells, self.cells)
+        regions = []
+        for y in np.flatnonzero(change.any(axis=1)).tolist():
+            self.strips[y] = _strip(self.cells[y] // ROUNDING * ROUNDING, width)
+            columns = np.flatnonzero(change[y])
+            regions.append(Region(int(columns[0]), y, int(columns[-1] - columns[0]) + 1, 1))
+        return regions
+
+
+def _strip(cells: np.ndarray, width: int) -> Strip:
+    """uint8 (columns, 2, 3) as runs of equal colour."""
+    flat = cells.reshape(len(cells), 6)
+    starts = np.flatnonzero(np.r_[True, (flat[1:] != flat[:-1]).any(axis=1)]).tolist()
+    segments = [
+        Segment("▀" * (end - start), _style(flat[start].tobytes()))
+        for start, end in zip(starts, [*starts[1:], len(flat)], strict=True)
+    ]
+    return Strip(segments, len(cells)).adjust_cell_length(width)
+
+
+@lru_cache(maxsize=16384)
+def _style(colours: bytes) -> Style:
+    return Style(color=Color.from_rgb(*colours[:3]), bgcolor=Color.from_rgb(*colours[3:]))
+
+
+class Camera(Lines):
+    """One camera: its name, and its newest picture. An old picture is grey, and its age stands beside the name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.camera = name
+        self._blocks = HalfBlocks()
+        self._title: tuple[str, str] = ("", "")
+        self._shown: tuple[object, ...] = ()
+        self._is_readable = True
+
+    def show(self, jpeg: bytes | None, note: str, is_old: bool) -> None:
+        """jpeg: None before the first picture. note: stands after the name."""
+        width, height = self.outer_size
+        if width < 1 or height < 2:
+            return
+        shown = (jpeg, is_old, width, height)
+        if shown != self._shown:
+            if shown[2:] != self._shown[2:]:
+                self._blocks, self._title = HalfBlocks(), ("", "")
+                self.refresh()
+            self._shown = shown
+            self._draw(jpeg, is_old, width, height - 1)
+        words = f"{clean(self.camera)} {note if self._is_readable else 'cannot be read'}".rstrip()
+        title = (column(words, width), "red" if is_old or not self._is_readable else "bold dim")
+        if title != self._title:
+            self._title = title
+            self.refresh(Region(0, 0, width, 1))
+        self.strips = [Strip([Segment(title[0], style_of(title[1]))], width), *self._blocks.strips]
+
+    def _draw(self, jpeg: bytes | None, is_old: bool, width: int, height: int) -> None:
+        if jpeg is None or os.environ.get("NO_COLOR"):
+            return
+        image = decoded(jpeg)
+        self._is_readable = image is not None
+        if image is None:
+            return
+        if is_old:
+            image = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+        if regions := self._blocks.show(fit(image, width, height), width):
+            self.refresh(*(region.translate((0, 1)) for region in regions))

@@ -1,0 +1,85 @@
+"""The terminal's two directions, as the monitor needs them: a paste is no danger, and a window that closes is no crash.
+
+Textual's own driver gives up on a byte that is no UTF-8, spins when the terminal has gone, and stops writing with a
+traceback. This one goes on, or ends the monitor in order. Keys carry the time at which they were read, without the time
+in which this process did not run: a key that is held down while the machine is stalled is still one press.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import select
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from textual._xterm_parser import XTermParser
+from textual.drivers.linux_driver import LinuxDriver
+from textual.message import Message
+
+PATIENCE_S = 0.1
+SOON_S = 0.02
+"""After a key another look is taken soon: a lone Escape shows itself by what does not follow."""
+
+
+class TerminalClosed(Message):
+    """Nobody will type any more."""
+
+
+class Terminal(LinuxDriver):
+    """Textual's driver for Linux and macOS, hardened."""
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._file = _Output()  # type: ignore[assignment]
+        self._awake_s = 0.0
+
+    def run_input_thread(self) -> None:
+        parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
+        turned, read_s = time.monotonic(), self._awake_s
+        while not self.exit_event.is_set():
+            wait_s = SOON_S if self._awake_s - read_s < PATIENCE_S else PATIENCE_S
+            is_ready = bool(select.select([self.fileno], [], [], wait_s)[0])
+            now = time.monotonic()
+            self._awake_s += min(now - turned, 2 * PATIENCE_S)
+            turned = now
+            if is_ready:
+                data = _read(self.fileno)
+                if not data:
+                    self.send_message(TerminalClosed())
+                    return
+                read_s = self._awake_s
+                self._deliver(parser.feed(decoder.decode(data)), read_s)
+            self._deliver(parser.tick(), read_s)
+
+    def _deliver(self, events: Iterable[Message], read_s: float) -> None:
+        for event in events:
+            event.time = read_s
+            self.process_message(event)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # the kernel has hung up, or this is no terminal of ours any more
+        return b""
+
+
+class _Output:
+    """Writes past Python's buffers; what nobody can read any more is left out."""
+
+    def write(self, text: str) -> None:
+        left = text.encode(sys.__stderr__.encoding, "replace")  # type: ignore[union-attr]
+        try:
+            while left:
+                left = left[os.write(self.fileno(), left) :]
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return sys.__stderr__.fileno()  # type: ignore[union-attr]
