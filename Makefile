@@ -6,7 +6,7 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
-MUTANTS ?= 150
+MUTANTS ?= 250
 VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13

@@ -4,3 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbours unimportable
+
+from guardian_kit import world
+
+__all__ = ["world"]

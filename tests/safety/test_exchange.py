@@ -105,6 +105,17 @@ def test_a_servo_that_is_withheld_gets_no_goal_and_with_all_withheld_nothing_is_
     assert sent(made, goal) == b""
 
 
+def test_the_joints_that_would_get_no_goal_are_named_and_a_shadow_is_no_joint(bench):
+    made = bench(TWO)
+    assert list(made.robot.withheld) == [False] * len(TWO.joints)
+    left, right = (each.health for each in made.robot._lines)
+    left.doubted = {2}
+    right.servos[3].conclude(RESTARTED)  # right_shoulder_shadow
+    right.servos[9].conclude(RESTARTED)
+    held = {joint.motor for joint, is_held in zip(TWO.joints, made.robot.withheld, strict=True) if is_held}
+    assert held == {"left_shoulder", "right_gripper"}
+
+
 def test_a_silent_servo_is_doubted_and_its_value_ages(bench):
     made = bench()
     made.tick()

@@ -1,135 +1,17 @@
 """The guardian in this process, on a clock that the test moves: its loop is an object, `select` takes no time."""
 
-import contextlib
 import os
-import select
-import signal
-import socket
 import subprocess
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from guardian_kit import Loop, Rescue
 
-from edgevla.errors import BusError, UsageError
-from edgevla.nodes.vitals import END
 from edgevla.robots import guardian as module
-from edgevla.robots.guardian import TOOK_OVER, Guardian, how, main
+from edgevla.robots.guardian import TOOK_OVER, Guardian, how
 from edgevla.robots.lease import OBEY_S
 from edgevla.robots.links import PARKED, RELEASED, RUNNING, STOPPING
-from edgevla.robots.profile import load_profile
-from edgevla.session import EMERGENCY_STOP, guardian_socket, read_guardian_status
-
-PROFILE = load_profile("so101")
-
-
-class Loop:
-    """A control loop's process."""
-
-    def __init__(self, code=0):
-        self.code, self.did = code, []
-
-    def kill(self):
-        self.did.append("kill")
-
-    def wait(self):
-        self.did.append("wait")
-        return self.code
-
-
-class Rescue:
-    def __init__(self, unreached=(), lost=()):
-        self.did, self.unreached, self.lost = [], list(unreached), dict(lost)
-
-    def freeze(self):
-        self.did.append("freeze")
-
-    def lower(self, wait):
-        self.did.append("lower")
-        return wait(0.5)
-
-    def release(self):
-        self.did.append("release")
-        return self.unreached
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Virtual time: every `select` that finds nothing lets its timeout pass, and then runs what is due."""
-
-    class World:
-        def __init__(self):
-            self.now, self.due, self.waits, self.open = 100.0, [], [], []
-            self.started = None
-
-        def at(self, seconds, deed):
-            self.due.append((self.now + seconds, deed))
-            self.due.sort(key=lambda item: item[0])
-
-        def select(self, sources, _, __, timeout):
-            self.waits.append(timeout)
-            assert len(self.waits) < 20_000, "it watches for ever"
-            found = real(sources, [], [], 0)
-            if not found[0]:
-                self.now += timeout
-                while self.due and self.due[0][0] <= self.now:
-                    self.due.pop(0)[1]()
-                found = real(sources, [], [], 0)
-            return found
-
-        def guardian(self, alive=False, **changes):
-            profile = replace(PROFILE, escalation=replace(PROFILE.escalation, **changes))
-            alive_read, self.alive = self.pipe() if alive else (None, None)
-            made = Guardian(profile, {}, tmp_path, alive_read)
-            self.open.append(made.stop_socket)
-            self.lease_read, self.lease_write = self.pipe()
-            self.loop_read, made.to_loop = self.pipe()
-            made.loop = Loop()
-            return made
-
-        def pipe(self):
-            ends = os.pipe()
-            self.open += ends
-            return ends
-
-        def tell(self, data):
-            os.write(self.lease_write, data)
-
-        def keep_telling(self, data, seconds, every=0.05):
-            for n in range(int(seconds / every)):
-                self.at(n * every, lambda: self.tell(data))
-
-        def close(self, fd):
-            self.open.remove(fd)
-            os.close(fd)
-
-        def press(self, data=EMERGENCY_STOP):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
-                out.sendto(data, str(guardian_socket(tmp_path)))
-
-        def heard(self):
-            os.set_blocking(self.loop_read, False)
-            try:
-                return os.read(self.loop_read, 64)
-            except BlockingIOError:
-                return None
-
-        def status(self):
-            return read_guardian_status(tmp_path)
-
-    made = World()
-    real = select.select
-    monkeypatch.setattr(module.select, "select", made.select)
-    monkeypatch.setattr(Guardian, "now_s", staticmethod(lambda: made.now))
-    yield made
-    for each in made.open:
-        if isinstance(each, int):
-            with contextlib.suppress(OSError):
-                os.close(each)
-        else:
-            each.close()
-
 
 # -- watching ------------------------------------------------------------------------------------------------
 
@@ -428,81 +310,3 @@ def test_a_terminal_that_has_gone_is_no_obstacle(monkeypatch):
 
     monkeypatch.setattr(sys, "stderr", Gone())
     module.say("hello")
-
-
-# -- the program ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def program(world, tmp_path, monkeypatch):
-    """`program(*options)` runs `main`; what it did: signals and the loop's arguments."""
-    handlers, given = {}, {}
-
-    def start(*options, opens=lambda profile, texts: {}):
-        monkeypatch.setattr(sys, "argv", ["guardian", "--robot=so101", f"--run-dir={tmp_path}", *options])
-        monkeypatch.setattr(module.signal, "signal", lambda number, deed: handlers.update({number: deed}))
-        monkeypatch.setattr(module, "open_ports", opens)
-
-        def run(self, loop_args):
-            given.update(guardian=self, args=loop_args)
-            world.open.append(self.stop_socket)
-            return 0
-
-        monkeypatch.setattr(Guardian, "run", run)
-        return main()
-
-    return SimpleNamespace(start=start, handlers=handlers, given=given)
-
-
-def test_the_loop_is_given_what_the_guardian_does_not_know(program, tmp_path):
-    ports = []
-    assert (
-        program.start("--port=/dev/x", "--session=ab", opens=lambda p, texts: ports.append(texts) or {}) == 0
-    )
-    assert ports == [["/dev/x"]]
-    assert program.given["args"] == ["--robot=so101", f"--run-dir={tmp_path}", "--session=ab"]
-    assert program.given["guardian"].alive_fd is None
-    assert program.handlers[signal.SIGINT] == program.handlers[signal.SIGHUP] == signal.SIG_IGN
-
-
-@pytest.mark.parametrize("missing", ["--robot", "--run-dir"])
-def test_a_robot_and_a_run_directory_are_needed(monkeypatch, tmp_path, capsys, missing):
-    options = [o for o in ("--robot=so101", f"--run-dir={tmp_path}") if not o.startswith(missing)]
-    monkeypatch.setattr(sys, "argv", ["guardian", *options])
-    with pytest.raises(SystemExit):
-        main()
-    assert missing in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [BusError("busy"), UsageError("no such port")])
-def test_ports_that_cannot_be_opened_are_an_error_in_words(program, capsys, error):
-    def refuse(profile, texts):
-        raise error
-
-    assert program.start(opens=refuse) == error.exit_code != 0
-    assert capsys.readouterr().err == f"guardian: {error}\n"
-
-
-def test_a_signal_to_end_is_obeyed_at_once_without_a_supervisor(program, world):
-    program.start()
-    lease = program.given["guardian"].lease
-    lease.heard(RUNNING)
-    program.handlers[signal.SIGTERM](15, None)
-    assert lease.wants_end(world.now)
-
-
-def test_a_supervisor_is_given_three_seconds_to_end_in_order(program, world):
-    program.start("--alive-fd=9")
-    assert program.given["args"][-1] == "--alive-fd=9"
-    guardian = program.given["guardian"]
-    assert guardian.alive_fd == 9
-    guardian.lease.heard(RUNNING)
-    program.handlers[signal.SIGTERM](15, None)
-    assert not guardian.lease.wants_end(world.now + 2.9)
-    assert guardian.lease.wants_end(world.now + 3.0)
-
-
-def test_the_signal_of_the_supervisor_ends_in_order_at_once(program, world):
-    program.start("--alive-fd=9")
-    program.handlers[END](END, None)
-    assert program.given["guardian"].lease.wants_end(world.now)
