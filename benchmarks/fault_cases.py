@@ -21,7 +21,7 @@ FOUND_S, BEHIND_S = 0.6, 1.0
 """Every servo's settings are read once in 0.4 s. Torque that is off must be so twice before it counts."""
 WEAK = 60
 """Percent of full torque: an owner's limit that still holds the arm."""
-FOUND_ON = r"torque.{0,40}(found|already|still|was|is) on|(found|already|still) (energised|on)|energised"
+FOUND_ON = r"found with torque on|torque .{0,40}(found|already|still) on"
 FOREIGN = r"another (program|master|host|process)|other (program|master|host)|somebody else|foreign"
 
 

@@ -117,8 +117,11 @@ def connect(case: Case, firmware: str) -> Row:
     let_pass(AFTERWARDS_S)
     is_refused = did != "connected"
     outcome = Outcome(arm, None if is_refused else robot, read, firmware, trace, is_refused=is_refused)
-    may_move = bool(case.arm.get("is_energised"))  # it is let down
-    violations = [] if may_move or np.allclose(before, arm.joint_rad(), atol=0.01) else ["the arm moved"]
+    if case.arm.get("is_energised"):
+        speed = [joint.max_velocity for joint in profile.joints]
+        violations = bus_trace.judge(trace, case.robot, speed, profile.rates.servo_hz).violations
+    else:
+        violations = [] if np.allclose(before, arm.joint_rad(), atol=0.01) else ["the arm moved"]
     on = [name for name, servo in arm.servos.items() if servo.torque_on]
     if on and not case.arm.get("is_energised"):
         violations.append(f"torque is on at {', '.join(on)}")
@@ -251,7 +254,7 @@ def _did(
                   and e.get("register") in ("torque_limit", "goal_pwm")]  # fmt: skip
         if parked:
             parts.append(f"reduced torque {(parked[0] - stopped_ns) / 1e9:.1f} s later")
-        if verdict.off_ns:
+        if verdict.off_ns and verdict.off_ns > stopped_ns:  # else its power had gone before
             parts.append(f"torque off {(verdict.off_ns - stopped_ns) / 1e9:.1f} s later")
     if on := [name for name, servo in loop.arm.servos.items() if servo.torque_on]:
         parts.append(f"torque still on at {', '.join(on)}")
