@@ -285,8 +285,10 @@ class CameraNode:
         for capture in self.captures:
             if capture.is_alive():
                 capture.join(timeout=2)
-        for end in [*self._publishers.values(), *self._servers.values()]:
-            end.close()
+        for publisher in self._publishers.values():
+            publisher.close()
+        for server in self._servers.values():
+            server.close()
 
 
 def _about(capture: Capture) -> AboutCameraNode:
