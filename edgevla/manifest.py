@@ -190,9 +190,12 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
+    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers."""
+
     repo_id: str
     sha256: str
     fps: float
+    episodes: str | None = None
 
 
 @dataclass(frozen=True)

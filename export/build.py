@@ -70,7 +70,7 @@ def export_checkpoint(
         ParityError: the graphs do not compute what torch computes; nothing is written.
     """
     check_target(target)
-    folder = _policy_folder(path)
+    folder = policy_folder(path)
     say(f"loading {folder}")
     policy = load_policy(folder, adapt=in_float32)
     return export_policy(policy, folder, target, options, say)
@@ -103,7 +103,7 @@ def export_policy(
                 f"no default task{_tasks(manifest.prompt.trained_tasks)}; choose one with --task, here or at deploy"
             )
         manifest = _write_graphs(policy, manifest, scratch, options)
-        _copy_tokenizer(policy, manifest, scratch)
+        copy_tokenizer(policy, manifest, scratch)
         manifest = replace(manifest, files=list_files(scratch))
         bundle = write_manifest(scratch, manifest)
         samples, where = _samples(policy, dataset, meaning, manifest, options)
@@ -153,7 +153,7 @@ def _tasks(trained: Sequence[str]) -> str:
 # -- where things come from -----------------------------------------------------------------------------------
 
 
-def _policy_folder(path: str | Path) -> Path:
+def policy_folder(path: str | Path) -> Path:
     """A run or one of its checkpoints by the trainer's rule, else a policy folder or hub id."""
     local = Path(path).expanduser()
     if local.is_dir() and not (local / "config.json").is_file():
@@ -249,7 +249,7 @@ def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: P
     return GraphFile(graph.inputs, graph.outputs, file="time.npz")
 
 
-def _copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
+def copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
     if manifest.prompt is None:
         return
     source = policy.tokenizer_folder() / "tokenizer.json"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from edgevla import strict
+from edgevla.dataset.chosen import episodes_text
 from edgevla.dataset.layout import camera_age_key
 from edgevla.dataset.stated import read_stated
 from edgevla.dataset.stats import Stats
@@ -60,6 +61,7 @@ class DatasetFacts:
     units_guess: what the statistics suggest, with the reason; only ever used to warn.
     trained_speed_p999: per joint, 99.9th percentile of |action change| between rows, unit/s.
     camera_looks: by camera; empty where no picture was looked at (see `camera_looks`).
+    episodes: numbers of those that were opened, as `0,2-5`; None in facts written before they were kept.
     """
 
     fps: float
@@ -77,6 +79,7 @@ class DatasetFacts:
     n_frames: int
     tasks: list[str] = field(default_factory=list)
     camera_looks: dict[str, CameraLook] = field(default_factory=dict)
+    episodes: str | None = None
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
@@ -172,6 +175,7 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
         n_episodes=dataset.n_episodes,
         n_frames=dataset.n_frames,
         tasks=_tasks(dataset),
+        episodes=episodes_text(e.index for e in dataset.episodes),
     )
 
 

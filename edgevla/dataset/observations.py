@@ -27,7 +27,9 @@ def observations(
     cameras = [name for name, f in features.items() if f.kind == "camera"]
     pictures = {c: dataset.frames(sources.get(c, c), wanted) for c in cameras}
     vectors = {
-        name: np.asarray(dataset.columns[sources.get(name, name)][wanted], np.float32).reshape(len(wanted), -1)
+        name: np.asarray(dataset.columns[sources.get(name, name)][wanted], np.float32).reshape(
+            len(wanted), -1
+        )
         for name in (STATE, ENVIRONMENT_STATE)
         if name in features
     }
