@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -20,7 +19,7 @@ class ProgressLine:
         n_all: int,
         what: str,
         *,
-        out: TextIO | None = sys.stderr,
+        out: TextIO | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.n_all, self.what, self.out, self.clock = n_all, what, out, clock

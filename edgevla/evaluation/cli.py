@@ -154,7 +154,7 @@ class _Evaluating:
         check_pictures(dataset, seats, frames)
         policies = "1 policy" if len(seats) == 1 else f"{len(seats)} policies"
         self.say(
-            f"{policies} on {len(frames)} of {dataset.n_frames} frames (every {every}.) of {dataset.n_episodes} of "
+            f"{policies} on {len(frames)} of {dataset.n_frames} frames ({_every(every)}) of {dataset.n_episodes} of "
             f"{n_all} episodes of {dataset.root}: about {duration(cost * len(frames))}"
         )
         return frames, every
@@ -165,7 +165,7 @@ class _Evaluating:
         from edgevla.evaluation.replayed import replay
         from edgevla.progress import ProgressLine
 
-        line = ProgressLine(len(frames), "frames")
+        line = ProgressLine(len(frames), "frames", out=sys.stderr)
         done = replay(dataset, seats, frames, show=line.show, asked_to_stop=asked)
         line.close()
         return done
@@ -200,6 +200,14 @@ class _Evaluating:
             else f" of the {n} worst of {len(evaluation.episodes)} episodes"
         )
         return ["horizon.png", f"episode-*.png{every}"]
+
+
+def _every(n: int) -> str:
+    """`every frame`, `every 2nd`, `every 15th`."""
+    if n == 1:
+        return "every frame"
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"every {n}{ending}"
 
 
 def open_episodes(path: str, episodes: str | None) -> tuple[Dataset, int]:

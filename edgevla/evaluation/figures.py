@@ -69,7 +69,7 @@ class Difference:
 def figures(
     frames: Sequence[Frame], chunks: np.ndarray, actions: np.ndarray, n_action_steps: int, width: np.ndarray
 ) -> Figures:
-    """chunks: (n, T, A), one per frame. actions: recorded (rows, A). width: range of each joint (A,), 0: stands still."""
+    """chunks: (n, T, A), one per frame. actions: recorded (rows, A). width: range of each joint (A,), 0: it stands."""
     recorded, is_real = targets(frames, actions, chunks.shape[1])
     error = np.where(is_real[..., None], np.asarray(chunks, np.float64) - recorded, np.nan)
     executed = error[:, :n_action_steps]

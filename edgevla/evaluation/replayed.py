@@ -28,7 +28,7 @@ HOLD, MEAN = "hold", "mean action"
 
 @dataclass
 class Seat:
-    """A policy and where its inputs lie in the dataset. chunks: float32 (T, A) of each frame. seconds: of each inference."""
+    """A policy, and where its inputs lie in the dataset. chunks: (T, A) of each frame. seconds: of each inference."""
 
     subject: Subject
     sources: Mapping[str, str]
