@@ -179,7 +179,8 @@ def _facts(folder: Path, dataset: Dataset | None, options: ExportOptions) -> tup
 
     if facts is None:
         said = options.joint_units if options.joint_units in ("degrees", "range100") else None
-        facts, origin = facts_of(dataset, said), "dataset"
+        # What a stranger's checkpoint was trained on nobody says.
+        facts, origin = replace(facts_of(dataset, said), episodes=None), "dataset"
     return replace(facts, camera_looks=camera_looks(dataset)), origin
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +46,18 @@ class HostGraph(TorchGraph):
 def eager_policy(path: str, dataset: Dataset, opening: Opening) -> BundlePolicy:
     """The policy of a run, a checkpoint, a LeRobot folder or a hub id, in float32.
 
-    What its features mean comes from `edgevla.json` beside it, else from the dataset; joint units that nobody states are
-    called raw, since nothing is driven.
+    What its features mean comes from `edgevla.json` beside it, else from the dataset, of which nobody says that it was
+    trained on it; joint units that nobody states are called raw, since nothing is driven.
 
     Raises:
         CheckpointError: none there, or damaged. UsageError: features or cameras that must be said.
     """
     folder = policy_folder(path)
     policy = load_policy(folder, adapt=in_float32, device=choose_device(opening.device or ""))
-    facts = read_facts(folder) or facts_of(dataset, _stated(opening))
+    facts = read_facts(folder) or replace(facts_of(dataset, _stated(opening)), episodes=None)
     units = opening.joint_units or facts.joint_units or "raw"
-    options = ExportOptions(joint_units=units, cameras=opening.cameras)
+    absent = {name: source for name, source in opening.cameras.items() if source == "none"}
+    options = ExportOptions(joint_units=units, cameras=absent)
     meaning = decide(policy, facts, options, "checkpoint")
     manifest = draft_manifest(policy, folder, facts, meaning, options)
     policy.bake()

@@ -175,6 +175,8 @@ class _Evaluating:
         from edgevla.evaluation.info import as_json
         from edgevla.evaluation.table import tables
 
+        for old in [folder / "horizon.png", *folder.glob("episode-*.png")]:
+            old.unlink(missing_ok=True)
         info = json.dumps(as_json(evaluation), indent=2, allow_nan=False)
         (folder / INFO).write_text(info + "\n")
         if self.args.json:
@@ -233,7 +235,7 @@ def open_episodes(path: str, episodes: str | None) -> tuple[Dataset, int]:
 
 
 def claim_output(output: str | None, name: str) -> Path:
-    """A folder for what is written: new, empty, or of an earlier evaluation, whose files go.
+    """A folder for what is written: new, empty, or of an earlier evaluation, whose files stay until there are new ones.
 
     Raises:
         UsageError: it holds something else.
@@ -254,10 +256,9 @@ def claim_output(output: str | None, name: str) -> Path:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / INFO).is_file():
         raise UsageError(f"{folder} holds something else than an evaluation; choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / INFO, folder / "horizon.png", *folder.glob("episode-*.png")]:
-        old.unlink(missing_ok=True)
-    (folder / INFO).touch()
-    (folder / INFO).unlink()
+    probe = folder / ".writable"
+    probe.touch()
+    probe.unlink()
     return folder
 
 

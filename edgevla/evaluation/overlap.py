@@ -50,13 +50,11 @@ class Overlaps:
         self._hashes: dict[str, str | None] = {}
 
     def of(self, origin: DatasetOrigin | None) -> Overlap:
-        if origin is None or not origin.sha256.strip("0"):
+        if origin is None or origin.episodes is None:
             return Overlap("unknown")
-        everything = f"0-{self.n_all - 1}"
-        text = origin.episodes or everything
-        if self._hash(text) != origin.sha256:
-            return Overlap("other data" if origin.episodes else "unknown")
-        trained = set(parse_episodes(text, self.n_all))
+        if self._hash(origin.episodes) != origin.sha256:
+            return Overlap("other data")
+        trained = set(parse_episodes(origin.episodes, self.n_all))
         evaluated = [e.index for e in self.dataset.episodes]
         both = tuple(e for e in evaluated if e in trained)
         standing: Standing = (

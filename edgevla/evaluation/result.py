@@ -101,6 +101,11 @@ def evaluate(
     ]
     units = tuple("" if u == "raw" else u for u in feature.units) or ("",) * feature.shape[0]
     return Evaluation(
-        dataset, feature.names, units, width, actions, done.frames, policies, others,
+        dataset, _unique(feature.names or tuple(map(str, range(feature.shape[0])))), units, width, actions, done.frames, policies, others,
         every, n_planned, seed, done.seconds, done.stopped,
     )  # fmt: skip
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """What is no joint may be named twice; figures are kept by name."""
+    return tuple(f"{n} {i}" if names.count(n) > 1 else n for i, n in enumerate(names))
