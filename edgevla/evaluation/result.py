@@ -99,11 +99,21 @@ def evaluate(
         Entry(name, chunks, n, figures(done.frames, chunks, actions, n, width))
         for name, chunks in baselines(dataset, done.frames, longest, sources).items()
     ]
-    units = tuple("" if u == "raw" else u for u in feature.units) or ("",) * feature.shape[0]
     return Evaluation(
-        dataset, _unique(feature.names or tuple(map(str, range(feature.shape[0])))), units, width, actions, done.frames, policies, others,
-        every, n_planned, seed, done.seconds, done.stopped,
-    )  # fmt: skip
+        dataset=dataset,
+        joints=_unique(feature.names or tuple(map(str, range(feature.shape[0])))),
+        units=tuple("" if u == "raw" else u for u in feature.units) or ("",) * feature.shape[0],
+        width=width,
+        actions=actions,
+        frames=done.frames,
+        policies=policies,
+        baselines=others,
+        every=every,
+        n_planned=n_planned,
+        seed=seed,
+        seconds=done.seconds,
+        stopped=done.stopped,
+    )
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
