@@ -6,7 +6,6 @@ of it, where nobody said otherwise; and where the next chunk's frame is not amon
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,14 +41,22 @@ def plan(episodes: Sequence[Episode], n_action_steps: int, every: int) -> list[F
 
 
 def every_for(episodes: Sequence[Episode], n_action_steps: int, most: int) -> int:
-    """The smallest suitable `every` that gives at most so many frames; one chain per episode where even that is more."""
+    """The smallest suitable `every` that gives at most so many frames; where none does, the one that gives the fewest."""
     longest = max(e.length for e in episodes)
     divisors = [d for d in range(1, n_action_steps + 1) if n_action_steps % d == 0]
-    multiples = [n_action_steps * 2**i for i in range(1, 1 + max(1, math.ceil(math.log2(longest))))]
-    for every in [*divisors, *multiples]:
+    multiples = [n_action_steps]
+    while multiples[-1] < longest:
+        multiples.append(2 * multiples[-1])
+    for every in [*divisors, *multiples[1:]]:
         if sum(_count(e.length, n_action_steps, every) for e in episodes) <= most:
             return every
     return multiples[-1]
+
+
+def some_of(episodes: Sequence[Episode], n: int) -> list[Episode]:
+    """At most n of them, spread evenly."""
+    n = min(n, len(episodes))
+    return [episodes[i * len(episodes) // n] for i in range(n)]
 
 
 def _count(length: int, n_action_steps: int, every: int) -> int:
