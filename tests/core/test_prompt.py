@@ -13,7 +13,7 @@ import pytest
 from edgevla.errors import BundleError
 from edgevla.prompt import CLEANERS, PUBLISHED, PromptBuilder, discretise, groot_template
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 TASK = "Pick up the red cube and place it in the bowl."
 
 

@@ -15,7 +15,7 @@ from edgevla.errors import CheckpointError
 from edgevla.export.describe import describe_checkpoint
 from edgevla.export.header import read_header
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 POLICIES = ["act", "diffusion", "smolvla", "pi0", "pi05", "xvla", "groot"]
 
 

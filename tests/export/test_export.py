@@ -27,7 +27,7 @@ from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.types import CameraAge, Observation
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 GOLDEN_ACT = SHARED / "goldens" / "act" / "checkpoint"
 SO101 = SHARED / "datasets" / "so101_v30"
 QUICK = {"n_samples": 2, "n_timed": 1}

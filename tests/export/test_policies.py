@@ -21,7 +21,7 @@ from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.train.policies import POLICIES
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 IMPLEMENTED = [p for p, place in POLICIES.items() if importlib.util.find_spec(place.partition(":")[0])]
 
 
