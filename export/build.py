@@ -78,7 +78,7 @@ def export_checkpoint(
 
 def in_float32(config: PolicyConfig, processors: Processors) -> PolicyConfig:
     """For `load_policy`: a bfloat16 checkpoint is widened. Nothing is lost, and ONNX Runtime's CPU knows no bfloat16."""
-    return replace(config, dtype="float32") if hasattr(config, "dtype") else config  # type: ignore[call-arg]
+    return config.in_float32()
 
 
 def export_policy(
