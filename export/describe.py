@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.bundle import load_bundle
+from edgevla.checkpoints import policy_folder
 from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
@@ -42,8 +43,7 @@ CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 
 def describe_checkpoint(path: str | Path) -> Report:
     """Raises CheckpointError: no readable config.json or weights there."""
-    folder = Path(path)
-    folder = folder / "pretrained_model" if not (folder / "config.json").is_file() else folder
+    folder = policy_folder(Path(path)) or Path(path)
     config = _json(folder / "config.json")
     if not isinstance(config.get("type"), str):
         raise CheckpointError(

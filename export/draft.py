@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla import __version__
 from edgevla.bundle import sha256_of
+from edgevla.checkpoints import run_name
 from edgevla.errors import UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
@@ -62,7 +63,7 @@ def draft_manifest(
     return Manifest(
         schema=1,
         policy=policy.policy_type,
-        name=options.name or _name(folder),
+        name=options.name or run_name(folder),
         fps=meaning.fps,
         chunk_size=chunk,
         n_action_steps=min(chunk, policy.config.n_action_steps),
@@ -98,17 +99,6 @@ def draft_manifest(
 
 def precision_of(graph: str, options: ExportOptions) -> str:
     return "fp32" if graph in FLOAT_GRAPHS else options.precision
-
-
-def _name(folder: Path) -> str:
-    """A run's name rather than `pretrained_model`."""
-    parts = [
-        p
-        for p in folder.resolve().parts
-        if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")
-    ]
-    named = [p for p in parts if not p.isdigit()]
-    return named[-1] if named else folder.name
 
 
 def _plain(setting: dict[str, Any]) -> dict[str, Any]:
