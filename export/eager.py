@@ -19,11 +19,11 @@ from edgevla.bundle import Bundle
 from edgevla.dataset.facts import facts_of, read_facts
 from edgevla.evaluation.subjects import Opening
 from edgevla.runner import BundlePolicy
-from edgevla.train.checkpoint import load_policy
+from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import TorchGraph
 from edgevla.train.worker import choose_device
 
-from .build import copy_tokenizer, in_float32, policy_folder
+from .build import copy_tokenizer, in_float32
 from .draft import draft_manifest
 from .features import decide
 from .options import ExportOptions
@@ -52,12 +52,11 @@ def eager_policy(path: str, dataset: Dataset, opening: Opening) -> BundlePolicy:
     Raises:
         CheckpointError: none there, or damaged. UsageError: features or cameras that must be said.
     """
-    folder = policy_folder(path)
+    folder = checkpoint_folder(path)
     policy = load_policy(folder, adapt=in_float32, device=choose_device(opening.device or ""))
     facts = read_facts(folder) or replace(facts_of(dataset, _stated(opening)), episodes=None)
     units = opening.joint_units or facts.joint_units or "raw"
-    absent = {name: source for name, source in opening.cameras.items() if source == "none"}
-    options = ExportOptions(joint_units=units, cameras=absent)
+    options = ExportOptions(joint_units=units, cameras=opening.cameras)
     meaning = decide(policy, facts, options, "checkpoint")
     manifest = draft_manifest(policy, folder, facts, meaning, options)
     policy.bake()

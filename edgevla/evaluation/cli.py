@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import UsageError
 from edgevla.launch.options import whole
+from edgevla.vocabulary import camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.dataset.reader import Dataset
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--every", type=whole(1, 10**9), metavar="N",
         help="evaluate every N-th frame (default: so many that it takes about a minute)")  # fmt: skip
     add("--frames", type=whole(1, 10**9), metavar="N", help="evaluate at most N frames, spread evenly")
-    add("--camera", action="append", default=[], metavar="NAME=KEY",
-        help="join a camera of the policy with one of the dataset (a checkpoint's: or with none)")  # fmt: skip
+    add("--camera", action="append", default=[], metavar="NAME=SOURCE",
+        help=camera_help("a camera of the dataset"))  # fmt: skip
     add("--joint-units", choices=["degrees", "range100"],
         help="units of a checkpoint's joints, where nothing states them")  # fmt: skip
     add("--device", help="where torch computes a checkpoint: cpu, cuda, ... (default: a GPU if there is one)")
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgevla.launch.options import check_texts, pairs
+    from edgevla.launch.options import check_texts
 
     check_texts(args)
     if args.dataset is None:
@@ -98,12 +99,12 @@ class _Evaluating:
 
         dataset, n_all = open_episodes(self.args.dataset, self.args.episodes)
         seats = self._seats(dataset)
-        overlaps = Overlaps(dataset, n_all)
-        standing = [overlaps.of(seat.subject.manifest.provenance.dataset) for seat in seats]
         folder = claim_output(self.args.output, dataset.root.resolve().name)
         try:
             with Interruption() as interruption:
                 frames, every = self._plan(dataset, seats, n_all)
+                overlaps = Overlaps(dataset, n_all, (f.episode for f in frames))
+                standing = [overlaps.of(seat.subject.manifest.provenance.dataset) for seat in seats]
                 done = self._replay(dataset, seats, frames, lambda: interruption.signal is not None)
             if not done.frames:
                 raise done.error or KeyboardInterrupt
@@ -138,23 +139,23 @@ class _Evaluating:
 
     def _plan(self, dataset: Dataset, seats: list[Seat], n_all: int) -> tuple[list[Frame], int]:
         """The frames, and every how many-th they are; says it, with the time it will take."""
-        from edgevla.evaluation.plan import every_for, plan
+        from edgevla.evaluation.plan import every_for, plan, some_of
         from edgevla.evaluation.replayed import check_pictures, seconds_per_frame
         from edgevla.progress import duration
 
         n = seats[0].subject.manifest.n_action_steps
-        every = self.args.every
-        if every is None and self.args.frames is not None:
-            every = every_for(dataset.episodes, n, self.args.frames)
-        first = plan(dataset.episodes[:1], n, 1)[0]
-        cost = seconds_per_frame(dataset, seats, first)
+        cost = seconds_per_frame(dataset, seats, plan(dataset.episodes[:1], n, 1)[0])
+        episodes, every = dataset.episodes, self.args.every
         if every is None:
-            every = every_for(dataset.episodes, n, max(1, int(USUAL_S / cost)))
-        frames = plan(dataset.episodes, n, every)
+            most = self.args.frames or max(1, int(USUAL_S / cost))
+            every = every_for(episodes, n, most)
+            if len(plan(episodes, n, every)) > most:
+                episodes = some_of(episodes, max(1, most // 2))
+        frames = plan(episodes, n, every)
         check_pictures(dataset, seats, frames)
         policies = "1 policy" if len(seats) == 1 else f"{len(seats)} policies"
         self.say(
-            f"{policies} on {len(frames)} of {dataset.n_frames} frames ({_every(every)}) of {dataset.n_episodes} of "
+            f"{policies} on {len(frames)} of {dataset.n_frames} frames ({_every(every)}) of {len(episodes)} of "
             f"{n_all} episodes of {dataset.root}: about {duration(cost * len(frames))}"
         )
         return frames, every

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgevla.dataset.facts import feature_names, infer_joint_units, joint_unit_names
-from edgevla.dataset.layout import Episode, short_name
+from edgevla.dataset.layout import Episode
 from edgevla.dataset.stated import read_stated
 from edgevla.errors import DatasetError, UsageError
 from edgevla.evaluation.subjects import Subject
 from edgevla.joint_units import joint_name
-from edgevla.manifest import Manifest
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Feature
+from edgevla.vocabulary import NONE, Side, join, matches, robots_name, short_name
 
 if TYPE_CHECKING:
     from edgevla.dataset.reader import Dataset
@@ -25,7 +25,7 @@ def sources_of(
 ) -> tuple[dict[str, str], list[str]]:
     """Policy feature -> feature of the dataset for all that the policy takes and gives, and what a person should know.
 
-    cameras: as `--camera` says, NAME=KEY.
+    cameras: as `--camera` says, NAME=SOURCE.
 
     Raises:
         DatasetError: the dataset lacks what the policy uses, or has it in another form; says both sides.
@@ -146,56 +146,29 @@ def _listed(names: Sequence[str]) -> str:
 def _cameras(subject: Subject, dataset: Dataset, wanted: Mapping[str, str]) -> dict[str, str]:
     """Policy camera -> camera of the dataset: as said, else of the same name, else called like the robot's camera."""
     m = subject.manifest
-    said = {}
-    for left, right in wanted.items():
-        for ours, theirs in ((left, right), (right, left)):
-            feature, camera = _policy_camera(ours, m), _one(theirs, dataset.cameras)
-            if feature is not None and camera is not None:
-                said[feature] = camera
-                break
-        else:
-            if not _is_absent(left, right, m):
-                raise UsageError(
-                    f"--camera {left}={right} must join a camera of the policy ({_listed(m.cameras)}) with one of the "
-                    f"dataset ({_listed(dataset.cameras)})"
-                )
+    absent = [name for name, f in m.features.items() if f.kind == "absent_camera"]
+    said = join(wanted, Side("the policy", [*m.cameras, *absent]), Side("the dataset", dataset.cameras))
     bound: dict[str, str] = {}
     for name in m.cameras:
-        camera = said.get(name) or (name if name in dataset.cameras else None)
-        camera = camera or _one(m.features[name].camera_name, dataset.cameras)
-        if camera is None:
+        source = said.get(name) or (name if name in dataset.cameras else None)
+        alike = _called(m.features[name].camera_name, dataset.cameras)
+        source = source or (alike[0] if len(alike) == 1 else None)
+        if source is None or source == NONE:
             free = [c for c in dataset.cameras if c not in bound.values()]
-            cure = f"; join it with one: --camera {short_name(name)}={short_name(free[0])}" if free else ""
+            taker, example = short_name(name, m.cameras), short_name(free[0], dataset.cameras) if free else ""
+            cure = f"; say where it gets its pictures: --camera {taker}={example}" if free else ""
             raise DatasetError(
                 f"{subject.path} sees through the camera '{name}', which {dataset.root} does not have; it has "
                 f"{_listed(dataset.cameras)}{cure}",
                 feature=name,
             )
-        bound[name] = camera
+        bound[name] = source
     return bound
 
 
-def _policy_camera(word: str, m: Manifest) -> str | None:
-    if word in m.cameras:
-        return word
-    called = [
-        n for n in m.cameras if word in (short_name(n), n.rpartition(".")[2], m.features[n].camera_name)
-    ]
-    return called[0] if len(called) == 1 else None
-
-
-def _one(word: str, cameras: Sequence[str]) -> str | None:
-    """The one camera that a word means."""
-    if word in cameras:
-        return word
-    called = [c for c in cameras if word in (short_name(c), c.rpartition(".")[2])]
-    return called[0] if len(called) == 1 else None
-
-
-def _is_absent(left: str, right: str, m: Manifest) -> bool:
-    """`NAME=none` of a checkpoint whose camera was left out when it was opened."""
-    absent = [n for n, f in m.features.items() if f.kind == "absent_camera"]
-    return right == "none" and any(left in (n, short_name(n), n.rpartition(".")[2]) for n in absent)
+def _called(robots: str, cameras: Sequence[str]) -> list[str]:
+    """The cameras that a robot would call so."""
+    return [c for c in cameras if robots_name(c, cameras) == robots] or matches(robots, cameras)
 
 
 def _check_size(subject: Subject, feature: Feature, source: str, dataset: Dataset) -> list[str]:

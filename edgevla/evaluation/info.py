@@ -24,7 +24,7 @@ def as_json(e: Evaluation) -> dict[str, Any]:
             "path": str(e.dataset.root),
             "repo_id": e.dataset.repo_id,
             "fps": e.dataset.fps,
-            "episodes": episodes_text(x.index for x in e.dataset.episodes),
+            "episodes": episodes_text(e.episodes),
         },
         "seed": e.seed,
         "every": e.every,

@@ -6,6 +6,7 @@ numbers in them. Only equal hashes say that two datasets are the same; a name do
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -43,10 +44,10 @@ class Overlap:
 
 
 class Overlaps:
-    """Judges every policy of one evaluation. dataset: the evaluated episodes. n_all: episodes that there are."""
+    """Judges every policy of one evaluation. dataset: as opened. n_all: episodes that there are. evaluated: numbers."""
 
-    def __init__(self, dataset: Dataset, n_all: int) -> None:
-        self.dataset, self.n_all = dataset, n_all
+    def __init__(self, dataset: Dataset, n_all: int, evaluated: Iterable[int]) -> None:
+        self.dataset, self.n_all, self.evaluated = dataset, n_all, sorted(set(evaluated))
         self._hashes: dict[str, str | None] = {}
 
     def of(self, origin: DatasetOrigin | None) -> Overlap:
@@ -55,10 +56,13 @@ class Overlaps:
         if self._hash(origin.episodes) != origin.sha256:
             return Overlap("other data")
         trained = set(parse_episodes(origin.episodes, self.n_all))
-        evaluated = [e.index for e in self.dataset.episodes]
-        both = tuple(e for e in evaluated if e in trained)
+        both = tuple(e for e in self.evaluated if e in trained)
         standing: Standing = (
-            "held out" if not both else "trained on" if len(both) == len(evaluated) else "partly trained on"
+            "held out"
+            if not both
+            else "trained on"
+            if len(both) == len(self.evaluated)
+            else "partly trained on"
         )
         return Overlap(standing, both)
 

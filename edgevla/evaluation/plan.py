@@ -41,7 +41,7 @@ def plan(episodes: Sequence[Episode], n_action_steps: int, every: int) -> list[F
 
 
 def every_for(episodes: Sequence[Episode], n_action_steps: int, most: int) -> int:
-    """The smallest suitable `every` that gives at most so many frames; where none does, the one that gives the fewest."""
+    """The smallest suitable `every` that gives at most so many frames; else the one that gives the fewest."""
     longest = max(e.length for e in episodes)
     divisors = [d for d in range(1, n_action_steps + 1) if n_action_steps % d == 0]
     multiples = [n_action_steps]

@@ -197,7 +197,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another robot": ({"names": ["shoulder_pan.pos", "gripper.pos"]}, "the dataset is of another robot"),
     "other units": ({"units": "range100"}, "states that joint 'shoulder_pan.pos' is in range100"),
     "another rate": ({"fps": 10}, "acts at 30 Hz, .* was recorded at 10 Hz"),
-    "another camera": ({"camera": "observation.images.top"}, "join it with one: --camera front=top"),
+    "another camera": ({"camera": "observation.images.top"}, "say where it gets its pictures: --camera front=top"),
 }  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def test_one_frame_is_enough_for_a_policy_without_history_and_too_little_for_one
         (["--episodes", "x"], "is not of the form 0,2-5"),
         (["--every", "2", "--frames", "9"], "give one of them"),
         (["--every", "0"], "from 1"),
-        (["--camera", "front=nose"], "must join a camera of the policy"),
+        (["--camera", "front=nose"], "the dataset has no camera 'nose'"),
         (["--camera", "front"], "expected NAME=VALUE"),
         (["--device", "cpu"], "--device is for checkpoints"),
     ],
@@ -355,10 +355,11 @@ def _doubled(bundle: Path) -> None:
 
     from edgevla.bundle import list_files
 
+    manifest = load_bundle(bundle).manifest
     path = bundle / "decode.onnx"
     model = onnx.load(path)
     node = helper.make_node("Add", [model.graph.input[0].name] * 2, [model.graph.output[0].name])
     del model.graph.node[:]
     model.graph.node.append(node)
     onnx.save(model, path)
-    write_manifest(bundle, replace(load_bundle(bundle, verify=False).manifest, files=list_files(bundle)))
+    write_manifest(bundle, replace(manifest, files=list_files(bundle)))

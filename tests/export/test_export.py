@@ -27,7 +27,7 @@ from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.types import CameraAge, Observation
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 GOLDEN_ACT = SHARED / "goldens" / "act" / "checkpoint"
 SO101 = SHARED / "datasets" / "so101_v30"
 QUICK = {"n_samples": 2, "n_timed": 1}
@@ -212,9 +212,20 @@ def test_cameras_are_bound_by_name_and_sized(
 @pytest.mark.parametrize(
     ("cameras", "sizes", "sentence"),
     [
-        ({"front": "side"}, {}, r"no camera 'side'"),
-        ({"wrist": "front"}, {}, r"'wrist' would feed .*front.*wrist"),
+        ({"left": "side"}, {}, r"no camera 'left'"),
+        ({"front": "top", "wrist": "top"}, {}, r"'top' would feed .*front.*wrist.*--camera wrist=CAMERA"),
+        (
+            {"wrist": "front"},
+            {},
+            r"both are cameras of the policy; .* say --camera observation.images.wrist=front",
+        ),
+        ({"front": "top", "observation.images.front": "side"}, {}, r"front' of the policy twice"),
         ({}, {"side": (10, 10)}, r"names 'side'; the cameras are"),
+        (
+            {},
+            {"front": (10, 10), "observation.images.front": (20, 20)},
+            r"--camera-size names one camera twice",
+        ),
     ],
 )
 def test_a_binding_that_cannot_be_is_named(

@@ -23,7 +23,7 @@ from edgevla.export.verdict import on_the_arm, rule
 from edgevla.runner import BundlePolicy
 from edgevla.train.checkpoint import load_policy, save_policy
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 SMOLVLA = SHARED / "goldens" / "smolvla" / "checkpoint"
 SO101 = str(SHARED / "datasets" / "so101_v30")
 RAW = {"fps": 30.0, "joint_units": "raw", "n_samples": 4, "n_timed": 1}
