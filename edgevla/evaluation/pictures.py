@@ -175,7 +175,7 @@ def _widths(policies: Sequence[Entry]) -> list[float]:
     """The first widest: policies that do the same lie upon each other, and all are seen."""
     if len(policies) == 1:
         return [1.4]
-    return [float(w) for w in np.linspace(1.2 + 0.6 * len(policies), 0.9, len(policies))]
+    return [float(w) for w in np.linspace(1.2 + 0.4 * len(policies), 0.9, len(policies))]
 
 
 def _colours(policies: Sequence[Entry]) -> list[str]:
