@@ -31,19 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from edgevla.checkpoints import policy_folder
     from edgevla.errors import UsageError
 
     path = Path(args.subject).expanduser()
-    if path.is_dir() and not (path / "meta/info.json").is_file():
+    is_dataset = (path / "meta/info.json").is_file()
+    if not is_dataset and (path.is_dir() or policy_folder(path) is not None):
         for option in ("contact_sheet", "features", "without", "task_from"):
             if getattr(args, option):
                 raise UsageError(f"--{option.removesuffix('s').replace('_', '-')} is for datasets")
         if (path / "manifest.json").is_file():
             return _describe("describe_bundle", path, args.json)
-        # A run's folder stands for its newest checkpoint.
-        for checkpoint in (path, path / "checkpoints/last"):
-            if any((checkpoint / inner / "config.json").is_file() for inner in ("", "pretrained_model")):
-                return _describe("describe_checkpoint", checkpoint, args.json)
+        if policy_folder(path) is not None:
+            return _describe("describe_checkpoint", path, args.json)
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "

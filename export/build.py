@@ -18,7 +18,7 @@ import numpy as np
 from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
 from edgevla.dataset.facts import read_facts
 from edgevla.engines import load_graph
-from edgevla.errors import CheckpointError, EngineError, MissingExtraError, ParityError, UsageError
+from edgevla.errors import EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
     GraphFile,
@@ -30,7 +30,7 @@ from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import Policy
 from edgevla.train.policies.config import PolicyConfig
 from edgevla.train.processors import Processors
-from edgevla.train.state import find_checkpoint, replace_folder
+from edgevla.train.state import replace_folder
 
 from . import trace
 from .draft import draft_manifest, precision_of
@@ -70,7 +70,7 @@ def export_checkpoint(
         ParityError: the graphs do not compute what torch computes; nothing is written.
     """
     check_target(target)
-    folder = _policy_folder(path)
+    folder = checkpoint_folder(path)
     say(f"loading {folder}")
     policy = load_policy(folder, adapt=in_float32)
     return export_policy(policy, folder, target, options, say)
@@ -78,7 +78,7 @@ def export_checkpoint(
 
 def in_float32(config: PolicyConfig, processors: Processors) -> PolicyConfig:
     """For `load_policy`: a bfloat16 checkpoint is widened. Nothing is lost, and ONNX Runtime's CPU knows no bfloat16."""
-    return replace(config, dtype="float32") if hasattr(config, "dtype") else config  # type: ignore[call-arg]
+    return config.in_float32()
 
 
 def export_policy(
@@ -151,15 +151,6 @@ def _tasks(trained: Sequence[str]) -> str:
 
 
 # -- where things come from -----------------------------------------------------------------------------------
-
-
-def _policy_folder(path: str | Path) -> Path:
-    """A run or one of its checkpoints by the trainer's rule, else a policy folder or hub id."""
-    local = Path(path).expanduser()
-    if local.is_dir() and not (local / "config.json").is_file():
-        with contextlib.suppress(CheckpointError, UsageError):
-            return checkpoint_folder(find_checkpoint(local))
-    return checkpoint_folder(local if local.exists() else path)
 
 
 def _open(path: str | None) -> Dataset | None:

@@ -211,9 +211,9 @@ def _scale_rates(config: TrainConfig, factor: float, overrides: Mapping[str, Any
     scheduler, settings = config.scheduler, dict(config.settings)
     if "decay_lr" not in overrides.get("scheduler", {}):
         scheduler = dataclasses.replace(scheduler, decay_lr=scheduler.decay_lr * factor)
-    backbone = "optimizer_lr_backbone"
-    if backbone in settings and backbone not in overrides.get("settings", {}):
-        settings[backbone] = settings[backbone] * factor
+    for name in settings:
+        if name.startswith("optimizer_lr_") and name not in overrides.get("settings", {}):
+            settings[name] *= factor
     return dataclasses.replace(config, scheduler=scheduler, settings=settings)
 
 

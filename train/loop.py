@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgevla.checkpoints import PRETRAINED, TRAINING
 from edgevla.errors import EdgeVLAError
 
 from .config import TrainConfig
 from .policies.base import Batch, Policy
 from .progress import TrainingLog, draw_curves
-from .state import PRETRAINED, TRAINING, new_checkpoint, save_training_state
+from .state import new_checkpoint, save_training_state
 from .worker import Worker
 
 BatchesFrom = Callable[[int], Iterator[Batch]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from edgevla.dataset.reading import Reading, TaskFrom
-from edgevla.errors import UsageError
+from edgevla.vocabulary import once, pairs
 
 
 def add_reading_arguments(parser: Any) -> None:
@@ -39,19 +39,6 @@ def reading_of(
     """What these options say.
 
     Raises:
-        UsageError: not of the form POLICY=DATASET, or a name twice.
+        UsageError: not of the form NAME=VALUE, or a name twice.
     """
-    return Reading(feature_names(features or ()), tuple(dict.fromkeys(without or ())), task_from)
-
-
-def feature_names(words: Sequence[str]) -> dict[str, str]:
-    """`observation.state=state` ... -> the policy's name -> the dataset's."""
-    names: dict[str, str] = {}
-    for word in words:
-        name, equals, source = word.partition("=")
-        if not (name and equals and source):
-            raise UsageError(f"--feature {word} is not of the form POLICY=DATASET, such as action=actions")
-        if names.get(name, source) != source:
-            raise UsageError(f"--feature {name} is both '{names[name]}' and '{source}'; say it once")
-        names[name] = source
-    return names
+    return Reading(pairs(features or (), "--feature"), tuple(once(without or (), "--without")), task_from)

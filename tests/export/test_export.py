@@ -210,9 +210,20 @@ def test_cameras_are_bound_by_name_and_sized(
 @pytest.mark.parametrize(
     ("cameras", "sizes", "sentence"),
     [
-        ({"front": "side"}, {}, r"no camera 'side'"),
-        ({"wrist": "front"}, {}, r"'wrist' would feed .*front.*wrist"),
+        ({"left": "side"}, {}, r"no camera 'left'"),
+        ({"front": "top", "wrist": "top"}, {}, r"'top' would feed .*front.*wrist.*--camera wrist=CAMERA"),
+        (
+            {"wrist": "front"},
+            {},
+            r"both are cameras of the policy; .* say --camera observation.images.wrist=front",
+        ),
+        ({"front": "top", "observation.images.front": "side"}, {}, r"front' of the policy twice"),
         ({}, {"side": (10, 10)}, r"names 'side'; the cameras are"),
+        (
+            {},
+            {"front": (10, 10), "observation.images.front": (20, 20)},
+            r"--camera-size names one camera twice",
+        ),
     ],
 )
 def test_a_binding_that_cannot_be_is_named(

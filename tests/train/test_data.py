@@ -42,6 +42,10 @@ class Config(PolicyConfig):
     normalization_mapping: dict[str, str] = field(default_factory=dict)
 
     @property
+    def chunk_length(self) -> int:
+        return self.chunk_size
+
+    @property
     def observation_indices(self) -> list[int] | None:
         return self.history
 
