@@ -5,6 +5,7 @@ recorded), and the error by horizon.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +149,16 @@ def _horizon(e: Evaluation) -> Figure:
         if j >= n:
             small.set_visible(False)
             continue
-        _curves(small, e, lambda x, j=j: x.figures.horizon[:, j])
+        _curves(small, e, partial(_of_joint, j))
         small.set_title(_title(e, j), fontsize=8, loc="left")
         small.tick_params(labelbottom=j >= n - columns)
     bottom.supxlabel("seconds after the observation", fontsize=9)
     return figure
+
+
+def _of_joint(j: int, x: Entry) -> np.ndarray:
+    """Its error by horizon, (T,)."""
+    return x.figures.horizon[:, j]
 
 
 def _curves(axis: Any, e: Evaluation, of: Callable[[Entry], np.ndarray]) -> None:
