@@ -26,6 +26,7 @@ from edgevla.manifest import (
 )
 from edgevla.runner import BundlePolicy
 from edgevla.session import is_alive
+from edgevla.train.account import account_of
 from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import Policy
 from edgevla.train.policies.config import PolicyConfig
@@ -72,6 +73,8 @@ def export_checkpoint(
     check_target(target)
     folder = _policy_folder(path)
     say(f"loading {folder}")
+    for note in account_of(folder).require().notes:
+        say(f"note: {note}")
     policy = load_policy(folder, adapt=in_float32)
     return export_policy(policy, folder, target, options, say)
 
