@@ -34,6 +34,7 @@ from edgevla.train.processors import Processors
 from edgevla.train.state import find_checkpoint, replace_folder
 
 from . import trace
+from .certificate import certify
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
 from .half import is_half_context, to_half
@@ -116,6 +117,7 @@ def export_policy(
         runner, where = _runner(bundle, where, say)
         say(f"comparing with torch on {len(samples)} samples ({where})")
         comparison = compare(policy, bundle, runner, samples, where)
+        comparison = _certified(comparison, policy, folder, runner, meaning, where, options, say)
         _judge(comparison, manifest, options)
         say("measuring latency")
         latency = measure(policy, bundle, runner, samples[0], options.n_timed)
@@ -131,6 +133,27 @@ def export_policy(
         scratch.chmod(0o755)
         replace_folder(scratch, target)
     return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
+
+
+def _certified(
+    comparison: Comparison,
+    policy: Policy,
+    folder: Path,
+    runner: BundlePolicy,
+    meaning: Meaning,
+    where: str,
+    options: ExportOptions,
+    say: Say,
+) -> Comparison:
+    """The comparison with what the graphs do against the checkpoint's own pipelines."""
+    if options.adapt_to_pi_aloha:
+        say("not compared with the saved pipeline, which does not hold the maps of --adapt-to-pi-aloha")
+        return comparison
+    samples = comparison.samples
+    say(f"comparing with the saved pipeline, step by step, on {len(samples)} samples ({where})")
+    pipeline = certify(policy, folder, runner, samples, where, meaning.dataset_keys)
+    passed = comparison.parity.passed and pipeline.passed
+    return replace(comparison, parity=replace(comparison.parity, pipeline=pipeline, passed=passed))
 
 
 def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:

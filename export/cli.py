@@ -3,7 +3,7 @@
 CHECKPOINT is a training run, one of its checkpoints, or any LeRobot policy folder or hub id:
 
     edgevla export runs/act -o bundles/act
-    edgevla export lerobot/smolvla_base -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
+    edgevla export me/smolvla_cubes -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
         --camera front=observation.images.camera1 --camera observation.images.camera3=none
 
 The bundle appears whole or not at all. Next: edgevla deploy BUNDLE --robot so101 --sim
@@ -135,6 +135,7 @@ def _default_name(checkpoint: str) -> str:
 
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
+    from .certified import certificate_words
 
     m = done.bundle.manifest
     parity, latency = m.parity, m.latency
@@ -155,6 +156,7 @@ def _summary(done: Exported) -> list[str]:
         lines[-1] = (
             f"computes {verdict}: worst of {parity.n_samples} chunks has cosine {parity.actions.min_cosine:.5f}"
         )
+    lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

@@ -23,6 +23,7 @@ from edgevla.train.policies.config import features_of
 from edgevla.train.processors import POST, PRE, Processors
 from edgevla.train.weight_files import read_weights_header
 
+from .certified import certificate_words
 from .features import NOT_JOINTS
 
 Report = tuple[list[str], dict[str, Any], int]
@@ -276,12 +277,16 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
             f"{_bytes(size['gpu'])} on a GPU"
         )
     lines += _account_lines(d["account"])
-    if trained is None and not d["problems"]:
-        lines.append('what training would change is known where torch is: pip install "edgevla[train]"')
     lines += [f"note          {note}" for note in d["notes"]]
+    if trained is None and not d["problems"]:
+        lines.append(
+            "whether settings and weights are the network's, and what training would change, is known where torch is: "
+            'pip install "edgevla[train]"'
+        )
     lines += [f"not sound: {problem}" for problem in d["problems"]]
     if not d["problems"]:
-        lines.append("sound: all that it says is read, and the weights fit the config")
+        fit = "" if trained is None else ", and the weights fit the config"
+        lines.append(f"sound: all that it says is read{fit}")
     poses = d["action_space"]["poses"]
     if poses is not None:
         lines.append(
@@ -296,7 +301,11 @@ def _account_lines(entries: list[dict[str, Any]]) -> list[str]:
     lines = []
     for file, title in ((PRE, "before"), (POST, "after")):
         for e in entries:
-            if e["where"].startswith(f"{file}.json step") and "." not in e["name"] and e["verdict"] != "refused":
+            if (
+                e["where"].startswith(f"{file}.json step")
+                and "." not in e["name"]
+                and e["verdict"] != "refused"
+            ):
                 lines.append(f"{title:<13} {e['name']}: {e['becomes']}")
     keys = Counter(e["verdict"] for e in entries if e["where"] == "config.json")
     said = ", ".join(f"{n} {verdict}" for verdict, n in keys.items())
@@ -347,6 +356,7 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         lines.append(
             f"parity        computes {verdict} on {m.parity.n_samples} samples ({m.parity.reference})"
         )
+        lines.append(f"certificate   {certificate_words(m.parity)}")
     if m.latency is not None:
         lines.append(
             f"latency       encode {m.latency.encode_ms.p50:g} ms, one eager chunk {m.latency.eager_ms.p50:g} ms "

@@ -1,4 +1,4 @@
-"""One account of what a checkpoint says: every key, step, setting, tensor, feature and statistic, and what becomes of it.
+"""One account of what a checkpoint says: every key, step, setting, tensor, feature, statistic, and what becomes of it.
 
 `inspect`, `train --from` and `export` ask `account_of` and stop at what it refuses, each by name: what nobody reads must
 not vanish and be certified all the same. What changes nothing is on a list with its reason (here and in `steps.py`).
@@ -82,9 +82,7 @@ def account_of(folder: str | Path, *, with_weights: bool = True) -> Account:
     return Account(folder, str(config["type"]), tuple(entries))
 
 
-def _rest(
-    folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_weights: bool
-) -> list[Entry]:
+def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_weights: bool) -> list[Entry]:
     """Pipelines, statistics, and where nothing was refused the weights. Raises CheckpointError: an unreadable file."""
     header: Mapping[str, Any] = {}
     if with_weights or not (folder / "policy_preprocessor.json").is_file():
@@ -128,17 +126,27 @@ def account_of_features(config: Mapping[str, Any]) -> Iterator[Entry]:
         for name, feature in features_in(config, key).items():
             kind, shape = feature.get("type"), feature.get("shape")
             if kind not in KINDS:
-                yield refused(key, name, f"config.json: feature '{name}' has the type {kind!r}, which LeRobot does not have")
+                yield refused(
+                    key,
+                    name,
+                    f"config.json: feature '{name}' has the type {kind!r}, which LeRobot does not have",
+                )
             elif name in used and kind == "VISUAL" and isinstance(shape, list) and shape[:1] != [3]:
                 yield refused(
-                    key, name, f"config.json: camera '{name}' has {shape[0] if shape else 'no'} channels; only RGB cameras are taken, "
-                    "no depth"
+                    key,
+                    name,
+                    f"config.json: camera '{name}' has {shape[0] if shape else 'no'} channels; RGB cameras are taken, "
+                    "no depth",
                 )
             elif name in used:
                 yield Entry(key, name, "taken" if key == "input_features" else "given", "used")
             else:
-                said = "stands for a camera that nobody has" if "empty_camera_" in name else "no input of this policy, in LeRobot either"
-                quiet = "empty_camera_" in name or key == "output_features" and name == ACTION
+                said = (
+                    "stands for a camera that nobody has"
+                    if "empty_camera_" in name
+                    else "no input of this policy, in LeRobot either"
+                )
+                quiet = "empty_camera_" in name or (key == "output_features" and name == ACTION)
                 yield Entry(key, name, f"'{name}': {said}", "no effect" if quiet else "noted")
 
 
@@ -152,7 +160,7 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
     try:
         from .skeleton import parameters
     except ModuleNotFoundError:
-        yield Entry("weights", "names", "whether they are the network's is known where torch is", "noted")
+        yield Entry("weights", "names", "whether they are the network's is known where torch is", "unknown")
     else:
         try:
             parameters(folder)
@@ -163,7 +171,12 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
     odd = values_not_finite(files, LEGACY)
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        yield refused("weights", odd[0], f"the weights in {folder} hold values that are not finite, in {odd[0]}{more}: training diverged or the file is damaged")
+        yield refused(
+            "weights",
+            odd[0],
+            f"the weights in {folder} hold values that are not finite, in {odd[0]}{more}: training diverged, or the file "
+            "is damaged",
+        )
     yield Entry("weights", "tensors", f"{len(header)}, all of the network's", "used")
     for name in unread_weights(folder, files):
         said = f"{name} beside the weights is not read"

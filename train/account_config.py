@@ -1,4 +1,4 @@
-"""The config's part of the account: every key of config.json is a field of the policy's settings, or on a list, or refused."""
+"""The config's part of the account: every key of config.json is a field of the settings, or on a list, or refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ OTHER_KEYS: dict[str, dict[str, OtherKey]] = {
         "memory_frames": OtherKey(_MEMORY),
         "memory_stride": OtherKey(_MEMORY),
         "memory_temporal_attention_every": OtherKey(_MEMORY),
-        "rtc_training_max_delay": OtherKey("trained for a committed beginning of the chunk", _is_count, is_noted=True),
+        "rtc_training_max_delay": OtherKey(
+            "trained for a committed beginning of the chunk", _is_count, is_noted=True
+        ),
     },
     "smolvla": {
         "fine_tune_vision_encoder": OtherKey("how LeRobot trains"),
@@ -80,11 +82,16 @@ def account_of_config(config: Mapping[str, Any]) -> Iterator[Entry]:
     try:
         fields = fields_of(policy)
     except ModuleNotFoundError:
-        yield Entry("config.json", "keys", "what they do is known where torch is", "noted")
+        yield Entry("config.json", "keys", "what they do is known where torch is", "unknown")
         return
     except CheckpointError as error:
         yield Entry("config.json", "type", str(error), "refused")
         return
+    yield from account_of_keys(policy, config, fields)
+
+
+def account_of_keys(policy: str, config: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[Entry]:
+    """fields: the settings that the policy reads."""
     for key, value in config.items():
         if key != "type":
             yield _key(policy, key, value, fields)
@@ -105,7 +112,12 @@ def _key(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> Entry:
     other = OTHER_KEYS.get(policy, {}).get(key)
     if other is not None and other.allows(value):
         if other.is_noted and value:
-            return Entry(where, key, f"config.json: {key} {value!r} ({other.becomes}) is kept on saving and not honoured yet", "noted")
+            return Entry(
+                where,
+                key,
+                f"config.json: {key} {value!r} ({other.becomes}) is kept on saving and not honoured yet",
+                "noted",
+            )
         return Entry(where, key, other.becomes, "no effect")
     if key.startswith(("optimizer_", "scheduler_")):
         return Entry(where, key, "how LeRobot trains; kept on saving", "no effect")
@@ -114,7 +126,7 @@ def _key(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> Entry:
 
 def why_unknown(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> str:
     if key in OTHER_KEYS.get(policy, {}):
-        return f"config.json ({policy}): {key} is {value!r}, and the network of such a policy is another than the one computed here"
+        return f"config.json ({policy}): {key} is {value!r}, and such a policy's network is none that EdgeVLA supports"
     known = [*fields, *OTHER_KEYS.get(policy, {})]
     return f"config.json ({policy}): the key '{key}' = {value!r} is unknown here{nearest(key, known)}"
 

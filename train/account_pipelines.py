@@ -1,4 +1,4 @@
-"""The pipelines' part of the account: every step, every setting and every tensor of both files, against `train/steps.py`."""
+"""The pipelines' part of the account: every step, setting and tensor of both files, against `train/steps.py`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def account_of_pipelines(folder: Path, config: Mapping[str, Any], *, is_legacy: 
         for needed in row.needs:
             if needed not in found and not _is_idle(needed, config):
                 where = PRE if rule_of(row.pre, needed) else POST
-                yield refused(f"{where}.json", needed, f"{where}.json lacks the step '{needed}', {_use(row, needed)}")
+                yield refused(
+                    f"{where}.json", needed, f"{where}.json lacks the step '{needed}', {_use(row, needed)}"
+                )
     yield from _pairing(files)
 
 
@@ -93,7 +95,9 @@ def _without_files(
 ) -> Iterator[Entry]:
     files = " and ".join(lacking)
     if is_legacy and len(lacking) == 2:
-        yield Entry("pipelines", files, "not there: written before LeRobot 0.4, statistics are weights", "used")
+        yield Entry(
+            "pipelines", files, "not there: written before LeRobot 0.4, statistics are weights", "used"
+        )
     elif len(lacking) == 2 and row.had_none:
         modes = {t: m for t, m in modes_of(config).items() if m != "IDENTITY"}
         if not modes:
@@ -103,12 +107,14 @@ def _without_files(
         yield refused(
             "pipelines",
             files,
-            f"the folder lacks {files} with the statistics, and config.json normalises {said}: what the network takes and "
-            "gives would be driven as it is",
+            f"the folder lacks {files} with the statistics, and config.json normalises {said}: what the network "
+            "takes and gives would be driven as it is",
             in_training=False,
         )
     else:
-        yield refused("pipelines", files, f"the folder lacks {files}, which says what the network takes and gives")
+        yield refused(
+            "pipelines", files, f"the folder lacks {files}, which says what the network takes and gives"
+        )
 
 
 def modes_of(config: Mapping[str, Any]) -> dict[str, str]:
@@ -137,10 +143,16 @@ def _use(row: Pipelines, needed: str) -> str:
 def _file_keys(name: str, data: Mapping[str, Any]) -> Iterator[Entry]:
     for key in data:
         if key not in _FILE_KEYS:
-            yield refused(f"{name}.json", key, f"{name}.json has the key '{key}', which is unknown{nearest(key, _FILE_KEYS)}")
+            yield refused(
+                f"{name}.json",
+                key,
+                f"{name}.json has the key '{key}', which is unknown{nearest(key, _FILE_KEYS)}",
+            )
     said = data.get("name", name)
     if said in (PRE, POST) and said != name:
-        yield refused(f"{name}.json", "name", f"{name}.json says that it is the {said}: the files are exchanged")
+        yield refused(
+            f"{name}.json", "name", f"{name}.json says that it is the {said}: the files are exchanged"
+        )
 
 
 def _step(
@@ -156,7 +168,9 @@ def _step(
     if "class" in step or not isinstance(name, str):
         given = step.get("class", name)
         yield refused(
-            where, str(given), f"{file}: step {i} is the class {given!r} instead of a name of LeRobot's registry, and is not run here"
+            where,
+            str(given),
+            f"{file}: step {i} is the class {given!r} instead of a name of LeRobot's registry, and is not run here",
         )
         return
     rule = rule_of(rules, name)
@@ -166,7 +180,11 @@ def _step(
     yield Entry(where, name, rule.becomes, "no effect" if "changes nothing" in rule.becomes else "used")
     for key in step:
         if key not in _STEP_KEYS:
-            yield refused(where, f"{name}.{key}", f"{file}: step {i} '{name}' has {key} = {step[key]!r} beside its settings, which is unknown")
+            yield refused(
+                where,
+                f"{name}.{key}",
+                f"{file}: step {i} '{name}' has {key} = {step[key]!r} beside its settings, which is unknown",
+            )
     yield from _settings(file, i, name, rule, step.get("config") or {}, config)
     yield from _tensors(file, i, name, rule, step)
     yield from _artifacts(folder, file, name, step.get("artifacts") or {})
@@ -179,7 +197,7 @@ def _unknown(file: str, i: int, name: str, rules: tuple[StepRule, ...], row: Pip
     if rule_of(others, name) is not None:
         return f"{file}: step {i} '{name}' belongs to the other pipeline"
     if name in RELATIVE.names + ABSOLUTE.names:
-        return f"{file}: step {i} '{name}' makes actions relative to the state, which EdgeVLA does not compute for {policy}"
+        return f"{file}: step {i} '{name}' makes actions relative to the state, which is not computed for {policy}"
     known = [n for rule in rules for n in rule.names]
     said = f", which {ELSEWHERE[name]}," if name in ELSEWHERE else ""
     return f"{file}: step {i} '{name}'{said} is none that EdgeVLA computes for {policy}{nearest(name, known)}"
@@ -196,7 +214,9 @@ def _settings(
             continue
         why_not = setting.refuse(value, config)
         if why_not is not None:
-            yield refused(where, f"{name}.{key}", f"{file}: step {i} '{name}' has {key} = {_short(value)}: {why_not}")
+            yield refused(
+                where, f"{name}.{key}", f"{file}: step {i} '{name}' has {key} = {_short(value)}: {why_not}"
+            )
         else:
             is_idle = setting.becomes.startswith("changes nothing")
             yield Entry(where, f"{name}.{key}", setting.becomes, "no effect" if is_idle else "used")
@@ -210,16 +230,26 @@ def _short(value: Any) -> str:
 def _tensors(file: str, i: int, name: str, rule: StepRule, step: Mapping[str, Any]) -> Iterator[Entry]:
     state = step.get("state_file")
     if state and not rule.has_state:
-        yield refused(f"{file} step {i}", f"{name}.state_file", f"{file}: step {i} '{name}' has tensors ({state}), which LeRobot's has not")
+        yield refused(
+            f"{file} step {i}",
+            f"{name}.state_file",
+            f"{file}: step {i} '{name}' has tensors ({state}), which LeRobot's has not",
+        )
 
 
 def _artifacts(folder: Path, file: str, name: str, artifacts: Mapping[str, Any]) -> Iterator[Entry]:
     for key, place in artifacts.items():
         if (name, key) != ("tokenizer_processor", "tokenizer_name"):
-            yield refused(file, f"{name}.artifacts", f"{file}: step '{name}' has the artifact {key} = {place!r}, which is unknown")
+            yield refused(
+                file,
+                f"{name}.artifacts",
+                f"{file}: step '{name}' has the artifact {key} = {place!r}, which is unknown",
+            )
         elif not (folder / str(place) / "tokenizer.json").is_file():
             yield refused(
-                file, f"{name}.artifacts", f"{file}: step '{name}' has its tokenizer in '{place}', where no tokenizer.json lies"
+                file,
+                f"{name}.artifacts",
+                f"{file}: step '{name}' has its tokenizer in '{place}', where no tokenizer.json lies",
             )
 
 
@@ -230,7 +260,11 @@ def _repeats(file: str, names: list[str], rules: tuple[StepRule, ...]) -> Iterat
     for name in dict.fromkeys(names):
         rule = rule_of(rules, name)
         if rule is not None and names.count(name) > 1 and not rule.may_repeat:
-            yield refused(f"{file}.json", name, f"{file}.json has the step '{name}' {names.count(name)} times; one is computed")
+            yield refused(
+                f"{file}.json",
+                name,
+                f"{file}.json has the step '{name}' {names.count(name)} times; one is computed",
+            )
 
 
 def _order(file: str, names: list[str], row: Pipelines) -> Iterator[Entry]:
@@ -239,7 +273,11 @@ def _order(file: str, names: list[str], row: Pipelines) -> Iterator[Entry]:
         wanted = sorted(there, key=chain.index)
         if there != wanted:
             pair = next((a, b) for a, b in zip(there, wanted, strict=True) if a != b)
-            yield refused(f"{file}.json", pair[0], f"{file}.json has '{pair[0]}' before '{pair[1]}'; LeRobot's order is the other")
+            yield refused(
+                f"{file}.json",
+                pair[0],
+                f"{file}.json has '{pair[0]}' before '{pair[1]}'; LeRobot's order is the other",
+            )
 
 
 def _pairing(files: Mapping[str, Mapping[str, Any] | None]) -> Iterator[Entry]:
@@ -252,18 +290,24 @@ def _pairing(files: Mapping[str, Mapping[str, Any] | None]) -> Iterator[Entry]:
         yield refused(
             "pipelines",
             on.name,
-            f"'{on.name}' is on and '{off.name}' is {state}; offsets would be driven as positions, or positions as offsets",
+            f"'{on.name}' is on and '{off.name}' is {state}; offsets would be driven as positions, or the reverse",
         )
     modes = []
     for file, name in ((PRE, "normalizer_processor"), (POST, "unnormalizer_processor")):
         data = files[file]
-        settings = next((s.get("config") or {} for s in data["steps"] if s.get("registry_name") == name), None) if data else None
+        settings = (
+            next((s.get("config") or {} for s in data["steps"] if s.get("registry_name") == name), None)
+            if data
+            else None
+        )
         if settings is not None and isinstance(settings.get("norm_map"), Mapping):
             modes.append(settings["norm_map"].get("ACTION", "IDENTITY"))
     if len(set(modes)) > 1:
         yield refused(
-            "pipelines", "norm_map", f"the action is normalised by {modes[0]} in the pre-processor and un-normalised by {modes[1]} "
-            "in the post-processor"
+            "pipelines",
+            "norm_map",
+            f"the action is normalised by {modes[0]} in the pre-processor and un-normalised by {modes[1]} "
+            "in the post-processor",
         )
 
 

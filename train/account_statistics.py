@@ -37,7 +37,9 @@ def used_features(config: Mapping[str, Any]) -> dict[str, Any]:
     return used if output is None else {**used, ACTION: output}
 
 
-def account_of_statistics(config: Mapping[str, Any], processors: Processors, legacy: Stats | None) -> Iterator[Entry]:
+def account_of_statistics(
+    config: Mapping[str, Any], processors: Processors, legacy: Stats | None
+) -> Iterator[Entry]:
     """legacy: statistics found among the weights; None: the pipelines hold them."""
     if legacy is not None:
         yield from _of_modes("the weights", used_features(config), modes_of(config), legacy)
@@ -46,26 +48,30 @@ def account_of_statistics(config: Mapping[str, Any], processors: Processors, leg
     if pack is not None or unpack is not None:
         yield from _of_groot(config, pack, unpack)
         return
-    normalizer, unnormalizer = processors.step("normalizer_processor"), processors.post_step("unnormalizer_processor")
+    normalizer, unnormalizer = (
+        processors.step("normalizer_processor"),
+        processors.post_step("unnormalizer_processor"),
+    )
     used = used_features(config)
     if normalizer is not None:
         yield from _of_step(f"{PRE}.json", normalizer, used, config)
     if unnormalizer is not None:
-        yield from _of_step(f"{POST}.json", unnormalizer, {k: f for k, f in used.items() if k == ACTION}, config)
+        yield from _of_step(
+            f"{POST}.json", unnormalizer, {k: f for k, f in used.items() if k == ACTION}, config
+        )
     if normalizer is not None and unnormalizer is not None:
         yield from _of_both(normalizer, unnormalizer)
 
 
-def _of_step(
-    file: str, step: Step, used: Mapping[str, Any], config: Mapping[str, Any]
-) -> Iterator[Entry]:
+def _of_step(file: str, step: Step, used: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Entry]:
     modes = step.config.get("norm_map") or modes_of(config)
     listed = step.config.get("features") or features_in(config)
     chosen = step.config.get("normalize_observation_keys")
     own = modes_of(config)
     differing = [t for t in modes if modes[t] != own.get(t, "IDENTITY")] if own else []
     for kind in differing if "norm_map" in step.config else []:
-        said = f"{step.name} says {modes[kind]}, config.json {own.get(kind, 'IDENTITY')}; the pipeline decides, as in LeRobot"
+        other = own.get(kind, "IDENTITY")
+        said = f"{kind}: {step.name} says {modes[kind]}, config.json {other}; the pipeline decides, as in LeRobot"
         yield Entry(file, f"norm_map.{kind}", said, "noted")
     normalised = {}
     for name, feature in used.items():
@@ -75,17 +81,18 @@ def _of_step(
                 normalised[name] = feature
             continue
         yield refused(
-            file, name, f"{file}: '{step.name}' does not list '{name}', so LeRobot would not normalise it although "
-            f"{feature.get('type')} is {mode}", in_training=False
+            file,
+            name,
+            f"{file}: '{step.name}' does not list '{name}', so LeRobot would not normalise it although "
+            f"{feature.get('type')} is {mode}",
+            in_training=False,
         )
     stats = unflatten_stats(step.state) if step.state else {}
     yield from _of_modes(f"{file}, step '{step.name}'", normalised, modes, stats)
     yield from _tensors(file, step, stats)
 
 
-def _of_modes(
-    where: str, used: Mapping[str, Any], modes: Mapping[str, str], stats: Stats
-) -> Iterator[Entry]:
+def _of_modes(where: str, used: Mapping[str, Any], modes: Mapping[str, str], stats: Stats) -> Iterator[Entry]:
     for name, feature in used.items():
         kind = str(feature.get("type"))
         mode = modes.get(kind, "IDENTITY")
@@ -94,7 +101,9 @@ def _of_modes(
             continue
         if not found:
             yield refused(
-                where, name, f"'{name}' is normalised by {mode}, and {where} has no statistics of it: it would pass as it is",
+                where,
+                name,
+                f"'{name}' is normalised by {mode}, and {where} has no statistics of it: it would pass as it is",
                 in_training=False,
             )
             continue
@@ -141,15 +150,23 @@ def _tensors(file: str, step: Step, stats: Stats) -> Iterator[Entry]:
         for statistic in found:
             if not name or statistic not in STATISTICS:
                 full = f"{name}.{statistic}" if name else statistic
-                yield refused(file, full, f"{file}: '{step.name}' has the tensor '{full}', which is no statistic of LeRobot's")
+                yield refused(
+                    file,
+                    full,
+                    f"{file}: '{step.name}' has the tensor '{full}', which is no statistic of LeRobot's",
+                )
 
 
 def _of_both(pre: Step, post: Step) -> Iterator[Entry]:
     before, after = (unflatten_stats(s.state).get(ACTION, {}) if s.state else {} for s in (pre, post))
     for name in sorted(set(before) & set(after)):
-        if before[name].shape != after[name].shape or not np.array_equal(before[name], after[name], equal_nan=True):
+        if before[name].shape != after[name].shape or not np.array_equal(
+            before[name], after[name], equal_nan=True
+        ):
             yield Entry(
-                "statistics", f"{ACTION}.{name}",
-                f"the action's '{name}' differs between the two pipelines; each is taken where it stands, as in LeRobot: what the "
-                "network gives is scaled by the post-processor's", "noted",
+                "statistics",
+                f"{ACTION}.{name}",
+                f"the action's '{name}' differs between the two pipelines; each is taken where it stands, as in LeRobot: what "
+                "the network gives is scaled by the post-processor's",
+                "noted",
             )

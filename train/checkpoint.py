@@ -2,8 +2,8 @@
 
 Reading is strict: what the account of a folder (`account.py`) refuses is not loaded, and a missing or left-over weight
 is an error that lists it. Versions from 0.4 to 0.7 are read, and the folders before 0.4 that kept normalisation among
-the weights; one file or shards. Weights are mapped from the file, never copied twice. Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refuses
-unknown keys in its own files.
+the weights; one file or shards. Weights are mapped from the file, never copied twice.
+Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refuses unknown keys in its own files.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def load_policy(
     merge_adapter: a folder with LoRA factors gives the plain policy that they make of theirs; False: keeps them apart.
 
     Raises:
-        CheckpointError: no such folder or hub id; what the account refuses, but statistics that are missing, which training
+        CheckpointError: no such folder or hub id; what the account refuses, but missing statistics, which training
             replaces (verbs that drive ask `account_of` themselves); a damaged file; weights that do not fit.
     """
     folder = checkpoint_folder(path)

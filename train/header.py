@@ -36,7 +36,9 @@ def read_header(path: Path) -> dict[str, Weight]:
     """
     entries = _entries(path)
     entries.pop("__metadata__", None)
-    return {name: Weight(e["dtype"], tuple(e["shape"]), tuple(e["data_offsets"])) for name, e in entries.items()}
+    return {
+        name: Weight(e["dtype"], tuple(e["shape"]), tuple(e["data_offsets"])) for name, e in entries.items()
+    }
 
 
 def read_aliases(path: Path) -> dict[str, str]:

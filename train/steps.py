@@ -1,4 +1,4 @@
-"""What becomes of every step of LeRobot's pipelines, per policy: one table, asked by `inspect`, `train --from` and `export`.
+"""What becomes of every step of LeRobot's pipelines, per policy: one table for `inspect`, `train --from` and `export`.
 
 A pipeline is a list of named steps with settings. A step that is not in a policy's row, a setting that is not in the
 step's, and a value that is not among those that are computed here are refused by name: what nobody reads must not
@@ -152,13 +152,17 @@ def features_in(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in keys or ("input_features", "output_features"):
         table = config.get(key)
-        found |= {k: v for k, v in table.items() if isinstance(v, Mapping)} if isinstance(table, Mapping) else {}
+        found |= (
+            {k: v for k, v in table.items() if isinstance(v, Mapping)} if isinstance(table, Mapping) else {}
+        )
     return found
 
 
 def _env_action_dim(value: Any, config: Mapping[str, Any]) -> str | None:
     shape = features_in(config, "output_features").get(ACTION, {}).get("shape") or [value]
-    return None if value in (0, shape[0]) else f"the action has {shape[0]} values; 0 or {shape[0]} is expected"
+    return (
+        None if value in (0, shape[0]) else f"the action has {shape[0]} values; 0 or {shape[0]} is expected"
+    )
 
 
 def _action_horizon(value: Any, config: Mapping[str, Any]) -> str | None:
@@ -205,7 +209,9 @@ def _tokenizer(*, cuts: bool) -> StepRule:
                 "max_length, or longest, which comes to the same where padding is masked",
                 _only("max_length", "longest"),
             ),
-            "truncation": Setting(HONOURED if cuts else "true only", _only(True, False) if cuts else _only(True)),
+            "truncation": Setting(
+                f"{HONOURED}; X-VLA: true only", _only(True, False) if cuts else _only(True)
+            ),
         },
     )
 
@@ -233,7 +239,9 @@ ABSOLUTE = StepRule(
     "in `decode`",
     {"enabled": Setting("honoured; the pre-processor must agree", _only(True, False))},
 )
-NEWLINE = StepRule(("smolvla_new_line_processor", "pi0_new_line_processor"), "the prompt's recipe in the bundle")
+NEWLINE = StepRule(
+    ("smolvla_new_line_processor", "pi0_new_line_processor"), "the prompt's recipe in the bundle"
+)
 PREPARE_STATE = StepRule(
     ("pi05_prepare_state_tokenizer_processor_step",),
     "the prompt's recipe in the bundle",
@@ -288,14 +296,17 @@ UNPACK = StepRule(
     has_state=True,
 )
 
-_PLAIN_PRE, _PLAIN_POST = (RENAME, TO_BATCH, DEVICE, NORMALIZER), (UNNORMALIZER, DEVICE)
 _BOTH = (NORMALIZER.name, UNNORMALIZER.name)
 PLAIN = Pipelines(
-    _PLAIN_PRE, _PLAIN_POST, needs=_BOTH, orders=((RENAME.name, NORMALIZER.name),), had_none=True
+    (RENAME, TO_BATCH, DEVICE, NORMALIZER),
+    (UNNORMALIZER, DEVICE),
+    needs=_BOTH,
+    orders=((RENAME.name, NORMALIZER.name),),
+    had_none=True,
 )
 """Of a policy that says nothing else."""
 _LANGUAGE = Pipelines(
-    (*_PLAIN_PRE, NEWLINE, _tokenizer(cuts=True), RELATIVE),
+    (RENAME, TO_BATCH, NEWLINE, _tokenizer(cuts=True), DEVICE, RELATIVE, NORMALIZER),
     (UNNORMALIZER, ABSOLUTE, DEVICE),
     needs=(*_BOTH, NEWLINE.name, "tokenizer_processor"),
     orders=(
@@ -311,7 +322,7 @@ PIPELINES: dict[str, Pipelines] = {
     "smolvla": _LANGUAGE,
     "pi0": _LANGUAGE,
     "pi05": Pipelines(
-        (*_PLAIN_PRE, RELATIVE, PREPARE_STATE, _tokenizer(cuts=True)),
+        (RENAME, TO_BATCH, RELATIVE, NORMALIZER, PREPARE_STATE, _tokenizer(cuts=True), DEVICE),
         (UNNORMALIZER, ABSOLUTE, DEVICE),
         needs=(*_BOTH, PREPARE_STATE.name, "tokenizer_processor"),
         orders=(
@@ -320,7 +331,17 @@ PIPELINES: dict[str, Pipelines] = {
         ),
     ),
     "xvla": Pipelines(
-        (*_PLAIN_PRE, _tokenizer(cuts=False), TO_FLOAT, IMAGENET, IMAGE_SCALE, DOMAIN),
+        (
+            RENAME,
+            TO_BATCH,
+            _tokenizer(cuts=False),
+            IMAGE_SCALE,
+            TO_FLOAT,
+            IMAGENET,
+            DOMAIN,
+            DEVICE,
+            NORMALIZER,
+        ),
         (UNNORMALIZER, ROT6D, DEVICE),
         needs=("tokenizer_processor",),
         orders=(
@@ -352,3 +373,30 @@ def pipelines_of(policy_type: str) -> Pipelines:
 
 def rule_of(rules: tuple[StepRule, ...], name: str) -> StepRule | None:
     return next((rule for rule in rules if name in rule.names), None)
+
+
+# -- drawn ----------------------------------------------------------------------------------------------------
+
+
+def draw() -> str:
+    """The table in Markdown: every step of every policy, and every setting of it."""
+    rows = [
+        "| policy | before the network, in LeRobot's order | after it | must be there |",
+        "| --- | --- | --- | --- |",
+    ]
+    for policy, row in PIPELINES.items():
+        cells = (_names(row.pre), _names(row.post), ", ".join(f"`{name}`" for name in row.needs))
+        rows.append(f"| {policy} | {' | '.join(cells)} |")
+    rows += ["", "| step | what becomes of it | its settings |", "| --- | --- | --- |"]
+    drawn: dict[str, StepRule] = {}
+    for row in PIPELINES.values():
+        drawn |= {rule.name: rule for rule in (*row.pre, *row.post) if rule.name not in drawn}
+    for rule in drawn.values():
+        names = " or ".join(f"`{name}`" for name in rule.names)
+        settings = "; ".join(f"`{key}`: {setting.becomes}" for key, setting in rule.settings.items())
+        rows.append(f"| {names} | {rule.becomes} | {settings or 'none'} |")
+    return "\n".join(rows)
+
+
+def _names(rules: tuple[StepRule, ...]) -> str:
+    return ", ".join(f"`{rule.name}`" for rule in rules)

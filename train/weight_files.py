@@ -62,7 +62,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index} is no index of shards ({error!r}); fetch it again") from error
     outside = [v for v in names.values() if Path(v).name != v]
     if outside or not names:
-        raise CheckpointError(f"{index} lists {outside[0] if outside else 'no shard'}, which is no file beside it")
+        raise CheckpointError(
+            f"{index} lists {outside[0] if outside else 'no shard'}, which is no file beside it"
+        )
     return names
 
 
@@ -71,8 +73,8 @@ def _instead(folder: Path) -> str:
     pickle = next((name for name in _PICKLES if (folder / name).is_file()), None)
     if pickle is not None:
         return (
-            f"{folder} holds its weights as {pickle}, a pickle, which can run any program when it is read; EdgeVLA reads "
-            f"{WEIGHTS}: load the policy in LeRobot and save it there with save_pretrained"
+            f"{folder} holds its weights as {pickle}, a pickle, which can run any program when it is read; EdgeVLA "
+            f"reads {WEIGHTS}: load the policy in LeRobot and save it there with save_pretrained"
         )
     if is_distributed(folder):
         return distributed_sentence(folder)
@@ -88,8 +90,8 @@ def is_distributed(folder: Path) -> bool:
 
 def distributed_sentence(folder: Path) -> str:
     return (
-        f"{folder} holds only a distributed checkpoint (DCP, *.distcp files) of a sharded run, not a policy folder; gather it "
-        "with LeRobot into config.json and model.safetensors, and give that folder"
+        f"{folder} holds only a distributed checkpoint (DCP, *.distcp files) of a sharded run, not a policy folder; "
+        "gather it with LeRobot into config.json and model.safetensors, and give that folder"
     )
 
 
@@ -114,7 +116,9 @@ def read_weights_header(folder: Path) -> tuple[dict[str, Weight], dict[str, str]
     if files[0].name != WEIGHTS:
         odd = sorted(set(_weight_map(folder / INDEX)) ^ set(weights))
         if odd:
-            raise CheckpointError(f"{folder / INDEX} and its shards differ, e.g. in {odd[0]}; fetch them again")
+            raise CheckpointError(
+                f"{folder / INDEX} and its shards differ, e.g. in {odd[0]}; fetch them again"
+            )
     check_names(list(weights), folder)
     return weights, aliases
 
@@ -165,7 +169,9 @@ def weights_sha256(folder: Path) -> str:
 
 
 def _is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file()
+    return (
+        (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file()
+    )
 
 
 def unread_weights(folder: Path, read: list[Path]) -> list[str]:
@@ -173,5 +179,8 @@ def unread_weights(folder: Path, read: list[Path]) -> list[str]:
     names = {path.name for path in read} | {ADAPTER}
     kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth")
     return sorted(
-        p.name for kind in kinds for p in folder.glob(kind) if p.name not in names and not p.name.startswith("policy_")
+        p.name
+        for kind in kinds
+        for p in folder.glob(kind)
+        if p.name not in names and not p.name.startswith("policy_")
     )

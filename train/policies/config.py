@@ -118,13 +118,18 @@ class PolicyConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PolicyConfig:
-        """Reads LeRobot's flat JSON. Missing keys, and null where a field knows no null, take the defaults here; keys
-        that are no fields are judged by `account_config.py`.
+        """Reads LeRobot's flat JSON. Missing keys, and null where a field knows no null, take the defaults here.
 
         Raises:
-            CheckpointError: a value of another type than its field's, or settings that cannot work together.
+            CheckpointError: a key that nobody reads and no list names; a value of another type than its field's;
+                settings that cannot work together.
         """
+        from ..account_config import account_of_keys
+
         fields = {f.name: f for f in dataclasses.fields(cls)}
+        for entry in account_of_keys(cls.type, data, fields):
+            if entry.verdict == "refused":
+                raise CheckpointError(entry.becomes)
         features = ("input_features", "output_features")
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
