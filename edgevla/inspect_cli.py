@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
         for checkpoint in (path, path / "checkpoints/last"):
             if any((checkpoint / inner / "config.json").is_file() for inner in ("", "pretrained_model")):
                 return _describe("describe_checkpoint", checkpoint, args.json)
+        if any(path.glob("**/*.distcp")):
+            return _describe("describe_checkpoint", path, args.json)
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "

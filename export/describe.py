@@ -21,7 +21,7 @@ from edgevla.train.account import account_of
 from edgevla.train.header import Weight
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import POST, PRE, Processors
-from edgevla.train.weight_files import read_weights_header
+from edgevla.train.weight_files import distributed_sentence, is_distributed, read_weights_header
 
 from .certified import certificate_words
 from .features import NOT_JOINTS
@@ -45,6 +45,8 @@ def describe_checkpoint(path: str | Path) -> Report:
     """Raises CheckpointError: no readable config.json or weights there."""
     folder = Path(path)
     folder = folder / "pretrained_model" if not (folder / "config.json").is_file() else folder
+    if not (folder / "config.json").is_file() and is_distributed(Path(path)):
+        raise CheckpointError(distributed_sentence(Path(path)))
     config = _json(folder / "config.json")
     if not isinstance(config.get("type"), str):
         raise CheckpointError(

@@ -174,8 +174,8 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
         yield refused(
             "weights",
             odd[0],
-            f"the weights in {folder} hold values that are not finite, in {odd[0]}{more}: training diverged, or the file "
-            "is damaged",
+            f"the weights in {folder} hold values that are not finite, in {odd[0]}{more}: training diverged, or the "
+            "file is damaged",
         )
     yield Entry("weights", "tensors", f"{len(header)}, all of the network's", "used")
     for name in unread_weights(folder, files):

@@ -166,7 +166,7 @@ def _of_both(pre: Step, post: Step) -> Iterator[Entry]:
             yield Entry(
                 "statistics",
                 f"{ACTION}.{name}",
-                f"the action's '{name}' differs between the two pipelines; each is taken where it stands, as in LeRobot: what "
-                "the network gives is scaled by the post-processor's",
+                f"the action's '{name}' differs between the two pipelines; each is taken where it stands, as "
+                "LeRobot does: what the network gives is scaled by the post-processor's",
                 "noted",
             )
