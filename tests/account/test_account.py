@@ -68,7 +68,7 @@ def _rename(name: dict[str, str], file: str) -> Callable[[str, Path], str]:
 def _add(file: str, entry: dict[str, object], where: int) -> Callable[[str, Path], str]:
     def tamper(policy: str, folder: Path) -> str:
         edit(folder, file, lambda d: d["steps"].insert(where, dict(entry)))
-        return str(entry.get("registry_name") or entry.get("class"))
+        return str(entry.get("registry_name") or "is the class None")
 
     return tamper
 
@@ -176,7 +176,7 @@ TAMPERED: dict[str, Callable[[str, Path], str]] = {
 def test_a_tampered_pipeline_is_refused_by_name(policy: str, how: str, tmp_path: Path) -> None:
     folder = checkpoint(policy, tmp_path)
     named = TAMPERED[how](policy, folder)
-    assert named.replace("None", "") in problems(folder)
+    assert named in problems(folder)
 
 
 @pytest.mark.parametrize("policy", ["act", "diffusion", "xvla", "groot"])
