@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.bundle import load_bundle
+from edgevla.checkpoints import policy_folder
 from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError
 from edgevla.manifest import Manifest
 from edgevla.train.account import account_of
 from edgevla.train.header import Weight
+from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import POST, PRE, Processors
 from edgevla.train.weight_files import distributed_sentence, is_distributed, read_weights_header
@@ -43,10 +45,9 @@ CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 
 def describe_checkpoint(path: str | Path) -> Report:
     """Raises CheckpointError: no readable config.json or weights there."""
-    folder = Path(path)
-    folder = folder / "pretrained_model" if not (folder / "config.json").is_file() else folder
-    if not (folder / "config.json").is_file() and is_distributed(Path(path)):
-        raise CheckpointError(distributed_sentence(Path(path)))
+    folder = policy_folder(Path(path)) or Path(path)
+    if not (folder / "config.json").is_file() and is_distributed(folder):
+        raise CheckpointError(distributed_sentence(folder))
     config = _json(folder / "config.json")
     if not isinstance(config.get("type"), str):
         raise CheckpointError(
@@ -187,15 +188,10 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], processors: Processors) 
 
 def _pose_space(config: dict[str, Any], processors: Processors) -> tuple[str | None, str | None]:
     """What makes the actions end-effector poses, None for joints; and why that cannot be told, if so."""
-    if config["type"] != "xvla":
-        return None, None
-    from edgevla.train.policies.xvla_actions import pose_space
-    from edgevla.train.policies.xvla_config import XVlaConfig
-
     try:
-        settings = XVlaConfig.from_json(config)
-        assert isinstance(settings, XVlaConfig)
-        return pose_space(settings, processors), None
+        return config_class(config["type"]).from_json(config).pose_space(processors), None
+    except ModuleNotFoundError:  # this policy's config needs torch, which is not installed
+        return None, None
     except CheckpointError as error:
         return None, str(error)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla import __version__
+from edgevla.checkpoints import run_name
 from edgevla.errors import UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
@@ -62,10 +63,10 @@ def draft_manifest(
     return Manifest(
         schema=1,
         policy=policy.policy_type,
-        name=options.name or _name(folder),
+        name=options.name or run_name(folder),
         fps=meaning.fps,
         chunk_size=chunk,
-        n_action_steps=min(chunk, int(getattr(policy.config, "n_action_steps", chunk))),
+        n_action_steps=min(chunk, policy.config.n_action_steps),
         n_obs_steps=policy.sampler().n_moments,
         batch=Batch(1, 1),
         features=meaning.features,
@@ -100,17 +101,6 @@ def precision_of(graph: str, options: ExportOptions) -> str:
     return "fp32" if graph in FLOAT_GRAPHS else options.precision
 
 
-def _name(folder: Path) -> str:
-    """A run's name rather than `pretrained_model`."""
-    parts = [
-        p
-        for p in folder.resolve().parts
-        if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")
-    ]
-    named = [p for p in parts if not p.isdigit()]
-    return named[-1] if named else folder.name
-
-
 def _plain(setting: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in setting.items()}
 
@@ -135,7 +125,7 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
     )
     if policy.rtc_mode is None or not takers:
         return None
-    own = getattr(policy.config, "rtc_config", None) or {}
+    own = policy.config.rtc_settings
     return Rtc(
         policy.rtc_mode,  # type: ignore[arg-type]
         str(own.get("prefix_attention_schedule") or "linear").lower(),
@@ -145,8 +135,8 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
 
 
 def _execution(policy: Policy, chunk: int, rtc: Rtc | None) -> Execution:
-    n = min(chunk, int(getattr(policy.config, "n_action_steps", chunk)))
-    decay = getattr(policy.config, "temporal_ensemble_coeff", None)
+    n = min(chunk, policy.config.n_action_steps)
+    decay = policy.config.ensemble_decay
     default: dict[str, Any] = {"kind": "sync", "n_action_steps": n}
     if decay is not None:
         default = {"kind": "ensemble"}
@@ -171,7 +161,7 @@ def _provenance(
         checkpoint=CheckpointOrigin(_shown(folder), weights_sha256(folder), layout),
         dataset=None
         if facts is None
-        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps)),
+        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes),
         features_from=meaning.features_from,
         edgevla=__version__,
         torch=version("torch").partition("+")[0],

@@ -99,9 +99,9 @@ def account_of_keys(policy: str, config: Mapping[str, Any], fields: Mapping[str,
 
 def fields_of(policy: str) -> dict[str, Any]:
     """The settings that a policy reads. Raises CheckpointError: no such policy. ModuleNotFoundError: no torch."""
-    from .policies import policy_class
+    from .policies import config_class
 
-    return {f.name: f for f in dataclasses.fields(policy_class(policy).Config)}
+    return {f.name: f for f in dataclasses.fields(config_class(policy))}
 
 
 def _key(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> Entry:

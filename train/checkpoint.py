@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from edgevla.checkpoints import CONFIG, policy_folder
 from edgevla.dataset.facts import FACTS
 from edgevla.errors import CheckpointError
 
@@ -35,7 +36,6 @@ from .processors import Processors
 from .state import flush, replace_folder
 from .weight_files import WEIGHTS, check_names, distributed_sentence, is_distributed, weight_files
 
-CONFIG = "config.json"
 MAPPED_BYTES = 1 << 30
 """Files above this stay mapped. Smaller ones are copied into aligned memory, so that kernels give the same bits
 for a loaded policy as for the one that was saved."""
@@ -127,7 +127,7 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (scratch / CONFIG).write_text(json.dumps(config_to_save(policy), indent=4))
-        if lora.is_adapted(policy):
+        if policy.is_adapted:
             lora.save_adapter(policy, scratch)
         else:
             save_weights(policy.saved_weights(), scratch / WEIGHTS)
@@ -144,16 +144,15 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The local folder of a checkpoint: as it is, its `pretrained_model`, a run's newest one, or fetched from the hub.
+    """The policy folder that a person means: what `policy_folder` finds, else fetched from the hub.
 
     Raises:
         CheckpointError: neither a folder with a config.json nor a hub id that can be fetched.
     """
-    folder = Path(path)
-    newest = Path("last") / "pretrained_model"
-    for candidate in (folder, folder / "pretrained_model", folder / newest, folder / "checkpoints" / newest):
-        if (candidate / CONFIG).is_file():
-            return candidate
+    folder = Path(path).expanduser()
+    found = policy_folder(folder)
+    if found is not None:
+        return found
     if folder.exists():
         if is_distributed(folder):
             raise CheckpointError(distributed_sentence(folder))

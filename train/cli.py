@@ -19,7 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
 from edgevla.errors import UsageError
+from edgevla.vocabulary import camera_help, pairs, short_name
+
+from .policies import policy_names
 
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
 FREE_ON_RESUME = ["steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
@@ -30,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # No defaults here: what the command line does not say comes from the recipe.
     parser.argument_default = argparse.SUPPRESS
     what = parser.add_argument_group("what")
-    what.add_argument("--policy", help="act, diffusion, smolvla, pi0, pi05, pi05_fast, xvla or groot")
+    *most, last = policy_names()
+    what.add_argument("--policy", help=f"{', '.join(most)} or {last}")
     what.add_argument("--dataset", metavar="PATH|REPO", help="LeRobot dataset: a folder or a hub id")
     what.add_argument("--root", metavar="DIR", help="where a hub dataset lies or is put")
     what.add_argument(
@@ -53,15 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--camera",
         dest="cameras",
-        metavar="NAME=KEY",
+        metavar="NAME=SOURCE",
         action="append",
-        help="join a camera of the policy with one of the dataset, or with none",
+        help=camera_help("a camera of the dataset"),
     )
     what.add_argument(
         "--domain-id",
         type=int,
         metavar="N",
-        help="X-VLA: row of the soft prompts for this robot (of several: --set domain_feature_key=FEATURE)",
+        help="row of an X-VLA's soft prompts for this robot (of several: --set domain_feature_key=FEATURE)",
     )
     what.add_argument("--joint-units", choices=["degrees", "range100"], help="units of the dataset's joints")
     what.add_argument(
@@ -71,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trunk-width",
         type=int,
         metavar="N",
-        help="channels in the stem of a fresh ResNet (ACT, Diffusion; published: 64)",
+        help="channels in the stem of a fresh ResNet trunk (published: 64)",
     )
     _add_numbers(parser.add_argument_group("how"))
     _add_machine(parser.add_argument_group("where"))
@@ -202,7 +207,7 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
     folder = Path(config.output) if config.output else _default_output(policy)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output for the run's folder")
-    if (folder / "checkpoints").exists():
+    if (folder / CHECKPOINTS).exists():
         raise UsageError(
             f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
         )
@@ -242,9 +247,13 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
     import dataclasses
 
     from .config import OWN_CONFIG, TrainConfig
-    from .state import PRETRAINED, find_checkpoint, run_of
 
     checkpoint = find_checkpoint(Path(resumed))
+    if checkpoint.parent.name != CHECKPOINTS:
+        raise UsageError(
+            f"{checkpoint} is not in its run any more (RUN/{CHECKPOINTS}/STEP); put it back, or start a new run from "
+            f"its weights: --from {checkpoint / PRETRAINED}"
+        )
     path = checkpoint / PRETRAINED / OWN_CONFIG
     if not path.is_file():
         raise UsageError(f"{checkpoint} was not written by edgevla train; fine-tune it with --from instead")
@@ -258,7 +267,7 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
             f"to train further with other settings, start a run with --from {checkpoint / PRETRAINED}"
         )
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if k in FREE_ON_RESUME})
-    done = int(checkpoint.name)
+    done = step_of(checkpoint)
     if done >= config.steps:
         raise UsageError(f"{resumed} has made all of its {config.steps} steps; ask for more with --steps")
     folder = run_of(checkpoint)
@@ -289,23 +298,13 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for name, value in given.items():
         if name in ("settings", "cameras"):
-            overrides[name] = _pairs(value, "--set" if name == "settings" else "--camera")
+            overrides[name] = pairs(value, "--set" if name == "settings" else "--camera")
         elif name in NESTED:
             table, key = NESTED[name]
             overrides.setdefault(table, {})[key] = value
         else:
             overrides[name] = value
     return overrides
-
-
-def _pairs(words: list[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not (key and equals and value):
-            raise UsageError(f"{option} {word} is not of the form NAME=VALUE")
-        pairs[key] = value
-    return pairs
 
 
 def _introduce(prepared: Any, say: Any) -> None:
@@ -319,7 +318,7 @@ def _introduce(prepared: Any, say: Any) -> None:
         + (f" ({job.worker.n_ranks} processes)" if job.worker.n_ranks > 1 else "")
         + (", bf16 autocast" if job.worker.bf16 else "")
     )
-    cameras = ", ".join(c.rpartition(".")[2] for c in policy.live_cameras) or "none"
+    cameras = ", ".join(short_name(c, policy.live_cameras) for c in policy.live_cameras) or "none"
     say(
         f"{config.dataset}: {facts.n_episodes} episodes, {facts.n_frames} frames at {facts.fps:g} Hz, "
         f"{len(prepared.data)} samples; cameras: {cameras}"
@@ -339,7 +338,7 @@ def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:
     import signal
 
     job = prepared.job
-    last = job.run / "checkpoints" / "last"
+    last = job.run / CHECKPOINTS / LAST
     resume, export = f"edgevla train --resume {job.run}", f"edgevla export {last}"
     if outcome.signal is not None:
         name = signal.Signals(outcome.signal).name

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from edgevla.checkpoints import PRETRAINED, TRAINING, run_of
 from edgevla.dataset.facts import FACTS, DatasetFacts, camera_looks, facts_of, read_facts
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.errors import CheckpointError, DatasetError, UsageError
+from edgevla.vocabulary import matches
 
 from . import lerobot, lora
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
-from .cameras import Cameras, for_policy, full_name
+from .cameras import Cameras, for_policy
 from .checkpoint import checkpoint_folder, load_policy, save_policy
 from .config import OWN_CONFIG, TrainConfig, split_episodes
 from .data import TrainingData
@@ -29,7 +31,7 @@ from .optim import build_optimizer, build_scheduler, freeze_all_but, grouped
 from .policies.base import Batch, Policy
 from .progress import TrainingLog
 from .start import Say, start_policy, tokenizer_of
-from .state import PRETRAINED, TRAINING, load_training_state, run_of, seed_everything, tidy
+from .state import load_training_state, seed_everything, tidy
 from .worker import Worker, choose_device, start_worker
 
 
@@ -120,10 +122,7 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
 def wants_bf16(config: TrainConfig, policy: Policy) -> bool:
     if config.precision != "auto":
         return config.precision == "bf16"
-    own = policy.config
-    if hasattr(own, "dtype"):
-        return own.dtype == "bfloat16"
-    return bool(getattr(own, "use_bf16", own.use_amp))
+    return policy.config.trains_in_bf16
 
 
 def _open(config: TrainConfig) -> list[Dataset]:
@@ -158,14 +157,14 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
     named = list(policy.config.image_features)
     # For a fresh policy its cameras are named already, and one that was done without may be the policy's no more.
     said = config.cameras if config.start else {}
-    wanted = {name: source for name, source in said.items() if source != "none" or full_name(name, named)}
+    wanted = {name: source for name, source in said.items() if source != "none" or matches(name, named)}
     cameras = for_policy(wanted, dataset.cameras, named, rename)
     return policy.train(), dataclasses.replace(cameras, rename=rename)
 
 
 def _switch(config: TrainConfig, policy: Policy) -> None:
     """Training switches that are not among the policy's weights."""
-    if config.lora and not lora.is_adapted(policy):
+    if config.lora and not policy.is_adapted:
         _add_lora(config, policy)
     if config.train_only:
         freeze_all_but(policy, config.train_only)
@@ -174,7 +173,7 @@ def _switch(config: TrainConfig, policy: Policy) -> None:
 
 
 def _add_lora(config: TrainConfig, policy: Policy) -> None:
-    targets = config.lora_targets or getattr(policy, "lora_targets", None)
+    targets = config.lora_targets or policy.lora_targets
     if not targets:
         raise UsageError(f"{config.policy} has no usual LoRA layers; name them with --lora-targets REGEX")
     base = str(checkpoint_folder(config.start).resolve()) if Path(config.start).exists() else config.start

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 POLICIES = ["act", "diffusion", "smolvla", "pi0", "pi05", "xvla", "groot"]
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 NORMALIZER = {policy: "normalizer_processor" for policy in POLICIES} | {"groot": "groot_pack_inputs_v3"}

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from edgevla.errors import CheckpointError
 from edgevla.train.pipeline import TOKEN_MASK, TOKENS, SavedPipeline
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 POLICIES = ["act", "diffusion", "smolvla", "pi0", "pi05", "xvla", "groot"]
 WORDS = {
     "tokens": TOKENS,

@@ -20,7 +20,7 @@ from edgevla.cli import main
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.config import TrainConfig
 
-DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+DATASETS = Path(__file__).parents[1] / "fixtures" / "datasets"
 PUSHT = str(DATASETS / "pusht_v30")
 TINY = (
     "chunk_size=4 n_action_steps=4 dim_model=16 n_heads=2 dim_feedforward=16 n_encoder_layers=1 latent_dim=4"
@@ -220,7 +220,13 @@ def says(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
     [
         (["--device", "cuda:7"], 1, ["device 'cuda:7' was asked for", "--device cpu"]),
         (["--set", "chunk_sise=3"], 2, ["chunk_sise", "did you mean 'chunk_size'"]),
-        (["--set", "chunk_size=many"], 2, ["chunk_size is 'many'; expected a whole number"]),
+        (["--set", "n_decoder_layers=many"], 2, ["n_decoder_layers is 'many'; expected a whole number"]),
+        (["--set", "chunk_size=8"], 2, ["--set chunk_size is given twice, as 4 and as 8"]),
+        (
+            ["--camera", "a=image", "--camera", "a=none"],
+            2,
+            ["--camera a is given twice, as image and as none"],
+        ),
         (["--set", "chunk_size"], 2, ["NAME=VALUE"]),
         (["--episodes", "3:99"], 2, ["--episodes", "0 ... 11"]),
         (["--camera", "side=none"], 2, ["has no camera 'side'", "observation.image"]),
