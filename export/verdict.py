@@ -49,7 +49,8 @@ def on_the_arm(m: Manifest) -> str:
     for share, name, unit, largest, mean in shares[:most]:
         unit = "" if unit == "raw" else f" {unit}"
         said.append(
-            f"{joint_name(name)} {largest:.2g}{unit} at most ({100 * share:.2g} % of its range), {mean:.2g}{unit} on average"
+            f"{joint_name(name)} {largest:.2g}{unit} at most ({100 * share:.2g} % of its range), "
+            f"{mean:.2g}{unit} on average"
         )
     return "; ".join(said)
 

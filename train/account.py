@@ -198,7 +198,11 @@ def _legacy_statistics(folder: Path, config: Mapping[str, Any]) -> Stats | None:
     for file in weight_files(folder):
         with safe_open(str(file), framework="pt") as stream:
             tensors |= {k: stream.get_tensor(k) for k in stream.keys() if k.startswith(LEGACY)}  # noqa: SIM118  not a mapping
-    features = {key: features_of(config, key) for key in ("input_features", "output_features")}
+    plain = dataclasses.replace(
+        PolicyConfig(),
+        input_features=features_of(config, "input_features"),
+        output_features=features_of(config, "output_features"),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # loading says it
-        return split_legacy(tensors, dataclasses.replace(PolicyConfig(), **features))[1]
+        return split_legacy(tensors, plain)[1]
