@@ -194,7 +194,7 @@ def _legacy_statistics(folder: Path, config: Mapping[str, Any]) -> Stats | None:
         from .policies.config import PolicyConfig
     except ModuleNotFoundError:
         return None
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for file in weight_files(folder):
         with safe_open(str(file), framework="pt") as stream:
             tensors |= {k: stream.get_tensor(k) for k in stream.keys() if k.startswith(LEGACY)}  # noqa: SIM118  not a mapping
