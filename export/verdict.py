@@ -26,8 +26,8 @@ def rule(parity: Parity) -> str:
 
 
 def on_the_arm(m: Manifest) -> str:
-    """The joints that differ most from torch: `elbow_flex 3.1 deg at most (4.1 % of its range), 0.4 deg on average`.
-    One, or three where no joint has a tolerance of its own.
+    """The joint that differs most from torch: `elbow_flex 3.1 deg at most (4.1 % of its range), 0.4 deg on average`.
+    Three of them where none has a tolerance of its own.
     """
     assert m.parity is not None
     a = m.parity.actions
@@ -48,10 +48,8 @@ def on_the_arm(m: Manifest) -> str:
     most = 3 if a.tolerance_per_joint is None else 1
     for share, name, unit, largest, mean in shares[:most]:
         unit = "" if unit == "raw" else f" {unit}"
-        said.append(
-            f"{joint_name(name)} {largest:.2g}{unit} at most ({100 * share:.2g} % of its range), "
-            f"{mean:.2g}{unit} on average"
-        )
+        most_of_it = f"{largest:.2g}{unit} at most ({100 * share:.2g} % of its range)"
+        said.append(f"{joint_name(name)} {most_of_it}, {mean:.2g}{unit} on average")
     return "; ".join(said)
 
 
