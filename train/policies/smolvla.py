@@ -100,6 +100,10 @@ class SmolVlaConfig(VlaConfig):
     self_attn_every_n_layers: int = 2
     expert_width_multiplier: float = 0.75
 
+    @classmethod
+    def fetches_backbone(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings.get("load_vlm_weights", cls.load_vlm_weights))
+
     @property
     def denoise_steps(self) -> int:
         return self.num_steps
@@ -232,12 +236,12 @@ class SmolVla(FlowVla):
     config: SmolVlaConfig
     published_backbone = VLM
     backbone_kind = "smolvlm"
+    unfrozen: ClassVar[Mapping[str, Any]] = {"train_expert_only": False, "freeze_vision_encoder": False}
     tiny: ClassVar[Mapping[str, Any]] = {
         **TINY_NARROW,
         "resize_imgs_with_padding": [64, 64],
         "tokenizer_max_length": 24,
-        "train_expert_only": False,
-        "freeze_vision_encoder": False,
+        **unfrozen,
     }
     newline_step = "smolvla_new_line_processor"
     lora_targets: ClassVar[str | None] = (
