@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def test_output(adapter: Adapter, fixture: Fixture, key: str) -> None:
             pytest.fail(f"nothing computes '{key}': add a @computes method to cases_{fixture.policy_type}.py")
         raise
     compare(key, computed, fixture.cases[key], is_bfloat16=fixture.is_bfloat16)
+
+
+def test_nothing_that_is_recorded_passes_unread(adapter: Adapter, fixture: Fixture) -> None:
+    for key in fixture.expected:
+        with contextlib.suppress(Exception):  # `test_output` says so
+            adapter.compute(key)
+    unread = adapter.unread()
+    assert not unread, f"{fixture.name}: nothing reads {', '.join(unread)}"
 
 
 def test_weight_names_shapes_and_what_is_trainable(adapter: Adapter, fixture: Fixture) -> None:

@@ -62,6 +62,8 @@ class Policy(nn.Module, ABC):
     """Hub id of the vision-language model that it is built on, which `from_backbone` takes; plain: there is none."""
     backbone_kind: ClassVar[str | None] = None
     """Which of the tiny models in train/tiny.py stands for it."""
+    unfrozen: ClassVar[Mapping[str, Any]] = {}
+    """Fields of the config that leave nothing of the backbone frozen, for a run that starts from nothing."""
     lora_targets: ClassVar[str | None] = None
     """Layers that usually get LoRA factors, as a pattern over our module names; plain: the user must name them."""
     lerobot_optimizer: ClassVar[str | None] = None
@@ -196,9 +198,9 @@ class Policy(nn.Module, ABC):
         """A fresh policy on its backbone's own folder (config.json, weights, tokenizer); the rest is random.
 
         Raises:
-            CheckpointError: the folder is another model's; or this policy has no backbone.
+            CheckpointError: the folder is another model's. UsageError: this policy has no backbone.
         """
-        raise CheckpointError(
+        raise UsageError(
             f"{folder} is a backbone, not a LeRobot policy; a policy of type '{cls.policy_type}' cannot start from one"
         )
 

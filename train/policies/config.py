@@ -135,6 +135,11 @@ class PolicyConfig:
     takes_any_state: ClassVar[bool] = False
     """Whether trained weights go on with a state of another width (padded to the widest, or written into the prompt)."""
 
+    @classmethod
+    def fetches_backbone(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings of a fresh policy name trained weights for its backbone; plain: they cannot."""
+        return False
+
     relative_fields: ClassVar[Mapping[str, str]] = {}
     """Fields about actions relative to the state -> settings of the pipelines' step that does it; plain: none."""
 

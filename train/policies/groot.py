@@ -93,7 +93,8 @@ class Groot(Policy):
     rtc_mode: ClassVar[str | None] = "guided"
     published_backbone = "nvidia/GR00T-N1.5-3B"
     backbone_kind = "eagle"
-    tiny: ClassVar[Mapping[str, Any]] = {"tune_llm": True, "tune_visual": True, "use_bf16": False}
+    unfrozen: ClassVar[Mapping[str, Any]] = {"tune_llm": True, "tune_visual": True}
+    tiny: ClassVar[Mapping[str, Any]] = {**unfrozen, "use_bf16": False}
     lora_targets: ClassVar[str | None] = r"action_head\.model\..*\.(to_q|to_v)"
 
     config: GrootConfig
