@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
                 raise UsageError(f"--{option.removesuffix('s').replace('_', '-')} is for datasets")
         if (path / "manifest.json").is_file():
             return _describe("describe_bundle", path, args.json)
-        if policy_folder(path) is not None:
+        if policy_folder(path) is not None or any(path.glob("**/*.distcp")):
             return _describe("describe_checkpoint", path, args.json)
         if not (path / "meta").is_dir():
             raise UsageError(

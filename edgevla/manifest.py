@@ -160,14 +160,30 @@ class ActionParity:
 
 
 @dataclass(frozen=True)
+class PipelineParity:
+    """The graphs from raw frames to robot units against the checkpoint's own pipelines, run as LeRobot runs them, with
+    the policy's network between them. compared_with: in words.
+    """
+
+    compared_with: str
+    n_samples: int
+    actions: ActionParity
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Parity:
-    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given."""
+    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given.
+
+    pipeline: left out by exports that did not compare with the saved pipelines.
+    """
 
     reference: str
     n_samples: int
     stages: dict[str, Stage]
     actions: ActionParity
     passed: bool
+    pipeline: PipelineParity | None = None
 
 
 @dataclass(frozen=True)
