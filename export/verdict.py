@@ -57,11 +57,9 @@ def refusal(m: Manifest, is_lower_precision: bool) -> str:
     """Why nothing was written, and what can be done."""
     assert m.parity is not None
     found = failures(m.parity, m.action.names)
-    reason = (
-        rule(m.parity)
-        if m.parity.actions.tolerance_per_joint is None and len(found) == 1
-        else "; ".join(found[:3])
-    )
+    cosine = m.parity.actions.min_cosine
+    is_cosine_alone = len(found) == 1 and cosine is not None and not cosine >= MIN_COSINE
+    reason = rule(m.parity) if is_cosine_alone else "; ".join(found[:3])
     return (
         f"the exported {m.policy} does not compute what torch computes: {reason}. Against torch it moves "
         f"{on_the_arm(m)}. Nothing was written; "
