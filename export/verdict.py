@@ -58,8 +58,9 @@ def refusal(m: Manifest, is_lower_precision: bool) -> str:
     assert m.parity is not None
     found = failures(m.parity, m.action.names)
     cosine = m.parity.actions.min_cosine
-    is_cosine_alone = len(found) == 1 and cosine is not None and not cosine >= MIN_COSINE
-    reason = rule(m.parity) if is_cosine_alone else "; ".join(found[:3])
+    if cosine is not None and not cosine >= MIN_COSINE:  # then the pipeline's cosine is too little as well
+        found = [rule(m.parity), *(f for f in found if " cosine " not in f)]
+    reason = "; ".join(found[:3])
     return (
         f"the exported {m.policy} does not compute what torch computes: {reason}. Against torch it moves "
         f"{on_the_arm(m)}. Nothing was written; "
