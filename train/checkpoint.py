@@ -8,6 +8,7 @@ unknown keys in its own files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -367,4 +368,5 @@ def _open_modes(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        with contextlib.suppress(PermissionError, NotImplementedError):  # FAT has one mode for all
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -196,7 +196,7 @@ def _data(
 
     def data_of(dataset: Dataset, augmentation: Augmentation | None) -> TrainingData:
         used = [c for c in dataset.cameras if c not in cameras.unused]
-        cache = make_cache(dataset, used, config.cache)
+        cache = make_cache(dataset, used, config.cache, machine=worker)
         if cache is not None:
             cache.fill_in_background()
             caches.append(cache)
