@@ -28,10 +28,11 @@ def write(work: Path) -> None:
 
     from edgevla.dataset import open_dataset
     from edgevla.robots.trials.demonstrate import Plan, demonstrate
-    from edgevla.train.tiny import BACKBONES, write_tiny_backbone
+    from edgevla.train.policies import POLICIES
+    from edgevla.train.tiny import write_tiny_backbone
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
-    from every_policy import SETTINGS, run_verb, train_words
+    from every_policy import BACKBONES, run_verb, train_words
 
     if (work / "columns.npz").exists():
         return
@@ -39,7 +40,7 @@ def write(work: Path) -> None:
     for kind in set(BACKBONES.values()):
         torch.manual_seed(0)
         write_tiny_backbone(work / kind, kind, width=32, depth=2)
-    for policy in SETTINGS:
+    for policy in POLICIES:
         backbone = work / BACKBONES[policy] if policy in BACKBONES else None
         words = train_words(policy, work / "data", work / "runs" / policy, backbone)
         words += (

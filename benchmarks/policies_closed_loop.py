@@ -78,14 +78,16 @@ def prepare(work: Path, n_demonstrations: int) -> Path:
 def backbone_of(policy: str, work: Path) -> Path | None:
     import torch
 
-    from edgevla.train.tiny import BACKBONES, write_tiny_backbone
+    from edgevla.train.policies import policy_class
+    from edgevla.train.tiny import write_tiny_backbone
 
-    if policy not in BACKBONES:
+    kind = policy_class(policy).backbone_kind
+    if kind is None:
         return None
-    folder = work / "backbones" / BACKBONES[policy]
+    folder = work / "backbones" / kind
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(0)
-        write_tiny_backbone(folder, BACKBONES[policy], **SIZE)
+        write_tiny_backbone(folder, kind, **SIZE)
     return folder
 
 

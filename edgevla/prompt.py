@@ -3,7 +3,7 @@
     task -> cleaned -> template (with the state's bins, Pi0.5) -> tokenizer -> cut or padded to n_tokens
 
 Everything that differs between policies is data in the recipe (`prompt` in the manifest); this file knows no policy
-beyond the table of published recipes below.
+but GR00T, whose template depends on the cameras.
 """
 
 from __future__ import annotations
@@ -37,14 +37,6 @@ GROOT_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\n{images}{task}<|im_end|>\n<|im_start|>assistant\n"
 )
-PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "smolvla": ("{task}", ("ensure_newline",)),
-    "pi0": ("{task}", ("ensure_newline",)),
-    "pi05": ("Task: {task}, State: {state};\nAction: ", ("strip", "underscore_to_space", "newline_to_space")),
-    "xvla": ("{task}", ()),
-    "groot": (GROOT_TEMPLATE, ("list_repr",)),
-}
-"""Recipe name -> template and what is done to the task first, as LeRobot builds each policy's prompt."""
 
 
 def groot_template(n_cameras: int, tokens_per_image: int) -> str:

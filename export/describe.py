@@ -19,6 +19,7 @@ from edgevla.checkpoints import policy_folder
 from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
+from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import Processors
 
@@ -182,17 +183,12 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], processors: Processors) 
 
 def _pose_space(config: dict[str, Any], processors: Processors) -> tuple[str | None, str | None]:
     """What makes the actions end-effector poses, None for joints; and why that cannot be told, if so."""
-    if config["type"] != "xvla":
-        return None, None
-    from edgevla.train.policies.xvla_actions import pose_space
-    from edgevla.train.policies.xvla_config import XVlaConfig
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unknown keys, which loading announces
-            settings = XVlaConfig.from_json(config)
-        assert isinstance(settings, XVlaConfig)
-        return pose_space(settings, processors), None
+            return config_class(config["type"]).from_json(config).pose_space(processors), None
+    except ModuleNotFoundError:  # this policy's config needs torch, which is not installed
+        return None, None
     except CheckpointError as error:
         return None, str(error)
 

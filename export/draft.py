@@ -66,7 +66,7 @@ def draft_manifest(
         name=options.name or run_name(folder),
         fps=meaning.fps,
         chunk_size=chunk,
-        n_action_steps=min(chunk, int(getattr(policy.config, "n_action_steps", chunk))),
+        n_action_steps=min(chunk, policy.config.n_action_steps),
         n_obs_steps=policy.sampler().n_moments,
         batch=Batch(1, 1),
         features=meaning.features,
@@ -125,7 +125,7 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
     )
     if policy.rtc_mode is None or not takers:
         return None
-    own = getattr(policy.config, "rtc_config", None) or {}
+    own = policy.config.rtc_settings
     return Rtc(
         policy.rtc_mode,  # type: ignore[arg-type]
         str(own.get("prefix_attention_schedule") or "linear").lower(),
@@ -135,8 +135,8 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
 
 
 def _execution(policy: Policy, chunk: int, rtc: Rtc | None) -> Execution:
-    n = min(chunk, int(getattr(policy.config, "n_action_steps", chunk)))
-    decay = getattr(policy.config, "temporal_ensemble_coeff", None)
+    n = min(chunk, policy.config.n_action_steps)
+    decay = policy.config.ensemble_decay
     default: dict[str, Any] = {"kind": "sync", "n_action_steps": n}
     if decay is not None:
         default = {"kind": "ensemble"}
@@ -161,7 +161,7 @@ def _provenance(
         checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
         dataset=None
         if facts is None
-        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps)),
+        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes),
         features_from=meaning.features_from,
         edgevla=__version__,
         torch=version("torch").partition("+")[0],

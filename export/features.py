@@ -81,16 +81,12 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
 
 
 def _adapt_to_aloha(policy: Policy, units: str) -> None:
-    if not hasattr(policy, "adapts_to_aloha"):
-        raise UsageError(
-            f"--adapt-to-pi-aloha is for openpi's Pi0; a {policy.policy_type} policy has no such map"
-        )
+    policy.adapt_to_aloha()
     if (policy.config.state_dim, policy.config.action_dim) != (14, 14) or units not in ("radians", "raw"):
         raise UsageError(
             "--adapt-to-pi-aloha maps the 14 joints of ALOHA in radians; this policy has "
             f"{policy.config.state_dim or 0} state and {policy.config.action_dim} action values in {units}"
         )
-    policy.adapts_to_aloha = True  # type: ignore[assignment]
 
 
 def _told(options: ExportOptions) -> str:
@@ -254,22 +250,17 @@ def _vectors(policy: Policy, facts: DatasetFacts | None, profile: Any, units: st
     state_dim = policy.config.state_dim
     if state_dim is not None:
         out[STATE] = _joints(
-            STATE, "state", state_dim, _names(policy, STATE, state_dim, facts, profile, units), units
+            STATE, "state", state_dim, _names(STATE, state_dim, facts, profile, units), units
         )
     environment = sources.get("environment_state")
     if environment is not None:
         out[ENVIRONMENT_STATE] = Feature(ENVIRONMENT_STATE, "environment_state", environment.shape[1:])
     n = signatures["decode"].outputs[0].shape[-1]
-    out[ACTION] = _joints(ACTION, "action", n, _names(policy, ACTION, n, facts, profile, units), units)
+    out[ACTION] = _joints(ACTION, "action", n, _names(ACTION, n, facts, profile, units), units)
     return out
 
 
-def _names(
-    policy: Policy, feature: str, n: int, facts: DatasetFacts | None, profile: Any, units: str
-) -> tuple[str, ...]:
-    own = getattr(policy, "action_names", None) if feature == ACTION else None
-    if own:
-        return tuple(own)
+def _names(feature: str, n: int, facts: DatasetFacts | None, profile: Any, units: str) -> tuple[str, ...]:
     known = facts.features.get(feature) if facts is not None else None
     from_data = known.names if known is not None else ()
     from_robot = tuple(j.name for j in profile.joints) if profile is not None else ()

@@ -123,7 +123,7 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (scratch / CONFIG).write_text(json.dumps(config_to_save(policy), indent=4))
-        if lora.is_adapted(policy):
+        if policy.is_adapted:
             lora.save_adapter(policy, scratch)
         else:
             save_weights(policy.saved_weights(), scratch / WEIGHTS)

@@ -23,6 +23,8 @@ from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, 
 from edgevla.errors import UsageError
 from edgevla.vocabulary import camera_help, pairs, short_name
 
+from .policies import policy_names
+
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
 FREE_ON_RESUME = ["steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
 FREE_ON_RESUME += ["log_freq", "save_freq", "eval_freq"]
@@ -32,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # No defaults here: what the command line does not say comes from the recipe.
     parser.argument_default = argparse.SUPPRESS
     what = parser.add_argument_group("what")
-    what.add_argument("--policy", help="act, diffusion, smolvla, pi0, pi05, pi05_fast, xvla or groot")
+    *most, last = policy_names()
+    what.add_argument("--policy", help=f"{', '.join(most)} or {last}")
     what.add_argument("--dataset", metavar="PATH|REPO", help="LeRobot dataset: a folder or a hub id")
     what.add_argument("--root", metavar="DIR", help="where a hub dataset lies or is put")
     what.add_argument(
@@ -63,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--domain-id",
         type=int,
         metavar="N",
-        help="X-VLA: row of the soft prompts for this robot (of several: --set domain_feature_key=FEATURE)",
+        help="row of an X-VLA's soft prompts for this robot (of several: --set domain_feature_key=FEATURE)",
     )
     what.add_argument("--joint-units", choices=["degrees", "range100"], help="units of the dataset's joints")
     what.add_argument(
@@ -73,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trunk-width",
         type=int,
         metavar="N",
-        help="channels in the stem of a fresh ResNet (ACT, Diffusion; published: 64)",
+        help="channels in the stem of a fresh ResNet trunk (published: 64)",
     )
     _add_numbers(parser.add_argument_group("how"))
     _add_machine(parser.add_argument_group("where"))

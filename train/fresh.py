@@ -136,17 +136,16 @@ def _as_feature(feature: Any) -> PolicyFeature:
 
 def _start_trunks(policy: Policy, path: str | Path | None, say: Callable[[str], None]) -> None:
     """Loads the vision trunk's ImageNet weights where a policy has ResNet trunks and its config wants them."""
-    trunks = policy.trunks()
-    wanted = getattr(policy.config, "pretrained_backbone_weights", None)
-    if not trunks:
+    trunks, trunk = policy.trunks(), policy.config.trunk
+    if not trunks or trunk is None:
         if path is not None:
             raise UsageError(f"--backbone-weights is for ResNet trunks; {policy.policy_type} has none here")
         return
-    name = str(getattr(policy.config, "vision_backbone", "resnet"))
+    name, wanted = trunk
     if path is None and wanted is None:
         say(f"The vision trunk ({name}) starts from random weights, as the configuration asks.")
         return
-    file = Path(path) if path is not None else find_trunk_weights(name, str(wanted))
+    file = Path(path) if path is not None else find_trunk_weights(name, wanted or "")
     if file is None:
         say(
             f"The vision trunk ({name}) starts from RANDOM weights: {wanted} is neither in torch's cache nor to be "
@@ -154,8 +153,8 @@ def _start_trunks(policy: Policy, path: str | Path | None, say: Callable[[str], 
         )
         return
     weights = read_trunk_weights(file)
-    for trunk in trunks:
-        load_trunk(trunk, weights, file)
+    for module in trunks:
+        load_trunk(module, weights, file)
     say(f"The vision trunk ({name}) starts from the weights in {file}.")
 
 

@@ -122,10 +122,7 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
 def wants_bf16(config: TrainConfig, policy: Policy) -> bool:
     if config.precision != "auto":
         return config.precision == "bf16"
-    own = policy.config
-    if hasattr(own, "dtype"):
-        return own.dtype == "bfloat16"
-    return bool(getattr(own, "use_bf16", own.use_amp))
+    return policy.config.trains_in_bf16
 
 
 def _open(config: TrainConfig) -> list[Dataset]:
@@ -167,7 +164,7 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
 
 def _switch(config: TrainConfig, policy: Policy) -> None:
     """Training switches that are not among the policy's weights."""
-    if config.lora and not lora.is_adapted(policy):
+    if config.lora and not policy.is_adapted:
         _add_lora(config, policy)
     if config.train_only:
         freeze_all_but(policy, config.train_only)
@@ -176,7 +173,7 @@ def _switch(config: TrainConfig, policy: Policy) -> None:
 
 
 def _add_lora(config: TrainConfig, policy: Policy) -> None:
-    targets = config.lora_targets or getattr(policy, "lora_targets", None)
+    targets = config.lora_targets or policy.lora_targets
     if not targets:
         raise UsageError(f"{config.policy} has no usual LoRA layers; name them with --lora-targets REGEX")
     base = str(checkpoint_folder(config.start).resolve()) if Path(config.start).exists() else config.start

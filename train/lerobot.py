@@ -33,16 +33,16 @@ def train_config(config: TrainConfig, policy: Policy, run: Path) -> dict[str, An
         "save_checkpoint": True,
         "save_freq": config.save_freq,
         "use_policy_training_preset": True,
-        "optimizer": _optimizer(config),
+        "optimizer": _optimizer(config, policy.lerobot_optimizer),
         "scheduler": _scheduler(config),
         "rename_map": policy.processors.rename_map,
     }
 
 
-def _optimizer(config: TrainConfig) -> dict[str, Any]:
+def _optimizer(config: TrainConfig, named: str | None) -> dict[str, Any]:
     o = config.optimizer
     return {
-        "type": "xvla-adamw" if config.policy == "xvla" else o.type,
+        "type": named or o.type,
         "lr": o.lr,
         "betas": list(o.betas),
         "eps": o.eps,

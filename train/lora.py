@@ -49,10 +49,6 @@ def with_prefix(targets: str | Sequence[str], prefix: str) -> str:
     return f"(?:{re.escape(prefix)})?(?:{'|'.join(each)})"
 
 
-def is_adapted(policy: nn.Module) -> bool:
-    return hasattr(policy, "peft_config")
-
-
 def save_adapter(policy: Policy, folder: Path) -> None:
     """Writes the factors and their description, as peft does for a wrapped LeRobot policy."""
     from safetensors.torch import save_file
@@ -126,6 +122,7 @@ def merge(policy: Policy) -> None:
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(trainable is None or name in trainable)
     del policy.peft_config
+    policy.is_adapted = False
     policy.config.use_peft = False
 
 
@@ -141,6 +138,7 @@ def _inject(policy: Policy, config: Any) -> None:
             f"linear layers are for example {', '.join(names[:3])}"
         ) from error
     policy.peft_config = {"default": config}  # type: ignore[assignment]
+    policy.is_adapted = True
     policy.__dict__["trainable_without_lora"] = trainable
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_("lora_" in name)

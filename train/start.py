@@ -24,14 +24,10 @@ from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
-from .policies.vla_config import VlaConfig, relative_mask, set_relative
+from .policies.vla_config import set_relative
 from .processors import NORMALIZERS, UNNORMALIZERS, Processors, Stats, flatten_stats
 
 Say = Callable[[str], None]
-
-DOMAIN_STEP = "xvla_add_domain_id"
-RELATIVE_SETTINGS = {"use_relative_actions": "enabled", "relative_exclude_joints": "exclude_joints"}
-"""Fields of Pi0's config -> settings of its pipelines' step."""
 
 FROM_OPTIMIZER = {
     "optimizer_lr": "lr",
@@ -79,11 +75,6 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
             raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
         return _fresh(config, settings, dataset, None, say)
     if not is_trained:
-        if not hasattr(cls, "from_backbone"):
-            raise UsageError(
-                f"--from {folder} is a backbone, not a LeRobot policy; a policy of type '{config.policy}' "
-                "cannot start from one"
-            )
         return _fresh(config, settings, dataset, folder, say)
     made: list[tuple[PolicyConfig, Cameras]] = []
 
@@ -170,8 +161,9 @@ def _fresh(
 ) -> tuple[Policy, Cameras]:
     cameras = for_fresh_policy(config.cameras, dataset.cameras)
     features = {k: v for k, v in dataset_features(dataset, cameras.rename).items() if k not in cameras.unused}
-    settings = {**settings, **_relative_names(settings, dataset)}
-    policy_config = fresh_config(policy_class(config.policy).Config, features, settings)
+    cls = policy_class(config.policy)
+    settings = _with_names(cls.Config, settings, dataset)
+    policy_config = fresh_config(cls.Config, features, settings)
     stats = _relative_stats(
         dataset_stats(dataset, cameras.rename), policy_config, None, dataset, cameras.rename
     )
@@ -188,11 +180,10 @@ def _fresh(
         )
         say("The rest of the policy starts from random weights.")
     else:
-        cls = policy_class(config.policy)
         stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
         processors = cls.default_processors(policy_config, stats)
         _set_domain(processors, config, policy_config)
-        policy = cls.from_backbone(backbone, policy_config, processors)  # type: ignore[attr-defined]
+        policy = cls.from_backbone(backbone, policy_config, processors)
         say(f"The backbone starts from {backbone}, the rest of the policy from random weights.")
     _set_rename(policy.processors, cameras.rename)
     return policy, cameras
@@ -213,14 +204,15 @@ def _adapt(
     cameras = for_policy(
         config.cameras, dataset.cameras, list(policy_config.image_features), processors.rename_map
     )
-    settings = {**settings, **_relative_names(settings, dataset)}
+    cls = policy_class(config.policy)
+    settings = _with_names(cls.Config, settings, dataset)
     features = policy_features(dataset_features(dataset, cameras.rename))
     inputs = dict(policy_config.input_features)
-    if policy_class(config.policy).needs_every_camera:  # what is trained without a camera may run without it
+    if cls.needs_every_camera:  # what is trained without a camera may run without it
         inputs = {name: feature for name, feature in inputs.items() if name not in cameras.absent}
     for name in inputs:
-        # Cameras keep the size they really have; a state is padded by those policies that have a widest one.
-        is_open = inputs[name].type == "VISUAL" or (name == STATE and hasattr(policy_config, "max_state_dim"))
+        # Cameras keep the size they really have.
+        is_open = inputs[name].type == "VISUAL" or (name == STATE and policy_config.takes_any_state)
         if name in features and is_open:
             inputs[name] = features[name]
     merged: dict[str, Any] = {
@@ -235,8 +227,8 @@ def _adapt(
         pretrained_path=config.start,
     )
     adapted.validate()
-    if any(name in settings for name in RELATIVE_SETTINGS):
-        said = {key: getattr(adapted, name) for name, key in RELATIVE_SETTINGS.items() if name in settings}
+    said = {key: getattr(adapted, name) for name, key in adapted.relative_fields.items() if name in settings}
+    if said:
         set_relative(processors, said)
     stats = _relative_stats(
         dataset_stats(dataset, cameras.rename), adapted, processors, dataset, cameras.rename
@@ -244,7 +236,7 @@ def _adapt(
     if config.imagenet_stats:
         stats = imagenet_stats(stats, adapted)
     if not processors.pre:  # a folder from before LeRobot 0.4, without statistics among its weights
-        fresh = policy_class(config.policy).default_processors(adapted, stats)
+        fresh = cls.default_processors(adapted, stats)
         processors.pre, processors.post = fresh.pre, fresh.post
     _set_stats(processors, adapted, flatten_stats(stats), settings)
     _set_rename(processors, cameras.rename)
@@ -252,11 +244,9 @@ def _adapt(
     return adapted, cameras
 
 
-def _relative_names(settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """By their names joints are left out of relative actions; they are the dataset's unless they were said."""
-    if not settings.get("use_relative_actions") or settings.get("action_feature_names"):
-        return {}
-    return {"action_feature_names": list(dataset.info.features[ACTION].names)}
+def _with_names(cls: type[PolicyConfig], settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    action = dataset.info.features.get(ACTION)
+    return cls.with_names(settings, action.names if action is not None else ())
 
 
 def _relative_stats(
@@ -270,16 +260,15 @@ def _relative_stats(
 
     processors: a checkpoint's; None: as a fresh policy of this config has them.
     """
-    if not isinstance(config, VlaConfig) or not hasattr(config, "use_relative_actions"):
-        return stats
+    cls = policy_class(config.type)
     if processors is None:
-        processors = policy_class(config.type).default_processors(config, {})
-    elif relative_mask(config, processors) is not None:
+        processors = cls.default_processors(config, {})
+    elif cls.relative_mask(config, processors) is not None:
         set_relative(processors, {"action_names": list(dataset.info.features[ACTION].names)})
-    mask = relative_mask(config, processors)
+    mask = cls.relative_mask(config, processors)
     if mask is None:
         return stats
-    return {**stats, ACTION: relative_stats(dataset, mask.numpy(), config.chunk_size, rename)}
+    return {**stats, ACTION: relative_stats(dataset, mask.numpy(), config.chunk_length, rename)}
 
 
 def _set_stats(
@@ -307,15 +296,8 @@ def _set_rename(processors: Processors, rename: Mapping[str, str]) -> None:
 
 
 def _set_domain(processors: Processors, config: TrainConfig, policy_config: PolicyConfig) -> None:
-    if config.domain_id is None:
-        return
-    step = processors.step(DOMAIN_STEP)
-    if step is None:
-        raise UsageError(f"--domain-id is for X-VLA; {config.policy} has no domains")
-    n_domains = getattr(policy_config, "num_domains", 0)
-    if not 0 <= config.domain_id < n_domains:
-        raise UsageError(f"--domain-id {config.domain_id}: the policy has domains 0 to {n_domains - 1}")
-    step.config["domain_id"] = config.domain_id
+    if config.domain_id is not None:
+        policy_class(config.policy).choose_domain(policy_config, processors, config.domain_id)
 
 
 def tokenizer_of(policy: Policy) -> Tokenize | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from .policies import POLICIES, policy_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,19 +19,15 @@ IMAGE, PATCH = 64, 8
 """Side of the tiny vision towers' images and patches, in pixels. The demo's cube fills a patch: of larger ones a random
 tower does not learn to find it."""
 
-Kind = Literal["smolvlm", "paligemma", "florence", "eagle"]
-BACKBONES: dict[str, Kind] = {
-    "smolvla": "smolvlm",
-    "pi0": "paligemma",
-    "pi05": "paligemma",
-    "xvla": "florence",
-    "groot": "eagle",
-}
-"""Policy -> kind of the backbone that it starts from."""
+
+def backbone_kinds() -> dict[str, str]:
+    """Policy -> kind of the tiny backbone that it starts from, for the policies that have one."""
+    kinds = {name: policy_class(name).backbone_kind for name in POLICIES}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
 
 
 def write_tiny_backbone(
-    folder: Path, kind: Kind, *, width: int = 64, depth: int = 4, kv_heads: int = 1
+    folder: Path, kind: str, *, width: int = 64, depth: int = 4, kv_heads: int = 1
 ) -> Path:
     """A backbone folder with random weights: config.json, model.safetensors, tokenizer files. Returns it.
 
@@ -93,7 +91,7 @@ CHAT = (
 """What GR00T's template always says, a token each: as bytes it would be more than the picture and the task."""
 
 
-def _write_tokenizer(folder: Path, kind: Kind) -> int:
+def _write_tokenizer(folder: Path, kind: str) -> int:
     if kind == "florence":
         names = {"bos": "<s>", "eos": "</s>"}
         return write_byte_tokenizer(folder, adds_bos=True, adds_eos=True, special=BART, **names)
@@ -265,7 +263,7 @@ def _write_groot_base(folder: Path, width: int, depth: int, kv_heads: int) -> di
     return {f"{part}.{name}": w for part, module in parts.items() for name, w in module.state_dict().items()}
 
 
-def _random_weights(kind: Kind, config: dict[str, Any]) -> dict[str, Tensor]:
+def _random_weights(kind: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """Under the backbone's own names, made by the policy's own modules."""
     if kind == "smolvlm":
         from .policies.smolvla import SmolVlaConfig, SmolVlaDims, new_vlm

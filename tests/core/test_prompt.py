@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 
 from edgevla.errors import BundleError
-from edgevla.prompt import CLEANERS, PUBLISHED, PromptBuilder, discretise, groot_template
+from edgevla.prompt import CLEANERS, GROOT_TEMPLATE, PromptBuilder, discretise, groot_template
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
+PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "smolvla": ("{task}", ("ensure_newline",)),
+    "pi0": ("{task}", ("ensure_newline",)),
+    "pi05": ("Task: {task}, State: {state};\nAction: ", ("strip", "underscore_to_space", "newline_to_space")),
+    "xvla": ("{task}", ()),
+    "groot": (GROOT_TEMPLATE, ("list_repr",)),
+}
+"""Recipe -> template and what is done to the task first, as LeRobot builds each policy's prompt."""
 TASK = "Pick up the red cube and place it in the bowl."
 
 

@@ -14,9 +14,9 @@ from edgevla.cli import main
 from edgevla.errors import CheckpointError
 from edgevla.export.describe import describe_checkpoint
 from edgevla.export.header import read_header
+from edgevla.train.policies import POLICIES
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
-POLICIES = ["act", "diffusion", "smolvla", "pi0", "pi05", "xvla", "groot"]
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -5,7 +5,6 @@ Checkpoints are the recorded ones (tiny, random weights, real layout). A policy 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -21,11 +20,10 @@ from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.train.policies import POLICIES
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
-IMPLEMENTED = [p for p, place in POLICIES.items() if importlib.util.find_spec(place.partition(":")[0])]
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 
 
-@pytest.fixture(scope="module", params=IMPLEMENTED)
+@pytest.fixture(scope="module", params=POLICIES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The bundle of one recorded checkpoint; parity is checked by the export itself."""
     checkpoint = GOLDENS / request.param / "checkpoint"

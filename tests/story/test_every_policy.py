@@ -26,13 +26,14 @@ from edgevla.robots.trials.demonstrate import INSTRUCTION, Plan, demonstrate
 from edgevla.robots.trials.rollouts import find_run
 from edgevla.robots.trials.trials import BundleArm, Trial
 from edgevla.session import endpoint, read_deployment
-from edgevla.train.tiny import BACKBONES, write_tiny_backbone
+from edgevla.train.policies import POLICIES
+from edgevla.train.tiny import write_tiny_backbone
 from edgevla.types import Observation
 from edgevla.wire import CommandClient
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbours unimportable
 
-from every_policy import SETTINGS, export_words, run_verb, train_words
+from every_policy import BACKBONES, export_words, run_verb, train_words
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 FEW = ("--steps", "2", "--batch-size", "2")
@@ -62,7 +63,7 @@ def make_bundle(work: Path, policy: str) -> Path:
     return bundle
 
 
-@pytest.mark.parametrize("policy", SETTINGS)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_it_trains_exports_and_drives_the_arm(policy: str, work: Path) -> None:
     """In lock-step: the real control loop, driver and packets on emulated servos."""
     bundle = make_bundle(work, policy)

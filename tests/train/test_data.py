@@ -27,7 +27,7 @@ from edgevla.train.fresh import policy_features
 from edgevla.train.loader import Loader
 from edgevla.train.policies.config import PolicyConfig, PolicyFeature
 
-DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+DATASETS = Path(__file__).parents[1] / "fixtures" / "datasets"
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 
 
@@ -40,6 +40,10 @@ class Config(PolicyConfig):
     history: list[int] | None = None
     drop: int = 0
     normalization_mapping: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def chunk_length(self) -> int:
+        return self.chunk_size
 
     @property
     def observation_indices(self) -> list[int] | None:

@@ -20,7 +20,7 @@ from edgevla.cli import main
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.config import TrainConfig
 
-DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+DATASETS = Path(__file__).parents[1] / "fixtures" / "datasets"
 PUSHT = str(DATASETS / "pusht_v30")
 TINY = (
     "chunk_size=4 n_action_steps=4 dim_model=16 n_heads=2 dim_feedforward=16 n_encoder_layers=1 latent_dim=4"

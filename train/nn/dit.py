@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import recompute
+from .recompute import Recomputed
 from .transformer import attend
 
 
@@ -196,13 +196,12 @@ class _TimestepEncoder(nn.Module):
         return layers.linear_2(F.silu(layers.linear_1(features)))
 
 
-class DiT(nn.Module):
+class DiT(Recomputed):
     """(B, L, width) tokens and cross keys/values -> (B, L, output)."""
 
     def __init__(self, dims: DiTDims, *, interleaves: bool) -> None:
         super().__init__()
         self.dims = dims
-        self.gradient_checkpointing = False
         self.timestep_encoder = _TimestepEncoder(dims.width)
         self.transformer_blocks = nn.ModuleList(
             DiTBlock(dims, is_cross=not (interleaves and i % 2 == 1)) for i in range(dims.depth)
@@ -225,7 +224,7 @@ class DiT(nn.Module):
             if block.is_cross:
                 kv = (cross_kv[n_cross, 0].to(x.dtype), cross_kv[n_cross, 1].to(x.dtype))
                 n_cross += 1
-            x = recompute.call(self, block, x, time, kv, bias)
+            x = self.call(block, x, time, kv, bias)
         shift, scale = self.proj_out_1(F.silu(time))[:, None].chunk(2, dim=-1)
         return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
 

@@ -92,6 +92,8 @@ class ActionHead(nn.Module):
         self.action_encoder = ActionEncoder(n, head["action_dim"], width)
         self.action_decoder = PerEmbodimentMlp(n, dit["output_dim"], hidden, head["action_dim"])
         self.future_tokens = nn.Embedding(head["num_target_vision_tokens"], width)
+        self.vlln: nn.LayerNorm | None = None
+        self.position_embedding: nn.Embedding | None = None
         if head["use_vlln"]:
             self.vlln = nn.LayerNorm(head["backbone_embedding_dim"], eps=1e-5)
             self.vl_self_attention = SelfAttentionStack(
@@ -102,7 +104,7 @@ class ActionHead(nn.Module):
 
     def refine(self, features: Tensor, real: Tensor) -> Tensor:
         """What the DiT cross-attends to, from the backbone's output. real: bool (B, L)."""
-        if not hasattr(self, "vlln"):
+        if self.vlln is None:
             return features
         return self.vl_self_attention(self.vlln(features), masks.bias(real[:, None, :]))
 

@@ -10,8 +10,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def call(owner: nn.Module, layer: Callable[..., Any], *args: Any) -> Any:
-    """`layer(*args)`; recomputed while `owner` trains with its `gradient_checkpointing` set."""
-    if owner.gradient_checkpointing and owner.training and torch.is_grad_enabled():
-        return checkpoint(layer, *args, use_reentrant=False)
-    return layer(*args)
+class Recomputed(nn.Module):
+    """A stack that runs its layers through `call`, so that they can be recomputed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+
+    def call(self, layer: Callable[..., Any], *args: Any) -> Any:
+        """`layer(*args)`; while training with `gradient_checkpointing` its inside is recomputed, not kept."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)

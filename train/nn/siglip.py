@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
-from . import recompute
+from .recompute import Recomputed
 from .transformer import check_said
 
 
@@ -126,7 +126,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList(_Block(dims) for _ in range(dims.depth))
 
 
-class VisionTower(nn.Module):
+class VisionTower(Recomputed):
     """images (B, 3, H, W) -> patch features (B, patches, width), row-major, after the post norm.
 
     spread: smaller images take positions spread over the whole table (SmolVLM); else their size must fit exactly.
@@ -135,7 +135,6 @@ class VisionTower(nn.Module):
     def __init__(self, dims: VisionDims, *, spread: bool = False) -> None:
         super().__init__()
         self.dims = dims
-        self.gradient_checkpointing = False
         self.embeddings = _Embeddings(dims, spread)
         self.encoder = _Encoder(dims)
         self.post_layernorm = nn.LayerNorm(dims.width, eps=dims.eps)
@@ -143,7 +142,7 @@ class VisionTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.embeddings(images)
         for block in self.encoder.layers:
-            x = recompute.call(self, block, x)
+            x = self.call(block, x)
         return self.post_layernorm(x)
 
 

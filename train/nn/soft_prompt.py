@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
-from . import recompute
+from .recompute import Recomputed
 
 if TYPE_CHECKING:
     from ..policies.xvla_config import XVlaConfig
@@ -90,7 +90,7 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class SoftPromptedTransformer(nn.Module):
+class SoftPromptedTransformer(Recomputed):
     """The policy transformer. Its input is split so that what does not change between steps is computed once."""
 
     def __init__(self, config: XVlaConfig, vlm_width: int, action_width: int) -> None:
@@ -119,7 +119,6 @@ class SoftPromptedTransformer(nn.Module):
         if self.n_prompts:
             self.soft_prompt_hub = nn.Embedding(config.num_domains, self.n_prompts * width)
             nn.init.normal_(self.soft_prompt_hub.weight, std=0.02)
-        self.gradient_checkpointing = False
         self._baked_prompts: Tensor | None = None
 
     def bake(self, domain: int) -> None:
@@ -163,7 +162,7 @@ class SoftPromptedTransformer(nn.Module):
         )
         h = torch.cat([actions, tokens.to(actions.dtype), *self.prompts(domain)], dim=1)
         for block in self.blocks:
-            h = recompute.call(self, block, h)
+            h = self.call(block, h)
         return self.action_decoder(self.norm(h[:, :horizon]), domain)
 
     def _time(self, tau: Tensor) -> Tensor:

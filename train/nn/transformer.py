@@ -17,7 +17,7 @@ precision; every projection casts its input to its weight's dtype, so float32 is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
-from . import recompute
+from .recompute import Recomputed
 
 Rope = tuple[Tensor, Tensor]
 """cos and sin, float32 (B, 1, L, head_dim / 2)."""
@@ -279,7 +279,7 @@ class Layer(nn.Module):
         return x + (y if gate is None else gate * y).to(x.dtype)
 
 
-class Transformer(nn.Module):
+class Transformer(Recomputed):
     """A stack with a final norm. kv_inputs: per layer, for stacks whose keys come from another stream."""
 
     def __init__(
@@ -290,7 +290,6 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.dims = dims
-        self.gradient_checkpointing = False
         self.embed_tokens = nn.Embedding(vocabulary, dims.width) if vocabulary else None
         if self.embed_tokens is not None:
             nn.init.normal_(self.embed_tokens.weight, std=0.02)
@@ -347,7 +346,3 @@ class Transformer(nn.Module):
         norms = [n for layer in layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
         rows = [n.modulation(condition) for n in [*norms, self.norm] if isinstance(n, AdaRMSNorm)]
         return torch.stack(rows, dim=1)
-
-    def call(self, layer: Callable[..., Any], *args: Any) -> Any:
-        """Runs one layer; while training with `gradient_checkpointing` its inside is recomputed, not kept."""
-        return recompute.call(self, layer, *args)

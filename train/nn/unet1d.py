@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import recompute
+from .recompute import Recomputed
 
 
 class StepEmbedding(nn.Module):
@@ -71,7 +71,7 @@ class ResidualBlock(nn.Module):
         return self.conv2(h) + self.residual_conv(x)
 
 
-class Unet1d(nn.Module):
+class Unet1d(Recomputed):
     """x (B, T, A), timestep (B,), condition (B, n_condition) -> (B, T, A); T a multiple of 2^(levels - 1).
 
     gradient_checkpointing: in training, activations of the residual blocks are computed again instead of kept.
@@ -135,7 +135,7 @@ class Unet1d(nn.Module):
         return self.final_conv(h).transpose(1, 2)
 
     def _block(self, block: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
-        return recompute.call(self, block, h, condition)
+        return self.call(block, h, condition)
 
 
 def _parts(level: nn.Module) -> list[nn.Module]:

@@ -24,7 +24,7 @@ from ..nn.normalize import Normalizers
 from ..nn.resnet import FrozenBatchNorm, ResNet, ResNetShape, feature_map_size
 from ..nn.sinusoid import position_map, position_table
 from ..processors import Processors
-from .base import Batch, Policy
+from .base import TINY_CHUNK, Batch, Policy
 from .config import PolicyConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
@@ -60,6 +60,18 @@ class ActConfig(PolicyConfig):
     optimizer_lr: float = 1e-5
     optimizer_weight_decay: float = 1e-4
     optimizer_lr_backbone: float = 1e-5
+
+    @property
+    def chunk_length(self) -> int:
+        return self.chunk_size
+
+    @property
+    def trunk(self) -> tuple[str, str | None]:
+        return self.vision_backbone, self.pretrained_backbone_weights
+
+    @property
+    def ensemble_decay(self) -> float | None:
+        return self.temporal_ensemble_coeff
 
     def validate(self) -> None:
         self.check_sizes(
@@ -100,6 +112,16 @@ class Act(Policy):
     policy_type: ClassVar[str] = "act"
     Config: ClassVar[type[PolicyConfig]] = ActConfig
     Prefix: ClassVar[str] = "model."
+    tiny: ClassVar[Mapping[str, Any]] = {
+        **TINY_CHUNK,
+        "dim_model": 64,
+        "n_heads": 4,
+        "dim_feedforward": 128,
+        "n_encoder_layers": 1,
+        "pretrained_backbone_weights": None,
+        "use_vae": False,
+        "dropout": 0.0,
+    }
 
     config: ActConfig
 

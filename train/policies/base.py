@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevla.errors import CheckpointError
+from edgevla.errors import CheckpointError, UsageError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Sampler, Schedule
 from edgevla.prompt import PromptBuilder
 from edgevla.types import STATE
 
 from ..backbone import tokenizer_folder
+from ..nn.recompute import Recomputed
 from ..processors import Processors, Stats, normalizing_processors
 from .config import PolicyConfig
 
@@ -42,6 +43,11 @@ Batch = Mapping[str, Any]
     domain_id                int64 (B,), optional, X-VLA only: else the domain of the pipeline
 """
 
+TINY_CHUNK: dict[str, Any] = {"chunk_size": 30, "n_action_steps": 15}
+TINY_NORMS = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MIN_MAX"}
+"""Parts of `Policy.tiny`. Demonstrations of the tests only shake the wrist's roll: by its deviation, that noise would be
+as loud as what is to be learned."""
+
 
 class Policy(nn.Module, ABC):
     """Base of all policies. Subclasses set `policy_type` and `Config` and write the methods marked abstract."""
@@ -52,6 +58,17 @@ class Policy(nn.Module, ABC):
     """Prefix of this policy's keys in LeRobot's `model.safetensors`."""
     needs_every_camera: ClassVar[bool] = False
     """Whether an export refuses a robot that lacks a camera of the config: the network runs, but acts otherwise."""
+    published_backbone: ClassVar[str | None] = None
+    """Hub id of the vision-language model that it is built on, which `from_backbone` takes; plain: there is none."""
+    backbone_kind: ClassVar[str | None] = None
+    """Which of the tiny models in train/tiny.py stands for it."""
+    lora_targets: ClassVar[str | None] = None
+    """Layers that usually get LoRA factors, as a pattern over our module names; plain: the user must name them."""
+    lerobot_optimizer: ClassVar[str | None] = None
+    """LeRobot's name of an optimizer that it has for this policy alone; plain: AdamW and the like by their own names."""
+    tiny: ClassVar[Mapping[str, Any]] = {}
+    """Fields of the config (`--set`) for a policy that trains on a laptop in minutes, on a tiny backbone
+    (train/tiny.py) where it has one: for tests and benchmarks."""
 
     def __init__(self, config: PolicyConfig, processors: Processors) -> None:
         super().__init__()
@@ -64,6 +81,8 @@ class Policy(nn.Module, ABC):
         """Keys of the `config.json` that this policy came from: saving writes the same set. None: a fresh policy."""
         self.config_extras: dict[str, Any] = {}
         """What that file said under keys of other LeRobot versions that change nothing here."""
+        self.is_adapted = False
+        """Whether LoRA factors stand beside its weights (train/lora.py)."""
         self.extra_folders: dict[str, Path] = {}
         """Sub-folder name -> folder that `save_policy` copies beside the weights (`tokenizer`, `vlm_config`, ...).
         Those of `processors.folder`, where the checkpoint was read, are copied anyway."""
@@ -87,6 +106,10 @@ class Policy(nn.Module, ABC):
     ) -> Tensor:
         """The network alone at time `tau` (B,): velocity, epsilon or action, normalised, shape of x."""
         raise TypeError(f"{self.policy_type} has no denoise step")
+
+    def time(self, tau: Tensor) -> dict[str, Tensor]:
+        """What depends on the time alone, by name, for policies with a `time` graph: (B,) -> float32 (B, ...)."""
+        raise TypeError(f"{self.policy_type} has no time graph")
 
     def denoise(
         self,
@@ -122,7 +145,7 @@ class Policy(nn.Module, ABC):
     @property
     def pose_space(self) -> str | None:
         """What makes the actions end-effector poses, which no joint bus can follow; None where they are joints."""
-        return None
+        return self.config.pose_space(self.processors)
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -169,6 +192,17 @@ class Policy(nn.Module, ABC):
         return cls(config, processors)
 
     @classmethod
+    def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> Policy:
+        """A fresh policy on its backbone's own folder (config.json, weights, tokenizer); the rest is random.
+
+        Raises:
+            CheckpointError: the folder is another model's; or this policy has no backbone.
+        """
+        raise CheckpointError(
+            f"{folder} is a backbone, not a LeRobot policy; a policy of type '{cls.policy_type}' cannot start from one"
+        )
+
+    @classmethod
     def trunk_shapes(cls, config: PolicyConfig, width: int) -> dict[str, tuple[int, ...]]:
         """Shapes for `build` that give a fresh policy a narrower vision trunk: `width` channels in its stem.
 
@@ -196,13 +230,37 @@ class Policy(nn.Module, ABC):
         """LeRobot's pipelines for a fresh policy (common.md 5.3): rename, batch, device, normalise; and back."""
         return normalizing_processors(config, stats)
 
+    @classmethod
+    def relative_mask(cls, config: PolicyConfig, processors: Processors) -> Tensor | None:
+        """float32 (A,): 1 where actions are relative to the state; None where all are absolute, as they plainly are."""
+        return None
+
+    @classmethod
+    def choose_domain(cls, config: PolicyConfig, processors: Processors, domain: int) -> None:
+        """Makes the pipelines say which of `config.n_domains` this robot is.
+
+        Raises:
+            UsageError: there is no such domain, or there are none.
+        """
+        raise UsageError(f"--domain-id chooses among a policy's domains; {cls.policy_type} has no domains")
+
+    def adapt_to_aloha(self) -> None:
+        """Switches openpi's map of ALOHA's joints on, which no checkpoint says.
+
+        Raises:
+            UsageError: a policy without such a map.
+        """
+        raise UsageError(
+            f"--adapt-to-pi-aloha is for openpi's Pi0; a {self.policy_type} policy has no such map"
+        )
+
     # -- written once -------------------------------------------------------------------------------------
 
     def set_gradient_checkpointing(self, on: bool) -> bool:
         """Less memory, a third slower: layers are computed again in the backward pass. False: no part of it can."""
-        parts = [module for module in self.modules() if hasattr(module, "gradient_checkpointing")]
+        parts = [module for module in self.modules() if isinstance(module, Recomputed)]
         for module in parts:
-            module.gradient_checkpointing = on  # type: ignore[assignment]
+            module.gradient_checkpointing = on
         return bool(parts)
 
     def set_cameras(self, sizes: Mapping[str, tuple[int, int]], absent: Sequence[str] = ()) -> None:
@@ -291,7 +349,7 @@ def run_method(
         context = policy.encode(values)
         return {output: context[output] for output in output_names}
     if name == "time":
-        rows = policy.time(values["schedule:tau"])  # type: ignore[operator]
+        rows = policy.time(values["schedule:tau"])
         return {output: rows[output] for output in output_names}
     extras = {source: v for source, v in values.items() if not source.startswith("context:")}
     if name == "decode":

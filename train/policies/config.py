@@ -12,12 +12,15 @@ import math
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgevla.errors import CheckpointError
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE
+
+if TYPE_CHECKING:
+    from ..processors import Processors
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,16 @@ Features = dict[str, PolicyFeature]
 
 @dataclass
 class PolicyConfig:
-    """Fields that every policy's `config.json` has. Subclasses add theirs with LeRobot's names and defaults."""
+    """Fields that every policy's `config.json` has. Subclasses add theirs with LeRobot's names and defaults, and say
+    under "what differs between policies" wherein they are not plain.
+
+    n_action_steps: actions of a chunk that are executed before the next one is asked for.
+    """
 
     type: ClassVar[str] = ""
 
     n_obs_steps: int = 1
+    n_action_steps: int = 1
     input_features: Features = field(default_factory=dict)
     output_features: Features = field(default_factory=dict)
     normalization_mapping: dict[str, str] = field(default_factory=dict)
@@ -95,8 +103,28 @@ class PolicyConfig:
 
     @property
     def chunk_length(self) -> int:
-        """Length of the predicted action window in training (`chunk_size`, Diffusion: `horizon`)."""
-        return int(getattr(self, "chunk_size"))  # noqa: B009  every other policy has this field
+        """Length of the predicted action window in training (`chunk_size`, Diffusion: `horizon`). Every policy has
+        one."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how long its chunks are")
+
+    @property
+    def trains_in_bf16(self) -> bool:
+        """Whether training at precision `auto` runs under bfloat16 autocast."""
+        return self.use_amp
+
+    def in_float32(self) -> PolicyConfig:
+        """The same with float32 weights, for an export: ONNX Runtime's CPU knows no bfloat16. Plain: they are."""
+        return self
+
+    @property
+    def trunk(self) -> tuple[str, str | None] | None:
+        """The ResNet that sees for a fresh policy, and torchvision's name of its weights; plain: there is none."""
+        return None
+
+    @property
+    def n_domains(self) -> int:
+        """Bodies or data sets with weights of their own in the network, one of which a robot is; plain: none (0)."""
+        return 0
 
     @property
     def labels(self) -> dict[str, int]:
@@ -104,6 +132,31 @@ class PolicyConfig:
         return {}
 
     drop_n_last_frames: ClassVar[int] = 0
+
+    takes_any_state: ClassVar[bool] = False
+    """Whether trained weights go on with a state of another width (padded to the widest, or written into the prompt)."""
+
+    relative_fields: ClassVar[Mapping[str, str]] = {}
+    """Fields about actions relative to the state -> settings of the pipelines' step that does it; plain: none."""
+
+    @classmethod
+    def with_names(cls, settings: Mapping[str, Any], action_names: Sequence[str]) -> dict[str, Any]:
+        """A run's settings of this config, with those that are the dataset's action names; plain: none is."""
+        return dict(settings)
+
+    @property
+    def ensemble_decay(self) -> float | None:
+        """How fast older chunks fade where this policy is made to average them; plain: it is not (None)."""
+        return None
+
+    @property
+    def rtc_settings(self) -> Mapping[str, Any]:
+        """LeRobot's `rtc_config`: `execution_horizon`, `max_guidance_weight`, ...; plain: none are written down."""
+        return {}
+
+    def pose_space(self, processors: Processors) -> str | None:
+        """What makes the actions end-effector poses, which no joint bus can follow; plain: they are joints (None)."""
+        return None
 
     def validate(self) -> None:
         """Raises CheckpointError on settings that cannot work together. Called after reading and by training."""

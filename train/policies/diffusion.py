@@ -96,6 +96,10 @@ class DiffusionConfig(PolicyConfig):
         return self.horizon
 
     @property
+    def trunk(self) -> tuple[str, str | None]:
+        return self.vision_backbone, self.pretrained_backbone_weights
+
+    @property
     def crop(self) -> Size | None:
         """(H, W) of the crop in force: derived from the ratio when images are resized, else `crop_shape`."""
         if self.resize_shape is not None:
@@ -193,6 +197,21 @@ class Diffusion(Policy):
     policy_type: ClassVar[str] = "diffusion"
     Config: ClassVar[type[PolicyConfig]] = DiffusionConfig
     Prefix: ClassVar[str] = "diffusion."
+    # Errors of the noise hardly tell of the observation, but in the few steps of much noise; errors of the sample do.
+    tiny: ClassVar[Mapping[str, Any]] = {
+        "n_obs_steps": 2,
+        "horizon": 32,
+        "n_action_steps": 15,
+        "down_dims": [32, 64],
+        "num_train_timesteps": 50,
+        "diffusion_step_embed_dim": 32,
+        "spatial_softmax_num_keypoints": 16,
+        "num_inference_steps": 10,
+        "pretrained_backbone_weights": None,
+        "use_group_norm": True,
+        "noise_scheduler_type": "DDIM",
+        "prediction_type": "sample",
+    }
 
     config: DiffusionConfig
 

@@ -91,6 +91,9 @@ class Groot(Policy):
     Prefix: ClassVar[str] = "_groot_model."
     needs_every_camera: ClassVar[bool] = True
     rtc_mode: ClassVar[str | None] = "guided"
+    published_backbone = "nvidia/GR00T-N1.5-3B"
+    backbone_kind = "eagle"
+    tiny: ClassVar[Mapping[str, Any]] = {"tune_llm": True, "tune_visual": True, "use_bf16": False}
     lora_targets: ClassVar[str | None] = r"action_head\.model\..*\.(to_q|to_v)"
 
     config: GrootConfig
@@ -226,7 +229,7 @@ class Groot(Policy):
             frozen += [eagle.vision_model, eagle.mlp1]
         if not config.tune_projector:
             frozen += [head.state_encoder, head.action_encoder, head.action_decoder]
-            frozen += [head.position_embedding] if hasattr(head, "position_embedding") else []
+            frozen += [head.position_embedding] if head.position_embedding is not None else []
         if not config.tune_diffusion_model:
             frozen.append(head.model)
         return frozen
@@ -350,7 +353,7 @@ class Groot(Policy):
         embodiment = self._embodiments(x)
         weights = head.model.proj_out_1.weight
         actions = head.action_encoder(x.to(weights.dtype), step, embodiment)
-        if hasattr(head, "position_embedding"):
+        if head.position_embedding is not None:
             actions = actions + head.position_embedding.weight[:horizon]
         future = head.future_tokens.weight[None].expand(x.shape[0], -1, -1)
         sequence = torch.cat([context["state_token"].to(actions.dtype), future, actions], dim=1)

@@ -87,6 +87,7 @@ class GrootConfig(PolicyConfig):
     """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there (groot.md T16)."""
 
     type: ClassVar[str] = "groot"
+    takes_any_state: ClassVar[bool] = True
 
     chunk_size: int = 16
     n_action_steps: int = 16
@@ -145,6 +146,10 @@ class GrootConfig(PolicyConfig):
     @property
     def chunk_length(self) -> int:
         return min(self.chunk_size, 16)
+
+    @property
+    def trains_in_bf16(self) -> bool:
+        return self.use_bf16
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,25 @@ class PiConfig(VlaConfig):
         "use_relative_actions", "relative_exclude_joints", "action_feature_names",
     }  # fmt: skip
 
+    relative_fields: ClassVar[Mapping[str, str]] = {
+        "use_relative_actions": "enabled",
+        "relative_exclude_joints": "exclude_joints",
+    }
+
+    @classmethod
+    def with_names(cls, settings: Mapping[str, Any], action_names: Sequence[str]) -> dict[str, Any]:
+        """By their names joints are left out of relative actions; they are the dataset's unless they were said."""
+        if not settings.get("use_relative_actions") or settings.get("action_feature_names"):
+            return dict(settings)
+        return {**settings, "action_feature_names": list(action_names)}
+
+    @property
+    def trains_in_bf16(self) -> bool:
+        return self.dtype == "bfloat16"
+
+    def in_float32(self) -> PiConfig:
+        return dataclasses.replace(self, dtype="float32")
+
     @property
     def denoise_steps(self) -> int:
         return self.num_inference_steps
@@ -200,7 +219,8 @@ class PiPolicy(FlowVla):
     """Subclasses: the projections of suffix and time, and `embed_suffix`."""
 
     config: PiConfig
-    published_tokenizer = "google/paligemma-3b-pt-224"
+    published_backbone = "google/paligemma-3b-pt-224"
+    backbone_kind = "paligemma"
     adaptive: ClassVar[bool] = False
     lora_targets: ClassVar[str | None] = (
         r".*gemma_expert\..*\.(q|v)_proj|state_proj|action_(in|out)_proj|(action_)?time_mlp_(in|out)"
@@ -250,11 +270,12 @@ class PiPolicy(FlowVla):
         return cls(config, processors, PiDims.of(vision, text, expert, adaptive=cls.adaptive))
 
     @classmethod
-    def from_backbone(cls, folder: str | Path, config: PiConfig, processors: Processors) -> PiPolicy:
+    def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> PiPolicy:
         """A fresh policy on PaliGemma's own folder (config.json, weights, tokenizer); the expert is random.
 
         An `expert_config/` in the folder gives the expert's size, else the config's variant does.
         """
+        assert isinstance(config, PiConfig)
         folder = Path(folder)
         policy = cls._build(config, processors, None, folder)
         weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from edgevla.graph import TensorSpec
 from ..nn.transformer import project
 from . import aloha
 from .pi import PiConfig, PiPolicy
+from .vla import TINY_NARROW
 
 
 @dataclass
@@ -26,6 +27,11 @@ class Pi0(PiPolicy):
     policy_type = "pi0"
     Config = Pi0Config
     newline_step = "pi0_new_line_processor"
+    tiny: ClassVar[Mapping[str, Any]] = {
+        **TINY_NARROW,
+        "image_resolution": [64, 64],
+        "tokenizer_max_length": 24,
+    }
     adapts_to_aloha = False
     """openpi's checkpoints for ALOHA see its joints and grippers mapped, in robot units (aloha.py); LeRobot's config
     cannot say so, the export can. Training knows nothing of it."""
@@ -35,6 +41,9 @@ class Pi0(PiPolicy):
         self.state_proj = nn.Linear(self.config.max_state_dim, width)
         self.action_time_mlp_in = nn.Linear(2 * width, width)
         self.action_time_mlp_out = nn.Linear(width, width)
+
+    def adapt_to_aloha(self) -> None:
+        self.adapts_to_aloha = True
 
     @classmethod
     def repair_key(cls, name: str) -> str | None:

@@ -20,6 +20,7 @@ from edgevla.types import STATE
 from ..nn.normalize import Normalizer
 from ..nn.transformer import project
 from ..processors import Step
+from .base import TINY_CHUNK
 from .pi import PiConfig, PiPolicy
 from .vla_config import RELATIVE
 
@@ -65,6 +66,15 @@ class Pi05(PiPolicy):
     policy_type = "pi05"
     Config = Pi05Config
     takes_state = False
+    template = "Task: {task}, State: {state};\nAction: "
+    clean_task = ("strip", "underscore_to_space", "newline_to_space")
+    tiny: ClassVar[Mapping[str, Any]] = {
+        **TINY_CHUNK,
+        "max_state_dim": 8,
+        "max_action_dim": 8,
+        "image_resolution": [64, 64],
+        "tokenizer_max_length": 100,
+    }
     adaptive = True
 
     def add_projections(self) -> None:

@@ -36,11 +36,11 @@ from ..nn.image import resize_with_pad
 from ..nn.masks import bias
 from ..nn.siglip import VisionDims, VisionTower, pixel_shuffle
 from ..nn.transformer import Transformer, TransformerDims, project
-from ..processors import Processors
+from ..processors import Processors, Step
 from . import aloha
 from .base import Batch
 from .config import PolicyConfig, PolicyFeature
-from .vla import FlowVla, freeze
+from .vla import TINY_NARROW, FlowVla, freeze
 from .vla_config import VlaConfig
 
 VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -213,7 +213,15 @@ class SmolVla(FlowVla):
     policy_type = "smolvla"
     Config = SmolVlaConfig
     config: SmolVlaConfig
-    published_tokenizer = VLM
+    published_backbone = VLM
+    backbone_kind = "smolvlm"
+    tiny: ClassVar[Mapping[str, Any]] = {
+        **TINY_NARROW,
+        "resize_imgs_with_padding": [64, 64],
+        "tokenizer_max_length": 24,
+        "train_expert_only": False,
+        "freeze_vision_encoder": False,
+    }
     newline_step = "smolvla_new_line_processor"
     lora_targets: ClassVar[str | None] = (
         r".*lm_expert\..*\.(q|v)_proj|state_proj|action_(in|out)_proj|action_time_mlp_(in|out)"
@@ -256,8 +264,9 @@ class SmolVla(FlowVla):
         return policy
 
     @classmethod
-    def from_backbone(cls, folder: str | Path, config: SmolVlaConfig, processors: Processors) -> SmolVla:
+    def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> SmolVla:
         """A fresh policy on SmolVLM2's own folder (config.json, weights, tokenizer); the expert is random."""
+        assert isinstance(config, SmolVlaConfig)
         folder = Path(folder)
         policy = cls._build(config, processors, None, folder)
         weights = {_backbone_name(k): w for k, w in backbone_weights(folder).items()}
@@ -266,6 +275,13 @@ class SmolVla(FlowVla):
             weights.setdefault("lm_head.weight", weights[embedding])
         copy_weights(policy.vlm_with_expert.vlm, weights, str(folder))
         return policy
+
+    @classmethod
+    def tokenizer_step(cls, config: VlaConfig) -> Step:
+        assert isinstance(config, SmolVlaConfig)
+        step = super().tokenizer_step(config)
+        step.config.update(padding=config.pad_language_to, tokenizer_name=config.vlm_model_name)
+        return step
 
     def _freeze(self) -> None:
         """What LeRobot 0.6 keeps fixed."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from edgevla.errors import CheckpointError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
-from edgevla.prompt import PUBLISHED
 from edgevla.types import ACTION, STATE
 
 from ..backbone import pad_id
@@ -32,9 +31,16 @@ from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
 from ..nn.transformer import Rope, Transformer
 from ..processors import Processors, Stats, Step, normalizing_processors
-from .base import Batch, Policy
+from .base import TINY_CHUNK, TINY_NORMS, Batch, Policy
 from .config import PolicyConfig
 from .vla_config import VlaConfig, relative_mask
+
+TINY_NARROW: dict[str, Any] = {
+    **TINY_CHUNK,
+    "max_state_dim": 8,
+    "max_action_dim": 8,
+    "normalization_mapping": TINY_NORMS,
+}
 
 
 class FlowVla(Policy):
@@ -44,13 +50,15 @@ class FlowVla(Policy):
     rtc_mode: ClassVar[str | None] = "guided"
     takes_state: ClassVar[bool] = True
     """Whether the network sees the state as numbers."""
-    published_tokenizer: ClassVar[str]
     newline_step: ClassVar[str | None] = None
+    template: ClassVar[str] = "{task}"
+    clean_task: ClassVar[tuple[str, ...]] = ("ensure_newline",)
+    """The prompt as LeRobot builds it, and what is done to the task first (edgevla/prompt.py)."""
 
     def __init__(self, config: VlaConfig, processors: Processors) -> None:
         super().__init__(config, processors)
         self.normalizers = Normalizers(config, processors)
-        mask = relative_mask(config, processors)
+        mask = self.relative_mask(config, processors)
         self.is_relative = mask is not None
         self.relative: Tensor | None
         self.register_buffer("relative", mask, persistent=False)
@@ -313,16 +321,15 @@ class FlowVla(Policy):
 
     @property
     def tokenizer_name(self) -> str:
-        return super().tokenizer_name or self.published_tokenizer
+        return super().tokenizer_name or self.published_backbone or ""
 
     def prompt_recipe(self) -> dict[str, Any]:
-        template, cleaners = PUBLISHED[self.policy_type]
         step = self.processors.step("tokenizer_processor")
         settings = step.config if step else {}
         return {
             "recipe": self.policy_type,
-            "template": template,
-            "clean_task": list(cleaners),
+            "template": self.template,
+            "clean_task": list(self.clean_task),
             "state": self.prompt_state(),
             "tokenizer": {
                 "file": "tokenizer/tokenizer.json",
@@ -360,11 +367,15 @@ class FlowVla(Policy):
             "max_length": config.tokenizer_max_length,
             "task_key": "task",
             "padding_side": "right",
-            "padding": getattr(config, "pad_language_to", "max_length"),
+            "padding": "max_length",
             "truncation": True,
-            "tokenizer_name": getattr(config, "vlm_model_name", cls.published_tokenizer),
+            "tokenizer_name": cls.published_backbone,
         }
         return Step("tokenizer_processor", settings)
+
+    @classmethod
+    def relative_mask(cls, config: PolicyConfig, processors: Processors) -> Tensor | None:
+        return relative_mask(config, processors)
 
 
 def pad_last(x: Tensor, width: int) -> Tensor:

@@ -51,6 +51,16 @@ class VlaConfig(PolicyConfig):
     compile_model: bool = False
     compile_mode: str = "max-autotune"
 
+    takes_any_state: ClassVar[bool] = True
+
+    @property
+    def chunk_length(self) -> int:
+        return self.chunk_size
+
+    @property
+    def rtc_settings(self) -> Mapping[str, Any]:
+        return self.rtc_config or {}
+
     @property
     def denoise_steps(self) -> int:
         raise NotImplementedError
@@ -82,7 +92,7 @@ class VlaConfig(PolicyConfig):
     """Whether the network takes the state padded to max_state_dim."""
 
 
-def relative_mask(config: VlaConfig, processors: Processors) -> Tensor | None:
+def relative_mask(config: PolicyConfig, processors: Processors) -> Tensor | None:
     """float32 (A,): 1 where actions are relative to the state; None when the checkpoint's actions are absolute.
 
     A dimension is excluded when any of `exclude_joints` is part of its name, without regard to case; unknown names

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevla.dataset.stats import IMAGENET
-from edgevla.errors import CheckpointError
+from edgevla.errors import CheckpointError, UsageError
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
@@ -31,10 +31,12 @@ from ..nn.normalize import Normalizers
 from ..nn.rotation import rot6d_to_axis_angle
 from ..nn.soft_prompt import DomainLinear, SoftPromptedTransformer
 from ..processors import Processors, Stats, Step, flatten_stats
-from .base import Batch, Policy
+from .base import TINY_CHUNK, TINY_NORMS, Batch, Policy
 from .config import Features, PolicyConfig
-from .xvla_actions import ROT6D_STEP, action_space, pose_space
+from .xvla_actions import ROT6D_STEP, action_space
 from .xvla_config import EMPTY, XVlaConfig
+
+DOMAIN_STEP = "xvla_add_domain_id"
 
 
 class XVla(Policy):
@@ -42,6 +44,23 @@ class XVla(Policy):
     Config: ClassVar[type[PolicyConfig]] = XVlaConfig
     Prefix: ClassVar[str] = "model."
     rtc_mode: ClassVar[str | None] = "inpaint"
+    published_backbone = "microsoft/Florence-2-large"
+    backbone_kind = "florence"
+    lerobot_optimizer = "xvla-adamw"
+    tiny: ClassVar[Mapping[str, Any]] = {
+        **TINY_CHUNK,
+        "max_state_dim": 8,
+        "max_action_dim": 8,
+        "hidden_size": 64,
+        "depth": 3,
+        "num_heads": 4,
+        "num_domains": 2,
+        "len_soft_prompts": 4,
+        "normalization_mapping": TINY_NORMS,
+        "tokenizer_max_length": 24,
+        "resize_imgs_with_padding": [64, 64],
+        "action_mode": "auto",
+    }
     lora_targets: ClassVar[str | None] = r"transformer\.blocks\..*\.(qkv|proj|fc1|fc2)"
 
     config: XVlaConfig
@@ -55,7 +74,7 @@ class XVla(Policy):
         self.vlm = Florence(dims)
         self.transformer = SoftPromptedTransformer(config, dims.width, self.space.width)
         self.normalizers = Normalizers(config, processors)
-        step = processors.step("xvla_add_domain_id")
+        step = processors.step(DOMAIN_STEP)
         self.domain = int(step.number("domain_id", 0)) if step is not None else 0
         if not 0 <= self.domain < config.num_domains:
             raise CheckpointError(
@@ -128,7 +147,7 @@ class XVla(Policy):
                 Step("tokenizer_processor", tokenizer),
                 Step("xvla_image_to_float", {"image_keys": None, "validate_range": True}),
                 Step("xvla_imagenet_normalize", {"image_keys": None}),
-                Step("xvla_add_domain_id", {"domain_id": 0}),
+                Step(DOMAIN_STEP, {"domain_id": 0}),
                 Step("device_processor", {"device": "cpu", "float_dtype": None}),
                 Step("normalizer_processor", normaliser(everything), flatten_stats(stats)),
             ],
@@ -137,6 +156,13 @@ class XVla(Policy):
                 Step("device_processor", {"device": "cpu", "float_dtype": None}),
             ],
         )
+
+    @classmethod
+    def choose_domain(cls, config: PolicyConfig, processors: Processors, domain: int) -> None:
+        step = processors.step(DOMAIN_STEP)
+        if step is None or not 0 <= domain < config.n_domains:
+            raise UsageError(f"--domain-id {domain}: the policy has domains 0 to {config.n_domains - 1}")
+        step.config["domain_id"] = domain
 
     def _freeze(self) -> None:
         config = self.config
@@ -334,10 +360,6 @@ class XVla(Policy):
     def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
         actions = self.normalizers.inverse(ACTION, self.space.output(x))
         return rot6d_to_axis_angle(actions) if self._is_pose_output else actions
-
-    @property
-    def pose_space(self) -> str | None:
-        return pose_space(self.config, self.processors)
 
     @property
     def _is_pose_output(self) -> bool:

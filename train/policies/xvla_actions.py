@@ -28,7 +28,6 @@ from edgevla.strict import nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..processors import Processors
     from .xvla_config import XVlaConfig
 
 ENTRY_POINTS = "edgevla.action_spaces"
@@ -204,10 +203,3 @@ def _installed(mode: str) -> Callable[[XVlaConfig], ActionSpace] | None:
         raise CheckpointError(
             f"action space '{mode}' ({found[0].value}) cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-
-
-def pose_space(config: XVlaConfig, processors: Processors) -> str | None:
-    """What makes the actions end-effector poses, which a joint bus cannot follow; None where they are joints."""
-    if not action_space(config).is_joint:
-        return config.action_mode
-    return ROT6D_STEP if processors.post_step(ROT6D_STEP) is not None else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from edgevla.errors import CheckpointError
 
+from ..processors import Processors
 from .config import Features, PolicyConfig, PolicyFeature
+from .xvla_actions import ROT6D_STEP, action_space
 
 EMPTY = "observation.images.empty_camera_"
 
@@ -17,6 +20,7 @@ class XVlaConfig(PolicyConfig):
     """LeRobot's fields, 0.4 to 0.6."""
 
     type: ClassVar[str] = "xvla"
+    takes_any_state: ClassVar[bool] = True
 
     chunk_size: int = 32
     n_action_steps: int = 32
@@ -82,6 +86,27 @@ class XVlaConfig(PolicyConfig):
         height, width = self.resize_imgs_with_padding or (480, 640)
         for i in range(self.empty_cameras):
             self.input_features.setdefault(f"{EMPTY}{i}", PolicyFeature("VISUAL", (3, height, width)))
+
+    @property
+    def chunk_length(self) -> int:
+        return self.chunk_size
+
+    @property
+    def trains_in_bf16(self) -> bool:
+        return self.dtype == "bfloat16"
+
+    def in_float32(self) -> XVlaConfig:
+        return dataclasses.replace(self, dtype="float32")
+
+    @property
+    def n_domains(self) -> int:
+        return self.num_domains
+
+    def pose_space(self, processors: Processors) -> str | None:
+        """An action space of poses, or the step that turns a rotation's two columns into its axis and angle."""
+        if not action_space(self).is_joint:
+            return self.action_mode
+        return ROT6D_STEP if processors.post_step(ROT6D_STEP) is not None else None
 
     @property
     def real_cameras(self) -> Features:
