@@ -72,7 +72,7 @@ def export_checkpoint(
     check_target(target)
     folder = checkpoint_folder(path)
     say(f"loading {folder}")
-    policy = load_policy(folder, adapt=in_float32)
+    policy = load_policy(folder, adapt=in_float32, base=options.base)
     return export_policy(policy, folder, target, options, say)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edgevla.checkpoints import policy_folder
 from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
 from edgevla.manifest import Manifest
+from edgevla.train.adapters import ADAPTER_WEIGHTS, chain, strange_layers, summary
 from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import Processors
@@ -41,7 +42,7 @@ CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 """ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
 
 
-def describe_checkpoint(path: str | Path) -> Report:
+def describe_checkpoint(path: str | Path, base: str = "") -> Report:
     """Raises CheckpointError: no readable config.json or weights there."""
     folder = policy_folder(Path(path)) or Path(path)
     config = _json(folder / "config.json")
@@ -50,11 +51,13 @@ def describe_checkpoint(path: str | Path) -> Report:
             f"{folder / 'config.json'} names no policy 'type', so it is not a LeRobot policy config"
         )
     inputs, outputs = (_features(config, key) for key in ("input_features", "output_features"))
-    weights = read_header(folder / "model.safetensors")
+    *adapters, whole = chain(folder, base)
+    weights = read_header(whole / "model.safetensors")
     processors = Processors.load(folder)
     facts = read_facts(folder)
     parts = _parts(weights)
-    trained, problem = _trained(folder)
+    trained, problem = _trained(folder, whole)
+    problem = problem or _strange_factors(adapters, weights)
     poses, unknown = _pose_space(config, processors)
     problem = problem or unknown
     dtypes = Counter[str]()
@@ -63,6 +66,7 @@ def describe_checkpoint(path: str | Path) -> Report:
     data: dict[str, Any] = {
         "kind": "checkpoint",
         "type": config["type"],
+        "adapter": summary([*adapters, whole]) if adapters else None,
         "layout": "lerobot 0.4 to 0.6" if processors.pre else "lerobot before 0.4",
         "n_parameters": sum(w.count for w in weights.values()),
         "n_tensors": len(weights),
@@ -136,7 +140,16 @@ def part_of(name: str) -> str:
     )
 
 
-def _trained(folder: Path) -> tuple[dict[str, float] | None, str | None]:
+def _strange_factors(adapters: Sequence[Path], weights: Mapping[str, Weight]) -> str | None:
+    """Why factors do not belong to their base; None where they do."""
+    for folder in adapters:
+        strange = strange_layers(weights, read_header(folder / ADAPTER_WEIGHTS))
+        if strange:
+            return f"{folder} has factors for {len(strange)} layers that its base lacks, e.g. {strange[0]}"
+    return None
+
+
+def _trained(folder: Path, whole: Path) -> tuple[dict[str, float] | None, str | None]:
     """Part -> share of its parameters that training would change, by building the policy without memory; None
     without torch. The second value is why the checkpoint does not load, if so."""
     try:
@@ -144,7 +157,7 @@ def _trained(folder: Path) -> tuple[dict[str, float] | None, str | None]:
     except ModuleNotFoundError:
         return None, None
     try:
-        found = parameters(folder)
+        found = parameters(folder, whole)
     except EdgeVLAError as error:
         return None, str(error)
     trained, total = Counter[str](), Counter[str]()
@@ -244,6 +257,7 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{folder}",
         f"policy        {d['type']} ({d['layout']})",
+        *_adapter_lines(d["adapter"]),
         f"parameters    {_count(n)} in {d['n_tensors']} tensors, "
         + ", ".join(f"{dtype} {_count(c)}" for dtype, c in d["dtypes"].items()),
     ]
@@ -281,6 +295,16 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
             "fine-tune on joints with --set action_mode=auto"
         )
     return lines
+
+
+def _adapter_lines(adapter: Mapping[str, Any] | None) -> list[str]:
+    if adapter is None:
+        return []
+    ranks = ", ".join(map(str, adapter["ranks"]))
+    whole = f", with {', '.join(adapter['whole_modules'])} whole" if adapter["whole_modules"] else ""
+    return [
+        f"adapter       {adapter['kind']} of rank {ranks}{whole}, added to {' and '.join(adapter['bases'])}"
+    ]
 
 
 def _actions(space: Mapping[str, Any], chunk: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ from edgevla.manifest import (
     Target,
 )
 from edgevla.strict import read
+from edgevla.train.adapters import ADAPTER_WEIGHTS, chain
 from edgevla.train.policies.base import Policy
 
 from . import trace
@@ -152,13 +153,17 @@ def _provenance(
     said: dict[str, Any] = {"joint_units": meaning.joint_units, "cameras": meaning.bindings}
     if meaning.warnings:
         said["warnings"] = list(meaning.warnings)
+    *adapters, whole = chain(folder, options.base)
+    weights = ADAPTER_WEIGHTS if adapters else "model.safetensors"
+    if adapters:
+        said["base"] = _shown(whole)
     if options.adapt_to_pi_aloha:
         said["adapt_to_pi_aloha"] = True
     if options.allow_parity_failure:
         said["allow_parity_failure"] = True
     layout = "lerobot 0.4 to 0.6" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
     return Provenance(
-        checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
+        checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / weights), layout),
         dataset=None
         if facts is None
         else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes),

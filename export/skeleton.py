@@ -23,15 +23,17 @@ STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 """Among the weights before LeRobot 0.4."""
 
 
-def parameters(folder: Path) -> dict[str, tuple[int, bool]]:
+def parameters(folder: Path, whole: Path) -> dict[str, tuple[int, bool]]:
     """LeRobot's name -> (number of values, whether the policy's own settings leave it trainable).
+
+    whole: the folder of the weights; another one where `folder` holds factors.
 
     Raises:
         CheckpointError: an unknown policy, or settings or weights that do not fit each other.
     """
     config, _ = read_config(folder)
     cls = policy_class(config.type)
-    path = folder / "model.safetensors"
+    path = whole / "model.safetensors"
     with torch.device("meta"):
         weights = {
             n: torch.empty(w.shape) for n, w in read_header(path).items() if not n.startswith(STATISTICS)

@@ -21,8 +21,8 @@ from typing import Literal
 
 import numpy as np
 
-from edgevla.dataset.identity import cache_folder
 from edgevla.dataset.reader import Dataset
+from edgevla.digests import cache_folder
 from edgevla.errors import EdgeVLAError, UsageError
 
 from .machine import ALONE, Machine

@@ -21,12 +21,12 @@ from typing import Any
 
 from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
 from edgevla.errors import UsageError
-from edgevla.vocabulary import camera_help, pairs, short_name
+from edgevla.vocabulary import BASE_HELP, camera_help, pairs, short_name
 
 from .policies import policy_names
 
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
-FREE_ON_RESUME = ["steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
+FREE_ON_RESUME = ["steps", "base", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
 FREE_ON_RESUME += ["log_freq", "save_freq", "eval_freq"]
 
 
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="policy folder or hub id to fine-tune; or the backbone's own folder (SmolVLM2, PaliGemma, ...)",
     )
+    what.add_argument("--base", metavar="PATH", help=BASE_HELP)
     what.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, to the bit on CPU")
     what.add_argument(
         "--recipe", metavar="NAME|FILE", help="preset other than the policy's own; TOML like train/recipes/"

@@ -22,7 +22,6 @@ from edgevla.errors import EdgeVLAError
 from edgevla.interruption import Interruption
 
 from .config import TrainConfig
-from .lora import is_adapted
 from .policies.base import Batch, Policy
 from .progress import PICTURE, TrainingLog, draw_curves
 from .room import free_bytes, gigabytes, is_out_of_room
@@ -206,7 +205,7 @@ def _no_room(job: Job, step: int) -> EdgeVLAError:
 
 def checkpoint_bytes(job: Job) -> int:
     """About what one checkpoint takes on disk: weights, or the factors alone, and the optimizer's two moments."""
-    own = job.trainable if is_adapted(job.policy) else list(job.policy.state_dict().values())
+    own = job.trainable if job.policy.is_adapted else list(job.policy.state_dict().values())
     weights = sum({t.data_ptr(): t.nbytes for t in own}.values())
     return weights + 2 * sum(p.nbytes for p in job.trainable)
 

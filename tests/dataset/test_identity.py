@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from edgevla.dataset import DatasetWriter, open_dataset
-from edgevla.dataset.identity import REMEMBERED, digests
+from edgevla.digests import REMEMBERED, digests
 
 Change = Callable[[Path], None]
 
@@ -145,7 +145,7 @@ def test_a_file_is_read_once_and_again_when_it_was_touched(
     file.write_bytes(b"x" * 100)
     fresh = digests(tmp_path, ["a.mp4"])
     assert not memory.exists(), "it changed a moment ago, and may change again within one tick of the clock"
-    monkeypatch.setattr("edgevla.dataset.identity.SETTLED_NS", -1)
+    monkeypatch.setattr("edgevla.digests.SETTLED_NS", -1)
     assert digests(tmp_path, ["a.mp4"]) == fresh
     lines = memory.read_text().splitlines()
     memory.write_text(lines[0].replace(fresh[0][1], "remembered") + "\n" + lines[0][:10])
@@ -159,6 +159,6 @@ def test_a_memory_that_cannot_be_written_costs_nothing_but_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    monkeypatch.setattr("edgevla.dataset.identity.SETTLED_NS", -1)
+    monkeypatch.setattr("edgevla.digests.SETTLED_NS", -1)
     monkeypatch.setenv("EDGEVLA_CACHE", str(tmp_path / "a" / "not a folder"))
     assert digests(tmp_path, ["a"]) == digests(tmp_path, ["a"])
