@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             if args.base:
                 raise UsageError("--base is for adapters (LoRA), not for bundles")
             return _describe("describe_bundle", args.json, path)
-        if policy_folder(path) is not None:
+        if policy_folder(path) is not None or any(path.glob("**/*.distcp")):
             return _describe("describe_checkpoint", args.json, path, args.base)
         if not (path / "meta").is_dir():
             raise UsageError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from edgevla.dataset.reading import Reading
 from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
 from edgevla.look import GRID, CameraLook
@@ -159,14 +160,30 @@ class ActionParity:
 
 
 @dataclass(frozen=True)
+class PipelineParity:
+    """The graphs from raw frames to robot units against the checkpoint's own pipelines, run as LeRobot runs them, with
+    the policy's network between them. compared_with: in words.
+    """
+
+    compared_with: str
+    n_samples: int
+    actions: ActionParity
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Parity:
-    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given."""
+    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given.
+
+    pipeline: left out by exports that did not compare with the saved pipelines.
+    """
 
     reference: str
     n_samples: int
     stages: dict[str, Stage]
     actions: ActionParity
     passed: bool
+    pipeline: PipelineParity | None = None
 
 
 @dataclass(frozen=True)
@@ -196,12 +213,15 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
-    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers."""
+    """sha256: of the numbers that were trained on. episodes: theirs, as `0,2-5`; None: not known. reading: how the data
+    were read.
+    """
 
     repo_id: str
     sha256: str
     fps: float
     episodes: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)

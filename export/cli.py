@@ -3,7 +3,7 @@
 CHECKPOINT is a training run, one of its checkpoints, or any LeRobot policy folder or hub id:
 
     edgevla export runs/act -o bundles/act
-    edgevla export lerobot/smolvla_base -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
+    edgevla export me/smolvla_cubes -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
         --camera camera1=front --camera camera3=none
 
 The bundle appears whole or not at all. Next: edgevla deploy BUNDLE --robot so101 --sim
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
+    from .certified import certificate_words
     from .verdict import on_the_arm, rule
 
     m = done.bundle.manifest
@@ -127,6 +128,7 @@ def _summary(done: Exported) -> list[str]:
         f"computes {verdict}: {rule(parity)}",
         f"against torch: {on_the_arm(m)}",
     ]
+    lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

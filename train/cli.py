@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="policy folder or hub id to fine-tune; or the backbone's own folder (SmolVLM2, PaliGemma, ...)",
     )
     what.add_argument("--base", metavar="PATH", help=BASE_HELP)
+    what.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="without --from: train all of a policy that is built on a backbone, from random weights",
+    )
     what.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, to the bit on CPU")
     what.add_argument(
         "--recipe", metavar="NAME|FILE", help="preset other than the policy's own; TOML like train/recipes/"

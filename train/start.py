@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 
 from edgevla.dataset.reader import Dataset
-from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import CheckpointError, DatasetError, EdgeVLAError, UsageError
 from edgevla.strict import Mismatch, nearest, read
 from edgevla.types import ACTION, STATE
 
+from .account import account_of
+from .account_config import is_n17
+from .account_pipelines import N17
+from .backbone import backbone_folder
 from .cameras import Cameras, for_fresh_policy, for_policy
-from .checkpoint import CONFIG, WeightsMisfit, load_policy
+from .checkpoint import CONFIG, WeightsMisfit, checkpoint_folder, load_policy
 from .config import TrainConfig
 from .data import Tokenize, dataset_features, dataset_stats, relative_stats
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
@@ -60,24 +64,17 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     """A policy that fits the dataset, and how their cameras are joined."""
     cls = policy_class(config.policy)
     settings = typed_settings(cls.Config, config)
-    folder = Path(config.start)
+    is_published = config.start == cls.published_backbone
+    folder = backbone_folder(config.start) if is_published else Path(config.start)
     is_trained = bool(config.start) and not is_backbone(folder)
-    if config.lora and not is_trained:
-        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
-    for is_given, option in (
-        (config.trunk_width, "--trunk-width"),
-        (config.backbone_weights, "--backbone-weights"),
-    ):
-        if is_given and config.start:
-            raise UsageError(f"{option} is for a fresh vision trunk; --from {config.start} brings its own")
-    if config.base and not is_trained:
-        raise UsageError("--base is for adapters (LoRA); name one with --from CHECKPOINT")
-    if not config.start:
-        if config.domain_id is not None:
-            raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
-        return _fresh(config, settings, dataset, None, say)
+    _check_start(config, cls, settings, is_trained)
     if not is_trained:
-        return _fresh(config, settings, dataset, folder, say)
+        if config.start and is_n17(json.loads((folder / CONFIG).read_text())):
+            raise CheckpointError(f"--from {folder}: {N17}; refused")
+        settings = {**cls.unfrozen, **settings} if config.from_scratch else settings
+        return _fresh(config, settings, dataset, folder if config.start else None, say)
+    for note in account_of(checkpoint_folder(config.start)).require(for_training=True).notes:
+        say(f"note: {note}")
     made: list[tuple[PolicyConfig, Cameras]] = []
 
     def adapt(policy_config: PolicyConfig, processors: Processors) -> PolicyConfig:
@@ -90,6 +87,37 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
         raise _reshaped(config, dataset, error) from error
     say(f"Starts from the weights in {config.start}.")
     return policy.train(), made[-1][1]
+
+
+def _check_start(
+    config: TrainConfig, cls: type[Policy], settings: Mapping[str, Any], is_trained: bool
+) -> None:
+    """Raises UsageError where the options do not agree about what the policy starts from."""
+    backbone = cls.published_backbone
+    for is_given, option in (
+        (config.trunk_width, "--trunk-width"),
+        (config.backbone_weights, "--backbone-weights"),
+    ):
+        if is_given and config.start:
+            raise UsageError(f"{option} is for a fresh vision trunk; --from {config.start} brings its own")
+    if config.lora and not is_trained:
+        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
+    if config.base and not is_trained:
+        raise UsageError("--base is for adapters (LoRA); name one with --from CHECKPOINT")
+    if config.from_scratch and config.start:
+        raise UsageError(f"--from-scratch and --from {config.start} contradict each other; leave one out")
+    if config.from_scratch and backbone is None:
+        raise UsageError(f"{config.policy} has no backbone to start without; leave --from-scratch out")
+    if config.start:
+        return
+    if config.domain_id is not None:
+        raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
+    if backbone is not None and not config.from_scratch and not cls.Config.fetches_backbone(settings):
+        raise UsageError(
+            f"{config.policy} is built on a trained backbone, and none was named: --from takes a trained policy of this "
+            f"type, or {backbone} (its folder or this hub id); --from-scratch trains all of it from random weights, "
+            "which takes far more data and time"
+        )
 
 
 def _reshaped(config: TrainConfig, dataset: Dataset, error: WeightsMisfit) -> EdgeVLAError:
@@ -180,7 +208,10 @@ def _fresh(
             trunk_width=config.trunk_width,
             say=say,
         )
-        say("The rest of the policy starts from random weights.")
+        if config.from_scratch:
+            say("Nothing is pretrained: the backbone, too, starts from random weights and is trained.")
+        else:
+            say("The rest of the policy starts from random weights.")
     else:
         stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
         processors = cls.default_processors(policy_config, stats)

@@ -117,9 +117,9 @@ class AcceleratedWorker(Worker):
                 said = None, error
         everywhere: list[Any] = [None] * self.n_ranks
         torch.distributed.all_gather_object(everywhere, (here, said))
-        made, error = next(what for where, what in everywhere if where == here and what is not None)
-        if error is not None:
-            raise error
+        made, refusal = next(what for where, what in everywhere if where == here and what is not None)
+        if refusal is not None:
+            raise refusal
         return made  # type: ignore[no-any-return]
 
     def any(self, flag: bool) -> bool:

@@ -100,6 +100,11 @@ class Dataset:
     # -- what is in it ------------------------------------------------------------------------------------
 
     @property
+    def all_columns(self) -> dict[str, np.ndarray]:
+        """Like `columns`, with the rows of episodes that were read, but not chosen."""
+        return self._opened.frames.columns
+
+    @property
     def n_frames(self) -> int:
         return len(self.columns["index"])
 
