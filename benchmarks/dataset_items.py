@@ -1,6 +1,6 @@
 """CPU time of one training item, part by part, beside LeRobot's figures. Not a test: run it on a quiet machine.
 
-    python benchmarks/dataset_items.py [DATASET]          default: shared/datasets/so101_v30 beside the project
+    python benchmarks/dataset_items.py [DATASET]          default: tests/fixtures/datasets/so101_v30
 
 LeRobot 0.4.4 takes 7.0 ms for an item of so101_v30 (480x640 + 240x320 AV1, chunk of 50, one thread, torchcodec; its
 PyAV backend 12.7 ms), on another machine of the same class: compare orders of magnitude, not digits.
@@ -24,7 +24,7 @@ from edgevla.train.fresh import fresh_config
 from edgevla.train.loader import Loader
 from edgevla.train.policies import policy_class
 
-DEFAULT = Path(__file__).parents[1].parent / "shared/datasets/so101_v30"
+DEFAULT = Path(__file__).parents[1] / "tests/fixtures/datasets/so101_v30"
 
 
 def ms_each(work: Callable[[], object], n: int) -> tuple[float, float]:

@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgevla.dataset.reading_options import add_reading_arguments, reading_of
+
 if TYPE_CHECKING:
-    from edgevla.dataset.layout import Finding
+    from edgevla.dataset.layout import FeatureInfo, Finding
     from edgevla.dataset.reader import Dataset
     from edgevla.dataset.stated import Stated
 
@@ -25,21 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contact-sheet", metavar="PNG", help="dataset: write a picture of frames of every episode"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_reading_arguments(parser.add_argument_group("how a dataset is read"))
 
 
 def run(args: argparse.Namespace) -> int:
+    from edgevla.checkpoints import policy_folder
     from edgevla.errors import UsageError
 
     path = Path(args.subject).expanduser()
-    if path.is_dir() and not (path / "meta/info.json").is_file():
-        if args.contact_sheet:
-            raise UsageError("--contact-sheet is for datasets")
+    is_dataset = (path / "meta/info.json").is_file()
+    if not is_dataset and (path.is_dir() or policy_folder(path) is not None):
+        for option in ("contact_sheet", "features", "without", "task_from"):
+            if getattr(args, option):
+                raise UsageError(f"--{option.removesuffix('s').replace('_', '-')} is for datasets")
         if (path / "manifest.json").is_file():
             return _describe("describe_bundle", path, args.json)
-        # A run's folder stands for its newest checkpoint.
-        for checkpoint in (path, path / "checkpoints/last"):
-            if any((checkpoint / inner / "config.json").is_file() for inner in ("", "pretrained_model")):
-                return _describe("describe_checkpoint", checkpoint, args.json)
+        if policy_folder(path) is not None or any(path.glob("**/*.distcp")):
+            return _describe("describe_checkpoint", path, args.json)
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "
@@ -62,7 +66,8 @@ def _inspect_dataset(args: argparse.Namespace) -> int:
 
     folder, _ = local_folder(args.subject)
     show = sys.stderr.isatty() and not args.json
-    findings, dataset = examine(folder, progress=_progress if show else None)
+    reading = reading_of(args.features, args.without, args.task_from)
+    findings, dataset = examine(folder, progress=_progress if show else None, reading=reading)
     errors = [f for f in findings if f.severity == "error"]
     if args.json:
         print(json.dumps(_dataset_json(folder, dataset, findings), indent=2))
@@ -118,11 +123,16 @@ def _features(dataset: Dataset) -> list[str]:
     lines = ["features"]
     for name, feature in dataset.info.features.items():
         if feature.is_camera:
-            lines.append(f"  {name}: {_camera_text(dataset, name)}")
+            lines.append(f"  {name}: {_camera_text(dataset, name)}{_source(feature)}")
         elif feature.name not in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
             names = f": {', '.join(feature.names)}" if feature.names else ""
-            lines.append(f"  {name}: {feature.dtype} {list(feature.shape)}{names}")
+            kind = f"depth, {feature.dtype}" if feature.is_depth else feature.dtype
+            lines.append(f"  {name}: {kind} {list(feature.shape)}{names}{_source(feature)}")
     return lines
+
+
+def _source(feature: FeatureInfo) -> str:
+    return "" if feature.column == feature.name else f" (the dataset's '{feature.column}')"
 
 
 def _stated(dataset: Dataset) -> Stated:
@@ -145,7 +155,8 @@ def _camera_text(dataset: Dataset, camera: str) -> str:
         if "rate" in data
         else ""
     )
-    noted = [r for r in _stated(dataset).repeated_pictures.get(camera, ()) if r is not None]
+    column = dataset.info.features[camera].column
+    noted = [r for r in _stated(dataset).repeated_pictures.get(column, ()) if r is not None]
     again = f", {sum(r.n for r in noted)} pictures repeat the one before" if noted else ""
     return f"camera, {data['width']}x{data['height']}, {data['codec']}{video}{again}"
 

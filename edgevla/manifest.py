@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from edgevla.dataset.reading import Reading
 from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
 from edgevla.look import GRID, CameraLook
@@ -138,29 +139,51 @@ class Target:
 
 @dataclass(frozen=True)
 class Stage:
+    """tolerance: None for a stage that is not judged by itself: of a quantised bundle the actions are."""
+
     max_abs: float
-    tolerance: float
+    tolerance: float | None
     per_step: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ActionParity:
-    """Robot units. min_cosine: worst sample, quantised bundles only."""
+    """Robot units. tolerance_per_joint: what each joint is judged by; None: quantised, judged by `min_cosine`, of the
+    worst sample. range_per_joint: how far each joint goes in training.
+    """
 
     max_abs_per_joint: tuple[float, ...]
-    tolerance_per_joint: tuple[float, ...]
+    tolerance_per_joint: tuple[float, ...] | None
     min_cosine: float | None = None
+    mean_abs_per_joint: tuple[float, ...] | None = None
+    range_per_joint: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PipelineParity:
+    """The graphs from raw frames to robot units against the checkpoint's own pipelines, run as LeRobot runs them, with
+    the policy's network between them. compared_with: in words.
+    """
+
+    compared_with: str
+    n_samples: int
+    actions: ActionParity
+    passed: bool
 
 
 @dataclass(frozen=True)
 class Parity:
-    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given."""
+    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given.
+
+    pipeline: left out by exports that did not compare with the saved pipelines.
+    """
 
     reference: str
     n_samples: int
     stages: dict[str, Stage]
     actions: ActionParity
     passed: bool
+    pipeline: PipelineParity | None = None
 
 
 @dataclass(frozen=True)
@@ -190,9 +213,15 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
+    """sha256: of the numbers that were trained on. episodes: theirs, as `0,2-5`; None: not known. reading: how the data
+    were read.
+    """
+
     repo_id: str
     sha256: str
     fps: float
+    episodes: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
 from edgevla.dataset.facts import read_facts
 from edgevla.engines import load_graph
-from edgevla.errors import CheckpointError, EngineError, MissingExtraError, ParityError, UsageError
+from edgevla.errors import EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
     GraphFile,
@@ -26,18 +26,20 @@ from edgevla.manifest import (
 )
 from edgevla.runner import BundlePolicy
 from edgevla.session import is_alive
+from edgevla.train.account import account_of
 from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import Policy
 from edgevla.train.policies.config import PolicyConfig
 from edgevla.train.processors import Processors
-from edgevla.train.state import find_checkpoint, replace_folder
+from edgevla.train.state import replace_folder
 
 from . import trace
+from .certificate import certify
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
 from .half import is_half_context, to_half
 from .options import ExportOptions
-from .parity import Comparison, chunk_ms, compare, failures, measure, torch_policy
+from .parity import Comparison, chunk_ms, compare, measure, torch_policy
 from .samples import Sample, dataset_samples, synthetic_samples
 
 if TYPE_CHECKING:
@@ -70,8 +72,10 @@ def export_checkpoint(
         ParityError: the graphs do not compute what torch computes; nothing is written.
     """
     check_target(target)
-    folder = _policy_folder(path)
+    folder = checkpoint_folder(path)
     say(f"loading {folder}")
+    for note in account_of(folder).require().notes:
+        say(f"note: {note}")
     policy = load_policy(folder, adapt=in_float32)
     return export_policy(policy, folder, target, options, say)
 
@@ -103,17 +107,18 @@ def export_policy(
                 f"no default task{_tasks(manifest.prompt.trained_tasks)}; choose one with --task, here or at deploy"
             )
         manifest = _write_graphs(policy, manifest, scratch, options)
-        _copy_tokenizer(policy, manifest, scratch)
+        copy_tokenizer(policy, manifest, scratch)
         manifest = replace(manifest, files=list_files(scratch))
         bundle = write_manifest(scratch, manifest)
-        samples, where = _samples(policy, dataset, meaning, manifest, options)
+        samples, where = _samples(policy, dataset, meaning, manifest, options, say)
         if options.precision == "int8":
             say("quantising")
             bundle = _quantise(policy, bundle, samples, options)
         runner, where = _runner(bundle, where, say)
         say(f"comparing with torch on {len(samples)} samples ({where})")
         comparison = compare(policy, bundle, runner, samples, where)
-        _judge(comparison, manifest, options)
+        comparison = _certified(comparison, policy, folder, runner, meaning, where, options, say)
+        _judge(replace(bundle.manifest, parity=comparison.parity), options)
         say("measuring latency")
         latency = measure(policy, bundle, runner, samples[0], options.n_timed)
         manifest = replace(bundle.manifest, parity=comparison.parity, latency=latency)
@@ -128,6 +133,27 @@ def export_policy(
         scratch.chmod(0o755)
         replace_folder(scratch, target)
     return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
+
+
+def _certified(
+    comparison: Comparison,
+    policy: Policy,
+    folder: Path,
+    runner: BundlePolicy,
+    meaning: Meaning,
+    where: str,
+    options: ExportOptions,
+    say: Say,
+) -> Comparison:
+    """The comparison with what the graphs do against the checkpoint's own pipelines."""
+    if options.adapt_to_pi_aloha:
+        say("not compared with the saved pipeline, which does not hold the maps of --adapt-to-pi-aloha")
+        return comparison
+    samples = comparison.samples
+    say(f"comparing with the saved pipeline, step by step, on {len(samples)} samples ({where})")
+    pipeline = certify(policy, folder, runner, samples, where, meaning.dataset_keys)
+    passed = comparison.parity.passed and pipeline.passed
+    return replace(comparison, parity=replace(comparison.parity, pipeline=pipeline, passed=passed))
 
 
 def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:
@@ -153,15 +179,6 @@ def _tasks(trained: Sequence[str]) -> str:
 # -- where things come from -----------------------------------------------------------------------------------
 
 
-def _policy_folder(path: str | Path) -> Path:
-    """A run or one of its checkpoints by the trainer's rule, else a policy folder or hub id."""
-    local = Path(path).expanduser()
-    if local.is_dir() and not (local / "config.json").is_file():
-        with contextlib.suppress(CheckpointError, UsageError):
-            return checkpoint_folder(find_checkpoint(local))
-    return checkpoint_folder(local if local.exists() else path)
-
-
 def _open(path: str | None) -> Dataset | None:
     if path is None:
         return None
@@ -179,14 +196,23 @@ def _facts(folder: Path, dataset: Dataset | None, options: ExportOptions) -> tup
 
     if facts is None:
         said = options.joint_units if options.joint_units in ("degrees", "range100") else None
-        facts, origin = facts_of(dataset, said), "dataset"
+        # What a stranger's checkpoint was trained on nobody says.
+        facts, origin = replace(facts_of(dataset, said), episodes=None), "dataset"
     return replace(facts, camera_looks=camera_looks(dataset)), origin
 
 
 def _samples(
-    policy: Policy, dataset: Dataset | None, meaning: Meaning, manifest: Manifest, options: ExportOptions
+    policy: Policy,
+    dataset: Dataset | None,
+    meaning: Meaning,
+    manifest: Manifest,
+    options: ExportOptions,
+    say: Say,
 ) -> tuple[list[Sample], str]:
-    n = max(options.n_samples, QUANTISED_SAMPLES) if options.precision == "int8" else options.n_samples
+    n = options.n_samples
+    if options.precision == "int8" and n < QUANTISED_SAMPLES:
+        say(f"int8 is judged on at least {QUANTISED_SAMPLES} samples: {QUANTISED_SAMPLES} instead of {n}")
+        n = QUANTISED_SAMPLES
     if dataset is None:
         return synthetic_samples(policy, manifest, n, manifest.n_obs_steps, options.seed), "synthetic inputs"
     lacking = [
@@ -249,7 +275,7 @@ def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: P
     return GraphFile(graph.inputs, graph.outputs, file="time.npz")
 
 
-def _copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
+def copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
     if manifest.prompt is None:
         return
     source = policy.tokenizer_folder() / "tokenizer.json"
@@ -285,16 +311,12 @@ def _quantise(policy: Policy, bundle: Bundle, samples: Sequence[Sample], options
     )
 
 
-def _judge(comparison: Comparison, manifest: Manifest, options: ExportOptions) -> None:
-    if comparison.parity.passed or options.allow_parity_failure:
-        return
-    found = failures(comparison.parity, manifest.action.names)
-    raise ParityError(
-        f"the exported {manifest.policy} does not compute what torch computes: {'; '.join(found[:3])}. "
-        "Nothing was written; "
-        + ("--precision fp32 loses nothing, " if options.precision != "fp32" else "")
-        + "--allow-parity-failure writes it anyway and says so in its report"
-    )
+def _judge(manifest: Manifest, options: ExportOptions) -> None:
+    from .verdict import refusal
+
+    assert manifest.parity is not None
+    if not manifest.parity.passed and not options.allow_parity_failure:
+        raise ParityError(refusal(manifest, options.precision != "fp32"))
 
 
 # -- written whole or not at all ----------------------------------------------------------------------------

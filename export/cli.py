@@ -3,8 +3,8 @@
 CHECKPOINT is a training run, one of its checkpoints, or any LeRobot policy folder or hub id:
 
     edgevla export runs/act -o bundles/act
-    edgevla export lerobot/smolvla_base -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
-        --camera front=observation.images.camera1 --camera observation.images.camera3=none
+    edgevla export me/smolvla_cubes -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
+        --camera camera1=front --camera camera3=none
 
 The bundle appears whole or not at all. Next: edgevla deploy BUNDLE --robot so101 --sim
 """
@@ -16,6 +16,9 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from edgevla.checkpoints import run_name
+from edgevla.vocabulary import camera_help, pairs, size
 
 from .options import JOINT_UNITS, PRECISIONS, TARGETS, ExportOptions
 
@@ -40,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--camera",
         action="append",
         default=[],
-        metavar="NAME=FEATURE",
-        help="bind the robot's camera NAME to a policy's feature; FEATURE=none: the robot lacks it",
+        metavar="NAME=SOURCE",
+        help=camera_help("a camera of the robot"),
     )
     parser.add_argument(
         "--camera-size",
@@ -82,9 +85,10 @@ def run(args: argparse.Namespace) -> int:
         robot=args.robot,
         fps=args.fps,
         joint_units=args.joint_units,
-        cameras=dict(_pair(text, "--camera") for text in args.camera),
+        cameras=pairs(args.camera, "--camera"),
         camera_sizes={
-            name: _size(size) for name, size in (_pair(t, "--camera-size") for t in args.camera_size)
+            name: size(text, f"--camera-size {name}")
+            for name, text in pairs(args.camera_size, "--camera-size").items()
         },
         precision=args.precision,
         target=args.target,
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         adapt_to_pi_aloha=args.adapt_to_pi_aloha,
         allow_parity_failure=args.allow_parity_failure,
     )
-    target = Path(args.output) if args.output else Path("bundles") / _default_name(args.checkpoint)
+    target = Path(args.output) if args.output else Path("bundles") / run_name(args.checkpoint)
     stream = sys.stderr if args.json else sys.stdout
     done = export_checkpoint(
         args.checkpoint, target, options, lambda text: print(text, file=stream, flush=True)
@@ -105,56 +109,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
-    from edgevla.errors import UsageError
-
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise UsageError(f"{option} takes NAME=VALUE, not '{text}'")
-    return name, value
-
-
-def _size(text: str) -> tuple[int, int]:
-    """`640x480` -> (480, 640)."""
-    from edgevla.errors import UsageError
-
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"--camera-size takes NAME=WIDTHxHEIGHT such as front=640x480, not '{text}'")
-    return int(height), int(width)
-
-
-def _default_name(checkpoint: str) -> str:
-    parts = [
-        p
-        for p in Path(checkpoint).parts
-        if p not in ("pretrained_model", "checkpoints", "last", "checkpoint")
-    ]
-    return next((p for p in reversed(parts) if not p.isdigit() and p.strip("./")), "policy")
-
-
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
+    from .certified import certificate_words
+    from .verdict import on_the_arm, rule
 
     m = done.bundle.manifest
     parity, latency = m.parity, m.latency
     assert parity is not None
-    share = [
-        e / t
-        for e, t in zip(parity.actions.max_abs_per_joint, parity.actions.tolerance_per_joint, strict=True)
-    ]
     size = sum(f.bytes for f in m.files) / 1e6
     verdict = "as torch" if parity.passed else "NOT as torch (allowed by --allow-parity-failure)"
     steps = m.schedule.n_steps if m.schedule is not None else 0
     lines = [
         f"{m.policy} '{m.name}': {size:.1f} MB, {m.fps:g} Hz, chunks of {m.chunk_size}, for {m.target.provider} "
         f"in {'/'.join(dict.fromkeys(m.target.precision.values()))}",
-        f"computes {verdict}: {parity.n_samples} samples, worst joint at {max(share):.0%} of its tolerance",
+        f"computes {verdict}: {rule(parity)}",
+        f"against torch: {on_the_arm(m)}",
     ]
-    if parity.actions.min_cosine is not None:
-        lines[-1] = (
-            f"computes {verdict}: worst of {parity.n_samples} chunks has cosine {parity.actions.min_cosine:.5f}"
-        )
+    lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

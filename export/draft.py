@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla import __version__
-from edgevla.bundle import sha256_of
+from edgevla.checkpoints import run_name
 from edgevla.errors import UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
@@ -29,6 +29,7 @@ from edgevla.manifest import (
 )
 from edgevla.strict import read
 from edgevla.train.policies.base import Policy
+from edgevla.train.weight_files import weights_sha256
 
 from . import trace
 from .features import Meaning
@@ -62,7 +63,7 @@ def draft_manifest(
     return Manifest(
         schema=1,
         policy=policy.policy_type,
-        name=options.name or _name(folder),
+        name=options.name or run_name(folder),
         fps=meaning.fps,
         chunk_size=chunk,
         n_action_steps=min(chunk, policy.config.n_action_steps),
@@ -98,17 +99,6 @@ def draft_manifest(
 
 def precision_of(graph: str, options: ExportOptions) -> str:
     return "fp32" if graph in FLOAT_GRAPHS else options.precision
-
-
-def _name(folder: Path) -> str:
-    """A run's name rather than `pretrained_model`."""
-    parts = [
-        p
-        for p in folder.resolve().parts
-        if p not in ("pretrained_model", "checkpoints", "checkpoint", "last")
-    ]
-    named = [p for p in parts if not p.isdigit()]
-    return named[-1] if named else folder.name
 
 
 def _plain(setting: dict[str, Any]) -> dict[str, Any]:
@@ -166,12 +156,14 @@ def _provenance(
         said["adapt_to_pi_aloha"] = True
     if options.allow_parity_failure:
         said["allow_parity_failure"] = True
-    layout = "lerobot 0.4 to 0.6" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
+    layout = "lerobot 0.4 to 0.7" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
     return Provenance(
-        checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
+        checkpoint=CheckpointOrigin(_shown(folder), weights_sha256(folder), layout),
         dataset=None
         if facts is None
-        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps)),
+        else DatasetOrigin(
+            facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes, facts.reading
+        ),
         features_from=meaning.features_from,
         edgevla=__version__,
         torch=version("torch").partition("+")[0],

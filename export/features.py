@@ -15,8 +15,8 @@ from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is
 from edgevla.errors import CheckpointError, UsageError
 from edgevla.look import CameraLook
 from edgevla.manifest import Range
-from edgevla.strict import nearest
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, CameraAge, Feature, FeatureKind
+from edgevla.vocabulary import NONE, Side, join, matches, one_camera, robots_name, short_name
 
 from .options import ExportOptions
 
@@ -125,39 +125,43 @@ def _bind_cameras(
     renamed = {new: old for old, new in policy.processors.rename_map.items()}
     keys = {name: renamed.get(name, name) for name in listed}
     bindings = {
-        name: "none" if ".empty_camera_" in name else keys[name].rpartition(".")[2] for name in listed
+        name: NONE if ".empty_camera_" in name else robots_name(keys[name], keys.values()) for name in listed
     }
-    said: dict[str, str] = {}
-    for left, right in options.cameras.items():
-        feature, camera = (left, "none") if right == "none" else (right, left)
-        full = _full_name(feature, listed)
-        if full in said:
-            raise UsageError(f"the policy's camera '{full}' is bound twice: to {said[full]} and to {camera}")
-        said[full] = camera
-    bindings.update(said)
-    live = [c for c in bindings.values() if c != "none"]
+    bindings.update(_said_cameras(options.cameras, listed))
+    live = [c for c in bindings.values() if c != NONE]
     twice = sorted({c for c in live if live.count(c) > 1})
     if twice:
-        takers = ", ".join(f for f, c in bindings.items() if c == twice[0])
+        takers = [f for f, c in bindings.items() if c == twice[0]]
         raise UsageError(
-            f"camera '{twice[0]}' would feed {takers}; say which: --camera {twice[0]}=FEATURE, and --camera OTHER=none"
+            f"camera '{twice[0]}' would feed {', '.join(takers)}; say where the others get their pictures: "
+            + " ".join(f"--camera {short_name(f, listed)}=CAMERA" for f in takers[1:])
         )
     if facts is not None:
         cameras = set(facts.cameras)
         for feature, camera in bindings.items():
-            match = [c for c in cameras if c.rpartition(".")[2] == camera]
+            match = [c for c in cameras if robots_name(c, cameras) == camera]
             if keys[feature] not in cameras and len(match) == 1:
                 keys[feature] = match[0]
     return bindings, keys
 
 
-def _full_name(word: str, listed: list[str]) -> str:
-    """A policy's camera by its full name or its last part."""
-    matches = [n for n in listed if n == word] or [n for n in listed if n.rpartition(".")[2] == word]
-    if len(matches) != 1:
-        known = ", ".join(listed) or "none"
-        raise UsageError(f"the policy has no camera '{word}'{nearest(word, listed)}; its cameras: {known}")
-    return matches[0]
+def _said_cameras(said: Mapping[str, str], listed: list[str]) -> dict[str, str]:
+    """Policy camera -> robot camera or `none`, as the user says it.
+
+    Raises:
+        UsageError: names that do not fit, or that could be read either way round with two results.
+    """
+    names = {
+        (left, right) for left, right in said.items() if matches(left, listed) and matches(right, listed)
+    }
+    for left, right in sorted(names):
+        if left not in listed and (right, left) not in names:
+            full = one_camera(left, Side("the policy", listed), f"--camera {left}={right}")
+            raise UsageError(
+                f"--camera {left}={right}: both are cameras of the policy; where its '{left}' shows the robot's camera "
+                f"'{right}', say --camera {full}={right}"
+            )
+    return join(said, Side("the policy", listed), Side("the robot", None))
 
 
 def _cameras(
@@ -170,17 +174,23 @@ def _cameras(
     sizes = dict(options.camera_sizes)
     chosen: dict[str, tuple[int, int]] = {}
     for feature, camera in bindings.items():
-        if camera == "none":
+        if camera == NONE:
             continue
-        said = [sizes.pop(n) for n in (camera, feature, feature.rpartition(".")[2]) if n in sizes]
+        # A word that is one robot camera's name and another feature's means the robot's: it delivers the size.
+        names = {camera, feature, *({short_name(feature, bindings)} - set(bindings.values()))}
+        said = {n: sizes.pop(n) for n in sorted(names) if n in sizes}
+        if len(said) > 1:
+            raise UsageError(
+                f"--camera-size names one camera twice, as {' and as '.join(said)}; once is enough"
+            )
         known = facts.cameras.get(keys[feature]) if facts is not None else None
-        chosen[feature] = said[0] if said else known or policy.camera_size(feature)
+        chosen[feature] = next(iter(said.values()), None) or known or policy.camera_size(feature)
     if sizes:
-        known_names = [c for c in bindings.values() if c != "none"]
+        known_names = [c for c in bindings.values() if c != NONE]
         raise UsageError(
             f"--camera-size names '{next(iter(sizes))}'; the cameras are {', '.join(known_names)}"
         )
-    absent = [feature for feature, camera in bindings.items() if camera == "none"]
+    absent = [feature for feature, camera in bindings.items() if camera == NONE]
     if absent and policy.needs_every_camera:
         raise CheckpointError(
             f"{policy.policy_type} was trained with camera '{absent[0]}' and acts otherwise without it; bind it to a "
@@ -189,7 +199,7 @@ def _cameras(
     policy.set_cameras(chosen, absent)
     out: dict[str, Feature] = {}
     for feature in [*policy.live_cameras, *absent]:
-        if bindings[feature] == "none":
+        if bindings[feature] == NONE:
             out[feature] = Feature(feature, "absent_camera", ())
             continue
         other = None if bindings[feature] == feature.rpartition(".")[2] else bindings[feature]

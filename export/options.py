@@ -17,7 +17,7 @@ JOINT_UNITS = ("degrees", "range100", "radians", "raw")
 class ExportOptions:
     """dataset: for samples, and for features where the checkpoint has none. robot, fps: instead of a dataset.
 
-    cameras: robot camera -> policy feature, or policy feature -> `none`. camera_sizes: camera -> (H, W).
+    cameras: policy camera -> robot camera or `none`, as said. camera_sizes: camera -> (H, W).
     joint_units: `degrees`, `range100`, `radians`, or `raw` for what is no joint at all.
     adapt_to_pi_aloha: the policy is openpi's Pi0 for ALOHA, which sees its joints and grippers mapped.
     allow_parity_failure: write the bundle although it computes something else; the report repeats it.

@@ -29,6 +29,8 @@ ACTION_SHARE = {"fp32": 1e-5, "fp16": 1e-3}
 """Tolerance of an action, as a share of the joint's range (design.md 2)."""
 STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
 """Tolerance of a stage's outputs, as a share of their largest value."""
+NO_NUMBER = 1e30
+"""Stands for an error that is infinite or NaN, which JSON does not know."""
 MIN_COSINE = 0.999
 """Quantised bundles: the worst sample's cosine between both chunks must reach this."""
 
@@ -73,7 +75,7 @@ def compare(
     policy: Policy, bundle: Bundle, exported: BundlePolicy, samples: Sequence[Sample], origin: str
 ) -> Comparison:
     """Runs every sample through torch and through the bundle. origin: where the samples came from, for the reader."""
-    precision = _precision(bundle)
+    precision = precision_of_bundle(bundle)
     reference, recorders = torch_policy(policy, bundle)
     graphs = exported.graphs
     worst = {name: _Worst() for name in graphs}
@@ -88,7 +90,7 @@ def compare(
             for step, (inputs, outputs) in enumerate(recorder.calls):
                 worst[name].add(step, outputs, graphs[name].run(_as_spec(inputs, graphs[name].spec)))
     ours, theirs = (np.stack(a) for a in zip(*pairs, strict=True))
-    actions = _actions(policy, bundle, ours, theirs, precision)
+    actions, agrees = action_parity(policy, bundle, ours, theirs)
     stages = {name: w.stage(name, precision, bundle) for name, w in worst.items() if w.largest}
     return Comparison(
         Parity(
@@ -96,7 +98,7 @@ def compare(
             n_samples=len(samples),
             stages=stages,
             actions=actions,
-            passed=_passed(stages, actions, precision),
+            passed=agrees and all(map(_within, stages.values())),
         ),
         ours,
         theirs,
@@ -107,17 +109,23 @@ def compare(
 def failures(parity: Parity, names: Sequence[str]) -> list[str]:
     """What is beyond its tolerance, one sentence each."""
     out = [
-        f"{name} differs by {s.max_abs:.3g}, tolerance {s.tolerance:.3g}"
+        f"{name} differs by {s.max_abs:.3g}, tolerance {s.tolerance or NO_NUMBER:.3g}"
         for name, s in parity.stages.items()
-        if not s.max_abs <= s.tolerance
+        if not _within(s)
     ]
-    a = parity.actions
-    if a.min_cosine is not None:
-        if not a.min_cosine >= MIN_COSINE:
-            out.append(f"the worst chunk has cosine {a.min_cosine:.5f}, at least {MIN_COSINE} is needed")
-        return out
-    return out + [
-        f"joint {n} differs by {e:.3g}, tolerance {t:.3g}"
+    out += _action_failures(parity.actions, names, "")
+    if parity.pipeline is not None and not parity.pipeline.passed:
+        out += _action_failures(parity.pipeline.actions, names, f" from {parity.pipeline.compared_with}")
+    return out
+
+
+def _action_failures(a: ActionParity, names: Sequence[str], other: str) -> list[str]:
+    if a.tolerance_per_joint is None:
+        cosine = a.min_cosine or 0.0
+        few = f"the worst chunk has cosine {cosine:.5f}{other}, at least {MIN_COSINE} is needed"
+        return [] if cosine >= MIN_COSINE else [few]
+    return [
+        f"joint {n} differs by {e:.3g}{other}, tolerance {t:.3g}"
         for n, e, t in zip(names, a.max_abs_per_joint, a.tolerance_per_joint, strict=True)
         if not e <= t
     ]
@@ -134,7 +142,8 @@ def _as_spec(inputs: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, np.
     return {i.name: inputs[i.name].astype(i.dtype, copy=False) for i in spec.inputs}
 
 
-def _precision(bundle: Bundle) -> str:
+def precision_of_bundle(bundle: Bundle) -> str:
+    """The coarsest of its graphs'."""
     found = set(bundle.manifest.target.precision.values())
     return next((p for p in ("int8", "fp16") if p in found), "fp32")
 
@@ -158,22 +167,34 @@ class _Worst:
 
     def stage(self, name: str, precision: str, bundle: Bundle) -> Stage:
         own = bundle.manifest.target.precision[name]
-        share = 1.0 if own == "int8" else STAGE_SHARE[precision if own != "fp32" else "fp32"]
+        share = STAGE_SHARE[precision if own in STAGE_SHARE and own != "fp32" else "fp32"]
         if name in ("decode", "time"):
             share = 1e-5
-        errors = [min(e, 1e30) for _, e in sorted(self.errors.items())]
+        errors = [min(e, NO_NUMBER) for _, e in sorted(self.errors.items())]
         per_step = tuple(errors) if name == "denoise" else None
-        return Stage(max(errors, default=0.0), share * max(1.0, self.largest), per_step)
+        tolerance = None if own == "int8" else share * max(1.0, self.largest)
+        return Stage(max(errors, default=0.0), tolerance, per_step)
 
 
-def _actions(
-    policy: Policy, bundle: Bundle, ours: np.ndarray, theirs: np.ndarray, precision: str
-) -> ActionParity:
-    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(axis=(0, 1))
+def action_parity(
+    policy: Policy, bundle: Bundle, ours: np.ndarray, theirs: np.ndarray, looser: float = 1.0
+) -> tuple[ActionParity, bool]:
+    """Chunks (n, T, A) held against each other, and whether they agree. looser: times the tolerance against torch."""
+    precision = precision_of_bundle(bundle)
+    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     width = action_range(policy, bundle.manifest)
-    if precision != "int8":
-        return ActionParity(_floats(error), _floats(ACTION_SHARE[precision] * width))
-    return ActionParity(_floats(error), _floats(width), float(min(map(_cosine(policy, width), ours, theirs))))
+    is_quantised = precision == "int8"
+    actions = ActionParity(
+        _floats(error.max(axis=(0, 1))),
+        None if is_quantised else _floats(looser * ACTION_SHARE[precision] * width),
+        float(min(map(_cosine(policy, width), ours, theirs))) if is_quantised else None,
+        _floats(error.mean(axis=(0, 1))),
+        _floats(width),
+    )
+    if actions.tolerance_per_joint is None:
+        return actions, (actions.min_cosine or 0.0) >= MIN_COSINE
+    pairs = zip(actions.max_abs_per_joint, actions.tolerance_per_joint, strict=True)
+    return actions, all(e <= t for e, t in pairs)
 
 
 def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -189,16 +210,12 @@ def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarr
     return cosine
 
 
-def _passed(stages: Mapping[str, Stage], actions: ActionParity, precision: str) -> bool:
-    fine = all(s.max_abs <= s.tolerance for s in stages.values())
-    if precision == "int8":
-        return fine and actions.min_cosine is not None and actions.min_cosine >= MIN_COSINE
-    pairs = zip(actions.max_abs_per_joint, actions.tolerance_per_joint, strict=True)
-    return fine and all(e <= t for e, t in pairs)
+def _within(stage: Stage) -> bool:
+    return stage.max_abs < NO_NUMBER if stage.tolerance is None else stage.max_abs <= stage.tolerance
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(f"{v:.4g}") if np.isfinite(v) else 1e30 for v in values)
+    return tuple(float(f"{v:.4g}") if np.isfinite(v) else NO_NUMBER for v in values)
 
 
 # -- latency ------------------------------------------------------------------------------------------------

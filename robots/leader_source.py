@@ -11,6 +11,7 @@ from edgevla.descriptions import AboutPolicy
 from edgevla.errors import BusError
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import DirectSource, Run
+from edgevla.vocabulary import NONE
 
 from .describe import about_camera
 from .leader_node import check_pair, chunk_size
@@ -87,7 +88,7 @@ def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSe
     made = []
     for camera in follower.cameras:
         source = options.cameras.get(camera.name, "sim" if options.is_sim else camera.source)
-        if source == "none" or (source == "sim" and not follower.world):
+        if source == NONE or (source == "sim" and not follower.world):
             continue
         made.append(CameraSettings.of_profile(about_camera(camera), source))
     return made

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from edgevla.errors import UsageError
 from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
-from edgevla.launch.options import Number, add_duration, pairs
+from edgevla.launch.options import Number, add_duration
 from edgevla.launch.screen import Screen
+from edgevla.vocabulary import camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.launch.deployment import DeployOptions
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--leader-calibration", metavar="ID|FILE", help="LeRobot calibration of the leader")
     options.add_arguments(parser)
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
-        help="device, image folder or video, or `none`; repeat")  # fmt: skip
+        help=camera_help("a device, image folder or video"))  # fmt: skip
     add_duration(parser)
     add(
         "--fps",

@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+
+# A busy machine is no failure: examples have no deadline of 0.2 s.
+hypothesis_settings.register_profile("edgevla", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("edgevla")
 
 # A runner in the background of a shell ignores Ctrl-C, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,8 +1,7 @@
-"""Which camera of the dataset feeds which camera of the policy: `--camera NAME=KEY` resolved and checked.
+"""Which camera of the dataset feeds which camera of the policy: `--camera NAME=SOURCE` resolved and checked.
 
-A name may be short (`front` for `observation.images.front`). Of the two sides one names a camera of the dataset,
-the other one of the policy, in either order; `NAME=none` says that a policy's camera is absent, or that a dataset's
-camera is left out of a fresh policy.
+NAME is a camera of the policy, SOURCE one of the dataset; in the other order they are taken where only that has a
+meaning. `NAME=none` says that a policy's camera is absent, or that a dataset's is left out of a fresh policy.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgevla.errors import UsageError
-
-IMAGES = "observation.images."
+from edgevla.vocabulary import IMAGES, NONE, Side, join, matches, one_camera, short_name
 
 
 @dataclass(frozen=True)
@@ -25,31 +23,24 @@ class Cameras:
     unused: tuple[str, ...] = ()
 
 
-def full_name(name: str, known: Sequence[str]) -> str | None:
-    """The camera of `known` that a person means: its feature name, or the last part of it."""
-    if name in known:
-        return name
-    return next((k for k in known if k == IMAGES + name or k.rpartition(".")[2] == name), None)
-
-
 def for_fresh_policy(wanted: Mapping[str, str], dataset: Sequence[str]) -> Cameras:
-    """`NAME=none` leaves a camera of the dataset out; `NAME=KEY` gives it another name in the policy.
+    """`NAME=SOURCE` makes a camera NAME of the dataset's SOURCE; `NAME=none` leaves one of the dataset out.
 
     Raises:
         UsageError: a name that is no camera of the dataset.
     """
+    whose = Side("the dataset", dataset)
+    given = {left: right for left, right in wanted.items() if right != NONE}
+    unused = [one_camera(n, whose, f"--camera {n}={NONE}") for n, right in wanted.items() if right == NONE]
+    joined = join(given, Side("the policy", None), whose)
+    used = [*joined.values(), *unused]
+    if twice := next((c for c in used if used.count(c) > 1), None):
+        raise UsageError(f"--camera names '{twice}' of the dataset twice; leave one of them out")
     rename: dict[str, str] = {}
-    unused: list[str] = []
-    for left, right in wanted.items():
-        name = full_name(left, dataset)
-        if name is None:
-            raise UsageError(
-                f"--camera {left}={right}: the dataset has no camera '{left}'; it has {', '.join(dataset) or 'none'}"
-            )
-        if right == "none":
-            unused.append(name)
-        else:
-            rename[name] = right if right.startswith("observation.") else IMAGES + right
+    for taker, source in joined.items():
+        known = matches(taker, dataset)
+        full = taker if taker.startswith("observation.") else IMAGES + taker
+        rename[source] = known[0] if len(known) == 1 else full
     names = [rename.get(c, c) for c in dataset if c not in unused]
     if len(set(names)) != len(names):
         raise UsageError(f"--camera gives two cameras the same name; after it they are {', '.join(names)}")
@@ -64,19 +55,7 @@ def for_policy(
     Raises:
         UsageError: a name nobody knows, or a policy camera that nothing feeds; says what to write.
     """
-    bound: dict[str, str] = {}  # policy camera -> dataset camera, "none"
-    for left, right in wanted.items():
-        for policy_side, dataset_side in ((left, right), (right, left)):
-            camera = full_name(policy_side, policy)
-            source = "none" if dataset_side == "none" else full_name(dataset_side, dataset)
-            if camera is not None and source is not None:
-                bound[camera] = source
-                break
-        else:
-            raise UsageError(
-                f"--camera {left}={right} must join a camera of the policy ({', '.join(policy)}) with one of the "
-                f"dataset ({', '.join(dataset)}) or with none"
-            )
+    bound = join(wanted, Side("the policy", policy), Side("the dataset", dataset))
     for camera in policy:
         if camera not in bound:
             back = next((k for k, v in rename.items() if v == camera and k in dataset), None)
@@ -85,8 +64,8 @@ def for_policy(
     missing = [c for c in policy if c not in bound and not c.startswith(IMAGES + "empty_camera_")]
     if missing:
         free = [c for c in dataset if c not in bound.values()]
-        short = missing[0].rpartition(".")[2]
-        cure = f"bind it with --camera {short}={free[0].rpartition('.')[2]}, or " if free else ""
+        short = short_name(missing[0], policy)
+        cure = f"bind it with --camera {short}={short_name(free[0], dataset)}, or " if free else ""
         raise UsageError(
             f"the policy's camera '{missing[0]}' is not among the dataset's ({', '.join(dataset) or 'none'}); {cure}do "
             f"without it: --camera {short}=none"

@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
 from edgevla.errors import UsageError
+from edgevla.vocabulary import camera_help, pairs, short_name
 
 from .policies import policy_names
 
@@ -61,9 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--camera",
         dest="cameras",
-        metavar="NAME=KEY",
+        metavar="NAME=SOURCE",
         action="append",
-        help="join a camera of the policy with one of the dataset, or with none",
+        help=camera_help("a camera of the dataset"),
     )
     what.add_argument(
         "--domain-id",
@@ -210,7 +212,7 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
     folder = Path(config.output) if config.output else _default_output(policy)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; choose another --output for the run's folder")
-    if (folder / "checkpoints").exists():
+    if (folder / CHECKPOINTS).exists():
         raise UsageError(
             f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
         )
@@ -250,9 +252,13 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
     import dataclasses
 
     from .config import OWN_CONFIG, TrainConfig
-    from .state import PRETRAINED, find_checkpoint, run_of
 
     checkpoint = find_checkpoint(Path(resumed))
+    if checkpoint.parent.name != CHECKPOINTS:
+        raise UsageError(
+            f"{checkpoint} is not in its run any more (RUN/{CHECKPOINTS}/STEP); put it back, or start a new run from "
+            f"its weights: --from {checkpoint / PRETRAINED}"
+        )
     path = checkpoint / PRETRAINED / OWN_CONFIG
     if not path.is_file():
         raise UsageError(f"{checkpoint} was not written by edgevla train; fine-tune it with --from instead")
@@ -266,7 +272,7 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
             f"to train further with other settings, start a run with --from {checkpoint / PRETRAINED}"
         )
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if k in FREE_ON_RESUME})
-    done = int(checkpoint.name)
+    done = step_of(checkpoint)
     if done >= config.steps:
         raise UsageError(f"{resumed} has made all of its {config.steps} steps; ask for more with --steps")
     folder = run_of(checkpoint)
@@ -297,23 +303,13 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for name, value in given.items():
         if name in ("settings", "cameras"):
-            overrides[name] = _pairs(value, "--set" if name == "settings" else "--camera")
+            overrides[name] = pairs(value, "--set" if name == "settings" else "--camera")
         elif name in NESTED:
             table, key = NESTED[name]
             overrides.setdefault(table, {})[key] = value
         else:
             overrides[name] = value
     return overrides
-
-
-def _pairs(words: list[str], option: str) -> dict[str, str]:
-    pairs = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not (key and equals and value):
-            raise UsageError(f"{option} {word} is not of the form NAME=VALUE")
-        pairs[key] = value
-    return pairs
 
 
 def _introduce(prepared: Any, say: Any) -> None:
@@ -327,7 +323,7 @@ def _introduce(prepared: Any, say: Any) -> None:
         + (f" ({job.worker.n_ranks} processes)" if job.worker.n_ranks > 1 else "")
         + (", bf16 autocast" if job.worker.bf16 else "")
     )
-    cameras = ", ".join(c.rpartition(".")[2] for c in policy.live_cameras) or "none"
+    cameras = ", ".join(short_name(c, policy.live_cameras) for c in policy.live_cameras) or "none"
     say(
         f"{config.dataset}: {facts.n_episodes} episodes, {facts.n_frames} frames at {facts.fps:g} Hz, "
         f"{len(prepared.data)} samples; cameras: {cameras}"
@@ -347,7 +343,7 @@ def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:
     import signal
 
     job = prepared.job
-    last = job.run / "checkpoints" / "last"
+    last = job.run / CHECKPOINTS / LAST
     resume, export = f"edgevla train --resume {job.run}", f"edgevla export {last}"
     if outcome.signal is not None:
         name = signal.Signals(outcome.signal).name

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from edgevla.checkpoints import PRETRAINED, TRAINING, run_of
 from edgevla.dataset.facts import FACTS, DatasetFacts, camera_looks, facts_of, read_facts
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.errors import CheckpointError, DatasetError, UsageError
+from edgevla.vocabulary import matches
 
 from . import lerobot, lora
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
-from .cameras import Cameras, for_policy, full_name
+from .cameras import Cameras, for_policy
 from .checkpoint import checkpoint_folder, load_policy, save_policy
 from .config import OWN_CONFIG, TrainConfig, split_episodes
 from .data import TrainingData
@@ -29,7 +31,7 @@ from .optim import build_optimizer, build_scheduler, freeze_all_but, grouped
 from .policies.base import Batch, Policy
 from .progress import TrainingLog
 from .start import Say, start_policy, tokenizer_of
-from .state import PRETRAINED, TRAINING, load_training_state, run_of, seed_everything, tidy
+from .state import load_training_state, seed_everything, tidy
 from .worker import Worker, choose_device, start_worker
 
 
@@ -155,7 +157,7 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
     named = list(policy.config.image_features)
     # For a fresh policy its cameras are named already, and one that was done without may be the policy's no more.
     said = config.cameras if config.start else {}
-    wanted = {name: source for name, source in said.items() if source != "none" or full_name(name, named)}
+    wanted = {name: source for name, source in said.items() if source != "none" or matches(name, named)}
     cameras = for_policy(wanted, dataset.cameras, named, rename)
     return policy.train(), dataclasses.replace(cameras, rename=rename)
 

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from edgevla.dataset.reader import Dataset
-from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import CheckpointError, DatasetError, EdgeVLAError, UsageError
 from edgevla.strict import Mismatch, nearest, read
 from edgevla.types import ACTION, STATE
 
+from .account import account_of
+from .account_config import is_n17
+from .account_pipelines import N17
 from .backbone import backbone_folder
 from .cameras import Cameras, for_fresh_policy, for_policy
-from .checkpoint import CONFIG, WeightsMisfit, load_policy
+from .checkpoint import CONFIG, WeightsMisfit, checkpoint_folder, load_policy
 from .config import TrainConfig
 from .data import Tokenize, dataset_features, dataset_stats, relative_stats
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
@@ -66,8 +69,12 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     is_trained = bool(config.start) and not is_backbone(folder)
     _check_start(config, cls, settings, is_trained)
     if not is_trained:
+        if config.start and is_n17(json.loads((folder / CONFIG).read_text())):
+            raise CheckpointError(f"--from {folder}: {N17}; refused")
         settings = {**cls.unfrozen, **settings} if config.from_scratch else settings
         return _fresh(config, settings, dataset, folder if config.start else None, say)
+    for note in account_of(checkpoint_folder(config.start)).require(for_training=True).notes:
+        say(f"note: {note}")
     made: list[tuple[PolicyConfig, Cameras]] = []
 
     def adapt(policy_config: PolicyConfig, processors: Processors) -> PolicyConfig:

@@ -1,11 +1,7 @@
 """A run on disk: LeRobot's directory layout, written whole or not at all, and read back to the bit (common.md 8.1).
 
-    RUN/checkpoints/<step>/pretrained_model/   the policy folder (config.json, model.safetensors, pipelines)
-    RUN/checkpoints/<step>/training_state/     step, optimizer, schedule and random generators
-    RUN/checkpoints/last -> <step>             the newest complete one
-
-A checkpoint is written into a hidden folder beside its place, flushed to disk, and renamed: whatever dies, and
-whenever, `last` leads to a complete checkpoint.
+Where its parts lie, `edgevla/checkpoints.py` says. A checkpoint is written into a hidden folder beside its place,
+flushed to disk, and renamed: whatever dies, and whenever, `last` leads to a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -23,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevla.errors import CheckpointError, UsageError
+from edgevla.checkpoints import CHECKPOINTS, STEP_FILE, point_last
+from edgevla.errors import CheckpointError
 
-CHECKPOINTS, LAST = "checkpoints", "last"
-PRETRAINED, TRAINING = "pretrained_model", "training_state"
 _HIDDEN = ".writing-"
 _OLD = ".old-"
 
@@ -52,7 +47,8 @@ def new_checkpoint(run: Path, step: int, n_steps: int) -> Iterator[Path]:
         yield hidden
         flush(hidden)
         replace_folder(hidden, target)
-        _point(home / LAST, target.name)
+        point_last(home, target.name)
+        _flush_folder(home)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
@@ -89,44 +85,6 @@ def tidy(run: Path) -> None:
             old.rename(target)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint (folder with `pretrained_model` and `training_state`) that a person means by `path`:
-    a run, its `checkpoints`, `last`, one checkpoint, or the `pretrained_model` in it.
-
-    Raises:
-        UsageError: there is none; says what to give.
-    """
-    path = path.absolute()
-    if path.name == PRETRAINED and (path.parent / TRAINING).is_dir():
-        path = path.parent
-    if path.name == LAST and not path.exists() and path.parent.is_dir():
-        path = path.parent
-    for candidate in (path, path / LAST, path / CHECKPOINTS / LAST):
-        if _is_complete(candidate):
-            return candidate.resolve()
-    for home in (path / CHECKPOINTS, path):
-        steps = [p for p in home.glob("[0-9]*") if _is_complete(p)]
-        if steps:
-            return max(steps, key=lambda p: int(p.name))
-    raise UsageError(f"{path} holds no checkpoint to resume from; give a run's folder, such as runs/act")
-
-
-def run_of(checkpoint: Path) -> Path:
-    return checkpoint.parent.parent
-
-
-def _is_complete(folder: Path) -> bool:
-    return (folder / PRETRAINED).is_dir() and (folder / TRAINING / "training_step.json").is_file()
-
-
-def _point(link: Path, name: str) -> None:
-    hidden = link.with_name(f".{link.name}-{os.getpid()}")
-    hidden.unlink(missing_ok=True)
-    hidden.symlink_to(name)
-    hidden.replace(link)
-    _flush_folder(link.parent)
-
-
 def flush(folder: Path) -> None:
     """Everything below `folder` to the disk, so that a rename never outruns what it names."""
     for root, _, files in os.walk(folder):
@@ -160,7 +118,7 @@ def save_training_state(
 
     folder.mkdir()
     step_file = {"step": step, "num_processes": n_processes, "batch_size": batch_size}
-    (folder / "training_step.json").write_text(json.dumps(step_file))
+    (folder / STEP_FILE).write_text(json.dumps(step_file))
     state = optimizer.state_dict()
     flat = {
         f"state/{i}/{name}": _tensor(value).contiguous()
@@ -188,7 +146,7 @@ def load_training_state(
     from safetensors.torch import load_file
 
     try:
-        step = int(json.loads((folder / "training_step.json").read_text())["step"])
+        step = int(json.loads((folder / STEP_FILE).read_text())["step"])
         groups = json.loads((folder / "optimizer_param_groups.json").read_text())
         flat = load_file(folder / "optimizer_state.safetensors", device=str(device))
         generators = load_file(folder / "rng_state.safetensors")

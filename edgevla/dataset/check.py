@@ -13,13 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from edgevla.dataset import stats as statistics
-from edgevla.dataset.layout import BOOKKEEPING, STATED, Episode, Finding, Findings, relative_files
+from edgevla.dataset.check_stats import check_stats
+from edgevla.dataset.depth import deep_gray_video
+from edgevla.dataset.facts import feature_names, state_units
+from edgevla.dataset.layout import STATED, Episode, Finding, Findings, relative_files
 from edgevla.dataset.open import read_all
 from edgevla.dataset.pictures import check_pictures
 from edgevla.dataset.reader import Dataset
+from edgevla.dataset.reading import Reading, how_to_name, lookalikes
+from edgevla.dataset.sizes import check_sizes
 from edgevla.dataset.stated import Stated, read_stated
+from edgevla.dataset.still import still_sentences, still_values
 from edgevla.dataset.video import VideoIndex
 from edgevla.errors import DatasetError
+from edgevla.types import ACTION, STATE
 
 Progress = Callable[[int, int, str], None]
 """(done, total, what)"""
@@ -30,12 +37,14 @@ def check_dataset(path: str | Path, *, progress: Progress | None = None) -> list
     return examine(path, progress=progress)[0]
 
 
-def examine(path: str | Path, *, progress: Progress | None = None) -> tuple[list[Finding], Dataset | None]:
+def examine(
+    path: str | Path, *, progress: Progress | None = None, reading: Reading | None = None
+) -> tuple[list[Finding], Dataset | None]:
     """Findings, and the dataset as far as it could be opened (None: not at all)."""
     root = Path(path).expanduser()
     findings = Findings(raise_errors=False)
     try:
-        opened = read_all(root, findings)
+        opened = read_all(root, findings, reading=reading)
     except DatasetError as error:
         fields = error.fields
         findings.error(
@@ -48,11 +57,12 @@ def examine(path: str | Path, *, progress: Progress | None = None) -> tuple[list
         return findings.all, dataset
     check_values(dataset, findings)
     check_videos(dataset, findings, progress=progress)
+    _check_names(dataset, findings)
     _check_leftovers(root, findings)
     check_pictures(dataset, _stated(root, findings), findings)
     if not findings.has_errors:
         try:
-            _check_stats(dataset, findings)
+            check_stats(dataset, findings)
         except DatasetError as error:  # a frame that cannot be decoded
             findings.error(f"{error}. Restore it from a copy.", file=error.fields.get("file"))
     return findings.all, dataset
@@ -89,7 +99,8 @@ def _check_finite(dataset: Dataset, findings: Findings, features: Sequence[str] 
             element = int(is_bad[row].argmax())
             names = dataset.info.features[name].names
             which = f" ('{names[element]}')" if element < len(names) else ""
-            findings.error(
+            report = findings.error if dataset.info.features[name].is_needed else findings.warn
+            report(
                 f"episode {episode.index}, feature '{name}' element {element}{which} is "
                 f"{values.reshape(len(values), -1)[row, element]} in frame {row - episode.from_index} "
                 f"({len(rows)} such rows; {dataset.file_of(row)}); remove the episode or repair the value",
@@ -171,6 +182,7 @@ def check_videos(
 ) -> None:
     """Every file is there, opens, is not cut short, and has a frame for every row; one frame of each is decoded."""
     wanted = dataset.cameras if cameras is None else list(cameras)
+    n_before = len(findings.all)
     users: dict[tuple[str, str], list[Episode]] = {}
     for camera in wanted:
         if dataset.info.features[camera].dtype != "video":
@@ -199,6 +211,8 @@ def check_videos(
             _check_video(dataset, key[0], key[1], users[key], found, findings)
             if progress:
                 progress(done, len(users), key[1])
+    broken = {f.feature for f in findings.all[n_before:] if f.severity == "error"}
+    check_sizes(dataset, findings, [camera for camera in wanted if camera not in broken])
 
 
 def _check_video(
@@ -226,6 +240,15 @@ def _check_video(
         findings.error(
             f"{several}, camera '{camera}': {file} is cut short: {index.n_frames} of {index.declared} frames are there. "
             "Restore it from a copy.",
+            file=file,
+            feature=camera,
+            episode=first,
+        )
+        return
+    if deep_gray_video(index.pix_fmt):
+        findings.error(
+            f"{several}, camera '{camera}': {file} holds {index.pix_fmt}, distances rather than colours; take other "
+            f"episodes, or do without it: --without {camera}",
             file=file,
             feature=camera,
             episode=first,
@@ -297,24 +320,21 @@ def _check_leftovers(root: Path, findings: Findings) -> None:
         )
 
 
-def _check_stats(dataset: Dataset, findings: Findings) -> None:
-    """What `Dataset.stats` repairs is said there; here: statistics that disagree with the rows."""
-    stored = dataset.stats
-    for name, values in dataset.columns.items():
-        if name in BOOKKEEPING or not len(values):
-            continue
-        true = statistics.vector_stats(values)
-        mean, std = stored[name]["mean"].ravel(), true["std"].ravel()
-        if not np.isfinite(mean).all() or mean.size != true["mean"].size:
-            findings.error(
-                f"statistics of '{name}' in meta/stats.json are not usable",
-                feature=name,
-                file="meta/stats.json",
-            )
-        elif (np.abs(mean - true["mean"].ravel()) > 0.1 * std + 1e-3 * (1 + np.abs(mean))).any():
-            findings.warn(
-                f"statistics of '{name}' in meta/stats.json are not those of the rows (mean {mean.round(3).tolist()}, "
-                f"rows {true['mean'].ravel().round(3).tolist()})",
-                feature=name,
-                file="meta/stats.json",
-            )
+def _check_names(dataset: Dataset, findings: Findings) -> None:
+    """Without an action nothing is learnt; without a state, or with a still one, less than one may think."""
+    columns = dataset.columns
+    if ACTION not in columns:
+        findings.warn(
+            f"no feature is named '{ACTION}', so no policy can train on this: {how_to_name(ACTION, dataset.info)}",
+            feature=ACTION,
+        )
+    if STATE not in columns and (alike := lookalikes(STATE, dataset.info.features)):
+        findings.warn(
+            f"no feature is named '{STATE}'; if that is '{alike[0]}', say --feature {STATE}={alike[0]}",
+            feature=STATE,
+        )
+    if STATE in columns:
+        units = state_units(dataset)
+        still = still_values(statistics.vector_stats(columns[STATE]), units)
+        for sentence in still_sentences(still, feature_names(dataset, STATE), units):
+            findings.warn(sentence, feature=STATE)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from edgevla import strict
+from edgevla.dataset.chosen import episodes_text
 from edgevla.dataset.layout import camera_age_key
+from edgevla.dataset.reading import Reading
 from edgevla.dataset.stated import read_stated
 from edgevla.dataset.stats import Stats
 from edgevla.errors import DatasetError, UsageError
@@ -60,6 +62,8 @@ class DatasetFacts:
     units_guess: what the statistics suggest, with the reason; only ever used to warn.
     trained_speed_p999: per joint, 99.9th percentile of |action change| between rows, unit/s.
     camera_looks: by camera; empty where no picture was looked at (see `camera_looks`).
+    reading: how the dataset was read; `open_dataset(..., remembered=facts.reading)` reads one like it the same way.
+    episodes: numbers of those that were opened, as `0,2-5`; None in facts written before they were kept.
     """
 
     fps: float
@@ -77,6 +81,8 @@ class DatasetFacts:
     n_frames: int
     tasks: list[str] = field(default_factory=list)
     camera_looks: dict[str, CameraLook] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+    episodes: str | None = None
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
@@ -84,13 +90,14 @@ class DatasetFacts:
         return {n: (f.shape[0], f.shape[1]) for n, f in self.features.items() if f.kind == "camera"}
 
     def to_json(self) -> dict[str, Any]:
+        as_usual = ("reading",) if self.reading == Reading() else ()
         return {
             "fps": self.fps,
             "features": {n: _feature_json(f) for n, f in self.features.items()},
             **{
                 name: strict.write(getattr(self, name))
                 for name in self.__dataclass_fields__
-                if name not in ("fps", "features")
+                if name not in ("fps", "features", *as_usual)
             },
         }
 
@@ -172,6 +179,8 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
         n_episodes=dataset.n_episodes,
         n_frames=dataset.n_frames,
         tasks=_tasks(dataset),
+        reading=dataset.reading,
+        episodes=episodes_text(e.index for e in dataset.episodes),
     )
 
 
@@ -194,6 +203,12 @@ def _vector(name: str, dataset: Dataset, units: str | None) -> Feature:
     if kind == "environment_state" or units is None:
         return Feature(name, kind, shape, names=names)
     return Feature(name, kind, shape, names=names, units=joint_unit_names(names, units), zero=MID_RANGE)
+
+
+def state_units(dataset: Dataset) -> tuple[str, ...]:
+    """Of each element of the state as the recording states them, or nothing."""
+    units, names = read_stated(dataset.root).joint_units, feature_names(dataset, STATE)
+    return joint_unit_names(names, units) if units is not None else ()
 
 
 def joint_unit_names(names: Sequence[str], units: str) -> tuple[str, ...]:
@@ -276,7 +291,7 @@ def _tasks(dataset: Dataset) -> list[str]:
 def _camera_ages(dataset: Dataset) -> dict[str, CameraAge]:
     ages = {}
     for camera in dataset.cameras:
-        column = dataset.columns.get(camera_age_key(camera))
+        column = dataset.columns.get(camera_age_key(dataset.info.features[camera].column))
         if column is not None and len(column):
             p50, p99 = np.quantile(column, [0.5, 0.99])
             ages[camera] = CameraAge(float(p50), float(p99), float(column.max()))

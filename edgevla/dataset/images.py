@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from edgevla.dataset.depth import deep_gray_picture, picture_bytes
 from edgevla.dataset.tables import open_parquet
 from edgevla.errors import DatasetError
 
@@ -36,7 +37,7 @@ class ImageTable:
         self.__init__(state["root"], state["files"])  # type: ignore[misc]
 
     def read(self, camera: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """uint8 (H, W, 3) RGB per table row, in the order of rows."""
+        """uint8 (H, W, 3) RGB per table row, in the order of rows. camera: its column."""
         self._find_groups()
         assert self._groups is not None
         for row in rows.tolist():
@@ -73,12 +74,14 @@ class ImageTable:
             return column
 
     def _picture(self, cell: Any, camera: str, file: str, row: int) -> np.ndarray:
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if data is None and isinstance(cell, dict) and cell.get("path"):
-            path = self.root / cell["path"]
-            data = path.read_bytes() if path.is_file() else None
-        encoded = np.frombuffer(data or b"", np.uint8)
-        picture = cv2.imdecode(encoded, _AS_STORED) if len(encoded) else None
+        data = picture_bytes(self.root, cell)
+        if levels := deep_gray_picture(data):
+            raise DatasetError(
+                f"the picture of camera '{camera}' in row {row} of {file} is {levels}: distances rather than colours",
+                file=file,
+                feature=camera,
+            )
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED) if data else None
         if picture is None:
             raise DatasetError(
                 f"the picture of camera '{camera}' in row {row} of {file} is damaged or missing",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgevla.errors import DatasetError
+from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE
 
 log = logging.getLogger("edgevla.dataset")
 
@@ -25,6 +26,9 @@ STATED = "meta/edgevla.json"
 EPISODES_GLOB = "meta/episodes/*/*.parquet"
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+USED = (STATE, ENVIRONMENT_STATE, ACTION)
+"""Features of numbers that policies can use."""
+_NUMERIC = re.compile(r"bool_?|u?int(8|16|32|64)?|float(16|32|64)?|double|half")
 _AGE_PREFIX = "camera_age_ms."
 
 
@@ -86,26 +90,63 @@ class Findings:
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One column. shape as in info.json, () never occurs: scalars have (1,). names: one per element, or empty."""
+    """One column. shape as in info.json, () never occurs: scalars have (1,). names: one per element, or empty.
+
+    source: what files call it, where it is read under another name. levels: the pixel format of pictures that are found
+    to have one channel of more than 8 bits, which info.json does not say.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    source: str = ""
+    levels: str = ""
+
+    @property
+    def column(self) -> str:
+        """Its name in the dataset's files."""
+        return self.source or self.name
+
+    @property
+    def is_picture(self) -> bool:
+        return self.dtype in ("image", "video")
 
     @property
     def is_camera(self) -> bool:
-        return self.dtype in ("image", "video") and not self.is_depth
+        return self.is_picture and not self.is_depth
 
     @property
     def is_depth(self) -> bool:
-        info = self.raw.get("info") or self.raw.get("video_info") or {}
-        return isinstance(info, Mapping) and bool(info.get("is_depth_map") or info.get("video.is_depth_map"))
+        """Pictures of distances, or of anything else that is no colour."""
+        return self.is_picture and bool(self.levels or self._says_depth)
+
+    @property
+    def _says_depth(self) -> bool:
+        parts = [self.raw.get(key) for key in ("info", "video_info")]
+        said = [self.raw, *[part for part in parts if isinstance(part, Mapping)]]
+        return any(part.get(key) for part in said for key in ("is_depth_map", "video.is_depth_map"))
+
+    @property
+    def why_depth(self) -> str:
+        """For a sentence about it."""
+        if self.levels:
+            return f"holds pictures of one channel with more than 8 bits ({self.levels}), distances rather than colours"
+        return "is a depth map"
 
     @property
     def is_numeric(self) -> bool:
-        return self.dtype not in ("image", "video", "string", "language")
+        return _NUMERIC.fullmatch(self.dtype) is not None
+
+    @property
+    def is_text(self) -> bool:
+        return self.dtype in ("string", "str", "large_string")
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether a policy can use it, or the reading of everything else does; another may be damaged."""
+        return self.name in (*USED, *BOOKKEEPING) or self.is_camera
 
     @property
     def hwc(self) -> tuple[int, int, int]:
@@ -275,13 +316,14 @@ def feature_info(name: str, raw: Any, path: Path) -> FeatureInfo:
         raise DatasetError(
             f"{path}: feature '{name}' needs a dtype and a shape, and has {raw!r}", file=INFO, feature=name
         ) from None
-    if dtype in ("image", "video") and len(shape) != 3:
+    feature = FeatureInfo(name, dtype, shape, _names(raw.get("names")), raw)
+    if feature.is_camera and len(shape) != 3:
         raise DatasetError(
             f"{path}: camera '{name}' has shape {list(shape)}; expected [height, width, channels]",
             file=INFO,
             feature=name,
         )
-    return FeatureInfo(name, dtype, shape, _names(raw.get("names")), raw)
+    return feature
 
 
 def _names(names: Any) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from edgevla.dataset import stats as statistics
+from edgevla.dataset.account import account_of_info
+from edgevla.dataset.depth import find_depth
 from edgevla.dataset.layout import (
     EPISODES_GLOB,
     INFO,
@@ -25,7 +27,9 @@ from edgevla.dataset.layout import (
     read_jsonl,
     relative_files,
 )
+from edgevla.dataset.reading import Reading
 from edgevla.dataset.stats import Stats
+from edgevla.dataset.subtasks import take_subtasks
 from edgevla.dataset.tables import (
     Frames,
     read_episode_rows,
@@ -39,7 +43,10 @@ from edgevla.errors import DatasetError
 
 @dataclass
 class Opened:
-    """What a dataset holds. order: for each row, its place in the files as read (None of them moved: arange)."""
+    """What a dataset holds, under the names of `reading`.
+
+    order: for each row, its place in the files as read (None of them moved: arange).
+    """
 
     info: Info
     tasks: dict[int, str]
@@ -47,16 +54,27 @@ class Opened:
     frames: Frames
     order: np.ndarray
     stats: Stats
+    reading: Reading
 
 
-def read_all(root: Path, findings: Findings, wanted: Sequence[int] | None = None) -> Opened:
+def read_all(
+    root: Path,
+    findings: Findings,
+    wanted: Sequence[int] | None = None,
+    reading: Reading | None = None,
+    remembered: Reading | None = None,
+) -> Opened:
     """Reads everything but videos. With `wanted` episodes, what only others need may be missing or damaged.
 
     Raises:
+        UsageError: a reading that the dataset does not allow.
         DatasetError: what makes the dataset unreadable; with `findings.raise_errors` also the first defect.
     """
     info = read_info(root)
+    reading = (reading or Reading()).over(remembered or Reading(), info)
+    info = reading.applied(info)
     is_v2 = info.version[0] == 2
+    account_of_info(info, findings)
     if not info.says_version:
         findings.warn(
             f"{INFO} says codebase_version = {info.raw.get('codebase_version')!r}, which is none; read as "
@@ -75,14 +93,21 @@ def read_all(root: Path, findings: Findings, wanted: Sequence[int] | None = None
     order = _sort_rows(frames, findings)
     episodes = _episodes(root, info, rows, frames, findings, wanted)
     if wanted is None:
-        _check_totals(info, episodes, findings)
+        _check_totals(info, rows, episodes, findings)
+    needed = [e for e in episodes if wanted is None or e.index in wanted]
+    info = find_depth(root, info, needed, frames.files, findings)
+    tasks = _tasks(root, is_v2, findings)
+    if reading.task_from == "subtask":
+        tasks = take_subtasks(root, info, frames, order, tasks, needed, findings)
+    stats = _stored_stats(root, is_v2, findings)
     return Opened(
         info=info,
-        tasks=_tasks(root, is_v2, findings),
+        tasks=tasks,
         episodes=episodes,
         frames=frames,
         order=order,
-        stats=_stored_stats(root, is_v2, findings),
+        stats={f.name: stats[f.column] for f in info.features.values() if f.column in stats},
+        reading=reading,
     )
 
 
@@ -216,7 +241,11 @@ def _data_files(
     there = relative_files(root, info.data_glob())
     have = set(there)
     if info.version[0] == 2:
-        named = {info.episode_data_path(r["episode_index"]): r["episode_index"] for r in rows}
+        named = {
+            info.episode_data_path(r["episode_index"]): r["episode_index"]
+            for r in rows
+            if r.get("length") != 0
+        }
     else:
         named = {}
         for row in rows:
@@ -228,7 +257,8 @@ def _data_files(
     for file, episode in named.items():
         if file not in have and (wanted is None or episode in wanted):
             findings.error(
-                f"{file} is missing in {root}; it holds episode {episode}. Restore it, or open the other episodes only.",
+                f"{file} is missing in {root}; it holds episode {episode}. Restore it, or take the other "
+                "episodes: --episodes",
                 file=file,
                 episode=episode,
             )
@@ -304,6 +334,11 @@ def _episodes(
         start, n = at.get(number, (0, 0))
         if n != stated and wanted is not None and number not in wanted:
             continue
+        if n == stated == 0:
+            findings.warn(
+                f"episode {number} of {root} is empty: it has no frames, and is left out", episode=number
+            )
+            continue
         if n == 0:
             findings.error(
                 f"episode {number} of {root} has no rows in the data files", episode=number, file="data"
@@ -334,22 +369,29 @@ def _spans(info: Info, row: Mapping[str, Any], length: int) -> dict[str, VideoSp
     for camera in info.cameras:
         if info.features[camera].dtype != "video":
             continue
+        column = info.features[camera].column
         if info.version[0] == 2:
-            file = info.episode_video_path(camera, row["episode_index"])
+            file = info.episode_video_path(column, row["episode_index"])
             spans[camera] = VideoSpan(file, 0.0, length / info.fps)
             continue
-        chunk, number = row.get(f"videos/{camera}/chunk_index"), row.get(f"videos/{camera}/file_index")
-        start = row.get(f"videos/{camera}/from_timestamp")
+        chunk, number = row.get(f"videos/{column}/chunk_index"), row.get(f"videos/{column}/file_index")
+        start = row.get(f"videos/{column}/from_timestamp")
         if chunk is None or number is None or start is None:
             continue
-        end = row.get(f"videos/{camera}/to_timestamp")
-        file = info.video_file(camera, chunk, number)
+        end = row.get(f"videos/{column}/to_timestamp")
+        file = info.video_file(column, chunk, number)
         spans[camera] = VideoSpan(file, start, start + length / info.fps if end is None else end)
     return spans
 
 
-def _check_totals(info: Info, episodes: list[Episode], findings: Findings) -> None:
-    for key, count in (("total_episodes", len(episodes)), ("total_frames", sum(e.length for e in episodes))):
+def _check_totals(
+    info: Info, rows: Sequence[Mapping[str, Any]], episodes: list[Episode], findings: Findings
+) -> None:
+    n_empty = sum(row.get("length") == 0 for row in rows)
+    for key, count in (
+        ("total_episodes", len(episodes) + n_empty),
+        ("total_frames", sum(e.length for e in episodes)),
+    ):
         stated = info.raw.get(key)
         if stated is not None and stated != count:
             findings.warn(f"{INFO} says {key} = {stated}; the tables hold {count}, which is used", file=INFO)

@@ -76,7 +76,9 @@ def _exchanged(episodes: list[Episode], seen: dict[str, list[Glance]], findings:
 
 def _repeated(dataset: Dataset, stated: Stated, findings: Findings) -> None:
     """What the recording counted."""
-    for camera, of_each in stated.repeated_pictures.items():
+    names = {feature.column: feature.name for feature in dataset.info.features.values()}
+    for column, of_each in stated.repeated_pictures.items():
+        camera = names.get(column, column)
         counted = [(e.index, of_each[e.index]) for e in dataset.episodes if e.index < len(of_each)]
         long = {number: found.longest / dataset.fps for number, found in counted if found is not None}
         long = {number: seconds for number, seconds in long.items() if seconds >= STILL_S}

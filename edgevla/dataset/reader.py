@@ -21,11 +21,13 @@ from edgevla.dataset.hub import local_folder
 from edgevla.dataset.images import ImageTable
 from edgevla.dataset.layout import BOOKKEEPING, Episode, Findings, Info
 from edgevla.dataset.open import Opened, read_all
+from edgevla.dataset.reading import Reading
 from edgevla.dataset.stats import Stats
 from edgevla.dataset.video import VideoIndex, VideoPool
 from edgevla.errors import DatasetError, UsageError
 
 DEFAULT_TOLERANCE_S = 1e-4
+AS_IT_IS = Reading()
 
 
 def open_dataset(
@@ -34,19 +36,24 @@ def open_dataset(
     *,
     root: str | Path | None = None,
     tolerance_s: float = DEFAULT_TOLERANCE_S,
+    reading: Reading = AS_IT_IS,
+    remembered: Reading = AS_IT_IS,
 ) -> Dataset:
     """Opens a LeRobot dataset from a folder, or from the hub by its id (`owner/name`).
 
     episodes: only these, in dataset order whatever the order given. root: where a hub dataset lies or is put.
     tolerance_s: how far a frame's presentation time may be from its row's timestamp.
+    reading: features under other names, what is left out, which text is the task. remembered: the same as a checkpoint
+    knows it from its training data (`DatasetFacts.reading`); what of it does not fit this dataset is left aside.
 
     Raises:
+        UsageError: a reading that the dataset does not allow.
         DatasetError: what cannot be read, in one sentence naming the file. What can be repaired in memory (wrong
             totals, missing statistics) is, with a warning; see `Dataset.findings`.
     """
     folder, repo_id = local_folder(path_or_repo, root)
     findings = Findings()
-    opened = read_all(folder, findings, episodes)
+    opened = read_all(folder, findings, episodes, reading, remembered)
     if not opened.episodes:
         raise DatasetError(f"{folder} holds no complete episode; record some first", file="meta/episodes")
     return Dataset(folder, opened, findings, repo_id=repo_id, episodes=episodes, tolerance_s=tolerance_s)
@@ -76,6 +83,7 @@ class Dataset:
         self.task_table: dict[int, str] = opened.tasks
         self.tasks: list[str] = list(dict.fromkeys(opened.tasks.values()))
         self.cameras: list[str] = self.info.cameras
+        self.reading = opened.reading
         self.is_subset = episodes is not None
         self.episodes, kept = _select(opened.episodes, episodes, root)
         frames = opened.frames
@@ -240,7 +248,7 @@ class Dataset:
         if feature is None or not feature.is_camera:
             raise UsageError(f"'{camera}' is not a camera of {self.root}; cameras: {', '.join(self.cameras)}")
         if feature.dtype == "image":
-            yield from enumerate(self._images.read(camera, self._opened.order[self._table_row[rows]]))
+            yield from enumerate(self._images.read(feature.column, self._opened.order[self._table_row[rows]]))
             return
         for file, positions, numbers in self.locate(camera, rows):
             where: dict[int, list[int]] = {}

@@ -116,6 +116,7 @@ def merge(parts: Sequence[Stats]) -> Stats:
     merged: Stats = {}
     for feature in dict.fromkeys(name for part in parts for name in part):
         having = [p[feature] for p in parts if all(s in p.get(feature, {}) for s in BASIC)]
+        having = [p for p in having if p["count"].any()]  # an episode without frames adds nothing
         if having:
             merged[feature] = _merge_feature(having)
     return merged
@@ -123,7 +124,7 @@ def merge(parts: Sequence[Stats]) -> Stats:
 
 def _merge_feature(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     counts = np.array([float(p["count"].ravel()[0]) for p in parts])
-    if counts.min() < 0 or counts.sum() <= 0:
+    if counts.min() < 0:
         raise ValueError(f"counts of {counts.min():g}")
     shape = (len(parts),) + (1,) * parts[0]["mean"].ndim
     weight = counts.reshape(shape) / counts.sum()

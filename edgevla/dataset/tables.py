@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edgevla.dataset.layout import BOOKKEEPING, INFO, FeatureInfo, Findings
+from edgevla.dataset.layout import INFO, FeatureInfo, Findings
 from edgevla.errors import DatasetError
 
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -82,29 +82,39 @@ def read_frames(
     """Reads all data files. A damaged file, or a feature that a file lacks, is a finding: an error, but for the
     former only a warning when `is_partial`, as its episodes may not be wanted."""
     parts: dict[str, list[np.ndarray]] = {}
-    wanted = [f for f in features.values() if f.dtype == "string" or (f.is_numeric and _is_read(f, findings))]
+    wanted = [f for f in features.values() if f.is_text or _is_read(f, findings)]
     pictures = [f for f in features.values() if f.is_camera and f.dtype == "image"]
     missing: set[str] = set()
+    unread: dict[str, DatasetError] = {}
     kept, starts, row = [], [], 0
     for file in files:
         try:
             schema = open_parquet(root, file).schema_arrow.names
-            table = read_table(root, file, [f.name for f in wanted if f.name in schema])
-            arrays = {f.name: _to_numpy(table, f, file) for f in wanted if f.name in schema}
+            table = read_table(root, file, [f.column for f in wanted if f.column in schema])
+            arrays = _arrays(table, [f for f in wanted if f.column in schema], file, unread)
         except DatasetError as error:
             report = findings.warn if is_partial else findings.error
             report(str(error), file=file, feature=error.fields.get("feature"))
             continue
-        missing |= {f.name for f in (*wanted, *pictures) if f.name not in schema}
+        if not table.num_rows:
+            continue
+        missing |= {f.name for f in (*wanted, *pictures) if f.column not in schema}
         kept.append(file)
         starts.append(row)
         row += table.num_rows
         for name, array in arrays.items():
             parts.setdefault(name, []).append(array)
     for name in sorted(missing):
-        parts.pop(name, None)
-        text = f"feature '{name}' of meta/info.json is not a column of the data files in {root}"
-        findings.error(text, feature=name, file=next(iter(files), None))
+        findings.error(
+            f"feature '{name}' of meta/info.json is not a column of the data files in {root}; restore the files, or do "
+            f"without it: --without {name}",
+            feature=name,
+            file=next(iter(files), None),
+        )
+    for name, reason in unread.items():
+        text = f"{reason}; no policy uses it, and it is left out"
+        findings.warn(text, feature=name, file=reason.fields.get("file"))
+    parts = {name: arrays for name, arrays in parts.items() if name not in missing and name not in unread}
     joined = {
         name: arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for name, arrays in parts.items()
     }
@@ -117,24 +127,44 @@ def read_frames(
 
 
 def _is_read(feature: FeatureInfo, findings: Findings) -> bool:
-    """Whether numpy knows the dtype; a kind of column that a later version of the format brings is left alone."""
-    try:
-        np.dtype(_NUMPY_NAME.get(feature.dtype, feature.dtype))
-    except TypeError:
+    """Whether it is a column of numbers; a kind that a later version of the format brings is left alone, and said."""
+    if feature.is_numeric:
+        return True
+    if not (feature.is_text or feature.is_picture or feature.dtype == "language"):
         text = f"feature '{feature.name}' has the dtype '{feature.dtype}', which is not known"
-        is_needed = feature.name in BOOKKEEPING or feature.name.startswith(("observation", "action"))
-        (findings.error if is_needed else findings.warn)(text, file=INFO, feature=feature.name)
-        return False
-    return True
+        if feature.is_needed:
+            findings.error(text, file=INFO, feature=feature.name)
+        else:
+            findings.warn(f"{text}; it is left out", file=INFO, feature=feature.name)
+    return False
+
+
+def _arrays(
+    table: pa.Table, features: Sequence[FeatureInfo], file: str, unread: dict[str, DatasetError]
+) -> dict[str, np.ndarray]:
+    """Columns by feature. One that cannot be read is noted in `unread`, where no policy can use it.
+
+    Raises:
+        DatasetError: such a column that a policy can use.
+    """
+    arrays = {}
+    for feature in features if table.num_rows else ():
+        try:
+            arrays[feature.name] = _to_numpy(table, feature, file)
+        except DatasetError as error:
+            if feature.is_needed:
+                raise
+            unread.setdefault(feature.name, error)
+    return arrays
 
 
 def _to_numpy(table: pa.Table, feature: FeatureInfo, file: str) -> np.ndarray:
     """(N,) for shape [1], else (N, *shape), cast to the declared dtype; strings as an object array."""
-    column = table.column(feature.name).combine_chunks()
+    column = table.column(feature.column).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     n = len(column)
-    if feature.dtype == "string":
+    if feature.is_text:
         return np.array(column.to_pylist(), dtype=object)
     values = flat_values(column)
     dtype = np.dtype(_NUMPY_NAME.get(feature.dtype, feature.dtype))
@@ -174,14 +204,23 @@ def flat_values(column: pa.Array) -> pa.Array:
 
 def read_tasks(root: Path, file: str = "meta/tasks.parquet") -> dict[int, str]:
     """task_index -> instruction, by the value of `task_index` whatever the order of rows."""
+    return read_numbered_texts(root, file, "task_index", "task")
+
+
+def read_numbered_texts(root: Path, file: str, number: str, text: str) -> dict[int, str]:
+    """A table of texts by their number. pandas leaves the text as its index, named or not.
+
+    Raises:
+        DatasetError: the file is damaged, or has no such columns.
+    """
     table = read_table(root, file)
-    names = [n for n in table.column_names if n != "task_index"]
-    if "task_index" not in table.column_names or not names:
+    names = [n for n in table.column_names if n != number]
+    if number not in table.column_names or not names:
         raise DatasetError(
-            f"{file} has the columns {table.column_names}; expected task_index and the task's text", file=file
+            f"{file} has the columns {table.column_names}; expected {number} and the {text}'s text", file=file
         )
-    text = next((n for n in ("task", "__index_level_0__") if n in names), names[0])
-    pairs = zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True)
+    column = next((n for n in (text, "__index_level_0__") if n in names), names[0])
+    pairs = zip(table.column(number).to_pylist(), table.column(column).to_pylist(), strict=True)
     return task_table(pairs, file)
 
 

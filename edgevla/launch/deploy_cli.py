@@ -20,8 +20,9 @@ from typing import Any
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
-from edgevla.launch.options import Number, add_duration, pairs, whole
+from edgevla.launch.options import Number, add_duration, whole
 from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
+from edgevla.vocabulary import camera_help, pairs
 
 BUNDLE_PLACES: tuple[str, ...] = (
     "bundles/*",
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_arguments(parser)
     add_duration(parser)
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
-        help="device, image folder or video; repeat")  # fmt: skip
+        help=camera_help("a device, image folder or video"))  # fmt: skip
     add("--task", help="what the policy shall do, for policies that read text; else the label of recordings")
     _add_execution(parser)
     add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps; default: the bundle's")

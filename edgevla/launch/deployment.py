@@ -18,6 +18,7 @@ from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
 from edgevla.execution.strategies import KINDS, check_chunk
 from edgevla.manifest import Manifest
+from edgevla.vocabulary import NONE
 
 TRAINED_SPEED_MARGIN = 1.5
 """As `robots/safety.py` has it, where it is applied; here it says in the summary which cap it was."""
@@ -57,13 +58,19 @@ def camera_settings(manifest: Manifest, robot: AboutRobot, o: DeployOptions) -> 
     """One per camera the policy needs: the profile's, with what the command line says; simulated ones fit.
 
     Raises:
-        UsageError: `--camera` names one that the policy does not have.
+        UsageError: `--camera` names one that the policy does not have, or leaves out one that it needs.
     """
     known = {camera.name: camera for camera in robot.cameras}
     unused = [n for n in o.cameras if n not in camera_names(manifest)]
     if unused:
         names = ", ".join(camera_names(manifest)) or "none"
         raise UsageError(f"--camera {unused[0]}=...: the policy has no such camera; it has {names}")
+    absent = [name for name, source in o.cameras.items() if source == NONE]
+    if absent:
+        raise UsageError(
+            f"--camera {absent[0]}={NONE}: this bundle looks through '{absent[0]}'; export the checkpoint again without "
+            f"it, with the same words"
+        )
     made = []
     for name, feature in zip(camera_names(manifest), manifest.cameras, strict=True):
         height, width = manifest.features[feature].shape[:2]

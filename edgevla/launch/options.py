@@ -116,16 +116,3 @@ POSITIONAL = ("bundle", "dataset", "output")
 
 def _option(name: str) -> str:
     return name if name in POSITIONAL else f"--{name.replace('_', '-')}"
-
-
-def pairs(texts: list[str], option: str) -> dict[str, str]:
-    """`NAME=VALUE` texts."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if not value or not name:
-            raise UsageError(f"{option} {text}: expected NAME=VALUE")
-        if name in found:
-            raise UsageError(f"{option} {name} is given twice")
-        found[name] = value
-    return found

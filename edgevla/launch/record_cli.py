@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError, WireError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
+from edgevla.vocabulary import NONE, camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.nodes.recorder import RecorderNode
@@ -40,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", help="instruction of the episodes, in words, where the robot has none of its own"
     )
     parser.add_argument(
-        "--camera", action="append", metavar="NAME", help="record these only; default: all that run"
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME=none",
+        help=camera_help("the robot's camera of that name"),
     )
     parser.add_argument(
         "--episodes", type=whole(1, 1_000_000), metavar="N", help="stop after so many kept episodes"
@@ -67,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     folder = attach(args)
     deployment = read_deployment(folder)
-    cameras = _cameras(args, [n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")])
+    running = [n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")]
+    cameras = _cameras(args.camera, running)
     stream = sys.stderr if args.json else sys.stdout
 
     def say(text: str) -> None:
@@ -110,11 +116,27 @@ def _check(args: argparse.Namespace) -> None:
     args.pause = PAUSE_S if args.pause is None else args.pause
 
 
-def _cameras(args: argparse.Namespace, running: list[str]) -> list[str]:
-    unknown = [name for name in args.camera or () if name not in running]
-    if unknown:
-        raise UsageError(f"--camera {unknown[0]}: not among the running ones: {', '.join(running) or 'none'}")
-    return list(args.camera or running)
+def _cameras(texts: list[str], running: list[str]) -> list[str]:
+    """All that run but those that are left out."""
+    for text in texts:
+        if text in running:
+            others = " ".join(f"--camera {name}={NONE}" for name in running if name != text)
+            raise UsageError(
+                f"--camera {text}: say which cameras are not to be recorded"
+                + (f": {others}" if others else "; it is the only one, leave the option out")
+            )
+    said = pairs(texts, "--camera")
+    for name, source in said.items():
+        if name not in running:
+            raise UsageError(
+                f"--camera {name}={source}: not among the running ones: {', '.join(running) or 'none'}"
+            )
+        if source not in (name, NONE):
+            raise UsageError(
+                f"--camera {name}={source}: a recording shows the robot's cameras under their own names; leave one "
+                f"out with {name}={NONE}"
+            )
+    return [name for name in running if said.get(name) != NONE]
 
 
 class Session:

@@ -15,6 +15,7 @@ import numpy as np
 from edgevla.clock import Clock, VirtualClock
 from edgevla.errors import UsageError
 from edgevla.strict import nearest
+from edgevla.vocabulary import once
 
 from ..bus.port import MemoryPort
 from ..calibration import Calibration, nominal
@@ -153,8 +154,10 @@ class EmulatedRobot:
                 share *= LIGHTER_OUTWARDS
 
     def _install(self, firmware: Sequence[str]) -> None:
-        for text in firmware:
-            name, _, wanted = text.rpartition("=")
+        named = [text.rpartition("=")[0] for text in firmware]
+        once([name or "for all servos" for name in named], "--firmware")
+        for name, text in zip(named, firmware, strict=True):
+            wanted = text.removeprefix(f"{name}=")
             if name and name not in self.servos:
                 raise UsageError(
                     f"{self.profile.name} has no servo '{name}' to give the firmware '{wanted}'; it has "

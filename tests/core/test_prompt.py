@@ -13,7 +13,7 @@ import pytest
 from edgevla.errors import BundleError
 from edgevla.prompt import CLEANERS, GROOT_TEMPLATE, PromptBuilder, discretise, groot_template
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "smolvla": ("{task}", ("ensure_newline",)),
     "pi0": ("{task}", ("ensure_newline",)),

@@ -1,4 +1,4 @@
-"""Fixtures around the sample datasets of `shared/` beside the project, and small datasets made on the fly."""
+"""Fixtures around the sample datasets of `tests/fixtures`, and small datasets made on the fly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbou
 
 import dataset_kit
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "datasets"
+SHARED = Path(__file__).parents[1] / "fixtures" / "datasets"
 
 
 @pytest.fixture(scope="session")

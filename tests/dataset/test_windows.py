@@ -16,7 +16,7 @@ DELTAS = st.lists(st.integers(-200, 200), min_size=1, max_size=20)
 
 @pytest.fixture(scope="module")
 def pusht_set() -> Dataset:
-    return open_dataset(Path(__file__).parents[2].parent / "shared/datasets/pusht_v30")
+    return open_dataset(Path(__file__).parents[1] / "fixtures/datasets/pusht_v30")
 
 
 @given(row=st.integers(0, 1915), deltas=DELTAS)

@@ -11,7 +11,7 @@ import torch
 
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 SO101 = SHARED / "datasets" / "so101_v30"
 JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
 

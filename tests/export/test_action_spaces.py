@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-XVLA = Path(__file__).parents[2].parent / "shared" / "goldens" / "xvla" / "checkpoint"
+XVLA = Path(__file__).parents[1] / "fixtures" / "goldens" / "xvla" / "checkpoint"
 SPACES = """
 from edgevla.train.policies.xvla_actions import ActionSpace, Term
 

@@ -17,7 +17,7 @@ from edgevla.errors import UsageError
 from edgevla.export.describe import describe_bundle
 from edgevla.export.draft import _prompt
 
-SO101 = Path(__file__).parents[2].parent / "shared" / "datasets" / "so101_v30"
+SO101 = Path(__file__).parents[1] / "fixtures" / "datasets" / "so101_v30"
 
 
 @pytest.fixture(scope="module")

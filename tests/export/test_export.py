@@ -27,7 +27,7 @@ from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.types import CameraAge, Observation
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 GOLDEN_ACT = SHARED / "goldens" / "act" / "checkpoint"
 SO101 = SHARED / "datasets" / "so101_v30"
 QUICK = {"n_samples": 2, "n_timed": 1}
@@ -70,11 +70,13 @@ def test_it_was_compared_with_torch_on_real_frames_and_timed(bundle: Path) -> No
     assert m.parity.n_samples == 6
     assert "dataset frames" in m.parity.reference
     # One hundred-thousandth of the joint's range.
+    assert m.parity.actions.tolerance_per_joint is not None
     assert max(m.parity.actions.tolerance_per_joint) < 2e-3
     assert m.latency is not None
     assert m.latency.eager_ms.p50 > 0
     page = (bundle / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
+    assert page.count("<td>yes</td>") == 6  # a tolerance that decides, joint by joint
     assert "http://" not in page
     assert 'src="http' not in page
 
@@ -210,9 +212,20 @@ def test_cameras_are_bound_by_name_and_sized(
 @pytest.mark.parametrize(
     ("cameras", "sizes", "sentence"),
     [
-        ({"front": "side"}, {}, r"no camera 'side'"),
-        ({"wrist": "front"}, {}, r"'wrist' would feed .*front.*wrist"),
+        ({"left": "side"}, {}, r"no camera 'left'"),
+        ({"front": "top", "wrist": "top"}, {}, r"'top' would feed .*front.*wrist.*--camera wrist=CAMERA"),
+        (
+            {"wrist": "front"},
+            {},
+            r"both are cameras of the policy; .* say --camera observation.images.wrist=front",
+        ),
+        ({"front": "top", "observation.images.front": "side"}, {}, r"front' of the policy twice"),
         ({}, {"side": (10, 10)}, r"names 'side'; the cameras are"),
+        (
+            {},
+            {"front": (10, 10), "observation.images.front": (20, 20)},
+            r"--camera-size names one camera twice",
+        ),
     ],
 )
 def test_a_binding_that_cannot_be_is_named(

@@ -25,7 +25,7 @@ from edgevla.export.options import ExportOptions
 from edgevla.export.trace import IR_VERSION, OPSET
 from edgevla.graph import GraphSpec, TensorSpec
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 LENGTH, WIDTH = 1000, 16
 SPEC = GraphSpec(
     (

@@ -20,7 +20,7 @@ from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
 from edgevla.train.policies import POLICIES
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 
 
 @pytest.fixture(scope="module", params=POLICIES)

@@ -1,7 +1,7 @@
 """Golden parity: `pytest tests/golden --goldens DIR` runs on any folder of fixtures.
 
 DIR is one fixture (a folder with cases.safetensors, cases.json and checkpoint*/) or holds several; default: the
-goldens in `shared/` beside the project. The policy is what the checkpoint's config.json says. Every recorded output
+goldens in `tests/fixtures`. The policy is what the checkpoint's config.json says. Every recorded output
 key is one test (`test_output[<fixture>-<key>]`); a key that no code computes fails, as does a fixture of a policy
 that does not exist. Adapters: `cases_<policy>.py`, see golden_harness.py.
 """

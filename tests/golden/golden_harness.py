@@ -31,7 +31,7 @@ from edgevla.execution.ensemble import ensemble
 from edgevla.train.checkpoint import load_policy
 from edgevla.train.policies.base import Policy
 
-DEFAULT = Path(__file__).parents[2].parent / "shared" / "goldens"
+DEFAULT = Path(__file__).parents[1] / "fixtures" / "goldens"
 Method = TypeVar("Method", bound=Callable[..., Any])
 STATEMENTS = {"inputs", "expected", "expected_v06", "tasks", "rtc", "temporal_ensemble_coeff", "n_queries"}
 STATEMENTS |= {"grad_names", "grad_names_v06", "opt_lr_scale"}

@@ -23,7 +23,7 @@ from edgevla.train.policies.groot import N_TEXT_TOKENS, Groot, MinMax
 from edgevla.train.policies.groot_config import GrootConfig
 from edgevla.train.tiny import write_tiny_backbone
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "groot" / "checkpoint"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "goldens" / "groot" / "checkpoint"
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 
 

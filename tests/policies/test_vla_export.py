@@ -20,7 +20,7 @@ from edgevla.policy import Sampler, initial_noise
 from edgevla.train.checkpoint import load_policy
 from edgevla.train.policies.vla import FlowVla
 
-GOLDENS = Path(__file__).parents[2].parent / "shared" / "goldens"
+GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 KINDS = ["smolvla", "pi0", "pi05"]
 
 

@@ -26,7 +26,7 @@ from edgevla.train.policies.xvla_actions import ACTION_SPACES, ActionSpace, Term
 from edgevla.train.policies.xvla_config import XVlaConfig
 from edgevla.train.processors import Step
 
-GOLDEN = Path(__file__).parents[2].parent / "shared" / "goldens" / "xvla" / "checkpoint"
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "goldens" / "xvla" / "checkpoint"
 
 
 @pytest.fixture

@@ -17,10 +17,39 @@ def test_a_fresh_policy_takes_all_cameras_under_their_names() -> None:
     assert for_fresh_policy({}, DATA) == Cameras()
 
 
-def test_a_fresh_policy_may_leave_out_and_rename() -> None:
-    assert for_fresh_policy({"wrist": "none", "front": "top"}, DATA) == Cameras(
+@pytest.mark.parametrize("named", [{"top": "front"}, {"front": "top"}, {"top": FRONT}], ids=str)
+def test_a_fresh_policy_may_leave_out_and_rename(named: dict[str, str]) -> None:
+    assert for_fresh_policy({"wrist": "none", **named}, DATA) == Cameras(
         {FRONT: "observation.images.top"}, unused=(WRIST,)
     )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"front": "none", FRONT: "none"}, {"front": "none", "top": "front"}, {"a": "front", "b": "front"}],
+)
+def test_a_camera_of_the_dataset_has_one_fate(wanted: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match=f"'{FRONT}' of the dataset twice"):
+        for_fresh_policy(wanted, DATA)
+
+
+STEREO = ["observation.images.left.rgb", "observation.images.right.rgb"]
+
+
+@pytest.mark.parametrize("wanted", [{"rgb": "none"}, {"rgb": "front"}], ids=str)
+def test_a_name_that_two_cameras_end_with_is_refused_with_both(wanted: dict[str, str]) -> None:
+    for join in (lambda: for_fresh_policy(wanted, STEREO), lambda: for_policy(wanted, DATA, STEREO, {})):
+        with pytest.raises(UsageError, match=r"left\.rgb.*right\.rgb"):
+            join()
+    assert for_fresh_policy({"left.rgb": "none"}, STEREO).unused == (STEREO[0],)
+
+
+def test_the_words_to_type_are_ones_that_work() -> None:
+    with pytest.raises(
+        UsageError, match=r"--camera left\.rgb=front, or do without it: --camera left\.rgb=none"
+    ):
+        for_policy({}, DATA, STEREO, {})
+    assert for_policy({"left.rgb": "front", "right.rgb": "none"}, DATA, STEREO, {}).absent == (STEREO[1],)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +82,9 @@ def test_empty_cameras_of_a_checkpoint_are_absent_by_themselves() -> None:
         ({"camera1": "front"}, "camera2=wrist"),
         ({"camera1": "front", "camera2": "front"}, "two cameras"),
         ({"camera1": "none", "camera2": "none"}, "without any camera"),
-        ({"camera1": "side"}, "must join"),
+        ({"camera1": "side"}, "the dataset has no camera 'side'"),
+        ({"wrist": "none"}, "the policy has no camera 'wrist'"),
+        ({"camera1": "front", FRONT: ONE}, "twice"),
     ],
 )
 def test_what_does_not_fit_is_said_with_the_words_to_type(wanted: dict[str, str], says: str) -> None:

@@ -27,7 +27,7 @@ from edgevla.train.fresh import policy_features
 from edgevla.train.loader import Loader
 from edgevla.train.policies.config import PolicyConfig, PolicyFeature
 
-DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+DATASETS = Path(__file__).parents[1] / "fixtures" / "datasets"
 FRONT, WRIST = "observation.images.front", "observation.images.wrist"
 
 

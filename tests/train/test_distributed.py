@@ -13,7 +13,7 @@ import torch
 
 from edgevla.cli import main
 
-PUSHT = str(Path(__file__).parents[2].parent / "shared" / "datasets" / "pusht_v30")
+PUSHT = str(Path(__file__).parents[1] / "fixtures" / "datasets" / "pusht_v30")
 # Nothing random in the loss, so that the two ways of adding up gradients can be compared.
 POLICY = (
     "chunk_size=4 n_action_steps=4 dim_model=16 n_heads=2 dim_feedforward=16 n_encoder_layers=1 use_vae=false"

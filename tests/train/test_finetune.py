@@ -17,7 +17,7 @@ from edgevla.train.checkpoint import load_policy
 from edgevla.train.policies.vla import FlowVla
 from edgevla.train.progress import read_metrics
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

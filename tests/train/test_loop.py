@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from edgevla.checkpoints import find_checkpoint
 from edgevla.errors import EdgeVLAError
 from edgevla.train.config import SchedulerConfig
 from edgevla.train.loop import Outcome, evaluate, save, train
 from edgevla.train.progress import TrainingLog, draw_curves, duration, read_metrics, smooth
-from edgevla.train.state import find_checkpoint, load_training_state, seed_everything
+from edgevla.train.state import load_training_state, seed_everything
 
 
 def weights(run: Path, step: int = 20) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from edgevla.train import lora
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.policies.base import Policy
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1] / "fixtures"
 BASE = SHARED / "goldens" / "smolvla" / "checkpoint"
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from edgevla.train import checkpoint
 from edgevla.train.memory import release_pages
 
-PI0 = Path(__file__).parents[2].parent / "shared" / "goldens" / "pi0" / "checkpoint"
+PI0 = Path(__file__).parents[1] / "fixtures" / "goldens" / "pi0" / "checkpoint"
 
 
 def mapped_bytes() -> int:

@@ -14,7 +14,7 @@ from edgevla.train.fresh import new_policy
 from edgevla.train.optim import build_optimizer, clip_gradients
 from edgevla.train.policies.base import Batch, Policy
 
-PUSHT = Path(__file__).parents[2].parent / "shared" / "datasets" / "pusht_v30"
+PUSHT = Path(__file__).parents[1] / "fixtures" / "datasets" / "pusht_v30"
 
 
 def overfit(policy: Policy, batch: Batch, *, steps: int, lr: float, seed: int = 0) -> list[float]:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from edgevla.checkpoints import find_checkpoint
 from edgevla.errors import CheckpointError, UsageError
 from edgevla.train.state import (
-    find_checkpoint,
     load_training_state,
     new_checkpoint,
     restore_rng,
@@ -29,7 +29,8 @@ from edgevla.train.state import (
 KILLED_ANYWHERE = """
 import os, signal, sys
 from pathlib import Path
-from edgevla.train.state import find_checkpoint, new_checkpoint, tidy
+from edgevla.checkpoints import find_checkpoint
+from edgevla.train.state import new_checkpoint, tidy
 
 run, again = Path(sys.argv[1]), sys.argv[2] == "again"
 

@@ -20,7 +20,7 @@ from edgevla.cli import main
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.config import TrainConfig
 
-DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
+DATASETS = Path(__file__).parents[1] / "fixtures" / "datasets"
 PUSHT = str(DATASETS / "pusht_v30")
 TINY = (
     "chunk_size=4 n_action_steps=4 dim_model=16 n_heads=2 dim_feedforward=16 n_encoder_layers=1 latent_dim=4"
@@ -126,7 +126,7 @@ def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -142,14 +142,14 @@ def test_ctrl_c_saves_and_says_the_command_that_goes_on(tmp_path: Path) -> None:
         )
     )
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "SIGINT: step" in out
     resume = next(line.strip() for line in out.splitlines() if "--resume" in line)
     assert resume == "edgevla train --resume runs/a"
     step = int((tmp_path / "runs/a/checkpoints/last").readlink().name)
     process = start(*resume.split()[1:], "--steps", str(step + 1), "--json", cwd=tmp_path)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert (result["step"], result["next"]) == (step + 1, "edgevla export runs/a/checkpoints/last")
@@ -161,7 +161,7 @@ def test_killed_while_saving_nothing_is_lost(tmp_path: Path) -> None:
     home = tmp_path / "run" / "checkpoints"
     wait_for(lambda: (home / "last").exists() and any(home.glob(".writing-*")))
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     step = int((home / "last").readlink().name)
     assert main(["train", "--resume", str(tmp_path / "run"), "--steps", str(step + 1)]) == 0
     assert int((home / "last").readlink().name) == step + 1
@@ -220,7 +220,13 @@ def says(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
     [
         (["--device", "cuda:7"], 1, ["device 'cuda:7' was asked for", "--device cpu"]),
         (["--set", "chunk_sise=3"], 2, ["chunk_sise", "did you mean 'chunk_size'"]),
-        (["--set", "chunk_size=many"], 2, ["chunk_size is 'many'; expected a whole number"]),
+        (["--set", "n_decoder_layers=many"], 2, ["n_decoder_layers is 'many'; expected a whole number"]),
+        (["--set", "chunk_size=8"], 2, ["--set chunk_size is given twice, as 4 and as 8"]),
+        (
+            ["--camera", "a=image", "--camera", "a=none"],
+            2,
+            ["--camera a is given twice, as image and as none"],
+        ),
         (["--set", "chunk_size"], 2, ["NAME=VALUE"]),
         (["--episodes", "3:99"], 2, ["--episodes", "0 ... 11"]),
         (["--camera", "side=none"], 2, ["has no camera 'side'", "observation.image"]),

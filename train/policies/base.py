@@ -232,6 +232,18 @@ class Policy(nn.Module, ABC):
         """LeRobot's pipelines for a fresh policy (common.md 5.3): rename, batch, device, normalise; and back."""
         return normalizing_processors(config, stats)
 
+    @property
+    def behind_pipeline(self) -> dict[str, Any]:
+        """Attribute -> what takes its place while LeRobot's pipelines are run outside, so that `encode` takes what the
+        pre-processor gives (a camera as float (B, H, W, 3) times 255) and `decode` gives what the post-processor takes.
+        The exporter's certificate asks for it. A policy whose normalisation has other names says which."""
+        return {"normalizers": Untouched()}
+
+    @property
+    def baked_numbers(self) -> dict[str, int]:
+        """What `bake` keeps of tables, by LeRobot's key in a batch: a domain, a body."""
+        return {}
+
     @classmethod
     def relative_mask(cls, config: PolicyConfig, processors: Processors) -> Tensor | None:
         """float32 (A,): 1 where actions are relative to the state; None where all are absolute, as they plainly are."""
@@ -322,6 +334,15 @@ class Policy(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class Untouched(nn.Module):
+    """Stands where a normaliser stood, and leaves everything as it is: `x`, or a feature's name and x."""
+
+    def forward(self, *given: Any) -> Any:
+        return given[-1]
+
+    command = inverse = forward
 
 
 class TorchGraph:

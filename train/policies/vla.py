@@ -255,6 +255,10 @@ class FlowVla(Policy):
         allowed = torch.cat([sees_prefix, block_mask(ones, starts)], dim=2)
         return self.expert.rope(positions), bias(allowed)
 
+    @property
+    def behind_pipeline(self) -> dict[str, Any]:
+        return {**super().behind_pipeline, "is_relative": False}
+
     # -- signatures ---------------------------------------------------------------------------------------
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
