@@ -21,6 +21,7 @@ from edgevla.strict import nearest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("edgevla.train.cli", "train a policy on a LeRobot dataset"),
     "export": ("edgevla.export.cli", "compile a checkpoint into a policy bundle"),
+    "eval": ("edgevla.evaluation.cli", "compare what policies would do with what was recorded"),
     "deploy": ("edgevla.launch.deploy_cli", "run a bundle on a robot, real or emulated"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
     "record": ("edgevla.launch.record_cli", "record a running robot into a LeRobot dataset"),

@@ -138,18 +138,24 @@ class Target:
 
 @dataclass(frozen=True)
 class Stage:
+    """tolerance: None for a stage that is not judged by itself: of a quantised bundle the actions are."""
+
     max_abs: float
-    tolerance: float
+    tolerance: float | None
     per_step: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ActionParity:
-    """Robot units. min_cosine: worst sample, quantised bundles only."""
+    """Robot units. tolerance_per_joint: what each joint is judged by; None: quantised, judged by `min_cosine`, of the
+    worst sample. range_per_joint: how far each joint goes in training.
+    """
 
     max_abs_per_joint: tuple[float, ...]
-    tolerance_per_joint: tuple[float, ...]
+    tolerance_per_joint: tuple[float, ...] | None
     min_cosine: float | None = None
+    mean_abs_per_joint: tuple[float, ...] | None = None
+    range_per_joint: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,9 +196,12 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
+    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers."""
+
     repo_id: str
     sha256: str
     fps: float
+    episodes: str | None = None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
 from .half import is_half_context, to_half
 from .options import ExportOptions
-from .parity import Comparison, chunk_ms, compare, failures, measure, torch_policy
+from .parity import Comparison, chunk_ms, compare, measure, torch_policy
 from .samples import Sample, dataset_samples, synthetic_samples
 
 if TYPE_CHECKING:
@@ -105,17 +105,17 @@ def export_policy(
                 f"no default task{_tasks(manifest.prompt.trained_tasks)}; choose one with --task, here or at deploy"
             )
         manifest = _write_graphs(policy, manifest, scratch, options)
-        _copy_tokenizer(policy, manifest, scratch)
+        copy_tokenizer(policy, manifest, scratch)
         manifest = replace(manifest, files=list_files(scratch))
         bundle = write_manifest(scratch, manifest)
-        samples, where = _samples(policy, dataset, meaning, manifest, options)
+        samples, where = _samples(policy, dataset, meaning, manifest, options, say)
         if options.precision == "int8":
             say("quantising")
             bundle = _quantise(policy, bundle, samples, options)
         runner, where = _runner(bundle, where, say)
         say(f"comparing with torch on {len(samples)} samples ({where})")
         comparison = compare(policy, bundle, runner, samples, where)
-        _judge(comparison, manifest, options)
+        _judge(replace(bundle.manifest, parity=comparison.parity), options)
         say("measuring latency")
         latency = measure(policy, bundle, runner, samples[0], options.n_timed)
         manifest = replace(bundle.manifest, parity=comparison.parity, latency=latency)
@@ -178,14 +178,23 @@ def _facts(
 
     if facts is None:
         said = options.joint_units if options.joint_units in ("degrees", "range100") else None
-        facts, origin = facts_of(dataset, said), "dataset"
+        # What a stranger's checkpoint was trained on nobody says.
+        facts, origin = replace(facts_of(dataset, said), episodes=None), "dataset"
     return replace(facts, camera_looks=camera_looks(dataset)), origin
 
 
 def _samples(
-    policy: Policy, dataset: Dataset | None, meaning: Meaning, manifest: Manifest, options: ExportOptions
+    policy: Policy,
+    dataset: Dataset | None,
+    meaning: Meaning,
+    manifest: Manifest,
+    options: ExportOptions,
+    say: Say,
 ) -> tuple[list[Sample], str]:
-    n = max(options.n_samples, QUANTISED_SAMPLES) if options.precision == "int8" else options.n_samples
+    n = options.n_samples
+    if options.precision == "int8" and n < QUANTISED_SAMPLES:
+        say(f"int8 is judged on at least {QUANTISED_SAMPLES} samples: {QUANTISED_SAMPLES} instead of {n}")
+        n = QUANTISED_SAMPLES
     if dataset is None:
         return synthetic_samples(policy, manifest, n, manifest.n_obs_steps, options.seed), "synthetic inputs"
     lacking = [
@@ -248,7 +257,7 @@ def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: P
     return GraphFile(graph.inputs, graph.outputs, file="time.npz")
 
 
-def _copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
+def copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
     if manifest.prompt is None:
         return
     source = policy.tokenizer_folder() / "tokenizer.json"
@@ -284,16 +293,12 @@ def _quantise(policy: Policy, bundle: Bundle, samples: Sequence[Sample], options
     )
 
 
-def _judge(comparison: Comparison, manifest: Manifest, options: ExportOptions) -> None:
-    if comparison.parity.passed or options.allow_parity_failure:
-        return
-    found = failures(comparison.parity, manifest.action.names)
-    raise ParityError(
-        f"the exported {manifest.policy} does not compute what torch computes: {'; '.join(found[:3])}. "
-        "Nothing was written; "
-        + ("--precision fp32 loses nothing, " if options.precision != "fp32" else "")
-        + "--allow-parity-failure writes it anyway and says so in its report"
-    )
+def _judge(manifest: Manifest, options: ExportOptions) -> None:
+    from .verdict import refusal
+
+    assert manifest.parity is not None
+    if not manifest.parity.passed and not options.allow_parity_failure:
+        raise ParityError(refusal(manifest, options.precision != "fp32"))
 
 
 # -- written whole or not at all ----------------------------------------------------------------------------

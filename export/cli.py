@@ -123,26 +123,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
+    from .verdict import on_the_arm, rule
 
     m = done.bundle.manifest
     parity, latency = m.parity, m.latency
     assert parity is not None
-    share = [
-        e / t
-        for e, t in zip(parity.actions.max_abs_per_joint, parity.actions.tolerance_per_joint, strict=True)
-    ]
     size = sum(f.bytes for f in m.files) / 1e6
     verdict = "as torch" if parity.passed else "NOT as torch (allowed by --allow-parity-failure)"
     steps = m.schedule.n_steps if m.schedule is not None else 0
     lines = [
         f"{m.policy} '{m.name}': {size:.1f} MB, {m.fps:g} Hz, chunks of {m.chunk_size}, for {m.target.provider} "
         f"in {'/'.join(dict.fromkeys(m.target.precision.values()))}",
-        f"computes {verdict}: {parity.n_samples} samples, worst joint at {max(share):.0%} of its tolerance",
+        f"computes {verdict}: {rule(parity)}",
+        f"against torch: {on_the_arm(m)}",
     ]
-    if parity.actions.min_cosine is not None:
-        lines[-1] = (
-            f"computes {verdict}: worst of {parity.n_samples} chunks has cosine {parity.actions.min_cosine:.5f}"
-        )
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

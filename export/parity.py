@@ -29,6 +29,8 @@ ACTION_SHARE = {"fp32": 1e-5, "fp16": 1e-3}
 """Tolerance of an action, as a share of the joint's range (design.md 2)."""
 STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
 """Tolerance of a stage's outputs, as a share of their largest value."""
+NO_NUMBER = 1e30
+"""Stands for an error that is infinite or NaN, which JSON does not know."""
 MIN_COSINE = 0.999
 """Quantised bundles: the worst sample's cosine between both chunks must reach this."""
 
@@ -96,7 +98,7 @@ def compare(
             n_samples=len(samples),
             stages=stages,
             actions=actions,
-            passed=_passed(stages, actions, precision),
+            passed=_passed(stages, actions),
         ),
         ours,
         theirs,
@@ -107,13 +109,13 @@ def compare(
 def failures(parity: Parity, names: Sequence[str]) -> list[str]:
     """What is beyond its tolerance, one sentence each."""
     out = [
-        f"{name} differs by {s.max_abs:.3g}, tolerance {s.tolerance:.3g}"
+        f"{name} differs by {s.max_abs:.3g}, tolerance {s.tolerance or NO_NUMBER:.3g}"
         for name, s in parity.stages.items()
-        if not s.max_abs <= s.tolerance
+        if not _within(s)
     ]
     a = parity.actions
-    if a.min_cosine is not None:
-        if not a.min_cosine >= MIN_COSINE:
+    if a.tolerance_per_joint is None:
+        if not (a.min_cosine or 0.0) >= MIN_COSINE:
             out.append(f"the worst chunk has cosine {a.min_cosine:.5f}, at least {MIN_COSINE} is needed")
         return out
     return out + [
@@ -158,22 +160,28 @@ class _Worst:
 
     def stage(self, name: str, precision: str, bundle: Bundle) -> Stage:
         own = bundle.manifest.target.precision[name]
-        share = 1.0 if own == "int8" else STAGE_SHARE[precision if own != "fp32" else "fp32"]
+        share = STAGE_SHARE[precision if own in STAGE_SHARE and own != "fp32" else "fp32"]
         if name in ("decode", "time"):
             share = 1e-5
-        errors = [min(e, 1e30) for _, e in sorted(self.errors.items())]
+        errors = [min(e, NO_NUMBER) for _, e in sorted(self.errors.items())]
         per_step = tuple(errors) if name == "denoise" else None
-        return Stage(max(errors, default=0.0), share * max(1.0, self.largest), per_step)
+        tolerance = None if own == "int8" else share * max(1.0, self.largest)
+        return Stage(max(errors, default=0.0), tolerance, per_step)
 
 
 def _actions(
     policy: Policy, bundle: Bundle, ours: np.ndarray, theirs: np.ndarray, precision: str
 ) -> ActionParity:
-    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(axis=(0, 1))
+    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     width = action_range(policy, bundle.manifest)
-    if precision != "int8":
-        return ActionParity(_floats(error), _floats(ACTION_SHARE[precision] * width))
-    return ActionParity(_floats(error), _floats(width), float(min(map(_cosine(policy, width), ours, theirs))))
+    is_quantised = precision == "int8"
+    return ActionParity(
+        _floats(error.max(axis=(0, 1))),
+        None if is_quantised else _floats(ACTION_SHARE[precision] * width),
+        float(min(map(_cosine(policy, width), ours, theirs))) if is_quantised else None,
+        _floats(error.mean(axis=(0, 1))),
+        _floats(width),
+    )
 
 
 def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -189,16 +197,20 @@ def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarr
     return cosine
 
 
-def _passed(stages: Mapping[str, Stage], actions: ActionParity, precision: str) -> bool:
-    fine = all(s.max_abs <= s.tolerance for s in stages.values())
-    if precision == "int8":
+def _passed(stages: Mapping[str, Stage], actions: ActionParity) -> bool:
+    fine = all(map(_within, stages.values()))
+    if actions.tolerance_per_joint is None:
         return fine and actions.min_cosine is not None and actions.min_cosine >= MIN_COSINE
     pairs = zip(actions.max_abs_per_joint, actions.tolerance_per_joint, strict=True)
     return fine and all(e <= t for e, t in pairs)
 
 
+def _within(stage: Stage) -> bool:
+    return stage.max_abs < NO_NUMBER if stage.tolerance is None else stage.max_abs <= stage.tolerance
+
+
 def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(f"{v:.4g}") if np.isfinite(v) else 1e30 for v in values)
+    return tuple(float(f"{v:.4g}") if np.isfinite(v) else NO_NUMBER for v in values)
 
 
 # -- latency ------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from edgevla.manifest import Latency, Manifest, Percentiles
 
 from .features import Meaning
 from .parity import MIN_COSINE, Comparison, chunk_ms
+from .verdict import rule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,10 +33,11 @@ def write_report(
     path: Path, manifest: Manifest, comparison: Comparison, meaning: Meaning, speedup: float
 ) -> None:
     m = manifest
+    judged = html.escape(rule(comparison.parity))
     verdict = (
-        '<p class="good">The exported graphs compute what torch computes, within tolerance.</p>'
+        f'<p class="good">The exported graphs compute what torch computes: {judged}.</p>'
         if comparison.parity.passed
-        else '<p class="bad">The exported graphs differ from torch beyond tolerance. '
+        else f'<p class="bad">The exported graphs do not compute what torch computes: {judged}. '
         "This bundle was written because of --allow-parity-failure.</p>"
     )
     warnings = "".join(f'<p class="bad">{html.escape(w)}</p>' for w in meaning.warnings)
@@ -62,9 +64,9 @@ def write_report(
 
 
 def worst_sample(comparison: Comparison) -> int:
-    """Index of the sample whose actions differ most, as a share of tolerance."""
-    tolerance = np.maximum(comparison.parity.actions.tolerance_per_joint, 1e-12)
-    return int((np.abs(comparison.reference - comparison.exported) / tolerance).max(axis=(1, 2)).argmax())
+    """Index of the sample whose actions differ most, as a share of the joints' ranges."""
+    width = np.maximum(comparison.parity.actions.range_per_joint or 1.0, 1e-12)
+    return int((np.abs(comparison.reference - comparison.exported) / width).max(axis=(1, 2)).argmax())
 
 
 def _facts(m: Manifest) -> str:
@@ -86,22 +88,42 @@ def _facts(m: Manifest) -> str:
 
 
 def _joint_table(m: Manifest, comparison: Comparison) -> str:
+    """Differences in robot units and as shares of range; a tolerance only where one decides."""
     a = comparison.parity.actions
+    n = len(a.max_abs_per_joint)
+    means, ranges = (v or (np.nan,) * n for v in (a.mean_abs_per_joint, a.range_per_joint))
+    head = ["joint", "unit", "mean difference", "largest", "of its range"]
     rows = [
-        [name, unit, f"{error:.3g}", f"{tolerance:.3g}", "yes" if error <= tolerance else "NO"]
-        for name, unit, error, tolerance in zip(
-            m.action.names, m.action.units, a.max_abs_per_joint, a.tolerance_per_joint, strict=True
+        [name, unit, f"{mean:.3g}", f"{largest:.3g}", f"{100 * largest / width:.2g} %"]
+        for name, unit, mean, largest, width in zip(
+            m.action.names, m.action.units, means, a.max_abs_per_joint, ranges, strict=True
         )
     ]
-    table = _table(["joint", "unit", "largest difference", "tolerance", "within"], rows)
-    if a.min_cosine is not None:
-        table += f"<p>Quantised: judged by the worst chunk's cosine, {a.min_cosine:.5f} (at least {MIN_COSINE}).</p>"
-    return f"<p>{comparison.parity.n_samples} samples; reference: {html.escape(comparison.parity.reference)}.</p>{table}"
+    if a.tolerance_per_joint is not None:
+        head += ["tolerance", "within"]
+        for row, largest, tolerance in zip(rows, a.max_abs_per_joint, a.tolerance_per_joint, strict=True):
+            row += [f"{tolerance:.3g}", "yes" if largest <= tolerance else "NO"]
+        words = "Each joint is judged by its tolerance, a share of its range."
+    else:
+        words = (
+            f"Quantised: no joint is judged by itself. The rule is the cosine between both chunks, at least "
+            f"{MIN_COSINE} in the worst sample. What these differences do beside the policy's own errors: "
+            "<code>edgevla eval CHECKPOINT BUNDLE --dataset D</code>."
+        )
+    reference = html.escape(comparison.parity.reference)
+    return (
+        f"<p>{comparison.parity.n_samples} samples; reference: {reference}. {words}</p>{_table(head, rows)}"
+    )
 
 
 def _stage_table(comparison: Comparison) -> str:
     rows = [
-        [name, f"{s.max_abs:.3g}", f"{s.tolerance:.3g}", " ".join(f"{e:.1e}" for e in s.per_step or ())]
+        [
+            name,
+            f"{s.max_abs:.3g}",
+            "not judged by itself" if s.tolerance is None else f"{s.tolerance:.3g}",
+            " ".join(f"{e:.1e}" for e in s.per_step or ()),
+        ]
         for name, s in comparison.parity.stages.items()
     ]
     return _table(["graph", "largest difference", "tolerance", "per denoise step"], rows)
@@ -180,7 +202,7 @@ def _chunk_picture(m: Manifest, comparison: Comparison) -> str:
 
 
 def _error_picture(m: Manifest, comparison: Comparison) -> str:
-    """Per joint: how the largest difference of every sample spreads, with the tolerance as a mark."""
+    """Per joint: how the largest difference of every sample spreads, with the tolerance as a mark where one decides."""
     from matplotlib.figure import Figure
 
     error = np.maximum(np.abs(comparison.reference - comparison.exported).max(axis=1), 1e-12)  # (n, A)
@@ -189,19 +211,13 @@ def _error_picture(m: Manifest, comparison: Comparison) -> str:
     places = np.arange(len(m.action.names))
     for place in places:
         axis.plot(np.full(len(error), place), error[:, place], "o", color="#1f77b4", alpha=0.4, ms=4)
-    axis.plot(
-        places,
-        comparison.parity.actions.tolerance_per_joint,
-        "_",
-        color="#d62728",
-        ms=28,
-        mew=2,
-        label="tolerance",
-    )
+    tolerance = comparison.parity.actions.tolerance_per_joint
+    if tolerance is not None:
+        axis.plot(places, tolerance, "_", color="#d62728", ms=28, mew=2, label="tolerance")
+        axis.legend(fontsize=8, markerscale=0.4)
     axis.set_yscale("log")
     axis.set_xticks(places, m.action.names, fontsize=8, rotation=20 if len(places) > 4 else 0)
     axis.set_ylabel("difference, robot units", fontsize=9)
-    axis.legend(fontsize=8, markerscale=0.4)
     axis.set_title("largest difference between torch and exported, each sample a dot", fontsize=9)
     return _png(figure)
 

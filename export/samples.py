@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgevla.dataset.observations import moments_until, observations
 from edgevla.manifest import Manifest
 from edgevla.runner import RtcInputs
 from edgevla.types import ACTION, ENVIRONMENT_STATE, STATE, Observation
@@ -34,32 +35,10 @@ def dataset_samples(
     rows = np.unique(np.linspace(0, dataset.n_frames - 1, min(n, dataset.n_frames)).round().astype(int))
     samples = []
     for row in rows.tolist():
-        first = int(dataset.episode_of(row).from_index)
-        moments = [r for r in range(row - n_moments + 1, row) if r >= first]
-        past = {r: _read(dataset, r, keys, manifest) for r in moments}
-        samples.append(Sample(_read(dataset, row, keys, manifest), row, past))
+        moments = moments_until(dataset, row, n_moments)
+        seen = observations(dataset, moments, manifest.features, keys)
+        samples.append(Sample(seen[row], row, {r: seen[r] for r in moments[:-1]}))
     return _guided(samples, manifest)
-
-
-def _read(dataset: Dataset, row: int, keys: Mapping[str, str], manifest: Manifest) -> Observation:
-    images = {}
-    for name in manifest.cameras:
-        images[name] = _sized(dataset.frame(keys[name], row), manifest.features[name].shape[:2])
-    vectors = {
-        key: np.array(dataset.columns[key][row], np.float32).ravel()
-        for key in (STATE, ENVIRONMENT_STATE)
-        if key in manifest.features
-    }
-    state = vectors.get(STATE, np.zeros(0, np.float32))
-    return Observation(state, images, vectors.get(ENVIRONMENT_STATE), dataset.task(row))
-
-
-def _sized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    if image.shape[:2] == tuple(size):
-        return np.array(image)
-    import cv2
-
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
 
 
 def synthetic_samples(policy: Policy, manifest: Manifest, n: int, n_moments: int, seed: int) -> list[Sample]:

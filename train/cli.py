@@ -253,8 +253,8 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
     checkpoint = find_checkpoint(Path(resumed))
     if checkpoint.parent.name != CHECKPOINTS:
         raise UsageError(
-            f"{checkpoint} is not in its run any more (RUN/{CHECKPOINTS}/STEP); put it back, or start a new run from its "
-            f"weights: --from {checkpoint / PRETRAINED}"
+            f"{checkpoint} is not in its run any more (RUN/{CHECKPOINTS}/STEP); put it back, or start a new run from "
+            f"its weights: --from {checkpoint / PRETRAINED}"
         )
     path = checkpoint / PRETRAINED / OWN_CONFIG
     if not path.is_file():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from edgevla.dataset.chosen import parse_episodes
 from edgevla.dataset.reading import TaskFrom
 from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, nearest, read
@@ -275,28 +276,6 @@ def _value(value: Any) -> str:
 def _text(value: str) -> str:
     """A basic string: JSON's, without surrogate pairs, and with the one control character that JSON lets pass."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def parse_episodes(text: str, n_episodes: int, *, what: str = "--episodes") -> list[int]:
-    """`0:40` or `3,5,8:12` -> episode numbers, ascending.
-
-    Raises:
-        UsageError: not of that form, empty, or beyond the dataset's episodes.
-    """
-    chosen: set[int] = set()
-    for part in text.split(","):
-        low, colon, high = part.strip().partition(":")
-        try:
-            first = int(low or 0) if colon else int(low)
-            last = (int(high) if high else n_episodes) if colon else first + 1
-        except ValueError:
-            raise UsageError(f"{what} '{text}' is not of the form 0:40 or 3,5,8:12") from None
-        if not 0 <= first < last <= n_episodes:
-            raise UsageError(
-                f"{what} '{text}' names episodes outside 0 ... {n_episodes - 1}, all that the dataset has"
-            )
-        chosen.update(range(first, last))
-    return sorted(chosen)
 
 
 def split_episodes(config: TrainConfig, n_episodes: int) -> tuple[list[int], list[int]]:

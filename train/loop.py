@@ -7,12 +7,10 @@ evaluate and save. Everything it needs is in a `Job`; nothing here knows a polic
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import nn
 
 from edgevla.checkpoints import PRETRAINED, TRAINING
 from edgevla.errors import EdgeVLAError
+from edgevla.interruption import Interruption
 
 from .config import TrainConfig
 from .policies.base import Batch, Policy
@@ -178,28 +177,3 @@ def save(job: Job, step: int) -> None:
 
 def _draw(job: Job) -> None:
     draw_curves(job.run, f"{job.config.policy} on {Path(job.config.dataset).name}")
-
-
-class Interruption:
-    """While open, the first SIGINT or SIGTERM is remembered instead of ending the process; the second does end it."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, self._remember)
-            except ValueError:  # not in the main thread: whoever runs us handles signals
-                break
-        return self
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

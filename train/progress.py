@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from edgevla.progress import duration
+
 from .state import write_text
 
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
@@ -114,16 +116,6 @@ class TrainingLog:
             print("\r\x1b[K" + line[: width - 1], end="", file=self.out, flush=True)
         else:
             print(line, file=self.out, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 07 min`."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from edgevla import strict
+from edgevla.dataset.chosen import episodes_text
 from edgevla.dataset.layout import camera_age_key
 from edgevla.dataset.reading import Reading
 from edgevla.dataset.stated import read_stated
@@ -62,6 +63,7 @@ class DatasetFacts:
     trained_speed_p999: per joint, 99.9th percentile of |action change| between rows, unit/s.
     camera_looks: by camera; empty where no picture was looked at (see `camera_looks`).
     reading: how the dataset was read; `open_dataset(..., remembered=facts.reading)` reads one like it the same way.
+    episodes: numbers of those that were opened, as `0,2-5`; None in facts written before they were kept.
     """
 
     fps: float
@@ -80,6 +82,7 @@ class DatasetFacts:
     tasks: list[str] = field(default_factory=list)
     camera_looks: dict[str, CameraLook] = field(default_factory=dict)
     reading: Reading = field(default_factory=Reading)
+    episodes: str | None = None
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:
@@ -177,6 +180,7 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
         n_frames=dataset.n_frames,
         tasks=_tasks(dataset),
         reading=dataset.reading,
+        episodes=episodes_text(e.index for e in dataset.episodes),
     )
 
 

@@ -70,11 +70,13 @@ def test_it_was_compared_with_torch_on_real_frames_and_timed(bundle: Path) -> No
     assert m.parity.n_samples == 6
     assert "dataset frames" in m.parity.reference
     # One hundred-thousandth of the joint's range.
+    assert m.parity.actions.tolerance_per_joint is not None
     assert max(m.parity.actions.tolerance_per_joint) < 2e-3
     assert m.latency is not None
     assert m.latency.eager_ms.p50 > 0
     page = (bundle / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
+    assert page.count("<td>yes</td>") == 6  # a tolerance that decides, joint by joint
     assert "http://" not in page
     assert 'src="http' not in page
 

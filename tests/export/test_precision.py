@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from onnx import TensorProto
 
 from edgevla.bundle import load_bundle
 from edgevla.engines.table import TableGraph
-from edgevla.errors import BundleError, UsageError
+from edgevla.errors import BundleError, ParityError, UsageError
 from edgevla.export import trt_check
-from edgevla.export.build import export_checkpoint
+from edgevla.export.build import Exported, export_checkpoint
 from edgevla.export.options import ExportOptions
+from edgevla.export.verdict import on_the_arm, rule
 from edgevla.runner import BundlePolicy
 from edgevla.train.checkpoint import load_policy, save_policy
 
@@ -77,10 +80,13 @@ def test_int8_of_a_resnet_without_frames_is_refused_before_anything(run_folder: 
 def test_int8_of_a_transformer_is_dynamic_and_belongs_to_the_cpu(tmp_path: Path) -> None:
     # Random weights lose more than trained ones: what is tested is the file, and that the loss is stated.
     options = ExportOptions(precision="int8", allow_parity_failure=True, **RAW)  # type: ignore[arg-type]
-    done = export_checkpoint(SMOLVLA, tmp_path / "bundle", options)
+    said: list[str] = []
+    done = export_checkpoint(SMOLVLA, tmp_path / "bundle", options, said.append)
     m = done.bundle.manifest
     assert m.parity is not None
     assert m.parity.n_samples == 64
+    assert "int8 is judged on at least 64 samples: 64 instead of 4" in said
+    the_gate_that_counts_is_the_one_that_is_shown(done)
     assert m.parity.actions.min_cosine is not None
     assert m.parity.actions.min_cosine > 0.9
     assert m.parity.passed == (m.parity.actions.min_cosine >= 0.999)
@@ -88,6 +94,42 @@ def test_int8_of_a_transformer_is_dynamic_and_belongs_to_the_cpu(tmp_path: Path)
     assert kinds(tmp_path / "bundle/decode.onnx") <= {TensorProto.FLOAT, TensorProto.INT64}
     with pytest.raises(BundleError, match="quantised for cpu and cannot run on cuda"):
         BundlePolicy(load_bundle(tmp_path / "bundle"), provider="cuda")
+
+
+def the_gate_that_counts_is_the_one_that_is_shown(done: Exported) -> None:
+    """The cosine decides, so no joint and no int8 graph has a tolerance; differences are in units and percent."""
+    m = done.bundle.manifest
+    assert m.parity is not None
+    a = m.parity.actions
+    assert a.tolerance_per_joint is None
+    assert m.parity.stages["denoise"].tolerance is None
+    assert m.parity.stages["decode"].tolerance is not None
+    assert a.range_per_joint is not None
+    page = (done.bundle.folder / "report.html").read_text()
+    joints = page.partition("<th>joint</th>")[2].partition("</table>")[0]
+    assert "tolerance" not in joints
+    assert "within" not in joints
+    assert f"{100 * a.max_abs_per_joint[0] / a.range_per_joint[0]:.2g} %" in joints
+    assert "within tolerance" not in page
+    assert html.escape(rule(m.parity)) in page
+    assert "not judged by itself" in page
+    assert f"{a.min_cosine:.5f} with torch's in the worst of 64 chunks; 0.999 is needed" in rule(m.parity)
+    assert "% of its range" in on_the_arm(m)
+
+
+def test_a_quantised_bundle_is_refused_by_its_rule_in_units_of_the_arm(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    """Random weights have nothing that int8 keeps: refused, with the margin, the joints, and what to do."""
+    small = {"front": (48, 64), "wrist": (48, 64)}
+    options = ExportOptions(dataset=SO101, precision="int8", n_samples=8, n_timed=1, camera_sizes=small)
+    with pytest.raises(ParityError) as refused:
+        export_checkpoint(run_folder, tmp_path / "bundle", options)
+    sentence = str(refused.value)
+    assert re.search(r"cosine -?0\.\d{5} .* 0\.999 is needed, 0\.\d{5} too little", sentence), sentence
+    assert re.search(r"moves \w+ [\d.]+ (deg|percent) at most \([\d.]+% of its range\)", sentence), sentence
+    assert "edgevla eval CHECKPOINT BUNDLE" in sentence
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])

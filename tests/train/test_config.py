@@ -13,7 +13,6 @@ from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, read
 from edgevla.train.config import (
     TrainConfig,
-    parse_episodes,
     recipe_names,
     split_episodes,
     to_toml,
@@ -139,14 +138,6 @@ def test_words_become_typed_values(value: object, hint: object, expected: object
 def test_words_of_another_type_are_refused(value: object, hint: object) -> None:
     with pytest.raises(Mismatch, match=r"x is .*; expected"):
         read(hint, value, "x", words=True)
-
-
-def test_episodes_by_range_and_list() -> None:
-    assert parse_episodes("0:3,5,8:", 10) == [0, 1, 2, 5, 8, 9]
-    assert parse_episodes(":2", 10) == [0, 1]
-    for bad in ("3:1", "9:12", "a", "", "-1", "1,,2"):
-        with pytest.raises(UsageError):
-            parse_episodes(bad, 10)
 
 
 def test_held_out_episodes_are_never_trained_on() -> None:

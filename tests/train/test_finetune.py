@@ -190,7 +190,7 @@ def test_a_policy_without_domains_refuses_one(
     golden = SHARED / "goldens" / "act" / "checkpoint"
     words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(golden), "--domain-id", "1"]
     assert main([*words, "--output", str(tmp_path / "run"), "--device", "cpu"]) == 2
-    assert "is for X-VLA" in capsys.readouterr().err
+    assert "act has no domains" in capsys.readouterr().err
 
 
 def test_another_policys_folder_is_refused(

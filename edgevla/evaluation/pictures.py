@@ -1,0 +1,173 @@
+"""What an evaluation found, for the eye: one page per episode (every joint over time, predicted chunks over what was
+recorded), and the error by horizon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevla.evaluation.plan import Frame
+from edgevla.evaluation.replayed import HOLD
+from edgevla.evaluation.result import Entry, Evaluation
+from edgevla.joint_units import joint_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECORDED = "#222222"
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+QUIET = "#999999"
+
+
+def write_pictures(e: Evaluation, folder: Path, n_pages: int) -> list[Path]:
+    """`horizon.png`, and a page each of the n_pages episodes with the largest errors.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    written = [_save(_horizon(e), folder / "horizon.png")]
+    for number in worst_episodes(e, n_pages):
+        written.append(_save(_page(e, number), folder / f"episode-{number:03d}.png"))
+    return written
+
+
+def worst_episodes(e: Evaluation, n: int) -> list[int]:
+    """Episodes by the first policy's error, the largest first; those without an error last."""
+    by_episode = e.policies[0].figures.by_episode
+    order = sorted(by_episode, key=lambda k: -np.nan_to_num(float(e.percent(by_episode[k][1])), nan=-1.0))
+    return order[:n]
+
+
+# -- a page per episode -------------------------------------------------------------------------------------
+
+
+def _page(e: Evaluation, episode: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    which = [i for i, f in enumerate(e.frames) if f.episode == episode]
+    frames = [e.frames[i] for i in which]
+    n, columns = len(e.joints), 2
+    rows = -(-n // columns)
+    figure = Figure(figsize=(12, 1.9 * rows + 1.0), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
+    first = frames[0].row - frames[0].frame
+    recorded = e.actions[first : frames[0].end]
+    seconds = np.arange(len(recorded)) / e.dataset.fps
+    for j, axis in enumerate(axes):
+        if j >= n:
+            axis.set_visible(False)
+            continue
+        axis.plot(seconds, recorded[:, j], color=RECORDED, lw=2.2, alpha=0.35, label="recorded")
+        for p, colour in zip(e.policies, _colours(e.policies), strict=False):
+            chained = list(_chained(frames, which, p.n_action_steps))
+            for k, (frame, i) in enumerate(chained):
+                chunk = p.chunks[i, : p.n_action_steps, j]
+                at = (frame.frame + np.arange(len(chunk))) / e.dataset.fps
+                axis.plot(at, chunk, color=colour, lw=1.1, label=p.name if not k else None)
+                axis.plot(at[:1], chunk[:1], "o", color=colour, ms=2.5)
+        axis.set_title(_title(e, j), fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.01)
+        _room(axis, e, j)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=6, fontsize=8, frameon=False
+    )
+    figure.suptitle(_heading(e, episode), fontsize=10, x=0.01, ha="left")
+    for axis in axes[max(0, n - columns) : n]:
+        axis.tick_params(labelbottom=True)
+    figure.supxlabel("seconds", fontsize=9)
+    return figure
+
+
+def _chained(
+    frames: Sequence[Frame], which: Sequence[int], n_action_steps: int
+) -> Iterator[tuple[Frame, int]]:
+    """As `sync` would: a chunk where the one before ends, or as soon after it as one was predicted."""
+    due = 0
+    for frame, i in zip(frames, which, strict=True):
+        if frame.frame >= due:
+            yield frame, i
+            due = frame.frame + n_action_steps
+
+
+def _heading(e: Evaluation, episode: int) -> str:
+    errors = [f"{p.name} {float(e.percent(p.figures.by_episode[episode][1])):.2g} %" for p in e.policies]
+    overlap = e.policies[0].overlap
+    standing = ""
+    if overlap is not None and overlap.standing in ("held out", "trained on", "partly trained on"):
+        standing = ", TRAINED ON" if episode in overlap.trained else ", not trained on"
+    return (
+        f"episode {episode}{standing}: error in % of range: {', '.join(errors)}\n"
+        "chunks as sync executes them, a dot where each begins"
+    )
+
+
+def _title(e: Evaluation, j: int) -> str:
+    return joint_name(e.joints[j]) + (f" ({e.units[j]})" if e.units[j] else "")
+
+
+def _room(axis: Any, e: Evaluation, j: int) -> None:
+    """A joint that hardly moves is not blown up to the panel's height."""
+    low, high = axis.get_ylim()
+    least = 0.05 * float(e.width[j])
+    if high - low < least:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - least / 2, middle + least / 2)
+
+
+# -- error by horizon ---------------------------------------------------------------------------------------
+
+
+def _horizon(e: Evaluation) -> Figure:
+    """All joints together in percent of their range, then each in its own unit."""
+    from matplotlib.figure import Figure
+
+    n = len(e.joints)
+    columns = min(4, n)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(12, 3.4 + 1.8 * rows), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * rows])
+    top, bottom = parts
+    axis = top.subplots()
+    _curves(axis, e, lambda x: e.percent(x.figures.horizon))
+    axis.set_ylabel("mean of the joints, % of range", fontsize=9)
+    axis.set_title("mean absolute error by horizon", fontsize=10, loc="left")
+    axis.legend(fontsize=8, ncols=3, frameon=False)
+    axes = np.atleast_1d(bottom.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
+    for j, small in enumerate(axes):
+        if j >= n:
+            small.set_visible(False)
+            continue
+        _curves(small, e, lambda x, j=j: x.figures.horizon[:, j])
+        small.set_title(_title(e, j), fontsize=8, loc="left")
+    bottom.supxlabel("seconds after the observation", fontsize=9)
+    return figure
+
+
+def _curves(axis: Any, e: Evaluation, of: Any) -> None:
+    for p, colour in zip(e.policies, _colours(e.policies), strict=False):
+        values = of(p)
+        axis.plot(np.arange(len(values)) / e.dataset.fps, values, color=colour, lw=1.6, label=p.name)
+        axis.axvline(p.n_action_steps / e.dataset.fps, color=QUIET, lw=0.8, alpha=0.4)
+    for b in e.baselines:
+        values = of(b)
+        style = "--" if b.name == HOLD else ":"
+        axis.plot(np.arange(len(values)) / e.dataset.fps, values, style, color=QUIET, lw=1.3, label=b.name)
+    axis.set_ylim(bottom=0)
+    axis.margins(x=0.01)
+    axis.grid(alpha=0.25)
+    axis.tick_params(labelsize=8)
+
+
+def _colours(policies: Sequence[Entry]) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(len(policies))]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=110, format="png")
+    return path
