@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from edgevla.dataset.reading import Reading
 from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
 from edgevla.look import GRID, CameraLook
@@ -196,12 +197,16 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
-    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers."""
+    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers.
+
+    reading: under which names its features were read, what was left out, which text was the task.
+    """
 
     repo_id: str
     sha256: str
     fps: float
     episodes: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,9 @@ def _provenance(
         checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
         dataset=None
         if facts is None
-        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes),
+        else DatasetOrigin(
+            facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes, facts.reading
+        ),
         features_from=meaning.features_from,
         edgevla=__version__,
         torch=version("torch").partition("+")[0],

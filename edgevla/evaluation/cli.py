@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
 from edgevla.launch.options import whole
 from edgevla.vocabulary import camera_help, pairs
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=whole(1, 10**9), metavar="N", help="evaluate at most N frames, spread evenly")
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help=camera_help("a camera of the dataset"))  # fmt: skip
+    add_reading_arguments(
+        parser.add_argument_group("how the dataset is read, where the policies do not know it")
+    )
     add("--joint-units", choices=["degrees", "range100"],
         help="units of a checkpoint's joints, where nothing states them")  # fmt: skip
     add("--device", help="where torch computes a checkpoint: cpu, cuda, ... (default: a GPU if there is one)")

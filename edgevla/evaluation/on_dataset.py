@@ -11,17 +11,17 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from edgevla.dataset.chosen import parse_episodes
-from edgevla.dataset.hub import local_folder
-from edgevla.dataset.layout import read_info
-from edgevla.dataset.reader import Dataset, open_dataset
+from edgevla.dataset.reader import AS_IT_IS, Dataset, episode_numbers, open_dataset
+from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading_options import reading_of
 from edgevla.errors import UsageError
 from edgevla.evaluation.fits import check_rows, check_same_joints, sources_of
 from edgevla.evaluation.info import as_json
 from edgevla.evaluation.overlap import Overlaps
 from edgevla.evaluation.plan import Frame, every_for, plan, some_of
+from edgevla.evaluation.remembered import remembered_reading
 from edgevla.evaluation.replayed import Replay, Seat, check_pictures, replay, seconds_per_frame
 from edgevla.evaluation.result import Evaluation, evaluate
 from edgevla.evaluation.subjects import Opening, Say, open_subjects
@@ -41,7 +41,12 @@ class OnDataset:
         self.args, self.cameras, self.say = args, cameras, say
 
     def run(self) -> int:
-        dataset, n_all = open_episodes(self.args.dataset, self.args.episodes)
+        dataset, n_all = open_episodes(
+            self.args.dataset,
+            self.args.episodes,
+            reading_of(self.args.features, self.args.without, self.args.task_from),
+            remembered_reading(self.args.policies),
+        )
         seats = self._seats(dataset)
         folder = claim_output(self.args.output, dataset.root.resolve().name)
         try:
@@ -143,21 +148,20 @@ def _every(n: int) -> str:
     return f"every {n}{ending}"
 
 
-def open_episodes(path: str, episodes: str | None) -> tuple[Dataset, int]:
-    """The dataset, or some episodes of it, and how many it has.
+def open_episodes(
+    path: str, episodes: str | None, reading: Reading = AS_IT_IS, remembered: Reading = AS_IT_IS
+) -> tuple[Dataset, int]:
+    """The dataset, or some episodes of it, and how many it has. reading, remembered: see `open_dataset`.
 
     Raises:
         DatasetError: not there, empty, damaged. UsageError: episodes that do not exist.
     """
     if episodes is None:
-        dataset = open_dataset(path)
+        dataset = open_dataset(path, reading=reading, remembered=remembered)
         return dataset, dataset.n_episodes
-    folder, _ = local_folder(path)
-    said: Any = read_info(folder).raw.get("total_episodes")
-    if not isinstance(said, int) or said < 1:
-        dataset = open_dataset(path)
-        said = dataset.n_episodes
-    return open_dataset(path, parse_episodes(episodes, said)), said
+    n_all = max(episode_numbers(path), default=-1) + 1
+    chosen = parse_episodes(episodes, n_all)
+    return open_dataset(path, chosen, reading=reading, remembered=remembered), n_all
 
 
 def claim_output(output: str | None, name: str) -> Path:
