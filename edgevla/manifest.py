@@ -160,14 +160,30 @@ class ActionParity:
 
 
 @dataclass(frozen=True)
+class PipelineParity:
+    """The graphs from raw frames to robot units against the checkpoint's own pipelines, run as LeRobot runs them, with
+    the policy's network between them. compared_with: in words.
+    """
+
+    compared_with: str
+    n_samples: int
+    actions: ActionParity
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Parity:
-    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given."""
+    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given.
+
+    pipeline: left out by exports that did not compare with the saved pipelines.
+    """
 
     reference: str
     n_samples: int
     stages: dict[str, Stage]
     actions: ActionParity
     passed: bool
+    pipeline: PipelineParity | None = None
 
 
 @dataclass(frozen=True)
@@ -197,9 +213,8 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
-    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers.
-
-    reading: under which names its features were read, what was left out, which text was the task.
+    """sha256: of the numbers that were trained on. episodes: theirs, as `0,2-5`; None: not known. reading: how the data
+    were read.
     """
 
     repo_id: str

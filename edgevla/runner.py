@@ -234,7 +234,7 @@ class BundlePolicy:
         noise = None if m.sample is None else initial_noise(m.sample.shape, self.seed, seq)
         values |= self._raw(observation, vectors_only=True)
         x = self._sampler.solve(
-            context, values, noise=noise, n_steps=n_steps, step_noise=self._step_noise(seq)
+            context, values, noise=noise, n_steps=n_steps, step_noise=self.step_noise(seq)
         )
         clock.lap("denoise")
         actions = to_numpy(self._sampler.decode(x, values))[0]
@@ -354,7 +354,8 @@ class BundlePolicy:
             for key, s in known.items()
         }
 
-    def _step_noise(self, seq: int) -> Any:
+    def step_noise(self, seq: int) -> Any:
+        """Step -> the noise of that step of chunk number `seq`; None for a policy that takes none."""
         m = self.manifest
         if m.sample is None or "noise:step" not in self._sources:
             return None

@@ -27,6 +27,7 @@ from edgevla.manifest import (
 )
 from edgevla.runner import BundlePolicy
 from edgevla.session import is_alive
+from edgevla.train.account import account_of
 from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import Policy
 from edgevla.train.policies.config import PolicyConfig
@@ -34,6 +35,7 @@ from edgevla.train.processors import Processors
 from edgevla.train.state import replace_folder
 
 from . import trace
+from .certificate import certify
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
 from .half import is_half_context, to_half
@@ -73,7 +75,9 @@ def export_checkpoint(
     check_target(target)
     folder = checkpoint_folder(path)
     say(f"loading {folder}")
-    policy = load_policy(folder, adapt=in_float32)
+    for note in account_of(folder).require().notes:
+        say(f"note: {note}")
+    policy = load_policy(folder, adapt=in_float32, base=options.base)
     return export_policy(policy, folder, target, options, say)
 
 
@@ -115,6 +119,7 @@ def export_policy(
         runner, where = _runner(bundle, where, say)
         say(f"comparing with torch on {len(samples)} samples ({where})")
         comparison = compare(policy, bundle, runner, samples, where)
+        comparison = _certified(comparison, policy, folder, runner, meaning, where, options, say)
         _judge(replace(bundle.manifest, parity=comparison.parity), options)
         say("measuring latency")
         latency = measure(policy, bundle, runner, samples[0], options.n_timed)
@@ -130,6 +135,27 @@ def export_policy(
         scratch.chmod(0o755)
         replace_folder(scratch, target)
     return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
+
+
+def _certified(
+    comparison: Comparison,
+    policy: Policy,
+    folder: Path,
+    runner: BundlePolicy,
+    meaning: Meaning,
+    where: str,
+    options: ExportOptions,
+    say: Say,
+) -> Comparison:
+    """The comparison with what the graphs do against the checkpoint's own pipelines."""
+    if options.adapt_to_pi_aloha:
+        say("not compared with the saved pipeline, which does not hold the maps of --adapt-to-pi-aloha")
+        return comparison
+    samples = comparison.samples
+    say(f"comparing with the saved pipeline, step by step, on {len(samples)} samples ({where})")
+    pipeline = certify(policy, folder, runner, samples, where, meaning.dataset_keys)
+    passed = comparison.parity.passed and pipeline.passed
+    return replace(comparison, parity=replace(comparison.parity, pipeline=pipeline, passed=passed))
 
 
 def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:

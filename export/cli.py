@@ -3,7 +3,7 @@
 CHECKPOINT is a training run, one of its checkpoints, or any LeRobot policy folder or hub id:
 
     edgevla export runs/act -o bundles/act
-    edgevla export lerobot/smolvla_base -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
+    edgevla export me/smolvla_cubes -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
         --camera camera1=front --camera camera3=none
 
 The bundle appears whole or not at all. Next: edgevla deploy BUNDLE --robot so101 --sim
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.checkpoints import run_name
 from edgevla.dataset.reading_options import add_reading_arguments, reading_of
-from edgevla.vocabulary import camera_help, pairs, size
+from edgevla.vocabulary import BASE_HELP, camera_help, pairs, size
 
 from .options import JOINT_UNITS, PRECISIONS, TARGETS, ExportOptions
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", metavar="PATH", help="training data: frames to compare on, and what names and units"
     )
+    parser.add_argument("--base", metavar="PATH", default="", help=BASE_HELP)
     parser.add_argument(
         "--robot", metavar="NAME", help="instead of a dataset: the profile whose joints the policy drives"
     )
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from .build import export_checkpoint
 
     options = ExportOptions(
+        base=args.base,
         dataset=args.dataset,
         robot=args.robot,
         fps=args.fps,
@@ -123,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
+    from .certified import certificate_words
     from .verdict import on_the_arm, rule
 
     m = done.bundle.manifest
@@ -137,6 +140,7 @@ def _summary(done: Exported) -> list[str]:
         f"computes {verdict}: {rule(parity)}",
         f"against torch: {on_the_arm(m)}",
     ]
+    lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

@@ -8,20 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from edgevla.bundle import is_bundle, load_bundle
+from edgevla.checkpoints import policy_folder
 from edgevla.dataset.chosen import parse_episodes
-from edgevla.dataset.reader import AS_IT_IS, Dataset, episode_numbers, open_dataset
+from edgevla.dataset.facts import read_facts
+from edgevla.dataset.hub import local_folder
+from edgevla.dataset.layout import read_info
+from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.dataset.reading import Reading
-from edgevla.dataset.reading_options import reading_of
 from edgevla.errors import UsageError
 from edgevla.evaluation.fits import check_rows, check_same_joints, sources_of
 from edgevla.evaluation.info import as_json
 from edgevla.evaluation.overlap import Overlaps
 from edgevla.evaluation.plan import Frame, every_for, plan, some_of
-from edgevla.evaluation.remembered import remembered_reading
 from edgevla.evaluation.replayed import Replay, Seat, check_pictures, replay, seconds_per_frame
 from edgevla.evaluation.result import Evaluation, evaluate
 from edgevla.evaluation.subjects import Opening, Say, open_subjects
@@ -37,15 +41,12 @@ USUAL_S = 60.0
 class OnDataset:
     """One evaluation, step by step."""
 
-    def __init__(self, args: argparse.Namespace, cameras: dict[str, str], say: Say) -> None:
-        self.args, self.cameras, self.say = args, cameras, say
+    def __init__(self, args: argparse.Namespace, cameras: dict[str, str], reading: Reading, say: Say) -> None:
+        self.args, self.cameras, self.reading, self.say = args, cameras, reading, say
 
     def run(self) -> int:
         dataset, n_all = open_episodes(
-            self.args.dataset,
-            self.args.episodes,
-            reading_of(self.args.features, self.args.without, self.args.task_from),
-            remembered_reading(self.args.policies),
+            self.args.dataset, self.args.episodes, self.reading, remembered_reading(self.args.policies)
         )
         seats = self._seats(dataset)
         folder = claim_output(self.args.output, dataset.root.resolve().name)
@@ -148,10 +149,25 @@ def _every(n: int) -> str:
     return f"every {n}{ending}"
 
 
+def remembered_reading(policies: Sequence[str]) -> Reading:
+    """How the training data of the first of these policies that says it were read."""
+    for path in policies:
+        if is_bundle(Path(path).expanduser()):
+            origin = load_bundle(Path(path).expanduser(), verify=False).manifest.provenance.dataset
+            found = None if origin is None else origin.reading
+        else:
+            folder = policy_folder(Path(path).expanduser())
+            facts = None if folder is None else read_facts(folder)
+            found = None if facts is None else facts.reading
+        if found is not None:
+            return found
+    return Reading()
+
+
 def open_episodes(
-    path: str, episodes: str | None, reading: Reading = AS_IT_IS, remembered: Reading = AS_IT_IS
+    path: str, episodes: str | None, reading: Reading, remembered: Reading
 ) -> tuple[Dataset, int]:
-    """The dataset, or some episodes of it, and how many it has. reading, remembered: see `open_dataset`.
+    """The dataset, or some episodes of it, and how many it has. remembered: how the policies' data were read.
 
     Raises:
         DatasetError: not there, empty, damaged. UsageError: episodes that do not exist.
@@ -159,9 +175,12 @@ def open_episodes(
     if episodes is None:
         dataset = open_dataset(path, reading=reading, remembered=remembered)
         return dataset, dataset.n_episodes
-    n_all = max(episode_numbers(path), default=-1) + 1
-    chosen = parse_episodes(episodes, n_all)
-    return open_dataset(path, chosen, reading=reading, remembered=remembered), n_all
+    folder, _ = local_folder(path)
+    said: Any = read_info(folder).raw.get("total_episodes")
+    if not isinstance(said, int) or said < 1:
+        said = open_dataset(path).n_episodes
+    numbers = parse_episodes(episodes, said)
+    return open_dataset(path, numbers, reading=reading, remembered=remembered), said
 
 
 def claim_output(output: str | None, name: str) -> Path:
