@@ -252,6 +252,8 @@ class Manifest:
 
     trained_camera_age_ms: by camera feature; left out where the training data do not hold ages.
     trained_camera_look: by camera feature; left out where the training data were not at hand.
+    trained_still: by feature, per element what it always was in the training data, null where it moved; left out where
+        all of them moved. still_joints: what the policy is told of such elements, that value or what is measured.
     """
 
     schema: int
@@ -279,6 +281,8 @@ class Manifest:
     files: tuple[FileEntry, ...]
     trained_camera_age_ms: dict[str, CameraAge] | None = None
     trained_camera_look: dict[str, CameraLook] | None = None
+    trained_still: dict[str, tuple[float | None, ...]] | None = None
+    still_joints: Literal["trained", "live"] = "trained"
 
     @property
     def cameras(self) -> list[str]:
@@ -410,6 +414,9 @@ def _features(m: Manifest) -> Iterator[str]:
             sizes = {len(value.q01), len(value.q99)} if isinstance(value, Range) else {len(value)}
             if name not in m.features or sizes != {m.features[name].shape[0]}:
                 yield f"{block} of '{name}' does not fit the feature"
+    for name, still in (m.trained_still or {}).items():
+        if name != STATE or name not in m.features or len(still) != m.features[name].shape[0]:
+            yield f"trained_still of '{name}' does not fit the feature"
     for name in m.trained_camera_age_ms or {}:
         if name not in m.cameras:
             yield f"trained_camera_age_ms names '{name}', which is no camera of the policy"

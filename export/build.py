@@ -17,6 +17,7 @@ import numpy as np
 
 from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
 from edgevla.dataset.facts import read_facts
+from edgevla.dataset.reading import Reading
 from edgevla.engines import load_graph
 from edgevla.errors import EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
@@ -92,8 +93,9 @@ def export_policy(
     check_target(target)
     if _is_calibrated(policy, options) and options.dataset is None:
         raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
-    dataset = _open(options.dataset)
-    facts, origin = _facts(folder, dataset, options)
+    trained = read_facts(folder)
+    dataset = _open(options, trained)
+    facts, origin = _facts(trained, dataset, options)
     meaning = decide(policy, facts, options, origin)
     for feature, camera in meaning.bindings.items():
         say(f"camera {camera} -> {feature}" if camera != "none" else f"no camera for {feature}")
@@ -179,17 +181,23 @@ def _tasks(trained: Sequence[str]) -> str:
 # -- where things come from -----------------------------------------------------------------------------------
 
 
-def _open(path: str | None) -> Dataset | None:
-    if path is None:
+def _open(options: ExportOptions, trained: DatasetFacts | None) -> Dataset | None:
+    """The dataset, read as the checkpoint's own was unless it is said otherwise."""
+    if options.dataset is None:
+        if options.reading != Reading():
+            raise UsageError("--feature, --without and --task-from say how a --dataset is read; give one")
         return None
     from edgevla.dataset import open_dataset
 
-    return open_dataset(path)
+    remembered = trained.reading if trained is not None else Reading()
+    return open_dataset(options.dataset, reading=options.reading, remembered=remembered)
 
 
-def _facts(folder: Path, dataset: Dataset | None, options: ExportOptions) -> tuple[DatasetFacts | None, str]:
+def _facts(
+    facts: DatasetFacts | None, dataset: Dataset | None, options: ExportOptions
+) -> tuple[DatasetFacts | None, str]:
     """The checkpoint's own, else the dataset's; how cameras look is taken from the dataset where it is given."""
-    facts, origin = read_facts(folder), "checkpoint (edgevla.json)"
+    origin = "checkpoint (edgevla.json)"
     if dataset is None:
         return facts, origin if facts is not None else ""
     from edgevla.dataset.facts import camera_looks, facts_of

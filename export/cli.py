@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.checkpoints import run_name
+from edgevla.dataset.reading_options import add_reading_arguments, reading_of
 from edgevla.vocabulary import BASE_HELP, camera_help, pairs, size
 
 from .options import JOINT_UNITS, PRECISIONS, TARGETS, ExportOptions
@@ -75,6 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write the bundle even if it computes something else than torch; the report says so",
     )
+    parser.add_argument(
+        "--still-joints",
+        choices=("trained", "live"),
+        default="trained",
+        help="what the policy is told of a joint that never moved in training: where it was (default), or where it is",
+    )
+    add_reading_arguments(
+        parser.add_argument_group("how the dataset is read, where the checkpoint does not know it")
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -101,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         adapt_to_pi_aloha=args.adapt_to_pi_aloha,
         allow_parity_failure=args.allow_parity_failure,
+        reading=reading_of(args.features, args.without, args.task_from),
+        still_joints=args.still_joints,
     )
     target = Path(args.output) if args.output else Path("bundles") / run_name(args.checkpoint)
     stream = sys.stderr if args.json else sys.stdout

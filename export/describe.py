@@ -15,7 +15,8 @@ from typing import Any
 
 from edgevla.bundle import load_bundle
 from edgevla.checkpoints import policy_folder
-from edgevla.dataset.facts import read_facts
+from edgevla.dataset.facts import DatasetFacts, read_facts
+from edgevla.dataset.still import still_sentences, still_values
 from edgevla.errors import BundleError, CheckpointError
 from edgevla.manifest import Manifest
 from edgevla.train.account import account_of
@@ -25,6 +26,7 @@ from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import POST, PRE, Processors
 from edgevla.train.weight_files import distributed_sentence, is_distributed, read_weights_header
+from edgevla.types import STATE
 
 from .certified import certificate_words
 from .features import NOT_JOINTS
@@ -85,6 +87,7 @@ def describe_checkpoint(path: str | Path, base: str = "") -> Report:
         "action_space": _action_space(config, outputs, processors, facts, poses),
         "joint_units": None if facts is None else facts.joint_units,
         "fps": None if facts is None else facts.fps,
+        "never_moved": _never_moved(processors, facts),
         "chunk": {
             k: config[k] for k in ("chunk_size", "horizon", "n_action_steps", "n_obs_steps") if k in config
         },
@@ -227,6 +230,13 @@ def _action_space(
     }
 
 
+def _never_moved(processors: Processors, facts: DatasetFacts | None) -> list[str]:
+    """On the elements of the state that the training data never saw move."""
+    state = facts.features.get(STATE) if facts is not None else None
+    names, units = (state.names, state.units) if state is not None else ((), ())
+    return still_sentences(still_values(processors.stats.get(STATE, {}), units), names, units)
+
+
 def _export_sizes(weights: Mapping[str, Weight]) -> dict[str, dict[str, int]]:
     """Bytes per precision. `file`: the graphs' weights; `cpu`, `gpu`: memory while running, estimated from it."""
     matrices = vectors = 0
@@ -281,6 +291,7 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     lines.append(f"actions       {_actions(d['action_space'], d['chunk'])}")
     units = d["joint_units"] or "not stated: export will ask for --joint-units"
     lines.append(f"joint units   {units}" + (f", {d['fps']:g} Hz" if d["fps"] else ""))
+    lines += [f"warning: {sentence}" for sentence in d["never_moved"]]
     for precision, size in d["export"].items():
         lines.append(
             f"as {precision:<10} file {_bytes(size['file'])}; memory about {_bytes(size['cpu'])} on a CPU, "
@@ -364,6 +375,13 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         else:
             joints = ", ".join(f"{n} {u}" for n, u in zip(f.names, f.units, strict=True)) or _shape(f.shape)
             lines.append(f"{f.kind:<13} {joints}")
+    for name, still in (m.trained_still or {}).items():
+        known = zip(m.features[name].names, still, strict=True)
+        listed = ", ".join(f"{joint} {value:.6g}" for joint, value in known if value is not None)
+        told = (
+            "the policy is told so" if m.still_joints == "trained" else "the policy is told what is measured"
+        )
+        lines.append(f"never moved   {listed} in training; {told}")
     for name, graph in m.graphs.items():
         takes = ", ".join(i.source or i.name for i in graph.inputs)
         lines.append(f"{name:<13} {graph.file}, {m.target.precision[name]}, takes {takes}")

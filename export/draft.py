@@ -95,6 +95,8 @@ def draft_manifest(
         files=(),
         trained_camera_age_ms=meaning.trained_camera_age_ms,
         trained_camera_look=meaning.trained_camera_look,
+        trained_still=meaning.trained_still,
+        still_joints=options.still_joints,
     )
 
 

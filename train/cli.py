@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
+from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
-from edgevla.vocabulary import BASE_HELP, camera_help, pairs, short_name
+from edgevla.vocabulary import BASE_HELP, camera_help, once, pairs, short_name
 
 from .policies import policy_names
 
@@ -84,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="channels in the stem of a fresh ResNet trunk (published: 64)",
     )
+    add_reading_arguments(what)
     _add_numbers(parser.add_argument_group("how"))
     _add_machine(parser.add_argument_group("where"))
 
@@ -298,6 +300,10 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name in ("settings", "cameras"):
             overrides[name] = pairs(value, "--set" if name == "settings" else "--camera")
+        elif name == "features":
+            overrides[name] = pairs(value, "--feature")
+        elif name == "without":
+            overrides[name] = tuple(once(value, "--without"))
         elif name in NESTED:
             table, key = NESTED[name]
             overrides.setdefault(table, {})[key] = value
@@ -308,6 +314,8 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
 
 def _introduce(prepared: Any, say: Any) -> None:
     """One screen about what is going to happen."""
+    from .notes import notes
+
     job, facts = prepared.job, prepared.facts
     config, policy = job.config, job.policy
     n_all = sum(p.numel() for p in policy.parameters())
@@ -328,6 +336,8 @@ def _introduce(prepared: Any, say: Any) -> None:
             f"Joint units are not stated; {guess} ({facts.units_reason}). "
             "Export will ask for --joint-units; giving it here settles it."
         )
+    for sentence in notes(policy, prepared.data, facts):
+        say(sentence)
     epochs = config.steps * config.batch_size * config.accumulate * job.worker.n_ranks / len(prepared.data)
     begun = f" from step {prepared.done}" if prepared.done else ""
     _warn_of_room(job, prepared.done, say)

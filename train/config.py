@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgevla.dataset.chosen import parse_episodes
+from edgevla.dataset.reading import TaskFrom
 from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, nearest, read
 
@@ -80,6 +81,7 @@ class TrainConfig:
     trunk_width: channels in a fresh vision trunk's stem (ACT, Diffusion); 0: the published 64.
     cameras: name -> name or `none`, as given on the command line (`train/cameras.py` resolves them).
     workers: threads that prepare batches.  cache: where decoded frames are kept.
+    features, without, task_from: how the dataset is read (`edgevla.dataset.reading`).
     domain_id: which of X-VLA's soft prompts and heads learn; None: the checkpoint's.
     settings: fields of the policy's own config.json.  accumulate: batches per optimizer step.
     train_only: parameters whose lower-case name does not contain this are frozen; empty: the policy decides.
@@ -123,6 +125,9 @@ class TrainConfig:
     merge_lora: bool = False
     train_only: str = ""
     cameras: dict[str, str] = field(default_factory=dict)
+    features: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    task_from: TaskFrom | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     groups: tuple[Group, ...] = ()

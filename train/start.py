@@ -11,19 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.checkpoints import policy_folder
+from edgevla.dataset.facts import DatasetFacts, read_facts
 from edgevla.dataset.reader import Dataset
 from edgevla.errors import CheckpointError, DatasetError, EdgeVLAError, UsageError
 from edgevla.strict import Mismatch, nearest, read
 from edgevla.types import ACTION, STATE
+from edgevla.vocabulary import matches
 
 from .account import account_of
 from .account_config import is_n17
 from .account_pipelines import N17
 from .backbone import backbone_folder
-from .cameras import Cameras, for_fresh_policy, for_policy
+from .cameras import Cameras, for_fresh_policy, for_policy, refuse_depth
 from .checkpoint import CONFIG, WeightsMisfit, checkpoint_folder, load_policy
 from .config import TrainConfig
-from .data import Tokenize, dataset_features, dataset_stats, relative_stats
+from .data import (
+    Tokenize,
+    check_sizes_of,
+    checkpoints_rename,
+    dataset_features,
+    dataset_stats,
+    own_rename,
+    relative_stats,
+)
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
 from .policies import policy_class
 from .policies.base import Policy
@@ -87,6 +98,12 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
         raise _reshaped(config, dataset, error) from error
     say(f"Starts from the weights in {config.start}.")
     return policy.train(), made[-1][1]
+
+
+def start_facts(config: TrainConfig) -> DatasetFacts | None:
+    """What the checkpoint that the run starts from knows of its own data; None: nothing, or no checkpoint here."""
+    folder = policy_folder(Path(config.start)) if config.start else None
+    return None if folder is None else read_facts(folder)
 
 
 def _check_start(
@@ -189,7 +206,9 @@ def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[s
 def _fresh(
     config: TrainConfig, settings: Mapping[str, Any], dataset: Dataset, backbone: Path | None, say: Say
 ) -> tuple[Policy, Cameras]:
+    refuse_depth((*config.cameras, *config.cameras.values()), dataset.info.features.values())
     cameras = for_fresh_policy(config.cameras, dataset.cameras)
+    check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     features = {k: v for k, v in dataset_features(dataset, cameras.rename).items() if k not in cameras.unused}
     cls = policy_class(config.policy)
     settings = _with_names(cls.Config, settings, dataset)
@@ -218,7 +237,7 @@ def _fresh(
         _set_domain(processors, config, policy_config)
         policy = cls.from_backbone(backbone, policy_config, processors)
         say(f"The backbone starts from {backbone}, the rest of the policy from random weights.")
-    _set_rename(policy.processors, cameras.rename)
+    _set_rename(policy.processors, checkpoints_rename(dataset, cameras.rename))
     return policy, cameras
 
 
@@ -234,9 +253,11 @@ def _adapt(
         raise UsageError(
             f"--from {config.start} holds a policy of type {policy_config.type}, but --policy says {config.policy}"
         )
-    cameras = for_policy(
-        config.cameras, dataset.cameras, list(policy_config.image_features), processors.rename_map
-    )
+    own = list(policy_config.image_features)
+    unsaid = [name for name in own if not any(name in matches(word, own) for word in config.cameras)]
+    refuse_depth((*config.cameras.values(), *unsaid), dataset.info.features.values())
+    cameras = for_policy(config.cameras, dataset.cameras, own, own_rename(dataset, processors.rename_map))
+    check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     cls = policy_class(config.policy)
     settings = _with_names(cls.Config, settings, dataset)
     features = policy_features(dataset_features(dataset, cameras.rename))
@@ -272,7 +293,7 @@ def _adapt(
         fresh = cls.default_processors(adapted, stats)
         processors.pre, processors.post = fresh.pre, fresh.post
     _set_stats(processors, adapted, flatten_stats(stats), settings)
-    _set_rename(processors, cameras.rename)
+    _set_rename(processors, checkpoints_rename(dataset, cameras.rename))
     _set_domain(processors, config, adapted)
     return adapted, cameras
 
