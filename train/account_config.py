@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgevla.errors import CheckpointError
@@ -12,6 +11,7 @@ from edgevla.strict import nearest
 
 from .account_pipelines import N17
 from .entries import Entry
+from .policies.checkpoints import OTHER_KEYS
 
 NO_EFFECT: dict[str, str] = {
     "device": "the export's target decides",
@@ -35,48 +35,13 @@ TRAINING = ("optimizer_", "scheduler_", "freeze_", "tune_", "lora_")
 """Beginnings of keys that say how LeRobot trains. They are kept on saving and change nothing at inference."""
 
 
-@dataclass(frozen=True)
-class OtherKey:
-    """A key of another LeRobot version. becomes: why it changes nothing. allows: the values of which that is true."""
-
-    becomes: str
-    allows: Callable[[Any], bool] = lambda value: True
-    is_noted: bool = False
-
-
-def _is_off(value: Any) -> bool:
-    return value in (None, False)
-
-
-def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-
-
-_MEMORY = "of the memory, which is off"
-OTHER_KEYS: dict[str, dict[str, OtherKey]] = {
-    "pi05": {
-        "use_visual_memory": OtherKey("off", _is_off),
-        "use_proprioceptive_memory": OtherKey("off", _is_off),
-        "memory_frames": OtherKey(_MEMORY),
-        "memory_stride": OtherKey(_MEMORY),
-        "memory_temporal_attention_every": OtherKey(_MEMORY),
-        "rtc_training_max_delay": OtherKey(
-            "trained for a committed beginning of the chunk", _is_count, is_noted=True
-        ),
-    },
-    "smolvla": {
-        "fine_tune_vision_encoder": OtherKey("how LeRobot trains"),
-        "vision_encoder_lr_multiplier": OtherKey("how LeRobot trains"),
-    },
-}
-"""Policy -> keys that are no fields here, which LeRobot 0.4 to 0.7 writes."""
 N17_KEYS = ("n1_7_backbone_model", "action_decode_transform")
 
 
 def account_of_config(config: Mapping[str, Any]) -> Iterator[Entry]:
     """config: config.json as it is."""
     policy = str(config["type"])
-    if policy == "groot" and is_n17(config):
+    if is_n17(config):
         yield Entry("config.json", "type", f"{N17}; refused", "refused")
         return
     try:

@@ -18,24 +18,9 @@ from .legacy import PREFIXES
 from .memory import without_init
 from .policies import policy_class
 from .policies.base import Policy
+from .policies.checkpoints import DROPPED
 from .processors import Processors
 from .weight_files import read_weights_header, weight_files
-
-DROPPED: dict[str, tuple[tuple[str, str], ...]] = {
-    "pi05": (
-        (r"model\.state_proj\..*", "Pi0.5 writes its state into the prompt"),
-        (
-            r"model\.paligemma_with_expert\.gemma_expert\.model\..*norm\.weight",
-            "its norms are made from the time",
-        ),
-    ),
-    "xvla": (
-        (r"model\.vlm\.language_model\.(model\.)?shared\.weight", "the same as the encoder's embedding"),
-        (r"model\.vlm\.multi_modal_projector\.image_projection\.weight", "read, and turned on the way"),
-    ),
-    "groot": ((r".*language_model\.lm_head\.weight", "tied: the same as the embedding"),),
-}
-"""Policy -> (pattern of weights that may be left unread, why)."""
 
 
 def parameters(folder: Path, whole: Path | None = None) -> dict[str, tuple[int, bool]]:

@@ -195,7 +195,7 @@ _NORMALIZER = {
 }
 
 
-def _tokenizer(*, cuts: bool) -> StepRule:
+def tokenizer(*, cuts: bool) -> StepRule:
     """cuts: whether a prompt that is too long may also be refused instead of cut."""
     return StepRule(
         ("tokenizer_processor",),
@@ -296,69 +296,15 @@ UNPACK = StepRule(
     has_state=True,
 )
 
-_BOTH = (NORMALIZER.name, UNNORMALIZER.name)
+BOTH = (NORMALIZER.name, UNNORMALIZER.name)
 PLAIN = Pipelines(
     (RENAME, TO_BATCH, DEVICE, NORMALIZER),
     (UNNORMALIZER, DEVICE),
-    needs=_BOTH,
+    needs=BOTH,
     orders=((RENAME.name, NORMALIZER.name),),
     had_none=True,
 )
 """Of a policy that says nothing else."""
-_LANGUAGE = Pipelines(
-    (RENAME, TO_BATCH, NEWLINE, _tokenizer(cuts=True), DEVICE, RELATIVE, NORMALIZER),
-    (UNNORMALIZER, ABSOLUTE, DEVICE),
-    needs=(*_BOTH, NEWLINE.name, "tokenizer_processor"),
-    orders=(
-        (RENAME.name, RELATIVE.name, NORMALIZER.name),
-        (NEWLINE.name, "tokenizer_processor"),
-        (UNNORMALIZER.name, ABSOLUTE.name),
-    ),
-    had_none=True,
-)
-PIPELINES: dict[str, Pipelines] = {
-    "act": PLAIN,
-    "diffusion": PLAIN,
-    "smolvla": _LANGUAGE,
-    "pi0": _LANGUAGE,
-    "pi05": Pipelines(
-        (RENAME, TO_BATCH, RELATIVE, NORMALIZER, PREPARE_STATE, _tokenizer(cuts=True), DEVICE),
-        (UNNORMALIZER, ABSOLUTE, DEVICE),
-        needs=(*_BOTH, PREPARE_STATE.name, "tokenizer_processor"),
-        orders=(
-            (RENAME.name, RELATIVE.name, NORMALIZER.name, PREPARE_STATE.name, "tokenizer_processor"),
-            (UNNORMALIZER.name, ABSOLUTE.name),
-        ),
-    ),
-    "xvla": Pipelines(
-        (
-            RENAME,
-            TO_BATCH,
-            _tokenizer(cuts=False),
-            IMAGE_SCALE,
-            TO_FLOAT,
-            IMAGENET,
-            DOMAIN,
-            DEVICE,
-            NORMALIZER,
-        ),
-        (UNNORMALIZER, ROT6D, DEVICE),
-        needs=("tokenizer_processor",),
-        orders=(
-            (RENAME.name, NORMALIZER.name),
-            (RENAME.name, IMAGE_SCALE.name, TO_FLOAT.name, IMAGENET.name),
-            (UNNORMALIZER.name, ROT6D.name),
-        ),
-    ),
-    "groot": Pipelines(
-        (RENAME, TO_BATCH, PACK, EAGLE_ENCODE, EAGLE_COLLATE, DEVICE),
-        (UNPACK, DEVICE),
-        needs=(PACK.name, EAGLE_ENCODE.name, EAGLE_COLLATE.name, UNPACK.name),
-        orders=((RENAME.name, PACK.name, EAGLE_ENCODE.name, EAGLE_COLLATE.name),),
-    ),
-}
-"""Policy type -> its row; others have `PLAIN`."""
-
 N17_STEPS = ("groot_n1_7_", "groot_action_unpack_unnormalize_v2")
 ELSEWHERE: dict[str, str] = {
     "render_messages_processor": "renders a dataset's language columns into messages (LeRobot 0.7)",
@@ -368,6 +314,8 @@ ELSEWHERE: dict[str, str] = {
 
 
 def pipelines_of(policy_type: str) -> Pipelines:
+    from .policies.checkpoints import PIPELINES
+
     return PIPELINES.get(policy_type, PLAIN)
 
 
@@ -380,6 +328,8 @@ def rule_of(rules: tuple[StepRule, ...], name: str) -> StepRule | None:
 
 def draw() -> str:
     """The table in Markdown: every step of every policy, and every setting of it."""
+    from .policies.checkpoints import PIPELINES
+
     rows = [
         "| policy | before the network, in LeRobot's order | after it | must be there |",
         "| --- | --- | --- | --- |",

@@ -28,7 +28,8 @@ from edgevla.errors import CheckpointError
 from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.train.account import account_of
-from edgevla.train.steps import PIPELINES, draw
+from edgevla.train.policies.checkpoints import PIPELINES
+from edgevla.train.steps import draw
 
 
 def problems(folder: Path, *, with_weights: bool = False) -> str:
