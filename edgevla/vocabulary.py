@@ -15,6 +15,7 @@ from edgevla.strict import nearest
 IMAGES = "observation.images."
 NONE = "none"
 """The source of a camera that is left out."""
+BASE_HELP = "of an adapter (LoRA): where the policy that it belongs to lies, if not where the adapter says"
 
 
 # -- NAME=VALUE ---------------------------------------------------------------------------------------------

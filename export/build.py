@@ -76,7 +76,7 @@ def export_checkpoint(
     say(f"loading {folder}")
     for note in account_of(folder).require().notes:
         say(f"note: {note}")
-    policy = load_policy(folder, adapt=in_float32)
+    policy = load_policy(folder, adapt=in_float32, base=options.base)
     return export_policy(policy, folder, target, options, say)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.checkpoints import run_name
-from edgevla.vocabulary import camera_help, pairs, size
+from edgevla.vocabulary import BASE_HELP, camera_help, pairs, size
 
 from .options import JOINT_UNITS, PRECISIONS, TARGETS, ExportOptions
 
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", metavar="PATH", help="training data: frames to compare on, and what names and units"
     )
+    parser.add_argument("--base", metavar="PATH", default="", help=BASE_HELP)
     parser.add_argument(
         "--robot", metavar="NAME", help="instead of a dataset: the profile whose joints the policy drives"
     )
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from .build import export_checkpoint
 
     options = ExportOptions(
+        base=args.base,
         dataset=args.dataset,
         robot=args.robot,
         fps=args.fps,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from edgevla.dataset.facts import read_facts
 from edgevla.errors import BundleError, CheckpointError
 from edgevla.manifest import Manifest
 from edgevla.train.account import account_of
-from edgevla.train.header import Weight
+from edgevla.train.adapters import ADAPTER_WEIGHTS, chain, strange_layers, summary
+from edgevla.train.header import Weight, read_header
 from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import POST, PRE, Processors
@@ -43,7 +44,7 @@ CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 """ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
 
 
-def describe_checkpoint(path: str | Path) -> Report:
+def describe_checkpoint(path: str | Path, base: str = "") -> Report:
     """Raises CheckpointError: no readable config.json or weights there."""
     folder = policy_folder(Path(path)) or Path(path)
     if not (folder / "config.json").is_file() and is_distributed(folder):
@@ -54,13 +55,14 @@ def describe_checkpoint(path: str | Path) -> Report:
             f"{folder / 'config.json'} names no policy 'type', so it is not a LeRobot policy config"
         )
     inputs, outputs = (_features(config, key) for key in ("input_features", "output_features"))
-    weights, _ = read_weights_header(folder)
+    *adapters, whole = chain(folder, base)
+    weights, _ = read_weights_header(whole)
     account = account_of(folder)
     processors = Processors.load(folder)
     facts = read_facts(folder)
     parts = _parts(weights)
-    problems = account.problems
-    trained = None if problems else _trained(folder)
+    problems = [*account.problems, *_strange_factors(adapters, weights)]
+    trained = None if problems else _trained(folder, whole)
     poses, unknown = (None, None) if problems else _pose_space(config, processors)
     problems = problems if unknown is None else [*problems, unknown]
     dtypes = Counter[str]()
@@ -69,6 +71,7 @@ def describe_checkpoint(path: str | Path) -> Report:
     data: dict[str, Any] = {
         "kind": "checkpoint",
         "type": config["type"],
+        "adapter": summary([*adapters, whole]) if adapters else None,
         "layout": "lerobot 0.4 to 0.7" if processors.pre else "lerobot before 0.4",
         "n_parameters": sum(w.count for w in weights.values()),
         "n_tensors": len(weights),
@@ -145,7 +148,15 @@ def part_of(name: str) -> str:
     )
 
 
-def _trained(folder: Path) -> dict[str, float] | None:
+def _strange_factors(adapters: Sequence[Path], weights: Mapping[str, Weight]) -> Iterator[str]:
+    """Why factors do not belong to their base."""
+    for folder in adapters:
+        strange = strange_layers(weights, read_header(folder / ADAPTER_WEIGHTS))
+        if strange:
+            yield f"{folder} has factors for {len(strange)} layers that its base lacks, e.g. {strange[0]}"
+
+
+def _trained(folder: Path, whole: Path) -> dict[str, float] | None:
     """Part -> share of its parameters that training would change, by building the policy without memory; None
     without torch."""
     try:
@@ -153,7 +164,7 @@ def _trained(folder: Path) -> dict[str, float] | None:
     except ModuleNotFoundError:
         return None
     trained, total = Counter[str](), Counter[str]()
-    for name, (n, is_trained) in parameters(folder).items():
+    for name, (n, is_trained) in parameters(folder, whole).items():
         total[part_of(name)] += n
         trained[part_of(name)] += n * is_trained
     return {part: trained[part] / n for part, n in total.items() if n}
@@ -247,6 +258,7 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{folder}",
         f"policy        {d['type']} ({d['layout']})",
+        *_adapter_lines(d["adapter"]),
         f"parameters    {_count(n)} in {d['n_tensors']} tensors, "
         + ", ".join(f"{dtype} {_count(c)}" for dtype, c in d["dtypes"].items()),
     ]
@@ -292,6 +304,16 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
             "fine-tune on joints with --set action_mode=auto"
         )
     return lines
+
+
+def _adapter_lines(adapter: Mapping[str, Any] | None) -> list[str]:
+    if adapter is None:
+        return []
+    ranks = ", ".join(map(str, adapter["ranks"]))
+    whole = f", with {', '.join(adapter['whole_modules'])} whole" if adapter["whole_modules"] else ""
+    return [
+        f"adapter       {adapter['kind']} of rank {ranks}{whole}, added to {' and '.join(adapter['bases'])}"
+    ]
 
 
 def _account_lines(entries: list[dict[str, Any]]) -> list[str]:

@@ -28,6 +28,7 @@ from edgevla.manifest import (
     Target,
 )
 from edgevla.strict import read
+from edgevla.train.adapters import chain
 from edgevla.train.policies.base import Policy
 from edgevla.train.weight_files import weights_sha256
 
@@ -152,6 +153,9 @@ def _provenance(
     said: dict[str, Any] = {"joint_units": meaning.joint_units, "cameras": meaning.bindings}
     if meaning.warnings:
         said["warnings"] = list(meaning.warnings)
+    *adapters, whole = chain(folder, options.base)
+    if adapters:
+        said["base"] = _shown(whole)
     if options.adapt_to_pi_aloha:
         said["adapt_to_pi_aloha"] = True
     if options.allow_parity_failure:

@@ -15,7 +15,8 @@ JOINT_UNITS = ("degrees", "range100", "radians", "raw")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """dataset: for samples, and for features where the checkpoint has none. robot, fps: instead of a dataset.
+    """base: where the policy lies that an adapter belongs to; empty: where the adapter says.
+    dataset: for samples, and for features where the checkpoint has none. robot, fps: instead of a dataset.
 
     cameras: policy camera -> robot camera or `none`, as said. camera_sizes: camera -> (H, W).
     joint_units: `degrees`, `range100`, `radians`, or `raw` for what is no joint at all.
@@ -23,6 +24,7 @@ class ExportOptions:
     allow_parity_failure: write the bundle although it computes something else; the report repeats it.
     """
 
+    base: str = ""
     dataset: str | None = None
     robot: str | None = None
     fps: float | None = None

@@ -57,11 +57,10 @@ def refusal(m: Manifest, is_lower_precision: bool) -> str:
     """Why nothing was written, and what can be done."""
     assert m.parity is not None
     found = failures(m.parity, m.action.names)
-    reason = (
-        rule(m.parity)
-        if m.parity.actions.tolerance_per_joint is None and len(found) == 1
-        else "; ".join(found[:3])
-    )
+    cosine = m.parity.actions.min_cosine
+    if cosine is not None and not cosine >= MIN_COSINE:  # then the pipeline's cosine is too little as well
+        found = [rule(m.parity), *(f for f in found if " cosine " not in f)]
+    reason = "; ".join(found[:3])
     return (
         f"the exported {m.policy} does not compute what torch computes: {reason}. Against torch it moves "
         f"{on_the_arm(m)}. Nothing was written; "

@@ -21,6 +21,7 @@ from edgevla.types import ACTION
 from .account_config import account_of_config
 from .account_pipelines import account_of_pipelines, refused
 from .account_statistics import account_of_statistics, used_features
+from .adapters import is_adapter
 from .entries import Entry
 from .policies.config import features_of
 from .processors import Processors, Stats
@@ -86,7 +87,7 @@ def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_
     """Pipelines, statistics, and the weights where no more than statistics are refused. Raises CheckpointError: an unreadable file."""
     header: Mapping[str, Any] = {}
     if with_weights or not (folder / "policy_preprocessor.json").is_file():
-        header = {} if _is_adapter(folder) else read_weights_header(folder)[0]
+        header = {} if is_adapter(folder) else read_weights_header(folder)[0]
     is_legacy = any(name.startswith(LEGACY) for name in header)
     processors = Processors.load(folder)
     entries = list(account_of_pipelines(folder, config, is_legacy=is_legacy))
@@ -96,10 +97,6 @@ def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_
     if with_weights and not any(e.verdict == "refused" and e.in_training for e in (*before, *entries)):
         entries += account_of_weights(folder, header)
     return entries
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER).is_file() and not any(folder.glob("model*.safetensors*"))
 
 
 def read_raw_config(folder: Path) -> dict[str, Any]:
@@ -155,6 +152,10 @@ def account_of_features(config: Mapping[str, Any]) -> Iterator[Entry]:
 
 def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entry]:
     if not header:
+        for name in values_not_finite([folder / ADAPTER])[:1]:
+            yield refused(
+                "weights", name, f"the factors in {folder} hold values that are not finite, in {name}"
+            )
         yield Entry("weights", ADAPTER, "factors, added to their base's weights", "used")
         return
     try:

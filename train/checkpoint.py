@@ -8,6 +8,7 @@ Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,7 @@ from edgevla.errors import CheckpointError
 
 from . import lora
 from .account import account_of
+from .adapters import chain
 from .fresh import new_policy as new_policy
 from .legacy import split_legacy
 from .memory import release_pages, without_init
@@ -60,12 +62,14 @@ def load_policy(
     device: str | torch.device | None = None,
     adapt: Adapt | None = None,
     merge_adapter: bool = True,
+    base: str = "",
 ) -> Policy:
     """The policy of a LeRobot folder, or of a hub id when no such folder exists; in eval mode.
 
     adapt: sees config and pipelines as read, before the policy is built, and gives back the config to build;
     fine-tuning puts another dataset's features and statistics there.
     merge_adapter: a folder with LoRA factors gives the plain policy that they make of theirs; False: keeps them apart.
+    base: where the policy that the factors belong to lies; empty: where they say.
 
     Raises:
         CheckpointError: no such folder or hub id; what the account refuses, but missing statistics, which training
@@ -78,8 +82,8 @@ def load_policy(
     keys, extras = tuple(data), {k: v for k, v in data.items() if k not in own_keys}
     cls = policy_class(config.type)
     processors = Processors.load(folder)
-    base = lora.base_of(folder)
-    weights, aliases, n_bytes = _open_weights(checkpoint_folder(base) if base else folder)
+    *adapters, whole = chain(folder, base)
+    weights, aliases, n_bytes = _open_weights(whole)
     weights, stats = split_legacy(weights, config)
     if stats and not processors.pre:
         processors = cls.default_processors(config, stats)
@@ -92,9 +96,9 @@ def load_policy(
         policy = build_policy(config, processors, shapes, folder)
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
     policy.config_keys, policy.config_extras = keys, extras
-    if base:
-        lora.load_adapter(policy, folder)
-        if merge_adapter:
+    for adapter in reversed(adapters):
+        lora.load_adapter(policy, adapter)
+        if merge_adapter or adapter != folder:
             lora.merge(policy)
     return policy.to(device or "cpu").eval()
 
@@ -371,4 +375,5 @@ def _open_modes(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        with contextlib.suppress(PermissionError, NotImplementedError):  # FAT has one mode for all
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -74,6 +74,7 @@ class TrainConfig:
 
     dataset: folder or hub id.  start: checkpoint folder or hub id to fine-tune from, or a backbone's; empty: a fresh
     policy.  from_scratch: its backbone, too, starts from random weights.
+    base: where the policy lies that an adapter in `start`, or in the run itself, belongs to; empty: where that says.
     episodes: `0:40`, `3,5,8:12`; empty: all.  eval_episodes: the same form, or one number N for the last N.
     backbone_weights: torchvision ResNet file for a fresh vision trunk; empty: looked for in the usual caches.
     trunk_width: channels in a fresh vision trunk's stem (ACT, Diffusion); 0: the published 64.
@@ -91,6 +92,7 @@ class TrainConfig:
     dataset: str = ""
     root: str = ""
     start: str = ""
+    base: str = ""
     from_scratch: bool = False
     backbone_weights: str = ""
     trunk_width: int = 0

@@ -19,6 +19,7 @@ from edgevla.errors import CheckpointError, DatasetError, UsageError
 from edgevla.vocabulary import matches
 
 from . import lerobot, lora
+from .adapters import is_adapter
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
 from .cameras import Cameras, for_policy
@@ -74,7 +75,7 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
     if checkpoint is None:
         policy, cameras = start_policy(config, dataset, say)
     else:
-        policy, cameras = _resumed(checkpoint, dataset, facts)
+        policy, cameras = _resumed(checkpoint, dataset, facts, config.base)
     policy.set_cameras(
         {c: policy.camera_size(c) for c in policy.config.image_features if c not in cameras.absent},
         cameras.absent,
@@ -138,7 +139,7 @@ def _open(config: TrainConfig) -> list[Dataset]:
     ]
 
 
-def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[Policy, Cameras]:
+def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts, base: str) -> tuple[Policy, Cameras]:
     folder = checkpoint / PRETRAINED
     before = read_facts(folder)
     if before is None:
@@ -151,8 +152,8 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
             f"{before.n_frames} frames then; {facts.n_episodes}, {facts.n_frames} now). To train on changed data, "
             f"start a new run from the weights: --from {folder}"
         )
-    policy = load_policy(folder, merge_adapter=False)
     config = TrainConfig.load(folder / OWN_CONFIG)
+    policy = load_policy(folder, merge_adapter=False, base=base if is_adapter(folder) else "")
     rename = policy.processors.rename_map
     named = list(policy.config.image_features)
     # For a fresh policy its cameras are named already, and one that was done without may be the policy's no more.
@@ -193,7 +194,7 @@ def _data(
 
     def data_of(dataset: Dataset, augmentation: Augmentation | None) -> TrainingData:
         used = [c for c in dataset.cameras if c not in cameras.unused]
-        cache = make_cache(dataset, used, config.cache)
+        cache = make_cache(dataset, used, config.cache, machine=worker)
         if cache is not None:
             cache.fill_in_background()
             caches.append(cache)

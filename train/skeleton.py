@@ -23,16 +23,18 @@ from .processors import Processors
 from .weight_files import read_weights_header, weight_files
 
 
-def parameters(folder: Path) -> dict[str, tuple[int, bool]]:
+def parameters(folder: Path, whole: Path | None = None) -> dict[str, tuple[int, bool]]:
     """LeRobot's name -> (number of values, whether the policy's own settings leave it trainable).
+
+    whole: the folder of the weights; None: `folder`, which may hold factors alone.
 
     Raises:
         CheckpointError: an unknown policy, or settings or weights that do not fit each other.
     """
     config, _ = read_config(folder)
     cls = policy_class(config.type)
-    path = weight_files(folder)[0]
-    header, aliases = read_weights_header(folder)
+    path = weight_files(whole or folder)[0]
+    header, aliases = read_weights_header(whole or folder)
     with torch.device("meta"):
         found = {n: torch.empty(w.shape) for n, w in header.items() if not n.startswith(PREFIXES)}
     weights = found | {left: found[kept] for left, kept in aliases.items() if kept in found}

@@ -82,7 +82,7 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
         return made[-1][0]
 
     try:
-        policy = load_policy(config.start, adapt=adapt)
+        policy = load_policy(config.start, adapt=adapt, base=config.base)
     except WeightsMisfit as error:
         raise _reshaped(config, dataset, error) from error
     say(f"Starts from the weights in {config.start}.")
@@ -102,6 +102,8 @@ def _check_start(
             raise UsageError(f"{option} is for a fresh vision trunk; --from {config.start} brings its own")
     if config.lora and not is_trained:
         raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
+    if config.base and not is_trained:
+        raise UsageError("--base is for adapters (LoRA); name one with --from CHECKPOINT")
     if config.from_scratch and config.start:
         raise UsageError(f"--from-scratch and --from {config.start} contradict each other; leave one out")
     if config.from_scratch and backbone is None:
@@ -120,10 +122,10 @@ def _check_start(
 
 def _reshaped(config: TrainConfig, dataset: Dataset, error: WeightsMisfit) -> EdgeVLAError:
     """Why trained weights do not fit this run's network, found by trial: the folder, the dataset, or a setting."""
-    own = load_policy(config.start).config  # raises where the folder itself is at fault
+    own = load_policy(config.start, base=config.base).config  # raises where the folder itself is at fault
     trained = {**own.input_features, **own.output_features}
     try:
-        load_policy(config.start, adapt=lambda c, p: _adapt(config, {}, dataset, c, p)[0])
+        load_policy(config.start, adapt=lambda c, p: _adapt(config, {}, dataset, c, p)[0], base=config.base)
     except WeightsMisfit:
         features = policy_features(dataset_features(dataset, {}))
         differing = [

@@ -15,10 +15,11 @@ import numpy as np
 
 from edgevla.errors import CheckpointError
 
+from .adapters import ADAPTER_WEIGHTS as ADAPTER
+from .adapters import is_adapter
 from .header import HEADER_START, Weight, read_aliases, read_header
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_model.safetensors"
 _POINTER = b"version https://git-lfs"
 _PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.bin.index.json")
 _WRAPPERS = {"_orig_mod": "torch.compile", "module": "data-parallel training", "_fsdp_wrapped_module": "FSDP"}
@@ -79,7 +80,9 @@ def _instead(folder: Path) -> str:
     if is_distributed(folder):
         return distributed_sentence(folder)
     if (folder / ADAPTER).is_file():
-        return f"{folder} holds no {WEIGHTS}, only a PEFT adapter: merge it into its base policy first"
+        return (
+            f"{folder} holds no {WEIGHTS}, only a PEFT adapter, whose description is missing; fetch it again"
+        )
     return f"{folder} holds no {WEIGHTS}; fetch the checkpoint again"
 
 
@@ -161,17 +164,11 @@ def weights_sha256(folder: Path) -> str:
     """Of one file its own; of several, that of their names and digests."""
     from edgevla.bundle import sha256_of
 
-    files = [folder / ADAPTER] if _is_adapter(folder) else weight_files(folder)
+    files = [folder / ADAPTER] if is_adapter(folder) else weight_files(folder)
     if len(files) == 1:
         return sha256_of(files[0])
     lines = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (
-        (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file()
-    )
 
 
 def unread_weights(folder: Path, read: list[Path]) -> list[str]:

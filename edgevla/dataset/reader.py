@@ -7,8 +7,6 @@ Safe for several threads, and after a fork. A local folder never touches the net
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.hub import local_folder
+from edgevla.dataset.identity import identity
 from edgevla.dataset.images import ImageTable
 from edgevla.dataset.layout import BOOKKEEPING, Episode, Findings, Info
 from edgevla.dataset.open import Opened, read_all
@@ -152,17 +151,8 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of schema, tasks, all numeric columns, and the video files' names and sizes."""
-        digest = hashlib.sha256()
-        schema = {k: [f.dtype, list(f.shape), list(f.names)] for k, f in self.info.features.items()}
-        digest.update(json.dumps([self.info.fps, schema, sorted(self.task_table.items())]).encode())
-        for name in sorted(self.columns):
-            digest.update(name.encode())
-            digest.update(self.columns[name].tobytes())
-        for file in sorted({s.file for e in self.episodes for s in e.videos.values()}):
-            path = self.root / file
-            digest.update(f"{file}:{path.stat().st_size if path.is_file() else -1}".encode())
-        return digest.hexdigest()
+        """Hash of everything that training may read (see `identity`)."""
+        return identity(self, self._opened.frames.files, self._opened.stats)
 
     # -- statistics ---------------------------------------------------------------------------------------
 
