@@ -84,7 +84,11 @@ def account_of(folder: str | Path, *, with_weights: bool = True) -> Account:
 
 
 def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_weights: bool) -> list[Entry]:
-    """Pipelines, statistics, and the weights where no more than statistics are refused. Raises CheckpointError: an unreadable file."""
+    """Pipelines, statistics, and the weights where no more than statistics are refused.
+
+    Raises:
+        CheckpointError: an unreadable file.
+    """
     header: Mapping[str, Any] = {}
     if with_weights or not (folder / "policy_preprocessor.json").is_file():
         header = {} if is_adapter(folder) else read_weights_header(folder)[0]
