@@ -84,7 +84,11 @@ def account_of(folder: str | Path, *, with_weights: bool = True) -> Account:
 
 
 def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_weights: bool) -> list[Entry]:
-    """Pipelines, statistics, and where nothing was refused the weights. Raises CheckpointError: an unreadable file."""
+    """Pipelines, statistics, and the weights where no more than statistics are refused.
+
+    Raises:
+        CheckpointError: an unreadable file.
+    """
     header: Mapping[str, Any] = {}
     if with_weights or not (folder / "policy_preprocessor.json").is_file():
         header = {} if is_adapter(folder) else read_weights_header(folder)[0]
@@ -94,7 +98,7 @@ def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_
     legacy = _legacy_statistics(folder, config) if is_legacy and not processors.pre else None
     if legacy is not None or processors.pre:
         entries += account_of_statistics(config, processors, legacy)
-    if with_weights and not any(e.verdict == "refused" for e in (*before, *entries)):
+    if with_weights and not any(e.verdict == "refused" and e.in_training for e in (*before, *entries)):
         entries += account_of_weights(folder, header)
     return entries
 
