@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgevla.errors import EdgeVLAError
-from edgevla.nodes.vitals import END
+from edgevla.nodes.vitals import END, leave_signals_to_the_supervisor
 from edgevla.session import (
     EMERGENCY_STOP,
     GuardianState,
@@ -168,8 +168,7 @@ def main() -> int:
     parser.add_argument("--port", action="append", default=[], metavar="[BUS=]PATH")
     parser.add_argument("--alive-fd", type=int)
     args, rest = parser.parse_known_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    leave_signals_to_the_supervisor()
     try:
         profile = load_profile(args.robot)
         guardian = Guardian(profile, open_ports(profile, args.port), args.run_dir, args.alive_fd)

@@ -21,7 +21,13 @@ import zmq
 from edgevla.clock import MonotonicClock
 from edgevla.errors import EdgeVLAError
 from edgevla.messages import Body, Chunk, Infer, Message, Severity
-from edgevla.nodes.vitals import ask_for_real_time, freeze_garbage, tell_at_once
+from edgevla.nodes.vitals import (
+    END,
+    ask_for_real_time,
+    freeze_garbage,
+    leave_signals_to_the_supervisor,
+    tell_at_once,
+)
 from edgevla.wire import CommandRequest, CommandServer, Dealer, Inbox, Publisher, endpoint
 
 from .arm import Robot
@@ -127,8 +133,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="edgevla.robots.node_process", description=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_the_supervisor()
+    signal.signal(END, signal.SIG_IGN)  # the guardian's
     try:
         return _run(args)
     except EdgeVLAError as error:

@@ -7,11 +7,10 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
-from typing import Literal
 
+from edgevla.nodes.vitals import ENDS
 from edgevla.presses import Presses
 
-By = Literal["", "SIGINT", "SIGTERM", "SIGHUP"]
 ONE_PRESS_NS = 150_000_000
 """A wrapper passes the Ctrl-C on that came to the whole terminal: the same press by another way, milliseconds later."""
 REFUSED = (
@@ -47,13 +46,13 @@ class Steps:
 
 
 class Asked:
-    """Takes the process's signals. by: who asked first; empty while nobody has.
+    """Takes the process's signals. by: the name of the signal that asked first; empty while none has.
 
     on_step: (1, 2 or 3) -> None, for every step of Ctrl-C. say: (severity, source, sentence).
     """
 
     def __init__(self, on_step: Callable[[int], None], say: Callable[[str, str, str], None]) -> None:
-        self.by: By = ""
+        self.by = ""
         self.is_ending = False
         self.steps = Steps()
         self._on_step, self._say = on_step, say
@@ -61,14 +60,17 @@ class Asked:
 
     def obey_signals(self) -> None:
         """From here on nothing that a terminal, a shell or systemd sends takes the process by surprise."""
+        for number in ENDS - {signal.SIGTERM, signal.SIGHUP}:
+            signal.signal(number, lambda number, _: self._guarded(lambda: self._end_by(number)))
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda *_: self._guarded(self.press))
         signal.signal(
             signal.SIGTERM, lambda *_: self._guarded(lambda: self.end("SIGTERM", "asked to terminate"))
         )
-        signal.signal(
-            signal.SIGHUP, lambda *_: self._guarded(lambda: self.end("SIGHUP", "the terminal has closed"))
-        )
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup: it shall outlive the terminal
+            signal.signal(
+                signal.SIGHUP, lambda *_: self._guarded(lambda: self.end("SIGHUP", "the terminal has closed"))
+            )
         signal.signal(signal.SIGTSTP, lambda *_: self._guarded(self._refuse))
         for number in (
             signal.SIGTTOU,
@@ -89,13 +91,19 @@ class Asked:
             self.by = self.by or "SIGINT"
             self._on_step(step)
 
-    def end(self, by: By, words: str) -> None:
+    def end(self, by: str, words: str) -> None:
         """To rest, and no press: it comes from the kernel and from the shell, and as often as they like."""
         if self.by or self.is_ending:
             return
         self.by = by
         self.steps.press(time.monotonic_ns())
         self._say("info", "deploy", f"{words}: the arm moves to rest and is released")
+
+    def _end_by(self, number: int) -> None:
+        """By a signal that nobody sends on purpose: an orderly end all the same."""
+        known = {int(s): s.name for s in signal.Signals}
+        name = known.get(number, f"signal {number}")
+        self.end(name, f"asked to end by {name}")
 
     def _refuse(self) -> None:
         if self._stops.press(time.monotonic_ns()):

@@ -4,10 +4,11 @@
   edgevla deploy --robot so101 --sim                      the newest bundle, on an emulated arm
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
-freezes), a third lets go; holding the keys down never does. SIGTERM stops in order, too. `edgevla monitor` in another
-terminal shows and steers a running deployment; `edgevla service` starts one at boot.
+freezes), a third lets go; holding the keys down never does. SIGTERM stops in order, and so does every other signal
+that ends a process; under nohup the terminal may close. `edgevla monitor` in another terminal shows and steers a
+running deployment; `edgevla service` starts one at boot.
 
-Exit codes: 0 done, or stopped by SIGTERM; 1 failed, or there was an emergency stop, cleared or not; 2 wrong usage;
+Exit codes: 0 done, or stopped by a signal; 1 failed, or there was an emergency stop, cleared or not; 2 wrong usage;
 130 Ctrl-C.
 """
 

@@ -49,14 +49,14 @@ def carry_out(
 def report(args: argparse.Namespace, summary: Mapping[str, Any], shown: Screen) -> int:
     """Prints the summary of `carry_out`; the exit code.
 
-    0: done, or asked to end by SIGTERM. 1: it failed, or there was an emergency stop, cleared or not. 130: Ctrl-C, or
+    0: done, or asked to end by a signal. 1: it failed, or there was an emergency stop, cleared or not. 130: Ctrl-C, or
     the terminal has closed.
     """
     from edgevla.launch.runlog import plain
     from edgevla.launch.summary import describe_summary
 
     failure, stops = summary["failure"], summary["emergency_stops"]
-    asked = {"": 0, "SIGTERM": 0}.get(str(summary.get("asked_by")), 130)
+    asked = 130 if summary.get("was_interrupted") else 0
     if not summary.get("was_on") and not failure:
         shown("info", "deploy", "stopped before the arm was switched on")
         return asked

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError, WireError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
+from edgevla.nodes.vitals import ENDS
 from edgevla.vocabulary import NONE, camera_help, pairs
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def obey_signals(refuse: Callable[[], None]) -> None:
-    """SIGTERM and a terminal that closes end as Ctrl-C does, with the keyboard as it was; Ctrl-Z is refused."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    """Whatever ends a process ends as Ctrl-C does, with the keyboard as it was; Ctrl-Z is refused."""
+    for number in ENDS:
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     signal.signal(signal.SIGTSTP, lambda *_: refuse())
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from edgevla.errors import UsageError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import check_texts
+from edgevla.nodes.vitals import ENDS
 
 if TYPE_CHECKING:
     from edgevla.monitor.app import MonitorApp
@@ -76,6 +77,7 @@ def obey_signals(app: MonitorApp) -> None:
         signal.SIGHUP: "the terminal was closed",
         signal.SIGINT: "interrupted",
     }
-    for number, reason in reasons.items():
+    for number in ENDS:
+        reason = reasons.get(number, "asked to terminate")
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, lambda *_, reason=reason: app.leave_soon(reason, INTERRUPTED))

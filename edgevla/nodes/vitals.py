@@ -57,6 +57,26 @@ END = signal.SIGUSR1
 """How a supervisor ends its children. SIGTERM may come to a whole group at once (`systemctl stop`, a shutdown), and
 then the supervisor brings the arm to rest first: its children are needed until it says so."""
 
+STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+"""What makes a process stand still and can be refused."""
+_OTHERS = STOPS | {
+    *(signal.SIGKILL, signal.SIGSTOP),  # cannot be refused
+    *(
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGFPE,
+        signal.SIGILL,
+        signal.SIGABRT,
+        signal.SIGTRAP,
+        signal.SIGSYS,
+    ),
+    *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),  # end nobody
+    *(signal.SIGPIPE, signal.SIGXFSZ),  # Python makes errors of them
+}
+ENDS: frozenset[int] = frozenset(signal.valid_signals()) - _OTHERS
+"""What ends a process that has said nothing about it, and can be heard: SIGTERM, SIGQUIT, SIGUSR2, SIGALRM, ... Sent to
+all processes of a deployment at once, one that nobody hears would leave an arm with torque and without anybody."""
+
 
 def has_supervisor() -> bool:
     """Whether the process that started this one is a supervisor, and lives."""
@@ -64,17 +84,23 @@ def has_supervisor() -> bool:
 
 
 def stop_when_asked() -> threading.Event:
-    """Set by `END`, and by SIGTERM, SIGINT and SIGHUP where no living supervisor decides."""
+    """Set by `END`, and by whatever else ends a process where no living supervisor decides."""
     stopping = threading.Event()
 
     def heard(*_: object) -> None:
         if not has_supervisor():
             stopping.set()
 
-    signal.signal(END, lambda *_: stopping.set())
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ENDS - {END}:
         signal.signal(number, heard)
+    signal.signal(END, lambda *_: stopping.set())
     return stopping
+
+
+def leave_signals_to_the_supervisor() -> None:
+    """Of a process that the arm depends on: what would end or stop it is not heard, but SIGTERM and `END`."""
+    for number in (ENDS | STOPS) - {signal.SIGTERM, END}:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def freeze_garbage() -> None:

@@ -13,17 +13,17 @@ import shutil
 import signal
 import sys
 import termios
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from edgevla.errors import UsageError
+from edgevla.nodes.vitals import ENDS, STOPS
 
 POLL_S = 0.02
 QUIET_S = 0.15
 """Nobody has read a question before this; a paste that is still coming ends with a pause as long."""
 READ_SIZE = 4096
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminal:
@@ -132,7 +132,7 @@ def endings_raise() -> Iterator[None]:
     def interrupt(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
 
-    with _handlers({signal.SIGTERM: interrupt, signal.SIGHUP: interrupt}):
+    with _handlers(dict.fromkeys(ENDS - {signal.SIGINT}, interrupt)):
         yield
 
 
@@ -145,7 +145,7 @@ def unbroken() -> Iterator[None]:
         come.append(number)
 
     try:
-        with _handlers({number: note for number in (*ENDINGS, signal.SIGTSTP)}):
+        with _handlers(dict.fromkeys(ENDS | STOPS, note)):
             yield
     finally:
         for number in dict.fromkeys(come):
@@ -153,7 +153,7 @@ def unbroken() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers(wanted: dict[signal.Signals, Any]) -> Iterator[None]:
+def _handlers(wanted: Mapping[int, Any]) -> Iterator[None]:
     try:
         before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     except ValueError:  # not the main thread, which alone is told of signals

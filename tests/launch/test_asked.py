@@ -1,8 +1,12 @@
 """Presses of Ctrl-C: to rest, frozen, let go. Held down they never let go."""
 
+import contextlib
+import signal
+
 import pytest
 
 from edgevla.launch.asked import Asked, Steps
+from edgevla.nodes.vitals import ENDS, STOPS
 
 MS = 1_000_000
 REPEAT_MS = 33
@@ -84,3 +88,44 @@ def test_what_fails_in_a_handler_does_not_fail_wherever_the_program_is():
     asked = Asked(broken, lambda *_: None)
     asked._guarded(asked.press)
     assert asked.by == "SIGINT"
+
+
+@pytest.fixture
+def obeying():
+    """Somebody who is asked by real signals; whoever was before is again afterwards."""
+    before = {number: signal.getsignal(number) for number in ENDS | STOPS}
+    with contextlib.ExitStack() as undo:
+        for number, handler in before.items():
+            undo.callback(signal.signal, number, handler)
+        heard = Heard()
+        heard.asked.obey_signals()
+        yield heard
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGUSR1, "SIGUSR1"),
+        (signal.SIGALRM, "SIGALRM"),
+        (signal.SIGXCPU, "SIGXCPU"),
+        (signal.SIGRTMIN + 3, f"signal {signal.SIGRTMIN + 3}"),
+    ],
+)
+def test_a_signal_that_nobody_thought_of_asks_for_the_end_in_order(obeying, number, name):
+    signal.raise_signal(number)
+    signal.raise_signal(number)
+    assert obeying.asked.by == name
+    assert obeying.said == [f"asked to end by {name}: the arm moves to rest and is released"]
+    assert obeying.steps == [], "it is no press of Ctrl-C"
+
+
+def test_nothing_that_can_be_heard_ends_the_supervisor_unheard(obeying):
+    assert {number for number in ENDS if signal.getsignal(number) is signal.SIG_DFL} == set()
+
+
+def test_under_nohup_a_terminal_may_close(obeying):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    obeying.asked.obey_signals()
+    signal.raise_signal(signal.SIGHUP)
+    assert obeying.asked.by == ""
+    assert obeying.said == []

@@ -140,6 +140,18 @@ def test_sigterm_to_everybody_at_once_brings_the_arm_to_rest(deploy):
     assert "is held" not in run.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGQUIT, signal.SIGRTMIN])
+def test_no_signal_to_everybody_at_once_leaves_the_arm_with_torque_and_nobody(deploy, number):
+    """`systemctl kill -s`, a battery's service, somebody who tries: what ends most programs ends this one in order."""
+    run = deploy()
+    run.wait_for(RUNNING)
+    for process in list(run._mine()):
+        os.kill(process.pid, number)
+    assert run.wait_for_end() == (130 if number == signal.SIGQUIT else 0), run.output
+    assert_ended(run, "rest")
+    assert "is held" not in run.output
+
+
 def test_sigterm_while_it_starts_ends_it_without_a_failure(deploy):
     run = deploy()
     run.find_until("guardian")

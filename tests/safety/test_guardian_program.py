@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgevla.errors import BusError, UsageError
-from edgevla.nodes.vitals import END
+from edgevla.nodes.vitals import END, ENDS, STOPS
 from edgevla.robots import guardian as module
 from edgevla.robots.guardian import Guardian, main
 from edgevla.robots.links import RUNNING
@@ -44,7 +44,13 @@ def test_the_loop_is_given_what_the_guardian_does_not_know(program, tmp_path):
     assert ports == [["/dev/x"]]
     assert program.given["args"] == ["--robot=so101", f"--run-dir={tmp_path}", "--session=ab"]
     assert program.given["guardian"].alive_fd is None
-    assert program.handlers[signal.SIGINT] == program.handlers[signal.SIGHUP] == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", sorted((ENDS | STOPS) - {signal.SIGTERM, END}))
+def test_nothing_but_sigterm_and_the_supervisor_s_signal_is_heard(program, number):
+    """Sent to all processes at once, it would take those away that could take the torque away."""
+    program.start()
+    assert program.handlers[number] == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("missing", ["--robot", "--run-dir"])
