@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from edgevla.errors import UsageError
 from edgevla.strict import nearest
 
 IMAGES = "observation.images."
 NONE = "none"
+TaskFrom = Literal["task", "subtask"]
+"""What the instruction of a frame is."""
 """The source of a camera that is left out."""
 BASE_HELP = "of an adapter (LoRA): where the policy that it belongs to lies, if not where the adapter says"
 

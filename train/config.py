@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgevla.dataset.chosen import parse_episodes
-from edgevla.dataset.reading import TaskFrom
 from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, nearest, read
+from edgevla.vocabulary import TaskFrom
 
 if sys.version_info >= (3, 11):
     import tomllib
