@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from edgevla.dataset.reading import Reading
 from edgevla.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgevla.dataset.reading import Reading
 
 PRECISIONS = ("fp32", "fp16", "int8")
 TARGETS = ("cpu", "cuda", "tensorrt")
@@ -45,7 +47,7 @@ class ExportOptions:
     seed: int = 0
     adapt_to_pi_aloha: bool = False
     allow_parity_failure: bool = False
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading = field(default_factory=lambda: _as_it_is())
     still_joints: Literal["trained", "live"] = "trained"
 
     def __post_init__(self) -> None:
@@ -64,3 +66,9 @@ class ExportOptions:
             raise UsageError(
                 f"--name '{self.name}' is no name; give one without '/', where it is to be: -o DIR"
             )
+
+
+def _as_it_is() -> Reading:
+    from edgevla.dataset.reading import Reading  # brings numpy, which a verb's help does without
+
+    return Reading()

@@ -250,4 +250,5 @@ def test_a_damaged_folder_is_not_blamed_on_the_recipe_s_settings(
     (start / "config.json").write_text(json.dumps({**config, "dim_model": 48}))
     words = ["train", "--policy", "act", "--dataset", recorded, "--from", str(start), "--steps", "1"]
     assert main([*words, "--output", str(tmp_path / "run")]) == 1
-    assert f"{start}/model.safetensors does not fit its config.json" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{start}/model.safetensors: action_head.weight is (6, 32), the config says (6, 48)" in said
