@@ -85,7 +85,7 @@ def run(port_path: str, emulator_pid: int, seconds: float, hz: float) -> dict[st
             break
         n_missed += tick.number - last_number - 1
         last_number = tick.number
-        goal, _ = safety.allow(wanted(spent, low, high))
+        goal, _ = safety.allow(wanted(spent, low, high), is_withheld=robot.withheld)
         reading = robot.exchange(goal, tick.deadline_ns + period_ns * 9 // 10)
         worst_age_us = max(worst_age_us, int(reading.position_age_us.max()))
         late_ms.append(tick.late_ns / 1e6)

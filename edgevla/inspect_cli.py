@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.dataset.reading_options import add_reading_arguments, reading_of
+from edgevla.vocabulary import BASE_HELP
 
 if TYPE_CHECKING:
     from edgevla.dataset.layout import FeatureInfo, Finding
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contact-sheet", metavar="PNG", help="dataset: write a picture of frames of every episode"
     )
+    parser.add_argument("--base", metavar="PATH", default="", help=BASE_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_reading_arguments(parser.add_argument_group("how a dataset is read"))
 
@@ -41,21 +43,25 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, option):
                 raise UsageError(f"--{option.removesuffix('s').replace('_', '-')} is for datasets")
         if (path / "manifest.json").is_file():
-            return _describe("describe_bundle", path, args.json)
-        if policy_folder(path) is not None:
-            return _describe("describe_checkpoint", path, args.json)
+            if args.base:
+                raise UsageError("--base is for adapters (LoRA), not for bundles")
+            return _describe("describe_bundle", args.json, path)
+        if policy_folder(path) is not None or any(path.glob("**/*.distcp")):
+            return _describe("describe_checkpoint", args.json, path, args.base)
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "
                 "(manifest.json)"
             )
+    if args.base:
+        raise UsageError("--base is for adapters (LoRA), not for datasets")
     return _inspect_dataset(args)
 
 
-def _describe(function: str, path: Path, as_json: bool) -> int:
+def _describe(function: str, as_json: bool, *subject: Path | str) -> int:
     """Checkpoints and bundles belong to the export subpackage, which the runtime names only here."""
     module = importlib.import_module("edgevla.export.describe")
-    lines, data, code = getattr(module, function)(path)
+    lines, data, code = getattr(module, function)(*subject)
     print(json.dumps(data, indent=2) if as_json else "\n".join(lines))
     return int(code)
 

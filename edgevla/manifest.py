@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from edgevla.dataset.reading import Reading
 from edgevla.errors import BundleError
 from edgevla.graph import GraphSpec, TensorSpec, is_source
 from edgevla.look import GRID, CameraLook
@@ -159,14 +160,30 @@ class ActionParity:
 
 
 @dataclass(frozen=True)
+class PipelineParity:
+    """The graphs from raw frames to robot units against the checkpoint's own pipelines, run as LeRobot runs them, with
+    the policy's network between them. compared_with: in words.
+    """
+
+    compared_with: str
+    n_samples: int
+    actions: ActionParity
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Parity:
-    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given."""
+    """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given.
+
+    pipeline: left out by exports that did not compare with the saved pipelines.
+    """
 
     reference: str
     n_samples: int
     stages: dict[str, Stage]
     actions: ActionParity
     passed: bool
+    pipeline: PipelineParity | None = None
 
 
 @dataclass(frozen=True)
@@ -196,12 +213,15 @@ class CheckpointOrigin:
 
 @dataclass(frozen=True)
 class DatasetOrigin:
-    """episodes: those that were trained on, as `0,2-5`; None: not known. sha256: of their numbers."""
+    """sha256: of the numbers that were trained on. episodes: theirs, as `0,2-5`; None: not known. reading: how the data
+    were read.
+    """
 
     repo_id: str
     sha256: str
     fps: float
     episodes: str | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
@@ -232,6 +252,8 @@ class Manifest:
 
     trained_camera_age_ms: by camera feature; left out where the training data do not hold ages.
     trained_camera_look: by camera feature; left out where the training data were not at hand.
+    trained_still: by feature, per element what it always was in the training data, null where it moved; left out where
+        all of them moved. still_joints: what the policy is told of such elements, that value or what is measured.
     """
 
     schema: int
@@ -259,6 +281,8 @@ class Manifest:
     files: tuple[FileEntry, ...]
     trained_camera_age_ms: dict[str, CameraAge] | None = None
     trained_camera_look: dict[str, CameraLook] | None = None
+    trained_still: dict[str, tuple[float | None, ...]] | None = None
+    still_joints: Literal["trained", "live"] = "trained"
 
     @property
     def cameras(self) -> list[str]:
@@ -390,6 +414,9 @@ def _features(m: Manifest) -> Iterator[str]:
             sizes = {len(value.q01), len(value.q99)} if isinstance(value, Range) else {len(value)}
             if name not in m.features or sizes != {m.features[name].shape[0]}:
                 yield f"{block} of '{name}' does not fit the feature"
+    for name, still in (m.trained_still or {}).items():
+        if name != STATE or name not in m.features or len(still) != m.features[name].shape[0]:
+            yield f"trained_still of '{name}' does not fit the feature"
     for name in m.trained_camera_age_ms or {}:
         if name not in m.cameras:
             yield f"trained_camera_age_ms names '{name}', which is no camera of the policy"

@@ -184,7 +184,9 @@ class BundlePolicy:
         Raises:
             BundleError: input that does not fit the bundle. EngineError: the engine failed or yielded NaN.
         """
-        result = self._run(observation, grid_index, task, past or {}, n_steps, rtc, settings or {}, chunk_seq)
+        observation = self._steadied(observation)
+        earlier = {n: self._steadied(then) for n, then in (past or {}).items()}
+        result = self._run(observation, grid_index, task, earlier, n_steps, rtc, settings or {}, chunk_seq)
         if not np.all(np.isfinite(result.actions)):
             raise EngineError(
                 f"the policy yielded actions that are not finite (grid moment {grid_index}, seed {result.chunk_seq})"
@@ -193,6 +195,20 @@ class BundlePolicy:
         return result
 
     # -- parts ----------------------------------------------------------------------------------------------
+
+    def _steadied(self, observation: Observation) -> Observation:
+        """With joints that never moved in the training data where they were then, as the manifest wants it.
+
+        Normalised, a thousandth of a degree off is a value that the policy never saw.
+        """
+        still = (self.manifest.trained_still or {}).get(STATE)
+        if still is None or self.manifest.still_joints == "live" or len(still) != len(observation.state):
+            return observation
+        state = np.array(observation.state, np.float32)
+        for i, value in enumerate(still):
+            if value is not None and np.isfinite(state[i]):
+                state[i] = value
+        return replace(observation, state=state)
 
     def _run(
         self,
@@ -218,7 +234,7 @@ class BundlePolicy:
         noise = None if m.sample is None else initial_noise(m.sample.shape, self.seed, seq)
         values |= self._raw(observation, vectors_only=True)
         x = self._sampler.solve(
-            context, values, noise=noise, n_steps=n_steps, step_noise=self._step_noise(seq)
+            context, values, noise=noise, n_steps=n_steps, step_noise=self.step_noise(seq)
         )
         clock.lap("denoise")
         actions = to_numpy(self._sampler.decode(x, values))[0]
@@ -338,7 +354,8 @@ class BundlePolicy:
             for key, s in known.items()
         }
 
-    def _step_noise(self, seq: int) -> Any:
+    def step_noise(self, seq: int) -> Any:
+        """Step -> the noise of that step of chunk number `seq`; None for a policy that takes none."""
         m = self.manifest
         if m.sample is None or "noise:step" not in self._sources:
             return None

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from edgevla.errors import UsageError
 from edgevla.strict import nearest
 
 IMAGES = "observation.images."
 NONE = "none"
+TaskFrom = Literal["task", "subtask"]
+"""What the instruction of a frame is."""
 """The source of a camera that is left out."""
+BASE_HELP = "of an adapter (LoRA): where the policy that it belongs to lies, if not where the adapter says"
 
 
 # -- NAME=VALUE ---------------------------------------------------------------------------------------------
@@ -144,7 +148,7 @@ def _pair(left: str, right: str, takers: Side, sources: Side) -> tuple[str, str]
         if len(takers.meant(taker)) == 1 and len(sources.meant(source)) == 1:
             return takers.meant(taker)[0], sources.meant(source)[0]
     is_swapped = (not takers.meant(left) and takers.meant(right)) or (
-        not sources.meant(right) and sources.meant(left)
+        not sources.meant(right) and sources.meant(left) and not takers.meant(left)
     )
     taker, source = (right, left) if is_swapped else (left, right)
     return one_camera(taker, takers, option), one_camera(source, sources, option)

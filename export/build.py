@@ -17,6 +17,7 @@ import numpy as np
 
 from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
 from edgevla.dataset.facts import read_facts
+from edgevla.dataset.reading import Reading
 from edgevla.engines import load_graph
 from edgevla.errors import EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
@@ -26,6 +27,7 @@ from edgevla.manifest import (
 )
 from edgevla.runner import BundlePolicy
 from edgevla.session import is_alive
+from edgevla.train.account import account_of
 from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import Policy
 from edgevla.train.policies.config import PolicyConfig
@@ -33,6 +35,7 @@ from edgevla.train.processors import Processors
 from edgevla.train.state import replace_folder
 
 from . import trace
+from .certificate import certify
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
 from .half import is_half_context, to_half
@@ -72,7 +75,9 @@ def export_checkpoint(
     check_target(target)
     folder = checkpoint_folder(path)
     say(f"loading {folder}")
-    policy = load_policy(folder, adapt=in_float32)
+    for note in account_of(folder).require().notes:
+        say(f"note: {note}")
+    policy = load_policy(folder, adapt=in_float32, base=options.base)
     return export_policy(policy, folder, target, options, say)
 
 
@@ -88,8 +93,9 @@ def export_policy(
     check_target(target)
     if _is_calibrated(policy, options) and options.dataset is None:
         raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
-    dataset = _open(options.dataset)
-    facts, origin = _facts(folder, dataset, options)
+    trained = read_facts(folder)
+    dataset = _open(options, trained)
+    facts, origin = _facts(trained, dataset, options)
     meaning = decide(policy, facts, options, origin)
     for feature, camera in meaning.bindings.items():
         say(f"camera {camera} -> {feature}" if camera != "none" else f"no camera for {feature}")
@@ -113,6 +119,7 @@ def export_policy(
         runner, where = _runner(bundle, where, say)
         say(f"comparing with torch on {len(samples)} samples ({where})")
         comparison = compare(policy, bundle, runner, samples, where)
+        comparison = _certified(comparison, policy, folder, runner, meaning, where, options, say)
         _judge(replace(bundle.manifest, parity=comparison.parity), options)
         say("measuring latency")
         latency = measure(policy, bundle, runner, samples[0], options.n_timed)
@@ -128,6 +135,27 @@ def export_policy(
         scratch.chmod(0o755)
         replace_folder(scratch, target)
     return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
+
+
+def _certified(
+    comparison: Comparison,
+    policy: Policy,
+    folder: Path,
+    runner: BundlePolicy,
+    meaning: Meaning,
+    where: str,
+    options: ExportOptions,
+    say: Say,
+) -> Comparison:
+    """The comparison with what the graphs do against the checkpoint's own pipelines."""
+    if options.adapt_to_pi_aloha:
+        say("not compared with the saved pipeline, which does not hold the maps of --adapt-to-pi-aloha")
+        return comparison
+    samples = comparison.samples
+    say(f"comparing with the saved pipeline, step by step, on {len(samples)} samples ({where})")
+    pipeline = certify(policy, folder, runner, samples, where, meaning.dataset_keys)
+    passed = comparison.parity.passed and pipeline.passed
+    return replace(comparison, parity=replace(comparison.parity, pipeline=pipeline, passed=passed))
 
 
 def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:
@@ -153,17 +181,23 @@ def _tasks(trained: Sequence[str]) -> str:
 # -- where things come from -----------------------------------------------------------------------------------
 
 
-def _open(path: str | None) -> Dataset | None:
-    if path is None:
+def _open(options: ExportOptions, trained: DatasetFacts | None) -> Dataset | None:
+    """The dataset, read as the checkpoint's own was unless it is said otherwise."""
+    if options.dataset is None:
+        if options.reading != Reading():
+            raise UsageError("--feature, --without and --task-from say how a --dataset is read; give one")
         return None
     from edgevla.dataset import open_dataset
 
-    return open_dataset(path)
+    remembered = trained.reading if trained is not None else Reading()
+    return open_dataset(options.dataset, reading=options.reading, remembered=remembered)
 
 
-def _facts(folder: Path, dataset: Dataset | None, options: ExportOptions) -> tuple[DatasetFacts | None, str]:
+def _facts(
+    facts: DatasetFacts | None, dataset: Dataset | None, options: ExportOptions
+) -> tuple[DatasetFacts | None, str]:
     """The checkpoint's own, else the dataset's; how cameras look is taken from the dataset where it is given."""
-    facts, origin = read_facts(folder), "checkpoint (edgevla.json)"
+    origin = "checkpoint (edgevla.json)"
     if dataset is None:
         return facts, origin if facts is not None else ""
     from edgevla.dataset.facts import camera_looks, facts_of

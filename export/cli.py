@@ -3,7 +3,7 @@
 CHECKPOINT is a training run, one of its checkpoints, or any LeRobot policy folder or hub id:
 
     edgevla export runs/act -o bundles/act
-    edgevla export lerobot/smolvla_base -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
+    edgevla export me/smolvla_cubes -o bundles/smolvla --robot so101 --fps 30 --joint-units degrees \\
         --camera camera1=front --camera camera3=none
 
 The bundle appears whole or not at all. Next: edgevla deploy BUNDLE --robot so101 --sim
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.checkpoints import run_name
-from edgevla.vocabulary import camera_help, pairs, size
+from edgevla.dataset.reading_options import add_reading_arguments, reading_of
+from edgevla.vocabulary import BASE_HELP, camera_help, pairs, size
 
 from .options import JOINT_UNITS, PRECISIONS, TARGETS, ExportOptions
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset", metavar="PATH", help="training data: frames to compare on, and what names and units"
     )
+    parser.add_argument("--base", metavar="PATH", default="", help=BASE_HELP)
     parser.add_argument(
         "--robot", metavar="NAME", help="instead of a dataset: the profile whose joints the policy drives"
     )
@@ -74,6 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write the bundle even if it computes something else than torch; the report says so",
     )
+    parser.add_argument(
+        "--still-joints",
+        choices=("trained", "live"),
+        default="trained",
+        help="what the policy is told of a joint that never moved in training: where it was (default), or where it is",
+    )
+    add_reading_arguments(
+        parser.add_argument_group("how the dataset is read, where the checkpoint does not know it")
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
@@ -81,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from .build import export_checkpoint
 
     options = ExportOptions(
+        base=args.base,
         dataset=args.dataset,
         robot=args.robot,
         fps=args.fps,
@@ -99,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         adapt_to_pi_aloha=args.adapt_to_pi_aloha,
         allow_parity_failure=args.allow_parity_failure,
+        reading=reading_of(args.features, args.without, args.task_from),
+        still_joints=args.still_joints,
     )
     target = Path(args.output) if args.output else Path("bundles") / run_name(args.checkpoint)
     stream = sys.stderr if args.json else sys.stdout
@@ -111,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
+    from .certified import certificate_words
     from .verdict import on_the_arm, rule
 
     m = done.bundle.manifest
@@ -125,6 +140,7 @@ def _summary(done: Exported) -> list[str]:
         f"computes {verdict}: {rule(parity)}",
         f"against torch: {on_the_arm(m)}",
     ]
+    lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgevla.bundle import load_bundle
 from edgevla.checkpoints import policy_folder
-from edgevla.dataset.facts import read_facts
-from edgevla.errors import BundleError, CheckpointError, EdgeVLAError
+from edgevla.dataset.facts import DatasetFacts, read_facts
+from edgevla.dataset.still import still_sentences, still_values
+from edgevla.errors import BundleError, CheckpointError
 from edgevla.manifest import Manifest
+from edgevla.train.account import account_of
+from edgevla.train.adapters import ADAPTER_WEIGHTS, chain, strange_layers, summary
+from edgevla.train.header import Weight, read_header
 from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
-from edgevla.train.processors import Processors
+from edgevla.train.processors import POST, PRE, Processors
+from edgevla.train.weight_files import distributed_sentence, is_distributed, read_weights_header
+from edgevla.types import STATE
 
+from .certified import certificate_words
 from .features import NOT_JOINTS
-from .header import Weight, read_header
 
 Report = tuple[list[str], dict[str, Any], int]
 
@@ -41,29 +46,35 @@ CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 """ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
 
 
-def describe_checkpoint(path: str | Path) -> Report:
+def describe_checkpoint(path: str | Path, base: str = "") -> Report:
     """Raises CheckpointError: no readable config.json or weights there."""
     folder = policy_folder(Path(path)) or Path(path)
+    if not (folder / "config.json").is_file() and is_distributed(folder):
+        raise CheckpointError(distributed_sentence(folder))
     config = _json(folder / "config.json")
     if not isinstance(config.get("type"), str):
         raise CheckpointError(
             f"{folder / 'config.json'} names no policy 'type', so it is not a LeRobot policy config"
         )
     inputs, outputs = (_features(config, key) for key in ("input_features", "output_features"))
-    weights = read_header(folder / "model.safetensors")
+    *adapters, whole = chain(folder, base)
+    weights, _ = read_weights_header(whole)
+    account = account_of(folder)
     processors = Processors.load(folder)
     facts = read_facts(folder)
     parts = _parts(weights)
-    trained, problem = _trained(folder)
-    poses, unknown = _pose_space(config, processors)
-    problem = problem or unknown
+    problems = [*account.problems, *_strange_factors(adapters, weights)]
+    trained = None if problems else _trained(folder, whole)
+    poses, unknown = (None, None) if problems else _pose_space(config, processors)
+    problems = problems if unknown is None else [*problems, unknown]
     dtypes = Counter[str]()
     for w in weights.values():
         dtypes[w.dtype] += w.count
     data: dict[str, Any] = {
         "kind": "checkpoint",
         "type": config["type"],
-        "layout": "lerobot 0.4 to 0.6" if processors.pre else "lerobot before 0.4",
+        "adapter": summary([*adapters, whole]) if adapters else None,
+        "layout": "lerobot 0.4 to 0.7" if processors.pre else "lerobot before 0.4",
         "n_parameters": sum(w.count for w in weights.values()),
         "n_tensors": len(weights),
         "parts": parts,
@@ -76,13 +87,17 @@ def describe_checkpoint(path: str | Path) -> Report:
         "action_space": _action_space(config, outputs, processors, facts, poses),
         "joint_units": None if facts is None else facts.joint_units,
         "fps": None if facts is None else facts.fps,
+        "never_moved": _never_moved(processors, facts),
         "chunk": {
             k: config[k] for k in ("chunk_size", "horizon", "n_action_steps", "n_obs_steps") if k in config
         },
         "export": _export_sizes(weights),
-        "problem": problem,
+        "account": [vars(entry) for entry in account.entries],
+        "notes": account.notes,
+        "problem": problems[0] if problems else None,
+        "problems": problems,
     }
-    return _checkpoint_lines(folder, data), data, 1 if problem or poses else 0
+    return _checkpoint_lines(folder, data), data, 1 if problems or poses else 0
 
 
 def describe_bundle(path: str | Path) -> Report:
@@ -136,22 +151,26 @@ def part_of(name: str) -> str:
     )
 
 
-def _trained(folder: Path) -> tuple[dict[str, float] | None, str | None]:
+def _strange_factors(adapters: Sequence[Path], weights: Mapping[str, Weight]) -> Iterator[str]:
+    """Why factors do not belong to their base."""
+    for folder in adapters:
+        strange = strange_layers(weights, read_header(folder / ADAPTER_WEIGHTS))
+        if strange:
+            yield f"{folder} has factors for {len(strange)} layers that its base lacks, e.g. {strange[0]}"
+
+
+def _trained(folder: Path, whole: Path) -> dict[str, float] | None:
     """Part -> share of its parameters that training would change, by building the policy without memory; None
-    without torch. The second value is why the checkpoint does not load, if so."""
+    without torch."""
     try:
-        from .skeleton import parameters
+        from edgevla.train.skeleton import parameters
     except ModuleNotFoundError:
-        return None, None
-    try:
-        found = parameters(folder)
-    except EdgeVLAError as error:
-        return None, str(error)
+        return None
     trained, total = Counter[str](), Counter[str]()
-    for name, (n, is_trained) in found.items():
+    for name, (n, is_trained) in parameters(folder, whole).items():
         total[part_of(name)] += n
         trained[part_of(name)] += n * is_trained
-    return {part: trained[part] / n for part, n in total.items() if n}, None
+    return {part: trained[part] / n for part, n in total.items() if n}
 
 
 def _normalisation(
@@ -184,9 +203,7 @@ def _tokenizer(folder: Path, config: Mapping[str, Any], processors: Processors) 
 def _pose_space(config: dict[str, Any], processors: Processors) -> tuple[str | None, str | None]:
     """What makes the actions end-effector poses, None for joints; and why that cannot be told, if so."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unknown keys, which loading announces
-            return config_class(config["type"]).from_json(config).pose_space(processors), None
+        return config_class(config["type"]).from_json(config).pose_space(processors), None
     except ModuleNotFoundError:  # this policy's config needs torch, which is not installed
         return None, None
     except CheckpointError as error:
@@ -211,6 +228,13 @@ def _action_space(
         "drives_joints": poses is None,
         "poses": poses,
     }
+
+
+def _never_moved(processors: Processors, facts: DatasetFacts | None) -> list[str]:
+    """On the elements of the state that the training data never saw move."""
+    state = facts.features.get(STATE) if facts is not None else None
+    names, units = (state.names, state.units) if state is not None else ((), ())
+    return still_sentences(still_values(processors.stats.get(STATE, {}), units), names, units)
 
 
 def _export_sizes(weights: Mapping[str, Weight]) -> dict[str, dict[str, int]]:
@@ -244,6 +268,7 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{folder}",
         f"policy        {d['type']} ({d['layout']})",
+        *_adapter_lines(d["adapter"]),
         f"parameters    {_count(n)} in {d['n_tensors']} tensors, "
         + ", ".join(f"{dtype} {_count(c)}" for dtype, c in d["dtypes"].items()),
     ]
@@ -266,14 +291,23 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     lines.append(f"actions       {_actions(d['action_space'], d['chunk'])}")
     units = d["joint_units"] or "not stated: export will ask for --joint-units"
     lines.append(f"joint units   {units}" + (f", {d['fps']:g} Hz" if d["fps"] else ""))
+    lines += [f"warning: {sentence}" for sentence in d["never_moved"]]
     for precision, size in d["export"].items():
         lines.append(
             f"as {precision:<10} file {_bytes(size['file'])}; memory about {_bytes(size['cpu'])} on a CPU, "
             f"{_bytes(size['gpu'])} on a GPU"
         )
-    if trained is None and d["problem"] is None:
-        lines.append('what training would change is known where torch is: pip install "edgevla[train]"')
-    lines.append(f"not sound: {d['problem']}" if d["problem"] else "sound: the weights fit the config")
+    lines += _account_lines(d["account"])
+    lines += [f"note          {note}" for note in d["notes"]]
+    if trained is None and not d["problems"]:
+        lines.append(
+            "whether settings and weights are the network's, and what training would change, is known where torch is: "
+            'pip install "edgevla[train]"'
+        )
+    lines += [f"not sound: {problem}" for problem in d["problems"]]
+    if not d["problems"]:
+        fit = "" if trained is None else ", and the weights fit the config"
+        lines.append(f"sound: all that it says is read{fit}")
     poses = d["action_space"]["poses"]
     if poses is not None:
         lines.append(
@@ -281,6 +315,32 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
             "fine-tune on joints with --set action_mode=auto"
         )
     return lines
+
+
+def _adapter_lines(adapter: Mapping[str, Any] | None) -> list[str]:
+    if adapter is None:
+        return []
+    ranks = ", ".join(map(str, adapter["ranks"]))
+    whole = f", with {', '.join(adapter['whole_modules'])} whole" if adapter["whole_modules"] else ""
+    return [
+        f"adapter       {adapter['kind']} of rank {ranks}{whole}, added to {' and '.join(adapter['bases'])}"
+    ]
+
+
+def _account_lines(entries: list[dict[str, Any]]) -> list[str]:
+    """The pipelines step by step, and of the rest how much there is."""
+    lines = []
+    for file, title in ((PRE, "before"), (POST, "after")):
+        for e in entries:
+            if (
+                e["where"].startswith(f"{file}.json step")
+                and "." not in e["name"]
+                and e["verdict"] != "refused"
+            ):
+                lines.append(f"{title:<13} {e['name']}: {e['becomes']}")
+    keys = Counter(e["verdict"] for e in entries if e["where"] == "config.json")
+    said = ", ".join(f"{n} {verdict}" for verdict, n in keys.items())
+    return [*lines, f"settings      {sum(keys.values())} in config.json: {said}"] if keys else lines
 
 
 def _actions(space: Mapping[str, Any], chunk: Mapping[str, Any]) -> str:
@@ -315,6 +375,13 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         else:
             joints = ", ".join(f"{n} {u}" for n, u in zip(f.names, f.units, strict=True)) or _shape(f.shape)
             lines.append(f"{f.kind:<13} {joints}")
+    for name, still in (m.trained_still or {}).items():
+        known = zip(m.features[name].names, still, strict=True)
+        listed = ", ".join(f"{joint} {value:.6g}" for joint, value in known if value is not None)
+        told = (
+            "the policy is told so" if m.still_joints == "trained" else "the policy is told what is measured"
+        )
+        lines.append(f"never moved   {listed} in training; {told}")
     for name, graph in m.graphs.items():
         takes = ", ".join(i.source or i.name for i in graph.inputs)
         lines.append(f"{name:<13} {graph.file}, {m.target.precision[name]}, takes {takes}")
@@ -327,6 +394,7 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         lines.append(
             f"parity        computes {verdict} on {m.parity.n_samples} samples ({m.parity.reference})"
         )
+        lines.append(f"certificate   {certificate_words(m.parity)}")
     if m.latency is not None:
         lines.append(
             f"latency       encode {m.latency.encode_ms.p50:g} ms, one eager chunk {m.latency.eager_ms.p50:g} ms "

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla import __version__
-from edgevla.bundle import sha256_of
 from edgevla.checkpoints import run_name
 from edgevla.errors import UsageError
 from edgevla.graph import GraphSpec
@@ -29,7 +28,9 @@ from edgevla.manifest import (
     Target,
 )
 from edgevla.strict import read
+from edgevla.train.adapters import chain
 from edgevla.train.policies.base import Policy
+from edgevla.train.weight_files import weights_sha256
 
 from . import trace
 from .features import Meaning
@@ -94,6 +95,8 @@ def draft_manifest(
         files=(),
         trained_camera_age_ms=meaning.trained_camera_age_ms,
         trained_camera_look=meaning.trained_camera_look,
+        trained_still=meaning.trained_still,
+        still_joints=options.still_joints,
     )
 
 
@@ -152,16 +155,21 @@ def _provenance(
     said: dict[str, Any] = {"joint_units": meaning.joint_units, "cameras": meaning.bindings}
     if meaning.warnings:
         said["warnings"] = list(meaning.warnings)
+    *adapters, whole = chain(folder, options.base)
+    if adapters:
+        said["base"] = _shown(whole)
     if options.adapt_to_pi_aloha:
         said["adapt_to_pi_aloha"] = True
     if options.allow_parity_failure:
         said["allow_parity_failure"] = True
-    layout = "lerobot 0.4 to 0.6" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
+    layout = "lerobot 0.4 to 0.7" if (folder / "policy_preprocessor.json").is_file() else "lerobot before 0.4"
     return Provenance(
-        checkpoint=CheckpointOrigin(_shown(folder), sha256_of(folder / "model.safetensors"), layout),
+        checkpoint=CheckpointOrigin(_shown(folder), weights_sha256(folder), layout),
         dataset=None
         if facts is None
-        else DatasetOrigin(facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes),
+        else DatasetOrigin(
+            facts.repo_id or "local", facts.sha256, float(facts.fps), facts.episodes, facts.reading
+        ),
         features_from=meaning.features_from,
         edgevla=__version__,
         torch=version("torch").partition("+")[0],

@@ -19,6 +19,7 @@ from edgevla.bundle import Bundle
 from edgevla.dataset.facts import facts_of, read_facts
 from edgevla.evaluation.subjects import Opening
 from edgevla.runner import BundlePolicy
+from edgevla.train.account import account_of
 from edgevla.train.checkpoint import checkpoint_folder, load_policy
 from edgevla.train.policies.base import TorchGraph
 from edgevla.train.worker import choose_device
@@ -53,6 +54,7 @@ def eager_policy(path: str, dataset: Dataset, opening: Opening) -> BundlePolicy:
         CheckpointError: none there, or damaged. UsageError: features or cameras that must be said.
     """
     folder = checkpoint_folder(path)
+    account_of(folder).require()
     policy = load_policy(folder, adapt=in_float32, device=choose_device(opening.device or ""))
     facts = read_facts(folder) or replace(facts_of(dataset, _stated(opening)), episodes=None)
     units = opening.joint_units or facts.joint_units or "raw"

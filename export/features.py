@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgevla.dataset.facts import MID_RANGE, DatasetFacts, infer_joint_units, is_gripper
+from edgevla.dataset.still import still_sentences, still_values
 from edgevla.errors import CheckpointError, UsageError
 from edgevla.look import CameraLook
 from edgevla.manifest import Range
@@ -43,6 +44,7 @@ class Meaning:
     trained_speed_p999: dict[str, tuple[float, ...]] | None
     trained_camera_age_ms: dict[str, CameraAge] | None
     trained_camera_look: dict[str, CameraLook] | None
+    trained_still: dict[str, tuple[float | None, ...]] | None
     features_from: str
     joint_units: str
     dataset_keys: dict[str, str]
@@ -65,6 +67,9 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
     vectors = _vectors(policy, facts, profile, units)
     if options.adapt_to_pi_aloha:
         _adapt_to_aloha(policy, units)
+    still = _trained_still(policy, vectors)
+    for name, values in (still or {}).items():
+        warnings += still_sentences(values, vectors[name].names, vectors[name].units)
     return Meaning(
         features={**cameras, **vectors},
         fps=_fps(facts, options),
@@ -72,6 +77,7 @@ def decide(policy: Policy, facts: DatasetFacts | None, options: ExportOptions, o
         trained_speed_p999=_trained_speeds(facts, vectors),
         trained_camera_age_ms=_of_cameras(facts.camera_ages if facts is not None else {}, cameras, keys),
         trained_camera_look=_of_cameras(facts.camera_looks if facts is not None else {}, cameras, keys),
+        trained_still=still,
         features_from=origin if facts is not None else _told(options),
         joint_units=units,
         dataset_keys=keys,
@@ -122,7 +128,9 @@ def _bind_cameras(
     dataset's.
     """
     listed = list(policy.config.image_features)
-    renamed = {new: old for old, new in policy.processors.rename_map.items()}
+    # What a dataset is read as (`--feature`) the robot calls so, too: its columns' names are nobody's choice.
+    read_as = {source: name for name, source in facts.reading.names.items()} if facts is not None else {}
+    renamed = {new: read_as.get(old, old) for old, new in policy.processors.rename_map.items()}
     keys = {name: renamed.get(name, name) for name in listed}
     bindings = {
         name: NONE if ".empty_camera_" in name else robots_name(keys[name], keys.values()) for name in listed
@@ -292,6 +300,19 @@ def _trained_range(facts: DatasetFacts | None, vectors: Mapping[str, Feature]) -
         for name, r in facts.trained_range.items()
         if name in vectors and len(r.q01) == vectors[name].shape[0]
     }
+
+
+def _trained_still(
+    policy: Policy, vectors: Mapping[str, Feature]
+) -> dict[str, tuple[float | None, ...]] | None:
+    """Elements of the state that never moved in training, by the checkpoint's own statistics; None: all of them did."""
+    state = vectors.get(STATE)
+    if state is None:
+        return None
+    still = still_values(policy.processors.stats.get(STATE, {}), state.units)
+    if len(still) != state.shape[0] or all(value is None for value in still):
+        return None
+    return {STATE: tuple(still)}
 
 
 def _trained_speeds(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+from edgevla.dataset.reading import Reading
 from edgevla.errors import UsageError
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -15,14 +17,18 @@ JOINT_UNITS = ("degrees", "range100", "radians", "raw")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """dataset: for samples, and for features where the checkpoint has none. robot, fps: instead of a dataset.
+    """base: where the policy lies that an adapter belongs to; empty: where the adapter says.
+    dataset: for samples, and for features where the checkpoint has none. robot, fps: instead of a dataset.
 
     cameras: policy camera -> robot camera or `none`, as said. camera_sizes: camera -> (H, W).
     joint_units: `degrees`, `range100`, `radians`, or `raw` for what is no joint at all.
     adapt_to_pi_aloha: the policy is openpi's Pi0 for ALOHA, which sees its joints and grippers mapped.
+    reading: how the dataset is read, where the checkpoint does not know it.
+    still_joints: what the policy is told of joints that never moved in training: their value then, or what is measured.
     allow_parity_failure: write the bundle although it computes something else; the report repeats it.
     """
 
+    base: str = ""
     dataset: str | None = None
     robot: str | None = None
     fps: float | None = None
@@ -39,6 +45,8 @@ class ExportOptions:
     seed: int = 0
     adapt_to_pi_aloha: bool = False
     allow_parity_failure: bool = False
+    reading: Reading = field(default_factory=Reading)
+    still_joints: Literal["trained", "live"] = "trained"
 
     def __post_init__(self) -> None:
         if self.precision == "int8" and self.target == "cuda":

@@ -75,7 +75,7 @@ def compare(
     policy: Policy, bundle: Bundle, exported: BundlePolicy, samples: Sequence[Sample], origin: str
 ) -> Comparison:
     """Runs every sample through torch and through the bundle. origin: where the samples came from, for the reader."""
-    precision = _precision(bundle)
+    precision = precision_of_bundle(bundle)
     reference, recorders = torch_policy(policy, bundle)
     graphs = exported.graphs
     worst = {name: _Worst() for name in graphs}
@@ -90,7 +90,7 @@ def compare(
             for step, (inputs, outputs) in enumerate(recorder.calls):
                 worst[name].add(step, outputs, graphs[name].run(_as_spec(inputs, graphs[name].spec)))
     ours, theirs = (np.stack(a) for a in zip(*pairs, strict=True))
-    actions = _actions(policy, bundle, ours, theirs, precision)
+    actions, agrees = action_parity(policy, bundle, ours, theirs)
     stages = {name: w.stage(name, precision, bundle) for name, w in worst.items() if w.largest}
     return Comparison(
         Parity(
@@ -98,7 +98,7 @@ def compare(
             n_samples=len(samples),
             stages=stages,
             actions=actions,
-            passed=_passed(stages, actions),
+            passed=agrees and all(map(_within, stages.values())),
         ),
         ours,
         theirs,
@@ -113,13 +113,19 @@ def failures(parity: Parity, names: Sequence[str]) -> list[str]:
         for name, s in parity.stages.items()
         if not _within(s)
     ]
-    a = parity.actions
+    out += _action_failures(parity.actions, names, "")
+    if parity.pipeline is not None and not parity.pipeline.passed:
+        out += _action_failures(parity.pipeline.actions, names, f" from {parity.pipeline.compared_with}")
+    return out
+
+
+def _action_failures(a: ActionParity, names: Sequence[str], other: str) -> list[str]:
     if a.tolerance_per_joint is None:
-        if not (a.min_cosine or 0.0) >= MIN_COSINE:
-            out.append(f"the worst chunk has cosine {a.min_cosine:.5f}, at least {MIN_COSINE} is needed")
-        return out
-    return out + [
-        f"joint {n} differs by {e:.3g}, tolerance {t:.3g}"
+        cosine = a.min_cosine or 0.0
+        few = f"the worst chunk has cosine {cosine:.5f}{other}, at least {MIN_COSINE} is needed"
+        return [] if cosine >= MIN_COSINE else [few]
+    return [
+        f"joint {n} differs by {e:.3g}{other}, tolerance {t:.3g}"
         for n, e, t in zip(names, a.max_abs_per_joint, a.tolerance_per_joint, strict=True)
         if not e <= t
     ]
@@ -136,7 +142,8 @@ def _as_spec(inputs: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, np.
     return {i.name: inputs[i.name].astype(i.dtype, copy=False) for i in spec.inputs}
 
 
-def _precision(bundle: Bundle) -> str:
+def precision_of_bundle(bundle: Bundle) -> str:
+    """The coarsest of its graphs'."""
     found = set(bundle.manifest.target.precision.values())
     return next((p for p in ("int8", "fp16") if p in found), "fp32")
 
@@ -169,19 +176,25 @@ class _Worst:
         return Stage(max(errors, default=0.0), tolerance, per_step)
 
 
-def _actions(
-    policy: Policy, bundle: Bundle, ours: np.ndarray, theirs: np.ndarray, precision: str
-) -> ActionParity:
+def action_parity(
+    policy: Policy, bundle: Bundle, ours: np.ndarray, theirs: np.ndarray, looser: float = 1.0
+) -> tuple[ActionParity, bool]:
+    """Chunks (n, T, A) held against each other, and whether they agree. looser: times the tolerance against torch."""
+    precision = precision_of_bundle(bundle)
     error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
     width = action_range(policy, bundle.manifest)
     is_quantised = precision == "int8"
-    return ActionParity(
+    actions = ActionParity(
         _floats(error.max(axis=(0, 1))),
-        None if is_quantised else _floats(ACTION_SHARE[precision] * width),
+        None if is_quantised else _floats(looser * ACTION_SHARE[precision] * width),
         float(min(map(_cosine(policy, width), ours, theirs))) if is_quantised else None,
         _floats(error.mean(axis=(0, 1))),
         _floats(width),
     )
+    if actions.tolerance_per_joint is None:
+        return actions, (actions.min_cosine or 0.0) >= MIN_COSINE
+    pairs = zip(actions.max_abs_per_joint, actions.tolerance_per_joint, strict=True)
+    return actions, all(e <= t for e, t in pairs)
 
 
 def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -195,14 +208,6 @@ def _cosine(policy: Policy, width: np.ndarray) -> Callable[[np.ndarray, np.ndarr
         return float(u @ v / scale) if scale > 1e-12 else float(np.allclose(u, v))
 
     return cosine
-
-
-def _passed(stages: Mapping[str, Stage], actions: ActionParity) -> bool:
-    fine = all(map(_within, stages.values()))
-    if actions.tolerance_per_joint is None:
-        return fine and actions.min_cosine is not None and actions.min_cosine >= MIN_COSINE
-    pairs = zip(actions.max_abs_per_joint, actions.tolerance_per_joint, strict=True)
-    return fine and all(e <= t for e, t in pairs)
 
 
 def _within(stage: Stage) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgevla.manifest import Latency, Manifest, Percentiles
 
+from .certified import certificate_words
 from .features import Meaning
 from .parity import MIN_COSINE, Comparison, chunk_ms
 from .verdict import rule
@@ -44,6 +45,7 @@ def write_report(
     body = [
         f"<h1>{html.escape(m.name)} <small>({m.policy})</small></h1>",
         verdict,
+        f"<p>From raw frames to robot units it {html.escape(certificate_words(comparison.parity))}.</p>",
         warnings,
         _facts(m),
         "<h2>Actions: torch and exported</h2>",

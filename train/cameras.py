@@ -6,9 +6,10 @@ meaning. `NAME=none` says that a policy's camera is absent, or that a dataset's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from edgevla.dataset.layout import FeatureInfo
 from edgevla.errors import UsageError
 from edgevla.vocabulary import IMAGES, NONE, Side, join, matches, one_camera, short_name
 
@@ -21,6 +22,16 @@ class Cameras:
     rename: dict[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+
+
+def refuse_depth(words: Iterable[str], features: Iterable[FeatureInfo]) -> None:
+    """Raises UsageError: a camera that is named is one of depth; says why that is none."""
+    depth = {feature.name: feature for feature in features if feature.is_depth}
+    for word in words:
+        for name in matches(word, depth):
+            raise UsageError(
+                f"camera '{word}': '{name}' of the dataset {depth[name].why_depth}; no policy here takes it as a camera"
+            )
 
 
 def for_fresh_policy(wanted: Mapping[str, str], dataset: Sequence[str]) -> Cameras:

@@ -1,13 +1,15 @@
 """LeRobot's checkpoint folder, read and written: config.json, model.safetensors, the two pipelines (common.md 4).
 
-Reading is strict about weights (a missing or left-over name is an error that lists them) and tolerant about
-versions: 0.4 to 0.6, and the folders before 0.4 that kept normalisation among the weights. Weights are mapped from
-the file, never copied twice. Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refuses
-unknown keys in its own files.
+Reading is strict: what the account of a folder (`account.py`) refuses is not loaded, and a missing or left-over weight
+is an error that lists it. Versions from 0.4 to 0.7 are read, and the folders before 0.4 that kept normalisation among
+the weights; one file or shards. Weights are mapped from the file, never copied twice.
+Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refuses unknown keys in its own files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -24,6 +26,8 @@ from edgevla.dataset.facts import FACTS
 from edgevla.errors import CheckpointError
 
 from . import lora
+from .account import account_of
+from .adapters import chain
 from .fresh import new_policy as new_policy
 from .legacy import split_legacy
 from .memory import release_pages, without_init
@@ -32,8 +36,8 @@ from .policies.base import Policy
 from .policies.config import PolicyConfig
 from .processors import Processors
 from .state import flush, replace_folder
+from .weight_files import WEIGHTS, check_names, distributed_sentence, is_distributed, weight_files
 
-WEIGHTS = "model.safetensors"
 MAPPED_BYTES = 1 << 30
 """Files above this stay mapped. Smaller ones are copied into aligned memory, so that kernels give the same bits
 for a loaded policy as for the one that was saved."""
@@ -58,23 +62,28 @@ def load_policy(
     device: str | torch.device | None = None,
     adapt: Adapt | None = None,
     merge_adapter: bool = True,
+    base: str = "",
 ) -> Policy:
     """The policy of a LeRobot folder, or of a hub id when no such folder exists; in eval mode.
 
     adapt: sees config and pipelines as read, before the policy is built, and gives back the config to build;
     fine-tuning puts another dataset's features and statistics there.
     merge_adapter: a folder with LoRA factors gives the plain policy that they make of theirs; False: keeps them apart.
+    base: where the policy that the factors belong to lies; empty: where they say.
 
     Raises:
-        CheckpointError: no such folder or hub id; unknown policy type; a damaged file; weights that do not fit.
+        CheckpointError: no such folder or hub id; what the account refuses, but missing statistics, which training
+            replaces (verbs that drive ask `account_of` themselves); a damaged file; weights that do not fit.
     """
     folder = checkpoint_folder(path)
+    account_of(folder, with_weights=False).require(for_training=True)
     config, data = read_config(folder)
-    keys, extras = tuple(data), {k: v for k, v in data.items() if k in config.ignored_keys}
+    own_keys = {"type", *(f.name for f in dataclasses.fields(config))}
+    keys, extras = tuple(data), {k: v for k, v in data.items() if k not in own_keys}
     cls = policy_class(config.type)
     processors = Processors.load(folder)
-    base = lora.base_of(folder)
-    weights, aliases, n_bytes = _open_weights((checkpoint_folder(base) if base else folder) / WEIGHTS)
+    *adapters, whole = chain(folder, base)
+    weights, aliases, n_bytes = _open_weights(whole)
     weights, stats = split_legacy(weights, config)
     if stats and not processors.pre:
         processors = cls.default_processors(config, stats)
@@ -87,9 +96,9 @@ def load_policy(
         policy = build_policy(config, processors, shapes, folder)
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
     policy.config_keys, policy.config_extras = keys, extras
-    if base:
-        lora.load_adapter(policy, folder)
-        if merge_adapter:
+    for adapter in reversed(adapters):
+        lora.load_adapter(policy, adapter)
+        if merge_adapter or adapter != folder:
             lora.merge(policy)
     return policy.to(device or "cpu").eval()
 
@@ -149,6 +158,8 @@ def checkpoint_folder(path: str | Path) -> Path:
     if found is not None:
         return found
     if folder.exists():
+        if is_distributed(folder):
+            raise CheckpointError(distributed_sentence(folder))
         raise CheckpointError(f"{folder} holds no {CONFIG}, so it is not a LeRobot checkpoint folder")
     name = str(path)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -222,28 +233,25 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     save_file(out, str(path), metadata=metadata)
 
 
-def _open_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str], int]:
-    """Mapped tensors by name, names that share another's tensor (dropped name -> kept name), and the file's size."""
+def _open_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str], int]:
+    """Mapped tensors by name, names that share another's tensor (dropped name -> kept name), and the files' size."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        adapter = path.parent / "adapter_model.safetensors"
-        hint = (
-            " (it holds only a PEFT adapter: merge it into its base policy first)"
-            if adapter.is_file()
-            else ""
-        )
-        raise CheckpointError(f"{path.parent} holds no {path.name}{hint}; fetch the checkpoint again")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
+    files = weight_files(folder)
+    weights: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for path in files:
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                weights |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+                metadata |= file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); fetch the checkpoint again") from error
+    check_names(list(weights), folder)
     aliases = {
         dropped: kept for dropped, kept in metadata.items() if kept in weights and dropped not in weights
     }
-    return weights, aliases, path.stat().st_size
+    return weights, aliases, sum(path.stat().st_size for path in files)
 
 
 def _own_names(weights: Mapping[str, Tensor], prefix: str, folder: Path) -> dict[str, Tensor]:
@@ -367,4 +375,5 @@ def _open_modes(folder: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        with contextlib.suppress(PermissionError, NotImplementedError):  # FAT has one mode for all
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -15,18 +15,19 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
+from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
-from edgevla.vocabulary import camera_help, pairs, short_name
+from edgevla.vocabulary import BASE_HELP, camera_help, once, pairs, short_name
 
 from .policies import policy_names
 
 # Options that may differ when a run goes on: they change where and how, not what is learnt.
-FREE_ON_RESUME = ["steps", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
+FREE_ON_RESUME = ["steps", "base", "dataset", "root", "device", "threads", "workers", "cache", "tensorboard"]
 FREE_ON_RESUME += ["log_freq", "save_freq", "eval_freq"]
 
 
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="start",
         metavar="CHECKPOINT",
         help="policy folder or hub id to fine-tune; or the backbone's own folder (SmolVLM2, PaliGemma, ...)",
+    )
+    what.add_argument("--base", metavar="PATH", help=BASE_HELP)
+    what.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="without --from: train all of a policy that is built on a backbone, from random weights",
     )
     what.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, to the bit on CPU")
     what.add_argument(
@@ -78,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="channels in the stem of a fresh ResNet trunk (published: 64)",
     )
+    add_reading_arguments(what)
     _add_numbers(parser.add_argument_group("how"))
     _add_machine(parser.add_argument_group("where"))
 
@@ -163,15 +171,15 @@ def train_command(given: dict[str, Any], as_json: bool) -> int:
             print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     resumed = given.pop("resume", None)
-    config, folder, checkpoint = _resuming(resumed, given) if resumed else _starting(given)
-    with _plain_warnings():
+    config, place, checkpoint = _resuming(resumed, given) if resumed else _starting(given)
+    with place if is_first else nullcontext(Path(config.output)) as folder, _plain_warnings():
         prepared = prepare(config, folder, say, checkpoint)
         _introduce(prepared, say)
         try:
             outcome = train(prepared.job, prepared.done)
         finally:
             prepared.close()
-    return _conclude(prepared, outcome, say, as_json and is_first)
+        return _conclude(prepared, outcome, say, as_json and is_first)
 
 
 @contextmanager
@@ -185,9 +193,14 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
+Place = AbstractContextManager[Path]
+"""Of a run: while it is open, the folder is nobody else's."""
+
+
+def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
     import dataclasses
 
+    from .claim import claimed_anew
     from .config import TrainConfig
 
     for name in ("policy", "dataset"):
@@ -204,14 +217,7 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Path, None]:
     if idle:
         option = "--" + idle[0].replace("_", "-")
         raise UsageError(f"{option} does nothing under the schedule '{kind}'; choose another with --schedule")
-    folder = Path(config.output) if config.output else _default_output(policy)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; choose another --output for the run's folder")
-    if (folder / CHECKPOINTS).exists():
-        raise UsageError(
-            f"{folder} holds a run already; go on with it by --resume {folder}, or choose another --output"
-        )
-    return config, folder, None
+    return config, claimed_anew(config.output, policy), None
 
 
 def _known(policy: str) -> None:
@@ -237,15 +243,10 @@ def _typed(named: str, config: Any) -> dict[str, Any]:
     return {k: "none" if v is None else v for k, v in own_settings(cls.Config, config.settings).items()}
 
 
-def _default_output(policy: str) -> Path:
-    from datetime import datetime
-
-    return Path("runs") / f"{policy}-{datetime.now():%m%d-%H%M%S}"
-
-
-def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
+def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Place, Path]:
     import dataclasses
 
+    from .claim import claimed
     from .config import OWN_CONFIG, TrainConfig
 
     checkpoint = find_checkpoint(Path(resumed))
@@ -273,7 +274,7 @@ def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Path, Path]:
     folder = run_of(checkpoint)
     if folder.is_relative_to(Path.cwd()):  # shorter to read, and to type again
         folder = folder.relative_to(Path.cwd())
-    return config, folder, checkpoint
+    return config, claimed(folder), checkpoint
 
 
 NESTED = {
@@ -299,6 +300,10 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         if name in ("settings", "cameras"):
             overrides[name] = pairs(value, "--set" if name == "settings" else "--camera")
+        elif name == "features":
+            overrides[name] = pairs(value, "--feature")
+        elif name == "without":
+            overrides[name] = tuple(once(value, "--without"))
         elif name in NESTED:
             table, key = NESTED[name]
             overrides.setdefault(table, {})[key] = value
@@ -309,6 +314,8 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
 
 def _introduce(prepared: Any, say: Any) -> None:
     """One screen about what is going to happen."""
+    from .notes import notes
+
     job, facts = prepared.job, prepared.facts
     config, policy = job.config, job.policy
     n_all = sum(p.numel() for p in policy.parameters())
@@ -329,9 +336,26 @@ def _introduce(prepared: Any, say: Any) -> None:
             f"Joint units are not stated; {guess} ({facts.units_reason}). "
             "Export will ask for --joint-units; giving it here settles it."
         )
+    for sentence in notes(policy, prepared.data, facts):
+        say(sentence)
     epochs = config.steps * config.batch_size * config.accumulate * job.worker.n_ranks / len(prepared.data)
     begun = f" from step {prepared.done}" if prepared.done else ""
+    _warn_of_room(job, prepared.done, say)
     say(f"{config.steps} steps{begun}, batch {config.batch_size}, {epochs:.1f} epochs in all; run: {job.run}")
+
+
+def _warn_of_room(job: Any, done: int, say: Any) -> None:
+    """Before hours of training: whether the disk has room for what they will save."""
+    from .loop import checkpoint_bytes
+    from .room import free_bytes, gigabytes
+
+    config = job.config
+    freq = config.save_freq or config.steps
+    n_saves = -(-config.steps // freq) - done // freq
+    need, free = n_saves * checkpoint_bytes(job), free_bytes(job.run)
+    if need > free:
+        each = f"its {n_saves} checkpoints take" if n_saves > 1 else "its checkpoint takes"
+        say(f"WARNING: {each} about {gigabytes(need)}, and {gigabytes(free)} are free for {job.run}")
 
 
 def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from edgevla.dataset.chosen import parse_episodes
 from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, nearest, read
+from edgevla.vocabulary import TaskFrom
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,12 +73,15 @@ class Group:
 class TrainConfig:
     """Everything that decides a run's outcome or its files.
 
-    dataset: folder or hub id.  start: checkpoint folder or hub id to fine-tune from; empty: from scratch.
+    dataset: folder or hub id.  start: checkpoint folder or hub id to fine-tune from, or a backbone's; empty: a fresh
+    policy.  from_scratch: its backbone, too, starts from random weights.
+    base: where the policy lies that an adapter in `start`, or in the run itself, belongs to; empty: where that says.
     episodes: `0:40`, `3,5,8:12`; empty: all.  eval_episodes: the same form, or one number N for the last N.
     backbone_weights: torchvision ResNet file for a fresh vision trunk; empty: looked for in the usual caches.
     trunk_width: channels in a fresh vision trunk's stem (ACT, Diffusion); 0: the published 64.
     cameras: name -> name or `none`, as given on the command line (`train/cameras.py` resolves them).
     workers: threads that prepare batches.  cache: where decoded frames are kept.
+    features, without, task_from: how the dataset is read (`edgevla.dataset.reading`).
     domain_id: which of X-VLA's soft prompts and heads learn; None: the checkpoint's.
     settings: fields of the policy's own config.json.  accumulate: batches per optimizer step.
     train_only: parameters whose lower-case name does not contain this are frozen; empty: the policy decides.
@@ -90,6 +94,8 @@ class TrainConfig:
     dataset: str = ""
     root: str = ""
     start: str = ""
+    base: str = ""
+    from_scratch: bool = False
     backbone_weights: str = ""
     trunk_width: int = 0
     output: str = ""
@@ -119,6 +125,9 @@ class TrainConfig:
     merge_lora: bool = False
     train_only: str = ""
     cameras: dict[str, str] = field(default_factory=dict)
+    features: dict[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    task_from: TaskFrom | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     groups: tuple[Group, ...] = ()

@@ -8,7 +8,7 @@ number n sees what a straight run would have seen.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import torch
 from edgevla.dataset.check import check_values, check_videos
 from edgevla.dataset.layout import Findings
 from edgevla.dataset.reader import Dataset
+from edgevla.dataset.reading import how_to_name, lookalikes
+from edgevla.dataset.sizes import check_sizes
 from edgevla.dataset.stats import Stats, vector_stats
 from edgevla.errors import DatasetError, UsageError
 from edgevla.types import ACTION, STATE
@@ -41,13 +43,25 @@ def dataset_features(
     """Features as in info.json under the policy's names, cameras with the size their frames really have."""
     renamed = {}
     for name, feature in dataset.info.features.items():
-        if feature.is_depth:
+        if not feature.is_camera and name not in dataset.columns:  # depth, texts, sounds
             continue
         raw = dict(feature.raw)
         if feature.is_camera:
             raw.update(shape=[*dataset.camera_size(name), 3], names=["height", "width", "channels"])
         renamed[(rename_map or {}).get(name, name)] = raw
     return renamed
+
+
+def checkpoints_rename(dataset: Dataset, rename: Mapping[str, str]) -> dict[str, str]:
+    """For the pipeline's rename step: the dataset's own names of observations -> the policy's, where they differ."""
+    named = {f.column: rename.get(f.name, f.name) for f in dataset.info.features.values()}
+    return {k: v for k, v in named.items() if k != v and v.startswith("observation.")}
+
+
+def own_rename(dataset: Dataset, rename_map: Mapping[str, str]) -> dict[str, str]:
+    """The inverse of `checkpoints_rename`: what the dataset's reading has not done already, by the names it gives."""
+    named = {f.name: rename_map.get(f.column, f.name) for f in dataset.info.features.values()}
+    return {k: v for k, v in named.items() if k != v}
 
 
 def dataset_stats(dataset: Dataset, rename_map: Mapping[str, str] | None = None) -> Stats:
@@ -131,6 +145,7 @@ class TrainingData:
         self.dataset, self.config = dataset, config
         self.tokenize, self.augmentation, self.cache = tokenize, augmentation, cache
         self._source = _sources(dataset, config, dict(rename_map or {}))
+        self.sources = frozenset(self._source.values())
         self.cameras = {name: self._source[name] for name in config.image_features if name in self._source}
         self.absent_cameras = tuple(absent_cameras)
         check_features(dataset, config, self._source, self.absent_cameras)
@@ -225,6 +240,46 @@ def _sources(dataset: Dataset, config: PolicyConfig, rename_map: Mapping[str, st
     }
 
 
+def _missing(dataset: Dataset, name: str, what: str, taken: Iterable[str] = ()) -> DatasetError:
+    cure = how_to_name(name, dataset.info, list(taken))
+    return DatasetError(f"{what} '{name}', which {dataset.root} does not have: {cure}", feature=name)
+
+
+def check_names(dataset: Dataset) -> None:
+    """Whether what every policy learns is there, and a state that is called otherwise is not passed over.
+
+    Raises:
+        DatasetError: no action, or no state though something looks like it; says what the dataset has.
+    """
+    if ACTION not in dataset.columns:
+        raise _missing(dataset, ACTION, "policies learn")
+    alike = lookalikes(STATE, dataset.info.features)
+    if STATE not in dataset.columns and alike and STATE not in dataset.reading.without:
+        raise DatasetError(
+            f"{dataset.root} has no '{STATE}', but '{alike[0]}' looks like it: say --feature {STATE}={alike[0]}, or "
+            f"train without a state: --without {alike[0]}",
+            feature=STATE,
+        )
+
+
+def check_sizes_of(dataset: Dataset, cameras: Iterable[str], held_out: Dataset | None = None) -> None:
+    """Raises DatasetError: pictures of one camera have several sizes; names the episodes."""
+    findings = Findings(raise_errors=False)
+    for part in (dataset, held_out):
+        if part is not None:
+            check_sizes(part, findings, list(cameras))
+    for error in [f for f in findings.all if f.severity == "error"]:
+        raise DatasetError(error.text, feature=error.feature, episode=error.episode)
+    for camera in cameras if held_out is not None else ():
+        (h, w), (other_h, other_w) = dataset.camera_size(camera), held_out.camera_size(camera)  # type: ignore[union-attr]
+        if (h, w) != (other_h, other_w):
+            raise DatasetError(
+                f"camera '{camera}' is {w}x{h} in the episodes to train on and {other_w}x{other_h} in those to evaluate "
+                "on; choose episodes of one size",
+                feature=camera,
+            )
+
+
 def check_features(
     dataset: Dataset, config: PolicyConfig, sources: Mapping[str, str], absent_cameras: Sequence[str] = ()
 ) -> None:
@@ -233,17 +288,16 @@ def check_features(
     Raises:
         DatasetError: a feature is missing or has another size; names both sides.
     """
-    have = ", ".join(dataset.info.features)
     used = {n: f for n, f in config.input_features.items() if n == STATE or f.type in ("ENV", "VISUAL")}
     for name, feature in {**used, ACTION: config.output_features.get(ACTION)}.items():
         if name not in sources:
             if name in absent_cameras:
                 continue
-            raise DatasetError(
-                f"the policy uses '{name}', which {dataset.root} does not have (it has {have}); "
-                "rename a feature with the rename map, or train another policy",
-                feature=name,
-            )
+            if name in dataset.reading.without:
+                raise UsageError(
+                    f"--without {name}: the policy was trained with it; train afresh, without --from"
+                )
+            raise _missing(dataset, name, "the policy uses", sources.values())
         source = dataset.info.features[sources[name]]
         is_camera = feature is not None and feature.type == "VISUAL"
         if source.is_camera != is_camera:

@@ -14,23 +14,25 @@ import torch
 
 from edgevla.checkpoints import PRETRAINED, TRAINING, run_of
 from edgevla.dataset.facts import FACTS, DatasetFacts, camera_looks, facts_of, read_facts
-from edgevla.dataset.reader import Dataset, open_dataset
+from edgevla.dataset.reader import Dataset, episode_numbers, open_dataset
+from edgevla.dataset.reading import Reading
 from edgevla.errors import CheckpointError, DatasetError, UsageError
 from edgevla.vocabulary import matches
 
 from . import lerobot, lora
+from .adapters import is_adapter
 from .augment import Augmentation
 from .cache import FrameCache, make_cache
 from .cameras import Cameras, for_policy
 from .checkpoint import checkpoint_folder, load_policy, save_policy
 from .config import OWN_CONFIG, TrainConfig, split_episodes
-from .data import TrainingData
+from .data import TrainingData, check_names, check_sizes_of, own_rename
 from .loader import Loader
 from .loop import Job
 from .optim import build_optimizer, build_scheduler, freeze_all_but, grouped
 from .policies.base import Batch, Policy
 from .progress import TrainingLog
-from .start import Say, start_policy, tokenizer_of
+from .start import Say, start_facts, start_policy, tokenizer_of
 from .state import load_training_state, seed_everything, tidy
 from .worker import Worker, choose_device, start_worker
 
@@ -65,8 +67,9 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    datasets = _open(config)
+    datasets = _open(config, checkpoint)
     dataset = datasets[0]
+    check_names(dataset)
     facts = dataclasses.replace(
         facts_of(dataset, config.joint_units or None), camera_looks=camera_looks(dataset)
     )
@@ -74,7 +77,7 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
     if checkpoint is None:
         policy, cameras = start_policy(config, dataset, say)
     else:
-        policy, cameras = _resumed(checkpoint, dataset, facts)
+        policy, cameras = _resumed(checkpoint, dataset, facts, config.base)
     policy.set_cameras(
         {c: policy.camera_size(c) for c in policy.config.image_features if c not in cameras.absent},
         cameras.absent,
@@ -125,20 +128,27 @@ def wants_bf16(config: TrainConfig, policy: Policy) -> bool:
     return policy.config.trains_in_bf16
 
 
-def _open(config: TrainConfig) -> list[Dataset]:
-    """The training episodes, and the held-out ones if there are any."""
-    whole = open_dataset(config.dataset, root=config.root or None)
-    chosen, held_out = split_episodes(config, whole.n_episodes)
-    if len(chosen) == whole.n_episodes:
-        return [whole]
-    numbers = [e.index for e in whole.episodes]
-    parts = [chosen, held_out] if held_out else [chosen]
-    return [
-        open_dataset(config.dataset, [numbers[i] for i in part], root=config.root or None) for part in parts
-    ]
+def _open(config: TrainConfig, checkpoint: Path | None) -> list[Dataset]:
+    """The training episodes, and the held-out ones if there are any; of others' files nothing need be there."""
+    root = config.root or None
+    trained = read_facts(checkpoint / PRETRAINED) if checkpoint is not None else start_facts(config)
+    how: dict[str, Any] = {
+        "root": root,
+        "reading": Reading(config.features, config.without, config.task_from),
+    }
+    if trained is not None:
+        how["remembered"] = trained.reading
+    if not (config.episodes or config.eval_episodes):
+        return [open_dataset(config.dataset, **how)]
+    numbers = episode_numbers(config.dataset, root)
+    chosen, held_out = split_episodes(config, max(numbers, default=-1) + 1)
+    if chosen == numbers:
+        return [open_dataset(config.dataset, **how)]
+    parts = [[n for n in part if n in set(numbers)] for part in (chosen, held_out) if part]
+    return [open_dataset(config.dataset, part, **how) for part in parts]
 
 
-def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[Policy, Cameras]:
+def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts, base: str) -> tuple[Policy, Cameras]:
     folder = checkpoint / PRETRAINED
     before = read_facts(folder)
     if before is None:
@@ -151,9 +161,9 @@ def _resumed(checkpoint: Path, dataset: Dataset, facts: DatasetFacts) -> tuple[P
             f"{before.n_frames} frames then; {facts.n_episodes}, {facts.n_frames} now). To train on changed data, "
             f"start a new run from the weights: --from {folder}"
         )
-    policy = load_policy(folder, merge_adapter=False)
     config = TrainConfig.load(folder / OWN_CONFIG)
-    rename = policy.processors.rename_map
+    policy = load_policy(folder, merge_adapter=False, base=base if is_adapter(folder) else "")
+    rename = own_rename(dataset, policy.processors.rename_map)
     named = list(policy.config.image_features)
     # For a fresh policy its cameras are named already, and one that was done without may be the policy's no more.
     said = config.cameras if config.start else {}
@@ -193,7 +203,7 @@ def _data(
 
     def data_of(dataset: Dataset, augmentation: Augmentation | None) -> TrainingData:
         used = [c for c in dataset.cameras if c not in cameras.unused]
-        cache = make_cache(dataset, used, config.cache)
+        cache = make_cache(dataset, used, config.cache, machine=worker)
         if cache is not None:
             cache.fill_in_background()
             caches.append(cache)
@@ -207,6 +217,8 @@ def _data(
             cache=cache,
         )
 
+    live = [c for c in datasets[0].cameras if c not in cameras.unused]
+    check_sizes_of(datasets[0], live, datasets[1] if len(datasets) > 1 else None)
     training = data_of(datasets[0], Augmentation() if config.image_transforms else None)
     loader = Loader(
         training,

@@ -6,6 +6,7 @@ evaluate and save. Everything it needs is in a `Job`; nothing here knows a polic
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,15 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgevla.checkpoints import PRETRAINED, TRAINING
+from edgevla.checkpoints import CHECKPOINTS, PRETRAINED, TRAINING, last_of, step_of
 from edgevla.errors import EdgeVLAError
 from edgevla.interruption import Interruption
 
 from .config import TrainConfig
 from .policies.base import Batch, Policy
-from .progress import TrainingLog, draw_curves
+from .progress import PICTURE, TrainingLog, draw_curves
+from .room import free_bytes, gigabytes, is_out_of_room
 from .state import new_checkpoint, save_training_state
 from .worker import Worker
+
+log = logging.getLogger(__name__)
 
 BatchesFrom = Callable[[int], Iterator[Batch]]
 """Batch number (of this process) -> endless batches from that number on; a pure function of seed and number."""
@@ -160,20 +164,57 @@ def evaluate(job: Job) -> dict[str, float]:
 def save(job: Job, step: int) -> None:
     """Writes one checkpoint, whole or not at all, and the picture of the loss."""
     if job.worker.rank == 0:
-        with new_checkpoint(job.run, step, job.config.steps) as folder:
-            job.write_policy(folder / PRETRAINED)
-            save_training_state(
-                folder / TRAINING,
-                step,
-                job.optimizer,
-                job.scheduler,
-                job.config.batch_size,
-                job.worker.n_ranks,
-            )
+        try:
+            _write(job, step)
+        except Exception as error:
+            if not is_out_of_room(error):
+                raise
+            raise _no_room(job, step) from error
         if step < job.config.steps:
             _draw(job)
     job.worker.wait()
 
 
+def _write(job: Job, step: int) -> None:
+    with new_checkpoint(job.run, step, job.config.steps) as folder:
+        job.write_policy(folder / PRETRAINED)
+        save_training_state(
+            folder / TRAINING,
+            step,
+            job.optimizer,
+            job.scheduler,
+            job.config.batch_size,
+            job.worker.n_ranks,
+        )
+
+
+def _no_room(job: Job, step: int) -> EdgeVLAError:
+    run = job.run
+    safe = last_of(run / CHECKPOINTS)
+    then = (
+        f"Step {step_of(safe)} is safe ({safe}): make room, and go on with: edgevla train --resume {run}"
+        if safe is not None
+        else "No step of the run is saved yet: make room, or choose another disk with --output, and start again"
+    )
+    return EdgeVLAError(
+        f"there is no room for the checkpoint of step {step}: it takes about {gigabytes(checkpoint_bytes(job))}, and "
+        f"{gigabytes(free_bytes(run))} are free for {run}. {then}",
+        step=step,
+    )
+
+
+def checkpoint_bytes(job: Job) -> int:
+    """About what one checkpoint takes on disk: weights, or the factors alone, and the optimizer's two moments."""
+    own = job.trainable if job.policy.is_adapted else list(job.policy.state_dict().values())
+    weights = sum({t.data_ptr(): t.nbytes for t in own}.values())
+    return weights + 2 * sum(p.nbytes for p in job.trainable)
+
+
 def _draw(job: Job) -> None:
-    draw_curves(job.run, f"{job.config.policy} on {Path(job.config.dataset).name}")
+    """The picture is worth no run: where it finds no room, training goes on."""
+    try:
+        draw_curves(job.run, f"{job.config.policy} on {Path(job.config.dataset).name}")
+    except OSError as error:
+        if not is_out_of_room(error):
+            raise
+        log.warning("no room for %s", job.run / PICTURE)

@@ -8,12 +8,14 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from edgevla.progress import duration
 
+from .room import is_out_of_room
 from .state import write_text
 
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
@@ -44,6 +46,7 @@ class TrainingLog:
         if writes:
             run.mkdir(parents=True, exist_ok=True)
             write_text(run / METRICS, "".join(json.dumps(r) + "\n" for r in kept))
+        self._is_full = False
         self._board: Any = None
         if tensorboard and writes:
             from torch.utils.tensorboard.writer import SummaryWriter
@@ -78,7 +81,8 @@ class TrainingLog:
         if self.out is not None and self.out.isatty():
             print(file=self.out)
         if self._board is not None:
-            self._board.close()
+            with self._lossy():
+                self._board.close()
 
     def _write(self, step: int, lr: float) -> None:
         now = self.clock()
@@ -89,14 +93,27 @@ class TrainingLog:
         self._sums.clear()
 
     def _record(self, row: dict[str, Any]) -> None:
-        if self.writes:
-            with (self.run / METRICS).open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        if self._board is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(f"train/{name}", value, row["step"])
         self.last = {**self.last, **row}
+        with self._lossy():
+            if self.writes:
+                with (self.run / METRICS).open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            if self._board is not None:
+                for name, value in row.items():
+                    if name != "step":
+                        self._board.add_scalar(f"train/{name}", value, row["step"])
+
+    @contextmanager
+    def _lossy(self) -> Iterator[None]:
+        """A full disk costs lines of the log, and no run; it is said once."""
+        try:
+            yield
+        except OSError as error:
+            if not is_out_of_room(error):
+                raise
+            if not self._is_full:
+                self.say(f"no room for {self.run / METRICS}: lines are missing from here on")
+            self._is_full = True
 
     def _show(self, step: int, lr: float) -> None:
         """At most a line per second on a terminal, every ten seconds elsewhere, and always the last one."""

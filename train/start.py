@@ -11,15 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.checkpoints import policy_folder
+from edgevla.dataset.facts import DatasetFacts, read_facts
 from edgevla.dataset.reader import Dataset
-from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.errors import CheckpointError, DatasetError, EdgeVLAError, UsageError
 from edgevla.strict import Mismatch, nearest, read
 from edgevla.types import ACTION, STATE
+from edgevla.vocabulary import matches
 
-from .cameras import Cameras, for_fresh_policy, for_policy
-from .checkpoint import CONFIG, WeightsMisfit, load_policy
+from .account import account_of
+from .account_config import is_n17
+from .account_pipelines import N17
+from .backbone import backbone_folder
+from .cameras import Cameras, for_fresh_policy, for_policy, refuse_depth
+from .checkpoint import CONFIG, WeightsMisfit, checkpoint_folder, load_policy
 from .config import TrainConfig
-from .data import Tokenize, dataset_features, dataset_stats, relative_stats
+from .data import (
+    Tokenize,
+    check_sizes_of,
+    checkpoints_rename,
+    dataset_features,
+    dataset_stats,
+    own_rename,
+    relative_stats,
+)
 from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
 from .policies import policy_class
 from .policies.base import Policy
@@ -60,22 +75,17 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
     """A policy that fits the dataset, and how their cameras are joined."""
     cls = policy_class(config.policy)
     settings = typed_settings(cls.Config, config)
-    folder = Path(config.start)
+    is_published = config.start == cls.published_backbone
+    folder = backbone_folder(config.start) if is_published else Path(config.start)
     is_trained = bool(config.start) and not is_backbone(folder)
-    if config.lora and not is_trained:
-        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
-    for is_given, option in (
-        (config.trunk_width, "--trunk-width"),
-        (config.backbone_weights, "--backbone-weights"),
-    ):
-        if is_given and config.start:
-            raise UsageError(f"{option} is for a fresh vision trunk; --from {config.start} brings its own")
-    if not config.start:
-        if config.domain_id is not None:
-            raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
-        return _fresh(config, settings, dataset, None, say)
+    _check_start(config, cls, settings, is_trained)
     if not is_trained:
-        return _fresh(config, settings, dataset, folder, say)
+        if config.start and is_n17(json.loads((folder / CONFIG).read_text())):
+            raise CheckpointError(f"--from {folder}: {N17}; refused")
+        settings = {**cls.unfrozen, **settings} if config.from_scratch else settings
+        return _fresh(config, settings, dataset, folder if config.start else None, say)
+    for note in account_of(checkpoint_folder(config.start)).require(for_training=True).notes:
+        say(f"note: {note}")
     made: list[tuple[PolicyConfig, Cameras]] = []
 
     def adapt(policy_config: PolicyConfig, processors: Processors) -> PolicyConfig:
@@ -83,19 +93,56 @@ def start_policy(config: TrainConfig, dataset: Dataset, say: Say) -> tuple[Polic
         return made[-1][0]
 
     try:
-        policy = load_policy(config.start, adapt=adapt)
+        policy = load_policy(config.start, adapt=adapt, base=config.base)
     except WeightsMisfit as error:
         raise _reshaped(config, dataset, error) from error
     say(f"Starts from the weights in {config.start}.")
     return policy.train(), made[-1][1]
 
 
+def start_facts(config: TrainConfig) -> DatasetFacts | None:
+    """What the checkpoint that the run starts from knows of its own data; None: nothing, or no checkpoint here."""
+    folder = policy_folder(Path(config.start)) if config.start else None
+    return None if folder is None else read_facts(folder)
+
+
+def _check_start(
+    config: TrainConfig, cls: type[Policy], settings: Mapping[str, Any], is_trained: bool
+) -> None:
+    """Raises UsageError where the options do not agree about what the policy starts from."""
+    backbone = cls.published_backbone
+    for is_given, option in (
+        (config.trunk_width, "--trunk-width"),
+        (config.backbone_weights, "--backbone-weights"),
+    ):
+        if is_given and config.start:
+            raise UsageError(f"{option} is for a fresh vision trunk; --from {config.start} brings its own")
+    if config.lora and not is_trained:
+        raise UsageError("--lora adapts a trained policy; name one with --from CHECKPOINT")
+    if config.base and not is_trained:
+        raise UsageError("--base is for adapters (LoRA); name one with --from CHECKPOINT")
+    if config.from_scratch and config.start:
+        raise UsageError(f"--from-scratch and --from {config.start} contradict each other; leave one out")
+    if config.from_scratch and backbone is None:
+        raise UsageError(f"{config.policy} has no backbone to start without; leave --from-scratch out")
+    if config.start:
+        return
+    if config.domain_id is not None:
+        raise UsageError("--domain-id chooses among a checkpoint's soft prompts; name one with --from")
+    if backbone is not None and not config.from_scratch and not cls.Config.fetches_backbone(settings):
+        raise UsageError(
+            f"{config.policy} is built on a trained backbone, and none was named: --from takes a trained policy of this "
+            f"type, or {backbone} (its folder or this hub id); --from-scratch trains all of it from random weights, "
+            "which takes far more data and time"
+        )
+
+
 def _reshaped(config: TrainConfig, dataset: Dataset, error: WeightsMisfit) -> EdgeVLAError:
     """Why trained weights do not fit this run's network, found by trial: the folder, the dataset, or a setting."""
-    own = load_policy(config.start).config  # raises where the folder itself is at fault
+    own = load_policy(config.start, base=config.base).config  # raises where the folder itself is at fault
     trained = {**own.input_features, **own.output_features}
     try:
-        load_policy(config.start, adapt=lambda c, p: _adapt(config, {}, dataset, c, p)[0])
+        load_policy(config.start, adapt=lambda c, p: _adapt(config, {}, dataset, c, p)[0], base=config.base)
     except WeightsMisfit:
         features = policy_features(dataset_features(dataset, {}))
         differing = [
@@ -159,7 +206,9 @@ def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[s
 def _fresh(
     config: TrainConfig, settings: Mapping[str, Any], dataset: Dataset, backbone: Path | None, say: Say
 ) -> tuple[Policy, Cameras]:
+    refuse_depth((*config.cameras, *config.cameras.values()), dataset.info.features.values())
     cameras = for_fresh_policy(config.cameras, dataset.cameras)
+    check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     features = {k: v for k, v in dataset_features(dataset, cameras.rename).items() if k not in cameras.unused}
     cls = policy_class(config.policy)
     settings = _with_names(cls.Config, settings, dataset)
@@ -178,14 +227,17 @@ def _fresh(
             trunk_width=config.trunk_width,
             say=say,
         )
-        say("The rest of the policy starts from random weights.")
+        if config.from_scratch:
+            say("Nothing is pretrained: the backbone, too, starts from random weights and is trained.")
+        else:
+            say("The rest of the policy starts from random weights.")
     else:
         stats = imagenet_stats(stats, policy_config) if config.imagenet_stats else stats
         processors = cls.default_processors(policy_config, stats)
         _set_domain(processors, config, policy_config)
         policy = cls.from_backbone(backbone, policy_config, processors)
         say(f"The backbone starts from {backbone}, the rest of the policy from random weights.")
-    _set_rename(policy.processors, cameras.rename)
+    _set_rename(policy.processors, checkpoints_rename(dataset, cameras.rename))
     return policy, cameras
 
 
@@ -201,9 +253,11 @@ def _adapt(
         raise UsageError(
             f"--from {config.start} holds a policy of type {policy_config.type}, but --policy says {config.policy}"
         )
-    cameras = for_policy(
-        config.cameras, dataset.cameras, list(policy_config.image_features), processors.rename_map
-    )
+    own = list(policy_config.image_features)
+    unsaid = [name for name in own if not any(name in matches(word, own) for word in config.cameras)]
+    refuse_depth((*config.cameras.values(), *unsaid), dataset.info.features.values())
+    cameras = for_policy(config.cameras, dataset.cameras, own, own_rename(dataset, processors.rename_map))
+    check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     cls = policy_class(config.policy)
     settings = _with_names(cls.Config, settings, dataset)
     features = policy_features(dataset_features(dataset, cameras.rename))
@@ -239,7 +293,7 @@ def _adapt(
         fresh = cls.default_processors(adapted, stats)
         processors.pre, processors.post = fresh.pre, fresh.post
     _set_stats(processors, adapted, flatten_stats(stats), settings)
-    _set_rename(processors, cameras.rename)
+    _set_rename(processors, checkpoints_rename(dataset, cameras.rename))
     _set_domain(processors, config, adapted)
     return adapted, cameras
 

@@ -8,17 +8,21 @@ process i modulo their number. Only the first process prints and writes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from edgevla.errors import EngineError, MissingExtraError
+from edgevla.errors import EdgeVLAError, EngineError, MissingExtraError
 
+from .machine import Machine
 from .optim import clip_gradients
 from .policies.base import Batch, Policy
+
+T = TypeVar("T")
 
 
 class Loss(nn.Module):
@@ -32,7 +36,7 @@ class Loss(nn.Module):
         return self.policy.loss(batch, draws)
 
 
-class Worker:
+class Worker(Machine):
     """One process. `rank` and `n_ranks` say which share of the batches is its own."""
 
     rank, n_ranks = 0, 1
@@ -87,6 +91,8 @@ class AcceleratedWorker(Worker):
         self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=handlers)
         super().__init__(self.accelerator.device, bf16=bf16)
         self.rank, self.n_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_first_here = self.accelerator.is_local_main_process
+        self.n_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.n_ranks))
 
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
         # Rates and schedules are ours, so the optimizer stays as it is and only the gradients are shared.
@@ -100,6 +106,21 @@ class AcceleratedWorker(Worker):
 
     def mean(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="mean")
+
+    def share(self, make: Callable[[], T]) -> T:
+        here = (socket.gethostname(), os.environ.get("GROUP_RANK", "0"))
+        said: tuple[T | None, EdgeVLAError | None] | None = None
+        if self.is_first_here:
+            try:
+                said = make(), None
+            except EdgeVLAError as error:  # else the others would wait for ever
+                said = None, error
+        everywhere: list[Any] = [None] * self.n_ranks
+        torch.distributed.all_gather_object(everywhere, (here, said))
+        made, refusal = next(what for where, what in everywhere if where == here and what is not None)
+        if refusal is not None:
+            raise refusal
+        return made  # type: ignore[no-any-return]
 
     def any(self, flag: bool) -> bool:
         total = self.accelerator.reduce(torch.tensor(float(flag), device=self.device), reduction="sum")

@@ -92,7 +92,7 @@ def _check_camera(
 
 def _check_quantiles(dataset: Dataset, stored: Stats, true: Stats, findings: Findings) -> None:
     """LeRobot until August 2026 took the mean of the episodes' quantiles, weighted by length, for that of the whole."""
-    merged: Stats | None = None
+    parts: list[Stats] | None = None
     found = []
     for name in [n for n in true if n in dataset.info.features and dataset.info.features[n].is_needed]:
         width = np.maximum((true[name]["max"] - true[name]["min"]).ravel(), 1e-9)
@@ -102,9 +102,9 @@ def _check_quantiles(dataset: Dataset, stored: Stats, true: Stats, findings: Fin
             i = int(np.argmax(off))
             if not off[i] > QUANTILE_SHARE:
                 continue
-            merged = _weighted(dataset) if merged is None else merged
-            means = merged.get(name, {}).get(q, np.zeros(0)).ravel()
-            if means.size == said.size and np.abs(said - means)[i] <= 1e-3 * width[i]:
+            parts = _by_episode(dataset) if parts is None else parts
+            means = statistics.weighted_quantile(parts, dataset.info.features[name].column, q)
+            if means is not None and means.size == said.size and np.abs(said - means)[i] <= 1e-3 * width[i]:
                 found.append(f"{q} of '{name}' element {i} is {said[i]:.4g}, of the rows {is_so[i]:.4g}")
                 break
     if found:
@@ -116,10 +116,7 @@ def _check_quantiles(dataset: Dataset, stored: Stats, true: Stats, findings: Fin
         )
 
 
-def _weighted(dataset: Dataset) -> Stats:
-    """The episodes' statistics merged as they once were; empty where the dataset has none by episode."""
+def _by_episode(dataset: Dataset) -> list[Stats]:
+    """The episodes' statistics under the dataset's own names; none where it has none by episode."""
     files: Sequence[str] = relative_files(dataset.root, EPISODES_GLOB)
-    parts = [statistics.as_stats(p) for p in read_episode_stats(dataset.root, files) if p]
-    merged = statistics.merge(parts)
-    columns = {f.column: f.name for f in dataset.info.features.values()}
-    return {columns[name]: by for name, by in merged.items() if name in columns}
+    return [statistics.as_stats(p) for p in read_episode_stats(dataset.root, files) if p]

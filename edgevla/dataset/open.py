@@ -46,6 +46,7 @@ class Opened:
     """What a dataset holds, under the names of `reading`.
 
     order: for each row, its place in the files as read (None of them moved: arange).
+    empty: numbers of episodes without frames.
     """
 
     info: Info
@@ -55,6 +56,14 @@ class Opened:
     order: np.ndarray
     stats: Stats
     reading: Reading
+    empty: frozenset[int]
+
+
+def listed_episodes(root: Path) -> list[int]:
+    """Numbers of the episodes in the metadata, rising. Raises DatasetError: it cannot be read."""
+    info = read_info(root)
+    _refuse_empty(root, info)
+    return [row["episode_index"] for row in _episode_rows(root, info, Findings())]
 
 
 def read_all(
@@ -86,7 +95,7 @@ def read_all(
             f"{INFO} says version {info.version_text}; read as v3.0, unknown extras are ignored", file=INFO
         )
     _refuse_empty(root, info)
-    rows = _episode_rows_v2(root, findings) if is_v2 else _episode_rows_v3(root, findings)
+    rows = _episode_rows(root, info, findings)
     files = _data_files(root, info, rows, findings, wanted)
     read = read_frames(root, files, info.features, findings, is_partial=wanted is not None)
     frames = _with_bookkeeping(read, info, findings)
@@ -108,6 +117,7 @@ def read_all(
         order=order,
         stats={f.name: stats[f.column] for f in info.features.values() if f.column in stats},
         reading=reading,
+        empty=frozenset(row["episode_index"] for row in rows if row.get("length") == 0),
     )
 
 
@@ -145,6 +155,10 @@ def _tasks(root: Path, is_v2: bool, findings: Findings) -> dict[int, str]:
         f"meta/tasks.parquet is missing in {root}; restore it from a copy", file="meta/tasks.parquet"
     )
     return {}
+
+
+def _episode_rows(root: Path, info: Info, findings: Findings) -> list[dict[str, Any]]:
+    return _episode_rows_v2(root, findings) if info.version[0] == 2 else _episode_rows_v3(root, findings)
 
 
 def _episode_rows_v2(root: Path, findings: Findings) -> list[dict[str, Any]]:
@@ -335,6 +349,8 @@ def _episodes(
         if n != stated and wanted is not None and number not in wanted:
             continue
         if n == stated == 0:
+            if wanted is not None and number not in wanted:
+                continue
             findings.warn(
                 f"episode {number} of {root} is empty: it has no frames, and is left out", episode=number
             )

@@ -7,8 +7,6 @@ Safe for several threads, and after a fork. A local folder never touches the net
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +16,10 @@ import numpy as np
 
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.hub import local_folder
+from edgevla.dataset.identity import identity
 from edgevla.dataset.images import ImageTable
 from edgevla.dataset.layout import BOOKKEEPING, Episode, Findings, Info
-from edgevla.dataset.open import Opened, read_all
+from edgevla.dataset.open import Opened, listed_episodes, read_all
 from edgevla.dataset.reading import Reading
 from edgevla.dataset.stats import Stats
 from edgevla.dataset.video import VideoIndex, VideoPool
@@ -59,6 +58,15 @@ def open_dataset(
     return Dataset(folder, opened, findings, repo_id=repo_id, episodes=episodes, tolerance_s=tolerance_s)
 
 
+def episode_numbers(path_or_repo: str | Path, root: str | Path | None = None) -> list[int]:
+    """The numbers of all episodes that a dataset lists, rising; nothing but its metadata is read.
+
+    Raises:
+        DatasetError: that cannot be read.
+    """
+    return listed_episodes(local_folder(path_or_repo, root)[0])
+
+
 class Dataset:
     """An opened dataset, whole or some of its episodes. Rows count over what was opened.
 
@@ -85,7 +93,7 @@ class Dataset:
         self.cameras: list[str] = self.info.cameras
         self.reading = opened.reading
         self.is_subset = episodes is not None
-        self.episodes, kept = _select(opened.episodes, episodes, root)
+        self.episodes, kept = _select(opened, episodes, root)
         frames = opened.frames
         if kept is None:
             self.columns, self.texts = frames.columns, frames.texts
@@ -99,6 +107,11 @@ class Dataset:
         self._images = ImageTable(root, frames.files)
 
     # -- what is in it ------------------------------------------------------------------------------------
+
+    @property
+    def all_columns(self) -> dict[str, np.ndarray]:
+        """Like `columns`, with the rows of episodes that were read, but not chosen."""
+        return self._opened.frames.columns
 
     @property
     def n_frames(self) -> int:
@@ -147,17 +160,8 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of schema, tasks, all numeric columns, and the video files' names and sizes."""
-        digest = hashlib.sha256()
-        schema = {k: [f.dtype, list(f.shape), list(f.names)] for k, f in self.info.features.items()}
-        digest.update(json.dumps([self.info.fps, schema, sorted(self.task_table.items())]).encode())
-        for name in sorted(self.columns):
-            digest.update(name.encode())
-            digest.update(self.columns[name].tobytes())
-        for file in sorted({s.file for e in self.episodes for s in e.videos.values()}):
-            path = self.root / file
-            digest.update(f"{file}:{path.stat().st_size if path.is_file() else -1}".encode())
-        return digest.hexdigest()
+        """Hash of everything that training may read (see `identity`)."""
+        return identity(self, self._opened.frames.files, self._opened.stats)
 
     # -- statistics ---------------------------------------------------------------------------------------
 
@@ -206,7 +210,7 @@ class Dataset:
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(at_most, len(rows))).astype(int))]
         counter = statistics.ImageCounter()
         for block in np.array_split(rows, max(1, len(rows) // 16)):
-            for frame in self.frames(camera, block):
+            for _, frame in self._decode(camera, block):
                 counter.add(frame)
         return counter.stats()
 
@@ -416,13 +420,14 @@ def delta_indices(
 
 
 def _select(
-    episodes: list[Episode], wanted: Sequence[int] | None, root: Path
+    opened: Opened, wanted: Sequence[int] | None, root: Path
 ) -> tuple[list[Episode], np.ndarray | None]:
     """Chosen episodes with row ranges over what is kept, and the kept rows (None: all)."""
+    episodes = opened.episodes
     if wanted is None:
         return episodes, None
     known = {e.index for e in episodes}
-    unknown = sorted(set(wanted) - known)
+    unknown = sorted(set(wanted) - known - opened.empty)
     if unknown:
         raise UsageError(
             f"{root} has no episode {unknown[0]}; it has {len(known)} episodes, 0 to {max(known, default=0)}"

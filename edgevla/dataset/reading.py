@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from edgevla.dataset.layout import BOOKKEEPING, USED, FeatureInfo, Info
 from edgevla.errors import UsageError
 from edgevla.kinds import nearest
 from edgevla.types import ACTION, STATE
+from edgevla.vocabulary import TaskFrom
 
-TaskFrom = Literal["task", "subtask"]
 SUBTASK_COLUMNS = ("subtask_index", "subtask", "language_persistent")
 """Where a subtask may stand, the plainest first; `subtask_index` counts in `meta/subtasks.parquet`."""
 _LIKE = {STATE: r"state|qpos|proprio|joint|pos(ition)?s?$", ACTION: r"action|command|target"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from edgevla.dataset.reading import Reading, TaskFrom
-from edgevla.vocabulary import once, pairs
+from edgevla.vocabulary import TaskFrom, once, pairs
+
+if TYPE_CHECKING:
+    from edgevla.dataset.reading import Reading
 
 
 def add_reading_arguments(parser: Any) -> None:
@@ -41,4 +43,6 @@ def reading_of(
     Raises:
         UsageError: not of the form NAME=VALUE, or a name twice.
     """
+    from edgevla.dataset.reading import Reading
+
     return Reading(pairs(features or (), "--feature"), tuple(once(without or (), "--without")), task_from)

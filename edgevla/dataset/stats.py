@@ -1,8 +1,8 @@
 """Statistics of a dataset's features: read, merged over episodes, rebuilt from the data, distrusted (spec section 6).
 
 Vectors reduce over rows to (D,); cameras over frames and pixels to (3, 1, 1) in [0, 1] units. `std` is the
-population's. Quantiles that LeRobot merged are weighted means of the episodes' quantiles, which are no quantiles
-of the whole: `vector_stats` computes the true ones.
+population's. Merged quantiles are no quantiles of the whole (until August 2026 LeRobot took weighted means of the
+episodes', since then the outermost): `vector_stats` computes the true ones.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def sample_rows(n_rows: int) -> np.ndarray:
 
 
 def merge(parts: Sequence[Stats]) -> Stats:
-    """Statistics of the union (spec 6.3). Exact but for quantiles, which become weighted means."""
+    """Statistics of the union (spec 6.3). Exact but for quantiles, of which the outermost are taken, as LeRobot does."""
     merged: Stats = {}
     for feature in dict.fromkeys(name for part in parts for name in part):
         having = [p[feature] for p in parts if all(s in p.get(feature, {}) for s in BASIC)]
@@ -137,10 +137,20 @@ def _merge_feature(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nd
         "std": np.sqrt((weight * (stds**2 + (means - mean) ** 2)).sum(0)),
         "count": np.array([int(counts.sum())], np.int64),
     }
-    for q in QUANTILES:
-        if all(q in p for p in parts):
-            merged[q] = (weight * np.stack([p[q] for p in parts])).sum(0)
+    for name, q in QUANTILES.items():
+        if all(name in p for p in parts):
+            each = np.stack([p[name] for p in parts])
+            merged[name] = each.min(0) if q <= 0.5 else each.max(0)
     return merged
+
+
+def weighted_quantile(parts: Sequence[Stats], feature: str, name: str) -> np.ndarray | None:
+    """The mean of the parts' quantiles by their counts, as LeRobot merged them until August 2026; None: not in all."""
+    having = [p[feature] for p in parts if "count" in p.get(feature, {}) and p[feature]["count"].any()]
+    if not having or not all(name in by for by in having):
+        return None
+    counts = np.array([float(by["count"].ravel()[0]) for by in having])
+    return np.average(np.stack([by[name].ravel() for by in having]), axis=0, weights=counts)
 
 
 def is_bad_image_std(stats: Mapping[str, np.ndarray]) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from edgevla.dataset.reading_options import add_reading_arguments, reading_of
 from edgevla.errors import UsageError
 from edgevla.launch.options import whole
 from edgevla.vocabulary import camera_help, pairs
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=whole(1, 10**9), metavar="N", help="evaluate at most N frames, spread evenly")
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help=camera_help("a camera of the dataset"))  # fmt: skip
+    add_reading_arguments(parser)
     add("--joint-units", choices=["degrees", "range100"],
         help="units of a checkpoint's joints, where nothing states them")  # fmt: skip
     add("--device", help="where torch computes a checkpoint: cpu, cuda, ... (default: a GPU if there is one)")
@@ -69,4 +71,5 @@ def run(args: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
-    return OnDataset(args, pairs(args.camera, "--camera"), say).run()
+    reading = reading_of(args.features, args.without, args.task_from)
+    return OnDataset(args, pairs(args.camera, "--camera"), reading, say).run()

@@ -10,6 +10,7 @@ import numpy as np
 from edgevla.dataset.facts import feature_names, infer_joint_units, joint_unit_names
 from edgevla.dataset.layout import Episode
 from edgevla.dataset.stated import read_stated
+from edgevla.dataset.stats import vector_stats
 from edgevla.errors import DatasetError, UsageError
 from edgevla.evaluation.subjects import Subject
 from edgevla.joint_units import joint_name
@@ -120,7 +121,8 @@ def _check_units(subject: Subject, feature: Feature, dataset: Dataset) -> list[s
                 feature=feature.name,
             )
         return []
-    guess, reason = infer_joint_units(dataset.stats, feature.names)
+    stats = {feature.name: vector_stats(dataset.columns[feature.name])}
+    guess, reason = infer_joint_units(stats, feature.names)
     if (
         feature.name == ACTION
         and guess is not None

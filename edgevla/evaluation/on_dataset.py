@@ -8,15 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from edgevla.bundle import is_bundle, load_bundle
+from edgevla.checkpoints import policy_folder
 from edgevla.dataset.chosen import parse_episodes
+from edgevla.dataset.facts import read_facts
 from edgevla.dataset.hub import local_folder
 from edgevla.dataset.layout import read_info
 from edgevla.dataset.reader import Dataset, open_dataset
+from edgevla.dataset.reading import Reading
 from edgevla.errors import UsageError
 from edgevla.evaluation.fits import check_rows, check_same_joints, sources_of
 from edgevla.evaluation.info import as_json
@@ -37,11 +41,13 @@ USUAL_S = 60.0
 class OnDataset:
     """One evaluation, step by step."""
 
-    def __init__(self, args: argparse.Namespace, cameras: dict[str, str], say: Say) -> None:
-        self.args, self.cameras, self.say = args, cameras, say
+    def __init__(self, args: argparse.Namespace, cameras: dict[str, str], reading: Reading, say: Say) -> None:
+        self.args, self.cameras, self.reading, self.say = args, cameras, reading, say
 
     def run(self) -> int:
-        dataset, n_all = open_episodes(self.args.dataset, self.args.episodes)
+        dataset, n_all = open_episodes(
+            self.args.dataset, self.args.episodes, self.reading, remembered_reading(self.args.policies)
+        )
         seats = self._seats(dataset)
         folder = claim_output(self.args.output, dataset.root.resolve().name)
         try:
@@ -143,21 +149,38 @@ def _every(n: int) -> str:
     return f"every {n}{ending}"
 
 
-def open_episodes(path: str, episodes: str | None) -> tuple[Dataset, int]:
-    """The dataset, or some episodes of it, and how many it has.
+def remembered_reading(policies: Sequence[str]) -> Reading:
+    """How the training data of the first of these policies that says it were read."""
+    for path in policies:
+        if is_bundle(Path(path).expanduser()):
+            origin = load_bundle(Path(path).expanduser(), verify=False).manifest.provenance.dataset
+            found = None if origin is None else origin.reading
+        else:
+            folder = policy_folder(Path(path).expanduser())
+            facts = None if folder is None else read_facts(folder)
+            found = None if facts is None else facts.reading
+        if found is not None:
+            return found
+    return Reading()
+
+
+def open_episodes(
+    path: str, episodes: str | None, reading: Reading, remembered: Reading
+) -> tuple[Dataset, int]:
+    """The dataset, or some episodes of it, and how many it has. remembered: how the policies' data were read.
 
     Raises:
         DatasetError: not there, empty, damaged. UsageError: episodes that do not exist.
     """
     if episodes is None:
-        dataset = open_dataset(path)
+        dataset = open_dataset(path, reading=reading, remembered=remembered)
         return dataset, dataset.n_episodes
     folder, _ = local_folder(path)
     said: Any = read_info(folder).raw.get("total_episodes")
     if not isinstance(said, int) or said < 1:
-        dataset = open_dataset(path)
-        said = dataset.n_episodes
-    return open_dataset(path, parse_episodes(episodes, said)), said
+        said = open_dataset(path).n_episodes
+    numbers = parse_episodes(episodes, said)
+    return open_dataset(path, numbers, reading=reading, remembered=remembered), said
 
 
 def claim_output(output: str | None, name: str) -> Path:

@@ -74,7 +74,11 @@ class Overlaps:
             try:
                 numbers = parse_episodes(text, self.n_all)
                 same = numbers == [e.index for e in self.dataset.episodes]
-                opened = self.dataset if same else open_dataset(self.dataset.root, numbers)
+                opened = (
+                    self.dataset
+                    if same
+                    else open_dataset(self.dataset.root, numbers, reading=self.dataset.reading)
+                )
                 self._hashes[text] = opened.sha256
             except EdgeVLAError:
                 self._hashes[text] = None

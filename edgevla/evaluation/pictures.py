@@ -4,7 +4,8 @@ recorded), and the error by horizon.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,39 +50,40 @@ def _page(e: Evaluation, episode: int) -> Figure:
     from matplotlib.figure import Figure
 
     which = [i for i, f in enumerate(e.frames) if f.episode == episode]
-    frames = [e.frames[i] for i in which]
     n, columns = len(e.joints), 2
     rows = -(-n // columns)
     figure = Figure(figsize=(12, 1.9 * rows + 1.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
-    first = frames[0].row - frames[0].frame
-    recorded = e.actions[first : frames[0].end]
-    seconds = np.arange(len(recorded)) / e.dataset.fps
     for j, axis in enumerate(axes):
         if j >= n:
             axis.set_visible(False)
             continue
-        axis.plot(seconds, recorded[:, j], color=RECORDED, lw=2.2, alpha=0.35, label="recorded")
-        for p, colour in zip(e.policies, _colours(e.policies), strict=False):
-            chained = list(_chained(frames, which, p.n_action_steps))
-            for k, (frame, i) in enumerate(chained):
-                chunk = p.chunks[i, : p.n_action_steps, j]
-                at = (frame.frame + np.arange(len(chunk))) / e.dataset.fps
-                axis.plot(at, chunk, color=colour, lw=1.1, label=p.name if not k else None)
-                axis.plot(at[:1], chunk[:1], "o", color=colour, ms=2.5)
+        _joint(axis, e, which, j)
         axis.set_title(_title(e, j), fontsize=9, loc="left")
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25)
-        axis.margins(x=0.01)
-        _room(axis, e, j)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=6, fontsize=8, frameon=False
-    )
+        axis.tick_params(labelsize=8, labelbottom=j >= n - columns)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper right", ncols=6, fontsize=8, frameon=False)
     figure.suptitle(_heading(e, episode), fontsize=10, x=0.01, ha="left")
-    for axis in axes[max(0, n - columns) : n]:
-        axis.tick_params(labelbottom=True)
     figure.supxlabel("seconds", fontsize=9)
     return figure
+
+
+def _joint(axis: Any, e: Evaluation, which: Sequence[int], j: int) -> None:
+    """One joint over an episode. which: the episode's frames, as indices."""
+    frames = [e.frames[i] for i in which]
+    recorded = e.actions[frames[0].row - frames[0].frame : frames[0].end, j]
+    axis.plot(
+        np.arange(len(recorded)) / e.dataset.fps, recorded, color=RECORDED, lw=4, alpha=0.25, label="recorded"
+    )
+    for p, colour, width in zip(e.policies, _colours(e.policies), _widths(e.policies), strict=True):
+        for k, (frame, i) in enumerate(_chained(frames, which, p.n_action_steps)):
+            chunk = p.chunks[i, : min(p.n_action_steps, frame.end - frame.row), j]
+            at = (frame.frame + np.arange(len(chunk))) / e.dataset.fps
+            axis.plot(at, chunk, color=colour, lw=width, label=None if k else p.name)
+            axis.plot(at[:1], chunk[:1], "o", color=colour, ms=1.5 + width)
+    axis.grid(alpha=0.25)
+    axis.margins(x=0.01)
+    _room(axis, e, j)
 
 
 def _chained(
@@ -100,9 +102,9 @@ def _heading(e: Evaluation, episode: int) -> str:
     overlap = e.policies[0].overlap
     standing = ""
     if overlap is not None and overlap.standing in ("held out", "trained on", "partly trained on"):
-        standing = ", TRAINED ON" if episode in overlap.trained else ", not trained on"
+        standing = " (TRAINED ON)" if episode in overlap.trained else " (not trained on)"
     return (
-        f"episode {episode}{standing}: error in % of range: {', '.join(errors)}\n"
+        f"episode {episode}{standing}; mean error in % of range: {', '.join(errors)}\n"
         "chunks as sync executes them, a dot where each begins"
     )
 
@@ -128,40 +130,58 @@ def _horizon(e: Evaluation) -> Figure:
     from matplotlib.figure import Figure
 
     n = len(e.joints)
-    columns = min(4, n)
+    columns = min(n, 3 if n in (3, 5, 6, 9) else 4)
     rows = -(-n // columns)
-    figure = Figure(figsize=(12, 3.4 + 1.8 * rows), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[3.2, 1.8 * rows])
+    figure = Figure(figsize=(12, 3.6 + 1.8 * rows), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3.4, 1.8 * rows])
     top, bottom = parts
     axis = top.subplots()
     _curves(axis, e, lambda x: e.percent(x.figures.horizon))
     axis.set_ylabel("mean of the joints, % of range", fontsize=9)
-    axis.set_title("mean absolute error by horizon", fontsize=10, loc="left")
-    axis.legend(fontsize=8, ncols=3, frameon=False)
+    episodes = f"{len(e.episodes)} episode{'s' * (len(e.episodes) != 1)}"
+    title = f"mean absolute error by horizon; {len(e.frames)} frames of {episodes} of {e.dataset.root.name}"
+    top.suptitle(title, fontsize=10, x=0.01, ha="left")
+    top.legend(
+        *axis.get_legend_handles_labels(), loc="outside upper right", ncols=8, fontsize=8, frameon=False
+    )
     axes = np.atleast_1d(bottom.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
     for j, small in enumerate(axes):
         if j >= n:
             small.set_visible(False)
             continue
-        _curves(small, e, lambda x, j=j: x.figures.horizon[:, j])
+        _curves(small, e, partial(_of_joint, j))
         small.set_title(_title(e, j), fontsize=8, loc="left")
+        small.tick_params(labelbottom=j >= n - columns)
     bottom.supxlabel("seconds after the observation", fontsize=9)
     return figure
 
 
-def _curves(axis: Any, e: Evaluation, of: Any) -> None:
-    for p, colour in zip(e.policies, _colours(e.policies), strict=False):
-        values = of(p)
-        axis.plot(np.arange(len(values)) / e.dataset.fps, values, color=colour, lw=1.6, label=p.name)
-        axis.axvline(p.n_action_steps / e.dataset.fps, color=QUIET, lw=0.8, alpha=0.4)
+def _of_joint(j: int, x: Entry) -> np.ndarray:
+    """Its error by horizon, (T,)."""
+    return x.figures.horizon[:, j]
+
+
+def _curves(axis: Any, e: Evaluation, of: Callable[[Entry], np.ndarray]) -> None:
     for b in e.baselines:
-        values = of(b)
-        style = "--" if b.name == HOLD else ":"
+        values, style = of(b), "--" if b.name == HOLD else ":"
         axis.plot(np.arange(len(values)) / e.dataset.fps, values, style, color=QUIET, lw=1.3, label=b.name)
+    for p, colour, width in zip(e.policies, _colours(e.policies), _widths(e.policies), strict=True):
+        values = of(p)
+        axis.plot(np.arange(len(values)) / e.dataset.fps, values, color=colour, lw=width, label=p.name)
+    for k, n in enumerate(sorted({p.n_action_steps for p in e.policies})):
+        label = None if k else "sync asks for the next chunk"
+        axis.axvline(n / e.dataset.fps, color=QUIET, lw=0.9, alpha=0.5, label=label)
     axis.set_ylim(bottom=0)
     axis.margins(x=0.01)
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=8)
+
+
+def _widths(policies: Sequence[Entry]) -> list[float]:
+    """The first widest: policies that do the same lie upon each other, and all are seen."""
+    if len(policies) == 1:
+        return [1.4]
+    return [float(w) for w in np.linspace(1.2 + 0.4 * len(policies), 0.9, len(policies))]
 
 
 def _colours(policies: Sequence[Entry]) -> list[str]:

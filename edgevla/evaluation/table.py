@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgevla.dataset.chosen import episodes_text
+from edgevla.evaluation.figures import Worst
 from edgevla.evaluation.replayed import HOLD
 from edgevla.evaluation.result import Entry, Evaluation
 from edgevla.joint_units import joint_name
@@ -120,24 +121,26 @@ def _seams(e: Evaluation) -> list[str]:
 
 
 def _worst(e: Evaluation) -> list[str]:
-    lines = []
+    """Policies that err at the same places stand together, with the first one's figures."""
     shown = 5 if len(e.policies) == 1 else 3
+    alike: dict[tuple[tuple[int, int, int], ...], list[Entry]] = {}
     for p in e.policies:
-        rows = []
-        for w in p.figures.worst[:shown]:
-            unit = f" {e.units[w.joint]}" if e.units[w.joint] else ""
-            where = [
-                f"episode {w.episode}",
-                f"frame {w.frame}",
-                joint_name(e.joints[w.joint]),
-                f"action {w.action}",
-            ]
-            off = f"({100 * w.share:.0f} % of range)"
-            said = f"predicted {number(w.predicted)}, recorded {number(w.recorded)}{unit} {off}"
-            rows.append([*where, said])
+        places = tuple((w.episode, w.frame, w.joint) for w in p.figures.worst[:shown])
+        alike.setdefault(places, []).append(p)
+    lines = []
+    for policies in alike.values():
+        rows = [_worst_row(w, e) for w in policies[0].figures.worst[:shown]]
         if rows:
-            lines += [f"worst frames of {p.name}", *_table(rows[0], rows[1:], len(rows[0]))]
+            names = ", ".join(p.name for p in policies)
+            lines += [f"worst frames of {names}", *_table(rows[0], rows[1:], len(rows[0]))]
     return lines
+
+
+def _worst_row(w: Worst, e: Evaluation) -> list[str]:
+    unit = f" {e.units[w.joint]}" if e.units[w.joint] else ""
+    said = f"predicted {number(w.predicted)}, recorded {number(w.recorded)}{unit} ({100 * w.share:.0f} % of range)"
+    joint = joint_name(e.joints[w.joint])
+    return [f"episode {w.episode}", f"frame {w.frame}", joint, f"action {w.action}", said]
 
 
 # -- in words -----------------------------------------------------------------------------------------------

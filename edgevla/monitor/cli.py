@@ -73,7 +73,7 @@ def check_terminal() -> None:
 
 def obey_signals(app: MonitorApp) -> None:
     """Whoever ends the monitor gets the terminal back as it was."""
-    reasons = {
+    reasons: dict[int, str] = {
         signal.SIGTERM: "asked to terminate",
         signal.SIGHUP: "the terminal was closed",
         signal.SIGINT: "interrupted",

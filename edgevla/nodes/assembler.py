@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -112,6 +112,53 @@ class AgeWatch:
             f"{trained:.0f} ms (medians), and a policy step is {self._step_ms:.0f} ms: the arm will act too {late}; "
             f"{cure}, or record and train anew"
         ]
+
+
+class StillWatch:
+    """Whether joints that never moved in the training data are where they were then; each is judged until it is not.
+
+    still: per element of the state its value in training, policy units, None where it moved.
+    """
+
+    FAR: ClassVar[dict[str, float]] = {
+        "deg": 5.0,
+        "range100": 5.0,
+        "percent": 5.0,
+        "rad": 0.1,
+        "unit": 0.05,
+        "m": 0.02,
+    }
+    """What a calibration made anew, or gravity, may change."""
+
+    def __init__(
+        self, still: Sequence[float | None], names: Sequence[str], units: Sequence[str], is_told: bool
+    ) -> None:
+        self._is_told = is_told
+        self._watched = {
+            i: (value, names[i], units[i])
+            for i, value in enumerate(still)
+            if value is not None and units[i] in self.FAR
+        }
+
+    def see(self, state: np.ndarray) -> list[str]:
+        """A sentence for each joint that has just been found somewhere else. state: float32 (S,), policy units."""
+        far = [
+            i
+            for i, (value, _, unit) in self._watched.items()
+            if not abs(float(state[i]) - value) <= self.FAR[unit]
+        ]
+        return [self._say(*self._watched.pop(i), float(state[i])) for i in far]
+
+    def _say(self, value: float, name: str, unit: str, live: float) -> str:
+        told = (
+            f"the policy is told {value:.4g}, and acts as if it were there"
+            if self._is_told
+            else "the policy never saw it there"
+        )
+        return (
+            f"joint '{name}' is at {live:.4g} {unit}; in the training data it always was at {value:.4g}: {told}. "
+            "Bring it there, or train on data in which it moves"
+        )
 
 
 def frame_pixels(message: Message[Frame]) -> np.ndarray:

@@ -25,12 +25,13 @@ from edgevla.descriptions import AboutPolicy, read_robot
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError
 from edgevla.look import Oddity
+from edgevla.manifest import Manifest
 from edgevla.messages import Body, Chunk, Frame, Infer, Message, State, Timing, holds
-from edgevla.nodes.assembler import AgeWatch, Assembler
+from edgevla.nodes.assembler import AgeWatch, Assembler, StillWatch
 from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
-from edgevla.types import Observation
+from edgevla.types import STATE, Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoint
 
 HEARTBEAT_NS = NS_PER_S // 5
@@ -41,13 +42,17 @@ WARM_UPS = 3
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished inference, on its way out at `due_ns`. ages_ns: of the pictures it saw, by feature."""
+    """A finished inference, on its way out at `due_ns`. ages_ns: of the pictures it saw, by feature.
+
+    elsewhere: sentences about joints that are not where they always were in the training data.
+    """
 
     chunk: Chunk
     actions: np.ndarray
     ages_ns: Mapping[str, int]
     observed_ns: int
     due_ns: int
+    elsewhere: Sequence[str]
 
 
 class PolicyNode:
@@ -80,6 +85,7 @@ class PolicyNode:
         self._assembler = Assembler(self._inbox, fit.cameras, allow_lost_cameras)
         trained_ages = policy.manifest.trained_camera_age_ms or {}
         self._age_watch = AgeWatch(trained_ages, fit.cameras, self._step_ns / NS_PER_MS)
+        self._still_watch = still_watch(policy.manifest)
         self._publisher = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
         self._router = Router(ctx, endpoint(folder, "policy", "infer"), session, "policy")
         self._server = CommandServer(ctx, endpoint(folder, "policy", "commands"), session, "policy")
@@ -164,6 +170,8 @@ class PolicyNode:
             self.counters["inferences"] += 1
             for sentence in self._age_watch.see(self._done.ages_ns):
                 self._publisher.event("warning", "camera_age", sentence)
+            for sentence in self._done.elsewhere:
+                self._publisher.event("warning", "still_joint", sentence)
         except EdgeVLAError as error:  # no chunk: the robot asks again, and holds meanwhile
             self.counters["inferences_failed"] += 1
             self._tell(type(error).__name__, str(error))
@@ -199,7 +207,10 @@ class PolicyNode:
         ages = assembled.ages_ns
         chunk = self._chunk(request, result, timing, max(ages.values(), default=0))
         actions = self._fit.action.to_robot(result.actions)
-        return _Done(chunk, actions, ages, moment, done_ns + self._inject_delay_ns)
+        elsewhere = (
+            self._still_watch.see(assembled.observation.state) if self._still_watch is not None else ()
+        )
+        return _Done(chunk, actions, ages, moment, done_ns + self._inject_delay_ns, elsewhere)
 
     def _chunk(self, request: Infer, result: InferenceResult, timing: Timing, image_age_ns: int) -> Chunk:
         return Chunk(
@@ -242,6 +253,14 @@ class PolicyNode:
         self._inbox.stop()
         for part in (self._publisher, self._router, self._server):
             part.close()
+
+
+def still_watch(manifest: Manifest) -> StillWatch | None:
+    """Over the joints that never moved in training; None where all of them did."""
+    still, state = (manifest.trained_still or {}).get(STATE), manifest.state
+    if still is None or state is None:
+        return None
+    return StillWatch(still, state.names, state.units, manifest.still_joints == "trained")
 
 
 # -- the process -----------------------------------------------------------------------------------------------

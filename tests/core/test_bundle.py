@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgevla.bundle import load_bundle, sha256_of
+from edgevla.dataset.reading import Reading
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import BundleError
 from edgevla.manifest import Manifest
@@ -78,9 +79,32 @@ def test_a_bundle_tells_how_its_cameras_looked_and_an_older_one_does_not() -> No
     assert manifest.to_json() == told
 
 
+def test_a_bundle_tells_what_never_moved_and_an_older_one_does_not() -> None:
+    assert (Manifest.from_json(example()).trained_still, Manifest.from_json(example()).still_joints) == (
+        None,
+        "trained",
+    )
+    told = edited("trained_still", {"observation.state": [None, None, None, None, None, 12.5]})
+    manifest = Manifest.from_json({**told, "still_joints": "live"})
+    assert manifest.trained_still == {"observation.state": (None, None, None, None, None, 12.5)}
+    assert manifest.to_json() == {**told, "still_joints": "live"}
+
+
+def test_a_bundle_tells_how_its_dataset_was_read() -> None:
+    told = example()
+    assert Manifest.from_json(told).provenance.dataset.reading == Reading()  # type: ignore[union-attr]
+    told["provenance"]["dataset"]["reading"] = {"names": {"action": "actions"}, "task_from": "subtask"}
+    manifest = Manifest.from_json(told)
+    assert manifest.provenance.dataset.reading == Reading({"action": "actions"}, (), "subtask")  # type: ignore[union-attr]
+    assert manifest.to_json() == told
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
+        ("trained_still", {"observation.state": [1.0]}, "trained_still of 'observation.state' does not fit"),
+        ("trained_still", {"action": [None] * 6}, "trained_still of 'action' does not fit"),
+        ("still_joints", "sometimes", "still_joints is 'sometimes'"),
         ("schema", 2, "schema 2, this EdgeVLA reads up to 1"),
         ("schema", 0, "schema 0 is unknown"),
         ("fpz", 30, "unknown key 'fpz'; did you mean 'fps'"),

@@ -36,6 +36,33 @@ def test_act_yields_its_chunk_from_encode(make_bundle: MakeBundle) -> None:
     assert result.n_steps == 0
 
 
+def test_a_joint_that_never_moved_in_training_is_told_its_value_then(make_bundle: MakeBundle) -> None:
+    """Live it reads a little off, which a policy would see as never before; the others are told as they are."""
+    still = {"observation.state": [None, None, None, None, None, 60.0]}
+    off = STATE + np.array([0, 0, 0, 0, 0, 0.001], np.float32)
+    told = policy(make_bundle("act", trained_still=still)).infer(observation(off, light=0))
+    np.testing.assert_array_equal(told.actions[0], STATE)
+    live = policy(make_bundle("act", "live", trained_still=still, still_joints="live"))
+    np.testing.assert_array_equal(live.infer(observation(off, light=0)).actions[0], off)
+    plain = policy(make_bundle("act", "plain"))
+    np.testing.assert_array_equal(plain.infer(observation(off, light=0)).actions[0], off)
+
+
+def test_the_past_is_told_so_too(make_bundle: MakeBundle) -> None:
+    still = {"observation.state": [1.0, None, None, None, None, None]}
+    history = policy(make_bundle("history", trained_still=still))
+    past = {6: observation(STATE + 2)}
+    actions = history.infer(observation(), grid_index=7, past=past).actions[0]
+    np.testing.assert_allclose(actions, [1.0, *(STATE + 2)[1:]], rtol=1e-6)
+
+
+def test_a_state_that_is_not_finite_is_refused_even_where_it_never_moved(make_bundle: MakeBundle) -> None:
+    still = {"observation.state": [None, None, None, None, None, 60.0]}
+    lost = STATE + np.array([0, 0, 0, 0, 0, np.nan], np.float32)
+    with pytest.raises(BundleError, match="not finite"):
+        policy(make_bundle("act", trained_still=still)).infer(observation(lost))
+
+
 def test_a_flow_policy_walks_its_schedule_from_seeded_noise(make_bundle: MakeBundle) -> None:
     folder = make_bundle("flow")
     one = policy(folder, seed=3)

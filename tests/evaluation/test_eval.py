@@ -221,6 +221,29 @@ def test_a_camera_is_joined_by_name_and_brought_to_the_policys_size(
     assert "was recorded at 64x48 and is resized to the 32x24" in out
 
 
+def test_features_of_other_names_are_joined_as_said_or_as_the_bundle_remembers(
+    make_bundle: Callable[..., Path], recorded: Recorded, edgevla_eval: Eval
+) -> None:
+    from edgevla.dataset.reading import Reading
+
+    root, bundle = recorded([12]), make_bundle()
+    for path in [root / "meta/info.json", *root.glob("meta/stats.json")]:
+        path.write_text(path.read_text().replace('"observation.state"', '"qpos"'))
+    (path,) = root.glob("data/*/*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(
+        table.rename_columns([n.replace("observation.state", "qpos") for n in table.column_names]), path
+    )
+    code, _, err = edgevla_eval(bundle, "--dataset", root)
+    assert code == 1
+    assert "observation.state" in err
+    assert edgevla_eval(bundle, "--dataset", root, "--feature", "observation.state=qpos")[0] == 0
+    m = load_bundle(bundle).manifest
+    origin = DatasetOrigin("local", "1" * 64, 30.0, "0", Reading({"observation.state": "qpos"}))
+    write_manifest(bundle, replace(m, provenance=replace(m.provenance, dataset=origin)))
+    assert edgevla_eval(bundle, "--dataset", root)[0] == 0
+
+
 def test_a_number_that_is_none_is_named(
     make_bundle: Callable[..., Path], recorded: Recorded, edgevla_eval: Eval
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from edgevla.cli import main
 from edgevla.errors import CheckpointError
 from edgevla.export.describe import describe_checkpoint
-from edgevla.export.header import read_header
+from edgevla.train.header import read_header
 from edgevla.train.policies import POLICIES
 
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
@@ -39,7 +39,7 @@ def test_every_policy_is_described(policy: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_training_would_change_is_what_the_reference_trains(policy: str) -> None:
     """Recorded with the weights: T for trainable, F for frozen."""
-    from edgevla.export.skeleton import parameters
+    from edgevla.train.skeleton import parameters
 
     found = parameters(GOLDENS / policy / "checkpoint")
     rows = [line.split("\t") for line in (GOLDENS / policy / "keys.txt").read_text().splitlines()[1:]]
@@ -51,7 +51,7 @@ def test_what_training_would_change_is_what_the_reference_trains(policy: str) ->
     assert differ == set()
 
 
-def test_weights_are_not_read(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_not_read(tmp_path: Path) -> None:
     """A sparse file of 40 GB with a true header is described at once."""
     shutil.copytree(GOLDENS / "act/checkpoint", tmp_path / "c")
     path = tmp_path / "c/model.safetensors"

@@ -10,7 +10,7 @@ import pytest
 
 from edgevla.cli import main
 
-SO101 = str(Path(__file__).parents[2].parent / "shared" / "datasets" / "so101_v30")
+SO101 = str(Path(__file__).parents[1] / "fixtures" / "datasets" / "so101_v30")
 
 
 def test_a_checkpoint_stands_beside_its_bundle(

@@ -127,7 +127,7 @@ def test_a_quantised_bundle_is_refused_by_its_rule_in_units_of_the_arm(
         export_checkpoint(run_folder, tmp_path / "bundle", options)
     sentence = str(refused.value)
     assert re.search(r"cosine -?0\.\d{5} .* 0\.999 is needed, 0\.\d{5} too little", sentence), sentence
-    assert re.search(r"moves \w+ [\d.]+ (deg|percent) at most \([\d.]+% of its range\)", sentence), sentence
+    assert re.search(r"moves \w+ [\d.]+ (deg|percent) at most \([\d.]+ % of its range\)", sentence), sentence
     assert "edgevla eval CHECKPOINT BUNDLE" in sentence
     assert not (tmp_path / "bundle").exists()
 

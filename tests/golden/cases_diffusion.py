@@ -73,6 +73,17 @@ class Cases(Adapter):
             }
         return results
 
+    @computes("train/loss_valid", "train/loss_eval_valid")
+    @torch.no_grad()
+    def over_valid_steps(self) -> dict[str, Any]:
+        """Whether the config masks padded steps or not."""
+        policy = self.trainable()
+        policy.config.do_mask_loss_for_padding = True
+        batch, draws = self.batch(), self.draws()
+        evaluated = policy.eval().loss(batch, draws)[0]
+        trained = policy.train().loss(batch, draws)[0]
+        return {"train/loss_valid": trained, "train/loss_eval_valid": evaluated}
+
     @computes("train/noisy_action")
     @torch.no_grad()
     def noisy_action(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from golden_harness import Adapter, Fixture, computes
 from torch import Tensor
 
 from edgevla.prompt import PromptBuilder
+from edgevla.train.nn.rotation import rot6d_to_axis_angle
 
 
 class Cases(Adapter):
@@ -19,8 +20,8 @@ class Cases(Adapter):
         super().__init__(fixture, folder)
         # The tied embedding has one name here, the one under which it is stored.
         tied = ("language_model.model.shared.", "language_model.model.encoder.embed_tokens.")
-        names = [name.replace(*tied) for name in self.meta["grad_names"]]
-        self.meta = {**self.meta, "grad_names": names}
+        if "grad_names" in self.meta:
+            self.meta["grad_names"] = [name.replace(*tied) for name in self.meta["grad_names"]]
 
     def prompt(self, tasks: list[str], observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         n = next(iter(observation.values())).shape[0]
@@ -67,6 +68,12 @@ class Cases(Adapter):
         for i, view in enumerate(views):
             results[f"infer/image_features_{i:02d}"] = policy.vlm.image_features(view)
         return results
+
+    @computes("infer/axis_angle")
+    def axis_angle(self) -> dict[str, Any]:
+        """The pose as the post-processor's step makes it of actions, whether the pipeline lists the step or not."""
+        robot = self.compute("infer/chunk_robot")
+        return {"infer/axis_angle": robot if robot.shape[-1] == 7 else rot6d_to_axis_angle(robot)}
 
     @computes("infer/times", "infer/x0", "infer/x_t")
     @torch.no_grad()

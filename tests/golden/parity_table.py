@@ -13,7 +13,6 @@ import fnmatch
 import platform
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,6 @@ def main() -> int:
     if not fixtures:
         parser.error(f"no fixture (a folder with cases.safetensors) in {arguments.goldens}")
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", "config.json .*unknown keys")
     rows, steps, failed = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         for i, fixture in enumerate(fixtures):

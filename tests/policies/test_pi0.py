@@ -112,7 +112,8 @@ def test_known_variants_of_the_file_load(
 ) -> None:
     policy, folder = saved
     again = load_policy(rewritten(folder, change))
-    assert len(again.saved_weights()) == len(policy.saved_weights())
+    stored = len(load_file(folder / "model.safetensors"))
+    assert len(again.saved_weights()) == stored, "saving gave names that the file had not"
     batch = random_batch(policy)
     tolerance = 0.1 if "rounded" in request.node.name else 0
     torch.testing.assert_close(chunk_of(again, batch), chunk_of(policy, batch), atol=tolerance, rtol=0)
@@ -131,6 +132,29 @@ def test_only_the_head_is_stored(saved: tuple[Any, Path]) -> None:
     again = load_policy(rewritten(folder, change))
     assert torch.equal(again.language.embed_tokens.weight, policy.language.embed_tokens.weight)
     assert torch.equal(chunk_of(again, batch), expected)
+
+
+@pytest.mark.parametrize("kept", [EMBEDDING, HEAD])
+def test_a_tied_embedding_is_saved_under_the_name_it_came_with(
+    saved: tuple[Any, Path], tmp_path: Path, kept: str
+) -> None:
+    """Trained on, and read again: one matrix, one name."""
+    policy, folder = saved
+    other = {EMBEDDING: HEAD, HEAD: EMBEDDING}[kept]
+
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        weights[kept] = weights.pop(EMBEDDING)
+        return without(other)(weights)
+
+    again = load_policy(rewritten(folder, change))
+    with torch.no_grad():
+        again.language.embed_tokens.weight += 1
+    names = load_file(save_policy(again, tmp_path / "again") / "model.safetensors")
+    assert kept in names
+    assert other not in names
+    assert names.keys() == load_file(folder / "model.safetensors").keys()
+    third = load_policy(tmp_path / "again")
+    assert torch.equal(third.language.embed_tokens.weight, policy.language.embed_tokens.weight + 1)
 
 
 def test_the_embedding_wins_over_a_stale_head(saved: tuple[Any, Path]) -> None:

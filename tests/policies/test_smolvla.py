@@ -180,7 +180,10 @@ def test_aloha_switch_stands_between_normaliser_and_network(make_vla: MakeVla) -
 def test_settings_that_nobody_supports(make_vla: MakeVla) -> None:
     with pytest.raises(CheckpointError, match="use_delta_joint_actions_aloha"):
         make_vla("smolvla", use_delta_joint_actions_aloha=True)
-    with pytest.raises(CheckpointError, match="num_expert_layers is 2"):
+    with pytest.raises(CheckpointError, match="num_expert_layers is 3, which does not divide the 4 text"):
+        make_vla("smolvla", num_expert_layers=3)
+    # Beside layer 2 the expert attends to itself, by projections that LeRobot made for the prefix.
+    with pytest.raises(CheckpointError, match="expert layer 1 attends to the actions by projections"):
         make_vla("smolvla", num_expert_layers=2)
 
 

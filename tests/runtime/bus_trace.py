@@ -247,9 +247,10 @@ class _Bus:
         self._has_torque(t_ns, {i: on for i, (_, _, on, _) in values.items()})
 
     def _switched_itself_on(self, i, present, goal):
-        """Firmware that a goal energises: harmless where the servo is, as switching on is."""
+        """Firmware that a goal energises: harmless where the servo is, or a goal's step from there."""
         self.lost.discard(i)
-        if i in self.driven and abs(goal - present) > NEAR_TICKS and not self._is_near(i, goal):
+        is_far = abs(goal - present) > max(NEAR_TICKS, self.caps[self.names[i]])
+        if i in self.driven and is_far and not self._is_near(i, goal):
             self._bad(f"{self.names[i]} came on by itself at {present} with goal {goal}", f"{i} on")
 
     def _sink(self, t_ns, i, present, goal, on, share):

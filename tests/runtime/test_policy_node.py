@@ -13,7 +13,7 @@ from edgevla.bundle import load_bundle
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import CameraError
 from edgevla.messages import Chunk, Describe, Event, Frame, Header, Heartbeat, Infer, Message
-from edgevla.nodes.assembler import OLDEST_FRAME_NS, AgeWatch, Assembler
+from edgevla.nodes.assembler import OLDEST_FRAME_NS, AgeWatch, Assembler, StillWatch
 from edgevla.nodes.policy import PolicyNode
 from edgevla.runner import BundlePolicy
 from edgevla.types import CameraAge
@@ -100,6 +100,17 @@ def test_a_camera_that_is_later_or_earlier_than_in_training_is_told_once(trained
         assert re.search(words, told[0])
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_joint_far_from_where_it_always_was_in_training_is_said_once(told):
+    watch = StillWatch([None, 12.5, 3.0], ["a", "gripper", "c"], ["deg", "percent", "raw"], told)
+    near, far = (np.array([50, grip, 90], np.float32) for grip in (16.0, 40.0))
+    assert watch.see(near) == []
+    (sentence,) = watch.see(far)
+    assert re.search(r"'gripper' is at 40 percent; in the training data it always was at 12.5", sentence)
+    assert ("the policy is told 12.5" in sentence) == told
+    assert watch.see(far) == [], "once"
+
+
 class Bench:
     """A policy node with a camera and a robot around it."""
 
@@ -169,6 +180,20 @@ def bench(bundle):
     yield start
     for one in made:
         one.close()
+
+
+def test_the_node_says_once_that_a_joint_is_where_training_never_saw_it(bundle, bench):
+    path = bundle / "manifest.json"
+    still = {"observation.state": [None, None, None, None, None, 0.0]}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "trained_still": still}))
+    setup = bench()
+    for request in range(3):
+        setup.ask(request=request, grid=request, state=np.array([0, 0, 0, 0, 0, 70], np.float32))
+        setup.until(lambda n=request: (c := setup.inbox.newest(Chunk)) is not None and c.body.request_id == n)
+    setup.until(lambda: setup.inbox.recent(Event))
+    events = [m.body for m in setup.inbox.recent(Event) if m.body.code == "still_joint"]
+    assert [e.severity for e in events] == ["warning"]
+    assert "at 70" in events[0].text
 
 
 def test_one_request_is_answered_by_one_chunk_with_its_moment_and_ages(bench):

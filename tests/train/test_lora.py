@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from edgevla.cli import main
 from edgevla.errors import CheckpointError, UsageError
 from edgevla.train import lora
+from edgevla.train.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.policies.base import Policy
 
@@ -76,13 +79,13 @@ def test_factors_are_saved_in_pefts_layout_and_come_back(adapted: Policy, tmp_pa
     expected = loss_of(adapted).item()
     folder = save_policy(adapted, tmp_path / "adapter")
     assert not (folder / "model.safetensors").exists()
-    with safe_open(str(folder / lora.ADAPTER_WEIGHTS), "pt") as file:
+    with safe_open(str(folder / ADAPTER_WEIGHTS), "pt") as file:
         names = list(file.keys())
     assert all(
         n.startswith("base_model.model.model.") and n.endswith((".lora_A.weight", ".lora_B.weight"))
         for n in names
     )
-    description = json.loads((folder / lora.ADAPTER_CONFIG).read_text())
+    description = json.loads((folder / ADAPTER_CONFIG).read_text())
     assert (description["r"], description["lora_alpha"], description["base_model_name_or_path"]) == (
         4,
         8,
@@ -135,6 +138,84 @@ def test_an_adapter_that_peft_wrote_for_a_wrapped_policy_loads(tmp_path: Path) -
     assert loss_of(load_policy(folder)).item() == pytest.approx(expected, rel=1e-5)
 
 
+def wrapped_by_peft(folder: Path, **settings: Any) -> float:
+    """An adapter as LeRobot leaves it: peft wraps the policy, whose network is called `model`. Its loss."""
+    peft = pytest.importorskip("peft")
+
+    class LeRobots(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = load_policy(BASE)
+
+    outer = LeRobots()
+    targets = r"model\.vlm_with_expert\.lm_expert\..*\.(q|v)_proj"
+    wrapped = peft.get_peft_model(
+        outer, peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, **settings)
+    )
+    shake(wrapped)
+    for name, parameter in wrapped.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.add_(0.1)
+    expected = loss_of(outer.model).item()
+    save_policy(load_policy(BASE), folder)
+    (folder / "model.safetensors").unlink()
+    wrapped.peft_config["default"].base_model_name_or_path = str(BASE)
+    wrapped.save_pretrained(str(folder))
+    return expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {r"layers\.0\.self_attn\.q_proj": 3}, "alpha_pattern": {"v_proj": 16}},
+        {"rank_pattern": {r"model\.vlm_with_expert\.lm_expert\.layers\.1\.self_attn\.v_proj": 1}},
+        {"modules_to_save": ["state_proj", "action_out_proj"], "use_rslora": True},
+        {"use_dora": True},
+    ],
+    ids=["ranks and scales by layer", "by LeRobot's full name", "whole modules", "DoRA"],
+)
+def test_whatever_peft_can_say_of_factors_is_read(settings: dict[str, Any], tmp_path: Path) -> None:
+    expected = wrapped_by_peft(tmp_path / "adapter", **settings)
+    assert expected != pytest.approx(loss_of(load_policy(BASE)).item(), rel=1e-3)
+    merged, apart = load_policy(tmp_path / "adapter"), load_policy(tmp_path / "adapter", merge_adapter=False)
+    assert loss_of(merged).item() == pytest.approx(expected, rel=1e-4)
+    assert loss_of(apart).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_factors_on_factors_are_added_in_their_order(adapted: Policy, tmp_path: Path) -> None:
+    shake(adapted)
+    first = save_policy(adapted, tmp_path / "first")
+    policy = load_policy(first)
+    lora.add_lora(policy, rank=2, alpha=2, targets=policy.lora_targets, base=str(first))  # type: ignore[attr-defined]
+    shake(policy)
+    expected = loss_of(policy).item()
+    second = save_policy(policy, tmp_path / "second")
+    assert loss_of(load_policy(second)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_base_that_moved_is_named_again_and_another_one_is_refused(
+    adapted: Policy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(BASE, tmp_path / "moved"))
+    adapter = save_policy(adapted, tmp_path / "adapter")
+    said = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    said["base_model_name_or_path"] = str(tmp_path / "away")
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(said))
+    assert main(["inspect", str(adapter)]) == 1
+    assert f"belongs to the policy {tmp_path / 'away'}, which is not there" in capsys.readouterr().err
+    assert main(["inspect", str(adapter), "--base", str(moved)]) == 0
+    out = capsys.readouterr().out
+    assert f"adapter       LORA of rank 4, added to {moved}" in out
+    assert load_policy(adapter, base=str(moved)).config.type == "smolvla"
+    other = load_policy(BASE)
+    next(iter(other.parameters())).data.add_(1)
+    save_policy(other, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="are not those that the factors in"):
+        load_policy(adapter, base=str(tmp_path / "other"))
+    with pytest.raises(UsageError, match="has weights of its own"):
+        load_policy(moved, base=str(BASE))
+
+
 def test_targets_that_match_nothing_are_refused() -> None:
     with pytest.raises(UsageError, match="matches the LoRA targets"):
         lora.add_lora(load_policy(BASE), rank=2, alpha=2, targets="nothing", base=str(BASE))
@@ -142,17 +223,27 @@ def test_targets_that_match_nothing_are_refused() -> None:
 
 def test_damaged_and_foreign_adapters_are_refused(adapted: Policy, tmp_path: Path) -> None:
     folder = save_policy(adapted, tmp_path / "adapter")
-    description = json.loads((folder / lora.ADAPTER_CONFIG).read_text())
+    description = json.loads((folder / ADAPTER_CONFIG).read_text())
     for change, says in (
         ({"base_model_name_or_path": None}, "does not say which policy"),
-        ({"modules_to_save": ["state_proj"]}, "merge it with peft first"),
-        ({"base_model_name_or_path": "/no/such"}, "/no/such"),
+        ({"modules_to_save": ["state_proj"]}, "brings 'state_proj' whole, and its file lacks it"),
+        ({"peft_type": "IA3"}, "of type IA3; only LORA is read"),
+        ({"init_lora_weights": "pissa"}, "changes the base's own weights; merge it with peft first"),
+        ({"r": 8}, None),
+        (
+            {"base_model_name_or_path": "/no/such"},
+            "/no/such, which is not there any more; say .* --base PATH",
+        ),
+        ({"base_model_name_or_path": str(folder)}, "in a circle"),
     ):
-        (folder / lora.ADAPTER_CONFIG).write_text(json.dumps({**description, **change}))
+        (folder / ADAPTER_CONFIG).write_text(json.dumps({**description, **change}))
+        if says is None:  # each layer's rank is that of its factors
+            load_policy(folder)
+            continue
         with pytest.raises(CheckpointError, match=says):
             load_policy(folder)
-    (folder / lora.ADAPTER_CONFIG).write_text(json.dumps(description))
-    (folder / lora.ADAPTER_WEIGHTS).write_bytes(b"xx")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(description))
+    (folder / ADAPTER_WEIGHTS).write_bytes(b"xx")
     with pytest.raises(CheckpointError, match="damaged"):
         load_policy(folder)
 
@@ -182,7 +273,7 @@ def test_the_command_line_trains_resumes_and_merges(
     (parts / "checkpoints" / "last").unlink()
     (parts / "checkpoints" / "last").symlink_to("000001")
     assert main(["train", "--resume", str(parts)]) == 0
-    file = Path("checkpoints/last/pretrained_model") / lora.ADAPTER_WEIGHTS
+    file = Path("checkpoints/last/pretrained_model") / ADAPTER_WEIGHTS
     assert (straight / file).read_bytes() == (parts / file).read_bytes()
     merged, loaded = load_policy(straight / "merged"), load_policy(straight / "checkpoints" / "last")
     assert all(torch.equal(a, b) for a, b in zip(merged.parameters(), loaded.parameters(), strict=True))

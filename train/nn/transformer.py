@@ -311,14 +311,15 @@ class Transformer(Recomputed):
     def rope(self, positions: Tensor) -> Rope:
         return rope_tables(positions, self.dims.head_dim, self.dims.rope_base)
 
-    def keys_values(self, x: Tensor, rope: Rope, bias: Tensor | None) -> Tensor:
-        """Runs a prefix for its keys and values alone: (layers, 2, B, Hkv, P, D)."""
+    def keys_values(self, x: Tensor, rope: Rope, bias: Tensor | None, every: int = 1) -> Tensor:
+        """Runs a prefix for its keys and values alone, those of every n-th layer: (layers / n, 2, B, Hkv, P, D)."""
         x = x.to(self.dtype)
         rows = []
-        last = len(self.layers) - 1
+        last = (len(self.layers) - 1) // every * every
         for i in range(last):
             x, k, v = self.call(self.layer(i), x, rope, bias)
-            rows.append(torch.stack([k, v]))
+            if i % every == 0:
+                rows.append(torch.stack([k, v]))
         rows.append(torch.stack(self.layer(last).keys_values(x, rope)))
         return torch.stack(rows)
 

@@ -62,6 +62,8 @@ class Policy(nn.Module, ABC):
     """Hub id of the vision-language model that it is built on, which `from_backbone` takes; plain: there is none."""
     backbone_kind: ClassVar[str | None] = None
     """Which of the tiny models in train/tiny.py stands for it."""
+    unfrozen: ClassVar[Mapping[str, Any]] = {}
+    """Fields of the config that leave nothing of the backbone frozen, for a run that starts from nothing."""
     lora_targets: ClassVar[str | None] = None
     """Layers that usually get LoRA factors, as a pattern over our module names; plain: the user must name them."""
     lerobot_optimizer: ClassVar[str | None] = None
@@ -196,9 +198,9 @@ class Policy(nn.Module, ABC):
         """A fresh policy on its backbone's own folder (config.json, weights, tokenizer); the rest is random.
 
         Raises:
-            CheckpointError: the folder is another model's; or this policy has no backbone.
+            CheckpointError: the folder is another model's. UsageError: this policy has no backbone.
         """
-        raise CheckpointError(
+        raise UsageError(
             f"{folder} is a backbone, not a LeRobot policy; a policy of type '{cls.policy_type}' cannot start from one"
         )
 
@@ -229,6 +231,18 @@ class Policy(nn.Module, ABC):
     def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
         """LeRobot's pipelines for a fresh policy (common.md 5.3): rename, batch, device, normalise; and back."""
         return normalizing_processors(config, stats)
+
+    @property
+    def behind_pipeline(self) -> dict[str, Any]:
+        """Attribute -> what takes its place while LeRobot's pipelines are run outside, so that `encode` takes what the
+        pre-processor gives (a camera as float (B, H, W, 3) times 255) and `decode` gives what the post-processor takes.
+        The exporter's certificate asks for it. A policy whose normalisation has other names says which."""
+        return {"normalizers": Untouched()}
+
+    @property
+    def baked_numbers(self) -> dict[str, int]:
+        """What `bake` keeps of tables, by LeRobot's key in a batch: a domain, a body."""
+        return {}
 
     @classmethod
     def relative_mask(cls, config: PolicyConfig, processors: Processors) -> Tensor | None:
@@ -320,6 +334,15 @@ class Policy(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class Untouched(nn.Module):
+    """Stands where a normaliser stood, and leaves everything as it is: `x`, or a feature's name and x."""
+
+    def forward(self, *given: Any) -> Any:
+        return given[-1]
+
+    command = inverse = forward
 
 
 class TorchGraph:

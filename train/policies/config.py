@@ -11,7 +11,6 @@ import dataclasses
 import math
 import types
 import typing
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -136,6 +135,11 @@ class PolicyConfig:
     takes_any_state: ClassVar[bool] = False
     """Whether trained weights go on with a state of another width (padded to the widest, or written into the prompt)."""
 
+    @classmethod
+    def fetches_backbone(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings of a fresh policy name trained weights for its backbone; plain: they cannot."""
+        return False
+
     relative_fields: ClassVar[Mapping[str, str]] = {}
     """Fields about actions relative to the state -> settings of the pipelines' step that does it; plain: none."""
 
@@ -172,19 +176,18 @@ class PolicyConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PolicyConfig:
-        """Reads LeRobot's flat JSON. Unknown keys warn and are ignored; missing ones, and null where a field knows no
-        null, take the defaults here.
+        """Reads LeRobot's flat JSON. Missing keys, and null where a field knows no null, take the defaults here.
 
         Raises:
-            CheckpointError: a value of another type than its field's, or settings that cannot work together.
+            CheckpointError: a key that nobody reads and no list names; a value of another type than its field's;
+                settings that cannot work together.
         """
+        from ..account_config import account_of_keys
+
         fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - set(fields) - {"type", *cls.ignored_keys})
-        if unknown:
-            warnings.warn(
-                f"config.json ({cls.type}): unknown keys ignored: {', '.join(unknown)}",
-                stacklevel=2,
-            )
+        for entry in account_of_keys(cls.type, data, fields):
+            if entry.verdict == "refused":
+                raise CheckpointError(entry.becomes)
         features = ("input_features", "output_features")
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
@@ -201,9 +204,6 @@ class PolicyConfig:
         config = cls(**values)
         config.validate()
         return config
-
-    ignored_keys: ClassVar[frozenset[str]] = frozenset()
-    """Keys of other LeRobot versions that change nothing here and need no warning."""
 
     newer_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
     """Fields that an older LeRobot refuses: written only where the loaded config had them or they say something."""

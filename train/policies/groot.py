@@ -32,7 +32,7 @@ from ..nn.eagle import ActionHead, Backbone, Unused
 from ..nn.flow import draw_time, euler, guide
 from ..nn.resize import byte_resize_matrix, resize_bytes
 from ..processors import Processors, Stats, Step, flatten_stats, unflatten_stats
-from .base import Batch, Policy
+from .base import Batch, Policy, Untouched
 from .config import PolicyConfig
 from .groot_config import Architecture, GrootConfig
 
@@ -93,7 +93,8 @@ class Groot(Policy):
     rtc_mode: ClassVar[str | None] = "guided"
     published_backbone = "nvidia/GR00T-N1.5-3B"
     backbone_kind = "eagle"
-    tiny: ClassVar[Mapping[str, Any]] = {"tune_llm": True, "tune_visual": True, "use_bf16": False}
+    unfrozen: ClassVar[Mapping[str, Any]] = {"tune_llm": True, "tune_visual": True}
+    tiny: ClassVar[Mapping[str, Any]] = {**unfrozen, "use_bf16": False}
     lora_targets: ClassVar[str | None] = r"action_head\.model\..*\.(to_q|to_v)"
 
     config: GrootConfig
@@ -417,6 +418,16 @@ class Groot(Policy):
 
     def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
         return self.action_range_out.inverse(x[..., : self.config.action_dim])
+
+    @property
+    def baked_numbers(self) -> dict[str, int]:
+        return {"embodiment_id": self.embodiment}
+
+    @property
+    def behind_pipeline(self) -> dict[str, Any]:
+        """Pictures arrive as the vision tower takes them, times 255."""
+        ranges = {name: Untouched() for name in ("state_range", "action_range", "action_range_out")}
+        return {**ranges, "pixels": lambda frames: frames.permute(0, 3, 1, 2) / 255}
 
     @property
     def schedule(self) -> Schedule:

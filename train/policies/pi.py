@@ -42,6 +42,11 @@ from .config import PolicyConfig, PolicyFeature
 from .vla import FlowVla, freeze
 from .vla_config import VlaConfig, set_relative
 
+EMBEDDING = "paligemma_with_expert.paligemma.model.language_model.embed_tokens.weight"
+HEAD = "paligemma_with_expert.paligemma.lm_head.weight"
+"""One matrix in PaliGemma; apart since LeRobot 0.5, where an older file may hold it under either name."""
+TWINS = {EMBEDDING: HEAD, HEAD: EMBEDDING}
+EXPERT_HEAD = "paligemma_with_expert.gemma_expert.lm_head.weight"
 VOCABULARY = 257152
 """Rows of the embedding in LeRobot's files; PaliGemma's own has 64 unused rows more."""
 
@@ -138,11 +143,16 @@ class PiConfig(VlaConfig):
 
 @dataclass(frozen=True)
 class PiDims:
+    """expert_vocabulary: rows of the expert's unused head; 0: it has none. tied: the one of `EMBEDDING` and `HEAD` under
+    which a file holds both; None: it holds each.
+    """
+
     vision: VisionDims
     text: TransformerDims
     expert: TransformerDims
     vocabulary: int
     expert_vocabulary: int
+    tied: str | None = None
 
     @classmethod
     def of(
@@ -185,12 +195,15 @@ class _PaliGemmaModel(nn.Module):
 
 
 class _PaliGemma(nn.Module):
-    """Under Hugging Face's names. `lm_head` is in every checkpoint and never used."""
+    """Under Hugging Face's names. `lm_head` is never used; the embedding itself where a file holds but one of them."""
 
-    def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
+    def __init__(self, dims: PiDims, dtype: torch.dtype, *, is_tied: bool = False) -> None:
         super().__init__()
         self.model = _PaliGemmaModel(dims, dtype)
         self.lm_head = nn.Linear(dims.text.width, dims.vocabulary, bias=False, dtype=dtype)
+        embedding = self.model.language_model.embed_tokens
+        if is_tied and embedding is not None:
+            self.lm_head.weight = embedding.weight
 
 
 def new_paligemma(dims: PiDims) -> nn.Module:
@@ -199,19 +212,20 @@ def new_paligemma(dims: PiDims) -> nn.Module:
 
 
 class _Expert(nn.Module):
-    """The action expert; its `lm_head` is never used either."""
+    """The action expert; its `lm_head`, which a file may lack, is never used either."""
 
     def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
         super().__init__()
         with _default_dtype(dtype):
             self.model = Transformer(dims.expert)
-        self.lm_head = nn.Linear(dims.expert.width, dims.expert_vocabulary, bias=False, dtype=dtype)
+        if dims.expert_vocabulary:
+            self.lm_head = nn.Linear(dims.expert.width, dims.expert_vocabulary, bias=False, dtype=dtype)
 
 
 class _PaliGemmaWithExpert(nn.Module):
     def __init__(self, dims: PiDims, dtype: torch.dtype) -> None:
         super().__init__()
-        self.paligemma = _PaliGemma(dims, dtype)
+        self.paligemma = _PaliGemma(dims, dtype, is_tied=dims.tied is not None)
         self.gemma_expert = _Expert(dims, dtype)
 
 
@@ -260,14 +274,20 @@ class PiPolicy(FlowVla):
         vision = merged(SIGLIP, (vlm or {}).get("vision_config"))
         vision["image_size"] = config.image_resolution[0]
         expert = merged(VARIANTS[config.action_expert_variant], expert_config)
-        root = "paligemma_with_expert."
+        root, tied = "paligemma_with_expert.", None
+        if shapes is not None:
+            tied = next((n for n, twin in TWINS.items() if n in shapes and twin not in shapes), None)
+            shapes = {**shapes, EMBEDDING: shapes[tied]} if tied else shapes
         if shapes is not None and vlm is None:
             text = text_config_of(shapes, f"{root}paligemma.model.language_model.", text)
             vision = vision_config_of(shapes, f"{root}paligemma.model.vision_tower.vision_model.", vision)
         if shapes is not None and expert_config is None:
             expert = text_config_of(shapes, f"{root}gemma_expert.model.", expert)
-            expert["vocab_size"] = shapes.get(f"{root}gemma_expert.lm_head.weight", (VOCABULARY,))[0]
-        return cls(config, processors, PiDims.of(vision, text, expert, adaptive=cls.adaptive))
+        dims = PiDims.of(vision, text, expert, adaptive=cls.adaptive)
+        if shapes is not None:
+            rows = shapes.get(EXPERT_HEAD, (0,))[0]
+            dims = dataclasses.replace(dims, tied=tied, expert_vocabulary=rows)
+        return cls(config, processors, dims)
 
     @classmethod
     def from_backbone(cls, folder: str | Path, config: PolicyConfig, processors: Processors) -> PiPolicy:
@@ -292,24 +312,21 @@ class PiPolicy(FlowVla):
 
     @classmethod
     def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
-        """pi0.md 2.4: names without `model.`, one embedding under either name, no unused expert head."""
+        """pi0.md 2.4: names without `model.`; what they are in the sibling."""
         repaired = {}
         for name, tensor in weights.items():
             name = name if name.startswith("model.") else f"model.{name}"
             kept = cls.repair_key(name)
             if kept is not None:
                 repaired[kept] = tensor
-        root = "model.paligemma_with_expert."
-        embedding, head = (
-            f"{root}paligemma.{n}.weight" for n in ("model.language_model.embed_tokens", "lm_head")
-        )
-        for name, twin in ((embedding, head), (head, embedding)):
-            if name not in repaired and twin in repaired:
-                repaired[name] = repaired[twin]
-        unused, width = f"{root}gemma_expert.lm_head.weight", repaired.get("model.action_in_proj.weight")
-        if unused not in repaired and width is not None and embedding in repaired:
-            repaired[unused] = torch.zeros(len(repaired[embedding]), len(width), dtype=width.dtype)
         return repaired
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """One matrix is stored once, under the name that it came with."""
+        weights = super().saved_weights()
+        if self.dims.tied is not None:
+            del weights[self.Prefix + TWINS[self.dims.tied]]
+        return weights
 
     @classmethod
     @abstractmethod

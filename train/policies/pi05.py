@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgevla.errors import CheckpointError
 from edgevla.types import STATE
 
 from ..nn.normalize import Normalizer
@@ -26,7 +25,6 @@ from .vla_config import RELATIVE
 
 N_BINS = 256
 PREPARE_STATE = "pi05_prepare_state_tokenizer_processor_step"
-MEMORY = ("use_visual_memory", "use_proprioceptive_memory")
 _PLAIN_NORM = re.compile(r"model\.paligemma_with_expert\.gemma_expert\.model\..*norm\.weight")
 _LOG = logging.getLogger(__name__)
 
@@ -40,26 +38,6 @@ class Pi05Config(PiConfig):
     normalization_mapping: dict[str, str] = field(
         default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "QUANTILES"}
     )
-
-    ignored_keys: ClassVar[frozenset[str]] = PiConfig.ignored_keys | {
-        *MEMORY,
-        "memory_frames",
-        "memory_stride",
-        "memory_temporal_attention_every",
-        "rtc_training_max_delay",
-    }
-    """Fields of LeRobot's development version that released ones refuse."""
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Pi05Config:
-        for name in MEMORY:
-            if data.get(name):
-                raise CheckpointError(
-                    f"pi05: {name} is on, which EdgeVLA does not support; use a checkpoint without"
-                )
-        config = super().from_json(data)
-        assert isinstance(config, Pi05Config)
-        return config
 
 
 class Pi05(PiPolicy):

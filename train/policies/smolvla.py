@@ -1,4 +1,4 @@
-"""SmolVLA: the first half of SmolVLM2 as a prefix, and a thinner expert that walks the same layers.
+"""SmolVLA: the first half of SmolVLM2 as a prefix, and a thinner expert that walks the same layers, or every n-th one.
 
 Even layers of the expert attend to the prefix's keys and values and, causally, to the actions themselves; odd layers
 attend to the prefix only, whose keys and values pass through the expert's own projections first. Since those are the
@@ -100,6 +100,10 @@ class SmolVlaConfig(VlaConfig):
     self_attn_every_n_layers: int = 2
     expert_width_multiplier: float = 0.75
 
+    @classmethod
+    def fetches_backbone(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings.get("load_vlm_weights", cls.load_vlm_weights))
+
     @property
     def denoise_steps(self) -> int:
         return self.num_steps
@@ -125,7 +129,7 @@ class SmolVlaConfig(VlaConfig):
             )
 
     def is_cross(self, layer: int) -> bool:
-        """Whether the expert's layer attends to the prefix only."""
+        """Whether the expert attends to the prefix only beside this layer of the language model."""
         n = self.self_attn_every_n_layers
         return "cross" in self.attention_mode and not (n > 0 and layer % n == 0)
 
@@ -143,20 +147,37 @@ class SmolVlaDims:
         """Sizes from the backbone's config and how much of it the policy uses."""
         text = TransformerDims.from_hf(vlm["text_config"], rope_base=ROPE_BASE)
         depth = min(text.depth, config.num_vlm_layers) if config.num_vlm_layers > 0 else text.depth
-        if config.num_expert_layers > 0 and config.num_expert_layers != depth:
+        n_expert = config.num_expert_layers if config.num_expert_layers > 0 else depth
+        if depth % n_expert:
             raise CheckpointError(
-                f"smolvla: num_expert_layers is {config.num_expert_layers}, but only as many expert as text layers "
-                f"({depth}) are supported; set it to -1"
+                f"smolvla: num_expert_layers is {n_expert}, which does not divide the {depth} text layers"
             )
         text = dataclasses.replace(text, depth=depth)
         width = int(text.width * config.expert_width_multiplier)
-        expert = dataclasses.replace(text, width=width, mlp=expert_mlp(width))
+        expert = dataclasses.replace(text, width=width, mlp=expert_mlp(width), depth=n_expert)
+        _check_projections(config, text, expert)
         return cls(
             VisionDims.from_hf(vlm["vision_config"]),
             text,
             expert,
             vlm["text_config"]["vocab_size"],
             vlm["scale_factor"],
+        )
+
+
+def _check_projections(config: SmolVlaConfig, text: TransformerDims, expert: TransformerDims) -> None:
+    """LeRobot shapes an expert layer's k_proj and v_proj by the expert's own count of layers, and runs it by the text's.
+
+    Raises:
+        CheckpointError: a layer that attends to itself would get projections for the prefix, of another width.
+    """
+    every, kv_width = text.depth // expert.depth, text.kv_heads * text.head_dim
+    odd = [i for i in range(expert.depth) if config.is_cross(i) and not config.is_cross(i * every)]
+    if odd and kv_width != expert.width:
+        raise CheckpointError(
+            f"smolvla: with num_expert_layers {expert.depth} of {text.depth} and self_attn_every_n_layers "
+            f"{config.self_attn_every_n_layers}, expert layer {odd[0]} attends to the actions by projections made for "
+            f"the prefix ({kv_width} wide, the expert {expert.width}), which LeRobot cannot run either"
         )
 
 
@@ -215,12 +236,12 @@ class SmolVla(FlowVla):
     config: SmolVlaConfig
     published_backbone = VLM
     backbone_kind = "smolvlm"
+    unfrozen: ClassVar[Mapping[str, Any]] = {"train_expert_only": False, "freeze_vision_encoder": False}
     tiny: ClassVar[Mapping[str, Any]] = {
         **TINY_NARROW,
         "resize_imgs_with_padding": [64, 64],
         "tokenizer_max_length": 24,
-        "train_expert_only": False,
-        "freeze_vision_encoder": False,
+        **unfrozen,
     }
     newline_step = "smolvla_new_line_processor"
     lora_targets: ClassVar[str | None] = (
@@ -292,6 +313,8 @@ class SmolVla(FlowVla):
             freeze(vlm)
         else:
             freeze(vlm.lm_head, self.language.norm, self.language.layers[-1])
+            if self.expert_every > 1:
+                freeze(self.language.layers[-2])
         self.state_proj.requires_grad_(config.train_state_proj)
 
     @functools.cached_property
@@ -312,6 +335,14 @@ class SmolVla(FlowVla):
     @property
     def expert(self) -> Transformer:
         return self.vlm_with_expert.lm_expert
+
+    @property
+    def expert_every(self) -> int:
+        return self.dims.text.depth // self.dims.expert.depth
+
+    def is_cross(self, i: int) -> bool:
+        """Whether the expert's i-th layer attends to the prefix only."""
+        return self.config.is_cross(i * self.expert_every)
 
     def fit_image(self, image: Tensor) -> Tensor:
         if self.config.resize_imgs_with_padding is not None:
@@ -381,7 +412,7 @@ class SmolVla(FlowVla):
 
     def _for_expert(self, i: int, pair: Tensor) -> Tensor:
         """A layer's keys and values (2, B, Hkv, P, D) as the expert's layer takes them."""
-        if not self.config.is_cross(i):
+        if not self.is_cross(i):
             return pair
         attention = self.expert.layer(i).self_attn
         flat = pair.transpose(2, 3).flatten(3)
@@ -411,7 +442,7 @@ class SmolVla(FlowVla):
         h = self.embed_suffix(x, rows["time_embedding"]).to(self.expert.dtype)
         for i in range(self.dims.expert.depth):
             layer = self.expert.layer(i)
-            if self.config.is_cross(i):
+            if self.is_cross(i):
                 h = self.expert.call(layer.cross, h, *restarted, kv[i, 0], kv[i, 1])
             else:
                 h = self.expert.call(layer, h, *after_prefix, kv[i])[0]

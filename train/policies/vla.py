@@ -99,6 +99,11 @@ class FlowVla(Policy):
     def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """The expert alone. rows: as from `time`."""
 
+    @property
+    def expert_every(self) -> int:
+        """The expert has a layer beside every n-th one of the language model; plain: beside each."""
+        return 1
+
     def adapt_actions(self, actions: Tensor) -> Tensor:
         """Normalised actions -> the network's own convention; identity but for SmolVLA's Aloha switch."""
         return actions
@@ -147,7 +152,9 @@ class FlowVla(Policy):
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         embeddings, real, starts = self.embed_prefix(inputs)
         rope = self.language.rope(position_ids(real))
-        kv = self.language.keys_values(embeddings, rope, bias(block_mask(real, starts)))
+        kv = self.language.keys_values(
+            embeddings, rope, bias(block_mask(real, starts)), every=self.expert_every
+        )
         context = {"kv": kv, "prefix_mask": real}
         if self.is_relative:
             context["raw_state"] = inputs["state"]
@@ -248,10 +255,14 @@ class FlowVla(Policy):
         allowed = torch.cat([sees_prefix, block_mask(ones, starts)], dim=2)
         return self.expert.rope(positions), bias(allowed)
 
+    @property
+    def behind_pipeline(self) -> dict[str, Any]:
+        return {**super().behind_pipeline, "is_relative": False}
+
     # -- signatures ---------------------------------------------------------------------------------------
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
-        dims, config = self.language.dims, self.config
+        dims, config = self.expert.dims, self.config
         n = self.prefix_tokens(self.live_cameras, self.n_prompt_tokens)
         dtype = str(self.language.dtype).removeprefix("torch.")
         specs = [

@@ -366,6 +366,17 @@ class XVla(Policy):
         return self.processors.post_step(ROT6D_STEP) is not None
 
     @property
+    def baked_numbers(self) -> dict[str, int]:
+        return {"domain_id": self.domain}
+
+    @property
+    def behind_pipeline(self) -> dict[str, Any]:
+        """The steps that are folded into `view` are the pipeline's; the text's length stays."""
+        language = [step for step in self.processors.pre if step.name == "tokenizer_processor"]
+        bare = Processors(language, [], self.processors.folder)
+        return {**super().behind_pipeline, "processors": bare}
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule("linear", self.config.num_denoising_steps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,38 +12,50 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edgevla.errors import CheckpointError
-from edgevla.train.checkpoint import build_policy, read_config
-from edgevla.train.memory import without_init
-from edgevla.train.policies import policy_class
-from edgevla.train.policies.base import Policy
-from edgevla.train.processors import Processors
 
-from .header import read_aliases, read_header
+from .checkpoint import build_policy, read_config
+from .legacy import PREFIXES
+from .memory import without_init
+from .policies import policy_class
+from .policies.base import Policy
+from .policies.checkpoints import DROPPED
+from .processors import Processors
+from .weight_files import read_weights_header, weight_files
 
-STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
-"""Among the weights before LeRobot 0.4."""
 
-
-def parameters(folder: Path) -> dict[str, tuple[int, bool]]:
+def parameters(folder: Path, whole: Path | None = None) -> dict[str, tuple[int, bool]]:
     """LeRobot's name -> (number of values, whether the policy's own settings leave it trainable).
+
+    whole: the folder of the weights; None: `folder`, which may hold factors alone.
 
     Raises:
         CheckpointError: an unknown policy, or settings or weights that do not fit each other.
     """
     config, _ = read_config(folder)
     cls = policy_class(config.type)
-    path = folder / "model.safetensors"
+    path = weight_files(whole or folder)[0]
+    header, aliases = read_weights_header(whole or folder)
     with torch.device("meta"):
-        weights = {
-            n: torch.empty(w.shape) for n, w in read_header(path).items() if not n.startswith(STATISTICS)
-        }
-        weights |= {left: weights[kept] for left, kept in read_aliases(path).items() if kept in weights}
+        found = {n: torch.empty(w.shape) for n, w in header.items() if not n.startswith(PREFIXES)}
+    weights = found | {left: found[kept] for left, kept in aliases.items() if kept in found}
     weights = cls.repair_keys(weights, config)
+    _check_dropped(config.type, found, weights, path)
     shapes = {n.removeprefix(cls.Prefix): tuple(w.shape) for n, w in weights.items()}
     with _without_memory():
         policy = build_policy(config, Processors.load(folder), shapes, folder)
     _check(policy, shapes, path)
     return {cls.Prefix + n: (p.numel(), p.requires_grad) for n, p in policy.named_parameters()}
+
+
+def _check_dropped(
+    policy: str, found: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor], path: Path
+) -> None:
+    """Raises CheckpointError: a weight that was left unread and is not on the policy's list."""
+    used = {id(w) for w in kept.values()}
+    known = [pattern for pattern, _ in DROPPED.get(policy, ())]
+    for name, weight in found.items():
+        if id(weight) not in used and not any(re.fullmatch(p, name) for p in known):
+            raise CheckpointError(f"{path}: nothing in {policy} reads the weight {name}")
 
 
 def _check(policy: Policy, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:

@@ -10,11 +10,17 @@ from typing import Any
 
 from edgevla.errors import CheckpointError
 
+HEADER_START = 8
+"""Bytes of the header's own length, before it."""
+
 
 @dataclass(frozen=True)
 class Weight:
+    """offsets: of its bytes, counted from the end of the header."""
+
     dtype: str
     shape: tuple[int, ...]
+    offsets: tuple[int, int] = (0, 0)
 
     @property
     def count(self) -> int:
@@ -30,7 +36,9 @@ def read_header(path: Path) -> dict[str, Weight]:
     """
     entries = _entries(path)
     entries.pop("__metadata__", None)
-    return {name: Weight(e["dtype"], tuple(e["shape"])) for name, e in entries.items()}
+    return {
+        name: Weight(e["dtype"], tuple(e["shape"]), tuple(e["data_offsets"])) for name, e in entries.items()
+    }
 
 
 def read_aliases(path: Path) -> dict[str, str]:
