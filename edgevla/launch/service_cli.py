@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _take_own_options(args)
     if not NAME.fullmatch(args.name):
         raise UsageError(f"'{args.name}' cannot be a service's name: small letters, digits and -, at most 20")
     if args.deploy and args.action != "install":
@@ -57,6 +58,16 @@ def run(args: argparse.Namespace) -> int:
     if not unit.is_file():
         raise UsageError(f"there is no service '{args.name}' ({unit}); edgevla service install makes one")
     return _show(unit, args) if args.action == "show" else _remove(unit, args)
+
+
+def _take_own_options(args: argparse.Namespace) -> None:
+    """`--user` and `--unit-dir` are heard wherever they stand: all after NAME is otherwise the deployment's."""
+    from edgevla.cli import Parser
+
+    own = Parser(prog="edgevla service", add_help=False, allow_abbrev=False)
+    own.add_argument("--user", default=args.user)
+    own.add_argument("--unit-dir", type=Path, default=args.unit_dir)
+    _, args.deploy = own.parse_known_args(args.deploy, namespace=args)
 
 
 def _install(unit: Path, args: argparse.Namespace) -> int:

@@ -245,16 +245,20 @@ class Supervisor:
 
     def _step(self, step: int) -> None:
         """A step of Ctrl-C, in a signal's handler."""
-        if step == 1:
+        if step > 1:
+            # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
+            tell_guardian(self.folder)
+        if not self._is_start_sent:
+            again = " already" if step > 1 else ""
+            self.say("info", "deploy", f"stopping{again}: the arm has not been switched on")
+        elif step == 1:
             self.say(
                 "info",
                 "deploy",
                 "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
             )
-            return
-        # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
-        tell_guardian(self.folder)
-        self.say("stop", "deploy", f"emergency stop: the arm is {FROZEN if step == 2 else 'released'}")
+        else:
+            self.say("stop", "deploy", f"emergency stop: the arm is {FROZEN if step == 2 else 'released'}")
 
     def _say_safely(self, severity: str, source: str, text: str) -> None:
         with contextlib.suppress(Exception):

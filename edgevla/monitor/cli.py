@@ -8,7 +8,8 @@ Attaches to the deployment of this user; where several run, it asks. Leaving the
   t        type a task, or paste it: all that follows is text; Enter sends it, Escape leaves
   q        leave (ctrl+c too; in `edgevla deploy --monitor` ctrl+c is the deployment's: rest, freeze, let go)
 
-A key that is held down is one press. What is pasted outside of the task is obeyed by nobody.
+A key that is held down is one press. What is pasted outside of the task, or typed before there is a screen, is obeyed by
+nobody.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ in which this process did not run: a key that is held down while the machine is 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import select
 import sys
+import termios
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -35,6 +37,12 @@ class Terminal(LinuxDriver):
         super().__init__(app, **options)
         self._file = _Output()  # type: ignore[assignment]
         self._awake_s = 0.0
+
+    def start_application_mode(self) -> None:
+        """What was typed before there was a screen was typed blind, for the shell perhaps: no key of it is obeyed."""
+        with contextlib.suppress(termios.error):
+            termios.tcflush(self.fileno, termios.TCIFLUSH)
+        super().start_application_mode()
 
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")

@@ -229,3 +229,15 @@ def test_a_robot_that_refuses_to_start_is_not_waited_for(world, monkeypatch):
     with pytest.raises(Exception, match="the robot refused 'start': no"):
         run(world, contextlib.nullcontext())
     assert time.monotonic() - began < 10
+
+
+def test_ctrl_c_before_the_arm_is_on_says_nothing_of_an_arm_that_is_frozen_or_released(monkeypatch):
+    said, told = [], []
+    monkeypatch.setattr(launched, "tell_guardian", told.append)
+    made = Supervisor(DeployOptions("so101"), Source(), lambda *words: said.append(words))
+    for step in (1, 2, 3):
+        made._step(step)
+    already = ("info", "deploy", "stopping already: the arm has not been switched on")
+    assert said == [("info", "deploy", "stopping: the arm has not been switched on"), already, already]
+    assert told == [made.folder] * 2, "it may be sinking, found with torque on"
+    made._closings()[2]()

@@ -138,6 +138,19 @@ def test_a_name_that_cannot_be_a_unit_s_is_refused(capsys):
         assert "small letters, digits and -" in capsys.readouterr().err
 
 
+def test_options_of_the_service_itself_may_stand_behind_its_name(tmp_path, bundle, capsys):
+    own = [f"--unit-dir={tmp_path}", "--user", getpass.getuser()]
+    assert main(["service", "install", "kitchen", str(bundle), *SIM, *own, "--task=wave"]) == 0
+    unit = tmp_path / "edgevla-kitchen.service"
+    command = words_of(unit_of(unit.read_text())["Service"]["ExecStart"])
+    assert command[4:] == [str(bundle), *SIM, "--task=wave", "--unattended"], "and are not the deployment's"
+    assert main(["service", "show", "kitchen", own[0]]) == 0
+    assert main(["service", "remove", "kitchen", own[0]]) == 0
+    assert not unit.exists()
+    assert main(["service", "remove", "kitchen", "--user"]) == 2
+    assert "--user: expected one argument" in capsys.readouterr().err
+
+
 def test_a_user_that_does_not_exist_is_refused(monkeypatch):
     with pytest.raises(UsageError, match="knows no such user"):
         user_name("nobody-of-this-name")

@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from monitor_kit import Watcher, presses
+from monitor_kit import Watcher, attach, presses
 
 from edgevla.arguments import SetTask
 
@@ -51,6 +51,20 @@ def test_a_paste_on_the_main_screen_is_obeyed_by_nobody(robot, watch):
     watcher.wait_for("text came where none belongs")
     settle()
     assert robot.heard == []
+
+
+def test_what_is_typed_before_there_is_a_screen_is_obeyed_by_nobody(robot):
+    """A slow machine takes seconds to draw it; an impatient hand, or the next line for the shell, moves no arm."""
+    watcher = attach(robot)
+    try:
+        watcher.write("s")
+        watcher.wait_for("RUNNING", 30)
+        settle()
+        assert robot.heard == []
+        watcher.write("h")
+        robot.wait_for("home")
+    finally:
+        watcher.close()
 
 
 def test_the_emergency_key_held_down_is_one_press(robot, watch):
