@@ -216,10 +216,8 @@ class Arena:
         verdict = bus_trace.judge(trace, self.profile, self.trained_speed, self.servo_hz)
         kill.violations += verdict.violations
         kill.n_goals, kill.largest_step = verdict.n_goals, verdict.largest_step
-        was_on = verdict.on_ns is not None and verdict.on_ns < killed_ns
-        was_off = verdict.off_ns is not None and verdict.off_ns < killed_ns
         kill.ending = "+".join(sorted(verdict.endings)) or "never on"
-        kill.was_on = was_on and not was_off
+        kill.was_on = verdict.is_on_at(killed_ns)
         if kill.was_on:
             sent = [e["t_ns"] for e in trace if e["dir"] == "tx" and e["t_ns"] > killed_ns]
             if sent and kill.victim != "everything":
@@ -250,6 +248,8 @@ class Arena:
             return "rest", "park", "park+rest"
         if kill.victim in ("policy", "terminal"):
             return ("rest",)
+        if kill.moment == "switching on":  # it may not have left its rest pose yet
+            return "park", "rest"
         if kill.victim == "robot" or kill.moment != "stopping":
             return ("park",)
         return ("rest",)  # the loop brings the arm to rest, as it was asked, though its parents are gone

@@ -28,7 +28,7 @@ from edgevla.robots.safety import make_caps
 from edgevla.robots.units import joint_units
 
 PROTOCOLS = {"feetech": feetech, "dynamixel": dynamixel}
-NEAR_TICKS, N_READ = 2, 3
+NEAR_TICKS, N_READ, READ_NS = 2, 3, 40_000_000
 """A goal this near to where the servo was read in the last few readings is a freeze: the loop may have missed one."""
 REST_TICKS = 3
 TIME_SHARE = 0.9
@@ -98,7 +98,8 @@ def events(trace, bus):
 class Verdict:
     """violations: sentences; empty is good. endings: how torque went off, `rest` or `park`, by bus.
 
-    on_ns, off_ns: when the first torque went on and the last went off; None: never.
+    on_ns, off_ns: when the first torque went on and the last went off; None: never. switched: (ns, whether any torque
+    is on from here).
     """
 
     violations: list[str] = field(default_factory=list)
@@ -107,6 +108,11 @@ class Verdict:
     largest_step: int = 0
     on_ns: int | None = None
     off_ns: int | None = None
+    switched: list[tuple[int, bool]] = field(default_factory=list)
+
+    def is_on_at(self, t_ns: int) -> bool:
+        """Whether any servo has torque then."""
+        return ([False] + [is_on for then, is_on in sorted(self.switched) if then <= t_ns])[-1]
 
 
 def caps_in_ticks(profile, trained_speed, servo_hz):
@@ -149,7 +155,7 @@ class _Bus:
         grippers = {joint.motor for joint in profile.joints if joint.is_gripper}  # may be blocked on the way
         self.grippers = {m.id for m in bus.motors if m.name in grippers}
         self.park = {i: int(full * self.rule.park_torque) for i, full in full_torque(bus).items()}
-        self.goal, self.present, self.torque = {}, {}, {}
+        self.goal, self.present, self.read_ns, self.torque = {}, {}, {}, {}
         self.parked_ns = self.moved_ns = None
         self.is_up = False
         """Whether all servos have had torque, so that letting go of one lets go of the arm."""
@@ -160,7 +166,7 @@ class _Bus:
         for t_ns, what, values in events(trace, self.bus):
             if what == "present":
                 for i, tick in values.items():
-                    self.present[i] = [*self.present.get(i, ()), tick][-N_READ:]
+                    self._read(t_ns, i, tick)
             elif what == "goal_position":
                 self._goals(t_ns, values)
             elif what == BUSES[self.bus.protocol].torque_limit:
@@ -181,6 +187,12 @@ class _Bus:
             return
         self.told.add(what)
         self.verdict.violations.append(f"{self.bus.name}: {text}")
+
+    def _read(self, t_ns, i, tick):
+        """The last answers, and those of the last ticks: which of them the host still heard in time, nobody knows."""
+        times, ticks = [*self.read_ns.get(i, ()), t_ns], [*self.present.get(i, ()), tick]
+        n = max(N_READ, sum(t_ns - then <= READ_NS for then in times))
+        self.read_ns[i], self.present[i] = times[-n:], ticks[-n:]
 
     def _is_near(self, i, goal):
         seen = self.present.get(i, ())
@@ -228,7 +240,10 @@ class _Bus:
         self.had_torque |= {i for i, on in values.items() if on}
         if any(values.values()):
             self.verdict.on_ns = self.verdict.on_ns or t_ns
-        if was_on and not any(self.torque.values()):
+        is_on = any(self.torque.values())
+        if was_on != is_on:
+            self.verdict.switched.append((t_ns, is_on))
+        if was_on and not is_on:
             self.verdict.off_ns = t_ns
         self.is_up = self.is_up or (len(self.torque) == len(self.names) and all(self.torque.values()))
 
@@ -249,7 +264,7 @@ class _Bus:
     def _switched_itself_on(self, i, present, goal):
         """Firmware that a goal energises: harmless where the servo is, or a goal's step from there."""
         self.lost.discard(i)
-        is_far = abs(goal - present) > max(NEAR_TICKS, self.caps[self.names[i]])
+        is_far = abs(goal - present) > max(NEAR_TICKS, self.caps.get(self.names[i], 0))  # a shadow has no cap
         if i in self.driven and is_far and not self._is_near(i, goal):
             self._bad(f"{self.names[i]} came on by itself at {present} with goal {goal}", f"{i} on")
 
