@@ -137,7 +137,9 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
             save_weights(policy.saved_weights(), scratch / WEIGHTS)
         policy.processors.save(scratch)
         for name, source in _companions(policy).items():
-            shutil.copytree(source, scratch / name, ignore=_WEIGHT_FILES)
+            shutil.copytree(
+                source, scratch / name, ignore=_TEXT_ONLY if name == "tokenizer" else _WEIGHT_FILES
+            )
         _write_facts(policy, facts, scratch)
         _open_modes(scratch)
         flush(scratch)
@@ -341,10 +343,13 @@ def _some(names: list[str], limit: int = 20) -> str:
 
 # -- writing ----------------------------------------------------------------------------------------------
 
-_WEIGHT_FILES = shutil.ignore_patterns(
-    "*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.msgpack", "*.h5", ".*"
-)
+_WEIGHTS_LIKE = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.msgpack", "*.h5", ".*")
+_WEIGHT_FILES = shutil.ignore_patterns(*_WEIGHTS_LIKE)
 """Not copied: a backbone's own folder serves as `vlm_config` and `tokenizer`, and its weights are in ours."""
+_TEXT_ONLY = shutil.ignore_patterns(
+    *_WEIGHTS_LIKE, "config.json", "generation_config.json", "*processor_config.json"
+)
+"""By the config of a network beside its tokenizer, transformers looks for one that it may not know."""
 _COMPANION_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 

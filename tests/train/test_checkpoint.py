@@ -172,10 +172,12 @@ def test_facts_and_tokenizer_folders_travel_with_the_policy(tmp_path):
     folder = save_policy(fresh(), tmp_path / "policy", facts=Facts())
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer" / "config.json").write_text('{"model_type": "florence2"}')
     (folder / "scraps").mkdir()
     again = save_policy(load_policy(folder), tmp_path / "again")
     assert json.loads((again / "edgevla.json").read_text()) == {"fps": 30.0}
     assert (again / "tokenizer" / "tokenizer.json").is_file()
+    assert not (again / "tokenizer" / "config.json").exists(), "transformers would take it for a network's"
     assert not (again / "scraps").exists()
 
 
