@@ -81,6 +81,7 @@ class BusCheckup:
             for report in self.motors:
                 if report.id in found:
                     self._examine(line, report)
+            self._torque()
             self._firmwares()
             if len(found) == len(self.bus.motors):
                 self._speed(line)
@@ -114,6 +115,16 @@ class BusCheckup:
             self._say(
                 "warn", "somebody else", f"{len(heard)} bytes came before anything was asked: somebody else talks on it",
                 "end the other program, or take the other controller off the line",
+            )  # fmt: skip
+
+    def _torque(self) -> None:
+        """Nothing of ours holds the arm while its line could be opened here."""
+        on = [report.name for report in self.motors if report.torque_on]
+        if on:
+            whose = "all its servos" if len(on) == len(self.motors) else ", ".join(on)
+            self._say(
+                "warn", "torque", f"torque is on ({whose}): whoever drove the arm has not released it",
+                "deploy, teleop and calibrate let it down first; by hand: support it, then switch its power off",
             )  # fmt: skip
 
     def _answers(self, line: ServoBus, servo_id: int) -> int:

@@ -287,7 +287,8 @@ def _print(checks: list[Check], motors: list[MotorReport]) -> None:
             if not m.is_there:
                 print(f"{m.bus:<8} {m.id:>3} {m.name:<20} no answer")
                 continue
-            state = ", ".join(m.faults) or ("torque on" if m.torque_on else "torque off")
+            torque = {True: ["torque on"], False: ["torque off"], None: []}[m.torque_on]
+            state = ", ".join([*m.faults, *torque])
             volts = "" if m.voltage_v is None else f"{m.voltage_v:.1f}"
             heat = "" if m.temperature_c is None else f"{m.temperature_c:.0f}"
             tick = "" if m.position is None else str(m.position)

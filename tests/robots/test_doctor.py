@@ -55,6 +55,18 @@ def test_a_healthy_arm_is_named_servo_by_servo(start_emulator, capsys, home):
     assert "wrist_flex" in capsys.readouterr().out
 
 
+def test_torque_that_nobody_released_is_a_finding_with_a_cure(start_emulator, capsys, home):
+    calibration.write(load_profile("so101"), nominal(load_profile("so101")), None)
+    port = start_emulator("so101", "--untimed", "--energised").ports["arm"]
+    _, found = doctor(capsys, "--robot", "so101", "--port", port)
+    (check,) = [c for c in found["checks"] if c["what"].endswith("torque")]
+    assert check["level"] == "warn"
+    assert "all its servos" in check["text"]
+    assert "let it down" in check["next_step"]
+    main(["doctor", "--robot", "so101", "--port", port])
+    assert capsys.readouterr().out.count("torque on") == 6
+
+
 def test_a_port_that_is_not_there_is_a_finding_with_a_cure(capsys):
     code, found = doctor(capsys, "--robot", "so101", "--port", "/dev/nowhere")
     assert code == 1
