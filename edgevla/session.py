@@ -195,6 +195,8 @@ def read_deployment(folder: Path) -> Deployment:
     """
     try:
         return read(Deployment, json.loads((folder / NOTE).read_text()), "it")
+    except FileNotFoundError as error:
+        raise WireError(f"there is no deployment in {folder}: it has ended, or never was one") from error
     except (OSError, ValueError) as error:
         raise WireError(f"{folder / NOTE} does not describe a deployment: {error}") from error
 

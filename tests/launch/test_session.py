@@ -185,7 +185,7 @@ def test_a_named_one_must_be_there(own_runtime, tmp_path):
     gone = start(DEAD)
     with pytest.raises(UsageError, match="has ended"):
         find_deployment(gone)
-    with pytest.raises(WireError, match="does not describe a deployment"):
+    with pytest.raises(WireError, match="there is no deployment in"):
         find_deployment(tmp_path)
 
 
@@ -223,4 +223,4 @@ def test_of_two_deployments_record_takes_the_one_that_is_named(own_runtime, tmp_
     assert f"--run-dir {second}" in text
     code, text = said(f"--run-dir={tmp_path}")
     assert code == 1
-    assert "does not describe a deployment" in text
+    assert "there is no deployment in" in text
