@@ -7,6 +7,7 @@ PYTHON ?= $(shell sh .ci/find-python)
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 MUTANTS ?= 250
+LEROBOT     := lerobot[dataset,diffusion,pi,smolvla,xvla]==0.6.1
 VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13
@@ -16,7 +17,7 @@ PROCESS_TESTS   := tests/runtime/test_processes.py tests/runtime/test_record.py 
 
 NOT_RUN := .not-run
 
-.PHONY: demo test lint types test-torch safety test-runtime clean
+.PHONY: demo test lint types test-torch safety test-runtime test-lerobot clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/edgevla demo $(ARGS)
@@ -59,6 +60,16 @@ runtime-%: .venv-runtime-%/ready
 	.venv-runtime-$*/bin/pytest -n 2 --dist loadfile -m "not realtime" $(RUNTIME_TESTS) $(ARGS)
 	$(if $(filter $*,$(firstword $(RUNTIME_PYTHONS))),.venv-runtime-$*/bin/pytest -m realtime $(PROCESS_TESTS) $(ARGS) $(if $(ARGS),|| test $$? = 5))
 
+# By hand: LeRobot itself opens what we write. It wants Python 3.12 and 3 GB of torch, in an environment of its own.
+test-lerobot: $(VENV_TEST)/ready .venv-lerobot/ready
+	$(VENV_TEST)/bin/python benchmarks/lerobot_reads_ours.py write .lerobot
+	HF_HUB_OFFLINE=1 .venv-lerobot/bin/python benchmarks/lerobot_reads_ours.py read .lerobot
+
+.venv-lerobot/ready:
+	sh .ci/venv "$$(sh .ci/find-python 3.12)" .venv-lerobot
+	.venv-lerobot/bin/pip install --quiet '$(LEROBOT)'
+	touch $@
+
 $(VENV)/ready: pyproject.toml
 	sh .ci/venv $(PYTHON) $(VENV)
 	$(VENV)/bin/pip install --quiet $(TORCH)
@@ -78,4 +89,4 @@ $(VENV_TEST)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-runtime-* .safety .not-run build dist
+	rm -rf .venv .venv-test .venv-runtime-* .venv-lerobot .lerobot .safety .not-run build dist

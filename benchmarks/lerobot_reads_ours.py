@@ -1,9 +1,10 @@
 """Does LeRobot read what we write? Its own classes open our checkpoints, their pipelines, and our data set.
 
-Two steps, for LeRobot needs an environment of its own (tried with lerobot 0.5.1, transformers 5.3):
+Two steps, for LeRobot needs an environment of its own (tried with 0.5.1, and with 0.6.1 on Python 3.12; several GB):
 
     python benchmarks/lerobot_reads_ours.py write WORK     # ours: demonstrations, every policy trained for two steps
-    LEROBOT_PYTHON benchmarks/lerobot_reads_ours.py read WORK
+    python3.12 -m venv LEROBOT && LEROBOT/bin/pip install 'lerobot[dataset,diffusion,pi,smolvla,xvla]==0.6.1'
+    LEROBOT/bin/python benchmarks/lerobot_reads_ours.py read WORK
 
 `read` prints a line per thing and ends with 1 when one failed: configuration (it refuses unknown keys) and pipelines of
 all policies; the networks of ACT and Diffusion with every key in its place; the data set's columns, and where its videos
@@ -106,8 +107,14 @@ CHECKS: dict[str, Any] = {"config": read_config, "pipelines": read_pipelines}
 
 
 def read(work: Path) -> int:
-    n_failed = 0
+    from importlib.metadata import version
+
+    n_failed, lerobot = 0, version("lerobot")
     names = sorted(path.name for path in (work / "runs").iterdir())
+    print(f"LeRobot {lerobot}")
+    if tuple(map(int, lerobot.split(".")[:2])) >= (0, 6):
+        names.remove("groot")
+        print("left    groot: N1.5 is no policy of this LeRobot any more; its GR00T is N1.7")
     tasks = [(f"{name}: {what}", check, (work, name)) for name in names for what, check in CHECKS.items()]
     tasks += [(f"{name}: network", read_whole, (work, name)) for name in names if name in WHOLE]
     tasks.append(("data set", read_data, (work,)))
