@@ -10,7 +10,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -90,7 +90,34 @@ def _probe(codec: Codec, height: int, width: int, fps: float) -> None:
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.framerate, context.time_base = rate_of(fps), 1 / rate_of(fps)
     context.options = codec.options
-    context.open()
+    with priorities_kept():
+        context.open()
+
+
+@contextlib.contextmanager
+def priorities_kept() -> Iterator[None]:
+    """Gives back what SVT-AV1 takes where root runs it: real-time priority 99 for its threads and its caller, above the
+    control loop's, which would then come after the video.
+    """
+    before = _schedules()
+    try:
+        yield
+    finally:
+        for thread, (policy, _) in _schedules().items():
+            wanted, priority = before.get(thread, (os.SCHED_OTHER, 0))
+            if policy != wanted:
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setscheduler(thread, wanted, os.sched_param(priority))
+
+
+def _schedules() -> dict[int, tuple[int, int]]:
+    """Scheduling policy and priority of each thread of this process; empty where the kernel is not Linux."""
+    found = {}
+    for path in Path("/proc/self/task").glob("*"):
+        with contextlib.suppress(ProcessLookupError):
+            thread = int(path.name)
+            found[thread] = os.sched_getscheduler(thread), os.sched_getparam(thread).sched_priority
+    return found
 
 
 class EpisodeEncoder:
@@ -200,6 +227,8 @@ class EpisodeEncoder:
             stream.height, stream.width = self.size
             stream.pix_fmt = "yuv420p"
             stream.codec_context.time_base = 1 / rate
+            with priorities_kept():
+                stream.codec_context.open()
             number = 0
             while (pixels := self._queue.get()) is not None:
                 self._n_moves += 1

@@ -487,3 +487,22 @@ def test_a_failed_save_can_be_discarded_and_recording_goes_on(
             writer.save_episode()
     assert _codes(root) == _expected([5, 5])
     assert check_dataset(root) == []
+
+
+def test_an_encoder_takes_no_priority_from_the_control_loop(tmp_path: Path) -> None:
+    """SVT-AV1 puts itself and its caller before everything else where root runs it."""
+
+    def held() -> set[int]:
+        return {os.sched_getscheduler(int(t.name)) for t in Path("/proc/self/task").iterdir()}
+
+    before = held()
+    encoder = EpisodeEncoder(tmp_path / "x.mp4", CODECS["av1"], (64, 96), 30)
+    for _ in range(5):
+        encoder.add(np.zeros((64, 96, 3), np.uint8))
+    while not encoder._n_moves:
+        time.sleep(0.01)
+    assert held() == before
+    encoder.finish()
+    assert held() == before
+    assert choose_codec("av1", [(64, 96)], 30).name == "av1"
+    assert held() == before
