@@ -248,8 +248,8 @@ class Arena:
             return "rest", "park", "park+rest"
         if kill.victim in ("policy", "terminal"):
             return ("rest",)
-        if kill.moment == "switching on":  # it may not have left its rest pose yet
-            return "park", "rest"
+        if kill.moment == "switching on":  # it may not have left its rest pose yet, or not all of it be on
+            return "park", "rest", "never on"
         if kill.victim == "robot" or kill.moment != "stopping":
             return ("park",)
         return ("rest",)  # the loop brings the arm to rest, as it was asked, though its parents are gone
