@@ -103,7 +103,8 @@ def _of_modes(where: str, used: Mapping[str, Any], modes: Mapping[str, str], sta
             yield refused(
                 where,
                 name,
-                f"'{name}' is normalised by {mode}, and {where} has no statistics of it: it would pass as it is",
+                f"'{name}' is normalised by {mode}, and {where} has no statistics of it{_others(name, stats)}: it would "
+                "pass as it is",
                 in_training=False,
             )
             continue
@@ -114,6 +115,14 @@ def _of_modes(where: str, used: Mapping[str, Any], modes: Mapping[str, str], sta
                 yield refused(where, f"{name}.{statistic}", said, in_training=False)
             else:
                 yield Entry(where, f"{name}.{statistic}", f"honoured ({mode})", "used")
+
+
+def _others(name: str, stats: Stats) -> str:
+    """A base that was trained on several datasets at once has theirs, each under the dataset's name."""
+    others = [repr(other) for other in stats if other.endswith((f".{name}", f"_{name}"))]
+    if not others:
+        return ""
+    return f", only {', '.join(others)}, other datasets' (edgevla train --from takes those of yours)"
 
 
 def _unusable(values: np.ndarray | None, feature: Mapping[str, Any]) -> str | None:

@@ -168,6 +168,27 @@ def _check_tasks(dataset: Dataset, findings: Findings) -> None:
         )
     if any(not text.strip() for text in dataset.tasks):
         findings.warn("the task table holds an empty instruction", file="meta/tasks")
+    if dataset.reading.task_from != "subtask":
+        _check_listed_tasks(dataset, findings)
+
+
+def _check_listed_tasks(dataset: Dataset, findings: Findings) -> None:
+    """The episode table repeats the tasks as text; where the rows' numbers say another, a merge forgot one of them."""
+    table, other = dataset.task_table, []
+    for episode in dataset.episodes:
+        numbers = np.unique(dataset.columns["task_index"][episode.from_index : episode.to_index]).tolist()
+        unlisted = [table[n] for n in numbers if n in table and table[n] not in episode.tasks]
+        if episode.tasks and unlisted:
+            other.append((episode, unlisted[0]))
+    if other:
+        episode, text = other[0]
+        findings.warn(
+            f"episode {episode.index} is listed with the task {episode.tasks[0]!r}, and its rows have {text!r}, "
+            f"which is taken ({len(other)} such episodes): merging or editing changed only one of the two",
+            file="meta/episodes",
+            feature="task_index",
+            episode=episode.index,
+        )
 
 
 # -- videos -------------------------------------------------------------------------------------------------
@@ -323,12 +344,14 @@ def _check_leftovers(root: Path, findings: Findings) -> None:
 def _check_names(dataset: Dataset, findings: Findings) -> None:
     """Without an action nothing is learnt; without a state, or with a still one, less than one may think."""
     columns = dataset.columns
-    if ACTION not in columns:
+    named = {f.feature for f in findings.all if f.severity == "error"}
+    """Such as one that the data files lost; no other feature is meant then."""
+    if ACTION not in columns and ACTION not in named:
         findings.warn(
             f"no feature is named '{ACTION}', so no policy can train on this: {how_to_name(ACTION, dataset.info)}",
             feature=ACTION,
         )
-    if STATE not in columns and (alike := lookalikes(STATE, dataset.info.features)):
+    if STATE not in columns and STATE not in named and (alike := lookalikes(STATE, dataset.info.features)):
         findings.warn(
             f"no feature is named '{STATE}'; if that is '{alike[0]}', say --feature {STATE}={alike[0]}",
             feature=STATE,

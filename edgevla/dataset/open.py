@@ -228,7 +228,10 @@ def _stored_stats(root: Path, is_v2: bool, findings: Findings) -> Stats:
     files = [] if is_v2 else relative_files(root, EPISODES_GLOB)
     parts = [p for p in (read_episode_stats(root, files) if files else []) if p]
     source = "rebuilt from the episodes' statistics" if parts else "computed from the data"
-    findings.warn(f"meta/stats.json is missing in {root}: statistics are {source}", file="meta/stats.json")
+    if not path.is_file():
+        findings.warn(
+            f"meta/stats.json is missing in {root}: statistics are {source}", file="meta/stats.json"
+        )
     return _merged(parts, "meta/episodes", findings)
 
 

@@ -82,9 +82,8 @@ def _check_pair(name: str, source: str, info: Info) -> None:
     said = f"--feature {name}={source}"
     feature = info.features.get(source)
     if feature is None:
-        turned = (
-            f"; the policy's name comes first: --feature {source}={name}" if name in info.features else ""
-        )
+        is_turned = name in info.features and (source in USED or source.startswith("observation."))
+        turned = f"; the policy's name comes first: --feature {source}={name}" if is_turned else ""
         raise UsageError(
             f"{said}: the dataset has no feature '{source}'"
             f"{turned or nearest(source, info.features)}; it has {_listed(info)}"

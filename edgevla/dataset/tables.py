@@ -228,7 +228,8 @@ def task_table(pairs: Iterable[tuple[Any, Any]], file: str) -> dict[int, str]:
     """(number, instruction) pairs as read, checked; no instruction is an empty one.
 
     Raises:
-        DatasetError: a number or a text that is none.
+        DatasetError: a number or a text that is none; two texts of one number, as tables that were only appended to
+            one another hold.
     """
     tasks: dict[int, str] = {}
     for number, text in pairs:
@@ -238,7 +239,13 @@ def task_table(pairs: Iterable[tuple[Any, Any]], file: str) -> dict[int, str]:
             or not isinstance(text, (str, type(None)))
         ):
             raise DatasetError(f"{file} has task_index {number!r} with the task {text!r}", file=file)
-        tasks[int(number)] = text or ""
+        known = tasks.setdefault(int(number), text or "")
+        if known != (text or ""):
+            raise DatasetError(
+                f"{file} gives number {int(number)} to {known!r} and to {text!r}, so nobody knows what its rows mean: "
+                "number the texts anew, in the data files too",
+                file=file,
+            )
     return tasks
 
 

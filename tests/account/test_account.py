@@ -343,6 +343,21 @@ def test_a_statistic_that_is_used_must_be_there_and_be_numbers(policy: str, tmp_
             assert account_of(folder, with_weights=False).require(for_training=True)
 
 
+def test_statistics_kept_by_dataset_are_named_where_the_policys_are_missing(tmp_path: Path) -> None:
+    """As the published base of SmolVLA has them."""
+    folder = checkpoint("smolvla", tmp_path)
+    edit_statistics(
+        folder,
+        POST,
+        "unnormalizer_processor",
+        lambda t: [
+            t.update({f"so100.buffer.{k}": t.pop(k)}) for k in [k for k in t if k.startswith("action.")]
+        ],
+    )
+    assert "no statistics of it, only 'so100.buffer.action', other datasets'" in problems(folder)
+    assert account_of(folder, with_weights=False).require(for_training=True)
+
+
 def test_a_statistic_that_nothing_uses_may_be_anything(tmp_path: Path) -> None:
     folder = checkpoint("act", tmp_path)
     edit_statistics(

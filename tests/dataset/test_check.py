@@ -235,6 +235,7 @@ def test_sound_datasets_have_no_errors(so101: Path, pusht: Path, so101_v21: Path
     [
         ("tasks", '"task_index": 0', '"task_index": null', "task_index None"),
         ("tasks", '"task": ', '"text": ', None),
+        ("tasks", '"task_index": 1', '"task_index": 0', "gives number 0 to '.*' and to '.*'"),
         ("episodes", '"episode_index": 0', '"episode": 0', "episode_index = None"),
         ("episodes", '"length": 118', '"length": "many"', "length = 'many'"),
         ("episodes_stats", '"stats"', '"statistics"', "not readable"),
@@ -343,6 +344,30 @@ def test_a_frame_that_cannot_be_decoded_is_a_finding_beside_the_others(so101_cop
     (error,) = _errors(so101_copy)
     assert "cannot be decoded" in error.text
     assert "Restore it" in error.text
+
+
+def test_rows_with_another_task_than_the_episode_is_listed_with_are_a_warning(so101_copy: Path) -> None:
+    """Folders merged by hand: the texts were numbered anew, and the data files kept their numbers."""
+    kit.edit_parquet(so101_copy / DATA, lambda c: c.update(task_index=[0] * len(c["task_index"])))
+    (warning,) = [f for f in _warnings(so101_copy) if f.feature == "task_index"]
+    assert re.search(
+        r"episode \d is listed with the task '.*', and its rows have '.*', which is taken", warning.text
+    )
+    assert not [f for f in _errors(so101_copy)]
+
+
+def test_a_lost_column_is_told_once_and_no_other_is_offered_for_it(so101_copy: Path) -> None:
+    kit.edit_parquet(so101_copy / DATA, lambda c: c.pop("action"))
+    found = [f.text for f in check_dataset(so101_copy) if f.feature == "action"]
+    assert len(found) == 1
+    assert "is not a column of the data files" in found[0]
+
+
+def test_statistics_that_cannot_be_read_are_not_called_missing(so101_copy: Path) -> None:
+    (so101_copy / "meta/stats.json").write_text("")
+    texts = [f.text for f in _warnings(so101_copy) if f.file == "meta/stats.json"]
+    assert any("not readable" in text for text in texts)
+    assert not any("is missing" in text for text in texts)
 
 
 def test_statistics_of_other_data_are_a_warning(so101_copy: Path) -> None:

@@ -272,6 +272,12 @@ def test_a_reading_that_cannot_be_is_refused(tmp_path: Path, reading: Reading, w
     assert words in str(error.value)
 
 
+def test_a_mistyped_name_is_not_taken_for_an_exchanged_pair(tmp_path: Path) -> None:
+    root = small.make(tmp_path / "set")
+    with pytest.raises(UsageError, match="no feature 'actoin'; did you mean 'action'"):
+        open_dataset(root, reading=Reading({"action": "actoin"}))
+
+
 def test_what_is_left_out_may_be_damaged(tmp_path: Path) -> None:
     environment = {"observation.environment_state": {"dtype": "float32", "shape": (2,), "names": None}}
     root = small.make(
