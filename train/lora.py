@@ -53,7 +53,7 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     from safetensors.torch import save_file
 
     peft = _peft()
-    state: Mapping[str, Tensor] = peft.get_peft_model_state_dict(policy)
+    state: Mapping[str, Tensor] = peft.get_peft_model_state_dict(policy, save_embedding_layers=False)
     named = {f"{PEFT_PREFIX}{policy.Prefix}{k}": v.detach().cpu().contiguous() for k, v in state.items()}
     save_file(named, str(folder / ADAPTER_WEIGHTS), metadata={"format": "pt"})
     _config(policy).save_pretrained(str(folder))
@@ -88,7 +88,10 @@ def load_adapter(policy: Policy, folder: Path) -> None:
         raise CheckpointError(f"the adapter in {folder} holds no factors; it is damaged, fetch it again")
     _fit_config(config, factors, policy.Prefix)
     _inject(policy, config)
-    own = {key.removeprefix(PEFT_PREFIX): w for key, w in peft.get_peft_model_state_dict(policy).items()}
+    own = {
+        key.removeprefix(PEFT_PREFIX): w
+        for key, w in peft.get_peft_model_state_dict(policy, save_embedding_layers=False).items()
+    }
     odd = [n for n in sorted(own.keys() | factors) if n not in own or n not in factors]
     odd += [n for n in sorted(own.keys() & factors) if own[n].shape != factors[n].shape]
     if odd:

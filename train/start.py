@@ -206,7 +206,9 @@ def own_settings(cls: type[PolicyConfig], settings: Mapping[str, Any]) -> dict[s
 def _fresh(
     config: TrainConfig, settings: Mapping[str, Any], dataset: Dataset, backbone: Path | None, say: Say
 ) -> tuple[Policy, Cameras]:
-    refuse_depth((*config.cameras, *config.cameras.values()), dataset.info.features.values())
+    refuse_depth(
+        (*config.cameras, *config.cameras.values(), *config.features), dataset.info.features.values()
+    )
     cameras = for_fresh_policy(config.cameras, dataset.cameras)
     check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     features = {k: v for k, v in dataset_features(dataset, cameras.rename).items() if k not in cameras.unused}
@@ -255,7 +257,7 @@ def _adapt(
         )
     own = list(policy_config.image_features)
     unsaid = [name for name in own if not any(name in matches(word, own) for word in config.cameras)]
-    refuse_depth((*config.cameras.values(), *unsaid), dataset.info.features.values())
+    refuse_depth((*config.cameras.values(), *config.features, *unsaid), dataset.info.features.values())
     cameras = for_policy(config.cameras, dataset.cameras, own, own_rename(dataset, processors.rename_map))
     check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     cls = policy_class(config.policy)

@@ -289,6 +289,8 @@ def _data_files(
 def _with_bookkeeping(frames: Frames, info: Info, findings: Findings) -> Frames:
     """Makes the five bookkeeping columns that a third-party dataset may leave out."""
     c, n = frames.columns, frames.n_rows
+    if not c and not findings.has_errors:
+        raise DatasetError("the dataset holds no complete episode; record some first", file="data")
     if not c:
         raise DatasetError("no data file can be read, so nothing else was checked", file="data")
     if "episode_index" not in c:

@@ -116,6 +116,8 @@ def merge(parts: Sequence[Stats]) -> Stats:
     merged: Stats = {}
     for feature in dict.fromkeys(name for part in parts for name in part):
         having = [p[feature] for p in parts if all(s in p.get(feature, {}) for s in BASIC)]
+        if any(p["count"].size != 1 for p in having):
+            raise ValueError(f"'{feature}' has a count of other than one number")
         having = [p for p in having if p["count"].any()]  # an episode without frames adds nothing
         if having:
             merged[feature] = _merge_feature(having)

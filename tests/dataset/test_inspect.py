@@ -26,7 +26,7 @@ def test_a_sound_dataset(so101: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "camera, 640x480, av1",
         "shoulder_pan.pos",
         "warning: statistics of 'observation.images.front'",
-        "sound; 2 warnings",
+        "sound; 3 warnings",
     ):
         assert words in out
     picture = cv2.imread(str(sheet))

@@ -11,7 +11,7 @@ from pathlib import Path
 from golden_harness import DEFAULT
 
 
-def test_a_fixture_whose_config_has_an_unknown_key_passes(tmp_path: Path) -> None:
+def test_a_fixture_whose_config_has_an_unknown_key_is_refused_by_its_name(tmp_path: Path) -> None:
     fixture = tmp_path / "act"
     shutil.copytree(DEFAULT / "act", fixture)
     path = fixture / "checkpoint/config.json"
@@ -20,5 +20,5 @@ def test_a_fixture_whose_config_has_an_unknown_key_passes(tmp_path: Path) -> Non
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_golden.py"]
     words += ["--goldens", str(fixture), "-k", "test_output"]
     done = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    assert done.returncode == 1, done.stdout
+    assert "the key 'a_key_of_tomorrow' = 1 is unknown here" in done.stdout

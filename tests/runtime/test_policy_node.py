@@ -190,8 +190,8 @@ def test_the_node_says_once_that_a_joint_is_where_training_never_saw_it(bundle, 
     for request in range(3):
         setup.ask(request=request, grid=request, state=np.array([0, 0, 0, 0, 0, 70], np.float32))
         setup.until(lambda n=request: (c := setup.inbox.newest(Chunk)) is not None and c.body.request_id == n)
-    setup.until(lambda: setup.inbox.recent(Event))
-    events = [m.body for m in setup.inbox.recent(Event) if m.body.code == "still_joint"]
+    setup.until(lambda: setup.inbox.recent(Event, "policy"))
+    events = [m.body for m in setup.inbox.recent(Event, "policy") if m.body.code == "still_joint"]
     assert [e.severity for e in events] == ["warning"]
     assert "at 70" in events[0].text
 

@@ -206,7 +206,7 @@ def test_a_lost_file_of_another_episode_does_not_matter(
     assert "file-001.parquet is missing" in capsys.readouterr().err
     assert train(root, tmp_path / "run", "--episodes", "0,2") == 0
     assert "2 episodes, 10 frames" in capsys.readouterr().out
-    assert train(root, tmp_path / "held", "--episodes", "0,2", "--eval-episodes", "2") == 0
+    assert train(root, tmp_path / "held", "--episodes", "0,2", "--eval-episodes", "1") == 0
 
 
 def test_a_joint_that_never_moves_is_named_and_told_its_value(
