@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(out),
         str(ROOT),
     ]
-    subprocess.run(command, check=True, timeout=240)
+    subprocess.run(command, check=True, timeout=800)
     (path,) = out.glob("edgevla-*.whl")
     return path
 
@@ -74,7 +74,7 @@ def test_no_module_of_the_runtime_imports_torch() -> None:
         "core = [m for m in sys.modules if m.startswith('edgevla.train') or m.startswith('edgevla.export')]\n"
         "assert not core, core\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=800)
 
 
 def test_the_core_imports_no_upper_floor() -> None:
@@ -85,7 +85,7 @@ def test_the_core_imports_no_upper_floor() -> None:
         "up = [m for m in sys.modules if m.startswith(('edgevla.train', 'edgevla.export', 'edgevla.robots'))]\n"
         "assert not up, up\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=800)
 
 
 def test_the_robots_loop_and_guardian_import_neither_camera_nor_engine_code() -> None:
