@@ -79,7 +79,7 @@ def test_the_follower_does_as_the_leader_and_is_released_at_the_end(tmp_path, le
     assert np.ptp(position[:, 0]) > (10 if follower == "so101" else 0.2)  # the leader's wave
     late = slice(len(states) // 2, None)  # after the slow approach
     gap = np.nanmedian(np.abs(position[late, 0] - wanted[late, 0]))
-    assert gap < (5 if follower == "so101" else 0.1)
+    assert gap < (5 if follower == "so101" else 0.25)
     torque = {}
     for entry in read_trace(tmp_path / "trace"):
         if entry.get("register") == "torque_enable":

@@ -267,8 +267,10 @@ def write_pictures(folder: Path) -> Path:
     import cv2
 
     folder.mkdir()
-    for i in range(3):
-        cv2.imwrite(str(folder / f"{i}.png"), np.full((480, 640, 3), 80 * i, np.uint8))
+    rng = np.random.default_rng(0)
+    for i in range(3):  # as colourful as what was recorded: a dark or plain picture would be refused
+        coarse = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), cv2.resize(coarse, (640, 480)))
     return folder
 
 
