@@ -118,5 +118,5 @@ def test_an_emergency_stop_that_nobody_hears_says_what_is_left_to_do(
 
 
 def test_a_folder_without_a_deployment_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WireError, match="there is no deployment in .*: it has ended, or never was one"):
+    with pytest.raises(WireError, match="it has ended, or never was one"):
         DeploymentLink(tmp_path)
