@@ -40,6 +40,7 @@ def test_a_robot_that_falls_silent_is_lost_and_its_old_figures_are_grey(robot, w
 
 def test_what_the_guardian_does_is_said_while_it_does_it(robot, watch):
     watcher = watch(robot)
+    watcher.wait_until(lambda: on_column(watcher) == ["on"] * 6, "torque is on")  # the servos have spoken
     robot.guardian("watching")
     robot.is_silent = True
     robot.guardian("held", "the control loop was silent for 112 ms")
