@@ -26,10 +26,15 @@ from .entries import Entry
 from .policies.config import features_of
 from .processors import Processors, Stats
 from .steps import features_in
-from .weight_files import ADAPTER, read_weights_header, unread_weights, values_not_finite, weight_files
+from .weight_files import (
+    ADAPTER,
+    PREFIXES,
+    read_weights_header,
+    unread_weights,
+    values_not_finite,
+    weight_files,
+)
 
-LEGACY = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
-"""Among the weights before LeRobot 0.4; never given any, they are infinite."""
 KINDS = ("VISUAL", "STATE", "ENV", "ACTION", "REWARD", "LANGUAGE")
 
 
@@ -92,7 +97,7 @@ def _rest(folder: Path, config: Mapping[str, Any], before: list[Entry], *, with_
     header: Mapping[str, Any] = {}
     if with_weights or not (folder / "policy_preprocessor.json").is_file():
         header = {} if is_adapter(folder) else read_weights_header(folder)[0]
-    is_legacy = any(name.startswith(LEGACY) for name in header)
+    is_legacy = any(name.startswith(PREFIXES) for name in header)
     processors = Processors.load(folder)
     entries = list(account_of_pipelines(folder, config, is_legacy=is_legacy))
     legacy = _legacy_statistics(folder, config) if is_legacy and not processors.pre else None
@@ -173,7 +178,7 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
             yield Entry("weights", "names", str(error), "refused")
             return
     files = weight_files(folder)
-    odd = values_not_finite(files, LEGACY)
+    odd = values_not_finite(files, PREFIXES)
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         yield refused(
@@ -202,7 +207,7 @@ def _legacy_statistics(folder: Path, config: Mapping[str, Any]) -> Stats | None:
     tensors: dict[str, Any] = {}
     for file in weight_files(folder):
         with safe_open(str(file), framework="pt") as stream:
-            tensors |= {k: stream.get_tensor(k) for k in stream.keys() if k.startswith(LEGACY)}  # noqa: SIM118  not a mapping
+            tensors |= {k: stream.get_tensor(k) for k in stream.keys() if k.startswith(PREFIXES)}  # noqa: SIM118  not a mapping
     plain = dataclasses.replace(
         PolicyConfig(),
         input_features=features_of(config, "input_features"),

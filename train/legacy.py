@@ -7,19 +7,11 @@ import warnings
 import numpy as np
 from torch import Tensor
 
+from edgevla.errors import CheckpointError
+
 from .policies.config import PolicyConfig
 from .processors import Stats
-
-PREFIXES = (
-    "normalize_inputs.",
-    "normalize_targets.",
-    "unnormalize_outputs.",
-    "normalize.",
-    "unnormalize.",
-    "input_normalizer.",
-    "output_normalizer.",
-    "unnormalize_targets.",
-)
+from .weight_files import PREFIXES
 
 
 def split_legacy(weights: dict[str, Tensor], config: PolicyConfig) -> tuple[dict[str, Tensor], Stats]:
@@ -28,6 +20,9 @@ def split_legacy(weights: dict[str, Tensor], config: PolicyConfig) -> tuple[dict
     Feature names were written with underscores for dots; they are resolved against the config's own features.
     Statistics of others (SmolVLA's base has them per robot) and those that were never set (infinite) normalise
     nothing; that is said.
+
+    Raises:
+        CheckpointError: two sets of statistics of one feature that differ.
     """
     features = {name.replace(".", "_"): name for name in {**config.input_features, **config.output_features}}
     kept: dict[str, Tensor] = {}
@@ -45,7 +40,13 @@ def split_legacy(weights: dict[str, Tensor], config: PolicyConfig) -> tuple[dict
         elif not value.isfinite().all():
             useless.add(f"'{feature}' was never given any")
         else:
-            stats.setdefault(feature, {})[stat] = value.float().numpy().astype(np.float32)
+            held, new = stats.setdefault(feature, {}), value.float().numpy().astype(np.float32)
+            if stat in held and not np.array_equal(held[stat], new):
+                raise CheckpointError(
+                    f"'{feature}' has two different statistics '{stat}' among the weights (the second in {key}); "
+                    "which one the policy was trained with, nothing says; refused"
+                )
+            held[stat] = new
     if useless:
         warnings.warn(
             f"statistics among the weights that normalise nothing: {'; '.join(sorted(useless))} "

@@ -14,13 +14,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from edgevla.errors import CheckpointError
 
 from .checkpoint import build_policy, read_config
-from .legacy import PREFIXES
 from .memory import without_init
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.checkpoints import DROPPED
 from .processors import Processors
-from .weight_files import read_weights_header, weight_files
+from .weight_files import PREFIXES, read_weights_header, weight_files
 
 
 def parameters(folder: Path, whole: Path | None = None) -> dict[str, tuple[int, bool]]:

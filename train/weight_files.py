@@ -19,6 +19,17 @@ from .adapters import ADAPTER_WEIGHTS as ADAPTER
 from .adapters import is_adapter
 from .header import HEADER_START, Weight, read_aliases, read_header
 
+PREFIXES = (
+    "normalize_inputs.",
+    "normalize_targets.",
+    "unnormalize_outputs.",
+    "normalize.",
+    "unnormalize.",
+    "input_normalizer.",
+    "output_normalizer.",
+    "unnormalize_targets.",
+)
+"""Of statistics among the weights, before LeRobot 0.4; never given any, they are infinite."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs"
 _PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.bin.index.json")

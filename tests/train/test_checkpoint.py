@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from edgevla.errors import CheckpointError
 from edgevla.train.checkpoint import config_to_save, load_policy, new_policy, save_policy, save_weights
+from edgevla.train.legacy import split_legacy
 from edgevla.train.policies import policy_class
 from edgevla.train.policies.act import ActConfig
 from edgevla.train.policies.config import PolicyFeature
@@ -429,3 +430,15 @@ def test_loading_takes_at_most_1_3_times_the_file(tmp_path, is_mapped):
     )
     grown = int(out.stdout) * 1024
     assert grown < (1.3 if is_mapped else 2.2) * size, f"{grown / size:.2f} times the file"
+
+
+def test_two_different_statistics_among_old_weights_are_refused_by_name():
+    config = fresh().config
+    weights = {
+        "normalize_targets.buffer_action.mean": torch.zeros(config.action_dim),
+        "unnormalize_outputs.buffer_action.mean": torch.zeros(config.action_dim),
+    }
+    assert set(split_legacy(weights, config)[1]["action"]) == {"mean"}
+    weights["unnormalize_outputs.buffer_action.mean"] += 1
+    with pytest.raises(CheckpointError, match="two different statistics 'mean'"):
+        split_legacy(weights, config)
