@@ -72,7 +72,9 @@ class MujocoJoints:
             return drive.full_force
         actuator = self._actuator[first]
         own = self.model.actuator_gainprm[actuator, 0] * FULL_FORCE_TICKS * RAD_PER_TICK
-        limit = self.model.actuator_forcerange[actuator, 1] if self.model.actuator_forcelimited[actuator] else own
+        limit = (
+            self.model.actuator_forcerange[actuator, 1] if self.model.actuator_forcelimited[actuator] else own
+        )
         return float(min(own, limit))
 
     @property
