@@ -238,7 +238,7 @@ class MovedAxis(Axis):
     def moved(self, dt_s: float, position: float, effort: float) -> None:
         """The joint is at `position` after `dt_s`.
 
-        effort: -1..1 of the joint's full force; each servo of a pair gives half, and more where it pulls against the other.
+        effort: -1..1 of the joint's full force; each servo of a pair gives half, more if it pulls against the other.
         """
         self.velocity = (position - self.position) / dt_s
         self.position = position

@@ -38,9 +38,7 @@ def mujoco() -> Any:
     version = str(getattr(module, "__version__", "0.0"))
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if not OLDEST <= numbers < TOO_NEW:
-        raise MissingExtraError(
-            "sim", "mujoco >= 3.3, < 3.9", f"there is {version}, and physics differ between versions"
-        )
+        raise MissingExtraError("sim", "mujoco >= 3.3, < 3.9", f"there is {version}")
     return module
 
 

@@ -59,6 +59,7 @@ class MujocoPainter:
         canvas = getattr(self._mine, "canvas", None)
         if canvas is None or not canvas.holds(width, height):
             canvas = self._mine.canvas = _Canvas(self._load(), *self._largest)
+        assert world.qpos is not None, "a world without physics is drawn by another painter"
         return canvas.draw(self._aliases.get(camera, camera), width, height, world.qpos)
 
 
