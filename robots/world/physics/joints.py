@@ -33,8 +33,8 @@ class Drive:
     """What one servo moves in the scene.
 
     joints: names, each with an actuator; the first is the one that the servo's encoder sees. signs: the second finger
-    goes the other way. full_force: newton (metres) at the servo's full torque, per actuator; None: what the actuator gives
-    250 ticks from its goal, or its limit. gripper: the linkage between a motor's angle and fingers in metres.
+    goes the other way. full_force: newton (metres) at the servo's full torque, per actuator; None: what the actuator
+    gives 250 ticks from its goal, or its limit. gripper: the linkage between a motor's angle and fingers in metres.
     """
 
     joints: tuple[str, ...]
