@@ -39,6 +39,12 @@ TASKS: dict[str, Task] = {
         Task(DEFAULT, "so101", "reach for the cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
         Task("follow_cube/conveyor", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
              "follow_cube.world"),
+        Task("follow_cube/conveyor_slow", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
+             "follow_cube.world"),
+        Task("follow_cube/conveyor_fast", "so101", "follow the cube on the belt", 30, 87 / 30, _SO101_CAMERAS,
+             "follow_cube.world"),
+        Task("follow_cube/jump", "so101", "reach for the cube", 30, 3.2, _SO101_CAMERAS, "follow_cube.world"),
+        Task("follow_cube/two", "so101", "reach for a cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
     )
 }  # fmt: skip
 
