@@ -231,6 +231,7 @@ def test_the_same_goals_give_the_same_positions_however_often_somebody_looks(tab
                     t.bench.clock.advance(ns)
                     t.bench.emulated.step(t.bench.clock.now_ns())
                     t.world.message()
+        t.wait(0.01)
         ends.append(t.world.data.qpos.copy())
     assert np.array_equal(ends[0], ends[1])
 
