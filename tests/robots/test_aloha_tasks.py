@@ -26,8 +26,8 @@ pytest.importorskip("mujoco")
 
 TRANSFER, INSERTION = "aloha/transfer_cube", "aloha/insertion"
 FIXTURE = Path(__file__).parent / "fixtures" / "gym_aloha_transfer_cube.npz"
-"""400 actions in our units (radians; grippers by motor angle) and a place, given to gym-aloha 0.1.5 with MuJoCo 3.8.1; its
-rewards, and its positions after every 20th step."""
+"""400 actions in our units (radians; grippers by motor angle) and a place, given to gym-aloha 0.1.5 with MuJoCo 3.8.1;
+its rewards, and its positions after every 20th step."""
 PROFILE = load_profile("aloha")
 LEFT, RIGHT = FINGER["left"], FINGER["right"]
 CUBE_ON_TABLE = ("red_box", "table")
