@@ -97,8 +97,9 @@ def _seen(state: np.ndarray, things: np.ndarray) -> Seen:
 
 
 def make_expert(task: Task) -> AlohaExpert:
+    from .insertion import Insertion
     from .transfer_cube import TransferCube
 
-    scripts: dict[str, Script] = {"aloha/transfer_cube": TransferCube()}
+    scripts: dict[str, Script] = {"aloha/transfer_cube": TransferCube(), "aloha/insertion": Insertion()}
     gripper = next(joint.gripper for joint in load_profile("aloha").joints if joint.gripper is not None)
     return AlohaExpert(scripts[task.name], gripper)
