@@ -59,7 +59,10 @@ def test_a_task_s_name_puts_the_arms_into_its_world_and_the_policy_sees_it(aloha
 def test_a_task_of_another_robot_is_refused_and_the_robot_s_own_are_named(bundle, option):
     code, said = deploy(bundle, "--robot=so101", "--sim", f"{option}=aloha/insertion")
     assert code == 2
-    assert "the simulated task 'aloha/insertion' is for aloha, not for so101; tasks of so101: follow_cube" in said
+    assert (
+        "the simulated task 'aloha/insertion' is for aloha, not for so101; tasks of so101: follow_cube"
+        in said
+    )
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name(bundle):
