@@ -37,7 +37,7 @@ def write(work: Path) -> None:
 
     if (work / "columns.npz").exists():
         return
-    demonstrate(work / "data", Plan("rest", 3, n_steps=40))
+    demonstrate(work / "data", Plan("follow_cube", 3, n_steps=40))
     for kind in set(BACKBONES.values()):
         torch.manual_seed(0)
         write_tiny_backbone(work / kind, kind, width=32, depth=2)

@@ -71,7 +71,7 @@ class MeanArm(BundleArm):
 def prepare(work: Path, n_demonstrations: int) -> Path:
     data = work / "data"
     if not (data / "meta/info.json").exists():
-        demonstrate(data, Plan("rest", n_demonstrations, n_steps=DEMONSTRATED))
+        demonstrate(data, Plan("follow_cube", n_demonstrations, n_steps=DEMONSTRATED))
     return data
 
 
@@ -211,7 +211,7 @@ def late_row(name: str, bundle: Path, n_places: int) -> str | None:
     """async beside rtc; None for a policy that cannot be guided."""
     if "rtc" not in load_bundle(bundle).manifest.execution.allowed:
         return None
-    found = [run_trial(bundle, Trial("rest", kind, LATE_MS, n_places)) for kind in ("async", "rtc")]
+    found = [run_trial(bundle, Trial("follow_cube", kind, LATE_MS, n_places)) for kind in ("async", "rtc")]
     keys = ("rms_mm", "seam_p95_deg", "within_p95_deg")
     cells = [f"{result[key]:.{0 if key == 'rms_mm' else 2}f}" for key in keys for result in found]
     return f"| {name} | {' | '.join(cells)} |"
@@ -231,7 +231,7 @@ def main() -> None:
 
     data = prepare(args.work, args.demonstrations)
     dataset = open_dataset(str(data))
-    trial = Trial("rest", n_episodes=args.places)
+    trial = Trial("follow_cube", n_episodes=args.places)
     rows: list[str] = []
     late: list[str] = []
     mean: dict[str, Any] | None = None

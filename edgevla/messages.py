@@ -408,12 +408,17 @@ class Thing:
 
 @dataclass(frozen=True)
 class World(Body):
-    """joint_rad: (D,) true angles. gripper_m: (3,) the tool point. sim_ns: since the episode began."""
+    """joint_rad: (D,) true angles. gripper_m: (3,) the tool point; of two arms (6,). sim_ns: since the episode began.
+
+    episode: which one runs. qpos: the whole position of a world with physics, as its scene orders it.
+    """
 
     joint_rad: F32s
     gripper_m: F32s
     objects: tuple[Thing, ...]
     sim_ns: UInt
+    episode: UInt = 0
+    qpos: F32s | None = None
 
     def place_of(self, name: str) -> np.ndarray | None:
         """float64 (3,) metres; None where there is no such thing."""

@@ -195,11 +195,16 @@ class Record(Generic[T]):
         try:
             for name, of, default in self.fields:
                 held = getattr(value, name)
-                if default is MISSING or even_defaults or held != default:
+                if default is MISSING or even_defaults or _differs(held, default):
                     written[name] = of.write(held)
         except Mismatch as error:
             raise error.inside(name) from None
         return written
+
+
+def _differs(held: Any, default: Any) -> bool:
+    """An array compares by element, also with None."""
+    return held is not None if default is None else bool(held != default)
 
 
 def _default(f: dataclasses.Field[Any]) -> Any:

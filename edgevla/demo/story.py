@@ -37,6 +37,8 @@ class Size:
 FULL = Size(demos=(160, 80), steps=(1000, 1200), trials=(100, 60), rollouts=(6, 5))
 QUICK = Size(demos=(4, 2), steps=(20, 20), trials=(2, 2), rollouts=(1, 0), learns=False)
 TASKS = ("rest", "conveyor")
+"""As folders and the table call them."""
+TASK = {"rest": "follow_cube", "conveyor": "follow_cube/conveyor"}
 WORDS = {"rest": "cube at rest", "conveyor": "cube on a conveyor"}
 
 
@@ -134,7 +136,7 @@ class Story:
     def _demonstrate(self) -> None:
         self._run(
             [
-                Work(f"demonstrate {task}", [f"{TRIALS}.demonstrate", "--task", task, "--output",
+                Work(f"demonstrate {task}", [f"{TRIALS}.demonstrate", "--task", TASK[task], "--output",
                      str(self.folder / "datasets" / task), "--episodes", str(n), "--seed", str(self.seed)])
                 for task, n in zip(TASKS, self.size.demos, strict=True)
             ]
@@ -179,7 +181,7 @@ class Story:
                 f"{TRIALS}.rollouts",
                 str(self._bundle(task)),
                 "--task",
-                task,
+                TASK[task],
                 "--execution",
                 execution,
             ]
@@ -208,7 +210,7 @@ class Story:
         works = []
         for cell in self.cells:
             n = self.size.trials[TASKS.index(cell.task)]
-            words = [f"{TRIALS}.trials", str(self._bundle(cell.task)), "--task", cell.task]
+            words = [f"{TRIALS}.trials", str(self._bundle(cell.task)), "--task", TASK[cell.task]]
             words += ["--execution", cell.execution, "--delay-ms", str(cell.delay_ms), "--episodes", str(n)]
             words += ["--seed", str(self.seed), "--control", cell.control]
             if cell.control == "none":

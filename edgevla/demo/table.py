@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 TITLES = {
-    "rest": "cube at rest",
-    "conveyor": "cube on a conveyor, 8 cm/s",
+    "follow_cube": "cube at rest",
+    "follow_cube/conveyor": "cube on a conveyor, 8 cm/s",
 }
 EXECUTIONS = {
     "sync": "sync: finish a chunk, wait for the next",
@@ -89,7 +89,7 @@ def _next(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "Next:",
-            f"  edgevla deploy {folder}/bundles/conveyor --robot so101 --sim --sim-task conveyor \\",
+            f"  edgevla deploy {folder}/bundles/conveyor --robot so101 --sim --sim-task follow_cube/conveyor \\",
             "      --execution async --monitor              watch it live",
             "With a real SO101:",
             "  edgevla doctor --robot so101                 find the port, check the servos and their calibration",

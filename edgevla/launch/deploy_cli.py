@@ -23,6 +23,7 @@ from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration, whole
 from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
+from edgevla.simulated import DEFAULT, TASKS, task_named
 from edgevla.vocabulary import camera_help, pairs
 
 BUNDLE_PLACES: tuple[str, ...] = (
@@ -60,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hold every chunk back (for studies)")  # fmt: skip
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
     add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
-    add("--sim-task", choices=("rest", "conveyor"), help="with --sim: what the cube does (default: rest)")
+    add("--sim-task", metavar="NAME",
+        help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: {DEFAULT})")  # fmt: skip
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
     add("--unattended", action="store_true",
         help=f"exit code {NOT_YET} where it could not begin and nothing moved, so that systemd tries again")  # fmt: skip
@@ -133,7 +135,7 @@ def options_from(args: argparse.Namespace) -> Any:
         servo_hz=args.servo_hz,
         may_lose_cameras=args.allow_lost_cameras,
         may_be_blind=args.allow_blind_cameras,
-        sim_task=args.sim_task,
+        sim_task=None if args.sim_task is None else task_named(args.sim_task).name,
         sim_trace=args.sim_trace,
     )
 

@@ -322,7 +322,7 @@ class Supervisor:
             if not chosen:
                 continue
             name = "sim_camera" if is_sim else "camera"
-            self.spawn(name, camera_args(chosen, is_sim, self.folder, self.session))
+            self.spawn(name, camera_args(chosen, is_sim, self.options, self.folder, self.session))
             for camera in chosen:
                 self.await_ready(name, f"camera/{camera.name}", AboutCameraNode, CAMERAS_READY_S, CameraError)
 

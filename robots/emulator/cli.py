@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from edgevla.errors import EdgeVLAError
+from edgevla.simulated import TASKS
 
 from .fault_kinds import help_text
 from .servo import FIRMWARES
@@ -62,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='script of faults: JSON lines with "at_s" and what a fault has; `-`: as they are typed',
     )
     parser.add_argument("--session", help="deployment whose sockets carry world and faults (16 hex digits)")
-    parser.add_argument("--world", metavar="TASK", help="simulated world to publish: rest or conveyor")
+    parser.add_argument(
+        "--world", metavar="TASK", help=f"simulated task whose world to publish: {', '.join(TASKS)}"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

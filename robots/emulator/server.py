@@ -22,8 +22,10 @@ from typing import Any, TextIO
 from edgevla.clock import NS_PER_S, MonotonicClock
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.nodes.vitals import ask_for_real_time, is_orphan, stop_when_asked
+from edgevla.simulated import task_for
 
 from ..profile import Profile, load_profile
+from ..world.contract import make_world
 from .faults import Fault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
@@ -291,13 +293,7 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     clock = MonotonicClock()
     world = None
     if args.world:
-        if profile.world != "so101":
-            raise UsageError(f"no simulated world for robot {profile.name}; only so101 has one")
-        from ..world.world import TASKS, World
-
-        if args.world not in TASKS:
-            raise UsageError(f"unknown world '{args.world}'; known: {', '.join(TASKS)}")
-        world = World(args.world, args.seed)
+        world = make_world(task_for(profile.world, profile.name, args.world), args.seed)
     robot = EmulatedRobot(
         profile, clock, args.seed, gravity=args.gravity, start=args.start, is_timed=not args.untimed,
         adapter=args.adapter, sway=args.sway, world=world, stalls_on_missing=args.missing == "stall",

@@ -26,7 +26,7 @@ from ..arm import Robot
 from ..emulator.robot import EmulatedRobot
 from ..node import ControlLoop
 from ..profile import Profile, load_profile
-from ..world.kinematics import robot_units
+from ..world.follow_cube.kinematics import robot_units
 
 Policy = Callable[..., np.ndarray]
 """observation -> float32 (T, D), robot units, profile order. With `rtc` execution it is also given `rtc=(committed,

@@ -18,27 +18,26 @@ import numpy as np
 
 from edgevla.clock import NS_PER_S
 from edgevla.errors import EdgeVLAError
+from edgevla.simulated import task_named
 
-from ..world.kinematics import gripper_rad, inverse, radians, robot_units
-from ..world.scene import Scene
-from ..world.world import BELT_X_M, HOVER_M, TASKS, Task, World, place, velocity
-from .expert import NOISE_RAD, OPEN_PERCENT, STEP_S, Expert, start_posture
+from ..world.contract import make_painter
+from ..world.follow_cube.kinematics import radians, robot_units
+from ..world.follow_cube.places import CONVEYOR, REST, first_posture, place, velocity
+from ..world.follow_cube.world import FollowCube
+from .expert import NOISE_RAD, STEP_S, Expert
 from .lockstep import LockstepArm
 
-INSTRUCTION = {"rest": "reach for the cube", "conveyor": "follow the cube on the belt"}
-N_STEPS = {"rest": 55, "conveyor": 130}
+N_STEPS = {REST: 55, CONVEYOR: 130}
 HEAD_START_S = 0.3
 """A demonstration on the belt begins up to so much later than an episode, so that its end is shown as well."""
 FPS = round(1 / STEP_S)
-HOME_PERCENT = 10.0
-"""Of the jaws in the SO101 profile's home pose."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is recorded. size_px: of the square front camera. noise_rad: what disturbs the execution."""
 
-    task: Task
+    task: str
     n_episodes: int
     size_px: int = 64
     camera: str = "front"
@@ -88,37 +87,15 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
     return {"n_episodes": plan.n_episodes, "n_frames": n_frames, "expert_share": float(np.mean(shares))}
 
 
-def first_posture(task: Task, seed: int, episode: int) -> np.ndarray:
-    """Where an episode begins (6,): near the ready posture, above some other place with open jaws as the last episode
-    left it, or (one in eight) on the way from the profile's home pose, where a deployment finds the arm.
-
-    The jaws matter: were they always half closed at first, a policy would read from them how far an episode is, and
-    stay where it is when it finds them open.
-    """
-    rng = np.random.default_rng([seed, episode, 7])
-    posture = start_posture(rng)
-    kind = rng.random()
-    if kind < 0.5:
-        elsewhere = place("rest", seed + 1_000_003, episode)
-        if task == "conveyor":  # where the last cube went: far from where the next one comes
-            elsewhere = np.array([rng.uniform(*BELT_X_M), rng.uniform(0.0, 0.22), 0.0])
-        elsewhere[2] = HOVER_M + rng.uniform(0.0, 0.06)
-        posture[:5] = inverse(elsewhere)[:5]
-        posture[5] = gripper_rad(np.array(OPEN_PERCENT))
-    elif kind < 0.625:
-        share = rng.uniform(0.0, 1.0)
-        posture[1:4] *= share
-        posture[5] += (1 - share) * (gripper_rad(np.array(HOME_PERCENT)) - posture[5])
-    return posture
-
-
 def _episode(arm: LockstepArm, writer: Any, plan: Plan, episode: int) -> float:
     rng = np.random.default_rng([plan.seed, episode, 11])
-    scene = Scene(plan.camera, plan.size_px, plan.size_px)
-    world = World(plan.task, plan.seed, episode_s=0)
+    task = task_named(plan.task)
+    painter = make_painter(task)
+    painter.open(plan.camera, plan.size_px, plan.size_px)
+    world = FollowCube(task, plan.seed, episode_s=0)
     n_steps = plan.n_steps or N_STEPS[plan.task]
     expert = Expert()
-    head_start_s = rng.uniform(0.0, HEAD_START_S) if plan.task == "conveyor" and episode % 2 else 0.0
+    head_start_s = rng.uniform(0.0, HEAD_START_S) if plan.task == CONVEYOR and episode % 2 else 0.0
     start = place(plan.task, plan.seed, episode) + velocity(plan.task) * head_start_s
     postures = expert.postures(plan.task, start, n_steps)
     arm.put(first_posture(plan.task, plan.seed, episode))
@@ -128,8 +105,7 @@ def _episode(arm: LockstepArm, writer: Any, plan: Plan, episode: int) -> float:
     for k in range(n_steps):
         arm.clock.sleep_until(t0 + round(k * NS_PER_S * STEP_S))
         world.step(arm.clock.now_ns(), arm.joint_rad())
-        message = world.message()
-        image = scene.draw(world.joint_rad, message.place_of("cube"), message.place_of("belt"))
+        image = painter.draw(plan.camera, plan.size_px, plan.size_px, world.message())
         state = arm.exchange(None).position
         goal = expert.goal(radians(state), postures[k])
         row = {
@@ -138,15 +114,15 @@ def _episode(arm: LockstepArm, writer: Any, plan: Plan, episode: int) -> float:
             f"observation.images.{plan.camera}": image,
             f"camera_age_ms.{plan.camera}": 0.0,
         }
-        writer.add_frame(row, INSTRUCTION[plan.task])
+        writer.add_frame(row, task.instruction)
         disturbed[:5] = plan.noise_rad * rng.standard_normal(5)
         arm.exchange(robot_units(goal + disturbed))
-    return world.judge.verdict().share
+    return world.verdict().figures["share_in_tolerance"]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevla.robots.trials.demonstrate", description=__doc__)
-    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--task", choices=list(N_STEPS), required=True)
     parser.add_argument("--output", type=Path, required=True, help="folder of the new dataset")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--size", type=int, default=64, metavar="PX", help="of the square front camera")

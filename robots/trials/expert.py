@@ -13,14 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..world.kinematics import READY_RAD, gripper_rad, inverse
-from ..world.world import Task, above, velocity
+from ..world.follow_cube.kinematics import gripper_rad, inverse
+from ..world.follow_cube.places import CONVEYOR, OPEN_PERCENT, above, velocity
 
 STEP_S = 1 / 30
 NOISE_RAD = 0.02
-START_SPREAD_RAD = np.array([0.25, 0.12, 0.12, 0.12, 0.0, 0.15])
-OPEN_PERCENT = 60.0
-"""The jaws open on the way, as if to grasp."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,12 @@ class Expert:
     max_step_rad: float = 0.05
     lag_s: float = STEP_S
 
-    def postures(self, task: Task, start_m: np.ndarray, n_steps: int) -> np.ndarray:
+    def postures(self, task: str, start_m: np.ndarray, n_steps: int) -> np.ndarray:
         """(n_steps, 6) radians: for each step of an episode the posture to move towards."""
         lead_s = self.lag_s / self.gain
         times = np.arange(n_steps) * STEP_S + lead_s
         path = above(start_m[None, :] + velocity(task)[None, :] * times[:, None])
-        postures = inverse(path if task == "conveyor" else path[:1])
+        postures = inverse(path if task == CONVEYOR else path[:1])
         postures[:, 5] = gripper_rad(np.array(OPEN_PERCENT))
         return np.broadcast_to(postures, (n_steps, 6)).copy()
 
@@ -47,8 +44,3 @@ class Expert:
         """The goal (6,) for this step."""
         step = self.gain * (posture - joint_rad)
         return joint_rad + np.clip(step, -self.max_step_rad, self.max_step_rad)
-
-
-def start_posture(rng: np.random.Generator) -> np.ndarray:
-    """Where an episode begins: near the ready posture, a little different each time; (6,) radians."""
-    return READY_RAD + START_SPREAD_RAD * rng.uniform(-1, 1, 6)

@@ -13,7 +13,7 @@ from edgevla.clock import NS_PER_MS, VirtualClock
 from ..arm import Reading, Robot
 from ..emulator.robot import EmulatedRobot
 from ..profile import Profile, load_profile
-from ..world.kinematics import robot_units
+from ..world.follow_cube.kinematics import robot_units
 
 
 class LockstepArm:

@@ -24,9 +24,11 @@ import zmq
 from edgevla.errors import EdgeVLAError
 from edgevla.messages import Body, Message, State, World
 from edgevla.session import NOTE, read_deployment, runtime_root
+from edgevla.simulated import TASKS, Task, task_named
 from edgevla.wire import Inbox, Stream, endpoint
 
-from ..world.world import EPISODE_S, TASKS, Judge, Verdict
+from ..world.contract import Verdict
+from ..world.follow_cube.world import Judge
 from .trials import UNSEEN, judged
 
 STARTED_S = 60.0
@@ -39,7 +41,8 @@ class Gallery:
     An arm that holds in between (an overloaded machine, a lost chunk) is judged all the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
+        self.task = task
         self.verdicts: list[Verdict] = []
         self.is_running = False
         self._judge: Judge | None = None
@@ -54,19 +57,21 @@ class Gallery:
             self._see(body)
 
     def _see(self, world: World) -> None:
+        cube = world.place_of("cube")
         if world.sim_ns < self._last_ns:  # the cube was put somewhere else
             if self._judge is not None:
                 self.verdicts.append(self._judge.verdict())
-            self._judge = Judge() if self.is_running else None
+            self._judge = None
+            if self.is_running and cube is not None:
+                self._judge = Judge(self.task.fps, tuple(map(float, cube[:2])))
         self._last_ns = world.sim_ns
-        cube = world.place_of("cube")
         if self._judge is not None and cube is not None:
             self._judge.see(world.sim_ns, world.gripper_m, cube)
 
 
 def command(bundle: Path, args: argparse.Namespace) -> list[str]:
     """The deployment, as a person would type it."""
-    seconds = (args.episodes + 1.5) * EPISODE_S[args.task]
+    seconds = (args.episodes + 1.5) * task_named(args.task).episode_s
     words = [sys.executable, "-m", "edgevla", "deploy", str(bundle), "--robot", "so101", "--sim", "--json"]
     words += ["--sim-task", args.task, "--execution", args.execution, "--duration", f"{seconds:.1f}"]
     words += ["--seed", str(UNSEEN + args.seed), "--inject-delay-ms", f"{args.delay_ms:g}"]
@@ -92,11 +97,11 @@ def find_run(pid: int, is_alive: Callable[[], bool]) -> Path:
     raise EdgeVLAError("the deployment did not come up; its own words are above")
 
 
-def watch(process: subprocess.Popen[str], n_episodes: int) -> list[Verdict]:
+def watch(process: subprocess.Popen[str], task: Task, n_episodes: int) -> list[Verdict]:
     """Listens until enough episodes were seen or the deployment has ended."""
     folder = find_run(process.pid, lambda: process.poll() is None)
     session = read_deployment(folder).session_bytes
-    gallery, ctx = Gallery(), zmq.Context()
+    gallery, ctx = Gallery(task), zmq.Context()
     streams: dict[type[Body], Stream] = {
         World: (endpoint(folder, "emulator"), 512),
         State: (endpoint(folder, "robot"), 512),
@@ -124,7 +129,7 @@ def roll_out(args: argparse.Namespace) -> dict[str, Any]:
         command(args.bundle, args), stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        verdicts = watch(process, args.episodes)
+        verdicts = watch(process, task_named(args.task), args.episodes)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGINT)  # enough seen: to rest, in order
         said, _ = process.communicate(timeout=ENDED_S)
@@ -151,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevla.robots.trials.rollouts", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--execution", choices=("sync", "ensemble", "async"), default="sync")
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--episodes", type=int, default=5)

@@ -9,8 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..world.scene import Scene
-from ..world.world import TOLERANCE_M, World, above
+from ..world.follow_cube.places import above
+from ..world.follow_cube.scene import Scene
+from ..world.follow_cube.world import TOLERANCE_M, FollowCube
 
 CELL_PX = 240
 COLUMNS = 6
@@ -28,7 +29,7 @@ class Glimpse:
     distance_m: float
 
     @classmethod
-    def of(cls, world: World) -> Glimpse:
+    def of(cls, world: FollowCube) -> Glimpse:
         belt = world.message().place_of("belt")
         distance = float(np.linalg.norm(world.tool_m - above(world.cube_m)))
         return cls(world.sim_ns / 1e9, world.joint_rad.copy(), world.cube_m.copy(), belt, distance)

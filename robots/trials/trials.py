@@ -28,14 +28,15 @@ from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.execution import execution_from
 from edgevla.messages import Chunk, Message, State
 from edgevla.runner import BundlePolicy, RtcInputs
+from edgevla.simulated import TASKS, task_named
 from edgevla.types import Observation
 
 from ..describe import describe
 from ..profile import load_profile
-from ..world.scene import Scene
-from ..world.world import EPISODE_S, TASKS, Task, Verdict, World
+from ..world.contract import Verdict, make_painter
+from ..world.follow_cube.kinematics import radians
+from ..world.follow_cube.world import FollowCube
 from .closed_loop import ClosedLoop
-from .demonstrate import first_posture
 from .sheet import Glimpse, save_sheet
 
 UNSEEN = 500_000_000
@@ -50,7 +51,7 @@ class Trial:
     """One setting. delay_ms: injected between observation and chunk. control: `none`; `black`: the cameras see nothing;
     `misaligned`: a new chunk is started at its action 0 instead of at the action that is due."""
 
-    task: Task
+    task: str
     execution: str = "sync"
     delay_ms: float = 0.0
     n_episodes: int = 100
@@ -67,12 +68,16 @@ class BundleArm:
         self.trial, self.n_steps = trial, n_steps
         self.policy = BundlePolicy(load_bundle(folder), options=EngineOptions(threads=threads))
         m = self.policy.manifest
-        self.world = World(trial.task, UNSEEN + trial.seed, episode_s=0)
-        self.scenes: dict[str, Scene] = {}
+        self.task = task_named(trial.task)
+        self.world = FollowCube(self.task, UNSEEN + trial.seed, episode_s=0)
+        self.painter = make_painter(self.task)
+        self.cameras: dict[str, tuple[str, int, int]] = {}
+        """Name of a feature -> its camera, width and height."""
         for name in m.cameras:
             feature = m.features[name]
             height, width = feature.shape[:2]
-            self.scenes[name] = Scene(str(feature.camera_name), width, height)
+            self.cameras[name] = (str(feature.camera_name), width, height)
+            self.painter.open(*self.cameras[name])
         self._fit: Any = None
         self._loop: ClosedLoop | None = None
         self._past: dict[int, Observation] = {}
@@ -83,10 +88,7 @@ class BundleArm:
     def look(self) -> dict[str, np.ndarray]:
         """Images by feature name of the world as it is."""
         world = self.world.message()
-        images = {
-            name: scene.draw(self.world.joint_rad, world.place_of("cube"), world.place_of("belt"))
-            for name, scene in self.scenes.items()
-        }
+        images = {name: self.painter.draw(*camera, world) for name, camera in self.cameras.items()}
         return {n: np.zeros_like(i) for n, i in images.items()} if self.trial.control == "black" else images
 
     def act(self, seen: Observation, rtc: tuple[np.ndarray, np.ndarray, float] | None = None) -> np.ndarray:
@@ -139,8 +141,8 @@ class BundleArm:
         self._loop, self._past = loop, {}
         if self._fit is None:
             cameras = tuple(
-                AboutCamera(s.camera, "sim", s.pinhole.height, s.pinhole.width, m.fps, True, "exact")
-                for s in self.scenes.values()
+                AboutCamera(camera, "sim", height, width, m.fps, True, "exact")
+                for camera, width, height in self.cameras.values()
             )
             self._fit = self.policy.bundle.fits(replace(describe(loop.profile, loop.robot), cameras=cameras))
         if trial.control == "misaligned":
@@ -148,19 +150,19 @@ class BundleArm:
         speed = m.trained_speed_p999.get("action") if m.trained_speed_p999 else None
         trained = None if speed is None else [float(v) for v in self._fit.action.speeds_to_robot(speed)]
         self.policy.reset()
-        loop.put(first_posture(trial.task, self.world.seed, number))
+        loop.put(radians(self.world.start(number)))
         self.world.reset(number, loop.clock.now_ns())
         loop.start(trained_speed=trained, latency_ms=float(trial.delay_ms))
         self.world.reset(number, loop.clock.now_ns())
         self.glimpses = []
         states: list[State] = []
-        end_ns = loop.clock.now_ns() + round(EPISODE_S[trial.task] * NS_PER_S)
+        end_ns = loop.clock.now_ns() + round(self.task.episode_s * NS_PER_S)
         while loop.clock.now_ns() < end_ns and not loop.loop.is_over:
             states.append(loop.step())
             self._remember(states[-1])
             if number < SHOWN:
                 self.glimpses.append(Glimpse.of(self.world))
-        return self.world.judge.verdict(), states
+        return self.world.verdict(), states
 
 
 def _misalign(loop: ClosedLoop) -> None:
@@ -200,10 +202,18 @@ def judged(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "n_success": n_good,
         "success": n_good / n if n else None,
         "interval": list(wilson(n_good, n)),
-        "share_in_tolerance": float(np.mean([v.share for v in verdicts])) if n else None,
-        "rms_mm": float(np.sqrt(np.mean([v.rms_m**2 for v in verdicts])) * 1000) if n else None,
+        "share_in_tolerance": _mean([v.figures["share_in_tolerance"] for v in verdicts]),
+        "rms_mm": _root(_mean([v.figures["rms_mm"] ** 2 for v in verdicts])),
         "time_to_success_s": float(np.median(times)) if times else None,
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _root(value: float | None) -> float | None:
+    return None if value is None else math.sqrt(value)
 
 
 def seams(states: Sequence[State]) -> tuple[list[float], list[float]]:
@@ -258,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevla.robots.trials.trials", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--execution", choices=("sync", "ensemble", "async", "rtc"), default="sync")
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--episodes", type=int, default=100)

@@ -19,9 +19,10 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.errors import EdgeVLAError
 from edgevla.messages import World
 from edgevla.nodes.camera import serve
+from edgevla.simulated import task_named
 from edgevla.wire import Inbox
 
-from .scene import VIEWS, Scene
+from .contract import Painter, make_painter
 
 
 class SimCamera:
@@ -31,17 +32,17 @@ class SimCamera:
     n_rounds = 0
     is_drawn = True
 
-    def __init__(self, settings: CameraSettings, inbox: Inbox) -> None:
-        self.settings, self._inbox = settings, inbox
-        self._scene = Scene(settings.name, settings.width, settings.height)
+    def __init__(self, settings: CameraSettings, inbox: Inbox, painter: Painter) -> None:
+        self.settings, self._inbox, self._painter = settings, inbox, painter
         self._due_ns = 0
         self._last_seq = -1
 
     @property
     def about(self) -> str:
-        return f"simulated, {VIEWS[self.settings.name].fov_deg:g} degrees"
+        return "simulated"
 
     def open(self) -> None:
+        self._painter.open(self.settings.name, self.settings.width, self.settings.height)
         self._due_ns = time.monotonic_ns()
 
     def read(self) -> Picture | None:
@@ -53,8 +54,8 @@ class SimCamera:
             message = self._inbox.newest(World)
             if message is not None and message.seq != self._last_seq:
                 self._last_seq = message.seq
-                world = message.body
-                image = self._scene.draw(world.joint_rad, world.place_of("cube"), world.place_of("belt"))
+                s = self.settings
+                image = self._painter.draw(s.name, s.width, s.height, message.body)
                 return Picture(image, message.observed_ns, is_bgr=False)
             time.sleep(0.002)
         return None
@@ -74,6 +75,7 @@ def _settings(args: argparse.Namespace) -> list[CameraSettings]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevla.robots.world.sim_camera", description=__doc__)
     parser.add_argument("--world", required=True, help="ZeroMQ endpoint of the emulator's `world` messages")
+    parser.add_argument("--task", required=True, help="simulated task whose world it is")
     parser.add_argument("--session", required=True, help="hex of the deployment's session")
     parser.add_argument(
         "--camera", action="append", required=True, help="front, top or wrist; or JSON; repeat"
@@ -87,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ctx = zmq.Context()
     inbox = Inbox(ctx, {World: (args.world, 2)}, session)
     try:
-        sources: list[Source] = [SimCamera(settings, inbox) for settings in _settings(args)]
+        painter = make_painter(task_named(args.task))
+        sources: list[Source] = [SimCamera(settings, inbox, painter) for settings in _settings(args)]
         return serve(session, sources)
     except EdgeVLAError as error:
         print(f"camera: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ import pytest
 
 from edgevla import strict
 from edgevla.look import CameraLook, away, glance, look_of, oddities
-from edgevla.robots.world.scene import Scene
+from edgevla.robots.world.follow_cube.scene import Scene
 
 SIZE = (320, 240)
 VIEWS = ("front", "top", "wrist")

@@ -298,7 +298,7 @@ def test_faults_and_the_world_come_and_go_over_zeromq(start_emulator):
     session = new_session()
     folder = run_dir(session)
     ctx = zmq.Context()
-    emulator = start_emulator("so101", "--untimed", "--session", session.hex(), "--world", "rest")
+    emulator = start_emulator("so101", "--untimed", "--session", session.hex(), "--world", "follow_cube")
     inbox = Inbox(ctx, {World: (endpoint(folder, "emulator"), 10)}, session)
     dealer = Dealer(ctx, endpoint(folder, "emulator", "fault"), session, "test")
     try:

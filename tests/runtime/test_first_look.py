@@ -13,7 +13,7 @@ from edgevla import strict
 from edgevla.look import glance, look_of
 from edgevla.messages import Frame, Header, Message
 from edgevla.nodes.first_look import FirstLook
-from edgevla.robots.world.scene import Scene
+from edgevla.robots.world.follow_cube.scene import Scene
 
 MS = 1_000_000
 SIZE = (160, 120)

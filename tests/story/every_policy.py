@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.cli import main
-from edgevla.robots.trials.demonstrate import INSTRUCTION
+from edgevla.simulated import TASKS
 from edgevla.train.policies import policy_class
 from edgevla.train.tiny import backbone_kinds
 
@@ -43,7 +43,7 @@ def train_words(
 def export_words(policy: str, run: Path, bundle: Path, *more: str) -> list[str]:
     """`edgevla export`; the demonstrations' instruction is what is done where nothing else is asked for."""
     words = ["export", str(run / "checkpoints/last"), "-o", str(bundle), "--samples", "2"]
-    words += ["--task", INSTRUCTION["rest"]] if policy in BACKBONES else []
+    words += ["--task", TASKS["follow_cube"].instruction] if policy in BACKBONES else []
     return [*words, *more]
 
 

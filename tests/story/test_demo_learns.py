@@ -25,13 +25,13 @@ def run(*words: str, timeout: float = 300.0) -> str:
 def test_a_policy_that_sees_reaches_and_one_that_does_not_fails(tmp_path):
     """60 demonstrations and 400 steps instead of 160 and 1000: far from done, far above chance (see the bounds)."""
     data, train_run, bundle = (str(tmp_path / name) for name in ("data", "run", "bundle"))
-    run("edgevla.robots.trials.demonstrate", "--task", "rest", "--output", data, "--episodes", "60")
+    run("edgevla.robots.trials.demonstrate", "--task", "follow_cube", "--output", data, "--episodes", "60")
     run("edgevla", "train", "--policy", "act", "--recipe", "act_small", "--dataset", data, "--output", train_run,
         "--steps", "400", "--threads", "1", "--device", "cpu", "--no-tensorboard", timeout=500)  # fmt: skip
     run("edgevla", "export", train_run, "-o", bundle, "--dataset", data, "--samples", "8")
 
     def success(*more: str) -> float:
-        said = run("edgevla.robots.trials.trials", bundle, "--task", "rest", "--episodes", "30", *more)
+        said = run("edgevla.robots.trials.trials", bundle, "--task", "follow_cube", "--episodes", "30", *more)
         return float(json.loads(said)["success"])
 
     seeing, blind = success(), success("--control", "black")

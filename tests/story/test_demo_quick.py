@@ -30,11 +30,11 @@ def test_the_whole_story_runs_and_leaves_what_it_promises(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)
     assert [(t["task"], t["execution"], t["delay_ms"]) for t in results["trials"]] == [
-        ("rest", "sync", 0),
-        ("conveyor", "sync", 0),
-        ("conveyor", "async", 0),
-        ("conveyor", "sync", 200),
-        ("conveyor", "async", 200),
+        ("follow_cube", "sync", 0),
+        ("follow_cube/conveyor", "sync", 0),
+        ("follow_cube/conveyor", "async", 0),
+        ("follow_cube/conveyor", "sync", 200),
+        ("follow_cube/conveyor", "async", 200),
     ]
     assert all(t["n"] == 2 for t in results["trials"])
     (rollout,) = results["rollouts"]

@@ -22,10 +22,11 @@ from edgevla.cli import main
 from edgevla.dataset.writer import DatasetWriter
 from edgevla.errors import WireError
 from edgevla.robots.profile import load_profile
-from edgevla.robots.trials.demonstrate import INSTRUCTION, Plan, demonstrate
+from edgevla.robots.trials.demonstrate import Plan, demonstrate
 from edgevla.robots.trials.rollouts import find_run
 from edgevla.robots.trials.trials import BundleArm, Trial
 from edgevla.session import endpoint, read_deployment
+from edgevla.simulated import TASKS
 from edgevla.train.policies import POLICIES
 from edgevla.train.tiny import write_tiny_backbone
 from edgevla.types import Observation
@@ -44,7 +45,7 @@ OTHER_TASK = "leave the cube alone"
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demonstrations, and one backbone of each kind."""
     root = tmp_path_factory.mktemp("every")
-    demonstrate(root / "data", Plan("rest", 2, n_steps=40))
+    demonstrate(root / "data", Plan("follow_cube", 2, n_steps=40))
     torch.manual_seed(0)
     for kind in set(BACKBONES.values()):
         write_tiny_backbone(root / kind, kind, width=32, depth=2)
@@ -71,8 +72,8 @@ def test_it_trains_exports_and_drives_the_arm(policy: str, work: Path) -> None:
     assert manifest.parity is not None
     assert manifest.parity.passed
     if manifest.prompt is not None:
-        assert manifest.prompt.default_task == INSTRUCTION["rest"]
-    verdict, states = BundleArm(bundle, Trial("rest", n_episodes=1)).episode(0)
+        assert manifest.prompt.default_task == TASKS["follow_cube"].instruction
+    verdict, states = BundleArm(bundle, Trial("follow_cube", n_episodes=1)).episode(0)
     driven = [s for s in states if s.chunk_seq is not None]
     assert len({s.chunk_seq for s in driven}) >= 3, "hardly a chunk was executed"
     assert {s.mode for s in states} == {"running"}
@@ -84,7 +85,7 @@ def test_it_trains_exports_and_drives_the_arm(policy: str, work: Path) -> None:
 
 def test_in_lock_step_a_history_is_what_was_seen_before(work: Path) -> None:
     """Diffusion stacks two observations: the second is the arm as it was one grid moment earlier."""
-    arm = BundleArm(make_bundle(work, "diffusion"), Trial("rest", n_episodes=1))
+    arm = BundleArm(make_bundle(work, "diffusion"), Trial("follow_cube", n_episodes=1))
     infer, asked = arm.policy.infer, []
 
     def spy(seen: Observation, **more: Any) -> Any:
@@ -184,7 +185,13 @@ def count_inferences(folder: Path, bundle: Path, robot: str, *more: str) -> int:
 @pytest.mark.realtime
 def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) -> None:
     deployed = Deployed(
-        tmp_path, make_bundle(work, "smolvla"), "so101", "--duration", "8", "--task", INSTRUCTION["rest"]
+        tmp_path,
+        make_bundle(work, "smolvla"),
+        "so101",
+        "--duration",
+        "8",
+        "--task",
+        TASKS["follow_cube"].instruction,
     )
     try:
         deployed.set_task(OTHER_TASK)
@@ -192,7 +199,7 @@ def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) ->
     finally:
         deployed.close()
     tasks = [chunk["task"] for chunk in deployed.chunks()]
-    assert tasks[0] == INSTRUCTION["rest"]
+    assert tasks[0] == TASKS["follow_cube"].instruction
     assert tasks[-1] == OTHER_TASK
     assert tasks == sorted(tasks, key=lambda task: task == OTHER_TASK)
 

@@ -37,7 +37,7 @@ def test_a_toy_policy_goes_through_every_verb(
     """One file, one line in the table, one recipe."""
     monkeypatch.setitem(POLICIES, "toy", Places("toy_policy:Toy", "toy_policy:ToyConfig"))
     (tmp_path / "toy.toml").write_text(RECIPE)
-    demonstrate(tmp_path / "data", Plan("rest", 2, n_steps=30))
+    demonstrate(tmp_path / "data", Plan("follow_cube", 2, n_steps=30))
     run, bundle = tmp_path / "run", tmp_path / "bundle"
     words = train_words("toy", tmp_path / "data", run, None, "--recipe", str(tmp_path / "toy.toml"))
     run_verb([*words, "--steps", "6"])
@@ -58,7 +58,7 @@ def test_a_toy_policy_goes_through_every_verb(
     assert manifest.parity is not None
     assert manifest.parity.passed
     assert (manifest.policy, manifest.chunk_size, manifest.n_action_steps) == ("toy", 12, 6)
-    _, states = BundleArm(bundle, Trial("rest", n_episodes=1)).episode(0)
+    _, states = BundleArm(bundle, Trial("follow_cube", n_episodes=1)).episode(0)
     assert {s.mode for s in states} == {"running"}
     assert len({s.chunk_seq for s in states if s.chunk_seq is not None}) >= 3
 
@@ -68,7 +68,7 @@ def test_what_the_toy_cannot_do_is_said_of_it(
 ) -> None:
     monkeypatch.setitem(POLICIES, "toy", Places("toy_policy:Toy", "toy_policy:ToyConfig"))
     (tmp_path / "toy.toml").write_text(RECIPE)
-    demonstrate(tmp_path / "data", Plan("rest", 1, n_steps=10))
+    demonstrate(tmp_path / "data", Plan("follow_cube", 1, n_steps=10))
     words = train_words("toy", tmp_path / "data", tmp_path / "run", None, "--steps", "1")
     words += ["--recipe", str(tmp_path / "toy.toml")]
     for more, said in (

@@ -13,10 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from edgevla import messages
 from edgevla.errors import CameraError
 
 from .kinematics import frames, link_points
-from .world import CUBE_SIDE_M
+from .places import CUBE_SIDE_M
 
 _SHIFT = 4  # OpenCV's sub-pixel drawing: coordinates in 1/16 px
 _TABLE = np.array([(-0.25, -0.45, 0), (0.5, -0.45, 0), (0.5, 0.45, 0), (-0.25, 0.45, 0)], float)
@@ -218,3 +219,17 @@ class Scene:
 def _fixed(pixel: np.ndarray) -> tuple[int, int]:
     x, y = np.clip(np.round(pixel * 16), -(2**20), 2**20)
     return int(x), int(y)
+
+
+class ScenePainter:
+    """The painter of *follow the cube*: a `Scene` per camera and size."""
+
+    def __init__(self) -> None:
+        self._scenes: dict[tuple[str, int, int], Scene] = {}
+
+    def open(self, camera: str, width: int, height: int) -> None:
+        self._scenes[camera, width, height] = Scene(camera, width, height)
+
+    def draw(self, camera: str, width: int, height: int, world: messages.World) -> np.ndarray:
+        scene = self._scenes[camera, width, height]
+        return scene.draw(world.joint_rad, world.place_of("cube"), world.place_of("belt"))

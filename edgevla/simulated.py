@@ -1,0 +1,70 @@
+"""The simulated tasks: what is asked, of which robot, for how long, and where its world is built.
+
+A new task is a module below `edgevla.robots.world` with `make_world` and `make_painter`, and a row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevla.errors import UsageError
+from edgevla.strict import nearest
+
+DEFAULT = "follow_cube"
+"""What `--sim` shows where nothing is asked for."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """name: as options say it. world: of robots whose profile names this world. instruction: what demonstrations are
+    labelled with.
+
+    fps: of demonstrations, and of policies that learn from them. episode_s: an episode's length. cameras: what can be
+    looked through; the first is where nothing else is asked for. module: below `edgevla.robots.world`.
+    """
+
+    name: str
+    world: str
+    instruction: str
+    fps: int
+    episode_s: float
+    cameras: tuple[str, ...]
+    module: str
+
+
+_SO101_CAMERAS = ("front", "top", "wrist")
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(DEFAULT, "so101", "reach for the cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
+        Task("follow_cube/conveyor", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
+             "follow_cube.world"),
+    )
+}  # fmt: skip
+
+
+def task_named(name: str) -> Task:
+    """
+    Raises:
+        UsageError: there is none; names those that there are.
+    """
+    if name not in TASKS:
+        raise UsageError(
+            f"there is no simulated task '{name}'{nearest(name, TASKS)}; there are: {', '.join(TASKS)}"
+        )
+    return TASKS[name]
+
+
+def task_for(world: str, robot: str, name: str) -> Task:
+    """world: what the robot's profile names as its simulated world.
+
+    Raises:
+        UsageError: there is no such task, or it is another robot's; names those that the robot has.
+    """
+    task = task_named(name)
+    if task.world != world:
+        own = ", ".join(t.name for t in TASKS.values() if t.world == world) or "none"
+        raise UsageError(
+            f"the simulated task '{name}' is for {task.world}, not for {robot}; tasks of {robot}: {own}"
+        )
+    return task
