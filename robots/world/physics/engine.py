@@ -1,0 +1,37 @@
+"""MuJoCo, where it is needed: imported once, with a sentence when it is missing or of a version that was not tried."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from edgevla.errors import MissingExtraError
+
+ASSETS = Path(__file__).parent / "assets"
+OLDEST, TOO_NEW = (3, 3), (3, 9)
+
+
+@functools.cache
+def mujoco() -> Any:
+    """The module.
+
+    Raises:
+        MissingExtraError: it is not installed, or not a version from 3.3 up to 3.8.
+    """
+    try:
+        module = importlib.import_module("mujoco")
+    except ImportError as error:
+        raise MissingExtraError("sim", "mujoco", "simulated physics needs it") from error
+    version = str(getattr(module, "__version__", "0.0"))
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if not OLDEST <= numbers < TOO_NEW:
+        raise MissingExtraError("sim", "mujoco >= 3.3, < 3.9", f"there is {version}, and physics differ between versions")
+    return module
+
+
+def load(scene: Path) -> Any:
+    """The compiled model of a scene file."""
+    return mujoco().MjModel.from_xml_path(str(scene))
