@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .kinematics import LIMITS_RAD, POSITION_M, frames
+from .follow_cube.kinematics import LIMITS_RAD, POSITION_M, frames
 
 GRASP_M = np.array((0.0185, -0.0002, -0.0972))
 """Middle between the pads on the fingertips when they are 4 cm apart, in the gripper's frame (x: to the moving jaw)."""

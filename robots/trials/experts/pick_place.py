@@ -1,0 +1,179 @@
+"""The scripted expert of the SO101's pick and place in physics.
+
+It remembers nothing. What the arm should do follows from what can be seen: where block, goal and jaws are and how far
+the jaws stand open (closed on the block they stand as wide as it is):
+
+    block lies at the goal            open, then go up
+    block is held                     lift, carry, lower: the height follows the distance that is left
+    block is between the open jaws    close
+    else                              above the block, then down over it with open jaws
+
+Between those it moves in funnels: far off high, near low. Each step leads the arm a little from where it is measured
+towards where it should be, so an arm that was disturbed, or has lost the block, comes back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...world.follow_cube.kinematics import radians, robot_units
+from ...world.grasp import grasp_frame, grasp_posture
+from ...world.physics.pick_place import REST_M, PickPlace
+
+LEAD_M = 0.02
+LEAD_RAD = 0.08
+LEAD_PERCENT = 20.0
+"""How far ahead of the measured arm the goal is, at most: of the grasp point, a joint, the jaws. The servos turn that into
+about .4 m/s, 1.6 rad/s and 170 percent/s."""
+
+OPEN, SQUEEZE = 80.0, 26.0
+"""Percent. Closed on the block the jaws stand at 33, so they press with about a third of their force."""
+HELD = 38.0
+"""Jaws that are closed on the block stand below this."""
+FREE = 70.0
+"""Jaws wider than this can be moved up and down past the block."""
+
+GRASP_UP_M = 0.006
+"""The pads' middle above the block's."""
+CLEAR_M = 0.008
+"""Between the fixed jaw and the block while the jaws are open; it goes as they close."""
+HOVER_M = 0.07
+CARRY_M = 0.06
+SET_DOWN_M = 0.002
+LIES_M = 0.006
+"""A block not higher than this above its rest may be let go."""
+AT_GOAL_M = 0.008
+STAYS_M = 0.02
+"""So near to the goal a block is let go; and so near one that stands free is left alone."""
+ROOM_M = np.array([0.012, 0.012, 0.014])
+"""By so much a block that is between the jaws may be off, in the gripper's frame."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the expert sees. here_m: grasp point (3,). turned: the gripper's axes (3, 3). jaws: percent.
+
+    block_m: centre (3,). yaw: of the block's sides, within an eighth of a turn. to_goal_m: (3,) from block to goal.
+    """
+
+    here_m: np.ndarray
+    turned: np.ndarray
+    jaws: float
+    block_m: np.ndarray
+    yaw: float
+    to_goal_m: np.ndarray
+
+    @property
+    def off_goal_m(self) -> float:
+        return float(np.hypot(self.to_goal_m[0], self.to_goal_m[1]))
+
+    @property
+    def rise_m(self) -> float:
+        return float(-self.to_goal_m[2])
+
+    @property
+    def grasp_m(self) -> np.ndarray:
+        """Where the grasp point should be for the jaws to have the block between them as they stand now."""
+        clear = CLEAR_M * share(self.jaws, HELD, FREE)
+        closing = np.array([np.sin(self.yaw), -np.cos(self.yaw), 0.0])
+        return self.block_m + [0.0, 0.0, GRASP_UP_M] - clear * closing
+
+    @property
+    def is_between(self) -> bool:
+        """The block, between the jaws. Once they close they keep what they have."""
+        off = self.turned.T @ (self.grasp_m - self.here_m)
+        patience = 1.0 + share(self.jaws, FREE, HELD)
+        return bool((np.abs(off) < ROOM_M * patience).all())
+
+    @property
+    def is_held(self) -> bool:
+        return self.is_between and self.jaws < HELD
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing is left to do for the block but to let go of it."""
+        near = AT_GOAL_M if self.is_held else STAYS_M
+        return self.rise_m < LIES_M and self.off_goal_m < near
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Where the grasp point should be, metres (3,), and how wide the jaws, percent."""
+
+    point_m: np.ndarray
+    jaws: float
+
+
+def share(value: float, none: float, full: float) -> float:
+    """How far `value` has come from `none` to `full`, 0..1."""
+    return float(np.clip((value - none) / (full - none), 0.0, 1.0))
+
+
+def wish(scene: Scene) -> Wish:
+    """What to do, from what is seen."""
+    if scene.is_done:
+        return let_go(scene)
+    if scene.is_held:
+        return carry(scene)
+    if scene.is_between:
+        return Wish(scene.grasp_m, SQUEEZE)
+    return approach(scene)
+
+
+def let_go(scene: Scene) -> Wish:
+    """Open where it is, then straight up."""
+    up = HOVER_M * share(scene.jaws, FREE - 10, FREE)
+    return Wish(scene.grasp_m + [0.0, 0.0, up], OPEN)
+
+
+def carry(scene: Scene) -> Wish:
+    """Up first, then across, and down over the goal."""
+    height = SET_DOWN_M + CARRY_M * share(scene.off_goal_m, AT_GOAL_M - 0.002, 0.03)
+    freely = share(scene.rise_m, 0.012, 0.04) if scene.off_goal_m > 0.015 else 1.0
+    way = np.array([*freely * scene.to_goal_m[:2], height - scene.rise_m])
+    return Wish(scene.here_m + way, SQUEEZE)
+
+
+def approach(scene: Scene) -> Wish:
+    """High while the jaws are off, closed or askew; not across the table while low."""
+    way = scene.grasp_m - scene.here_m
+    off = float(np.hypot(way[0], way[1]))
+    closing = np.array([np.sin(scene.yaw), -np.cos(scene.yaw), 0.0])
+    askew = 1.0 - float(scene.turned[:, 0] @ closing)
+    unready = max(share(off, 0.007, 0.04), share(scene.jaws, FREE, FREE - 15), share(askew, 0.01, 0.1))
+    freely = share(-way[2], 0.02, 0.05) if off > 0.015 else 1.0
+    return Wish(scene.here_m + [*freely * way[:2], way[2] + HOVER_M * unready], OPEN)
+
+
+def step_towards(wanted: Wish, scene: Scene, state: np.ndarray) -> np.ndarray:
+    """(6,) robot units: a little way from the measured arm towards `wanted`."""
+    way = wanted.point_m - scene.here_m
+    point = scene.here_m + way * min(1.0, LEAD_M / max(float(np.linalg.norm(way)), 1e-9))
+    joints = radians(state)
+    lead = grasp_posture(point, scene.yaw)[:5] - joints[:5]
+    lead *= min(1.0, LEAD_RAD / max(float(np.abs(lead).max()), 1e-9))
+    goal = robot_units(np.append(joints[:5] + lead, 0.0))
+    goal[5] = state[5] + np.clip(wanted.jaws - state[5], -LEAD_PERCENT, LEAD_PERCENT)
+    return goal
+
+
+def quarter(yaw: float) -> float:
+    """A square thing looks the same after a quarter turn: within an eighth of a turn of 0."""
+    return (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
+
+
+def see(world: PickPlace, state: np.ndarray) -> Scene:
+    here_m, turned = grasp_frame(radians(state))
+    block_m = world.block_pose[:3]
+    return Scene(here_m, turned, float(state[5]), block_m, quarter(world.block_yaw), world.goal_m - block_m)
+
+
+class Expert:
+    """See the module."""
+
+    def goal(self, world: PickPlace, state: np.ndarray) -> np.ndarray:
+        """(6,) goal in robot units. state: (6,), as measured."""
+        scene = see(world, state)
+        return step_towards(wish(scene), scene, state)
