@@ -39,7 +39,7 @@ TASKS: dict[str, Task] = {
         Task(DEFAULT, "so101", "reach for the cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
         Task("follow_cube/conveyor", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
              "follow_cube.world"),
-        Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 10.0, _SO101_CAMERAS,
+        Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 8.0, _SO101_CAMERAS,
              "physics.pick_place"),
     )
 }  # fmt: skip
