@@ -31,9 +31,13 @@ def finger_m(angle_rad: np.ndarray, gripper: GripperMap) -> np.ndarray:
 
 
 def finger_rad(finger: float, gripper: GripperMap) -> float:
-    """The motor's angle for a linear finger position in metres: between the ends of the crank the inverse of `finger_m`."""
+    """The motor's angle, -pi/2..pi/2, for a linear finger position in metres: the inverse of `finger_m`.
+
+    Beyond what the crank reaches: of its ends.
+    """
     r, arm = gripper.horn_m, gripper.arm_m
-    return math.asin(max(-1.0, min(1.0, (r * r + finger * finger - arm * arm) / (2 * r * finger))))
+    finger = max(arm - r, min(arm + r, finger))
+    return math.asin((r * r + finger * finger - arm * arm) / (2 * r * finger))
 
 
 @dataclass(frozen=True)

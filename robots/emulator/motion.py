@@ -236,8 +236,10 @@ class MovedAxis(Axis):
         self.velocity = self._speed = 0.0
 
     def moved(self, dt_s: float, position: float, effort: float) -> None:
-        """The joint is at `position` after `dt_s`. effort: -1..1 of the joint's full force, of which each servo of a pair
-        gives the half, and more where it pulls against the other."""
+        """The joint is at `position` after `dt_s`.
+
+        effort: -1..1 of the joint's full force; each servo of a pair gives half, more if it pulls against the other.
+        """
         self.velocity = (position - self.position) / dt_s
         self.position = position
         self.load = self._share(self._pull, effort)

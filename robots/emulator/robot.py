@@ -21,6 +21,7 @@ from ..bus.port import MemoryPort
 from ..calibration import Calibration, nominal
 from ..profile import Joint, Profile
 from ..units import RAD_PER_TICK, JointUnits, joint_units
+from ..world.contract import Physics, World
 from .dynamixel_bus import MODELS as DYNAMIXEL_MODELS
 from .dynamixel_bus import DynamixelLine, DynamixelServo
 from .fault_kinds import KINDS
@@ -29,7 +30,6 @@ from .feetech_bus import MODELS as FEETECH_MODELS
 from .feetech_bus import FeetechLine, FeetechServo
 from .line import Line
 from .motion import Axis, MotorModel, MovedAxis, Weight
-from .outside import Physics
 from .servo import SUPPLY_OHM, Servo
 
 STEP_NS = 2_000_000
@@ -58,7 +58,7 @@ class EmulatedRobot:
     firmware: `[SERVO=]NAME` texts, of `servo.FIRMWARES`; without a servo, all have it.
     sway: a person moves the limp arm to and fro, by this share (0..1) of every joint's range.
     is_timed, adapter: whether answers take the wire's time, and what USB adds (see `line`).
-    physics: what moves the joints instead of the shafts' own mechanics; it has its own gravity.
+    world: stepped with the arm. Where it has physics, that moves the joints instead of the shafts' own mechanics.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class EmulatedRobot:
         firmware: Sequence[str] = (),
         is_timed: bool = True,
         adapter: str = "none",
-        world: Any = None,
-        physics: Physics | None = None,
+        world: World | None = None,
         sway: float = 0.0,
         **line_options: Any,
     ) -> None:
-        self.profile, self.world, self.physics, self.sway = profile, world, physics, sway
+        self.profile, self.world, self.sway = profile, world, sway
+        self.physics = None if world is None else world.physics
         self.clock: Clock = clock or VirtualClock()
         self.calibration = calibration or nominal(profile)
         self.units: JointUnits = joint_units(profile, self.calibration)
@@ -115,9 +115,11 @@ class EmulatedRobot:
         # A shadow pulls before its partner's joint moves for both.
         self._in_turn = sorted(self.servos.values(), key=lambda s: profile.motor(s.name).shadow_of is None)
         self._origin = np.array([self._tick_at_zero(k, joint) for k, joint in enumerate(profile.joints)])
-        if physics is not None:
-            physics.put(self._angles())
-            self._take_places(physics)
+        axes = [self.servos[joint.motor].axis for joint in profile.joints]
+        self._moved_axes = [axis for axis in axes if isinstance(axis, MovedAxis)]
+        if self.physics is not None:
+            self.physics.put(self._angles())
+            self._take_places(self.physics)
 
     # ---- birth ----
 
@@ -259,12 +261,6 @@ class EmulatedRobot:
         """As the shafts' encoders count them."""
         ticks = np.array([self.servos[joint.motor].axis.position for joint in self.profile.joints])
         return (ticks - self._origin) * RAD_PER_TICK
-
-    @property
-    def _moved_axes(self) -> list[MovedAxis]:
-        """Of the joints, in their order, where physics moves them."""
-        axes = [self.servos[joint.motor].axis for joint in self.profile.joints]
-        return [axis for axis in axes if isinstance(axis, MovedAxis)]
 
     def _tick_at_zero(self, k: int, joint: Joint) -> float:
         """What a joint's bare encoder counts at the angle 0."""

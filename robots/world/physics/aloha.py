@@ -1,7 +1,7 @@
 """gym-aloha's two tasks: the right arm takes the cube and hands it to the left; peg and socket are put together.
 
-Scenes, places, start pose, time and rewards are gym-aloha's (see assets/aloha): the reward 0 to 4 is read once per policy
-step from who touches what, and 4 is success. What differs is who moves the arms: emulated servos, see `joints`.
+Scenes, places, start pose, time and rewards are gym-aloha's (see assets/aloha): the reward 0 to 4 is read once per
+policy step from who touches what, and 4 is success. What differs is who moves the arms: emulated servos, see `joints`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgevla.simulated import Task
 
 from ...profile import Profile, load_profile
 from ...units import finger_rad
-from ..contract import SUCCESS, Verdict
+from ..contract import SUCCESS, Painter, Verdict
 from .engine import ASSETS, load, mujoco
 from .joints import Drive, MujocoJoints
 
@@ -31,6 +31,10 @@ FINGER_FULL_FORCE_N = 43.0
 """Per finger. gym-aloha's grippers push with at most 7.2 N; that is what the profile's current limit leaves of this."""
 JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 SIDES = ("left", "right")
+REAL_CAMERAS = {
+    "cam_high": "top", "cam_low": "front_close", "cam_left_wrist": "left_wrist", "cam_right_wrist": "right_wrist",
+}  # fmt: skip
+"""A camera of the robot's profile -> the one of the scene that stands for it."""
 Box = tuple[tuple[float, float], tuple[float, float]]
 """Ranges of x and y, metres."""
 
@@ -172,6 +176,7 @@ class AlohaWorld:
         self._scene = SCENES[task.name]
         self.model = load(ASSETS / "aloha" / self._scene.file)
         self.data = mujoco().MjData(self.model)
+        mujoco().mj_resetDataKeyframe(self.model, self.data, 0)
         profile = load_profile("aloha")
         self._gripper = next(joint.gripper for joint in profile.joints if joint.gripper is not None)
         self.physics = MujocoJoints(self.model, self.data, drives(profile))
@@ -248,3 +253,9 @@ class AlohaWorld:
 
 def make_world(task: Task, seed: int, episode_s: float | None) -> AlohaWorld:
     return AlohaWorld(task, seed, episode_s)
+
+
+def make_painter(task: Task) -> Painter:
+    from .painter import MujocoPainter  # OpenGL, which servos do not need
+
+    return MujocoPainter(ASSETS / "aloha" / SCENES[task.name].file, task, REAL_CAMERAS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,23 @@ def mujoco() -> Any:
     Raises:
         MissingExtraError: it is not installed, or not a version from 3.3 up to 3.8.
     """
+    asked = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = (
+        "disable"  # it would look for a window system; `gl` chooses what draws without one
+    )
     try:
         module = importlib.import_module("mujoco")
     except ImportError as error:
         raise MissingExtraError("sim", "mujoco", "simulated physics needs it") from error
+    finally:
+        if asked is None:
+            del os.environ["MUJOCO_GL"]
+        else:
+            os.environ["MUJOCO_GL"] = asked
     version = str(getattr(module, "__version__", "0.0"))
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
     if not OLDEST <= numbers < TOO_NEW:
-        raise MissingExtraError("sim", "mujoco >= 3.3, < 3.9", f"there is {version}, and physics differ between versions")
+        raise MissingExtraError("sim", "mujoco >= 3.3, < 3.9", f"there is {version}")
     return module
 
 

@@ -32,9 +32,9 @@ IMMOVABLE = 1e6
 class Drive:
     """What one servo moves in the scene.
 
-    joints: names, each with an actuator; the first is the one that the servo's encoder sees. signs: the second finger goes
-    the other way. full_force: newton (metres) at the servo's full torque, per actuator; None: what the actuator gives 250
-    ticks from its goal, or its limit. gripper: the linkage between a motor's angle and fingers in metres.
+    joints: names, each with an actuator; the first is the one that the servo's encoder sees. signs: the second finger
+    goes the other way. full_force: newton (metres) at the servo's full torque, per actuator; None: what the actuator
+    gives 250 ticks from its goal, or its limit. gripper: the linkage between a motor's angle and fingers in metres.
     """
 
     joints: tuple[str, ...]
@@ -72,7 +72,9 @@ class MujocoJoints:
             return drive.full_force
         actuator = self._actuator[first]
         own = self.model.actuator_gainprm[actuator, 0] * FULL_FORCE_TICKS * RAD_PER_TICK
-        limit = self.model.actuator_forcerange[actuator, 1] if self.model.actuator_forcelimited[actuator] else own
+        limit = (
+            self.model.actuator_forcerange[actuator, 1] if self.model.actuator_forcelimited[actuator] else own
+        )
         return float(min(own, limit))
 
     @property
@@ -122,7 +124,7 @@ class MujocoJoints:
         return self._sign * values[self._of]
 
     def _allow(self, strength: np.ndarray) -> None:
-        """Less than full strength limits the actuators to that share; full strength leaves them as the scene has them."""
+        """Less than full strength limits the actuators to that share; with all of it they are as in the scene."""
         self._strength = strength.copy()
         is_less = (strength < 1)[self._of]
         bound = (strength * self._full)[self._of]

@@ -24,6 +24,7 @@ from ..follow_cube.kinematics import gripper_percent
 from ..grasp import grasp_frame
 from .engine import ASSETS, load, mujoco
 from .joints import Drive, MujocoJoints
+from .painter import MujocoPainter
 
 SCENE = ASSETS / "so101" / "pick_place.xml"
 REST_M = 0.02
@@ -147,6 +148,7 @@ class PickPlace:
         self._home = np.array([joint.home for joint in profile.joints])
         self.physics = MujocoJoints(self.model, self.data, [Drive((j.motor,)) for j in profile.joints])
         self._block = self.model.joint("block")
+        self._goal = [self.model.joint(f"goal_{axis}").qposadr[0] for axis in "xy"]
         self._is_arm = self.model.geom_contype == self.model.geom("fixed_pad").contype
         self._episode_ns = round((task.episode_s if episode_s is None else episode_s) * NS_PER_S)
         self.verdicts: list[Verdict] = []
@@ -173,7 +175,7 @@ class PickPlace:
     @property
     def goal_m(self) -> np.ndarray:
         """(3,): where the block's centre shall come to rest."""
-        return self.data.mocap_pos[0] + [0.0, 0.0, REST_M]
+        return np.array([*self.data.qpos[self._goal], REST_M])
 
     def start(self, episode: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, episode, CODE, 1])
@@ -191,7 +193,7 @@ class PickPlace:
         qpos, dof = self._block.qposadr[0], self._block.dofadr[0]
         self.data.qpos[qpos : qpos + 7] = (*at[0], REST_M, 1, 0, 0, 0)
         self.data.qvel[dof : dof + 6] = 0
-        self.data.mocap_pos[0] = (*at[1], 0.0)
+        self.data.qpos[self._goal] = at[1]
         self.physics.refresh()
 
     def step(self, now_ns: int, joint_rad: np.ndarray) -> None:
@@ -240,3 +242,7 @@ class PickPlace:
 
 def make_world(task: Task, seed: int, episode_s: float | None) -> PickPlace:
     return PickPlace(task, seed, episode_s)
+
+
+def make_painter(task: Task) -> MujocoPainter:
+    return MujocoPainter(SCENE, task, {})
