@@ -22,9 +22,9 @@ from ...world.follow_cube.kinematics import radians, robot_units
 from ...world.grasp import grasp_frame, grasp_posture
 from ...world.physics.pick_place import REST_M, PickPlace
 
-LEAD_M = 0.02
-LEAD_RAD = 0.08
-LEAD_PERCENT = 20.0
+LEAD_M = 0.035
+LEAD_RAD = 0.14
+LEAD_PERCENT = 30.0
 """How far ahead of the measured arm the goal is, at most: of the grasp point, a joint, the jaws. The servos turn that into
 about .4 m/s, 1.6 rad/s and 170 percent/s."""
 
