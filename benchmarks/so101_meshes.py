@@ -42,7 +42,9 @@ def simplify(meshes: pymeshlab.MeshSet, n_triangles: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("full", type=Path, help="folder of the published STL files")
     parser.add_argument("output", type=Path, help="folder for the light ones")
     args = parser.parse_args()

@@ -20,14 +20,13 @@ from ..profile import Profile, load_profile
 class LockstepArm:
     """An arm whose servos, bus and driver share one virtual clock. Torque is on after construction.
 
-    world: is stepped with the servos; one with `physics` moves their joints.
+    world: is stepped with the servos; one with physics moves their joints.
     """
 
     def __init__(self, profile: Profile | None = None, seed: int = 0, world: Any = None) -> None:
         self.profile = profile or load_profile("so101")
         self.clock = VirtualClock(1_000_000_000)
-        physics = getattr(world, "physics", None)
-        self.emulated = EmulatedRobot(self.profile, self.clock, seed, world=world, physics=physics)
+        self.emulated = EmulatedRobot(self.profile, self.clock, seed, world=world)
         self.robot = Robot(
             self.profile,
             ports=self.emulated.memory_ports(),

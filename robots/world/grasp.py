@@ -80,9 +80,11 @@ def _arm(reach: np.ndarray) -> np.ndarray:
 
     Straight down unless the wrist would have to turn beyond its end; then with the wrist there.
     """
-    down, is_near = _two_links(reach + [0.0, _HAND[0]], _LOWER)
+    down, is_near = _two_links(reach + _HAND[::-1], _LOWER)
     down = np.concatenate((down, np.pi / 2 - down.sum(-1, keepdims=True)), axis=-1)
-    stiff, _ = _two_links(reach, _LOWER + _HAND[0] * np.array([np.cos(WRIST_END_RAD), -np.sin(WRIST_END_RAD)]))
+    stiff, _ = _two_links(
+        reach, _LOWER + _HAND[0] * np.array([np.cos(WRIST_END_RAD), -np.sin(WRIST_END_RAD)])
+    )
     stiff = np.concatenate((stiff, np.full_like(stiff[..., :1], WRIST_END_RAD)), axis=-1)
     return np.where((is_near & (down[..., 2] <= WRIST_END_RAD))[..., None], down, stiff)
 

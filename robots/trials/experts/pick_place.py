@@ -18,15 +18,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevla.simulated import Task
+
 from ...world.follow_cube.kinematics import radians, robot_units
 from ...world.grasp import grasp_frame, grasp_posture
-from ...world.physics.pick_place import REST_M, PickPlace
+from ...world.physics.pick_place import PickPlace
+from .contract import Manner
+from .hands import nearest_turn, share
 
 LEAD_M = 0.035
 LEAD_RAD = 0.14
 LEAD_PERCENT = 30.0
-"""How far ahead of the measured arm the goal is, at most: of the grasp point, a joint, the jaws. The servos turn that into
-about .4 m/s, 1.6 rad/s and 170 percent/s."""
+"""How far ahead of the measured arm the goal is, at most: of the grasp point, a joint, the jaws. The servos follow
+by some 0.1 s, which makes a speed of it."""
 
 OPEN, SQUEEZE = 80.0, 26.0
 """Percent. Closed on the block the jaws stand at 33, so they press with about a third of their force."""
@@ -35,6 +39,7 @@ HELD = 38.0
 FREE = 70.0
 """Jaws wider than this can be moved up and down past the block."""
 
+UP = np.array([0.0, 0.0, 1.0])
 GRASP_UP_M = 0.006
 """The pads' middle above the block's."""
 CLEAR_M = 0.008
@@ -47,6 +52,11 @@ LIES_M = 0.006
 AT_GOAL_M = 0.008
 STAYS_M = 0.02
 """So near to the goal a block is let go; and so near one that stands free is left alone."""
+NOISE_RAD = 0.02
+NOISE_CORRELATION = 0.5
+N_STEPS, N_AFTER = 240, 15
+AWAY_M = 0.05
+"""So far above the block the jaws have left it."""
 ROOM_M = np.array([0.012, 0.012, 0.014])
 """By so much a block that is between the jaws may be off, in the gripper's frame."""
 
@@ -78,7 +88,7 @@ class Scene:
         """Where the grasp point should be for the jaws to have the block between them as they stand now."""
         clear = CLEAR_M * share(self.jaws, HELD, FREE)
         closing = np.array([np.sin(self.yaw), -np.cos(self.yaw), 0.0])
-        return self.block_m + [0.0, 0.0, GRASP_UP_M] - clear * closing
+        return self.block_m + GRASP_UP_M * UP - clear * closing
 
     @property
     def is_between(self) -> bool:
@@ -106,11 +116,6 @@ class Wish:
     jaws: float
 
 
-def share(value: float, none: float, full: float) -> float:
-    """How far `value` has come from `none` to `full`, 0..1."""
-    return float(np.clip((value - none) / (full - none), 0.0, 1.0))
-
-
 def wish(scene: Scene) -> Wish:
     """What to do, from what is seen."""
     if scene.is_done:
@@ -125,7 +130,7 @@ def wish(scene: Scene) -> Wish:
 def let_go(scene: Scene) -> Wish:
     """Open where it is, then straight up."""
     up = HOVER_M * share(scene.jaws, FREE - 10, FREE)
-    return Wish(scene.grasp_m + [0.0, 0.0, up], OPEN)
+    return Wish(scene.grasp_m + up * UP, OPEN)
 
 
 def carry(scene: Scene) -> Wish:
@@ -144,7 +149,8 @@ def approach(scene: Scene) -> Wish:
     askew = 1.0 - float(scene.turned[:, 0] @ closing)
     unready = max(share(off, 0.007, 0.04), share(scene.jaws, FREE, FREE - 15), share(askew, 0.01, 0.1))
     freely = share(-way[2], 0.02, 0.05) if off > 0.015 else 1.0
-    return Wish(scene.here_m + [*freely * way[:2], way[2] + HOVER_M * unready], OPEN)
+    way[:2] *= freely
+    return Wish(scene.here_m + way + HOVER_M * unready * UP, OPEN)
 
 
 def step_towards(wanted: Wish, scene: Scene, state: np.ndarray) -> np.ndarray:
@@ -159,21 +165,33 @@ def step_towards(wanted: Wish, scene: Scene, state: np.ndarray) -> np.ndarray:
     return goal
 
 
-def quarter(yaw: float) -> float:
-    """A square thing looks the same after a quarter turn: within an eighth of a turn of 0."""
-    return (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
-
-
 def see(world: PickPlace, state: np.ndarray) -> Scene:
     here_m, turned = grasp_frame(radians(state))
     block_m = world.block_pose[:3]
-    return Scene(here_m, turned, float(state[5]), block_m, quarter(world.block_yaw), world.goal_m - block_m)
+    yaw = nearest_turn(world.block_yaw, np.pi / 2)
+    return Scene(here_m, turned, float(state[5]), block_m, yaw, world.goal_m - block_m)
 
 
-class Expert:
+class PickPlaceExpert:
     """See the module."""
 
+    @property
+    def manner(self) -> Manner:
+        noise = np.append(np.rad2deg(np.full(5, NOISE_RAD)), 0.0)
+        return Manner(noise, N_STEPS, NOISE_CORRELATION, is_graded=True, n_after=N_AFTER)
+
     def goal(self, world: PickPlace, state: np.ndarray) -> np.ndarray:
-        """(6,) goal in robot units. state: (6,), as measured."""
-        scene = see(world, state)
+        scene = see(world, np.asarray(state, float))
         return step_towards(wish(scene), scene, state)
+
+    def is_done(self, world: PickPlace, state: np.ndarray) -> bool:
+        """The block lies at the goal and the jaws have left it."""
+        scene = see(world, np.asarray(state, float))
+        return scene.is_done and scene.here_m[2] - scene.grasp_m[2] > AWAY_M
+
+    def went_well(self, world: PickPlace) -> bool:
+        return world.verdict().is_success
+
+
+def make_expert(task: Task) -> PickPlaceExpert:
+    return PickPlaceExpert()

@@ -19,12 +19,11 @@ from edgevla.messages import Thing
 from edgevla.simulated import Task
 
 from ...profile import load_profile
-from ..contract import SUCCESS, Verdict
+from ..contract import SUCCESS, Painter, Verdict
 from ..follow_cube.kinematics import gripper_percent
 from ..grasp import grasp_frame
 from .engine import ASSETS, load, mujoco
 from .joints import Drive, MujocoJoints
-from .painter import MujocoPainter
 
 SCENE = ASSETS / "so101" / "pick_place.xml"
 REST_M = 0.02
@@ -244,5 +243,7 @@ def make_world(task: Task, seed: int, episode_s: float | None) -> PickPlace:
     return PickPlace(task, seed, episode_s)
 
 
-def make_painter(task: Task) -> MujocoPainter:
+def make_painter(task: Task) -> Painter:
+    from .painter import MujocoPainter  # OpenGL, which servos do not need
+
     return MujocoPainter(SCENE, task, {})
