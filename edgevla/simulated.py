@@ -40,11 +40,17 @@ TASKS: dict[str, Task] = {
         Task(DEFAULT, "so101", "reach for the cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
         Task("follow_cube/conveyor", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
              "follow_cube.world"),
-        Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 8.0, _SO101_CAMERAS,
-             "physics.pick_place"),
+        Task("follow_cube/conveyor_slow", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
+             "follow_cube.world"),
+        Task("follow_cube/conveyor_fast", "so101", "follow the cube on the belt", 30, 87 / 30, _SO101_CAMERAS,
+             "follow_cube.world"),
+        Task("follow_cube/jump", "so101", "reach for the cube", 30, 3.2, _SO101_CAMERAS, "follow_cube.world"),
+        Task("follow_cube/two", "so101", "reach for a cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
         Task("aloha/transfer_cube", "aloha", "pick up the cube with the right arm and hand it to the left arm", 50, 8.0,
              _ALOHA_CAMERAS, "physics.aloha"),
         Task("aloha/insertion", "aloha", "put the peg into the socket", 50, 8.0, _ALOHA_CAMERAS, "physics.aloha"),
+        Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 8.0, _SO101_CAMERAS,
+             "physics.pick_place"),
     )
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ class Verdict:
 
 class Physics(Protocol):
     """Moves joints. The servos stay what they are (registers, torque, trajectory generator, heat): once per step each
-    says where its shaft shall be and how much of its force it may use; physics says where the joints are, and the forces.
+    says where its shaft shall be and how much of its force it may use; physics says where the joints are, and how hard.
 
     Arrays are float64 (D,), in the profile's order; angles are the shafts', as `EmulatedRobot.joint_rad` has them.
     step_ns: length of one step. angle_rad: where the joints are. effort: -1..1 of each joint's full force, in the last

@@ -27,6 +27,8 @@ LEAD_M = 0.012
 LEAD_PITCH_RAD = 0.06
 LEAD_RAD = np.array([0.12, 0.12, 0.12, 0.12, 0.06, 0.04])
 """The last two are light and quick: more would outrun their servos."""
+LEAD_OPEN = 0.35
+"""Fingers that shall open are led as well: a first goal far away would be approached slowly (see `safety`)."""
 NOISE_RAD = 0.015
 NOISE_CORRELATION = 0.5
 N_AFTER = 10
@@ -79,7 +81,7 @@ class AlohaExpert:
         pitch = hand.pitch + np.clip(wish.pitch - hand.pitch, -LEAD_PITCH_RAD, LEAD_PITCH_RAD)
         wanted = viperx.joints_at(point, pitch, wish.roll)
         joints = hand.joints + np.clip(wanted - hand.joints, -LEAD_RAD, LEAD_RAD)
-        return np.append(joints, self._motor(wish.open))
+        return np.append(joints, self._motor(min(wish.open, hand.open + LEAD_OPEN)))
 
     def _motor(self, is_open: float) -> float:
         """What is 0..1 of the finger's way in the state is another 0..1, of the motor's, in the action."""
@@ -95,8 +97,9 @@ def _seen(state: np.ndarray, things: np.ndarray) -> Seen:
 
 
 def make_expert(task: Task) -> AlohaExpert:
+    from .insertion import Insertion
     from .transfer_cube import TransferCube
 
-    scripts: dict[str, Script] = {"aloha/transfer_cube": TransferCube()}
+    scripts: dict[str, Script] = {"aloha/transfer_cube": TransferCube(), "aloha/insertion": Insertion()}
     gripper = next(joint.gripper for joint in load_profile("aloha").joints if joint.gripper is not None)
     return AlohaExpert(scripts[task.name], gripper)

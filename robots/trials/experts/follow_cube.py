@@ -11,16 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevla.simulated import Task
+from edgevla.simulated import Task, task_named
 
 from ...world.follow_cube.kinematics import gripper_rad, inverse, radians, robot_units
-from ...world.follow_cube.places import CONVEYOR, OPEN_PERCENT, above, velocity
+from ...world.follow_cube.places import COURSES, OPEN_PERCENT, above, velocity
 from ...world.follow_cube.world import FollowCube
 from .contract import Manner
 
 STEP_S = 1 / 30
 NOISE_RAD = 0.02
-N_STEPS = {"follow_cube": 55, CONVEYOR: 130}
+AT_REST_S = 55 / 30
+"""A cube at rest is reached sooner than its episode ends."""
 HEAD_START_S = 0.3
 """A demonstration on the belt begins up to so much later than an episode, so that its end is shown as well."""
 
@@ -40,14 +41,17 @@ class FollowCubeExpert:
     @property
     def manner(self) -> Manner:
         disturbance = np.append(np.rad2deg(np.full(5, NOISE_RAD)), 0.0)
-        return Manner(disturbance, N_STEPS[self.task], head_start_s=HEAD_START_S * (self.task == CONVEYOR))
+        is_moving = bool(velocity(self.task).any() or COURSES[self.task].jump_s)
+        seconds = task_named(self.task).episode_s if is_moving else AT_REST_S
+        head_start_s = HEAD_START_S if velocity(self.task).any() else 0.0
+        return Manner(disturbance, round(seconds / STEP_S), head_start_s=head_start_s)
 
     def postures(self, cube_m: np.ndarray, n_steps: int) -> np.ndarray:
         """(n_steps, 6) radians: for this and the next steps the posture to move towards. cube_m: (3,), where it is."""
         lead_s = self.lag_s / self.gain
         times = np.arange(n_steps) * STEP_S + lead_s
         path = above(cube_m[None, :] + velocity(self.task)[None, :] * times[:, None])
-        postures = inverse(path if self.task == CONVEYOR else path[:1])
+        postures = inverse(path if velocity(self.task).any() else path[:1])
         postures[:, 5] = gripper_rad(np.array(OPEN_PERCENT))
         return np.broadcast_to(postures, (n_steps, 6)).copy()
 

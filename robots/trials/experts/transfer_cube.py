@@ -18,7 +18,7 @@ from .hands import CLOSED, DOWN, LEVEL, OPEN, Hand, Seen, Wish, nearest_turn, sh
 
 MEET_M = np.array([0.0, 0.5, 0.2])
 WAIT_M = np.array([-0.12, 0.5, 0.2])
-AWAY_M = np.array([0.02, 0.5, 0.34])
+AWAY_M = np.array([0.04, 0.5, 0.3])
 GRASP_M = np.array([0.0, 0.0, 0.004])
 TAKE_M = np.array([-0.008, 0.0, -0.008])
 """Both grasp with the tips, and the left one a little low, so that the right arm's finger has room in the left's."""
@@ -42,7 +42,7 @@ class TransferCube:
         return Wish(WAIT_M, LEVEL, 0.0, OPEN), self._pick(seen.right, cube, turned)
 
     def is_done(self, seen: Seen) -> bool:
-        is_away = np.linalg.norm(seen.right.tool_m - AWAY_M) < 0.03
+        is_away = seen.right.tool_m[2] > AWAY_M[2] - 0.03
         return bool(is_away) and seen.left.has(seen.things[0, :3], HELD)
 
     def _pick(self, right: Hand, cube: np.ndarray, turned: float) -> Wish:

@@ -42,6 +42,9 @@ def mujoco() -> Any:
     return module
 
 
-def load(scene: Path) -> Any:
-    """The compiled model of a scene file."""
-    return mujoco().MjModel.from_xml_path(str(scene))
+def load(scene: Path, is_drawn: bool = False) -> Any:
+    """The compiled model of a scene file. is_drawn: with the meshes below `drawn/` beside it, which have fewer faces."""
+    meshes = (
+        {path.name: path.read_bytes() for path in (scene.parent / "drawn").glob("*.stl")} if is_drawn else {}
+    )
+    return mujoco().MjModel.from_xml_path(str(scene), meshes)

@@ -34,7 +34,7 @@ class MujocoPainter:
 
     def __init__(self, scene: Path, task: Task, aliases: Mapping[str, str]) -> None:
         self._task, self._aliases = task, aliases
-        self._load = functools.partial(load, scene)
+        self._load = functools.partial(load, scene, is_drawn=True)
         self._mine = threading.local()
         self._largest = (1, 1)
 
