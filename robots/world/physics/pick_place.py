@@ -22,8 +22,9 @@ from ...profile import load_profile
 from ..contract import SUCCESS, Painter, Verdict
 from ..follow_cube.kinematics import gripper_percent
 from ..grasp import grasp_frame
-from .engine import ASSETS, load, mujoco
-from .joints import Drive, MujocoJoints
+from .engine import ASSETS, load
+from .episodes import Episodes
+from .joints import Drive
 
 SCENE = ASSETS / "so101" / "pick_place.xml"
 REST_M = 0.02
@@ -136,28 +137,22 @@ class Judge:
         return "beside the goal" if look.off_m < BESIDE_M else "dropped"
 
 
-class PickPlace:
-    """One table with one SO101. The arm is moved by whoever steps `physics`: the emulator."""
+class PickPlace(Episodes):
+    """One table with one SO101."""
+
+    _judge: Judge
 
     def __init__(self, task: Task, seed: int, episode_s: float | None = None) -> None:
-        self.task, self.seed, self.episode = task, seed, 0
-        self.model = load(SCENE)
-        self.data = mujoco().MjData(self.model)
         profile = load_profile("so101")
+        super().__init__(
+            task, seed, episode_s, load(SCENE), [Drive((joint.motor,)) for joint in profile.joints]
+        )
         self._home = np.array([joint.home for joint in profile.joints])
-        self.physics = MujocoJoints(self.model, self.data, [Drive((j.motor,)) for j in profile.joints])
         self._block = self.model.joint("block")
         self._goal = [self.model.joint(f"goal_{axis}").qposadr[0] for axis in "xy"]
         self._is_arm = self.model.geom_contype == self.model.geom("fixed_pad").contype
-        self._episode_ns = round((task.episode_s if episode_s is None else episode_s) * NS_PER_S)
-        self.verdicts: list[Verdict] = []
-        self._begin_ns: int | None = None
-        self._now_ns = 0
-        self._lay_out()
-
-    @property
-    def sim_ns(self) -> int:
-        return 0 if self._begin_ns is None else self._now_ns - self._begin_ns
+        self.lay_out()
+        self.physics.refresh()
 
     @property
     def block_pose(self) -> np.ndarray:
@@ -180,33 +175,16 @@ class PickPlace:
         rng = np.random.default_rng([self.seed, episode, CODE, 1])
         return self._home + SPREAD * rng.uniform(-1, 1, len(SPREAD))
 
-    def reset(self, episode: int, now_ns: int) -> None:
-        self.episode = episode
-        self._begin_ns = self._now_ns = now_ns
-        self._lay_out()
+    def lay_out(self) -> None:
+        block, goal = place(self.seed, self.episode)
+        self._judge = Judge(self.task, np.array([block, goal]))
+        self.put_thing("block", (*block, REST_M, 1, 0, 0, 0))
+        self.data.qpos[self._goal] = goal
 
-    def _lay_out(self) -> None:
-        """Block and goal to their places, at rest."""
-        at = place(self.seed, self.episode)
-        self._judge = Judge(self.task, at)
-        qpos, dof = self._block.qposadr[0], self._block.dofadr[0]
-        self.data.qpos[qpos : qpos + 7] = (*at[0], REST_M, 1, 0, 0, 0)
-        self.data.qvel[dof : dof + 6] = 0
-        self.data.qpos[self._goal] = at[1]
-        self.physics.refresh()
+    def look(self) -> None:
+        self._judge.see(self._seen())
 
-    def step(self, now_ns: int, joint_rad: np.ndarray) -> None:
-        """The physics has come to `now_ns`: judges when a policy step is over, begins the next episode when due."""
-        if self._begin_ns is None:
-            self._begin_ns = now_ns
-        self._now_ns = now_ns
-        if self.sim_ns >= self._judge.due_ns and not self._judge.is_over:
-            self._judge.see(self._look(joint_rad))
-        if self._episode_ns and self.sim_ns >= self._episode_ns:
-            self.verdicts.append(self.verdict())
-            self.reset(self.episode + 1, now_ns)
-
-    def _look(self, joint_rad: np.ndarray) -> Look:
+    def _seen(self) -> Look:
         block, dof = self.block_pose[:3], self._block.dofadr[0]
         off = block - self.goal_m
         pairs = self.data.contact.geom[: self.data.ncon]
@@ -215,15 +193,9 @@ class PickPlace:
             off_m=float(np.hypot(off[0], off[1])),
             rise_m=float(off[2]),
             speed_m_s=float(np.linalg.norm(self.data.qvel[dof : dof + 3])),
-            jaws_percent=float(gripper_percent(joint_rad[5])),
+            jaws_percent=float(gripper_percent(self.physics.angle_rad[5])),
             is_touched=bool(touching.any()),
         )
-
-    def verdict(self) -> Verdict:
-        return self._judge.verdict()
-
-    def is_decided(self) -> bool:
-        return self._judge.is_over
 
     def message(self) -> messages.World:
         return messages.World(
