@@ -33,7 +33,7 @@ LEAD_PERCENT = 30.0
 by some 0.1 s, which makes a speed of it."""
 
 OPEN, SQUEEZE = 80.0, 26.0
-"""Percent. Closed on the block the jaws stand at 33, so they press with about a third of their force."""
+"""Percent. Closed on the block the jaws stand at 33, so they press with half of their force: all the profile leaves them."""
 HELD = 38.0
 """Jaws that are closed on the block stand below this."""
 FREE = 70.0
