@@ -2,8 +2,8 @@
 
     demonstrate  ->  train  ->  export  ->  eval (lock-step, places that no demonstration had)
 
-What is there is not made again, and a training that was interrupted goes on: a task that takes hours is begun once and
-called again until it is done.
+What is there is not made again, and training and evaluation go on where they were interrupted: a task that takes hours
+is begun once and called again until it is done.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevla.checkpoints import CHECKPOINTS, last_of, step_of
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.errors import UsageError
 from edgevla.simulated import Task, task_named
@@ -82,22 +83,11 @@ class OneTask:
             f"About {lesson.minutes} minutes on two cores; after Ctrl-C the same command goes on where it was."
         )
         self._say(f"Everything it makes lands in {self.folder}/\n")
-        self._step(
-            1, f"record {lesson.n_demos} demonstrations of a scripted expert", self.dataset, self._demonstrate
-        )
-        self._step(
-            2,
-            f"train ACT, recipe {lesson.recipe}, {lesson.steps} steps",
-            self.folder / "trained",
-            self._train,
-        )
-        self._step(3, "compile it into an ONNX bundle, compared with PyTorch", self.bundle, self._export)
-        self._step(
-            4,
-            f"{lesson.n_evals} episodes from places it has never seen",
-            self.folder / "done",
-            self._evaluate,
-        )
+        self._step(1, f"record {lesson.n_demos} demonstrations", self.dataset.exists(), self._demonstrate)
+        is_trained = self._trained_steps() >= lesson.steps
+        self._step(2, f"train ACT, recipe {lesson.recipe}, {lesson.steps} steps", is_trained, self._train)
+        self._step(3, "compile it, compared with PyTorch", self.bundle.exists(), self._export)
+        self._step(4, f"{lesson.n_evals} episodes from places it has never seen", False, self._evaluate)
         info: dict[str, Any] = json.loads((self.evaluation / "eval_info.json").read_text())
         return info
 
@@ -115,8 +105,8 @@ class OneTask:
         self.folder.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(mine, indent=1) + "\n")
 
-    def _step(self, number: int, text: str, product: Path, work: Callable[[], None]) -> None:
-        if product.exists():
+    def _step(self, number: int, text: str, is_done: bool, work: Callable[[], None]) -> None:
+        if is_done:
             self._say(f"[{number}/4] {text}: done before")
             return
         self._say(f"[{number}/4] {text}")
@@ -141,9 +131,14 @@ class OneTask:
         self._run("demonstrate", words)
         half.rename(self.dataset)
 
+    def _trained_steps(self) -> int:
+        """0: nothing to go on with."""
+        checkpoint = last_of(self.training / CHECKPOINTS)
+        return 0 if checkpoint is None else max(0, step_of(checkpoint))
+
     def _train(self) -> None:
         words = ["edgevla", "train"]
-        if (self.training / "checkpoints" / "last").exists():
+        if self._trained_steps():
             words += ["--resume", str(self.training)]
         else:
             shutil.rmtree(self.training, ignore_errors=True)
@@ -158,9 +153,10 @@ class OneTask:
             ]
             words += ["--device", "cpu"]
         self._run("train", [*words, "--threads", "1"])
-        (self.folder / "trained").touch()
 
     def _export(self) -> None:
+        """What was measured with another bundle does not count."""
+        shutil.rmtree(self.evaluation, ignore_errors=True)
         words = [
             "edgevla",
             "export",
@@ -176,7 +172,6 @@ class OneTask:
         words = ["edgevla", "eval", str(self.bundle), "--task", self.task.name, "--seed", str(self.seed)]
         words += ["--episodes", str(self.lesson.n_evals), "-o", str(self.evaluation)]
         self._run("eval", [*words, *(["--control", "none,black"] if self.with_controls else [])])
-        (self.folder / "done").touch()
 
 
 def closing_words(info: Mapping[str, Any], folder: Path) -> str:
