@@ -39,12 +39,12 @@ class Lesson:
 
 SMALL = Lesson(160, "64x64", "act_small", 1000, 100, 6)
 TWO_ARMS = Lesson(200, "120x160", "act_two_arms", 40_000, 200, 420)
-LESSONS = {"aloha": TWO_ARMS}
-"""By the world of a task; the others are small."""
+LESSONS = {"aloha/transfer_cube": TWO_ARMS, "aloha/insertion": TWO_ARMS}
+"""The others are small."""
 
 
 def lesson_of(task: Task, is_quick: bool) -> Lesson:
-    lesson = LESSONS.get(task.world, SMALL)
+    lesson = LESSONS.get(task.name, SMALL)
     return Lesson(1, lesson.size, lesson.recipe, 20, 1, 2) if is_quick else lesson
 
 
