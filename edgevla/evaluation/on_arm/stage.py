@@ -1,0 +1,133 @@
+"""The running deployment as the evaluation sees it: what the arm is told, what it and its processes say.
+
+Commands and news travel by different ways: what was published before a command was answered is old news after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from edgevla.clock import NS_PER_S
+from edgevla.errors import WireError
+from edgevla.evaluation.on_arm.contestants import Contestants, Loader
+from edgevla.evaluation.on_arm.flow import Event as Turn
+from edgevla.evaluation.on_arm.measures import Measures
+from edgevla.launch.supervisor import Supervisor
+from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, State
+from edgevla.wire import Inbox, Stream, endpoint
+
+HOME = "at home"
+"""What the robot says when it has arrived there."""
+FRESH_NS = NS_PER_S
+SPOILING = ("camera_lost", "camera_missing", "camera_failed", "inference_")
+"""Codes of events after which a failure would be the machine's, not the policy's."""
+
+
+class Stage:
+    """One deployment, from where its supervisor watches on."""
+
+    def __init__(self, supervisor: Supervisor, contestants: Contestants, may_lose_cameras: bool) -> None:
+        self._supervisor = supervisor
+        self._may_lose = may_lose_cameras
+        self.cameras = [f"camera/{name}" for name in contestants.cameras]
+        robot = endpoint(supervisor.folder, "robot")
+        policy = endpoint(supervisor.folder, "policy")
+        eyes = [endpoint(supervisor.folder, name) for name in self.cameras]
+        streams: dict[type[Body], Stream] = {
+            State: (robot, 4096),
+            Chunk: (policy, 256),
+            Event: ([policy, *eyes], 256),
+            Heartbeat: ([robot, *eyes], 256),
+        }
+        self._ears = Inbox(supervisor.ctx, streams, supervisor.session)
+        self.loader = Loader(supervisor, contestants)
+        self.mode = ""
+        self.is_home = False
+        self.counters: Mapping[str, int] = {}
+        self.measures: Measures | None = None
+        self.spoilt = ""
+        """Why what runs since `begin` says nothing about the policy."""
+        self._phases: dict[str, tuple[str, int]] = {}
+        self._since_ns = 0
+        self._began_ns = time.monotonic_ns()
+
+    # -- what it is told ---------------------------------------------------------------------------------------------
+
+    def command(self, action: Action) -> None:
+        """
+        Raises:
+            UsageError: the robot refused, with its reason. WireError: it does not answer.
+        """
+        self._supervisor.command(action)
+        self._since_ns, self.mode, self.is_home = time.monotonic_ns(), "", False
+
+    def begin(self) -> None:
+        """The policy moves the arm from now on."""
+        self.spoilt, self.measures = "", Measures(self.counters)
+        self.command("resume")
+
+    def want(self, policy: int) -> None:
+        """The policy that is to move the arm next."""
+        self.loader.want(policy)
+
+    def reset_world(self, episode: int) -> None:
+        pass
+
+    def verdict(self) -> dict[str, Any] | None:
+        return None
+
+    def freeze(self) -> None:
+        """The guardian hears it too, by another way; it need not be answered."""
+        with contextlib.suppress(WireError):
+            self.command("emergency_stop")
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        for message in self._ears.drain(State):
+            if message.header.sent_ns > self._since_ns:
+                self.mode = message.body.mode
+                self.is_home |= self.mode == "paused" and message.body.reason == HOME
+                if self.measures is not None:
+                    self.measures.state(message.body)
+        for chunk in self._ears.drain(Chunk):
+            if self.measures is not None:
+                self.measures.chunk(chunk.body)
+        for event in self._ears.drain(Event):
+            self._hear(event.source, event.body)
+        for beat in self._ears.drain(Heartbeat):
+            self._phases[beat.source] = (beat.body.phase, time.monotonic_ns())
+            if beat.source == "robot":
+                self.counters = beat.body.counters
+        if self.loader.was_lost:
+            self.spoilt = self.spoilt or "the policy's process has ended"
+        self.loader.step(is_held=self.mode == "paused")
+
+    def _hear(self, source: str, event: Event) -> None:
+        if not event.code.startswith(SPOILING) or (self._may_lose and source in self.cameras):
+            return
+        self.spoilt = self.spoilt or event.text.partition(";")[0]
+
+    def news(self) -> Turn | None:
+        """What the arm has become, for whoever did not ask for it; the flow knows what it was."""
+        if not self.mode:
+            return None
+        if self.mode == "emergency":
+            return Turn.FROZE
+        return Turn.HELD if self.mode == "paused" else Turn.CLEARED
+
+    def missing(self) -> str:
+        """What an episode cannot begin without, in words; empty: nothing."""
+        now = time.monotonic_ns()
+        for name in () if self._may_lose else self.cameras:
+            phase, heard_ns = self._phases.get(name, ("", self._began_ns))
+            if phase != "running" or now - heard_ns > FRESH_NS:
+                return f"camera '{name.removeprefix('camera/')}' gives no pictures; look after its cable"
+        return "" if self.loader.is_ready else "the policy is being loaded"
+
+    def close(self) -> None:
+        self.loader.close()
+        self._ears.stop()
