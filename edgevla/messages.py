@@ -420,10 +420,9 @@ class World(Body):
     episode: UInt = 0
     qpos: F32s | None = None
 
-    def place_of(self, name: str) -> np.ndarray | None:
-        """float64 (3,) metres; None where there is no such thing."""
-        places = (np.array(o.position_m, float) for o in self.objects if o.name == name)
-        return next(places, None)
+    def places_of(self, name: str) -> list[np.ndarray]:
+        """float64 (3,) metres, of everything that is called so."""
+        return [np.array(o.position_m, float) for o in self.objects if o.name == name]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..world.follow_cube.kinematics import gripper_rad, inverse
-from ..world.follow_cube.places import CONVEYOR, OPEN_PERCENT, above, velocity
+from ..world.follow_cube.places import OPEN_PERCENT, above, velocity
 
 STEP_S = 1 / 30
 NOISE_RAD = 0.02
@@ -36,7 +36,7 @@ class Expert:
         lead_s = self.lag_s / self.gain
         times = np.arange(n_steps) * STEP_S + lead_s
         path = above(start_m[None, :] + velocity(task)[None, :] * times[:, None])
-        postures = inverse(path if task == CONVEYOR else path[:1])
+        postures = inverse(path if velocity(task).any() else path[:1])
         postures[:, 5] = gripper_rad(np.array(OPEN_PERCENT))
         return np.broadcast_to(postures, (n_steps, 6)).copy()
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zmq
 
 from edgevla.errors import EdgeVLAError
@@ -57,16 +58,16 @@ class Gallery:
             self._see(body)
 
     def _see(self, world: World) -> None:
-        cube = world.place_of("cube")
+        cubes = np.array(world.places_of("cube"))
         if world.sim_ns < self._last_ns:  # the cube was put somewhere else
             if self._judge is not None:
                 self.verdicts.append(self._judge.verdict())
             self._judge = None
-            if self.is_running and cube is not None:
-                self._judge = Judge(self.task.fps, tuple(map(float, cube[:2])))
+            if self.is_running and len(cubes):
+                self._judge = Judge(self.task.fps, tuple(map(float, cubes[:, :2].ravel())))
         self._last_ns = world.sim_ns
-        if self._judge is not None and cube is not None:
-            self._judge.see(world.sim_ns, world.gripper_m, cube)
+        if self._judge is not None and len(cubes):
+            self._judge.see(world.sim_ns, world.gripper_m, cubes)
 
 
 def command(bundle: Path, args: argparse.Namespace) -> list[str]:

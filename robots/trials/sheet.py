@@ -24,15 +24,15 @@ class Glimpse:
 
     seconds: float
     joint_rad: np.ndarray
-    cube_m: np.ndarray
+    cubes_m: np.ndarray
     belt_m: np.ndarray | None
     distance_m: float
 
     @classmethod
     def of(cls, world: FollowCube) -> Glimpse:
-        belt = world.message().place_of("belt")
-        distance = float(np.linalg.norm(world.tool_m - above(world.cube_m)))
-        return cls(world.sim_ns / 1e9, world.joint_rad.copy(), world.cube_m.copy(), belt, distance)
+        belt = next(iter(world.message().places_of("belt")), None)
+        distance = float(np.linalg.norm(world.tool_m - above(world.cubes_m), axis=-1).min())
+        return cls(world.sim_ns / 1e9, world.joint_rad.copy(), world.cubes_m.copy(), belt, distance)
 
 
 def draw_sheet(episodes: Sequence[Sequence[Glimpse]], camera: str = "front") -> np.ndarray:
@@ -46,7 +46,7 @@ def draw_sheet(episodes: Sequence[Sequence[Glimpse]], camera: str = "front") -> 
 
 
 def _cell(scene: Scene, glimpse: Glimpse) -> np.ndarray:
-    image = scene.draw(glimpse.joint_rad, glimpse.cube_m, glimpse.belt_m)
+    image = scene.draw(glimpse.joint_rad, list(glimpse.cubes_m), glimpse.belt_m)
     colour = _GOOD if glimpse.distance_m <= TOLERANCE_M else _BAD
     font, thin = cv2.FONT_HERSHEY_SIMPLEX, cv2.LINE_AA
     cv2.putText(image, f"{glimpse.seconds:.1f} s", (8, 20), font, 0.5, _INK, 1, thin)

@@ -21,7 +21,7 @@ def pictures(view: str, n: int, seed: int) -> list[np.ndarray]:
     for _ in range(n):
         pose = np.array([0.0, -0.6, 0.8, 0.6, 0.0, 0.3]) + random.normal(0, 0.25, 6)
         cube = np.array([random.uniform(0.15, 0.3), random.uniform(-0.15, 0.15), 0.015])
-        picture = scene.draw(pose, cube) + random.normal(0, 2, (SIZE[1], SIZE[0], 3))
+        picture = scene.draw(pose, [cube]) + random.normal(0, 2, (SIZE[1], SIZE[0], 3))
         shown.append(np.clip(picture, 0, 255).astype(np.uint8))
     return shown
 

@@ -25,7 +25,7 @@ def pictures(view, n, seed):
     scene = Scene(view, *SIZE)
     for _ in range(n):
         pose = np.array([0.0, -0.6, 0.8, 0.6, 0.0, 0.3]) + random.normal(0, 0.2, 6)
-        picture = scene.draw(pose, np.array([0.2, random.uniform(-0.1, 0.1), 0.015]))
+        picture = scene.draw(pose, [np.array([0.2, random.uniform(-0.1, 0.1), 0.015])])
         yield np.clip(picture + random.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
 
 

@@ -7,6 +7,7 @@ takes about 0.8 ms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,9 +99,9 @@ class Scene:
         self._table: np.ndarray | None = None
 
     def draw(
-        self, joint_rad: np.ndarray, cube_m: np.ndarray | None, belt_m: np.ndarray | None = None
+        self, joint_rad: np.ndarray, cubes_m: Sequence[np.ndarray] = (), belt_m: np.ndarray | None = None
     ) -> np.ndarray:
-        """uint8 (H, W, 3) RGB of the arm at `joint_rad` (6,), a cube and a belt where given, metres."""
+        """uint8 (H, W, 3) RGB of the arm at `joint_rad` (6,), cubes and a belt where given, metres."""
         if self.pinhole.view.is_on_wrist:
             self._ride(joint_rad)
         image = self._empty_table().copy()
@@ -114,7 +115,7 @@ class Scene:
         for i in range(len(points) - 1):
             parts.append((self._far(points[i : i + 2]), self._bar, (points[i], points[i + 1], i)))
         parts.append((self._far(points[-2:]) - 0.005, self._jaws, (hand, tool, joint_rad)))
-        if cube_m is not None:
+        for cube_m in cubes_m:
             self._disc_on_table(image, cube_m, CUBE_SIDE_M * 0.75)
             parts.append((self._far(cube_m[None]), self._cube, (cube_m,)))
         for _, paint, what in sorted(parts, key=lambda part: -part[0]):
@@ -232,4 +233,4 @@ class ScenePainter:
 
     def draw(self, camera: str, width: int, height: int, world: messages.World) -> np.ndarray:
         scene = self._scenes[camera, width, height]
-        return scene.draw(world.joint_rad, world.place_of("cube"), world.place_of("belt"))
+        return scene.draw(world.joint_rad, world.places_of("cube"), next(iter(world.places_of("belt")), None))
