@@ -5,7 +5,7 @@ One JSON object, all of it optional:
     joint_units        `degrees` or `range100`
     repeated_pictures  camera -> one entry per episode: how many rows show the picture of the row before to the last bit,
                        and how many of them in a row at most; null for an episode that somebody else recorded
-    success            per episode whether a person judged it a success; null where nobody did, or the verdict was taken back
+    success            per episode whether a person judged it a success; null where nobody did, or took it back
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policies of one evaluation as the source of one deployment's actions: they follow each other on an arm that is held.
+"""The policies of one evaluation as the source of one deployment's actions, one after the other on an arm that is held.
 
 The process of one is ended and the next one's started while the person resets the scene; the arm holds at home and gets
 the next plan with `start`, its torque on. Where there are two, nothing that is said tells which one it is.
@@ -29,7 +29,7 @@ HIDDEN = "two policies in hidden order"
 
 
 class Quiet:
-    """A `Run` for a policy whose name is hidden: figures and names of good news are not said, warnings without the name."""
+    """A `Run` for a policy whose name is hidden: good news is not said, warnings are, without the name."""
 
     def __init__(self, run: Run, options: DeployOptions, names: Sequence[str]) -> None:
         self.options, self.folder = options, run.folder

@@ -7,8 +7,8 @@
     {"taken_back": 0}                                     it is run again
     {"void": "the camera was lost", "round": 0, "place": 1}
 
-Which policy a verdict is about follows from the order (`rounds.py`); nobody who reads along is told. A line that was torn
-by a power cut is cut off; what it would have said is run again.
+Which policy a verdict is about follows from the order (`rounds.py`); nobody who reads along is told. A line that a
+power cut has torn is cut off; what it would have said is run again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Journal:
     def __init__(self, folder: Path, setting: Setting) -> None:
         """
         Raises:
-            UsageError: it belongs to another evaluation, says how; or another process has it. DatasetError: it is damaged.
+            UsageError: it belongs to another evaluation, says how; or another process has it.
+            DatasetError: it is damaged.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / EPISODES

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import UsageError
+from edgevla.evaluation.episodes import UNSEEN
 from edgevla.execution.strategies import KINDS
 from edgevla.launch.options import SECONDS, Number, whole
-from edgevla.simulated import TASKS
+from edgevla.simulated import TASKS, task_named
 from edgevla.vocabulary import once
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def add_arguments(group: Any) -> None:
         help="serial port of the robot; repeat for several buses, or name a folder with one link per bus")  # fmt: skip
     add("--calibration", metavar="ID|FILE", help="LeRobot calibration of the robot")
     add("--seconds", type=SECONDS, metavar="S",
-        help=f"an episode's length at most; a key ends it earlier (default {SECONDS_EACH:g})")  # fmt: skip
+        help=f"an episode's length at most; a key ends it earlier (default {SECONDS_EACH:g}, or the simulated task's)",
+    )  # fmt: skip
     add("--execution", type=_executions, action="extend", metavar="LIST",
         help=f"{', '.join(KINDS)}; two are compared (default: the bundle's)")  # fmt: skip
     add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps (default: the bundle's)")
@@ -85,8 +87,8 @@ def trials_from(args: argparse.Namespace) -> Trials:
     chosen = [(Path(bundle).expanduser(), kind) for bundle in args.policies for kind in executions]
     if len(chosen) > MOST_POLICIES:
         raise UsageError(
-            f"{len(chosen)} policies and settings: a person can compare {MOST_POLICIES} at a time; name two bundles, or one "
-            "and two of --execution"
+            f"{len(chosen)} policies and settings: a person can compare {MOST_POLICIES} at a time; name two bundles, or "
+            "one and two of --execution"
         )
     if len(set(chosen)) < len(chosen):
         raise UsageError(
@@ -94,7 +96,8 @@ def trials_from(args: argparse.Namespace) -> Trials:
         )
     asked = _deploy_options(args)
     options = tuple(replace(asked, execution={"kind": kind} if kind else None) for _, kind in chosen)
-    seconds = float(args.seconds or SECONDS_EACH)
+    usual = task_named(asked.sim_task).episode_s if asked.sim_task else SECONDS_EACH
+    seconds = float(args.seconds or usual)
     return Trials(tuple(folder for folder, _ in chosen), options, _n_episodes(args.episodes), seconds)
 
 
@@ -116,4 +119,4 @@ def _deploy_options(args: argparse.Namespace) -> DeployOptions:
         if name in vars(args) and name not in ("execution", "every"):
             setattr(asked, name, getattr(args, name))
     options: DeployOptions = deploy_cli.options_from(asked)
-    return options
+    return replace(options, seed=UNSEEN + options.seed) if options.is_sim else options

@@ -1,8 +1,8 @@
 """Which policy runs when. Every round gives each policy one turn; in which order is drawn, and nobody is told.
 
-Of every two rounds one begins with the one policy and one with the other, so that whatever changes over an evening (light,
-a tired person, a warm gripper) meets both alike. The order follows from a seed: a later session goes on with it, and
-episodes.jsonl need not hold what would spoil the blindness.
+Of every two rounds one begins with the one policy and one with the other, so that whatever changes over an evening
+(light, a tired person, a warm gripper) meets both alike. The order follows from a seed: a later session goes on with it,
+and episodes.jsonl need not hold what would spoil the blindness.
 """
 
 from __future__ import annotations

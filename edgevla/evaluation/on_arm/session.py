@@ -7,6 +7,7 @@ A session outlives deployments: one that dies takes at most the open episode wit
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -87,7 +88,6 @@ class Session:
         """Verdict whose rollout is saved when the arm is at home: saving takes a moment."""
         self._periods_ns: list[int] = []
         self._last_judged_ns = 0
-        self._simulated: dict[str, Any] | None = None
 
     # -- deployments come and go -------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Session:
             return "the arm is still moving home; Enter when it is there"
         return f"{self.stage.missing() or 'not ready yet'}; Enter when it is there"
 
-    # -- deeds -----------------------------------------------------------------------------------------------------------
+    # -- deeds --------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         assert self.stage is not None
@@ -193,9 +193,7 @@ class Session:
         assert self.stage is not None
         assert self.rollouts is not None
         self._halted_ns = self._clock()
-        if self._is_open:
-            self._simulated = self.stage.verdict()
-            self.rollouts.rest()
+        self.rollouts.rest()
         self.stage.command("pause")
 
     def _go_home(self) -> None:
@@ -231,13 +229,14 @@ class Session:
         )
         seconds = (self._halted_ns - self._began_ns) / NS
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        made = self.journal.judge((turn.round, turn.place), success, seconds, at, figures, self._simulated)
+        simulated = None if stage is None else stage.verdict()
+        made = self.journal.judge((turn.round, turn.place), success, seconds, at, figures, simulated)
         self._is_open, self._unsaved = False, made.verdict
         self._say("info", f"{self._name(turn)}: {_word(success)} after {seconds:.1f} s; u takes it back")
-        if self._simulated is not None:
-            said = bool(self._simulated["is_success"])
+        if simulated is not None:
+            said = bool(simulated["is_success"])
             agrees = "says so, too" if said == success else f"says {_word(said)}"
-            self._say("info", f"the simulated world's judge {agrees} ({self._simulated['outcome']})")
+            self._say("info", f"the simulated world's judge {agrees} ({simulated['outcome']})")
         now = self._clock()
         self._periods_ns += [now - self._last_judged_ns] if self._last_judged_ns else []
         self._last_judged_ns = now
@@ -250,10 +249,8 @@ class Session:
         if self.rollouts is not None:
             self.rollouts.drop()
         turn = self._turn()
-        try:
+        with contextlib.suppress(OSError):  # what is not there is not judged either
             self.journal.void((turn.round, turn.place), self._why)
-        except OSError:
-            pass  # what is not there is not judged either
         self._say("info", f"{self._name(turn)} does not count ({self._why}); it is run again")
 
     def _look_back(self) -> None:
@@ -318,7 +315,7 @@ class Session:
             what = f"{self._place(last.round, last.place)} was judged {_word(last.success)}"
             return f"{what}. s: success, f: failure, r: run it again, u: leave it as it is"
         return {
-            State.RUNNING: f"it runs, at most {self._seconds:g} s. s: success, f: failure, Enter: hold, e: emergency stop",
+            State.RUNNING: f"it runs, at most {self._seconds:g} s. s: success, f: failure, Enter: hold, e: stop",
             State.HALTED: "the arm holds where it is; Enter moves it home, q ends",
             State.FROZEN: "EMERGENCY STOP: the arm is frozen. ctrl+r clears it, e again lets the arm go, q ends",
             State.FINISHED: "all episodes are judged. Enter ends, u takes the last verdict back",

@@ -16,8 +16,9 @@ from edgevla.evaluation.on_arm.contestants import Contestants, Loader
 from edgevla.evaluation.on_arm.flow import Event as Turn
 from edgevla.evaluation.on_arm.measures import Measures
 from edgevla.launch.supervisor import Supervisor
-from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, State
-from edgevla.wire import Inbox, Stream, endpoint
+from edgevla.messages import Action, BeginEpisode, Body, Chunk, Event, Heartbeat, Judged, State
+from edgevla.strict import write
+from edgevla.wire import Dealer, Inbox, Stream, endpoint
 
 HOME = "at home"
 """What the robot says when it has arrived there."""
@@ -42,7 +43,14 @@ class Stage:
             Event: ([policy, *eyes], 256),
             Heartbeat: ([robot, *eyes], 256),
         }
+        self._world: Dealer | None = None
+        if supervisor.options.is_sim:
+            streams[Judged] = (endpoint(supervisor.folder, "emulator"), 16)
+            address = endpoint(supervisor.folder, "emulator", "fault")
+            self._world = Dealer(supervisor.ctx, address, supervisor.session, "eval")
         self._ears = Inbox(supervisor.ctx, streams, supervisor.session)
+        self._judged: Judged | None = None
+        self._episode = -1
         self.loader = Loader(supervisor, contestants)
         self.mode = ""
         self.is_home = False
@@ -74,10 +82,14 @@ class Stage:
         self.loader.want(policy)
 
     def reset_world(self, episode: int) -> None:
-        pass
+        """A simulated world's things go to their places of this episode; on a real arm a person has done it."""
+        self._judged, self._episode = None, episode
+        if self._world is not None:
+            self._world.send(BeginEpisode(episode))
 
     def verdict(self) -> dict[str, Any] | None:
-        return None
+        """What a simulated world's judge says of the episode; None: nothing (yet), or the world is a real one."""
+        return None if self._judged is None else dict(write(self._judged))
 
     def freeze(self) -> None:
         """The guardian hears it too, by another way; it need not be answered."""
@@ -98,6 +110,9 @@ class Stage:
                 self.measures.chunk(chunk.body)
         for event in self._ears.drain(Event):
             self._hear(event.source, event.body)
+        for told in self._ears.drain(Judged) if self._world is not None else ():
+            if told.body.episode == self._episode and self._judged is None:
+                self._judged = told.body
         for beat in self._ears.drain(Heartbeat):
             self._phases[beat.source] = (beat.body.phase, time.monotonic_ns())
             if beat.source == "robot":
@@ -130,4 +145,6 @@ class Stage:
 
     def close(self) -> None:
         self.loader.close()
+        if self._world is not None:
+            self._world.close()
         self._ears.stop()

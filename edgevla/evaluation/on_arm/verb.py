@@ -1,7 +1,7 @@
 """`edgevla eval BUNDLE [BUNDLE] --robot`: from the options to what is written.
 
-One deployment after the other, until everything is judged or the person ends it; each is a real one, with its supervisor,
-its guardian and its end in order.
+One deployment after the other, until everything is judged or the person ends it; each is a real one, with its
+supervisor, its guardian and its end in order.
 """
 
 from __future__ import annotations
