@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common = parser.add_argument_group("on all of them")
     common.add_argument("--episodes", metavar="N|LIST",
-        help="a dataset: such as 0,2-5 or 0:40 (default: all); a task: how many (default 100); an arm: rounds (default 20)",
+        help="a dataset: such as 0,2-5 or 0:40 (default: all); a task, an arm: how many (default 100, 20)",
     )  # fmt: skip
     common.add_argument("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help=camera_help("a camera of the dataset, or of the task"))  # fmt: skip

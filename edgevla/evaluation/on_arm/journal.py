@@ -40,7 +40,8 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all episodes have in common; a later session must have the same. order_seed: drawn once."""
+    """What all episodes have in common; a later session must have the same. seed: of noise, and of a simulated world's
+    places. order_seed: drawn once."""
 
     policies: tuple[Contestant, ...]
     robot: str
@@ -49,6 +50,8 @@ class Setting:
     is_sim: bool
     n_steps: UInt | None
     servo_hz: float | None
+    sim_task: str | None = None
+    seed: UInt = 0
     order_seed: UInt = 0
     edgevla: str = ""
 
@@ -194,8 +197,10 @@ class Journal:
             self._take_back(data["taken_back"])
         elif "rollout" in data:
             self.rollouts[data["rollout"]] = data["episode"]
+        elif "void" in data:
+            self.n_void += 1
         else:
-            self.n_void += "void" in data
+            raise ValueError("it says nothing that is known")
 
     def _begin(self, before: Setting) -> None:
         """
@@ -238,5 +243,6 @@ def _words(name: str, setting: Setting) -> str:
     value = getattr(setting, name)
     if name == "policies":
         return " and ".join(f"{p.name} ({p.execution}, {p.sha256[:8]})" for p in value)
-    known = {"seconds": "--seconds", "is_sim": "--sim", "n_steps": "--n-steps", "servo_hz": "--servo-hz"}
-    return f"{known.get(name, name)} {'not given' if value is None else value!r}"
+    known = {"is_sim": "--sim", "n_steps": "--n-steps", "servo_hz": "--servo-hz", "sim_task": "--sim-task"}
+    known |= {"seconds": "--seconds", "seed": "--seed"}
+    return f"{known.get(name, name)} {'not given' if value is None else repr(value)}"

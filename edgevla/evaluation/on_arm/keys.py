@@ -39,6 +39,8 @@ EMERGENCY = "eE\x05"
 F12 = "\x1b[24~"
 HELP = "keys: Enter begins and holds, s or y success, f or n failure, u back, q ends, e emergency stop"
 STRAY = f"several keys at once are text: none was obeyed. {HELP}"
+ASLEEP_NS = 100_000_000
+"""Longer between two reads, and the process was busy with something else."""
 Pressed = tuple[Event | None, str]
 """A key alone, or None and a sentence about what came instead."""
 
@@ -46,7 +48,7 @@ Pressed = tuple[Event | None, str]
 class Typed:
     """Bytes of a terminal with their times in, keys out; no terminal, no clock of its own."""
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._keyboard = Keyboard(list(NAMES), clock, field_key="", stray_words=STRAY)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -125,7 +127,8 @@ class Keys:
         stream = sys.stdin if stream is None else stream
         self._fd = stream.fileno()
         self.is_terminal = os.isatty(self._fd)
-        self._typed, self._lines = Typed(), Lines()
+        self._awake_ns, self._turned_ns = 0, time.monotonic_ns()
+        self._typed, self._lines = Typed(lambda: self._awake_ns), Lines()
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Keys]:
@@ -147,7 +150,10 @@ class Keys:
                 termios.tcflush(self._fd, termios.TCIFLUSH)
 
     def read(self) -> list[Pressed]:
-        """Never blocks."""
+        """Never blocks. Time in which nobody read does not count: a key that was held down meanwhile is still one press."""
+        now = time.monotonic_ns()
+        self._awake_ns += min(now - self._turned_ns, ASLEEP_NS)
+        self._turned_ns = now
         is_ready = bool(select.select([self._fd], [], [], 0)[0])
         if not self.is_terminal:
             return self._lines.feed((os.read(self._fd, 4096) or None) if is_ready else b"")

@@ -49,15 +49,17 @@ class OnArm:
         policies = named(Contestants(trials.folders, trials.options, 0))
         o = trials.options[0]
         setting = Setting(
-            policies,
-            o.robot,
-            o.task,
-            trials.seconds,
-            o.is_sim,
-            o.n_steps,
-            o.servo_hz,
-            secrets.randbits(31),
-            __version__,
+            policies=policies,
+            robot=o.robot,
+            task=o.task,
+            seconds=trials.seconds,
+            is_sim=o.is_sim,
+            n_steps=o.n_steps,
+            servo_hz=o.servo_hz,
+            sim_task=o.sim_task,
+            seed=o.seed,
+            order_seed=secrets.randbits(31),
+            edgevla=__version__,
         )
         self.folder = output_of(args.output, o.robot, policies)
         self.journal = Journal(self.folder, setting)
