@@ -114,7 +114,7 @@ class Supervisor:
         self.say(
             "info",
             "deploy",
-            f"running {self.source.name} on {self.robot.robot}, "
+            f"{'holding, for' if arguments.is_held else 'running'} {self.source.name} on {self.robot.robot}, "
             f"execution {execution_words(self.source.execution)}",
         )
 

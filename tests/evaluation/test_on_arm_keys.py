@@ -107,11 +107,16 @@ def test_the_terminal_is_as_before_also_after_an_error():
     before = termios.tcgetattr(slave)
     with os.fdopen(slave, "r") as stream:
         keys = Keys(stream)
-        with pytest.raises(RuntimeError), keys.open():
-            assert termios.tcgetattr(slave)[3] != before[3]
-            os.write(master, b"s")
-            keys.forget()
-            assert keys.read() == [], "what was typed blind is nobody's"
-            raise RuntimeError
+
+        def fail():
+            with keys.open():
+                assert termios.tcgetattr(slave)[3] != before[3]
+                os.write(master, b"s")
+                keys.forget()
+                assert keys.read() == [], "what was typed blind is nobody's"
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
         assert termios.tcgetattr(slave) == before
     os.close(master)

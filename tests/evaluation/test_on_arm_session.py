@@ -217,7 +217,7 @@ def test_an_episode_without_a_camera_does_not_begin_and_one_that_loses_it_is_run
     e.until(State.READY).press(Event.GO).wait(1).stage.spoilt = "camera 'front' (usb) gives no more pictures"
     e.wait()
     assert (e.stage.mode, e.verdicts(), e.journal.n_void, e.rollouts.is_open) == ("homing", {}, 1, False)
-    assert e.has_said("this episode does not count, and is run again")
+    assert e.has_said("does not count (camera 'front' (usb) gives no more pictures); it is run again")
     e.episode(Event.SUCCESS)
     assert e.verdicts() == {(0, 0): True}
 
@@ -285,8 +285,8 @@ def test_the_last_verdict_of_all_can_be_taken_back_too(evening):
 def test_a_deployment_that_dies_takes_only_the_open_episode_with_it(evening):
     e = evening()
     e.episode(Event.SUCCESS).until(State.READY).press(Event.GO).wait(1)
-    e.session.rest("")
     e.session.detach("the line to the servos has gone")
+    e.session.lose()
     assert (e.state, e.verdicts(), e.journal.n_void) == (State.GONE, {(0, 0): True}, 1)
     e.press(Event.SUCCESS)
     assert e.verdicts() == {(0, 0): True}

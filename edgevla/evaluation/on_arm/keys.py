@@ -150,7 +150,7 @@ class Keys:
                 termios.tcflush(self._fd, termios.TCIFLUSH)
 
     def read(self) -> list[Pressed]:
-        """Never blocks. Time in which nobody read does not count: a key that was held down meanwhile is still one press."""
+        """Never blocks. Time in which nobody read does not count: a key held down meanwhile is still one press."""
         now = time.monotonic_ns()
         self._awake_ns += min(now - self._turned_ns, ASLEEP_NS)
         self._turned_ns = now

@@ -97,18 +97,16 @@ class Session:
         self.flow.state, self._told = State.WAITING, None
         self._go_home()
 
-    def rest(self, asked_by: str) -> None:
-        """The deployment ends, or has ended: what runs is void. asked_by: the signal that asked, empty: none."""
+    def detach(self, why: str) -> None:
+        """The deployment ends, or has ended: what runs is void."""
         self._save_rollout()
-        self._why = (
-            "ended by Ctrl-C" if asked_by == "SIGINT" else f"ended by {asked_by}" if asked_by else "it ended"
-        )
+        self._why = why
         self._void()
         self.stage = self.rollouts = None
 
-    def detach(self, why: str) -> None:
-        """It has ended, the arm is released."""
-        self._why = why
+    def lose(self) -> None:
+        """It has ended though nobody asked: what now is the person's to say."""
+        self.must_start = False
         self.flow.fire(Event.LOST)
 
     @property
@@ -144,7 +142,6 @@ class Session:
         if self.flow.state is State.RUNNING:
             if stage.spoilt:
                 self._why = stage.spoilt
-                self._say("warning", f"{stage.spoilt}: this episode does not count, and is run again")
                 self.flow.fire(Event.SPOILT)
             elif self._clock() - self._began_ns >= self._seconds * NS:
                 self.flow.fire(Event.TIME_OVER)
@@ -251,7 +248,7 @@ class Session:
         turn = self._turn()
         with contextlib.suppress(OSError):  # what is not there is not judged either
             self.journal.void((turn.round, turn.place), self._why)
-        self._say("info", f"{self._name(turn)} does not count ({self._why}); it is run again")
+        self._say("warning", f"{self._name(turn)} does not count ({self._why}); it is run again")
 
     def _look_back(self) -> None:
         if self.journal.last is None:

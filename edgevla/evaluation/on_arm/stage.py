@@ -22,7 +22,8 @@ from edgevla.wire import Dealer, Inbox, Stream, endpoint
 
 HOME = "at home"
 """What the robot says when it has arrived there."""
-FRESH_NS = NS_PER_S
+FRESH_NS, SILENT_NS = NS_PER_S, 3 * NS_PER_S
+"""A camera whose node was heard so lately is there; one that was silent so long has gone."""
 SPOILING = ("camera_lost", "camera_missing", "camera_failed", "inference_")
 """Codes of events after which a failure would be the machine's, not the policy's."""
 
@@ -119,6 +120,8 @@ class Stage:
                 self.counters = beat.body.counters
         if self.loader.was_lost:
             self.spoilt = self.spoilt or "the policy's process has ended"
+        if gone := self._gone(SILENT_NS):
+            self.spoilt = self.spoilt or gone
         self.loader.step(is_held=self.mode == "paused")
 
     def _hear(self, source: str, event: Event) -> None:
@@ -136,12 +139,18 @@ class Stage:
 
     def missing(self) -> str:
         """What an episode cannot begin without, in words; empty: nothing."""
+        if gone := self._gone(FRESH_NS):
+            return f"{gone}; look after its cable"
+        return "" if self.loader.is_ready else "the policy is being loaded"
+
+    def _gone(self, silent_ns: int) -> str:
+        """The first camera that gives no pictures."""
         now = time.monotonic_ns()
         for name in () if self._may_lose else self.cameras:
             phase, heard_ns = self._phases.get(name, ("", self._began_ns))
-            if phase != "running" or now - heard_ns > FRESH_NS:
-                return f"camera '{name.removeprefix('camera/')}' gives no pictures; look after its cable"
-        return "" if self.loader.is_ready else "the policy is being loaded"
+            if phase != "running" or now - heard_ns > silent_ns:
+                return f"camera '{name.removeprefix('camera/')}' gives no pictures"
+        return ""
 
     def close(self) -> None:
         self.loader.close()

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import json
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from edgevla.evaluation.on_arm.options import Trials, trials_from
 from edgevla.evaluation.on_arm.rollouts import ROLLOUTS, Rollouts, check_record
 from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.on_arm.session import Session
+from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
 
 PAUSE_S = 0.05
@@ -118,9 +118,10 @@ class OnArm:
                     raise
                 summary = {"failure": str(error)}
             is_first = False
-            if summary.get("asked_by"):
-                return (130 if summary.get("was_interrupted") else 0), ""
             failure = str(summary["failure"] or "")
+            if summary.get("asked_by"):
+                is_bad = bool(failure or summary["emergency_stops"])
+                return (1 if is_bad else 130 if summary.get("was_interrupted") else 0), failure
             if self.session.flow.state is State.OVER:
                 return int(bool(failure)), failure
             if not self._starts_again(failure or "it was stopped"):
@@ -135,9 +136,7 @@ class OnArm:
         policy = 0 if turn is None else turn.policy
         contestants = Contestants(self.trials.folders, self.trials.options, policy)
         supervisor = Supervisor(self.trials.options[policy], contestants, self.shown)
-        summary = carry_out(supervisor, self._attached(supervisor, contestants))
-        self.session.detach(str(summary["failure"] or "the deployment has ended"))
-        return summary
+        return carry_out(supervisor, self._attached(supervisor, contestants))
 
     @contextlib.contextmanager
     def _attached(self, supervisor: Any, contestants: Any) -> Iterator[None]:
@@ -149,6 +148,7 @@ class OnArm:
         session, folder = supervisor.session, supervisor.folder
         cameras = list(contestants.cameras)
         rollouts = Rollouts(supervisor.ctx, folder, session, self.folder, cameras, o.task, self._tell_person)
+        asked = supervisor.asked
         try:
             rollouts.open()
             self.keys.forget()
@@ -156,17 +156,17 @@ class OnArm:
             supervisor.stop_when(lambda: self.session.step(self.keys.read()))
             yield
         finally:
-            self.session.rest(supervisor.asked.by)
+            words = {"SIGINT": "Ctrl-C", "SIGHUP": "the terminal has closed"}
+            self.session.detach(words.get(asked.by, asked.by) or "the deployment has ended")
             rollouts.close()
             stage.close()
 
     def _starts_again(self, why: str) -> bool:
         """The deployment has ended and the arm is released: what now is the person's to say."""
+        self.session.lose()
         self.shown("error", "eval", f"the deployment has ended: {why}")
         self.shown("info", "eval", "what was judged is kept. Enter starts it again, q ends")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        self._ring()
+        obey_signals(lambda: self.shown("warning", "eval", "Ctrl-Z is refused; q ends"))
         while True:
             is_over = self.session.step(self.keys.read())
             if is_over or self.session.must_start:
