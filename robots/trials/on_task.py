@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import sys
@@ -279,7 +278,9 @@ def versions_for(task: Task) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     if "mujoco" in found:
-        found["MUJOCO_GL"] = os.environ.get("MUJOCO_GL", "its own choice")
+        from ..world.physics.gl import find_platform
+
+        found["renderer"] = find_platform()
     return found
 
 

@@ -23,7 +23,7 @@ from edgevla.execution import execution_from
 from edgevla.robots.trials.closed_loop import ClosedLoop
 from edgevla.robots.trials.contest import misalign
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
-from edgevla.robots.trials.expert import Expert
+from edgevla.robots.trials.experts.follow_cube import FollowCubeExpert
 from edgevla.robots.world.follow_cube import kinematics
 from edgevla.robots.world.follow_cube.places import CONVEYOR, REST, above, first_posture, place, velocity
 from edgevla.robots.world.follow_cube.scene import Scene
@@ -56,15 +56,15 @@ def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
 
 def perfect(loop_of, task, delay_steps, chunk=30):
     """A policy that knows the world: the expert's own future, as if it had been learnt perfectly."""
-    expert = Expert()
+    expert = FollowCubeExpert(task)
 
     def policy(seen, **_):
         world = loop_of["world"]
         joints = kinematics.radians(seen.state)
-        postures = expert.postures(task, world.cube_m, chunk)
+        postures = expert.postures(world.cube_m, chunk)
         goals = []
         for posture in postures:
-            joints = expert.goal(joints, posture)
+            joints = expert.step(joints, posture)
             goals.append(kinematics.robot_units(joints))
         return np.array(goals, np.float32)
 
