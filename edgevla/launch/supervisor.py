@@ -111,12 +111,9 @@ class Supervisor:
                 raise BusError(self._guardian_s_end()) from error
             raise
         self._is_running = True
-        self.say(
-            "info",
-            "deploy",
-            f"{'holding, for' if arguments.is_held else 'running'} {self.source.name} on {self.robot.robot}, "
-            f"execution {execution_words(self.source.execution)}",
-        )
+        what = f"running {self.source.name} on {self.robot.robot}, "
+        what += f"execution {execution_words(self.source.execution)}"
+        self.say("info", "deploy", "the arm has its torque, and holds" if arguments.is_held else what)
 
     @property
     def robot(self) -> AboutRobot:

@@ -271,7 +271,9 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not found or min(sizes := (int(found[1]), int(found[2] or found[1]))) < 16:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size: HEIGHTxWIDTH (120x160) or one number, 16 px at least")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no size: HEIGHTxWIDTH (120x160) or one number, 16 px at least"
+        )
     return sizes
 
 
@@ -284,7 +286,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", required=True, metavar="NAME", help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new dataset")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--size", type=parse_size, default=(64, 64), metavar="HxW", help="of the pictures; default 64")
+    parser.add_argument(
+        "--size", type=parse_size, default=(64, 64), metavar="HxW", help="of the pictures; default 64"
+    )
     parser.add_argument("--camera", help="default: the task's first")
     parser.add_argument("--seed", type=int, default=0, help="of places and disturbances")
     parser.add_argument(

@@ -6,6 +6,7 @@ the next plan with `start`, its torque on. Where there are two, nothing that is 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,9 +58,9 @@ class Quiet:
 
 
 def without(text: str, names: Sequence[str]) -> str:
-    """The sentence, the policies' names hidden."""
+    """The sentence, the policies' names hidden; not where one is part of a longer word."""
     for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name, "the policy")
+        text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "the policy", text)
     return text
 
 

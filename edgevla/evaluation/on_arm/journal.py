@@ -176,6 +176,7 @@ class Journal:
         lines = whole.split("\n") if whole else []
         if not lines:
             self._write({"evaluation": strict.write(self.setting)})
+            _sync_folder(self.path.parent)
             return
         for number, line in enumerate(lines, 1):
             try:
@@ -237,6 +238,15 @@ class Journal:
             if verdict.verdict == number:
                 return turn, verdict
         raise KeyError(f"there is no verdict {number}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the file's name is there after a power cut, too."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _words(name: str, setting: Setting) -> str:

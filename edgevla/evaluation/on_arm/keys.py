@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+from edgevla.errors import UsageError
 from edgevla.evaluation.on_arm.flow import Event
 from edgevla.monitor.keys import INSISTING, LONE_NS, STRAY_NS, Act, Keyboard
 
@@ -120,13 +121,28 @@ class Lines:
         return (event, "") if event is not None else (None, f"'{line[:40]}' means nothing here; {HELP}")
 
 
+def _is_in_foreground(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:  # a terminal, but not the one of this session
+        return True
+
+
 class Keys:
     """Reads standard input. `with`: the terminal gives single keys meanwhile, and is as before however it ends."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
+        """
+        Raises:
+            UsageError: nobody could press a key: there is no input, or the terminal is another job's.
+        """
         stream = sys.stdin if stream is None else stream
+        if stream is None or stream.closed:
+            raise UsageError("a person judges, and standard input is closed; start it in a terminal")
         self._fd = stream.fileno()
         self.is_terminal = os.isatty(self._fd)
+        if self.is_terminal and not _is_in_foreground(self._fd):
+            raise UsageError("a person judges: it needs the terminal in the foreground; leave out the &")
         self._awake_ns, self._turned_ns = 0, time.monotonic_ns()
         self._typed, self._lines = Typed(lambda: self._awake_ns), Lines()
 

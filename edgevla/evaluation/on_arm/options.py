@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import UsageError
 from edgevla.evaluation.episodes import UNSEEN
-from edgevla.execution.strategies import KINDS
 from edgevla.launch.options import SECONDS, Number, whole
 from edgevla.simulated import TASKS, task_named
 from edgevla.vocabulary import once
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 N_EPISODES, SECONDS_EACH = 20, 60.0
 MOST_POLICIES = 2
+EXECUTIONS = ("sync", "ensemble", "async", "rtc")
 
 
 def add_arguments(group: Any) -> None:
@@ -35,7 +35,7 @@ def add_arguments(group: Any) -> None:
         help=f"an episode's length at most; a key ends it earlier (default {SECONDS_EACH:g}, or the simulated task's)",
     )  # fmt: skip
     add("--execution", type=_executions, action="extend", metavar="LIST",
-        help=f"{', '.join(KINDS)}; two are compared (default: the bundle's)")  # fmt: skip
+        help=f"{', '.join(EXECUTIONS)}; two are compared (default: the bundle's)")  # fmt: skip
     add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps (default: the bundle's)")
     add(
         "--provider",
@@ -63,8 +63,8 @@ def add_arguments(group: Any) -> None:
 def _executions(text: str) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     for word in words or [text]:
-        if word not in KINDS:
-            raise argparse.ArgumentTypeError(f"'{word}' must be one of {', '.join(KINDS)}")
+        if word not in EXECUTIONS:
+            raise argparse.ArgumentTypeError(f"'{word}' must be one of {', '.join(EXECUTIONS)}")
     return words
 
 

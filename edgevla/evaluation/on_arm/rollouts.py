@@ -4,14 +4,17 @@ that ended it. A dataset that cannot be written costs the pictures, never a verd
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import zmq
 
 from edgevla.arguments import Record
-from edgevla.errors import EdgeVLAError, MissingExtraError
+from edgevla.dataset.layout import INFO
+from edgevla.errors import DatasetError, EdgeVLAError, MissingExtraError
 from edgevla.nodes.recorder import RecorderNode
 
 ROLLOUTS = "rollouts"
@@ -25,6 +28,23 @@ def check_record() -> None:
     for module in ("pyarrow", "av"):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError("record", module)
+
+
+def check_rollouts(output: Path, rollouts: Mapping[int, int]) -> None:
+    """rollouts: verdict -> episode of the dataset, of earlier sessions.
+
+    Raises:
+        DatasetError: they are not there any more, and new ones would be taken for them.
+    """
+    if not rollouts:
+        return
+    n_wanted, n = max(rollouts.values()) + 1, 0
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        n = int(json.loads((output / INFO).read_text(encoding="utf-8")).get("total_episodes", 0))
+    if n < n_wanted:
+        raise DatasetError(
+            f"{output} holds {n} of the {n_wanted} rollouts that were judged; put it back, or begin anew with another -o"
+        )
 
 
 class Rollouts:

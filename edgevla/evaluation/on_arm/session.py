@@ -116,8 +116,15 @@ class Session:
     @property
     def turn(self) -> Turn | None:
         """The next one; None: all are judged."""
+        return next(iter(self._left_turns()), None)
+
+    @property
+    def n_left(self) -> int:
+        return len(self._left_turns())
+
+    def _left_turns(self) -> list[Turn]:
         done = self.journal.verdicts
-        return next((t for t in self.rounds.turns() if (t.round, t.place) not in done), None)
+        return [t for t in self.rounds.turns() if (t.round, t.place) not in done]
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -331,9 +338,8 @@ class Session:
         """How long it will take, by how long it has taken."""
         if len(self._periods_ns) < LEARNT:
             return ""
-        n_left = len(self.rounds.turns()) - len(self.journal.verdicts)
-        minutes = n_left * sum(self._periods_ns) / len(self._periods_ns) / NS / 60
-        return f" ({n_left} left, about {max(1, round(minutes))} min)"
+        minutes = self.n_left * sum(self._periods_ns) / len(self._periods_ns) / NS / 60
+        return f" ({self.n_left} left, about {max(1, round(minutes))} min)"
 
     def _turn(self) -> Turn:
         turn = self.turn

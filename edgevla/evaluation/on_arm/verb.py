@@ -18,11 +18,12 @@ from typing import Any
 
 from edgevla import __version__
 from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.evaluation.on_arm.contestants import Contestants, without
 from edgevla.evaluation.on_arm.flow import State
 from edgevla.evaluation.on_arm.journal import EPISODES, Contestant, Journal, Setting
 from edgevla.evaluation.on_arm.keys import Keys
 from edgevla.evaluation.on_arm.options import Trials, trials_from
-from edgevla.evaluation.on_arm.rollouts import ROLLOUTS, Rollouts, check_record
+from edgevla.evaluation.on_arm.rollouts import ROLLOUTS, Rollouts, check_record, check_rollouts
 from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.on_arm.session import Session
 from edgevla.launch.record_cli import obey_signals
@@ -42,11 +43,10 @@ class OnArm:
     """One evaluation; loaded bundles, a journal, and then as many deployments as it takes."""
 
     def __init__(self, args: argparse.Namespace, trials: Trials, say: Callable[[str], None]) -> None:
-        from edgevla.evaluation.on_arm.contestants import Contestants
-
         self.args, self.trials, self.say = args, trials, say
         self.shown = Screen(to_stderr=args.json)
-        policies = named(Contestants(trials.folders, trials.options, 0))
+        contestants = Contestants(trials.folders, trials.options, 0)
+        policies, self._hidden = named(contestants), contestants.hidden
         o = trials.options[0]
         setting = Setting(
             policies=policies,
@@ -61,10 +61,11 @@ class OnArm:
             order_seed=secrets.randbits(31),
             edgevla=__version__,
         )
+        self.keys = Keys()
         self.folder = output_of(args.output, o.robot, policies)
         self.journal = Journal(self.folder, setting)
+        check_rollouts(self.folder / ROLLOUTS, self.journal.rollouts)
         self.rounds = Rounds(trials.n, len(policies), self.journal.setting.order_seed)
-        self.keys = Keys()
         self.session = Session(self.journal, self.rounds, trials.seconds, self._tell_person, ring=self._ring)
 
     def run(self) -> int:
@@ -80,8 +81,12 @@ class OnArm:
             result = self._conclude(code, failure)
         return result
 
+    def _show(self, severity: str, source: str, text: str) -> None:
+        """Whoever says it: of two policies none is named."""
+        self.shown(severity, source, without(text, self._hidden))
+
     def _tell_person(self, severity: str, text: str) -> None:
-        self.shown(severity, "eval", text)
+        self._show(severity, "eval", text)
 
     def _ring(self) -> None:
         if self.keys.is_terminal:
@@ -101,8 +106,7 @@ class OnArm:
         self.say(f"{what}, at most {self.trials.seconds:g} s each; written to {self.folder}")
         for sentence in what_it_shows(n, n_policies):
             self.say(sentence)
-        n_there = sum((t.round, t.place) in self.journal.verdicts for t in self.rounds.turns())
-        if n_there:
+        if n_there := n * n_policies - self.session.n_left:
             self.say(f"{n_there} of {n * n_policies} are judged already; going on")
 
     # -- while ---------------------------------------------------------------------------------------------------------
@@ -120,7 +124,7 @@ class OnArm:
             is_first = False
             failure = str(summary["failure"] or "")
             if summary.get("asked_by"):
-                is_bad = bool(failure or summary["emergency_stops"])
+                is_bad = bool(failure) or any(s["ended"] != "cleared" for s in summary["emergency_stops"])
                 return (1 if is_bad else 130 if summary.get("was_interrupted") else 0), failure
             if self.session.flow.state is State.OVER:
                 return int(bool(failure)), failure
@@ -128,14 +132,13 @@ class OnArm:
                 return int(bool(failure)), failure
 
     def _deploy(self) -> dict[str, Any]:
-        from edgevla.evaluation.on_arm.contestants import Contestants
         from edgevla.launch.foreground import carry_out
         from edgevla.launch.supervisor import Supervisor
 
         turn = self.session.turn
         policy = 0 if turn is None else turn.policy
         contestants = Contestants(self.trials.folders, self.trials.options, policy)
-        supervisor = Supervisor(self.trials.options[policy], contestants, self.shown)
+        supervisor = Supervisor(self.trials.options[policy], contestants, self._show)
         return carry_out(supervisor, self._attached(supervisor, contestants))
 
     @contextlib.contextmanager
@@ -164,9 +167,9 @@ class OnArm:
     def _starts_again(self, why: str) -> bool:
         """The deployment has ended and the arm is released: what now is the person's to say."""
         self.session.lose()
-        self.shown("error", "eval", f"the deployment has ended: {why}")
-        self.shown("info", "eval", "what was judged is kept. Enter starts it again, q ends")
-        obey_signals(lambda: self.shown("warning", "eval", "Ctrl-Z is refused; q ends"))
+        self._tell_person("error", f"the deployment has ended: {why}")
+        self._tell_person("info", "what was judged is kept. Enter starts it again, q ends")
+        obey_signals(lambda: self._tell_person("warning", "Ctrl-Z is refused; q ends"))
         while True:
             is_over = self.session.step(self.keys.read())
             if is_over or self.session.must_start:
@@ -198,8 +201,7 @@ class OnArm:
             self.say("\n" + "\n".join(tables(e)))
         self.say(f"\nwritten to {self.folder}: {INFO}, {EPISODES}, {ROLLOUTS}/")
         if not is_complete:
-            n_left = self.rounds.n * self.rounds.n_policies - len(self.journal.verdicts)
-            self.say(f"{n_left} are left; the same command goes on from here")
+            self.say(f"{self.session.n_left} are left; the same command goes on from here")
         is_enough = True
         if self.args.expect is not None:
             is_enough, sentences = expected(results, self.args.expect)
@@ -212,7 +214,7 @@ def named(contestants: Any) -> tuple[Contestant, ...]:
     """Names of folders; paths where those are equal; with the execution where one bundle is compared with itself."""
     sources = contestants.sources
     labels = [Path(s.name).resolve().name for s in sources]
-    if len(set(labels)) < len(labels):
+    if len(set(labels)) < len({s.name for s in sources}):
         labels = [s.name for s in sources]
     kinds = [type(s.execution).__name__.lower() for s in sources]
     if len(set(labels)) < len(labels):
