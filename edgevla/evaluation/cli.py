@@ -21,7 +21,7 @@ from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
 from edgevla.evaluation.episodes import CONTROLS
 from edgevla.evaluation.on_arm import options as on_arm
-from edgevla.execution.strategies import KINDS as EXECUTIONS
+from edgevla.evaluation.on_arm.options import EXECUTIONS
 from edgevla.launch.options import Number, whole
 from edgevla.simulated import TASKS
 from edgevla.strict import nearest

@@ -1,4 +1,4 @@
-"""What `edgevla eval --robot` is asked is judged before a process is started; policies keep their names to themselves."""
+"""What `edgevla eval --robot` is asked is judged before a process is started; policies keep their names hidden."""
 
 import json
 import subprocess

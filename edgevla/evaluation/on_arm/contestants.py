@@ -26,6 +26,8 @@ from edgevla.wire import CommandClient, endpoint
 
 A = TypeVar("A", bound=About)
 ASK_EVERY_S = 0.2
+LEAST_NAME = 3
+"""A shorter one would be found in any sentence."""
 HIDDEN = "two policies in hidden order"
 
 
@@ -74,9 +76,8 @@ class Contestants:
         self.sources = [PolicySource(f, o) for f, o in zip(folders, options, strict=True)]
         self._options = options
         is_hidden = len(self.sources) > 1
-        self.hidden = (
-            [name for s in self.sources for name in (s.name, Path(s.name).name)] if is_hidden else []
-        )
+        names = [name for s in self.sources for name in (s.name, Path(s.name).name)]
+        self.hidden = [name for name in names if is_hidden and len(name) >= LEAST_NAME]
         self.name = HIDDEN if is_hidden else self.sources[0].name
         self.bundle = None if is_hidden else self.sources[0].bundle
         self.about: dict[str, Any] = {} if is_hidden else self.sources[0].about

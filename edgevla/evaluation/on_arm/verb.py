@@ -61,8 +61,8 @@ class OnArm:
             order_seed=secrets.randbits(31),
             edgevla=__version__,
         )
-        self.keys = Keys()
         self.folder = output_of(args.output, o.robot, policies)
+        self.keys = Keys()
         self.journal = Journal(self.folder, setting)
         check_rollouts(self.folder / ROLLOUTS, self.journal.rollouts)
         self.rounds = Rounds(trials.n, len(policies), self.journal.setting.order_seed)
