@@ -19,7 +19,7 @@ PEG_GRASP_M = np.array([OUTWARDS_M, 0.0, 0.012])
 SOCKET_GRASP_M = np.array([-OUTWARDS_M, 0.0, 0.002])
 PEG_HELD, SOCKET_HELD = 0.42, 0.70
 """Fingers closed on peg and socket stand at 0.353 and 0.656."""
-BEFORE_M, INSIDE_M = 0.145, 0.092
+BEFORE_M, INSIDE_M = 0.145, 0.096
 """From the socket's middle to the peg's: before it, and pressed against the pin (0.1 is where they touch)."""
 HOVER_M = 0.08
 
@@ -52,8 +52,8 @@ class Insertion:
         near = 1.0 + share(hand.open, 0.95, 0.7)  # once the fingers close they keep what they have
         is_there = off < 0.01 * near and abs(above) < 0.008 * near
         tilt = abs(hand.pitch - DOWN) + abs(hand.roll - roll)
-        is_early = share(hand.open, 0.9, 0.7) if off > 0.012 else 0.0
-        hover = HOVER_M * max(share(off, 0.008, 0.05), share(tilt, 0.06, 0.5), is_early)
+        is_early = share(hand.open, 0.9, 0.7) if off > 0.01 else 0.0
+        hover = HOVER_M * max(share(off, 0.006, 0.018), share(tilt, 0.06, 0.3), is_early)
         return Wish(grasp + [0, 0, hover], DOWN, roll, CLOSED if is_there else OPEN)
 
     def _bring(self, left: Hand, socket: np.ndarray) -> Wish:
