@@ -289,7 +289,7 @@ def _await(loop: ClosedLoop, posture: np.ndarray) -> None:
         state = loop.step()
         if state.mode not in ("running", "holding"):
             raise EdgeVLAError(f"the arm stopped before the episode began: {state.reason or state.mode}")
-        if (np.abs(state.position - posture) <= ARRIVED_SHARE * width).all():
+        if (np.abs(loop.robot.present_goal() - posture) <= ARRIVED_SHARE * width).all():
             return
 
 
