@@ -130,7 +130,12 @@ KINDS = (
         _add_dataset_arguments,
     ),
     Kind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
-    Kind("robot", "success, as a person judges it", "edgevla.evaluation.on_arm.verb", on_arm.add_arguments),
+    Kind(
+        "robot",
+        "success, as a person judges it; also --execution, --n-steps, --servo-hz, --expect",
+        "edgevla.evaluation.on_arm.verb",
+        on_arm.add_arguments,
+    ),
 )
 
 

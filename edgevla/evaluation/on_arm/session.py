@@ -71,10 +71,12 @@ class Session:
         say: Say,
         *,
         ring: Callable[[], None] = lambda: None,
+        is_simulated: bool = False,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.journal, self.rounds, self._seconds = journal, rounds, seconds
         self._say, self._ring, self._clock = say, ring, clock
+        self._is_simulated = is_simulated
         self.flow = Flow(lambda deed: getattr(self, f"_{deed}")(), self._waits_for)
         self.stage: StageLike | None = None
         self.rollouts: RolloutsLike | None = None
@@ -332,6 +334,8 @@ class Session:
         if self.rounds.n_policies > 1:
             first = "put everything to its place, and remember it"
             how = first if turn.place == 0 else "put everything back exactly as it was for the first policy"
+        if self._is_simulated:
+            how = "the world puts its things to their places"
         return f"{self._name(turn)}: {how}; Enter when ready{self._left()}"
 
     def _left(self) -> str:

@@ -30,20 +30,20 @@ from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
 
 PAUSE_S = 0.05
+ASKED_BY = {"SIGINT": "Ctrl-C", "SIGHUP": "the terminal has closed"}
 
 
-def run(args: argparse.Namespace, say: Callable[[str], None]) -> int:
+def run(args: argparse.Namespace, _: Callable[[str], None]) -> int:
     """The verb. Exit code: 130 interrupted, 1 failed or less success than expected."""
     check_record()
-    trials = trials_from(args)
-    return OnArm(args, trials, say).run()
+    return OnArm(args, trials_from(args)).run()
 
 
 class OnArm:
     """One evaluation; loaded bundles, a journal, and then as many deployments as it takes."""
 
-    def __init__(self, args: argparse.Namespace, trials: Trials, say: Callable[[str], None]) -> None:
-        self.args, self.trials, self.say = args, trials, say
+    def __init__(self, args: argparse.Namespace, trials: Trials) -> None:
+        self.args, self.trials = args, trials
         self.shown = Screen(to_stderr=args.json)
         contestants = Contestants(trials.folders, trials.options, 0)
         policies, self._hidden = named(contestants), contestants.hidden
@@ -66,7 +66,14 @@ class OnArm:
         self.journal = Journal(self.folder, setting)
         check_rollouts(self.folder / ROLLOUTS, self.journal.rollouts)
         self.rounds = Rounds(trials.n, len(policies), self.journal.setting.order_seed)
-        self.session = Session(self.journal, self.rounds, trials.seconds, self._tell_person, ring=self._ring)
+        self.session = Session(
+            self.journal,
+            self.rounds,
+            trials.seconds,
+            self._tell_person,
+            ring=self._ring,
+            is_simulated=o.is_sim,
+        )
 
     def run(self) -> int:
         code, failure = 0, ""
@@ -80,6 +87,10 @@ class OnArm:
         finally:
             result = self._conclude(code, failure)
         return result
+
+    def say(self, text: str) -> None:
+        """Also to a terminal that has closed: what was judged is written all the same."""
+        write(sys.stderr if self.args.json else sys.stdout, text)
 
     def _show(self, severity: str, source: str, text: str) -> None:
         """Whoever says it: of two policies none is named."""
@@ -147,22 +158,21 @@ class OnArm:
         from edgevla.evaluation.on_arm.stage import Stage
 
         o = self.trials.options[0]
-        stage = Stage(supervisor, contestants, o.may_lose_cameras)
-        session, folder = supervisor.session, supervisor.folder
-        cameras = list(contestants.cameras)
-        rollouts = Rollouts(supervisor.ctx, folder, session, self.folder, cameras, o.task, self._tell_person)
-        asked = supervisor.asked
-        try:
-            rollouts.open()
-            self.keys.forget()
-            self.session.attach(stage, rollouts)
-            supervisor.stop_when(lambda: self.session.step(self.keys.read()))
-            yield
-        finally:
-            words = {"SIGINT": "Ctrl-C", "SIGHUP": "the terminal has closed"}
-            self.session.detach(words.get(asked.by, asked.by) or "the deployment has ended")
-            rollouts.close()
-            stage.close()
+        place = (supervisor.ctx, supervisor.folder, supervisor.session)
+        recorded = (self.folder, list(contestants.cameras), o.task, self._tell_person)
+        with (
+            contextlib.closing(Stage(supervisor, contestants, o.may_lose_cameras)) as stage,
+            contextlib.closing(Rollouts(*place, *recorded)) as rollouts,
+        ):
+            try:
+                rollouts.open()
+                self.keys.forget()
+                self.session.attach(stage, rollouts)
+                supervisor.stop_when(lambda: self.session.step(self.keys.read()))
+                yield
+            finally:
+                by = supervisor.asked.by
+                self.session.detach(ASKED_BY.get(by, by) or "the deployment has ended")
 
     def _starts_again(self, why: str) -> bool:
         """The deployment has ended and the arm is released: what now is the person's to say."""
@@ -196,7 +206,7 @@ class OnArm:
         finally:
             self.journal.close()
         if self.args.json:
-            print(json.dumps(info, indent=1))
+            write(sys.stdout, json.dumps(info, indent=1))
         else:
             self.say("\n" + "\n".join(tables(e)))
         self.say(f"\nwritten to {self.folder}: {INFO}, {EPISODES}, {ROLLOUTS}/")
