@@ -325,7 +325,7 @@ class Session:
             State.HALTED: "the arm holds where it is; Enter moves it home, q ends",
             State.FROZEN: "EMERGENCY STOP: the arm is frozen. ctrl+r clears it, e again lets the arm go, q ends",
             State.FINISHED: "all episodes are judged. Enter ends, u takes the last verdict back",
-            State.OVER: "ending: the arm moves to rest and is released",
+            State.OVER: "ending: the arm moves to rest and is released" if self.stage is not None else "",
         }.get(state, "")
 
     def _prompt(self) -> str:

@@ -12,7 +12,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,9 @@ class OnArm:
                     raise
                 summary = {"failure": str(error)}
             is_first = False
-            failure = str(summary["failure"] or "")
+            failure = _failure(summary)
             if summary.get("asked_by"):
-                is_bad = bool(failure) or any(s["ended"] != "cleared" for s in summary["emergency_stops"])
-                return (1 if is_bad else 130 if summary.get("was_interrupted") else 0), failure
+                return (1 if failure else 130 if summary.get("was_interrupted") else 0), failure
             if self.session.flow.state is State.OVER:
                 return int(bool(failure)), failure
             if not self._starts_again(failure or "it was stopped"):
@@ -158,11 +157,13 @@ class OnArm:
         from edgevla.evaluation.on_arm.stage import Stage
 
         o = self.trials.options[0]
-        place = (supervisor.ctx, supervisor.folder, supervisor.session)
-        recorded = (self.folder, list(contestants.cameras), o.task, self._tell_person)
+        ctx, run_dir, session = supervisor.ctx, supervisor.folder, supervisor.session
+        cameras, tell = list(contestants.cameras), self._tell_person
         with (
             contextlib.closing(Stage(supervisor, contestants, o.may_lose_cameras)) as stage,
-            contextlib.closing(Rollouts(*place, *recorded)) as rollouts,
+            contextlib.closing(
+                Rollouts(ctx, run_dir, session, self.folder, cameras, o.task, tell)
+            ) as rollouts,
         ):
             try:
                 rollouts.open()
@@ -218,6 +219,12 @@ class OnArm:
             for sentence in sentences:
                 self.say(sentence)
         return code or int(not is_enough)
+
+
+def _failure(summary: Mapping[str, Any]) -> str:
+    """Why a deployment ended as nobody wants it to; empty: it did not. A stop that was cleared is none."""
+    stops = [s["words"] for s in summary.get("emergency_stops", ()) if s["ended"] != "cleared"]
+    return str(summary["failure"] or "") or (f"emergency stop {stops[-1]}" if stops else "")
 
 
 def named(contestants: Any) -> tuple[Contestant, ...]:
