@@ -5,7 +5,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 sys.path.insert(
@@ -199,7 +201,22 @@ def test_rollouts_that_are_gone_are_not_mixed_up_with_new_ones(tmp_path):
 
 def test_figures_are_those_of_the_episode_and_not_of_the_run():
     before = {"ticks_clipped": 7, "clipped_speed_elbow": 7, "ticks_starved": 1}
-    measures = Measures(before)
+    measures = Measures(before, [True, False], "deg")
     assert measures.figures({**before, "ticks_clipped": 9, "clipped_speed_elbow": 8, "clipped_limit_wrist": 1}) == {
         "n_ticks": 0, "n_starved": 0, "n_clipped": 2, "clipped": {"speed_elbow": 1, "limit_wrist": 1}, "chunk_ms": [],
+        "seams": [], "within": [], "unit": "deg",
     }  # fmt: skip
+
+
+def test_how_the_goals_moved_is_kept_in_a_line_that_can_be_read():
+    measures = Measures({}, [True, False], "deg")
+    for tick in range(
+        2000
+    ):  # a chunk has twenty ticks, and the body's joint jumps by two degrees where it ends
+        goal = np.array([2.0 * (tick // 20), 50.0 * (tick % 2)], np.float32)
+        measures.state(SimpleNamespace(mode="running", goal=goal, chunk_seq=tick // 20))
+    figures = measures.figures({})
+    assert figures["n_ticks"] == 2000
+    assert set(figures["seams"]) == {2.0}
+    assert set(figures["within"]) == {0.0}
+    assert len(figures["within"]) == 300

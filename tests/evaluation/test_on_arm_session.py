@@ -39,7 +39,12 @@ class Stage:
     def begin(self):
         assert self.is_home
         assert not self.missing()
-        self.mode, self.is_home, self.spoilt, self.measures = "running", False, "", Measures(self.counters)
+        self.mode, self.is_home, self.spoilt, self.measures = (
+            "running",
+            False,
+            "",
+            Measures(self.counters, [True, False], "deg"),
+        )
         self.moved.append(self.policy)
 
     def freeze(self):

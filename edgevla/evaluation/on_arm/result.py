@@ -70,7 +70,9 @@ class Judged:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         command = shlex.join(["edgevla", *sys.argv[1:]])
-        return Evaluated(conditions, self.results(), "unit", self.rounds.n, (), machine, command, stopped)
+        units = {str(v.figures.get("unit", "unit")) for v in self.journal.verdicts.values()}
+        unit = units.pop() if len(units) == 1 else "unit"
+        return Evaluated(conditions, self.results(), unit, self.rounds.n, (), machine, command, stopped)
 
 
 def _episode(v: Verdict, cell: str) -> Episode:
@@ -95,8 +97,8 @@ def _episode(v: Verdict, cell: str) -> Episode:
         clipped=f.get("clipped", {}),
         delays_ms=chunk_ms,
         infer_ms=chunk_ms,
-        seams=(),
-        within=(),
+        seams=tuple(f.get("seams", ())),
+        within=tuple(f.get("within", ())),
     )
 
 

@@ -75,7 +75,10 @@ class Stage:
 
     def begin(self) -> None:
         """The policy moves the arm from now on."""
-        self.spoilt, self.measures = "", Measures(self.counters)
+        joints = self._supervisor.robot.joints
+        is_body = [not joint.is_gripper for joint in joints]
+        unit = next((joint.unit for joint in joints if not joint.is_gripper), "unit")
+        self.spoilt, self.measures = "", Measures(self.counters, is_body, unit)
         self.command("resume")
 
     def want(self, policy: int) -> None:
