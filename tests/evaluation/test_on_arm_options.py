@@ -219,4 +219,4 @@ def test_how_the_goals_moved_is_kept_in_a_line_that_can_be_read():
     assert figures["n_ticks"] == 2000
     assert set(figures["seams"]) == {2.0}
     assert set(figures["within"]) == {0.0}
-    assert len(figures["within"]) == 300
+    assert len(figures["within"]) == 100

@@ -216,7 +216,7 @@ def test_a_full_disk_costs_the_pictures_and_no_verdict(sit_down, tmp_path, bundl
     desk = sit_down(str(bundle), *sim, "--episodes", "1", "--expect", "0.9")
     desk.sees(READY)
     (command,) = [p for p in desk.processes("edgevla eval") if p.cmdline()[1:4] == ["-m", "edgevla", "eval"]]
-    resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (2_500, resource.RLIM_INFINITY))
+    resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (7_000, resource.RLIM_INFINITY))
     desk.presses("\n").sees(ASKS).presses("f").sees("its verdict counts all the same")
     desk.sees("all episodes are judged")
     resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)

@@ -11,12 +11,12 @@ from edgevla.evaluation.seams import seams
 from edgevla.messages import Chunk, State
 
 CLIPPED = "clipped_"
-MOST_KEPT = 300
+MOST_KEPT = 100
 """Second differences of an episode; of more, as many quantiles."""
 
 
 class Measures:
-    """Of one episode. counters: of the robot, when it began. is_body: per joint, whether it is no gripper. unit: theirs."""
+    """Of one episode. counters: of the robot, when it began. is_body: per joint, no gripper. unit: of their goals."""
 
     def __init__(self, counters: Mapping[str, int], is_body: Sequence[bool], unit: str) -> None:
         self._before, self._is_body, self._unit = dict(counters), is_body, unit

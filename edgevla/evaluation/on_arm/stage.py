@@ -134,7 +134,7 @@ class Stage:
 
     def news(self) -> Turn | None:
         """What the arm has become, for whoever did not ask for it; the flow knows what it was."""
-        if not self.mode:
+        if self.mode in ("", "idle", "stopped"):  # not known; or it ends, which its supervisor tells
             return None
         if self.mode == "emergency":
             return Turn.FROZE

@@ -109,11 +109,9 @@ class OnArm:
         from edgevla.evaluation.verdict_table import what_it_shows
 
         n_policies, n = self.rounds.n_policies, self.rounds.n
-        what = (
-            f"{n} episodes"
-            if n_policies == 1
-            else f"{n} rounds of two policies, in an order that is told at the end"
-        )
+        what = f"{n} episode{'s' * (n != 1)}"
+        if n_policies > 1:
+            what = f"{n} round{'s' * (n != 1)} of two policies, in an order that is told at the end"
         self.say(f"{what}, at most {self.trials.seconds:g} s each; written to {self.folder}")
         for sentence in what_it_shows(n, n_policies):
             self.say(sentence)
