@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,10 @@ from edgevla.wire import Dealer, Inbox
 
 
 def test_the_emulator_begins_an_episode_when_asked_and_says_once_what_it_came_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(OVERRIDE, str(tmp_path / "run"))
+    root = tempfile.mkdtemp(prefix="edgevla-", dir="/tmp")  # a socket's path must be short
+    monkeypatch.setenv(OVERRIDE, root)
     session, clock = secrets.token_bytes(8), VirtualClock(0)
     folder = run_dir(session)
     world = make_world(task_named("follow_cube"), 7, episode_s=1.0)
@@ -65,6 +68,7 @@ def test_the_emulator_begins_an_episode_when_asked_and_says_once_what_it_came_to
         dealer.close()
         link.close()
         ctx.destroy(linger=0)
+        shutil.rmtree(root)
     assert [judged.episode for judged in found] == [5, 6]
     assert found[0].outcome == "not reached"
     assert found[0].place == pytest.approx(world.verdicts[0].place)
