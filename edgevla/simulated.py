@@ -49,6 +49,8 @@ TASKS: dict[str, Task] = {
         Task("aloha/transfer_cube", "aloha", "pick up the cube with the right arm and hand it to the left arm", 50, 8.0,
              _ALOHA_CAMERAS, "physics.aloha"),
         Task("aloha/insertion", "aloha", "put the peg into the socket", 50, 8.0, _ALOHA_CAMERAS, "physics.aloha"),
+        Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 8.0, _SO101_CAMERAS,
+             "physics.pick_place"),
     )
 }  # fmt: skip
 

@@ -13,4 +13,6 @@ in a task (played by edgevla/robots/trials)
 episodes.py  settings, episodes, their file     statistics.py        intervals, paired comparison, what n can show
 verdicts.py  figures of every setting           verdict_info.py      all of it as JSON
 verdict_table.py  the same for a terminal       verdict_pictures.py  the same for the eye
+
+on_arm/      a person judges it on an arm       seams.py     how the goals moved where chunks meet
 """

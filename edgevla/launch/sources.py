@@ -115,6 +115,7 @@ class PolicySource:
         self.cameras: Sequence[str] = camera_names(m)
         check_fitting(m, options)
         self.execution = chosen_execution(m, options)
+        self.fps, self.sha256 = m.fps, self._bundle.sha256
         self.about = _about(self.name, self._bundle.sha256, strict.write(m.trained_camera_age_ms))
         self._fit: Fit | None = None
 
@@ -122,7 +123,7 @@ class PolicySource:
         if run.options.task and self._bundle.manifest.prompt is None:
             run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
         settings = camera_settings(self._bundle.manifest, run.robot, run.options)
-        robot = replace(run.robot, cameras=tuple(_delivered(camera) for camera in settings))
+        robot = replace(run.robot, cameras=tuple(delivered(camera) for camera in settings))
         self._fit = self._bundle.fits(robot)
         write_robot(robot, run.folder / "robot.json")
         for feature, camera in self._fit.cameras.items():
@@ -133,13 +134,24 @@ class PolicySource:
         return settings
 
     def start(self, run: Run) -> float:
+        self.spawn(run)
+        return self.greet(run, run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError))
+
+    def spawn(self, run: Run) -> None:
+        """Starts the process; it answers once the policy is loaded and warm."""
         o = run.options
         words = [POLICY, f"--bundle={self.name}", *run.place, f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--seed={o.seed}", f"--threads={o.threads}", f"--inject-delay-ms={o.inject_delay_ms}"]
         words += [f"--provider={o.provider}"] if o.provider else []
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
-        about = run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError)
+
+    def greet(self, run: Run, about: AboutPolicy) -> float:
+        """Says what the process told of itself; its latency in ms.
+
+        Raises:
+            CameraError: a camera certainly shows no picture.
+        """
         run.say(
             "info", "deploy", f"policy ready on {about.provider}: {about.latency_ms:.1f} ms per inference"
         )
@@ -172,7 +184,7 @@ class PolicySource:
         return start_arguments(m, self._fit, run.options, self.execution, latency_ms)
 
 
-def _delivered(camera: CameraSettings) -> AboutCamera:
+def delivered(camera: CameraSettings) -> AboutCamera:
     """The camera as its device delivers it, before it is fitted."""
     return AboutCamera(
         name=camera.name,

@@ -96,6 +96,7 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
 
     Raises:
         UsageError: nobody has written an expert for this task.
+        CameraError: there is no such camera, or it cannot be drawn on this machine.
         EdgeVLAError: the expert fails more often than not.
     """
     from edgevla.dataset.writer import DatasetWriter
@@ -103,7 +104,8 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
     task = task_named(plan.task)
     plan = replace(plan, camera=plan.camera or task.cameras[0])
     profile = load_profile(task.world)
-    make_expert(task)  # refused before there is a folder
+    make_expert(task)  # what cannot be is refused before there is a folder
+    make_painter(task).open(str(plan.camera), plan.size[1], plan.size[0])
     writer = DatasetWriter(
         root,
         fps=task.fps,

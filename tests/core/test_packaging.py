@@ -48,6 +48,9 @@ def test_the_wheel_holds_the_linked_packages_and_their_data(wheel: Path) -> None
         "edgevla/robots/world/physics/assets/aloha/bimanual_viperx_transfer_cube.xml",
         "edgevla/robots/world/physics/assets/aloha/vx300s_7_gripper.stl",
         "edgevla/robots/world/physics/assets/aloha/LICENSE",
+        "edgevla/robots/world/physics/assets/so101/pick_place.xml",
+        "edgevla/robots/world/physics/assets/so101/moving_jaw_so101_v1.stl",
+        "edgevla/robots/world/physics/assets/so101/README.md",
     ):
         assert expected in names
     top_level = {name.split("/")[0] for name in names}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from deployment_kit import make_bundle
 
+from edgevla.evaluation.seams import seams
 from edgevla.robots.profile import load_profile
 from edgevla.robots.trials.contest import ARRIVED_SHARE, STOPPED, Contestant, Played, one
-from edgevla.robots.trials.seams import seams
 from edgevla.simulated import TASKS
 from edgevla.types import Observation
 

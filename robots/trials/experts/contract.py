@@ -15,7 +15,7 @@ import numpy as np
 from edgevla.errors import UsageError
 from edgevla.simulated import Task
 
-MODULES = {"follow_cube": "follow_cube", "aloha": "aloha"}
+MODULES = {"follow_cube": "follow_cube", "aloha": "aloha", "so101": "pick_place"}
 """First part of a task's name -> the module below this folder whose `make_expert` knows it."""
 
 

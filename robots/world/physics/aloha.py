@@ -20,8 +20,9 @@ from edgevla.simulated import Task
 from ...profile import Profile, load_profile
 from ...units import finger_rad
 from ..contract import SUCCESS, Painter, Verdict
-from .engine import ASSETS, load, mujoco
-from .joints import Drive, MujocoJoints
+from .engine import ASSETS, load
+from .episodes import Episodes
+from .joints import Drive
 
 START_ARM_RAD = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0)
 START_FINGER_M = 0.02239
@@ -168,70 +169,38 @@ class Judge:
         return Verdict(is_success, took_s, best, sum(self.rewards), self._place, outcome)
 
 
-class AlohaWorld:
-    """One table with two arms. The arms are moved by whoever steps `physics`: the emulator."""
+class AlohaWorld(Episodes):
+    """One table with two arms."""
+
+    _judge: Judge
 
     def __init__(self, task: Task, seed: int, episode_s: float | None = None) -> None:
-        self.task, self.seed, self.episode = task, seed, 0
         self._scene = SCENES[task.name]
-        self.model = load(ASSETS / "aloha" / self._scene.file)
-        self.data = mujoco().MjData(self.model)
-        mujoco().mj_resetDataKeyframe(self.model, self.data, 0)
         profile = load_profile("aloha")
+        super().__init__(task, seed, episode_s, load(ASSETS / "aloha" / self._scene.file), drives(profile))
         self._gripper = next(joint.gripper for joint in profile.joints if joint.gripper is not None)
-        self.physics = MujocoJoints(self.model, self.data, drives(profile))
         self._names = [self.model.geom(k).name for k in range(self.model.ngeom)]
-        self._episode_ns = round((task.episode_s if episode_s is None else episode_s) * NS_PER_S)
-        self.verdicts: list[Verdict] = []
-        self._begin_ns: int | None = None
-        self._now_ns = 0
-        self._lay_out()
-
-    @property
-    def sim_ns(self) -> int:
-        return 0 if self._begin_ns is None else self._now_ns - self._begin_ns
+        self.lay_out()
+        self.physics.refresh()
 
     def start(self, episode: int) -> np.ndarray:
         g = self._gripper
         opened = (finger_rad(START_FINGER_M, g) - g.closed_rad) / (g.open_rad - g.closed_rad)
         return np.array([*START_ARM_RAD, opened] * len(SIDES))
 
-    def reset(self, episode: int, now_ns: int) -> None:
-        self.episode = episode
-        self._begin_ns = self._now_ns = now_ns
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Things to their places, at rest."""
+    def lay_out(self) -> None:
         at = place(self.task.name, self.seed, self.episode)
         self._judge = Judge(self.task, RULES[self.task.name], at)
         for name, (x, y) in zip(self._scene.things, at, strict=True):
-            joint = self.model.joint(self.model.body(name).jntadr[0])
-            self.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 7] = (x, y, HEIGHT_M, 1, 0, 0, 0)
-            self.data.qvel[joint.dofadr[0] : joint.dofadr[0] + 6] = 0
-        self.physics.refresh()
+            self.put_thing(name, (x, y, HEIGHT_M, 1, 0, 0, 0))
 
-    def step(self, now_ns: int, joint_rad: np.ndarray) -> None:
-        """The physics has come to `now_ns`: judges when a policy step is over, begins the next episode when due."""
-        if self._begin_ns is None:
-            self._begin_ns = now_ns
-        self._now_ns = now_ns
-        if self.sim_ns >= self._judge.due_ns and not self._judge.is_over:
-            self._judge.see(self.touching())
-        if self._episode_ns and self.sim_ns >= self._episode_ns:
-            self.verdicts.append(self.verdict())
-            self.reset(self.episode + 1, now_ns)
+    def look(self) -> None:
+        self._judge.see(self.touching())
 
     def touching(self) -> Touching:
         """Pairs of geoms in contact, by name, in MuJoCo's order."""
         pairs = self.data.contact.geom[: self.data.ncon].tolist()
         return {(self._names[a], self._names[b]) for a, b in pairs}
-
-    def verdict(self) -> Verdict:
-        return self._judge.verdict()
-
-    def is_decided(self) -> bool:
-        return self._judge.is_over
 
     def message(self) -> messages.World:
         things = []
