@@ -37,8 +37,7 @@ def test_a_cube_handed_over_is_recorded_as_a_sound_dataset(tmp_path):
     steps = np.abs(np.diff(state, axis=0))[:, [7, 8, 9]].max()
     assert 0.005 < steps < 0.06, "it moves, and no faster than the profile's 3 rad/s"
     assert (dataset.columns["camera_age_ms.top"] == 0).all()
-    red = [_redness(dataset.frame(TOP, row)) for row in (0, dataset.n_frames - 1)]
-    assert min(red) > 0, "the cube is seen"
+    assert _redness(dataset.frame(TOP, 0)) > 10, "the cube is seen"
 
 
 def _redness(image):

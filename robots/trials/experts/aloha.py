@@ -29,15 +29,16 @@ LEAD_RAD = np.array([0.12, 0.12, 0.12, 0.12, 0.06, 0.04])
 """The last two are light and quick: more would outrun their servos."""
 LEAD_OPEN = 0.35
 """Fingers that shall open are led as well: a first goal far away would be approached slowly (see `safety`)."""
-NOISE_RAD = 0.015
 NOISE_CORRELATION = 0.5
 N_AFTER = 10
 
 
 class Script(Protocol):
-    """One task. things: names of the geoms that must not lie on the table at the end."""
+    """One task. lifted: names of the geoms that must not lie on the table at the end. noise_rad: spread of
+    the joints' disturbance, as much as the task forgives."""
 
     lifted: tuple[str, ...]
+    noise_rad: float
 
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         """Of the left and the right arm."""
@@ -53,7 +54,7 @@ class AlohaExpert:
 
     @property
     def manner(self) -> Manner:
-        one = np.append(np.full(6, NOISE_RAD), 0.0)
+        one = np.append(np.full(6, self.script.noise_rad), 0.0)
         return Manner(np.tile(one, 2), 400, NOISE_CORRELATION, is_graded=True, n_after=N_AFTER)
 
     def goal(self, world: Any, state: np.ndarray) -> np.ndarray:

@@ -27,6 +27,10 @@ ALONG = np.array([1.0, 0.0, 0.0])
 
 class Insertion:
     lifted: tuple[str, ...] = ("red_peg", "socket-1")
+<<<<<<< HEAD
+=======
+    noise_rad: float = 0.006
+>>>>>>> expert
 
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         peg, socket = seen.things[0], seen.things[1]
@@ -39,7 +43,7 @@ class Insertion:
 
     def is_done(self, seen: Seen) -> bool:
         peg, socket = seen.things[0, :3], seen.things[1, :3]
-        return bool(np.linalg.norm(peg - socket) < 0.1005) and float(min(peg[2], socket[2])) > 0.1
+        return bool(np.linalg.norm(peg - socket) < 0.1) and float(min(peg[2], socket[2])) > 0.1
 
     def _pick(self, hand: Hand, thing: np.ndarray, grasp_m: np.ndarray) -> Wish:
         """A funnel: the tool comes down as it comes over the thing, upright, turned as it is, with open fingers."""
@@ -64,7 +68,7 @@ class Insertion:
         ready = share(float(np.linalg.norm(socket[:3] - meets)), 0.06, 0.03) if has_socket else 0.0
         beside = float(np.linalg.norm((peg - socket)[1:3]))
         bent = abs(nearest_turn(yaw_rad(peg[3:]) - yaw_rad(socket[3:]), np.pi))
-        in_line = 1.0 - max(share(beside, 0.004, 0.012), share(bent, 0.06, 0.2))
+        in_line = 1.0 - max(share(beside, 0.005, 0.014), share(bent, 0.06, 0.2))
         if float(peg[0] - socket[0]) < 0.118:  # its tip is inside: the walls lead it
             in_line = max(in_line, 0.6)
         waits = meets + BEFORE_M * ALONG

@@ -30,6 +30,7 @@ HOVER_M = 0.08
 
 class TransferCube:
     lifted: tuple[str, ...] = ("red_box",)
+    noise_rad: float = 0.015
 
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         cube = seen.things[0, :3]
