@@ -27,10 +27,7 @@ ALONG = np.array([1.0, 0.0, 0.0])
 
 class Insertion:
     lifted: tuple[str, ...] = ("red_peg", "socket-1")
-<<<<<<< HEAD
-=======
     noise_rad: float = 0.006
->>>>>>> expert
 
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         peg, socket = seen.things[0], seen.things[1]
