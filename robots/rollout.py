@@ -152,6 +152,10 @@ class Rollout:
         """Of a request that leaves now."""
         return now_ns + max(LEAST_DEADLINE_NS, int(4 * self.plan.latency_ms * NS_PER_MS))
 
+    def buffered_ns(self, tick: Tick) -> int:
+        """How long there are still actions from a tick on."""
+        return self.executor.goal_at(tick.number).n_left * self.plan.step_ns
+
     def has_asked(self, tick: Tick, deadline_ns: int) -> None:
         """The request `next_request` has left."""
         self.executor.asked(self._next_request, tick.number)

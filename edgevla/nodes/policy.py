@@ -23,14 +23,15 @@ from edgevla.bundle import Bundle, Fit, load_bundle
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.descriptions import AboutPolicy, read_robot
 from edgevla.engines import EngineOptions
-from edgevla.errors import EdgeVLAError
+from edgevla.errors import EdgeVLAError, WireError
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
-from edgevla.messages import Body, Chunk, Frame, Infer, Message, State, Timing, holds
+from edgevla.messages import Body, Chunk, Frame, Infer, Message, Severity, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler, StillWatch
 from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
-from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
+from edgevla.predictor import InferenceResult, Predictor, RtcInputs, Wanted, described
+from edgevla.runner import BundlePolicy
 from edgevla.types import STATE, Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoint
 
@@ -44,7 +45,7 @@ WARM_UPS = 3
 class _Done:
     """A finished inference, on its way out at `due_ns`. ages_ns: of the pictures it saw, by feature.
 
-    elsewhere: sentences about joints that are not where they always were in the training data.
+    elsewhere: sentences about joints that are not where they always were in the training data. news: of who inferred.
     """
 
     chunk: Chunk
@@ -53,6 +54,7 @@ class _Done:
     observed_ns: int
     due_ns: int
     elsewhere: Sequence[str]
+    news: Sequence[str]
 
 
 class PolicyNode:
@@ -66,7 +68,7 @@ class PolicyNode:
         ctx: zmq.Context,
         folder: Path | str,
         session: bytes,
-        policy: BundlePolicy,
+        policy: Predictor,
         fit: Fit,
         *,
         inject_delay_ns: int = 0,
@@ -117,8 +119,8 @@ class PolicyNode:
         worst = max(spent[1:] or spent) + self._inject_delay_ns
         self._server.about = AboutPolicy(
             node="policy",
-            manifest=self._policy.describe(),
-            sha256=self._policy.bundle.sha256,
+            manifest=described(self._policy.manifest),
+            sha256=self._policy.sha256,
             provider=self._policy.provider,
             latency_ms=worst / NS_PER_MS,
             oddities=tuple(seen),
@@ -172,16 +174,20 @@ class PolicyNode:
                 self._publisher.event("warning", "camera_age", sentence)
             for sentence in self._done.elsewhere:
                 self._publisher.event("warning", "still_joint", sentence)
+            for sentence in self._done.news:
+                self._publisher.event("info", "policy_server", sentence)
         except EdgeVLAError as error:  # no chunk: the robot asks again, and holds meanwhile
             self.counters["inferences_failed"] += 1
-            self._tell(type(error).__name__, str(error))
+            self._tell(error)
 
-    def _tell(self, code: str, text: str) -> None:
+    def _tell(self, error: EdgeVLAError) -> None:
         """The first of a kind, then one every five seconds."""
-        now = time.monotonic_ns()
-        if now >= self._told_ns.get(code, 0):
-            self._told_ns[code] = now + 5 * NS_PER_S
-            self._publisher.event("error", f"inference_{code}", text)
+        now, kind = time.monotonic_ns(), type(error).__name__
+        if now >= self._told_ns.get(kind, 0):
+            self._told_ns[kind] = now + 5 * NS_PER_S
+            # A line that is cut is no fault of the policy: it is waited for.
+            severity: Severity = "warning" if isinstance(error, WireError) else "error"
+            self._publisher.event(severity, f"inference_{kind}", str(error))
 
     # -- in the worker ----------------------------------------------------------------------------------------
 
@@ -200,17 +206,20 @@ class PolicyNode:
             n_steps=request.n_steps,
             rtc=self._rtc(message),
             chunk_seq=request.request_id,
+            wanted=Wanted(request.deadline_ns, request.buffered_ns),
         )
         done_ns = time.monotonic_ns()
-        waited_ns = began - taken_ns + self._inject_delay_ns
-        timing = Timing(assemble=assembled_ns - began, wait=waited_ns, network=0, **result.timing_ns)
+        spent = {"wait": 0, "network": 0, **result.timing_ns}
+        spent["wait"] += began - taken_ns + self._inject_delay_ns
+        timing = Timing(assemble=assembled_ns - began, **spent)
         ages = assembled.ages_ns
         chunk = self._chunk(request, result, timing, max(ages.values(), default=0))
         actions = self._fit.action.to_robot(result.actions)
         elsewhere = (
             self._still_watch.see(assembled.observation.state) if self._still_watch is not None else ()
         )
-        return _Done(chunk, actions, ages, moment, done_ns + self._inject_delay_ns, elsewhere)
+        due_ns = done_ns + self._inject_delay_ns
+        return _Done(chunk, actions, ages, moment, due_ns, elsewhere, result.news)
 
     def _chunk(self, request: Infer, result: InferenceResult, timing: Timing, image_age_ns: int) -> Chunk:
         return Chunk(
@@ -218,7 +227,7 @@ class PolicyNode:
             grid_index=request.grid_index,
             step_ns=self._step_ns,
             n_valid=len(result.actions),
-            policy=self._policy.bundle.sha256,
+            policy=self._policy.sha256,
             task=request.task,
             is_guided=result.is_guided,
             n_steps=result.n_steps,
