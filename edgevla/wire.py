@@ -261,15 +261,31 @@ class Inbox:
 
 
 class Dealer:
-    """One end of a conversation: sends to a Router and reads its answers, never blocking."""
+    """One end of a conversation: sends to a Router and reads its answers, never blocking.
 
-    def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
+    prepare: sets more options of the socket before it connects.
+    """
+
+    def __init__(
+        self,
+        ctx: zmq.Context,
+        address: str,
+        session: bytes,
+        source: str,
+        prepare: Callable[[zmq.Socket], None] = lambda _: None,
+    ) -> None:
         self._writer = _Writer(session, source)
         self._receiver = _Receiver(session)
         self._socket = make_socket(ctx, zmq.DEALER)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues up for a peer that is not there
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        prepare(self._socket)
         self._socket.connect(address)
+
+    @property
+    def socket(self) -> zmq.Socket:
+        """For a poller; reading is `poll`'s."""
+        return self._socket
 
     @property
     def counters(self) -> Counter[str]:

@@ -130,14 +130,11 @@ def check_deploy(words: Sequence[str]) -> None:
     """
     from edgevla.cli import Parser
     from edgevla.launch import deploy_cli
-    from edgevla.launch.sources import PolicySource
 
     parser = Parser(prog="edgevla service install NAME")
     deploy_cli.add_arguments(parser)
     args = parser.parse_args([*words, "--unattended"])
-    if args.bundle is None:
-        raise UsageError("say which bundle: at boot nobody sees which one is the newest")
-    PolicySource(Path(args.bundle), deploy_cli.options_from(args))
+    deploy_cli.source_from(args, deploy_cli.options_from(args))
 
 
 def user_name(said: str | None) -> str:

@@ -7,6 +7,7 @@ meanwhile. Only the newest request counts. Run as `python -m edgevla.nodes.polic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import traceback
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from edgevla.bundle import Bundle, Fit, load_bundle
+from edgevla.bundle import Fit, fit, load_bundle
 from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.descriptions import AboutPolicy, read_robot
+from edgevla.descriptions import AboutPolicy, AboutRobot, read_robot
 from edgevla.engines import EngineOptions
-from edgevla.errors import EdgeVLAError, WireError
+from edgevla.errors import BundleError, EdgeVLAError, WireError
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
 from edgevla.messages import Body, Chunk, Frame, Infer, Message, Severity, State, Timing, holds
@@ -32,6 +33,9 @@ from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.predictor import InferenceResult, Predictor, RtcInputs, Wanted, described
 from edgevla.runner import BundlePolicy
+from edgevla.serve.pictures import encoding
+from edgevla.serve.remote import RemotePolicy, look_up
+from edgevla.serve.transport import addresses
 from edgevla.types import STATE, Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoint
 
@@ -39,6 +43,7 @@ HEARTBEAT_NS = NS_PER_S // 5
 FRAMES_KEPT = 12
 STATES_KEPT = 400
 WARM_UPS = 3
+LOOK_UP_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -277,7 +282,11 @@ def still_watch(manifest: Manifest) -> StillWatch | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevla.nodes.policy", description=__doc__)
-    parser.add_argument("--bundle", required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle")
+    source.add_argument("--servers", help="policy servers in place of a bundle, joined by commas")
+    parser.add_argument("--sha256", default="", help="of the servers' manifest")
+    parser.add_argument("--frames", help="how pictures travel to a server")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--session", required=True)
     parser.add_argument("--robot-json", type=Path, required=True, help="the robot's describe, as JSON")
@@ -288,7 +297,7 @@ def main() -> int:
     parser.add_argument("--allow-lost-cameras", action="store_true")
     args = parser.parse_args()
     try:
-        return _run(args, load_bundle(args.bundle))
+        return _run(args)
     except EdgeVLAError as error:
         print(f"policy: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -297,32 +306,27 @@ def main() -> int:
         return 1
 
 
-def _run(args: argparse.Namespace, bundle: Bundle) -> int:
+def _run(args: argparse.Namespace) -> int:
     stopping = stop_when_asked()
-    options = EngineOptions(threads=args.threads)
-    policy = BundlePolicy(
-        bundle,
-        provider=args.provider,
-        seed=args.seed,
-        options=options,
-        allow_lost_cameras=args.allow_lost_cameras,
-    )
     ctx = zmq.Context()
+    robot = read_robot(args.robot_json)
     waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
     woken.bind("inproc://worker-done")
     waker.connect("inproc://worker-done")
-    robot = read_robot(args.robot_json)
-    node = PolicyNode(
-        ctx,
-        args.run_dir,
-        bytes.fromhex(args.session),
-        policy,
-        bundle.fits(robot),
-        inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
-        allow_lost_cameras=args.allow_lost_cameras,
-        wake=lambda: waker.send(b"", zmq.NOBLOCK),
-    )
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(ctx.destroy, linger=200)
+        policy = _predictor(args, ctx, robot, closing)
+        node = PolicyNode(
+            ctx,
+            args.run_dir,
+            bytes.fromhex(args.session),
+            policy,
+            fit(policy.manifest, robot),
+            inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
+            allow_lost_cameras=args.allow_lost_cameras,
+            wake=lambda: waker.send(b"", zmq.NOBLOCK),
+        )
+        closing.callback(node.close)
         first_look = node.first_look([c.name for c in robot.cameras if c.source == "sim"])
         while (seen := first_look.step(time.monotonic_ns())) is None and not stopping.wait(0.02):
             pass
@@ -334,12 +338,32 @@ def _run(args: argparse.Namespace, bundle: Bundle) -> int:
             if any(socket is woken for socket, _ in poller.poll(node.wait_ms(time.monotonic_ns()))):
                 woken.recv()
             node.step(time.monotonic_ns())
-    finally:
-        node.close()
-        waker.close(linger=0)
-        woken.close(linger=0)
-        ctx.term()
     return 0
+
+
+def _predictor(
+    args: argparse.Namespace, ctx: zmq.Context, robot: AboutRobot, closing: contextlib.ExitStack
+) -> Predictor:
+    """The bundle, or what the policy servers run."""
+    if args.bundle is not None:
+        return BundlePolicy(
+            load_bundle(args.bundle),
+            provider=args.provider,
+            seed=args.seed,
+            options=EngineOptions(threads=args.threads),
+            allow_lost_cameras=args.allow_lost_cameras,
+        )
+    servers, session = addresses(args.servers, "--policy"), bytes.fromhex(args.session)
+    served = look_up(ctx, servers, session, LOOK_UP_S)
+    if args.sha256 and served.sha256 != args.sha256:
+        raise BundleError(
+            f"the policy server now runs another policy ({served.sha256[:12]}) than this deployment began with "
+            f"({args.sha256[:12]}); start it again with the same bundle, or end the deployment"
+        )
+    frames = encoding(args.frames, servers)
+    policy = RemotePolicy(ctx, servers, served, robot, session, seed=args.seed, encoding=frames)
+    closing.callback(policy.close)
+    return policy
 
 
 if __name__ == "__main__":
