@@ -22,8 +22,6 @@ class ServedSource(PolicySource):
         UsageError, BundleError: as `PolicySource`, or the server has no such policy. WireError: nobody answers.
     """
 
-    bundle: str | None = None
-
     def __init__(self, servers: str, frames: str | None, options: DeployOptions) -> None:
         self._servers = addresses(servers, "--policy")
         for server in self._servers:
@@ -40,6 +38,7 @@ class ServedSource(PolicySource):
         finally:
             ctx.destroy(linger=0)
         self._sha256 = served.sha256
+        self.bundle = str(self._servers[0])
         self._hold(str(self._servers[0]), served.manifest, served.sha256, options)
 
     def _where(self, options: DeployOptions) -> list[str]:
