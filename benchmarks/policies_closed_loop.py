@@ -18,15 +18,16 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgevla.bundle import load_bundle
+from edgevla.evaluation.statistics import wilson
+from edgevla.robots.trials.contest import Contestant, one
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
-from edgevla.robots.trials.trials import BundleArm, Trial, run_trial, wilson
+from edgevla.robots.trials.seams import seams
 from edgevla.types import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
@@ -34,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
 from every_policy import export_words, last_loss, train_words
 
 RESULTS = Path(__file__).parent / "results"
+TASK = "follow_cube"
 BATCH = 16
 SIZE = {"depth": 2, "kv_heads": 4}
 """Of the backbones: shallow, and every head with its own keys."""
@@ -56,16 +58,16 @@ SAME_WEIGHTS = {"pi05_fast": ("pi05", 5)}
 ROWS = "act,diffusion,smolvla,pi0,pi05,pi05_fast,xvla,groot"
 
 
-class MeanArm(BundleArm):
+def mean_arm(mean: np.ndarray) -> type[Contestant]:
     """Plays the mean action of the data set whatever it sees; everything else as the bundle's policy would."""
 
-    def __init__(self, folder: Path, trial: Trial, mean: np.ndarray) -> None:
-        super().__init__(folder, trial)
-        self._mean = mean
+    class MeanArm(Contestant):
+        def act(self, seen: Observation, rtc: Any = None) -> np.ndarray:
+            assert self._fit is not None
+            actions = np.tile(mean, (self.policy.manifest.chunk_size, 1))
+            return np.asarray(self._fit.action.to_robot(actions), np.float32)
 
-    def act(self, seen: Observation, rtc: Any = None) -> np.ndarray:
-        actions = np.tile(self._mean, (self.policy.manifest.chunk_size, 1))
-        return np.asarray(self._fit.action.to_robot(actions), np.float32)
+    return MeanArm
 
 
 def prepare(work: Path, n_demonstrations: int) -> Path:
@@ -120,15 +122,23 @@ def _edgevla(words: list[str], log: Path) -> None:
         )
 
 
-def judge(arm: BundleArm, n_places: int) -> dict[str, Any]:
-    verdicts = [arm.episode(number)[0] for number in range(n_places)]
+def judge(arm: Contestant, n_places: int) -> dict[str, Any]:
+    verdicts, at_seams, within = [], list[float](), list[float]()
+    is_body = [not joint.is_gripper for joint in arm.profile.joints]
+    for number in range(n_places):
+        played = arm.play(number)
+        verdicts.append(played.verdict)
+        for found, more in zip((at_seams, within), seams(played.states, is_body), strict=True):
+            found += more
     n_good = sum(v.is_success for v in verdicts)
     return {
         "n": n_places,
         "n_success": n_good,
         "interval": wilson(n_good, n_places),
-        "share": float(np.mean([v.share for v in verdicts])),
-        "rms_mm": [float(v.rms_m * 1000) for v in verdicts],
+        "share": float(np.mean([v.figures["share_in_tolerance"] for v in verdicts])),
+        "rms_mm": [float(v.figures["rms_mm"]) for v in verdicts],
+        "seam_p95": float(np.percentile(at_seams, 95)),
+        "within_p95": float(np.percentile(within, 95)),
     }
 
 
@@ -211,9 +221,10 @@ def late_row(name: str, bundle: Path, n_places: int) -> str | None:
     """async beside rtc; None for a policy that cannot be guided."""
     if "rtc" not in load_bundle(bundle).manifest.execution.allowed:
         return None
-    found = [run_trial(bundle, Trial("follow_cube", kind, LATE_MS, n_places)) for kind in ("async", "rtc")]
-    keys = ("rms_mm", "seam_p95_deg", "within_p95_deg")
-    cells = [f"{result[key]:.{0 if key == 'rms_mm' else 2}f}" for key in keys for result in found]
+    arms = [one(bundle, TASK, kind, delay_ms=LATE_MS) for kind in ("async", "rtc")]
+    found = [judge(arm, n_places) for arm in arms]
+    cells = [f"{rms_of(result):.0f}" for result in found]
+    cells += [f"{result[key]:.2f}" for key in ("seam_p95", "within_p95") for result in found]
     return f"| {name} | {' | '.join(cells)} |"
 
 
@@ -231,7 +242,6 @@ def main() -> None:
 
     data = prepare(args.work, args.demonstrations)
     dataset = open_dataset(str(data))
-    trial = Trial("follow_cube", n_episodes=args.places)
     rows: list[str] = []
     late: list[str] = []
     mean: dict[str, Any] | None = None
@@ -254,10 +264,10 @@ def main() -> None:
         bundle = args.work / "bundles" / policy
         if mean is None:
             action = np.mean(dataset.columns["action"], axis=0, dtype=np.float64)
-            mean = judge(MeanArm(bundle, trial, action.astype(np.float32)), args.places)
+            mean = judge(one(bundle, TASK, make=mean_arm(action.astype(np.float32))), args.places)
             rows.append(row("mean action", None, mean, mean))
-        found = judge(BundleArm(bundle, trial, n_steps=n_steps), args.places)
-        blind = judge(BundleArm(bundle, replace(trial, control="black"), n_steps=n_steps), args.places)
+        found = judge(one(bundle, TASK, n_steps=n_steps), args.places)
+        blind = judge(one(bundle, TASK, control="black", n_steps=n_steps), args.places)
         rows.append(row(name, facts, found, mean, blind))
         print(rows[-1], flush=True)
         if n_steps is None and (line := late_row(name, bundle, args.places)) is not None:

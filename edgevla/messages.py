@@ -374,6 +374,28 @@ class World(Body):
 
 
 @dataclass(frozen=True)
+class BeginEpisode(Body):
+    """Everything but the arm goes to its place of this episode, now; answered by `Ack`."""
+
+    episode: UInt
+
+
+@dataclass(frozen=True)
+class Judged(Body):
+    """What an episode came to; sent once, when nothing can change it any more. `place`, `outcome`, `figures`, rewards:
+    see `robots/world/contract.py`."""
+
+    episode: UInt
+    is_success: bool
+    time_to_success_s: float | None
+    max_reward: float
+    sum_reward: float
+    place: tuple[float, ...]
+    outcome: str
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Fault(Body):
     """One fault to inject; answered by `Ack`. None: the fault's own default. target: servo, bus, or None for all."""
 
@@ -401,6 +423,8 @@ TYPES: dict[str, type[Body]] = {
     "ack": Ack,
     "event": Event,
     "world": World,
+    "begin_episode": BeginEpisode,
+    "judged": Judged,
     "fault": Fault,
 }
 """Name on the wire -> class. A name is never used for another meaning."""

@@ -25,7 +25,8 @@ class ProgressLine:
         self.n_all, self.what, self.out, self.clock = n_all, what, out, clock
         self._begun = self._shown_at = clock()
 
-    def show(self, done: int) -> None:
+    def show(self, done: int, remark: str = "") -> None:
+        """remark: follows the rest."""
         if self.out is None:
             return
         now, is_terminal = self.clock(), self.out.isatty()
@@ -36,6 +37,7 @@ class ProgressLine:
         line = f"{done} of {self.n_all} {self.what}, {rate:.3g} a second"
         if 0 < done < self.n_all:
             line += f", {duration((self.n_all - done) / rate)} left"
+        line += f", {remark}" if remark else ""
         if is_terminal:
             width = os.get_terminal_size(self.out.fileno()).columns
             print("\r\x1b[K" + line[: width - 1], end="", file=self.out, flush=True)

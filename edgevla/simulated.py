@@ -11,7 +11,7 @@ from edgevla.errors import UsageError
 from edgevla.strict import nearest
 
 DEFAULT = "follow_cube"
-"""What `--sim` shows where nothing is asked for."""
+"""What `--sim` shows where nothing is asked for and the robot says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Task:
 
 
 _SO101_CAMERAS = ("front", "top", "wrist")
+_ALOHA_CAMERAS = ("top", "angle", "left_wrist", "right_wrist", "front_close", "left_pillar", "right_pillar")
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -45,8 +46,21 @@ TASKS: dict[str, Task] = {
              "follow_cube.world"),
         Task("follow_cube/jump", "so101", "reach for the cube", 30, 3.2, _SO101_CAMERAS, "follow_cube.world"),
         Task("follow_cube/two", "so101", "reach for a cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
+        Task("aloha/transfer_cube", "aloha", "pick up the cube with the right arm and hand it to the left arm", 50, 8.0,
+             _ALOHA_CAMERAS, "physics.aloha"),
+        Task("aloha/insertion", "aloha", "put the peg into the socket", 50, 8.0, _ALOHA_CAMERAS, "physics.aloha"),
+        Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 8.0, _SO101_CAMERAS,
+             "physics.pick_place"),
     )
 }  # fmt: skip
+
+
+def default_task(world: str) -> str:
+    """What is shown of a robot's world where nothing is asked for: the first task in the table.
+
+    world: what its profile names, or the profile's own name.
+    """
+    return next((task.name for task in TASKS.values() if task.world == world), DEFAULT)
 
 
 def task_named(name: str) -> Task:

@@ -28,7 +28,7 @@ PROFILES_DIR = Path(__file__).parent
 
 JointUnit = Literal["deg", "range100", "percent", "rad", "unit"]
 UNITS = ("body", "percent", "rad", "gripper")
-WORLDS = ("", "so101")
+WORLDS = ("", "so101", "aloha")
 SPANS: dict[str, tuple[float, float]] = {
     "deg": (-360, 360), "range100": (-100, 100), "percent": (0, 100), "rad": (-6.2832, 6.2832), "unit": (-1, 2),
 }  # fmt: skip

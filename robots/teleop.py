@@ -18,7 +18,7 @@ from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration
 from edgevla.launch.screen import Screen
-from edgevla.simulated import DEFAULT
+from edgevla.simulated import default_task
 from edgevla.vocabulary import camera_help, pairs
 
 if TYPE_CHECKING:
@@ -84,6 +84,6 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         duration_s=args.duration,
         log_dir=args.log,
         calibration=args.calibration,
-        sim_task=DEFAULT if follower.world else None,
+        sim_task=default_task(follower.world) if follower.world else None,
         sim_trace=args.sim_trace,
     )

@@ -7,6 +7,7 @@ position, the action the motor's angle.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,16 @@ def finger_m(angle_rad: np.ndarray, gripper: GripperMap) -> np.ndarray:
     """Linear finger position of ALOHA's crank gripper from its motor's angle."""
     r, arm = gripper.horn_m, gripper.arm_m
     return r * np.sin(angle_rad) + np.sqrt(arm**2 - (r * np.cos(angle_rad)) ** 2)
+
+
+def finger_rad(finger: float, gripper: GripperMap) -> float:
+    """The motor's angle, -pi/2..pi/2, for a linear finger position in metres: the inverse of `finger_m`.
+
+    Beyond what the crank reaches: of its ends.
+    """
+    r, arm = gripper.horn_m, gripper.arm_m
+    finger = max(arm - r, min(arm + r, finger))
+    return math.asin((r * r + finger * finger - arm * arm) / (2 * r * finger))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from edgevla.errors import EdgeVLAError
 
@@ -25,15 +23,10 @@ END_S = 45.0
 
 @dataclass
 class Work:
-    """One command. words: after `python -m`. name: of its log, and in front of its progress lines.
-
-    is_result: its last line on stdout is JSON, and becomes `result`.
-    """
+    """One command. words: after `python -m`. name: of its log, and in front of its progress lines."""
 
     name: str
     words: Sequence[str]
-    is_result: bool = False
-    result: Any = None
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     log: Path | None = None
 
@@ -75,7 +68,7 @@ def run_side_by_side(
             if time.monotonic() - told >= TELL_EVERY_S:
                 told = time.monotonic()
                 for work in running:
-                    if not work.is_result and (line := work.latest[:100]) != lines.get(work.name, ""):
+                    if (line := work.latest[:100]) != lines.get(work.name, ""):
                         lines[work.name] = line
                         say(f"      {work.name}: {line}")
     finally:
@@ -89,14 +82,13 @@ def run_side_by_side(
 def _start(work: Work, logs: Path, threads: int) -> None:
     work.log = logs / f"{work.name.replace(' ', '-')}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    output = subprocess.PIPE if work.is_result else None
     with work.log.open("wb") as log:
         log.write(("$ python -m " + " ".join(work.words) + "\n").encode())
         log.flush()
         work.process = subprocess.Popen(
             [sys.executable, "-m", *work.words],
             stdin=subprocess.DEVNULL,
-            stdout=output or log,
+            stdout=log,
             stderr=log,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the demo, which ends its processes in order
@@ -105,20 +97,11 @@ def _start(work: Work, logs: Path, threads: int) -> None:
 
 def _finish(work: Work) -> None:
     assert work.process is not None
-    said = work.process.stdout.read() if work.process.stdout is not None else b""
-    if work.process.stdout is not None:
-        work.process.stdout.close()
     if work.process.returncode != 0:
         raise EdgeVLAError(
             f"the demo's step '{work.name}' ended with code {work.process.returncode}: {work.latest} "
             f"(all its words: {work.log})"
         )
-    if work.is_result:
-        lines = said.decode().strip().splitlines()
-        try:
-            work.result = json.loads(lines[-1])
-        except (IndexError, ValueError) as error:
-            raise EdgeVLAError(f"the demo's step '{work.name}' gave no result; see {work.log}") from error
 
 
 def _ask_to_end(works: Sequence[Work]) -> None:
@@ -136,8 +119,6 @@ def _kill(works: Sequence[Work]) -> None:
     for process in [work.process for work in works if work.process is not None]:
         _signal(process, signal.SIGKILL)
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

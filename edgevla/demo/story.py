@@ -1,8 +1,8 @@
 """*Follow the cube* from nothing to numbers, by the verbs a person would use; each step is a process of its own.
 
-    demonstrate  ->  train  ->  export  ->  deploy (real processes, serial emulator)  ->  trials (lock-step)
+    demonstrate  ->  train  ->  export  ->  eval --real-time (real processes, serial emulator)  ->  eval (lock-step)
 
-Two tasks run side by side, one core each. The trials meet places that no demonstration had; what is compared is
+Two tasks run side by side, one core each. The evaluations meet places that no demonstration had; what is compared is
 compared on the same places. `results.json` holds all that the closing table shows.
 """
 
@@ -12,14 +12,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.errors import EdgeVLAError, UsageError
 
-TRIALS = "edgevla.robots.trials"
+DEMONSTRATE = "edgevla.robots.trials.demonstrate"
 DELAY_MS = 200
 
 
@@ -65,6 +64,21 @@ CELLS = (
     Cell("conveyor", "async", DELAY_MS),
 )
 CONTROLS = (Cell("rest", "sync", 0, "black"), Cell("conveyor", "async", DELAY_MS, "misaligned"))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What the closing table needs of an evaluation of one cell."""
+    info = json.loads((folder / "eval_info.json").read_text())
+    (cell,) = info["cells"]
+    figures = {name: figure["value"] for name, figure in cell["figures"].items()}
+    return {
+        "task": info["conditions"]["task"],
+        **{name: cell[name] for name in ("execution", "delay_ms", "control", "interval")},
+        "n": cell["aggregated"]["n_episodes"],
+        "n_success": cell["aggregated"]["n_success"],
+        "success": cell["aggregated"]["pc_success"] / 100,
+        "rms_mm": figures["rms_mm"],
+    }
 
 
 def default_folder() -> Path:
@@ -136,7 +150,7 @@ class Story:
     def _demonstrate(self) -> None:
         self._run(
             [
-                Work(f"demonstrate {task}", [f"{TRIALS}.demonstrate", "--task", TASK[task], "--output",
+                Work(f"demonstrate {task}", [DEMONSTRATE, "--task", TASK[task], "--output",
                      str(self.folder / "datasets" / task), "--episodes", str(n), "--seed", str(self.seed)])
                 for task, n in zip(TASKS, self.size.demos, strict=True)
             ]
@@ -177,47 +191,47 @@ class Story:
         for (task, execution, delay), n in zip(settings, self.size.rollouts, strict=True):
             if not n:
                 continue
-            words = [
-                f"{TRIALS}.rollouts",
-                str(self._bundle(task)),
-                "--task",
-                TASK[task],
-                "--execution",
-                execution,
-            ]
-            words += ["--delay-ms", str(delay), "--episodes", str(n), "--seed", str(self.seed)]
-            words += ["--log", str(self.folder / "logs" / f"deploy-{task}")]
-            result = self._roll_out(f"deploy {task}", words)
+            folder = self.folder / "evals" / f"deploy-{task}"
+            words = self._eval_words(Cell(task, execution, delay), n, folder)
+            result = self._roll_out(f"deploy {task}", [*words, "--real-time"], folder)
+            summary = folder / "deploy" / f"{execution}-{delay}ms" / "latest" / "summary.json"
+            result["summary"] = json.loads(summary.read_text()) if summary.is_file() else {}
             self.results["rollouts"].append(result)
             good, seen = result["n_success"], result["n"]
             self._say(f"      {WORDS[task]}, {execution}, {delay} ms: {good} of {seen} episodes")
 
-    def _roll_out(self, name: str, words: list[str]) -> dict[str, Any]:
-        """Once more when a machine that is busy with other things has tripped the guardian.
+    def _roll_out(self, name: str, words: list[str], folder: Path) -> dict[str, Any]:
+        """Once more when a machine that is busy with other things has tripped the guardian: the verb goes on where it
+        was.
 
         Raises:
             EdgeVLAError: it failed twice.
         """
         try:
-            return dict(self._run([Work(name, words, is_result=True)])[0].result)
+            return self._evaluated(Work(name, words), folder)
         except EdgeVLAError as error:
             self._say(f"      the deployment stopped itself, as it should: {error}")
             self._say("      once more (is this machine busy with other work?)")
-        again = [f"{word}-again" if before == "--log" else word for before, word in pairwise(["", *words])]
-        return dict(self._run([Work(f"{name} again", again, is_result=True)])[0].result)
+        return self._evaluated(Work(f"{name} again", words), folder)
+
+    def _evaluated(self, work: Work, folder: Path) -> dict[str, Any]:
+        self._run([work])
+        return read_result(folder)
+
+    def _eval_words(self, cell: Cell, n: int, folder: Path) -> list[str]:
+        words = ["edgevla", "eval", str(self._bundle(cell.task)), "--task", TASK[cell.task]]
+        words += ["--execution", cell.execution, "--delay-ms", str(cell.delay_ms), "--episodes", str(n)]
+        return [*words, "--seed", str(self.seed), "-o", str(folder)]
 
     def _measure(self) -> None:
         works = []
         for cell in self.cells:
             n = self.size.trials[TASKS.index(cell.task)]
-            words = [f"{TRIALS}.trials", str(self._bundle(cell.task)), "--task", TASK[cell.task]]
-            words += ["--execution", cell.execution, "--delay-ms", str(cell.delay_ms), "--episodes", str(n)]
-            words += ["--seed", str(self.seed), "--control", cell.control]
-            if cell.control == "none":
-                words += ["--sheet", str(self.folder / "pictures" / f"{cell.name}.png")]
-            works.append(Work(f"trials {cell.name}", words, is_result=True))
+            words = self._eval_words(cell, n, self.folder / "evals" / cell.name)
+            words += ["--control", cell.control, "--jobs", "1"]
+            works.append(Work(f"eval {cell.name}", words))
         self._run(works)
-        self.results["trials"] = [work.result for work in works]
+        self.results["trials"] = [read_result(self.folder / "evals" / cell.name) for cell in self.cells]
 
     # -- was it good? -------------------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ def _where(results: Mapping[str, Any]) -> str:
     steps = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items() if name != "all")
     return (
         f"Took {seconds['all'] / 60:.1f} minutes ({steps}).\n"
-        f"Look at: {folder}/pictures (what the camera saw), {folder}/runs/*/loss.png, {folder}/bundles/*/report.html"
+        f"Look at: {folder}/evals/*/sheet.png (what the camera saw), {folder}/runs/*/loss.png,\n"
+        f"{folder}/bundles/*/report.html"
     )
 
 

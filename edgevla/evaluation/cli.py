@@ -1,23 +1,39 @@
-"""Look at what a policy would do before an arm does it: predicted chunks against recorded actions, joint by joint.
+"""How good is a policy? On recorded episodes, in a simulated task, or on an arm: say one of the three.
 
-    edgevla eval bundles/act --dataset datasets/so101 --episodes 40-49
-    edgevla eval runs/act bundles/act bundles/act-int8 --dataset datasets/so101     side by side, same frames and noise
+    edgevla eval bundles/act --dataset datasets/so101 --episodes 40-49      what it would have done against what was done
+    edgevla eval bundles/act --task follow_cube --episodes 200              how often it succeeds in a world it never saw
+    edgevla eval bundles/act bundles/act-int8 --task follow_cube --execution sync,async --delay-ms 0,100,200
 
-Each POLICY is a bundle, or a checkpoint (a run, a LeRobot folder, a hub id; needs edgevla[train]). All are compared with
-what was recorded, with each other, and with an arm that holds still. Best on episodes that were not trained on: train
-with --eval-episodes N and name those here. Figures are for joints and recorded states; whether the task succeeds, only
-an arm or a simulator tells.
+Several bundles and settings are compared on the same frames, or on the same places. Ctrl-C keeps what is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from edgevla.dataset.reading_options import add_reading_arguments, reading_of
+from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
-from edgevla.launch.options import whole
-from edgevla.vocabulary import camera_help, pairs
+from edgevla.evaluation.episodes import CONTROLS
+from edgevla.execution.strategies import KINDS as EXECUTIONS
+from edgevla.launch.options import Number, whole
+from edgevla.simulated import TASKS
+from edgevla.strict import nearest
+from edgevla.vocabulary import camera_help
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of evaluation. option: what chooses it. words: what it is. module: has `run(args, say)`."""
+
+    option: str
+    words: str
+    module: str
+    add: Callable[[Any], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,50 +42,151 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "policies",
         nargs="+",
         metavar="POLICY",
-        help="bundle or checkpoint; several are compared with the first",
+        help="bundles, on a dataset also checkpoints; the others are compared with the first",
     )
-    add("--dataset", metavar="PATH|REPO", help="LeRobot dataset to evaluate on: a folder or a hub id")
-    add("--episodes", metavar="LIST", help="episodes such as 0,2-5 or 0:40 (default: all)")
-    add("--every", type=whole(1, 10**9), metavar="N",
-        help="evaluate every N-th frame (default: so many that it takes about a minute)")  # fmt: skip
-    add("--frames", type=whole(1, 10**9), metavar="N", help="evaluate at most N frames, spread evenly")
-    add("--camera", action="append", default=[], metavar="NAME=SOURCE",
-        help=camera_help("a camera of the dataset"))  # fmt: skip
-    add_reading_arguments(parser)
-    add("--joint-units", choices=["degrees", "range100"],
-        help="units of a checkpoint's joints, where nothing states them")  # fmt: skip
-    add("--device", help="where torch computes a checkpoint: cpu, cuda, ... (default: a GPU if there is one)")
-    add(
-        "--seed",
-        type=whole(0, 2**31 - 1),
-        default=0,
-        metavar="N",
-        help="of the noise, the same for all (default 0)",
+    chosen = parser.add_argument_group("on what (exactly one)")
+    chosen.add_argument(
+        "--dataset", metavar="PATH|REPO", help="a recorded LeRobot dataset: a folder or a hub id"
     )
-    add("--pages", type=whole(0, 10**6), default=12, metavar="N",
-        help="draw the N episodes with the largest errors (default 12; 0: no pictures)")  # fmt: skip
-    add(
+    chosen.add_argument("--task", metavar="NAME", help=f"a simulated task: {', '.join(TASKS)}")
+    common = parser.add_argument_group("on all of them")
+    common.add_argument("--episodes", metavar="N|LIST",
+        help="a dataset: such as 0,2-5 or 0:40 (default: all); a task: how many (default 100)")  # fmt: skip
+    common.add_argument("--camera", action="append", default=[], metavar="NAME=SOURCE",
+        help=camera_help("a camera of the dataset, or of the task"))  # fmt: skip
+    common.add_argument(
+        "--seed", type=whole(0, 100_000_000), default=0, metavar="N",
+        help="of the noise, the same for all; of a task's places, too (default 0)",
+    )  # fmt: skip
+    common.add_argument(
         "-o",
         "--output",
         metavar="DIR",
-        help="where eval_info.json and pictures go (default: evals/DATASET-TIME)",
+        help="where eval_info.json and pictures go (default: evals/NAME-TIME)",
     )
-    add("--json", action="store_true", help="print eval_info.json on stdout instead of tables")
+    common.add_argument(
+        "--json", action="store_true", help="print eval_info.json on stdout instead of tables"
+    )
+    for kind in KINDS:
+        kind.add(parser.add_argument_group(f"only with --{kind.option}: {kind.words}"))
+
+
+def _add_dataset_arguments(group: Any) -> None:
+    add = group.add_argument
+    add("--every", type=whole(1, 10**9), metavar="N",
+        help="evaluate every N-th frame (default: so many that it takes about a minute)")  # fmt: skip
+    add("--frames", type=whole(1, 10**9), metavar="N", help="evaluate at most N frames, spread evenly")
+    add_reading_arguments(group)
+    add("--joint-units", choices=["degrees", "range100"],
+        help="units of a checkpoint's joints, where nothing states them")  # fmt: skip
+    add("--device", help="where torch computes a checkpoint: cpu, cuda, ... (default: a GPU if there is one)")
+    add("--pages", type=whole(0, 10**6), metavar="N",
+        help="draw the N episodes with the largest errors (default 12; 0: no pictures)")  # fmt: skip
+
+
+def _add_task_arguments(group: Any) -> None:
+    add = group.add_argument
+    add("--execution", type=_list_of(EXECUTIONS), action="extend", metavar="LIST",
+        help=f"{', '.join(EXECUTIONS)}; several are compared (default: the bundle's)")  # fmt: skip
+    add("--delay-ms", type=_delays, action="extend", metavar="LIST",
+        help="from each request to its chunk, such as 0,100,200 (default 0)")  # fmt: skip
+    add("--control", type=_list_of(CONTROLS), action="extend", metavar="LIST",
+        help=f"what must fail, to see that it does: {', '.join(CONTROLS)}")  # fmt: skip
+    add(
+        "--jitter-ms",
+        type=Number(0, 60_000),
+        metavar="MS",
+        help="chunks come so much later at most, evenly spread",
+    )
+    add("--drop", type=Number(0, 1), metavar="SHARE", help="share of the chunks that never come")
+    add("--servo-hz", type=Number(0, 1000, above=True), metavar="HZ",
+        help="upper bound of the control loop's rate (default: the policy's; in real time 60)")  # fmt: skip
+    add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps (default: the bundle's)")
+    add("--real-time", action="store_true", help="through the real processes instead of a virtual clock")
+    add("--jobs", type=whole(1, 1024), metavar="N", help="episodes at once (default: all cores but one)")
+    add("--videos", choices=("none", "failures", "all"), help="of which episodes (default none)")
+    add(
+        "--expect",
+        type=Number(0, 1),
+        metavar="SHARE",
+        help="exit code 1 where a cell succeeds less often, e.g. 0.85",
+    )
+
+
+KINDS = (
+    Kind(
+        "dataset",
+        "predicted against recorded actions",
+        "edgevla.evaluation.on_dataset",
+        _add_dataset_arguments,
+    ),
+    Kind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
+)
+
+
+def _list_of(known: Sequence[str] | Any) -> Callable[[str], list[str]]:
+    def read(text: str) -> list[str]:
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        for word in words or [text]:
+            if word not in known:
+                raise argparse.ArgumentTypeError(
+                    f"'{word}' must be one of {', '.join(known)}{nearest(word, known)}"
+                )
+        return words
+
+    return read
+
+
+def _delays(text: str) -> list[float]:
+    number = Number(0, 60_000, unit="ms")
+    return [float(number(word.strip())) for word in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgevla.evaluation.on_dataset import OnDataset
     from edgevla.launch.options import check_texts
 
+    kind = _chosen(args)
     check_texts(args)
-    if args.dataset is None:
-        raise UsageError("say on which recorded episodes: --dataset PATH_OR_REPO")
-    if args.every is not None and args.frames is not None:
-        raise UsageError("--every and --frames both say how many frames; give one of them")
     stream = sys.stderr if args.json else sys.stdout
 
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
-    reading = reading_of(args.features, args.without, args.task_from)
-    return OnDataset(args, pairs(args.camera, "--camera"), reading, say).run()
+    code: int = importlib.import_module(kind.module).run(args, say)
+    return code
+
+
+def _chosen(args: argparse.Namespace) -> Kind:
+    """
+    Raises:
+        UsageError: none or several of the three, or an option of another.
+    """
+    named = [kind for kind in KINDS if getattr(args, kind.option) is not None]
+    if len(named) != 1:
+        options = ", ".join(f"--{kind.option}" for kind in KINDS)
+        given = " and ".join(f"--{kind.option}" for kind in named) or "none"
+        raise UsageError(f"say on what, one of {options}; given: {given}")
+    for kind in KINDS:
+        if kind is not named[0]:
+            _refuse(args, kind, named[0])
+    return named[0]
+
+
+def _refuse(args: argparse.Namespace, other: Kind, chosen: Kind) -> None:
+    """Options of another kind, which could have no effect.
+
+    Raises:
+        UsageError: names the first.
+    """
+    own = {action.dest for action in _actions_of(chosen)}
+    for action in _actions_of(other):
+        if action.dest not in own and getattr(args, action.dest) not in (None, False, []):
+            raise UsageError(
+                f"{action.option_strings[0]} is for --{other.option}, and would have no effect with --{chosen.option}"
+            )
+
+
+def _actions_of(kind: Kind) -> list[argparse.Action]:
+    parser = argparse.ArgumentParser(add_help=False)
+    kind.add(parser)
+    return parser._actions

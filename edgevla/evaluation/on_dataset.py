@@ -1,6 +1,6 @@
 """One evaluation on recorded episodes, from the options to what is written.
 
-An evaluation in a simulator or on an arm would stand beside this one: other frames, the same subjects, the same verb.
+An evaluation in a simulated task or on an arm stands beside this one, behind the same verb: edgevla/robots/trials.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgevla.dataset.hub import local_folder
 from edgevla.dataset.layout import read_info
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading_options import reading_of
 from edgevla.errors import UsageError
 from edgevla.evaluation.fits import check_rows, check_same_joints, sources_of
 from edgevla.evaluation.info import as_json
@@ -32,10 +33,24 @@ from edgevla.evaluation.subjects import Opening, Say, open_subjects
 from edgevla.evaluation.table import tables
 from edgevla.interruption import Interruption
 from edgevla.progress import ProgressLine, duration
+from edgevla.vocabulary import pairs
 
 INFO = "eval_info.json"
 USUAL_S = 60.0
 """So long an evaluation takes where nobody says how many frames."""
+
+
+N_PAGES = 12
+
+
+def run(args: argparse.Namespace, say: Say) -> int:
+    """The verb."""
+    if args.every is not None and args.frames is not None:
+        raise UsageError("--every and --frames both say how many frames; give one of them")
+    if args.pages is None:
+        args.pages = N_PAGES
+    reading = reading_of(args.features, args.without, args.task_from)
+    return OnDataset(args, pairs(args.camera, "--camera"), reading, say).run()
 
 
 class OnDataset:

@@ -24,7 +24,7 @@ from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration, whole
 from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
-from edgevla.simulated import DEFAULT, TASKS, task_named
+from edgevla.simulated import TASKS, task_named
 from edgevla.vocabulary import camera_help, pairs
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_duration(parser)
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help=camera_help("a device, image folder or video"))  # fmt: skip
-    add("--task", help="what the policy shall do, for policies that read text; else the label of recordings")
+    add("--task", help="what the policy shall do, for policies that read text, else the label of recordings; "
+        "with --sim also the name of a simulated task, which brings its text along")  # fmt: skip
     _add_execution(parser)
     add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps; default: the bundle's")
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-lost-cameras", action="store_true", help="go on without a camera where the policy can")
     add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
     add("--sim-task", metavar="NAME",
-        help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: {DEFAULT})")  # fmt: skip
+        help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: the robot's first)")  # fmt: skip
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
     add("--unattended", action="store_true",
         help=f"exit code {NOT_YET} where it could not begin and nothing moved, so that systemd tries again")  # fmt: skip
@@ -156,13 +157,14 @@ def options_from(args: argparse.Namespace) -> Any:
         raise UsageError("--monitor needs somebody to look at it; leave out --unattended")
     if args.monitor:
         check_terminal()
+    sim_task, task = _simulated(args)
     return DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
         ports=args.port,
         cameras=pairs(args.camera, "--camera"),
         execution=_execution(args),
-        task=args.task or "",
+        task=task,
         duration_s=args.duration,
         inject_delay_ms=args.inject_delay_ms,
         log_dir=args.log,
@@ -174,9 +176,18 @@ def options_from(args: argparse.Namespace) -> Any:
         servo_hz=args.servo_hz,
         may_lose_cameras=args.allow_lost_cameras,
         may_be_blind=args.allow_blind_cameras,
-        sim_task=None if args.sim_task is None else task_named(args.sim_task).name,
+        sim_task=sim_task,
         sim_trace=args.sim_trace,
     )
+
+
+def _simulated(args: argparse.Namespace) -> tuple[str | None, str]:
+    """The simulated task that was asked for, and what the policy is told: `--task`, else the task's own words."""
+    named = args.sim_task or (args.task if args.sim and args.task in TASKS else None)
+    if named is None:
+        return None, args.task or ""
+    task = task_named(named)
+    return task.name, task.instruction if args.task in (None, task.name) else args.task
 
 
 def _execution(args: argparse.Namespace) -> dict[str, Any]:

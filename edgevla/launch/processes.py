@@ -8,7 +8,7 @@ from pathlib import Path
 from edgevla.cameras import CameraSettings
 from edgevla.launch.deployment import DeployOptions
 from edgevla.session import endpoint
-from edgevla.simulated import DEFAULT
+from edgevla.simulated import default_task
 
 GUARDIAN, CAMERA = "edgevla.robots.guardian", "edgevla.nodes.camera"
 EMULATOR, SIM_CAMERA = "edgevla.robots.emulator.cli", "edgevla.robots.world.sim_camera"
@@ -20,7 +20,7 @@ def emulator_args(o: DeployOptions, cameras: Sequence[str], folder: Path, sessio
     """cameras: names of those that may be looked through; simulated ones need a world to see."""
     args = [EMULATOR, o.robot, f"--link={folder / PORTS}/", f"--session={session.hex()}", f"--seed={o.seed}"]
     if o.sim_task or "sim" in [o.cameras.get(name, "sim") for name in cameras]:
-        args.append(f"--world={o.sim_task or DEFAULT}")
+        args.append(f"--world={o.sim_task or default_task(o.robot)}")
     if o.sim_trace is not None:
         args.append(f"--trace={o.sim_trace}")
     return args
@@ -39,5 +39,9 @@ def camera_args(
 ) -> list[str]:
     """One process for all real cameras, one for all simulated ones."""
     args = [SIM_CAMERA if is_sim else CAMERA, "--session", session.hex()]
-    args += [f"--task={o.sim_task or DEFAULT}", "--world", endpoint(folder, "emulator")] if is_sim else []
+    args += (
+        [f"--task={o.sim_task or default_task(o.robot)}", "--world", endpoint(folder, "emulator")]
+        if is_sim
+        else []
+    )
     return args + [part for camera in cameras for part in ("--camera", camera.to_json())]

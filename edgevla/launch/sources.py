@@ -71,8 +71,9 @@ class Run(Protocol):
 class ActionSource(Protocol):
     """One source, loaded; the supervisor calls `fit`, `start` and `start_arguments` in this order, once each.
 
-    name: as the user knows it. bundle: its folder, or the address of who runs it; None without one. cameras: names of those it may look through.
-    execution: how its chunks are carried out; final after `start_arguments`. about: for the run's summary.
+    name: as the user knows it. bundle: its folder, or the address of who runs it; None without one. cameras: names of
+    those it may look through. execution: how its chunks are carried out; final after `start_arguments`. about: for the
+    run's summary.
     """
 
     name: str

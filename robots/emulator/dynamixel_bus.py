@@ -328,7 +328,7 @@ class DynamixelLine(Line):
         elif code == protocol.REBOOT:
             servo.power_up(now_ns)
         elif code == protocol.CLEAR:
-            servo.axis.position %= protocol.TICKS_PER_TURN
+            servo.axis.jump(-(servo.axis.position // protocol.TICKS_PER_TURN) * protocol.TICKS_PER_TURN)
         else:
             error = protocol.BAD_INSTRUCTION if code not in protocol.INSTRUCTIONS else protocol.DATA_LENGTH
         return Answer(servo, servo.error | error, b"") if level == 2 else None

@@ -55,7 +55,7 @@ def _stick(servo: Servo, amount: float, now_ns: int) -> None:
 
 
 def _jump(servo: Servo, amount: float, now_ns: int) -> None:
-    servo.axis.position += amount or 700
+    servo.axis.jump(amount or 700)
 
 
 def _jitter(servo: Servo, amount: float, now_ns: int) -> None:

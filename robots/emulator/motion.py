@@ -112,6 +112,10 @@ class Axis:
         """Without torque: stays, or falls."""
         self._pass(dt_s, None)
 
+    def jump(self, ticks: float) -> None:
+        """The encoder counts so many more than the shaft has turned."""
+        self.position += ticks
+
     def spin(self, dt_s: float, speed: float) -> None:
         """Turns at a speed (wheel mode)."""
         limit = self.model.max_speed
@@ -150,7 +154,7 @@ class Axis:
         if self.is_stuck or (pull is None and not asked):  # the gears of a limp joint stop it
             self.velocity = 0.0
             return
-        change = math.inf if pull is None else self._wanted_change(dt_s, pull)
+        change = math.inf if pull is None else self._wanted_change(dt_s, pull, self.velocity)
         if self.weight is not None and asked:
             # The most that torque, weight and the brake of the gears allow upwards: less than nothing, and it falls.
             up = self.weight.up
@@ -161,22 +165,21 @@ class Axis:
         step = self.velocity * dt_s
         if pull is not None and strength >= asked:
             self._effort = change / dt_s / FULL_ACCELERATION
-            is_slow = abs(self.velocity) <= CAUGHT * (pull.acceleration or FULL_ACCELERATION) * dt_s
-            if is_slow and (abs(pull.error) <= abs(step) or abs(pull.error) < 0.02):
+            if _has_arrived(dt_s, pull, self.velocity):
                 step, self.velocity = pull.error, 0.0
         self.position += step
         if strength < asked:
             self._land()
 
-    def _wanted_change(self, dt_s: float, pull: Pull) -> float:
-        """Of the speed, as the servo's own trajectory generator wants it."""
+    def _wanted_change(self, dt_s: float, pull: Pull, velocity: float) -> float:
+        """Of a speed, as the servo's own trajectory generator wants it."""
         acceleration = pull.acceleration or FULL_ACCELERATION
         speed = min(pull.speed or self.model.max_speed, self.model.max_speed)
         # The speed from which whole steps of this length still come to rest in time.
         lag = acceleration * dt_s / 2
         braking = math.sqrt(lag * lag + 2 * acceleration * abs(pull.error)) - lag
         wanted = math.copysign(min(speed, braking), pull.error)
-        return max(-acceleration * dt_s, min(acceleration * dt_s, wanted - self.velocity))
+        return max(-acceleration * dt_s, min(acceleration * dt_s, wanted - velocity))
 
     def _land(self) -> None:
         """What falls comes to lie at its rest."""
@@ -197,3 +200,71 @@ class Axis:
     def _warm(self, dt_s: float) -> None:
         cooling = (self.temperature_c - AMBIENT_C) / COOLING_S
         self.temperature_c += (self.load**2 * HEAT_C_PER_S - cooling) * dt_s
+
+
+def _has_arrived(dt_s: float, pull: Pull, velocity: float) -> bool:
+    is_slow = abs(velocity) <= CAUGHT * (pull.acceleration or FULL_ACCELERATION) * dt_s
+    return is_slow and (abs(pull.error) <= abs(velocity * dt_s) or abs(pull.error) < 0.02)
+
+
+class MovedAxis(Axis):
+    """A shaft whose joint something else moves: outside physics, which is told where it shall be.
+
+    The servo's own trajectory generator goes on making the set point from goal, speed and acceleration.
+    set_point: ticks, as the encoder counts. strength: share (0..1) of the joint's full force that may be used, 0: limp.
+    slip: ticks that the encoder counts too many.
+    """
+
+    def __init__(self, position: float, model: MotorModel) -> None:
+        super().__init__(position, model)
+        self.set_point, self.strength, self.slip = self.position, 0.0, 0.0
+        self._speed = self._middle = 0.0
+
+    def jump(self, ticks: float) -> None:
+        super().jump(ticks)
+        self.slip += ticks
+
+    def spin(self, dt_s: float, speed: float) -> None:
+        limit = self.model.max_speed
+        self._pull, self.strength, self._speed = Pull(0, 0, 0, 1), 1.0, max(-limit, min(limit, speed))
+        self.set_point += self._speed * dt_s
+        self._warm(dt_s)
+
+    def put(self, position: float) -> None:
+        """Somebody has turned the shaft; the set point begins there."""
+        self.position = self.set_point = position
+        self.velocity = self._speed = 0.0
+
+    def moved(self, dt_s: float, position: float, effort: float) -> None:
+        """The joint is at `position` after `dt_s`.
+
+        effort: -1..1 of the joint's full force; each servo of a pair gives half, more if it pulls against the other.
+        """
+        self.velocity = (position - self.position) / dt_s
+        self.position = position
+        self.load = self._share(self._pull, effort)
+        if (shadow := self._shadow) is not None:
+            shadow.follow()
+            shadow.load = self._share(shadow._pull, effort)
+
+    def _share(self, pull: Pull | None, effort: float) -> float:
+        if pull is None or not self.strength:
+            return 0.0
+        against = (pull.error - self._middle) * LOAD_PER_TICK / 100
+        return max(-pull.strength, min(pull.strength, effort * pull.strength / self.strength + against))
+
+    def _move(self, dt_s: float, pull: Pull | None) -> None:
+        if pull is None:
+            self.set_point, self._speed, self.strength = self.position, 0.0, 0.0
+            return
+        self.strength, self._middle = pull.strength, pull.error
+        goal = self.position + pull.error
+        ahead = pull._replace(error=goal - self.set_point)
+        self._speed += self._wanted_change(dt_s, ahead, self._speed)
+        if _has_arrived(dt_s, ahead, self._speed):
+            self.set_point, self._speed = goal, 0.0
+        else:
+            self.set_point += self._speed * dt_s
+
+    def _load_of(self, pull: Pull | None, moved: float) -> float:
+        return self.load if pull is not None else 0.0

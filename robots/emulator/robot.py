@@ -21,6 +21,7 @@ from ..bus.port import MemoryPort
 from ..calibration import Calibration, nominal
 from ..profile import Joint, Profile
 from ..units import RAD_PER_TICK, JointUnits, joint_units
+from ..world.contract import Physics, World
 from .dynamixel_bus import MODELS as DYNAMIXEL_MODELS
 from .dynamixel_bus import DynamixelLine, DynamixelServo
 from .fault_kinds import KINDS
@@ -28,7 +29,7 @@ from .faults import Fault, Faults
 from .feetech_bus import MODELS as FEETECH_MODELS
 from .feetech_bus import FeetechLine, FeetechServo
 from .line import Line
-from .motion import Axis, MotorModel, Weight
+from .motion import Axis, MotorModel, MovedAxis, Weight
 from .servo import SUPPLY_OHM, Servo
 
 STEP_NS = 2_000_000
@@ -57,6 +58,7 @@ class EmulatedRobot:
     firmware: `[SERVO=]NAME` texts, of `servo.FIRMWARES`; without a servo, all have it.
     sway: a person moves the limp arm to and fro, by this share (0..1) of every joint's range.
     is_timed, adapter: whether answers take the wire's time, and what USB adds (see `line`).
+    world: stepped with the arm. Where it has physics, that moves the joints instead of the shafts' own mechanics.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class EmulatedRobot:
         firmware: Sequence[str] = (),
         is_timed: bool = True,
         adapter: str = "none",
-        world: Any = None,
+        world: World | None = None,
         sway: float = 0.0,
         **line_options: Any,
     ) -> None:
         self.profile, self.world, self.sway = profile, world, sway
+        self.physics = None if world is None else world.physics
         self.clock: Clock = clock or VirtualClock()
         self.calibration = calibration or nominal(profile)
         self.units: JointUnits = joint_units(profile, self.calibration)
@@ -111,6 +114,12 @@ class EmulatedRobot:
             self.lines[bus.name] = line
         # A shadow pulls before its partner's joint moves for both.
         self._in_turn = sorted(self.servos.values(), key=lambda s: profile.motor(s.name).shadow_of is None)
+        self._origin = np.array([self._tick_at_zero(k, joint) for k, joint in enumerate(profile.joints)])
+        axes = [self.servos[joint.motor].axis for joint in profile.joints]
+        self._moved_axes = [axis for axis in axes if isinstance(axis, MovedAxis)]
+        if self.physics is not None:
+            self.physics.put(self._angles())
+            self._take_places(self.physics)
 
     # ---- birth ----
 
@@ -121,7 +130,8 @@ class EmulatedRobot:
         for bus in self.profile.buses:
             family, _, models = FAMILIES[bus.protocol]
             for motor in bus.motors:
-                servo = family.born(motor, Axis(0.0, models.get(motor.model, MotorModel())))
+                make = Axis if self.physics is None else MovedAxis
+                servo = family.born(motor, make(0.0, models.get(motor.model, MotorModel())))
                 tick = pose.get(motor.name, pose.get(motor.shadow_of or "", 2048))
                 servo.calibrate(self.calibration.motors[motor.name], bus.baud, tick)
                 self.servos[motor.name] = servo
@@ -178,17 +188,23 @@ class EmulatedRobot:
     # ---- time ----
 
     def step(self, now_ns: int) -> None:
-        """Brings servos, supply and world to `now_ns`; time never runs backwards."""
-        span = min(now_ns - self._now_ns, LONGEST_STEP_NS)
-        if span <= 0:
-            return
-        at = now_ns - span
-        while at < now_ns:
-            part = min(STEP_NS, now_ns - at)
-            at += part
+        """Brings servos, supply and world to `now_ns`; time never runs backwards.
+
+        With physics, to its last whole step before that: what happens does not depend on when somebody looks.
+        """
+        self._now_ns = max(self._now_ns, now_ns - LONGEST_STEP_NS)
+        if self.physics is not None:
+            while self._now_ns + self.physics.step_ns <= now_ns:
+                self._step_physics(self.physics)
+        elif self._now_ns < now_ns:
+            self._step_shafts(now_ns)
+
+    def _step_shafts(self, now_ns: int) -> None:
+        while self._now_ns < now_ns:
+            part = min(STEP_NS, now_ns - self._now_ns)
+            self._now_ns += part
             for servo in self._in_turn:
                 servo.step(part / 1e9)
-        self._now_ns = now_ns
         if self.sway:
             self._sway(now_ns)
         for servo in self.servos.values():
@@ -196,6 +212,28 @@ class EmulatedRobot:
         self._share_supply()
         if self.world is not None:
             self.world.step(now_ns, self.joint_rad())
+
+    def _step_physics(self, physics: Physics) -> None:
+        """One step of the physics: the servos say where to and how hard, and are told where they are."""
+        dt_s = physics.step_ns / 1e9
+        self._now_ns += physics.step_ns
+        for servo in self._in_turn:
+            servo.step(dt_s)
+        if self.sway:
+            self._sway(self._now_ns)
+        axes = self._moved_axes
+        set_points = np.array([axis.set_point - axis.slip for axis in axes])
+        physics.step(
+            (set_points - self._origin) * RAD_PER_TICK,
+            np.array([axis.strength for axis in axes]),
+            np.array([axis.is_stuck for axis in axes]),
+        )
+        positions = (physics.angle_rad / RAD_PER_TICK + self._origin).tolist()
+        for axis, position, effort in zip(axes, positions, physics.effort.tolist(), strict=True):
+            axis.moved(dt_s, position + axis.slip, effort)
+        self._share_supply()
+        if self.world is not None:
+            self.world.step(self._now_ns, physics.angle_rad)
 
     def _sway(self, now_ns: int) -> None:
         """Every joint on a slow wave about the middle of its range, the next one a little later."""
@@ -207,7 +245,7 @@ class EmulatedRobot:
                 continue
             middle, half = (low[k] + high[k]) / 2, abs(high[k] - low[k]) / 2
             phase = 2 * np.pi * now_ns / SWAY_PERIOD_NS + k
-            servo.axis.position += middle + self.sway * half * np.sin(phase) - self._true_tick(joint)
+            self._turn_by_hand(k, middle + self.sway * half * np.sin(phase) - self._true_tick(joint))
 
     def _share_supply(self) -> None:
         for line in self.lines.values():
@@ -217,12 +255,20 @@ class EmulatedRobot:
 
     def joint_rad(self) -> np.ndarray:
         """float64 (D,): true angles of the joints, whatever the servos' registers say."""
-        out = np.empty(len(self.profile.joints))
-        for k, joint in enumerate(self.profile.joints):
-            out[k] = (self._true_tick(joint) - self._zero_tick(k, joint)) * RAD_PER_TICK
-            if joint.unit == "percent":
-                out[k] += JAW_CLOSED_RAD
-        return out
+        return self._angles() if self.physics is None else self.physics.angle_rad.copy()
+
+    def _angles(self) -> np.ndarray:
+        """As the shafts' encoders count them."""
+        ticks = np.array([self.servos[joint.motor].axis.position for joint in self.profile.joints])
+        return (ticks - self._origin) * RAD_PER_TICK
+
+    def _tick_at_zero(self, k: int, joint: Joint) -> float:
+        """What a joint's bare encoder counts at the angle 0."""
+        zero = self._zero_tick(k, joint)
+        if joint.unit == "percent":
+            zero -= JAW_CLOSED_RAD / RAD_PER_TICK
+        servo, entry = self.servos[joint.motor], self.calibration.motors[joint.motor]
+        return float(servo.shaft_tick(zero, entry))
 
     def _true_tick(self, joint: Joint) -> float:
         servo, entry = self.servos[joint.motor], self.calibration.motors[joint.motor]
@@ -242,8 +288,24 @@ class EmulatedRobot:
         goal[names.index(joint_name)] = value
         joint = self.profile.joints[names.index(joint_name)]
         tick = int(self.units.ticks(goal, is_clamped=False)[names.index(joint_name)])
-        servo = self.servos[joint.motor]
-        servo.axis.position += tick - self._true_tick(joint)
+        self._turn_by_hand(names.index(joint_name), tick - self._true_tick(joint))
+
+    def _turn_by_hand(self, k: int, ticks: float) -> None:
+        """Turns the joint, whatever its servo wants."""
+        axis = self.servos[self.profile.joints[k].motor].axis
+        if self.physics is None:
+            axis.position += ticks
+            return
+        angles = self.physics.angle_rad.copy()
+        angles[k] += ticks * RAD_PER_TICK
+        self.physics.put(angles)
+        self._take_places(self.physics)
+
+    def _take_places(self, physics: Physics) -> None:
+        """The shafts stand where the joints were put."""
+        positions = physics.angle_rad / RAD_PER_TICK + self._origin
+        for axis, position in zip(self._moved_axes, positions.tolist(), strict=True):
+            axis.put(position + axis.slip)
 
     # ---- ports and faults ----
 

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgevla.clock import NS_PER_S, MonotonicClock
 from edgevla.errors import EdgeVLAError, UsageError
@@ -25,11 +25,14 @@ from edgevla.nodes.vitals import ask_for_real_time, is_orphan, stop_when_asked
 from edgevla.simulated import task_for
 
 from ..profile import Profile, load_profile
-from ..world.contract import make_world
+from ..world.contract import Verdict, World, make_world
 from .faults import Fault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
 from .trace import ArmWatch, Trace
+
+if TYPE_CHECKING:
+    from edgevla.messages import Body, Judged
 
 WORLD_HZ = 60
 EARLY_NS = 200_000
@@ -125,7 +128,8 @@ class Server:
 
 
 class WorldLink:
-    """The server's sockets: publishes `world` at 60 Hz, says when it is ready, obeys `fault` messages."""
+    """The server's sockets: publishes `world` at 60 Hz and `judged` when an episode is over, says when it is ready,
+    obeys `fault` and `begin_episode`."""
 
     def __init__(self, robot: EmulatedRobot, session: bytes) -> None:
         import zmq
@@ -140,35 +144,69 @@ class WorldLink:
         self._commands = CommandServer(
             self._ctx, endpoint(folder, "emulator", "commands"), session, "emulator"
         )
-        self._faults = Router(self._ctx, endpoint(folder, "emulator", "fault"), session, "emulator")
+        self._asked = Router(self._ctx, endpoint(folder, "emulator", "fault"), session, "emulator")
         joints = tuple(joint.name for joint in robot.profile.joints)
         self._commands.about = AboutEmulator("emulator", robot.profile.name, joints)
         self._next_ns = 0
+        self._n_told, self._is_told = 0, False
+        """Whole episodes that were told; whether the running one was, because it is decided."""
         self.on_fault: Callable[[dict[str, Any]], str] = lambda _: ""
 
     def turn(self, now_ns: int) -> int:
         """Publishes when due and answers what came; returns when to call again."""
         for request in self._commands.poll():
             request.answer(False, "the emulator takes no commands; send a fault")
-        from edgevla import messages
+        from edgevla.messages import Ack
 
-        for peer, message in self._faults.poll():
-            if not isinstance(message.body, messages.Fault):
-                continue
-            values = {k: v for k, v in vars(message.body).items() if v is not None}
-            refusal = self.on_fault(values)
-            self._faults.send(peer, messages.Ack(message.seq, not refusal, refusal))
+        for peer, message in self._asked.poll():
+            refusal = self._obey(message.body, now_ns)
+            if refusal is not None:
+                self._asked.send(peer, Ack(message.seq, not refusal, refusal))
         if now_ns >= self._next_ns:
             self._next_ns = max(self._next_ns + NS_PER_S // WORLD_HZ, now_ns + NS_PER_S // (2 * WORLD_HZ))
             self._robot.step(now_ns)
             if self._robot.world is not None:
                 self._publisher.send(self._robot.world.message(), observed_ns=now_ns)
+                self._tell_verdicts(self._robot.world, now_ns)
         return min(self._next_ns, now_ns + NS_PER_S // 50)
 
+    def _obey(self, body: Body, now_ns: int) -> str | None:
+        """Why not, empty when it was done; None: it is nothing that is asked of an emulator."""
+        from edgevla.messages import BeginEpisode, Fault
+
+        if isinstance(body, Fault):
+            return self.on_fault({k: v for k, v in vars(body).items() if v is not None})
+        if not isinstance(body, BeginEpisode):
+            return None
+        world = self._robot.world
+        if world is None:
+            return "this arm has no world around it; start it with --world TASK"
+        world.reset(body.episode, now_ns)
+        self._n_told, self._is_told = len(world.verdicts), False
+        return ""
+
+    def _tell_verdicts(self, world: World, now_ns: int) -> None:
+        """Of the episode that is decided, or that has just given way to the next; each once."""
+        for verdict in world.verdicts[self._n_told :]:
+            if not self._is_told:
+                self._publisher.send(judged(world.episode - 1, verdict), observed_ns=now_ns)
+            self._n_told, self._is_told = self._n_told + 1, False
+        if world.is_decided() and not self._is_told:
+            self._publisher.send(judged(world.episode, world.verdict()), observed_ns=now_ns)
+            self._is_told = True
+
     def close(self) -> None:
-        for part in (self._publisher, self._commands, self._faults):
+        for part in (self._publisher, self._commands, self._asked):
             part.close()
         self._ctx.term()
+
+
+def judged(episode: int, verdict: Verdict) -> Judged:
+    """A verdict as it is told."""
+    from edgevla.messages import Judged
+
+    told = {**vars(verdict), "figures": dict(verdict.figures)}
+    return Judged(episode=episode, **told)
 
 
 def link_paths(profile: Profile, link: str | None) -> dict[str, Path]:

@@ -26,11 +26,12 @@ from ..arm import Robot
 from ..emulator.robot import EmulatedRobot
 from ..node import ControlLoop
 from ..profile import Profile, load_profile
-from ..world.follow_cube.kinematics import robot_units
 
 Policy = Callable[..., np.ndarray]
 """observation -> float32 (T, D), robot units, profile order. With `rtc` execution it is also given `rtc=(committed,
 weights, max_guidance)`."""
+Delays = Callable[[int], int | None]
+"""Number of a request (`DirectLinks.n_inferences`) -> ticks until its chunk is heard; None: it never comes."""
 SESSION = b"lockstep"
 
 
@@ -48,10 +49,8 @@ class _Request:
 class DirectLinks:
     """The loop's `Links` without sockets: every message still goes through the codec, both ways."""
 
-    def __init__(
-        self, policy: Policy, delay_ticks: int, look: Callable[[], Mapping[str, np.ndarray]]
-    ) -> None:
-        self.policy, self.delay_ticks, self.look = policy, delay_ticks, look
+    def __init__(self, policy: Policy, delays: Delays, look: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        self.policy, self.delays, self.look = policy, delays, look
         self.tick = 0
         self.is_policy_dead = False
         self.states: list[State] = []
@@ -60,7 +59,7 @@ class DirectLinks:
         self.n_inferences = 0
         self.pending_signals: list[str] = []
         self._requests: list[_Request] = []
-        self._coming: deque[tuple[int, Message[Chunk]]] = deque()
+        self._coming: list[tuple[int, Message[Chunk]]] = []
 
     def post(self, action: str, arguments: Arguments | None = None) -> _Request:
         request = _Request(action, arguments_from(action, arguments_to(action, arguments)))
@@ -76,9 +75,8 @@ class DirectLinks:
         return taken
 
     def chunks(self) -> Sequence[Message[Chunk]]:
-        found = []
-        while self._coming and self._coming[0][0] <= self.tick:
-            found.append(self._coming.popleft()[1])
+        found = [message for due, message in self._coming if due <= self.tick]
+        self._coming = [item for item in self._coming if item[0] > self.tick]
         return found
 
     def new_grid(self) -> None:
@@ -93,10 +91,13 @@ class DirectLinks:
         rtc = asked.body.rtc
         more = {} if rtc is None else {"rtc": (asked.payloads[0], rtc.weights, rtc.max_guidance)}
         actions = np.asarray(self.policy(seen, **more), np.float32)
+        delay = self.delays(self.n_inferences)
         self.n_inferences += 1
+        if delay is None:
+            return True
         answer = answer_to(asked.body, "lockstep", len(actions), 0, is_guided=rtc is not None)
         message = self._through_the_wire(answer, [actions], observed_ns)
-        self._coming.append((self.tick + self.delay_ticks, message))
+        self._coming.append((self.tick + delay, message))
         return True
 
     def _through_the_wire(self, body: B, payloads: Sequence[np.ndarray], observed_ns: int) -> Message[B]:
@@ -120,20 +121,21 @@ class DirectLinks:
 class ClosedLoop:
     """One emulated arm under one policy. Torque goes on with `start`.
 
-    policy: see `Policy`. delay_ticks: from the request to the tick at which its chunk is heard. look: images by feature
-    name at the moment of a request. world: stepped with the arm. arm: one that is there, with its clock, instead of a
-    new one. servo_hz: bound of the loop's rate; the profile's otherwise. The rest is what a bundle's manifest would say.
+    policy: see `Policy`. delay_ticks: from the request to the tick at which its chunk is heard, or `Delays`. look:
+    images by feature name at the moment of a request. world: stepped with the arm. arm: one that is there, with its
+    clock, instead of a new one. servo_hz: bound of the loop's rate; the profile's otherwise. The rest is what a bundle's
+    manifest would say.
     """
 
     def __init__(
         self,
         policy: Policy,
         *,
-        chunk_size: int,
+        chunk_size: int = 1,
         execution: Execution | None = None,
         fps: float = 30.0,
         n_action_steps: int | None = None,
-        delay_ticks: int = 0,
+        delay_ticks: int | Delays = 0,
         look: Callable[[], Mapping[str, np.ndarray]] = dict,
         world: Any = None,
         profile: Profile | None = None,
@@ -148,9 +150,12 @@ class ClosedLoop:
         self.clock = self.arm.clock
         self.robot = Robot(self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock)
         self.robot.connect()
-        self.links = DirectLinks(policy, delay_ticks, look)
+        delays = delay_ticks if callable(delay_ticks) else lambda _: delay_ticks
+        self.links = DirectLinks(policy, delays, look)
         self.loop = ControlLoop(self.profile, self.robot, self.links, self.clock)
         self._ticks = self.loop.ticks()
+        self._held: np.ndarray | None = None
+        """Where a person holds the arm, which is limp."""
         self._arguments = Start(
             fps=fps,
             chunk_size=chunk_size,
@@ -173,6 +178,9 @@ class ClosedLoop:
             self.links.new_grid()
         tick = next(self._ticks)
         self.arm.step(self.clock.now_ns())
+        if self._held is not None:
+            for joint, value in zip(self.profile.joints, self._held, strict=True):
+                self.arm.move_by_hand(joint.name, float(value))
         self.links.tick = tick.number
         self.loop.step(tick)
         return self.links.states[-1]
@@ -196,18 +204,21 @@ class ClosedLoop:
         if request.outcome is None or not request.outcome[0]:
             raise UsageError(request.outcome[1] if request.outcome else f"'{action}' was not heard")
 
-    def start(self, **changes: Any) -> None:
-        """Torque on, rollout from tick 0. changes: of the arguments of `start`."""
-        self.command("start", replace(self._arguments, **changes))
+    def start(self, arguments: Start | None = None, **changes: Any) -> None:
+        """Torque on, rollout from tick 0. arguments: instead of the loop's own. changes: of them."""
+        self.command("start", replace(arguments or self._arguments, **changes))
+        self._held = None
 
     def reset(self) -> None:
         """A new rollout (a new episode) from tick 0, torque stays on."""
         self.command("reset")
 
-    def put(self, joint_rad: np.ndarray) -> None:
-        """Puts the SO101 somewhere as a person would by hand; call it before `start`."""
-        for joint, value in zip(self.profile.joints, robot_units(joint_rad), strict=True):
-            self.arm.move_by_hand(joint.name, float(value))
+    def put(self, posture: np.ndarray) -> None:
+        """Puts the arm somewhere as a person would by hand, and holds it there until `start` has switched torque on.
+
+        posture: (D,) robot units. Call it before `start`.
+        """
+        self._held = np.asarray(posture, float)
         for _ in range(3):  # the driver believes a jump when it has seen it twice
             self.step()
 

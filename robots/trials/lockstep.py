@@ -6,6 +6,8 @@ seeds give the same run on every machine.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgevla.clock import NS_PER_MS, VirtualClock
@@ -13,16 +15,18 @@ from edgevla.clock import NS_PER_MS, VirtualClock
 from ..arm import Reading, Robot
 from ..emulator.robot import EmulatedRobot
 from ..profile import Profile, load_profile
-from ..world.follow_cube.kinematics import robot_units
 
 
 class LockstepArm:
-    """An SO101 whose servos, bus and driver share one virtual clock. Torque is on after construction."""
+    """An arm whose servos, bus and driver share one virtual clock. Torque is on after construction.
 
-    def __init__(self, profile: Profile | None = None, seed: int = 0) -> None:
+    world: is stepped with the servos; one with physics moves their joints.
+    """
+
+    def __init__(self, profile: Profile | None = None, seed: int = 0, world: Any = None) -> None:
         self.profile = profile or load_profile("so101")
         self.clock = VirtualClock(1_000_000_000)
-        self.emulated = EmulatedRobot(self.profile, self.clock, seed)
+        self.emulated = EmulatedRobot(self.profile, self.clock, seed, world=world)
         self.robot = Robot(
             self.profile,
             ports=self.emulated.memory_ports(),
@@ -32,18 +36,18 @@ class LockstepArm:
         self.robot.connect()
         self.robot.set_torque(True)
 
-    def joint_rad(self) -> np.ndarray:
-        """True angles (6,) now."""
-        self.emulated.step(self.clock.now_ns())
-        return self.emulated.joint_rad()
-
-    def put(self, joint_rad: np.ndarray) -> None:
-        """Puts the arm somewhere as a person would by hand, and lets it hold there."""
-        units = robot_units(joint_rad)
-        for joint, value in zip(self.profile.joints, units, strict=True):
+    def put(self, position: np.ndarray) -> None:
+        """Puts the arm somewhere as a person would by hand, and lets it hold there. position: (D,) robot units, as in
+        `action`."""
+        for joint, value in zip(self.profile.joints, position, strict=True):
             self.emulated.move_by_hand(joint.name, float(value))
         for _ in range(3):  # the driver believes a jump when it has seen it twice
-            self.exchange(units)
+            self.exchange(position)
+
+    def wait_until(self, ns: int) -> None:
+        """Time passes for servos and world."""
+        self.clock.sleep_until(ns)
+        self.emulated.step(self.clock.now_ns())
 
     def exchange(self, goal: np.ndarray | None) -> Reading:
         """One write and one read of the bus; takes a millisecond or two of virtual time."""

@@ -1,5 +1,6 @@
 """What a simulated world is to those who use it: the emulator, the cameras, trials, demonstrations.
 
+Physics   what moves the joints of an emulated robot instead of its shafts' own mechanics
 World     things, places and a judge; it is stepped with the arm and never reads a clock
 Painter   draws cameras from what a world tells; often in another process
 Verdict   how one episode went
@@ -38,6 +39,32 @@ class Verdict:
     figures: Mapping[str, float] = field(default_factory=dict)
 
 
+class Physics(Protocol):
+    """Moves joints. The servos stay what they are (registers, torque, trajectory generator, heat): once per step each
+    says where its shaft shall be and how much of its force it may use; physics says where the joints are, and how hard.
+
+    Arrays are float64 (D,), in the profile's order; angles are the shafts', as `EmulatedRobot.joint_rad` has them.
+    step_ns: length of one step. angle_rad: where the joints are. effort: -1..1 of each joint's full force, in the last
+    step.
+    """
+
+    step_ns: int
+
+    @property
+    def angle_rad(self) -> np.ndarray: ...
+
+    @property
+    def effort(self) -> np.ndarray: ...
+
+    def put(self, angle_rad: np.ndarray) -> None:
+        """The joints are there, at rest, as by a person's hand."""
+        ...
+
+    def step(self, wanted_rad: np.ndarray, strength: np.ndarray, is_stuck: np.ndarray) -> None:
+        """One step later. wanted_rad: set points. strength: share (0..1) of full force that may be used, 0: limp."""
+        ...
+
+
 class World(Protocol):
     """One task's world. Episode n of a seed is always the same, so that strategies are compared on equal terms.
 
@@ -49,6 +76,11 @@ class World(Protocol):
     seed: int
     episode: int
     verdicts: list[Verdict]
+
+    @property
+    def physics(self) -> Physics | None:
+        """Of a world that moves the arm, too; None: the arm's servos move it as they like."""
+        ...
 
     @property
     def sim_ns(self) -> int:

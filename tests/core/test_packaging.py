@@ -45,6 +45,12 @@ def test_the_wheel_holds_the_linked_packages_and_their_data(wheel: Path) -> None
         "edgevla/export/cli.py",
         "edgevla/monitor/monitor.tcss",
         "edgevla/launch/edgevla.service",
+        "edgevla/robots/world/physics/assets/aloha/bimanual_viperx_transfer_cube.xml",
+        "edgevla/robots/world/physics/assets/aloha/vx300s_7_gripper.stl",
+        "edgevla/robots/world/physics/assets/aloha/LICENSE",
+        "edgevla/robots/world/physics/assets/so101/pick_place.xml",
+        "edgevla/robots/world/physics/assets/so101/moving_jaw_so101_v1.stl",
+        "edgevla/robots/world/physics/assets/so101/README.md",
     ):
         assert expected in names
     top_level = {name.split("/")[0] for name in names}
@@ -101,10 +107,10 @@ def test_the_robots_loop_and_guardian_import_neither_camera_nor_engine_code() ->
 
 @pytest.mark.parametrize("python", ["310", "313"])
 def test_every_runtime_dependency_has_a_wheel_for_an_arm_computer(python: str, tmp_path: Path) -> None:
-    """pip resolves the default install, `cpu` and `record` for aarch64 from wheels alone (needs the package index)."""
+    """pip resolves the default install and what a robot adds for aarch64 from wheels alone (needs the package index)."""
     project = (ROOT / "pyproject.toml").read_text()
     wanted = _requirements(project, "dependencies = [") + _requirements(project, "cpu = [")
-    wanted += _requirements(project, "record = [")
+    wanted += [*_requirements(project, "record = ["), *_requirements(project, "sim = [")]
     platforms = [f"manylinux_2_{n}_aarch64" for n in (34, 28, 17)] + ["manylinux2014_aarch64"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
     command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]

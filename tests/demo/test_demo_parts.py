@@ -18,11 +18,12 @@ from edgevla.demo import stage
 from edgevla.demo.stage import Work, run_side_by_side
 from edgevla.demo.table import closing_words
 from edgevla.errors import EdgeVLAError
+from edgevla.evaluation.statistics import wilson
 from edgevla.execution import execution_from
 from edgevla.robots.trials.closed_loop import ClosedLoop
+from edgevla.robots.trials.contest import misalign
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
-from edgevla.robots.trials.expert import Expert
-from edgevla.robots.trials.trials import wilson
+from edgevla.robots.trials.experts.follow_cube import FollowCubeExpert
 from edgevla.robots.world.follow_cube import kinematics
 from edgevla.robots.world.follow_cube.places import CONVEYOR, REST, above, first_posture, place, velocity
 from edgevla.robots.world.follow_cube.scene import Scene
@@ -55,15 +56,15 @@ def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
 
 def perfect(loop_of, task, delay_steps, chunk=30):
     """A policy that knows the world: the expert's own future, as if it had been learnt perfectly."""
-    expert = Expert()
+    expert = FollowCubeExpert(task)
 
     def policy(seen, **_):
         world = loop_of["world"]
         joints = kinematics.radians(seen.state)
-        postures = expert.postures(task, world.cube_m, chunk)
+        postures = expert.postures(world.cube_m, chunk)
         goals = []
         for posture in postures:
-            joints = expert.goal(joints, posture)
+            joints = expert.step(joints, posture)
             goals.append(kinematics.robot_units(joints))
         return np.array(goals, np.float32)
 
@@ -85,10 +86,8 @@ def follow(execution, delay_steps, misaligned=False, n=2):
             servo_hz=30.0,
         )
         if misaligned:
-            from edgevla.robots.trials.trials import _misalign
-
-            _misalign(loop)
-        loop.put(kinematics.READY_RAD)
+            misalign(loop)
+        loop.put(kinematics.robot_units(kinematics.READY_RAD))
         loop.start(latency_ms=delay_steps / 30 * 1000)
         world.reset(episode, loop.clock.now_ns())
         loop.run(TASKS[CONVEYOR].episode_s)
@@ -119,21 +118,13 @@ def test_at_200_ms_only_an_aligned_executor_follows_the_belt():
     )
 
 
-def test_wilson_intervals_are_the_known_ones():
-    # From Wilson's formula with z = 1.96, as in the study's tables: 99 of 100, 93 of 100, 0 of 60.
-    assert [round(100 * share) for share in wilson(99, 100)] == [95, 100]
-    assert [round(100 * share) for share in wilson(93, 100)] == [86, 97]
-    assert [round(100 * share) for share in wilson(0, 60)] == [0, 6]
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_the_stage_runs_side_by_side_and_collects_results(tmp_path, monkeypatch):
+def test_the_stage_runs_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "script_of_test.py").write_text("import time; time.sleep(1.0); print('{\"n\": 3}')")
-    works = [Work(name, ["script_of_test"], is_result=True) for name in ("one", "two")]
+    (tmp_path / "script_of_test.py").write_text("import time; time.sleep(1.0); print('done')")
+    works = [Work(name, ["script_of_test"]) for name in ("one", "two")]
     began = time.monotonic()
     run_side_by_side(works, tmp_path / "logs", lambda _: None)
-    assert [w.result for w in works] == [{"n": 3}, {"n": 3}]
+    assert [w.latest for w in works] == ["done", "done"]
     assert time.monotonic() - began < 10
     assert (tmp_path / "logs" / "one.log").read_text().startswith("$ python -m script_of_test")
 

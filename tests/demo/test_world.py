@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgevla.errors import CameraError
-from edgevla.robots.trials.expert import Expert
+from edgevla.robots.trials.experts.follow_cube import FollowCubeExpert
 from edgevla.robots.world.follow_cube import kinematics
 from edgevla.robots.world.follow_cube.places import (
     CONVEYOR,
@@ -96,16 +96,16 @@ def test_places_repeat_and_stay_within_reach():
 def follow(task, episode, expert=None, noise=0.0, seed=1):
     """An ideal arm that does what the expert says, at 30 Hz."""
     expert, world, rng = (
-        expert or Expert(),
+        expert or FollowCubeExpert(task),
         FollowCube(task_named(task), seed, 0),
         np.random.default_rng([seed, episode]),
     )
     world.reset(episode, 0)
     joints = start_posture(rng)
-    postures = expert.postures(task, world.cube_m, round(TASKS[task].episode_s * 30))
+    postures = expert.postures(world.cube_m, round(TASKS[task].episode_s * 30))
     for tick, posture in enumerate(postures):
         world.step(round(tick * 1e9 / 30), joints)
-        joints = expert.goal(joints, posture) + noise * rng.standard_normal(6)
+        joints = expert.step(joints, posture) + noise * rng.standard_normal(6)
     return world.verdict()
 
 
@@ -117,7 +117,7 @@ def test_the_expert_always_succeeds(task):
 
 
 def test_the_expert_must_aim_ahead_of_a_moving_cube():
-    late = follow(CONVEYOR, 0, Expert(lag_s=0.0))
+    late = follow(CONVEYOR, 0, FollowCubeExpert(CONVEYOR, lag_s=0.0))
     assert late.figures["rms_mm"] > 15
     assert follow(CONVEYOR, 0).figures["rms_mm"] < late.figures["rms_mm"] / 4
 

@@ -305,7 +305,7 @@ def test_without_a_dataset_and_with_a_policy_named_twice(
     bundle = make_bundle()
     code, _, err = edgevla_eval(bundle)
     assert code == 2
-    assert "say on which recorded episodes: --dataset" in err
+    assert "say on what, one of --dataset, --task" in err
     code, _, err = edgevla_eval(bundle, bundle, "--dataset", recorded([12]))
     assert code == 2
     assert "is named twice" in err

@@ -30,10 +30,11 @@ def test_a_policy_that_sees_reaches_and_one_that_does_not_fails(tmp_path):
         "--steps", "400", "--threads", "1", "--device", "cpu", "--no-tensorboard", timeout=500)  # fmt: skip
     run("edgevla", "export", train_run, "-o", bundle, "--dataset", data, "--samples", "8")
 
-    def success(*more: str) -> float:
-        said = run("edgevla.robots.trials.trials", bundle, "--task", "follow_cube", "--episodes", "30", *more)
-        return float(json.loads(said)["success"])
+    def success() -> list[float]:
+        words = ["--task", "follow_cube", "--episodes", "30", "--json", "-o", str(tmp_path / "eval")]
+        said = run("edgevla", "eval", bundle, *words, "--control", "none,black")
+        return [float(cell["aggregated"]["pc_success"]) for cell in json.loads(said)["cells"]]
 
-    seeing, blind = success(), success("--control", "black")
-    assert seeing >= 0.4
-    assert blind < 0.2
+    seeing, blind = success()
+    assert seeing >= 40
+    assert blind < 20

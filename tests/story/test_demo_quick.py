@@ -47,7 +47,7 @@ def test_the_whole_story_runs_and_leaves_what_it_promises(tmp_path):
         "runs/rest/loss.png",
         "bundles/rest/manifest.json",
         "bundles/conveyor/encode.onnx",
-        "pictures/conveyor-async-200ms.png",
+        "evals/conveyor-async-200ms/sheet.png",
         "logs/train-rest.log",
         "results.json",
     ):

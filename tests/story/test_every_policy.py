@@ -22,9 +22,9 @@ from edgevla.cli import main
 from edgevla.dataset.writer import DatasetWriter
 from edgevla.errors import WireError
 from edgevla.robots.profile import load_profile
+from edgevla.robots.trials.contest import one
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
-from edgevla.robots.trials.rollouts import find_run
-from edgevla.robots.trials.trials import BundleArm, Trial
+from edgevla.robots.trials.real_time import find_run
 from edgevla.session import endpoint, read_deployment
 from edgevla.simulated import TASKS
 from edgevla.train.policies import POLICIES
@@ -73,19 +73,20 @@ def test_it_trains_exports_and_drives_the_arm(policy: str, work: Path) -> None:
     assert manifest.parity.passed
     if manifest.prompt is not None:
         assert manifest.prompt.default_task == TASKS["follow_cube"].instruction
-    verdict, states = BundleArm(bundle, Trial("follow_cube", n_episodes=1)).episode(0)
+    played = one(bundle, "follow_cube").play(0)
+    states = played.states
     driven = [s for s in states if s.chunk_seq is not None]
     assert len({s.chunk_seq for s in driven}) >= 3, "hardly a chunk was executed"
     assert {s.mode for s in states} == {"running"}
     goals = np.array([s.goal for s in driven])
     assert np.isfinite(goals).all()
     assert np.ptp(goals, axis=0).max() > 0.1, "the arm was never told to move"
-    assert np.isfinite(verdict.rms_m)
+    assert np.isfinite(played.verdict.figures["rms_mm"])
 
 
 def test_in_lock_step_a_history_is_what_was_seen_before(work: Path) -> None:
     """Diffusion stacks two observations: the second is the arm as it was one grid moment earlier."""
-    arm = BundleArm(make_bundle(work, "diffusion"), Trial("follow_cube", n_episodes=1))
+    arm = one(make_bundle(work, "diffusion"), "follow_cube")
     infer, asked = arm.policy.infer, []
 
     def spy(seen: Observation, **more: Any) -> Any:
@@ -93,7 +94,7 @@ def test_in_lock_step_a_history_is_what_was_seen_before(work: Path) -> None:
         return infer(seen, **more)
 
     arm.policy.infer = spy  # type: ignore[method-assign]
-    _, states = arm.episode(0)
+    states = arm.play(0).states
     _, grid, past = asked[-1]
     assert grid > 0
     assert list(past) == [grid - 1]

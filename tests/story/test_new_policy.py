@@ -11,8 +11,8 @@ import torch
 
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
+from edgevla.robots.trials.contest import one
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
-from edgevla.robots.trials.trials import BundleArm, Trial
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.policies import ALIASES, POLICIES, Places, config_class, policy_class
 
@@ -58,7 +58,7 @@ def test_a_toy_policy_goes_through_every_verb(
     assert manifest.parity is not None
     assert manifest.parity.passed
     assert (manifest.policy, manifest.chunk_size, manifest.n_action_steps) == ("toy", 12, 6)
-    _, states = BundleArm(bundle, Trial("follow_cube", n_episodes=1)).episode(0)
+    states = one(bundle, "follow_cube").play(0).states
     assert {s.mode for s in states} == {"running"}
     assert len({s.chunk_seq for s in states if s.chunk_seq is not None}) >= 3
 

@@ -78,6 +78,8 @@ class FollowCube:
     episode_s: the cube is put somewhere else every so many seconds; None: the task's own length, 0: never.
     """
 
+    physics = None
+
     def __init__(self, task: Task, seed: int = 0, episode_s: float | None = None) -> None:
         self.task, self.seed = task, seed
         self.episode_ns = int((task.episode_s if episode_s is None else episode_s) * NS_PER_S)

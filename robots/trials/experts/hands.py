@@ -1,0 +1,91 @@
+"""What an expert of ALOHA's tasks sees, and what it can wish of an arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from . import viperx
+
+ARMS = (slice(0, 7), slice(7, 14))
+"""Of state and goal: six joints and the gripper of each arm, left first."""
+BASES_M = np.array([[-0.469, 0.5, 0.0], [0.469, 0.5, 0.0]])
+FACING = np.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])
+"""The right arm faces the left one: half a turn about z."""
+
+OPEN, CLOSED = 0.97, 0.07
+"""Fingers, as the state counts them: what the scene's actuators reach. Empty fingers meet at 0.1."""
+DOWN, LEVEL = np.pi / 2, 0.0
+"""Pitch."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Where one arm should be. tool_m: (3,) in the world. open: of the fingers, as the state counts them."""
+
+    tool_m: np.ndarray
+    pitch: float
+    roll: float
+    open: float
+
+
+@dataclass(frozen=True)
+class Hand:
+    """arm: 0 left, 1 right. joints: (6,) radians. open: of the fingers, as the state counts them."""
+
+    arm: int
+    joints: np.ndarray
+    open: float
+
+    @cached_property
+    def tool_m(self) -> np.ndarray:
+        """(3,) in the world."""
+        there: np.ndarray = viperx.tool_m(self.joints) * FACING[self.arm] + BASES_M[self.arm]
+        return there
+
+    @property
+    def pitch(self) -> float:
+        return float(viperx.pitch_rad(self.joints))
+
+    @property
+    def roll(self) -> float:
+        return float(self.joints[5])
+
+    @property
+    def waist(self) -> float:
+        return float(self.joints[0])
+
+    def has(self, thing_m: np.ndarray, width: float, within_m: float = 0.03) -> bool:
+        """The fingers stand no wider than closed on a thing of that width, which is between them."""
+        return self.open < width and bool(np.linalg.norm(thing_m - self.tool_m) < within_m)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """things: (n, 7), position and quaternion (w first) of each."""
+
+    left: Hand
+    right: Hand
+    things: np.ndarray
+
+    @property
+    def hands(self) -> tuple[Hand, Hand]:
+        return self.left, self.right
+
+
+def share(value: float, none: float, full: float) -> float:
+    """How far `value` has come from `none` to `full`, 0..1."""
+    return float(np.clip((value - none) / (full - none), 0.0, 1.0))
+
+
+def yaw_rad(quaternion: np.ndarray) -> float:
+    """How a thing is turned about the vertical; w first."""
+    w, x, y, z = quaternion
+    return float(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+
+
+def nearest_turn(yaw: float, symmetry: float) -> float:
+    """A thing that looks the same after a turn of `symmetry`: the smallest turn that it looks turned by."""
+    return (yaw + symmetry / 2) % symmetry - symmetry / 2
