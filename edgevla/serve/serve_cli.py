@@ -21,6 +21,7 @@ import json
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,21 +63,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write run.jsonl, a line per request, into a new folder there; DIR/latest is the newest")  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Plan:
+    """What the options say, judged. folders: by the policies' names. place: host and port of the figures."""
+
+    endpoint: str
+    folders: dict[str, Path]
+    place: tuple[str, int] | None
+
+
+def plan_from(args: argparse.Namespace) -> Plan:
+    """
+    Raises:
+        UsageError: what cannot be.
+    """
     check_texts(args)
     bind = address(args.bind, "--bind")
     if bind.policy:
         raise UsageError(f"--bind {args.bind}: the bundles say the names; leave /{bind.policy} out")
     check_plain(bind.endpoint, "--bind")
     place = None if args.metrics is None else metrics_place(args.metrics)
-    folders = named(args.bundles)
+    return Plan(bind.endpoint, named(args.bundles), place)
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = plan_from(args)
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
-    hosted = [_host(name, folder, args) for name, folder in folders.items()]
-    if asked:
-        return 0
-    return _serve(bind.endpoint, hosted, place, args.log, asked)
+    hosted = [_host(name, folder, args) for name, folder in plan.folders.items()]
+    return 0 if asked else _serve(plan, hosted, args.log, asked)
 
 
 def named(texts: Sequence[str]) -> dict[str, Path]:
@@ -140,9 +156,7 @@ def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
     return made
 
 
-def _serve(
-    endpoint: str, hosted: Sequence[Hosted], place: tuple[str, int] | None, log: Path | None, asked: list[int]
-) -> int:
+def _serve(plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[int]) -> int:
     import zmq
 
     from edgevla.serve.metrics import MetricsPage
@@ -154,14 +168,18 @@ def _serve(
     woken.bind("inproc://worker-done")
     waker.connect("inproc://worker-done")
     try:
-        server = PolicyServer(ctx, endpoint, hosted, note=note, wake=lambda: waker.send(b"", zmq.NOBLOCK))
+        server = PolicyServer(
+            ctx, plan.endpoint, hosted, note=note, wake=lambda: waker.send(b"", zmq.NOBLOCK)
+        )
     except zmq.ZMQError as error:
         ctx.destroy(linger=0)
-        raise ConfigError(f"--bind {endpoint}: {error.strerror}; is another server running there?") from error
+        raise ConfigError(
+            f"--bind {plan.endpoint}: {error.strerror}; is another server running there?"
+        ) from error
     page = None
     try:
-        if place is not None:
-            page = MetricsPage(*place, server.metrics.text)
+        if plan.place is not None:
+            page = MetricsPage(*plan.place, server.metrics.text)
             say(f"figures: {page.address}")
         say(f"listening at {server.door.endpoint}; on a robot: edgevla deploy --policy "
             f"{server.door.endpoint}/{hosted[0].name} --robot ...")  # fmt: skip

@@ -1,5 +1,6 @@
 """`edgevla serve` and `deploy --policy` as a person types them: what is refused, and how a server ends when asked."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -143,3 +144,23 @@ def test_a_server_warms_up_listens_and_ends_in_order_when_asked(served, capsys, 
     assert process.returncode == 0, errors
     assert "going down: robots are told, what runs is finished" in output
     assert errors == ""
+
+
+def test_systemd_runs_a_server_as_it_was_typed_and_again_for_ever(make_bundle, tmp_path, capsys):
+    bundle = make_bundle("act")
+    install = ["service", "install", f"--unit-dir={tmp_path}", "gpu", "serve", f"cubes={bundle}"]
+    assert main([*install, "--metrics=9599"]) == 0
+    unit = (tmp_path / "edgevla-gpu.service").read_text()
+    assert f"ExecStart={sys.executable} -m edgevla serve cubes={bundle} --metrics=9599\n" in unit
+    assert "StartLimitIntervalSec=0" in unit
+    assert "RestartPreventExitStatus=2\n" in unit
+    analyze = shutil.which("systemd-analyze")
+    if analyze is not None:
+        words = [analyze, "verify", str(tmp_path / "edgevla-gpu.service")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, "edgevla-gpu" in done.stderr) == (0, False), done.stderr
+    code, words = said(capsys, *install, "--bind=tcp://0.0.0.0:1")
+    assert (code, "must be paired first" in words) == (2, True)
+    (bundle / "encode.onnx").unlink()
+    code, words = said(capsys, *install)
+    assert (code, "'encode.onnx' is missing" in words) == (1, True)
