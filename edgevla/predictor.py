@@ -6,6 +6,7 @@ RemotePolicy     one that infers at a policy server        serve/remote.py
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,12 +59,14 @@ class InferenceResult:
 class Predictor(Protocol):
     """What a policy node asks: a bundle here, or one elsewhere. One question at a time.
 
-    sha256: of the manifest. n_moments: observations that one inference looks at. provider: for people.
+    sha256: of the manifest. n_moments: observations that one inference looks at. provider: for people. counters: of
+    what went wrong, for the node's heartbeat.
     """
 
     manifest: Manifest
     sha256: str
     provider: str
+    counters: Counter[str]
 
     @property
     def n_moments(self) -> int: ...

@@ -7,6 +7,7 @@ torch is what drives the arm. It knows no policy by name. It is one `Predictor`;
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -60,6 +61,7 @@ class BundlePolicy:
         m = bundle.manifest
         self.bundle, self.manifest, self.seed = bundle, m, seed
         self.sha256 = bundle.sha256
+        self.counters: Counter[str] = Counter()
         self.provider = provider or m.target.provider
         self.allow_lost_cameras = allow_lost_cameras
         if m.is_quantised and self.provider != m.target.provider:

@@ -24,14 +24,14 @@ from edgevla.bundle import Fit, fit, load_bundle
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.descriptions import AboutPolicy, AboutRobot, read_robot
 from edgevla.engines import EngineOptions
-from edgevla.errors import BundleError, EdgeVLAError, WireError
+from edgevla.errors import BundleError, CameraError, EdgeVLAError, WireError
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
 from edgevla.messages import Body, Chunk, Frame, Infer, Message, Severity, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler, StillWatch
 from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
-from edgevla.predictor import InferenceResult, Predictor, RtcInputs, Wanted, described
+from edgevla.predictor import InferenceResult, Predictor, RtcInputs, Wanted, blank_observation, described
 from edgevla.runner import BundlePolicy
 from edgevla.serve.pictures import encoding
 from edgevla.serve.remote import RemotePolicy, look_up
@@ -115,6 +115,18 @@ class PolicyNode:
         trained = self._policy.manifest.trained_camera_look or {}
         return FirstLook(self._inbox, self._fit.cameras, trained, drawn)
 
+    def glance(self) -> Observation:
+        """What the cameras show now, with a usual state.
+
+        Raises:
+            CameraError: one of them shows nothing.
+        """
+        usual = blank_observation(self._policy.manifest)
+        return self._assembler.assemble(usual.state, time.monotonic_ns(), usual.task).observation
+
+    def say(self, text: str) -> None:
+        self._publisher.event("info", "policy_server", text)
+
     def warm_up(self, seen: Sequence[Oddity] = ()) -> None:
         """Runs the policy on blank input, then is ready: `describe` tells the latency measured here.
 
@@ -149,7 +161,12 @@ class PolicyNode:
             command.answer(False, f"the policy node does not know '{command.action}'")
         if now_ns - self._beat_ns >= HEARTBEAT_NS:
             self._beat_ns = now_ns
-            counters = {**self.counters, **self._inbox.counters, **self._router.counters}
+            counters = {
+                **self.counters,
+                **self._inbox.counters,
+                **self._router.counters,
+                **self._policy.counters,
+            }
             self._publisher.send(heartbeat("ready" if self._server.about else "starting", counters))
 
     def wait_ms(self, now_ns: int) -> int:
@@ -180,7 +197,7 @@ class PolicyNode:
             for sentence in self._done.elsewhere:
                 self._publisher.event("warning", "still_joint", sentence)
             for sentence in self._done.news:
-                self._publisher.event("info", "policy_server", sentence)
+                self.say(sentence)
         except EdgeVLAError as error:  # no chunk: the robot asks again, and holds meanwhile
             self.counters["inferences_failed"] += 1
             self._tell(error)
@@ -331,6 +348,10 @@ def _run(args: argparse.Namespace) -> int:
         while (seen := first_look.step(time.monotonic_ns())) is None and not stopping.wait(0.02):
             pass
         node.warm_up(seen or ())
+        if isinstance(policy, RemotePolicy):
+            with contextlib.suppress(CameraError):  # the first inference says so
+                if (cost := policy.weigh(node.glance())) is not None:
+                    node.say(cost)
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
         poller.register(woken, zmq.POLLIN)

@@ -17,7 +17,7 @@ from edgevla import strict
 from edgevla.clock import NS_PER_MS
 from edgevla.descriptions import About, AboutPolicy, AboutRobot, AboutServed, AboutServer, AskedAbout
 from edgevla.errors import UsageError, WireError
-from edgevla.messages import Ack, Body, Describe, Message
+from edgevla.messages import Ack, Body, Describe, Message, holds
 from edgevla.serve.transport import Address, as_robot
 from edgevla.server_messages import Join, Reply, Request
 from edgevla.strict import Mismatch, nearest
@@ -114,13 +114,13 @@ class Line:
                     return body
         return None
 
-    def ask(self, request: Request, payloads: Sequence[np.ndarray], until_ns: int) -> Message[Body] | None:
+    def ask(self, request: Request, payloads: Sequence[np.ndarray], until_ns: int) -> Message[Reply] | None:
         """The reply to this very request, whatever else arrives; None: it does not answer."""
         if self.send(request, payloads, until_ns) is None:
             return None
         while messages := self.hear(until_ns):
             for message in messages:
-                if isinstance(message.body, Reply) and message.body.request_id == request.request_id:
+                if holds(message, Reply) and message.body.request_id == request.request_id:
                     return message
         return None
 

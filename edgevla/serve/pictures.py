@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from edgevla.errors import UsageError
 from edgevla.serve.transport import Address, is_loopback
+from edgevla.types import STATE
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgevla.manifest import Manifest
     from edgevla.server_messages import SentFrame
 
 QUALITY = 90
@@ -73,6 +75,25 @@ def decoded(frame: SentFrame, payload: np.ndarray) -> np.ndarray | None:
         return None
     picture = decode_jpeg(payload)
     return picture if picture is not None and picture.shape[:2] == (frame.height, frame.width) else None
+
+
+def jpeg_cost(
+    manifest: Manifest, encoding: Encoding, raw: np.ndarray, jpeg: np.ndarray, raw_kb: float, jpeg_kb: float
+) -> str:
+    """How far two chunks of the same moment lie apart, by the joint that is furthest in its range. chunks: (T, A)."""
+    import numpy as np
+
+    action, worst = manifest.action, np.abs(jpeg - raw).max(axis=0)
+    state, seen = manifest.state, (manifest.trained_range or {}).get(STATE)
+    widths = np.ones(len(worst))
+    if seen is not None and state is not None and state.names == action.names:
+        widths = np.maximum(np.array(seen.q99) - np.array(seen.q01), 1e-9)
+    joint = int(np.argmax(worst / widths))
+    share = f", {worst[joint] / widths[joint]:.2%} of its range" if seen is not None else ""
+    return (
+        f"pictures as {encoding} move the actions for what the cameras see now by at most {worst[joint]:.3g} "
+        f"{action.units[joint]} ({action.names[joint]}{share}); {jpeg_kb:.0f} kB per inference instead of {raw_kb:.0f}"
+    )
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -23,12 +23,11 @@ from edgevla.descriptions import AboutPolicy, AboutRobot
 from edgevla.errors import BundleError, EngineError, WireError
 from edgevla.fields import Guidance
 from edgevla.manifest import Manifest
-from edgevla.messages import holds
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
 from edgevla.serve.line import Line, policy_of
-from edgevla.serve.pictures import RAW, Encoding
+from edgevla.serve.pictures import RAW, Encoding, jpeg_cost
 from edgevla.serve.transport import Address
-from edgevla.server_messages import Answer, Moment, Refusal, Reply, Request, SentFrame
+from edgevla.server_messages import Answer, Moment, Refusal, Request, SentFrame
 from edgevla.types import Observation
 
 JOIN_NS = 700 * NS_PER_MS
@@ -131,6 +130,18 @@ class RemotePolicy:
             spent.append(time.monotonic_ns() - began)
         return spent
 
+    def weigh(self, seen: Observation) -> str | None:
+        """What JPEG does to the actions for these pictures, in words; None where pictures travel as they are."""
+        if self._encoding.kind == "rgb8":
+            return None
+        chunks, sizes = [], []
+        for encoding in (RAW, self._encoding):
+            request, payloads = self._request({0: seen}, 0, None, None, 0, encoding)
+            wanted = Wanted(time.monotonic_ns() + WARM_UP_NS)
+            chunks.append(self._ask(request, payloads, 0, wanted).actions)
+            sizes.append(sum(payload.nbytes for payload in payloads) / 1000)
+        return jpeg_cost(self.manifest, self._encoding, chunks[0], chunks[1], sizes[0], sizes[1])
+
     def infer(
         self,
         observation: Observation,
@@ -148,34 +159,33 @@ class RemotePolicy:
             BundleError: the server refuses the request. EngineError: the inference failed there.
         """
         moments = {**past, grid_index: observation}
-        request, payloads = self._request(moments, grid_index, n_steps, rtc, chunk_seq)
+        request, payloads = self._request(moments, grid_index, n_steps, rtc, chunk_seq, self._encoding)
+        return self._ask(request, payloads, grid_index, wanted)
+
+    def _ask(
+        self, request: Request, payloads: Sequence[np.ndarray], grid_index: int, wanted: Wanted
+    ) -> InferenceResult:
+        """The answer to one request, from whichever server; the request says its times when it leaves."""
         empty_ns = time.monotonic_ns() + wanted.buffered_ns
         with self._asking:
             while True:
                 line, news = self._joined(wanted.deadline_ns)
                 sent_ns = time.monotonic_ns()
-                timed = replace(
-                    request,
-                    budget_ms=_ms(wanted.deadline_ns - sent_ns),
-                    buffered_ms=_ms(empty_ns - sent_ns),
-                )
+                budget_ms, buffered_ms = _ms(wanted.deadline_ns - sent_ns), _ms(empty_ns - sent_ns)
+                timed = replace(request, budget_ms=budget_ms, buffered_ms=buffered_ms)
                 message = line.ask(timed, payloads, wanted.deadline_ns)
-                spent_ns = time.monotonic_ns() - sent_ns
-                reply = message.body if message is not None and holds(message, Reply) else None
-                if message is None or reply is None:
+                if message is None:
                     self._leave(line, "does not answer")
-                elif reply.refused is not None:
-                    self._refused(line, reply.refused)
+                elif message.body.answer is None:
+                    self._refused(line, message.body.refused)
                 else:
-                    assert reply.answer is not None, "the message was checked on arrival"
-                    actions = self._checked(line, reply.answer, message.payloads[0])
-                    timing = _timing(reply.answer, spent_ns)
-                    seed, steps, guided = (
-                        reply.answer.noise_seed,
-                        reply.answer.n_steps,
-                        reply.answer.is_guided,
-                    )
-                    return InferenceResult(actions, timing, seed, chunk_seq, steps, guided, grid_index, news)
+                    answer, number = message.body.answer, request.request_id
+                    timing = _timing(answer, time.monotonic_ns() - sent_ns)
+                    actions = self._checked(line, answer, message.payloads[0])
+                    seed, n_steps = answer.noise_seed, answer.n_steps
+                    return InferenceResult(
+                        actions, timing, seed, number, n_steps, answer.is_guided, grid_index, news
+                    )  # fmt: skip
 
     def close(self) -> None:
         """Ends a question that is still open."""
@@ -244,13 +254,14 @@ class RemotePolicy:
 
     # -- what it says --------------------------------------------------------------------------------------------
 
-    def _refused(self, line: Line, refused: Refusal) -> None:
+    def _refused(self, line: Line, refused: Refusal | None) -> None:
         """Returns where another try may help.
 
         Raises:
             BundleError, EngineError: the same would come of it.
         """
-        self.counters[f"refused_{refused.code}"[:64]] += 1
+        assert refused is not None, "a reply is an answer or a refusal: it was checked on arrival"
+        self.counters["requests_refused"] += 1
         if refused.code in ELSEWHERE:
             self._leave(line, refused.text)
         elif refused.code == "not_joined":  # it has forgotten us: the next line says again who we are
@@ -289,6 +300,7 @@ class RemotePolicy:
         n_steps: int | None,
         rtc: RtcInputs | None,
         chunk_seq: int,
+        encoding: Encoding,
     ) -> tuple[Request, list[np.ndarray]]:
         """The request without its times, and its payloads."""
         payloads: list[np.ndarray] = []
@@ -302,7 +314,7 @@ class RemotePolicy:
         for moment in sorted(moments):
             frames: list[SentFrame] = []
             for feature, image in moments[moment].images.items():
-                frame, payload = self._encoding.frame(feature, image)
+                frame, payload = encoding.frame(feature, image)
                 frames.append(frame)
                 payloads.append(payload)
             state = np.asarray(moments[moment].state, np.float32)

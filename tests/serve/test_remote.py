@@ -1,5 +1,6 @@
 """A policy elsewhere is the policy here: the same numbers, and every way a line or a server can fail."""
 
+import re
 import time
 
 import numpy as np
@@ -56,6 +57,19 @@ def test_a_jpeg_of_a_plain_picture_gives_nearly_the_same_chunk(make_bundle, serv
     raw, jpeg = arm(endpoint), arm(endpoint, session=b"another.", encoding=Encoding("jpeg", 90))
     difference = np.abs(raw.ask(observation(120)).actions - jpeg.ask(observation(120)).actions)
     assert difference.max() < 0.1
+
+
+def test_what_jpeg_costs_is_measured_on_the_pictures_of_now(make_bundle, serving, arm):
+    endpoint = serving(make_bundle("act")).endpoint
+    assert arm(endpoint).policy.weigh(noisy()) is None
+    words = arm(endpoint, session=b"another.", encoding=Encoding("jpeg", 30)).policy.weigh(noisy())
+    found = re.fullmatch(
+        r"pictures as jpeg:30 move the actions for what the cameras see now by at most ([\d.]+) percent \(gripper.pos, "
+        r"([\d.]+)% of its range\); \d kB per inference instead of 2",
+        words,
+    )
+    assert found, words
+    assert 0 < float(found[1]) < 1
 
 
 def test_where_the_time_went_is_told(make_bundle, serving, arm, proxy):
