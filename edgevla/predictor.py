@@ -65,8 +65,10 @@ class Predictor(Protocol):
 
     manifest: Manifest
     sha256: str
-    provider: str
     counters: Counter[str]
+
+    @property
+    def provider(self) -> str: ...
 
     @property
     def n_moments(self) -> int: ...

@@ -292,12 +292,20 @@ class Dealer:
         return self._receiver.counters
 
     def send(
-        self, body: Body, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None
+        self,
+        body: Body,
+        payloads: Sequence[np.ndarray] = (),
+        observed_ns: int | None = None,
+        *,
+        copy: bool = True,
     ) -> int | None:
-        """Sequence number, or None when nobody is connected at the other end."""
+        """Sequence number, or None when nobody is connected at the other end.
+
+        copy: without it large payloads are sent from where they lie; nobody may write into them any more.
+        """
         seq, frames = self._writer.frames(body, payloads, observed_ns)
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
         except zmq.Again:
             self.counters[f"unsent_{NAMES[type(body)]}"] += 1
             return None

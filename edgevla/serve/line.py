@@ -59,7 +59,7 @@ class Line:
     def send(self, body: Body, payloads: Sequence[np.ndarray], until_ns: int) -> int | None:
         """Sequence number, once the server is connected; None when it is not until then."""
         while not self._is_over(until_ns):
-            if (seq := self._dealer.send(body, payloads)) is not None:
+            if (seq := self._dealer.send(body, payloads, copy=False)) is not None:
                 return seq
             self._dealer.socket.poll(self._slice_ms(until_ns), zmq.POLLOUT)
         return None

@@ -94,7 +94,7 @@ class RemotePolicy:
         encoding: Encoding = RAW,
     ) -> None:
         self.manifest, self.sha256, self.seed = served.manifest, served.sha256, seed
-        self.provider = f"{served.provider} at {servers[0]}, pictures {encoding}"
+        self._engine = served.provider
         self.counters: Counter[str] = Counter()
         self._ctx, self._servers, self._robot, self._session = ctx, tuple(servers), robot, session
         self._encoding = encoding
@@ -104,6 +104,12 @@ class RemotePolicy:
         self._is_closing, self._asking = threading.Event(), threading.Lock()
 
     # -- what the node asks -----------------------------------------------------------------------------------
+
+    @property
+    def provider(self) -> str:
+        """The engine, and whose: the server's in use, or the first's."""
+        server = self._servers[0] if self._line is None else self._line.address
+        return f"{self._engine} at {server}, pictures {self._encoding}"
 
     @property
     def n_moments(self) -> int:

@@ -35,6 +35,8 @@ from edgevla.strict import Mismatch, nearest
 MOST_ROBOTS = 64
 FORGOTTEN_NS = 30 * NS_PER_S
 """A robot that was silent for so long has left; one that was only paused joins again by itself."""
+LOOK_NS = NS_PER_S // 5
+"""How often it is looked who has left; not between a request and its inference."""
 MOST_WORDS = 1000
 """Characters of a sentence to a robot: it may repeat what the robot said, and that can be long."""
 DRAINING = "is going down; the arm holds until a policy server answers again"
@@ -95,6 +97,7 @@ class PolicyServer:
         self._turns: Turns[_Job] = Turns()
         self._worker = ThreadPoolExecutor(1, "inference")
         self._running: Future[_Done] | None = None
+        self._looked_ns = 0
         self.is_draining = False
         self.door = Door(ctx, endpoint, max(h.most_bytes for h in hosted))
 
@@ -112,8 +115,10 @@ class PolicyServer:
         if self._running is None and (turn := self._turns.next()) is not None:
             self._running = self._worker.submit(_infer, turn)
             self._running.add_done_callback(lambda _: self._wake())
-        self._forget(now_ns)
-        self._figures()
+        if now_ns - self._looked_ns >= LOOK_NS:
+            self._looked_ns = now_ns
+            self._forget(now_ns)
+            self._figures()
 
     def drain(self) -> None:
         """Takes nothing more; whoever waits is told."""
