@@ -17,13 +17,13 @@ PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 NOT_RUN := .not-run
 
-.PHONY: demo test lint types test-torch safety test-runtime test-lerobot clean
+.PHONY: demo test lint types test-torch safety test-runtime drawing test-lerobot clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/edgevla demo $(ARGS)
 
 # What this machine could not run is said at the end, and is no success of that part.
-test: lint types test-torch safety test-runtime
+test: lint types test-torch safety test-runtime drawing
 	@if [ -s $(NOT_RUN) ]; then echo "Passed, but NOT RUN here:"; cat $(NOT_RUN); else echo "All was run, and passed."; fi
 
 lint: $(VENV_TEST)/ready
@@ -59,6 +59,11 @@ test-runtime-%: $(VENV_TEST)/ready
 runtime-%: .venv-runtime-%/ready
 	.venv-runtime-$*/bin/pytest -n 2 --dist loadfile -m "not realtime" $(RUNTIME_TESTS) $(ARGS)
 	$(if $(filter $*,$(firstword $(RUNTIME_PYTHONS))),.venv-runtime-$*/bin/pytest -m realtime $(PROCESS_TESTS) $(ARGS) $(if $(ARGS),|| test $$? = 5))
+
+# Tests that draw simulated physics skip themselves where OpenGL is missing; that is written down as well.
+drawing: $(VENV_TEST)/ready
+	@$(VENV_TEST)/bin/python -c "from edgevla.robots.world.physics.gl import find_platform; find_platform()" 2>/dev/null || \
+	echo "  the tests that draw simulated physics (apt-get install libegl1 libgl1-mesa-dri)" | tee -a $(NOT_RUN)
 
 # By hand: LeRobot itself opens what we write. It wants Python 3.12 and 3 GB of torch, in an environment of its own.
 test-lerobot: $(VENV_TEST)/ready .venv-lerobot/ready

@@ -5,6 +5,7 @@
     edgevla emulate so101 --faults faults.jsonl          {"at_s": 5, "kind": "drop", "probability": 0.01}
     edgevla emulate so101 --faults -                     typed: mute 4, weak gripper 30, clear, or JSON as above
     edgevla emulate so101 --energised --gravity 0.3      as an arm is found whose host has died
+    edgevla emulate aloha --world aloha/transfer_cube    with physics: MuJoCo moves what the servos drive
 
 A link is a serial port: give it to `--port`, to a vendor's SDK, or to any other program. As on metal, torque and goals
 stay when a host goes away, and the next one finds them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ..bus import dynamixel as protocol
 from ..profile import Bus, Motor
@@ -38,6 +38,24 @@ LIMITED_BY = {"goal_pwm": "pwm_limit", "goal_current": "current_limit", "goal_ve
 """A register of the host's -> the owner's, which it may not exceed."""
 GOALS = ("goal_pwm", "goal_current", "goal_velocity", "goal_position")
 HALL_SENSOR = 0x02
+
+
+class Orders(NamedTuple):
+    """Registers as the mechanics need them. is_turned: the shaft counts against the registers' direction."""
+
+    torque_on: bool
+    mode: int
+    watchdog: int
+    goal: int
+    offset: int
+    is_turned: bool
+    speed: float
+    acceleration: float
+    strength: float
+    least_v: int
+    most_v: int
+    most_c: int
+    shutdown: int
 
 
 class DynamixelServo(Servo):
@@ -93,10 +111,30 @@ class DynamixelServo(Servo):
                 self.put("secondary_id", partner.id)
 
     @property
+    def orders(self) -> Orders:
+        if self._orders is None:
+            self._orders = Orders(
+                self.torque_on,
+                self.get("operating_mode"),
+                self.get("bus_watchdog"),
+                self.get("goal_position"),
+                self.get("homing_offset"),
+                bool(self.get("drive_mode") & REVERSE) != bool(self._design & REVERSE),
+                self.get("profile_velocity") * protocol.VELOCITY_UNIT_TICKS_S,
+                self.get("profile_acceleration") * protocol.ACCELERATION_UNIT_TICKS_S2,
+                self.strength,
+                self.get("min_voltage"),
+                self.get("max_voltage"),
+                self.get("max_temperature"),
+                self.get("shutdown"),
+            )
+        orders: Orders = self._orders
+        return orders
+
+    @property
     def present(self) -> int:
-        is_turned = bool(self.get("drive_mode") & REVERSE) != bool(self._design & REVERSE)
         value = round(self.axis.position)
-        return (-value if is_turned else value) + self.get("homing_offset")
+        return (-value if self.orders.is_turned else value) + self.orders.offset
 
     @property
     def error(self) -> int:
@@ -106,10 +144,10 @@ class DynamixelServo(Servo):
     @property
     def hardware_error(self) -> int:
         """Register 70: what tripped stays until a reboot, what is only measured comes and goes."""
-        bits = self._hardware | self.extra_error
-        if not self.get("min_voltage") <= round(self.voltage_v * 10) <= self.get("max_voltage"):
+        bits, orders = self._hardware | self.extra_error, self.orders
+        if not orders.least_v <= round(self.voltage_v * 10) <= orders.most_v:
             bits |= protocol.VOLTAGE
-        if self.axis.temperature_c >= self.get("max_temperature"):
+        if self.axis.temperature_c >= orders.most_c:
             bits |= protocol.OVERHEAT
         return bits
 
@@ -217,37 +255,31 @@ class DynamixelServo(Servo):
     # ---- mechanics ----
 
     def _shut_down(self) -> int:
-        return self.hardware_error & self.get("shutdown")
+        return self.hardware_error & self.orders.shutdown
 
     def step(self, dt_s: float) -> None:
         if cut := self._shut_down():
             self._hardware |= cut
             self.put("torque_enable", 0)
         self._silent_s += dt_s  # of steps: while this process is held up, the servos' time stands still, too
-        watchdog = self.get("bus_watchdog")
-        if self.torque_on and 0 < watchdog <= 127 and self._silent_s > watchdog * 0.02:
+        orders = self.orders
+        if orders.torque_on and 0 < orders.watchdog <= 127 and self._silent_s > orders.watchdog * 0.02:
             self.put("bus_watchdog", protocol.WATCHDOG_FIRED)
             self.put("goal_position", self.present)
-        if not self.torque_on:
+            orders = self.orders
+        if not orders.torque_on:
             self.axis.coast(dt_s)
-        elif self.get("operating_mode") in POSITION_MODES:
-            self._drive(dt_s)
-        elif self.get("operating_mode") == 1:
+        elif orders.mode in POSITION_MODES:
+            self._drive(dt_s, orders)
+        elif orders.mode == 1:
             self.axis.spin(dt_s, self.get("goal_velocity") * protocol.VELOCITY_UNIT_TICKS_S)
         else:
             self.axis.coast(dt_s)
 
-    def _drive(self, dt_s: float) -> None:
-        exact = self.axis.position - round(self.axis.position)
-        is_turned = bool(self.get("drive_mode") & REVERSE) != bool(self._design & REVERSE)
-        error = self.get("goal_position") - self.present
-        self.axis.drive(
-            dt_s,
-            (-error if is_turned else error) - exact,
-            self.get("profile_velocity") * protocol.VELOCITY_UNIT_TICKS_S,
-            self.get("profile_acceleration") * protocol.ACCELERATION_UNIT_TICKS_S2,
-            self.strength,
-        )
+    def _drive(self, dt_s: float, orders: Orders) -> None:
+        goal = orders.goal - orders.offset
+        error = (-goal if orders.is_turned else goal) - self.axis.position
+        self.axis.drive(dt_s, error, orders.speed, orders.acceleration, orders.strength)
         if abs(self.axis.load) > 0.9 and abs(self.axis.velocity) < 30:
             self._overload_s += dt_s
         else:

@@ -332,6 +332,8 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
     world = None
     if args.world:
         world = make_world(task_for(profile.world, profile.name, args.world), args.seed)
+        if world.physics is not None and args.gravity:
+            raise UsageError(f"the physics of {args.world} has its own gravity; leave out --gravity")
     robot = EmulatedRobot(
         profile, clock, args.seed, gravity=args.gravity, start=args.start, is_timed=not args.untimed,
         adapter=args.adapter, sway=args.sway, world=world, stalls_on_missing=args.missing == "stall",

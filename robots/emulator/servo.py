@@ -6,10 +6,11 @@ family decides what a write does (`feetech_bus`, `dynamixel_bus`), and says in d
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from edgevla.errors import UsageError
 
@@ -52,7 +53,9 @@ class Servo:
         self.memory = bytearray(self.memory_size)
         self.flash = bytearray(self.memory_size)
         self._values: dict[str, int] = {}
-        """Registers of `memory` that were decoded; the mechanics read dozens of them 500 times a second."""
+        """Registers of `memory` that were decoded."""
+        self._orders: Any = None
+        """What the mechanics, 500 times a second, need of the registers that others write; None: they were written."""
         self.extra_error = 0
         """Error bits that a fault holds on."""
         self.is_mute = False
@@ -108,6 +111,8 @@ class Servo:
         data = r.encode(value)
         self.memory[r.address : r.end] = data
         self._values[name] = value
+        if r.area != "read":
+            self._orders = None
         if r.area == "eeprom":
             self.flash[r.address : r.end] = data
 
@@ -121,9 +126,12 @@ class Servo:
         """Overwrites memory as a writer does."""
         self.memory[address : address + len(data)] = data
         self._values.clear()
+        self._orders = None
 
-    def overlaps(self, address: int, size: int) -> list[Register]:
-        return [r for r in self.registers.values() if r.address < address + size and address < r.end]
+    @classmethod
+    @functools.cache
+    def overlaps(cls, address: int, size: int) -> Sequence[Register]:
+        return [r for r in cls.registers.values() if r.address < address + size and address < r.end]
 
     # ---- what it is ----
 

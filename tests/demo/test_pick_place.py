@@ -204,6 +204,12 @@ def test_failures_are_sorted_by_how_far_it_went(outcome, looks):
     assert (verdict.outcome, verdict.is_success, verdict.time_to_success_s) == (outcome, False, None)
 
 
+def test_the_distance_to_the_goal_is_known_before_the_first_look():
+    block, goal = place(0, 0)
+    assert judged().verdict().figures["goal_mm"] == pytest.approx(1e3 * np.linalg.norm(block - goal))
+    assert judged((1, {"off_m": 0.05, **ON_TABLE})).verdict().figures["goal_mm"] == pytest.approx(50)
+
+
 def test_half_a_second_must_be_without_a_break():
     free, moved = {"off_m": 0.01, **ON_TABLE}, {"off_m": 0.01, **ON_TABLE, "speed_m_s": 0.5}
     assert not judged(CARRIED, (14, free), (1, moved), (14, free)).is_success

@@ -122,7 +122,9 @@ def test_where_nothing_can_draw_the_packages_are_named(monkeypatch):
     monkeypatch.setattr(gl.sys, "platform", "linux")
     gl.find_platform.cache_clear()
     try:
-        with pytest.raises(CameraError, match="apt-get install libegl1, or apt-get install libosmesa6"):
+        with pytest.raises(
+            CameraError, match="apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6"
+        ):
             make_painter(task_named(NAME)).open("top", 64, 48)
     finally:
         gl.find_platform.cache_clear()
@@ -130,7 +132,7 @@ def test_where_nothing_can_draw_the_packages_are_named(monkeypatch):
 
 @pytest.mark.parametrize(("module", "says"), [
     (None, r'mujoco is not installed .*pip install "edgevla\[sim\]"'),
-    (types.SimpleNamespace(__version__="4.0.1"), r'mujoco >= 3.3, < 3.9 is not installed \(there is 4.0.1\).*"edgevla\[sim\]"'),
+    (types.SimpleNamespace(__version__="4.0.1"), r'>= 3.3, < 3.9 is not installed \(there is 4.0.1\).*"edgevla\[sim\]"'),
     (types.SimpleNamespace(__version__="3.2.7"), r"there is 3.2.7"),
 ])  # fmt: skip
 def test_a_missing_or_untried_mujoco_is_said_with_what_to_install(monkeypatch, module, says):

@@ -33,7 +33,8 @@ LEAD_PERCENT = 30.0
 by some 0.1 s, which makes a speed of it."""
 
 OPEN, SQUEEZE = 80.0, 26.0
-"""Percent. Closed on the block the jaws stand at 33, so they press with half of their force: all the profile leaves them."""
+"""Percent. Closed on the block the jaws stand at 33, so they press with half of their force: all that the profile
+leaves them."""
 HELD = 38.0
 """Jaws that are closed on the block stand below this."""
 FREE = 70.0
@@ -62,7 +63,7 @@ ROOM_M = np.array([0.012, 0.012, 0.014])
 
 
 @dataclass(frozen=True)
-class Scene:
+class Sight:
     """What the expert sees. here_m: grasp point (3,). turned: the gripper's axes (3, 3). jaws: percent.
 
     block_m: centre (3,). yaw: of the block's sides, within an eighth of a turn. to_goal_m: (3,) from block to goal.
@@ -92,7 +93,7 @@ class Scene:
 
     @property
     def is_between(self) -> bool:
-        """The block, between the jaws. Once they close they keep what they have."""
+        """Open jaws must stand well for that; once they close they keep what they have."""
         off = self.turned.T @ (self.grasp_m - self.here_m)
         patience = 1.0 + share(self.jaws, FREE, HELD)
         return bool((np.abs(off) < ROOM_M * patience).all())
@@ -109,67 +110,67 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Wish:
+class GraspWish:
     """Where the grasp point should be, metres (3,), and how wide the jaws, percent."""
 
     point_m: np.ndarray
     jaws: float
 
 
-def wish(scene: Scene) -> Wish:
+def wish(sight: Sight) -> GraspWish:
     """What to do, from what is seen."""
-    if scene.is_done:
-        return let_go(scene)
-    if scene.is_held:
-        return carry(scene)
-    if scene.is_between:
-        return Wish(scene.grasp_m, SQUEEZE)
-    return approach(scene)
+    if sight.is_done:
+        return let_go(sight)
+    if sight.is_held:
+        return carry(sight)
+    if sight.is_between:
+        return GraspWish(sight.grasp_m, SQUEEZE)
+    return approach(sight)
 
 
-def let_go(scene: Scene) -> Wish:
+def let_go(sight: Sight) -> GraspWish:
     """Open where it is, then straight up."""
-    up = HOVER_M * share(scene.jaws, FREE - 10, FREE)
-    return Wish(scene.grasp_m + up * UP, OPEN)
+    up = HOVER_M * share(sight.jaws, FREE - 10, FREE)
+    return GraspWish(sight.grasp_m + up * UP, OPEN)
 
 
-def carry(scene: Scene) -> Wish:
+def carry(sight: Sight) -> GraspWish:
     """Up first, then across, and down over the goal."""
-    height = SET_DOWN_M + CARRY_M * share(scene.off_goal_m, AT_GOAL_M - 0.002, 0.03)
-    freely = share(scene.rise_m, 0.012, 0.04) if scene.off_goal_m > 0.015 else 1.0
-    way = np.array([*freely * scene.to_goal_m[:2], height - scene.rise_m])
-    return Wish(scene.here_m + way, SQUEEZE)
+    height = SET_DOWN_M + CARRY_M * share(sight.off_goal_m, AT_GOAL_M - 0.002, 0.03)
+    freely = share(sight.rise_m, 0.012, 0.04) if sight.off_goal_m > 0.015 else 1.0
+    way = np.array([*freely * sight.to_goal_m[:2], height - sight.rise_m])
+    return GraspWish(sight.here_m + way, SQUEEZE)
 
 
-def approach(scene: Scene) -> Wish:
+def approach(sight: Sight) -> GraspWish:
     """High while the jaws are off, closed or askew; not across the table while low."""
-    way = scene.grasp_m - scene.here_m
+    way = sight.grasp_m - sight.here_m
     off = float(np.hypot(way[0], way[1]))
-    closing = np.array([np.sin(scene.yaw), -np.cos(scene.yaw), 0.0])
-    askew = 1.0 - float(scene.turned[:, 0] @ closing)
-    unready = max(share(off, 0.007, 0.04), share(scene.jaws, FREE, FREE - 15), share(askew, 0.01, 0.1))
+    closing = np.array([np.sin(sight.yaw), -np.cos(sight.yaw), 0.0])
+    askew = 1.0 - float(sight.turned[:, 0] @ closing)
+    unready = max(share(off, 0.007, 0.04), share(sight.jaws, FREE, FREE - 15), share(askew, 0.01, 0.1))
     freely = share(-way[2], 0.02, 0.05) if off > 0.015 else 1.0
     way[:2] *= freely
-    return Wish(scene.here_m + way + HOVER_M * unready * UP, OPEN)
+    return GraspWish(sight.here_m + way + HOVER_M * unready * UP, OPEN)
 
 
-def step_towards(wanted: Wish, scene: Scene, state: np.ndarray) -> np.ndarray:
+def step_towards(wanted: GraspWish, sight: Sight, state: np.ndarray) -> np.ndarray:
     """(6,) robot units: a little way from the measured arm towards `wanted`."""
-    way = wanted.point_m - scene.here_m
-    point = scene.here_m + way * min(1.0, LEAD_M / max(float(np.linalg.norm(way)), 1e-9))
+    way = wanted.point_m - sight.here_m
+    point = sight.here_m + way * min(1.0, LEAD_M / max(float(np.linalg.norm(way)), 1e-9))
     joints = radians(state)
-    lead = grasp_posture(point, scene.yaw)[:5] - joints[:5]
+    lead = grasp_posture(point, sight.yaw)[:5] - joints[:5]
     lead *= min(1.0, LEAD_RAD / max(float(np.abs(lead).max()), 1e-9))
     goal = robot_units(np.append(joints[:5] + lead, 0.0))
     goal[5] = state[5] + np.clip(wanted.jaws - state[5], -LEAD_PERCENT, LEAD_PERCENT)
     return goal
 
 
-def see(world: PickPlace, state: np.ndarray) -> Scene:
+def see(world: PickPlace, state: np.ndarray) -> Sight:
     here_m, turned = grasp_frame(radians(state))
     block_m = world.block_pose[:3]
     yaw = nearest_turn(world.block_yaw, np.pi / 2)
-    return Scene(here_m, turned, float(state[5]), block_m, yaw, world.goal_m - block_m)
+    return Sight(here_m, turned, float(state[5]), block_m, yaw, world.goal_m - block_m)
 
 
 class PickPlaceExpert:
@@ -181,13 +182,13 @@ class PickPlaceExpert:
         return Manner(noise, N_STEPS, NOISE_CORRELATION, is_graded=True, n_after=N_AFTER)
 
     def goal(self, world: PickPlace, state: np.ndarray) -> np.ndarray:
-        scene = see(world, np.asarray(state, float))
-        return step_towards(wish(scene), scene, state)
+        sight = see(world, np.asarray(state, float))
+        return step_towards(wish(sight), sight, state)
 
     def is_done(self, world: PickPlace, state: np.ndarray) -> bool:
         """The block lies at the goal and the jaws have left it."""
-        scene = see(world, np.asarray(state, float))
-        return scene.is_done and scene.here_m[2] - scene.grasp_m[2] > AWAY_M
+        sight = see(world, np.asarray(state, float))
+        return sight.is_done and sight.here_m[2] - sight.grasp_m[2] > AWAY_M
 
     def went_well(self, world: PickPlace) -> bool:
         return world.verdict().is_success

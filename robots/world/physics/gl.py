@@ -37,7 +37,7 @@ def make_context(width: int, height: int) -> Any:
     except Exception as error:  # whatever a driver or PyOpenGL raises
         raise CameraError(
             f"the cameras of simulated physics cannot be drawn with {platform} ({type(error).__name__}: {error}); "
-            "set MUJOCO_GL to egl or osmesa, or install: apt-get install libegl1 libosmesa6"
+            "set MUJOCO_GL to egl or osmesa, or: apt-get install libegl1 libgl1-mesa-dri libosmesa6"
         ) from error
 
 
@@ -59,7 +59,7 @@ def find_platform() -> str:
         return "osmesa"
     raise CameraError(
         "the cameras of simulated physics are drawn with OpenGL, and neither EGL nor OSMesa works on this machine; "
-        "install one of them: apt-get install libegl1, or apt-get install libosmesa6"
+        "install one of them: apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6"
     )
 
 

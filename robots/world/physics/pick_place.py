@@ -84,6 +84,7 @@ class Judge:
         self.rewards: list[int] = []
         self._was_carried = False
         self._last: Look | None = None
+        self._off_m = float(np.linalg.norm(at[0] - at[1]))
 
     @property
     def is_success(self) -> bool:
@@ -99,7 +100,7 @@ class Judge:
         return round((len(self.rewards) + 1) * NS_PER_S / self._fps)
 
     def see(self, look: Look) -> None:
-        self._last = look
+        self._last, self._off_m = look, look.off_m
         is_lifted = look.rise_m > CARRIED_M
         self._was_carried |= is_lifted
         if self._was_carried and look.is_placed:
@@ -113,7 +114,6 @@ class Judge:
 
     def verdict(self) -> Verdict:
         took_s = len(self.rewards) / self._fps if self.is_success else None
-        off_mm = self._last.off_m * 1e3 if self._last is not None else float("nan")
         return Verdict(
             self.is_success,
             took_s,
@@ -121,7 +121,7 @@ class Judge:
             sum(self.rewards),
             self._place,
             SUCCESS if self.is_success else self._failure(),
-            {"goal_mm": off_mm},
+            {"goal_mm": self._off_m * 1e3},
         )
 
     def _failure(self) -> str:
