@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from edgevla.bundle import load_bundle
+from edgevla.evaluation.seams import seams
 from edgevla.evaluation.statistics import wilson
 from edgevla.robots.trials.contest import Contestant, one
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
-from edgevla.robots.trials.seams import seams
 from edgevla.types import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))

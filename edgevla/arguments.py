@@ -23,7 +23,8 @@ class Start:
     """The policy's grid, how to execute its chunks, and how fast training moved.
 
     fps: of the policy. trained_speed: per joint, per second; trained_range: lowest and highest; both in the robot's
-    order and units. latency_ms: measured while warming up. max_hz: upper bound of the control loop's rate.
+    order and units. latency_ms: measured while warming up. max_hz: upper bound of the control loop's rate. is_held: the
+    arm gets its torque and stays where it is, until `resume` or `home`.
     """
 
     fps: float
@@ -39,6 +40,7 @@ class Start:
     trained_range: tuple[tuple[float, ...], ...] | None
     latency_ms: float
     max_hz: float | None
+    is_held: bool = False
 
 
 @dataclass(frozen=True)

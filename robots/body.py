@@ -70,6 +70,13 @@ class Body:
         self.reading = self.robot.exchange(None, self._clock.now_ns() + self._period_ns)
         self.filter.begin(self.robot.present_goal())
 
+    def follow(self, plan: Plan) -> None:
+        """Another plan's period and caps, with the torque on: the goal stays what it is."""
+        goal = self.last_goal
+        self._period_ns = plan.period_ns
+        self.filter = self._make_filter(plan)
+        self.filter.begin(goal)
+
     def switch_off(self) -> Sequence[str]:
         """Torque off on every servo; the motors for which it could not be confirmed."""
         unreached = self.robot.set_torque(False)

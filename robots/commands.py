@@ -176,7 +176,7 @@ class Commands:
         made: State | None = getattr(self, f"_{deed}")(reason, arguments)
         return made
 
-    def _begin(self, _: str, start: Start) -> None:
+    def _begin(self, _: str, start: Start) -> State | None:
         body = self.body
         plan = plan_from(start, body.robot.max_hz, len(body.profile.joints))
         # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
@@ -188,15 +188,26 @@ class Commands:
                 Event.RELEASED, "torque is off"
             )  # an arm that was left parked has none any more
             raise
-        first = 0 if self.rollout is None else self.rollout.next_request
-        self.rollout = Rollout(plan, len(body.profile.joints), first)
         self._tell.forget()
-        self._restart("", None)
+        state = self._follow(plan, start)
         for sentence in body.outside_training(plan.trained_range):
             self._links.event("warning", "outside_training", sentence)
         if sentence := body.unreachable_rest():
             self._links.event("warning", "rest_unreachable", sentence)
         self._tell.remarks()
+        return state
+
+    def _change_plan(self, _: str, start: Start) -> State | None:
+        """Another policy goes on from where the arm is held; its torque stays on."""
+        plan = plan_from(start, self.body.robot.max_hz, len(self.body.profile.joints))
+        self.body.follow(plan)
+        return self._follow(plan, start)
+
+    def _follow(self, plan: Plan, start: Start) -> State | None:
+        first = 0 if self.rollout is None else self.rollout.next_request
+        self.rollout = Rollout(plan, len(self.body.profile.joints), first)
+        self._restart("", None)
+        return State.PAUSED if start.is_held else None
 
     def _restart(self, _: str, __: Arguments | None) -> None:
         """A new grid: chunks of before are nobody's, and its first goal may be far away."""

@@ -117,6 +117,7 @@ def _all(states: tuple[State, ...], cell: Cell) -> dict[State, Cell]:
 
 
 _BEGIN = Cell("begin", State.RUNNING)
+_CHANGE = Cell("change_plan", State.RUNNING)
 _HALT = Cell("halt", State.PAUSED)
 _GO_HOME = Cell("go_home", State.HOMING)
 _REST = Cell("come_to_rest", State.ENDING)
@@ -126,7 +127,9 @@ _FREEZE = Cell("freeze", State.EMERGENCY)
 _EVERYWHERE = _all(tuple(State), STAY)
 
 TABLE: dict[Event, dict[State, Cell]] = {
-    Event.START: _row("start", _all((State.IDLE, State.STOPPED, State.PARKED), _BEGIN)),
+    Event.START: _row(
+        "start", _all((State.IDLE, State.STOPPED, State.PARKED), _BEGIN) | {State.PAUSED: _CHANGE}
+    ),
     Event.PAUSE: _row(
         "pause", _all((State.RUNNING, State.HOLDING, State.HOMING), _HALT) | {State.PAUSED: STAY}
     ),

@@ -75,6 +75,7 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         if name not in {camera.name for camera in follower.cameras}:
             known = ", ".join(camera.name for camera in follower.cameras) or "none"
             raise UsageError(f"--camera {name}=...: {follower.name} has no such camera; it has {known}")
+    is_looked_at = any(cameras.get(camera.name, "sim") == "sim" for camera in follower.cameras)
     return DeployOptions(
         robot=args.robot,
         is_sim=args.sim,
@@ -84,6 +85,6 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         duration_s=args.duration,
         log_dir=args.log,
         calibration=args.calibration,
-        sim_task=default_task(follower.world) if follower.world else None,
+        sim_task=default_task(follower.world) if follower.world and is_looked_at else None,
         sim_trace=args.sim_trace,
     )

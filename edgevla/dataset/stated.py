@@ -5,13 +5,14 @@ One JSON object, all of it optional:
     joint_units        `degrees` or `range100`
     repeated_pictures  camera -> one entry per episode: how many rows show the picture of the row before to the last bit,
                        and how many of them in a row at most; null for an episode that somebody else recorded
+    success            per episode whether a person judged it a success; null where nobody did, or took it back
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,6 +39,7 @@ class Stated:
     joint_units: str | None = None
     repeated_pictures: Mapping[str, Sequence[Repeated | None]] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
+    success: Sequence[bool | None] = ()
 
     def with_episode(self, episode: int, repeated: Mapping[str, Repeated]) -> Stated:
         """After the pictures of one more episode; what was noted beyond it belongs to a save that failed."""
@@ -45,12 +47,13 @@ class Stated:
         for camera, new in repeated.items():
             known = list(self.repeated_pictures.get(camera, ()))[:episode]
             lists[camera] = [*known, *[None] * (episode - len(known)), new]
-        return Stated(self.joint_units, {**self.repeated_pictures, **lists}, self.others)
+        return replace(self, repeated_pictures={**self.repeated_pictures, **lists})
 
     def to_json(self) -> dict[str, Any]:
         units = {"joint_units": self.joint_units} if self.joint_units else {}
         noted = {"repeated_pictures": strict.write(self.repeated_pictures)} if self.repeated_pictures else {}
-        return {**self.others, **units, **noted}
+        judged = {"success": list(self.success)} if self.success else {}
+        return {**self.others, **units, **noted, **judged}
 
 
 def read_stated(root: Path) -> Stated:
@@ -66,12 +69,13 @@ def read_stated(root: Path) -> Stated:
         data = dict(json.loads(path.read_text(encoding="utf-8")))
         units = data.pop("joint_units", None)
         noted = data.pop("repeated_pictures", {})
+        success = strict.read(list[bool | None], data.pop("success", []), "success")
         repeated = {str(camera): [_one(camera, r) for r in of_each] for camera, of_each in noted.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path} is not readable: {error}", file=STATED) from error
     if units is not None and units not in get_args(JointUnits):
         raise DatasetError(f"{path} says joint_units = '{units}'; known: degrees, range100", file=STATED)
-    return Stated(units, repeated, data)
+    return Stated(units, repeated, data, tuple(success))
 
 
 def _one(camera: str, data: Any) -> Repeated | None:

@@ -5,4 +5,5 @@ fits.py      whether a dataset is theirs        overlap.py   whether these episo
 plan.py      which frames                       replayed.py  the loop: observe, predict, keep
 figures.py   errors, seams, worst frames        info.py      all of it as JSON
 table.py     the same for a terminal            pictures.py  the same for the eye
+on_arm/      a person judges it on an arm       seams.py     how the goals moved where chunks meet
 """

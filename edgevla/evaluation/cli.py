@@ -3,6 +3,7 @@
     edgevla eval bundles/act --dataset datasets/so101 --episodes 40-49      what it would have done against what was done
     edgevla eval bundles/act --task follow_cube --episodes 200              how often it succeeds in a world it never saw
     edgevla eval bundles/act bundles/act-int8 --task follow_cube --execution sync,async --delay-ms 0,100,200
+    edgevla eval bundles/act bundles/act-2 --robot so101 --episodes 20      on an arm, blindly, a key for every verdict
 
 Several bundles and settings are compared on the same frames, or on the same places. Ctrl-C keeps what is done.
 """
@@ -19,7 +20,8 @@ from typing import Any
 from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
 from edgevla.evaluation.episodes import CONTROLS
-from edgevla.execution.strategies import KINDS as EXECUTIONS
+from edgevla.evaluation.on_arm import options as on_arm
+from edgevla.evaluation.on_arm.options import EXECUTIONS
 from edgevla.launch.options import Number, whole
 from edgevla.simulated import TASKS
 from edgevla.strict import nearest
@@ -48,10 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument(
         "--dataset", metavar="PATH|REPO", help="a recorded LeRobot dataset: a folder or a hub id"
     )
-    chosen.add_argument("--task", metavar="NAME", help=f"a simulated task: {', '.join(TASKS)}")
+    chosen.add_argument("--task", metavar="NAME",
+        help=f"a simulated task: {', '.join(TASKS)}; with --robot: what the policy shall do, in words")  # fmt: skip
+    chosen.add_argument(
+        "--robot",
+        metavar="NAME",
+        help="an arm, judged by a person: so101, ..., or the path of your own .toml",
+    )
     common = parser.add_argument_group("on all of them")
     common.add_argument("--episodes", metavar="N|LIST",
-        help="a dataset: such as 0,2-5 or 0:40 (default: all); a task: how many (default 100)")  # fmt: skip
+        help="a dataset: such as 0,2-5 or 0:40 (default: all); a task, an arm: how many (default 100, 20)",
+    )  # fmt: skip
     common.add_argument("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help=camera_help("a camera of the dataset, or of the task"))  # fmt: skip
     common.add_argument(
@@ -121,6 +130,12 @@ KINDS = (
         _add_dataset_arguments,
     ),
     Kind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
+    Kind(
+        "robot",
+        "success, as a person judges it; also --execution, --n-steps, --servo-hz, --expect",
+        "edgevla.evaluation.on_arm.verb",
+        on_arm.add_arguments,
+    ),
 )
 
 
@@ -162,6 +177,8 @@ def _chosen(args: argparse.Namespace) -> Kind:
         UsageError: none or several of the three, or an option of another.
     """
     named = [kind for kind in KINDS if getattr(args, kind.option) is not None]
+    if args.robot is not None:  # there a task is said in words
+        named = [kind for kind in named if kind.option != "task"]
     if len(named) != 1:
         options = ", ".join(f"--{kind.option}" for kind in KINDS)
         given = " and ".join(f"--{kind.option}" for kind in named) or "none"

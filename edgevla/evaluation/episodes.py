@@ -46,19 +46,15 @@ class Cell:
 
 
 def names_of(cells: Sequence[Cell]) -> list[str]:
-    """The shortest names that tell the cells of one evaluation apart: `async 200 ms`, `int8 sync`, `sync black`."""
-    has = {
-        name: len({getattr(cell, name) for cell in cells}) > 1 for name in ("label", "delay_ms", "control")
-    }
-    has_execution = len({cell.execution for cell in cells}) > 1 or not any(has.values())
+    """The shortest names that tell the cells of one evaluation apart: `async 200 ms`, `int8 sync`, `async black`."""
+    differs = {name: len({getattr(cell, name) for cell in cells}) > 1 for name in ("label", "delay_ms")}
     return [
         " ".join(
-            [cell.label] * has["label"]
-            + [cell.execution] * has_execution
-            + [f"{cell.delay_ms:g} ms"] * has["delay_ms"]
+            [cell.label] * differs["label"]
+            + [cell.execution]
+            + [f"{cell.delay_ms:g} ms"] * differs["delay_ms"]
             + [cell.control] * (cell.control != "none")
         )
-        or "no control"
         for cell in cells
     ]
 

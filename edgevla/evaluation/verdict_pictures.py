@@ -119,9 +119,10 @@ def _delays(part: Any, curves: dict[str, list[CellResult]]) -> None:
         x = np.array([r.cell.delay_ms for r in cells]) + nudge * (k - (len(curves) - 1) / 2)
         y = np.array([100 * r.share for r in cells])
         ends = np.array([r.interval for r in cells]).T * 100
+        below, above = (y - ends[0]).clip(0), (ends[1] - y).clip(0)
         colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
         axis.errorbar(
-            x, y, yerr=[y - ends[0], ends[1] - y], color=colour, marker=marker, ms=6, lw=1.8, elinewidth=1.2,
+            x, y, yerr=[below, above], color=colour, marker=marker, ms=6, lw=1.8, elinewidth=1.2,
             capsize=3, label=name,
         )  # fmt: skip
     axis.set_ylim(-3, 103)

@@ -102,6 +102,8 @@ def _p(p: float) -> str:
 def _remarks(e: Evaluated) -> list[str]:
     """What needs a person's eye."""
     lines = []
+    if (least := min(r.n for r in e.results)) < e.n_planned:
+        lines.append(f"ended early: {least} of {e.n_planned} episodes of every cell")
     for r in e.results:
         if r.clipped_share > CLIPPED_TOO_OFTEN:
             most = ", ".join(f"{name.replace('_', ' ', 1)} {n}" for name, n in r.clipped.most_common(3))
@@ -112,8 +114,6 @@ def _remarks(e: Evaluated) -> list[str]:
             lines.append(
                 f"{r.name}: the arm stopped itself in {len(r.stopped)} of {r.n}: {r.stopped[0].stopped}"
             )
-        if r.n < e.n_planned:
-            lines.append(f"{r.name}: {r.n} of {e.n_planned} episodes")
     return ["", *lines] if lines else []
 
 

@@ -37,10 +37,9 @@ class ServedSource(PolicySource):
             served = look_up(ctx, self._servers, new_session(), PATIENCE_S)
         finally:
             ctx.destroy(linger=0)
-        self._sha256 = served.sha256
         self.bundle = str(self._servers[0])
         self._hold(str(self._servers[0]), served.manifest, served.sha256, options)
 
     def _where(self, options: DeployOptions) -> list[str]:
         servers = ",".join(map(str, self._servers))
-        return [f"--servers={servers}", f"--sha256={self._sha256}", f"--frames={self._frames}"]
+        return [f"--servers={servers}", f"--sha256={self.sha256}", f"--frames={self._frames}"]

@@ -120,6 +120,7 @@ class PolicySource:
         self.cameras: Sequence[str] = camera_names(manifest)
         check_fitting(manifest, options)
         self.execution = chosen_execution(manifest, options)
+        self.fps, self.sha256 = manifest.fps, sha256
         self.about = _about(name, sha256, strict.write(manifest.trained_camera_age_ms))
         self._fit: Fit | None = None
 
@@ -132,7 +133,7 @@ class PolicySource:
         if run.options.task and self._manifest.prompt is None:
             run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
         settings = camera_settings(self._manifest, run.robot, run.options)
-        robot = replace(run.robot, cameras=tuple(_delivered(camera) for camera in settings))
+        robot = replace(run.robot, cameras=tuple(delivered(camera) for camera in settings))
         self._fit = fit(self._manifest, robot)
         write_robot(robot, run.folder / "robot.json")
         for feature, camera in self._fit.cameras.items():
@@ -143,12 +144,23 @@ class PolicySource:
         return settings
 
     def start(self, run: Run) -> float:
+        self.spawn(run)
+        return self.greet(run, run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError))
+
+    def spawn(self, run: Run) -> None:
+        """Starts the process; it answers once the policy is loaded and warm."""
         o = run.options
         words = [POLICY, *self._where(o), *run.place, f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--seed={o.seed}", f"--inject-delay-ms={o.inject_delay_ms}"]
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
-        about = run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError)
+
+    def greet(self, run: Run, about: AboutPolicy) -> float:
+        """Says what the process told of itself; its latency in ms.
+
+        Raises:
+            CameraError: a camera certainly shows no picture.
+        """
         run.say(
             "info", "deploy", f"policy ready on {about.provider}: {about.latency_ms:.1f} ms per inference"
         )
@@ -181,7 +193,7 @@ class PolicySource:
         return start_arguments(m, self._fit, run.options, self.execution, latency_ms)
 
 
-def _delivered(camera: CameraSettings) -> AboutCamera:
+def delivered(camera: CameraSettings) -> AboutCamera:
     """The camera as its device delivers it, before it is fitted."""
     return AboutCamera(
         name=camera.name,

@@ -105,18 +105,15 @@ class Supervisor:
         self._is_start_sent = True
         self._speed_caps = speed_caps(self.robot, arguments.trained_speed)
         try:
-            self._command("start", arguments)
+            self.command("start", arguments)
         except WireError as error:
             if self.children["robot"].wait(STOPPED_S):  # the guardian ends when the arm is released
                 raise BusError(self._guardian_s_end()) from error
             raise
         self._is_running = True
-        self.say(
-            "info",
-            "deploy",
-            f"running {self.source.name} on {self.robot.robot}, "
-            f"execution {execution_words(self.source.execution)}",
-        )
+        what = f"running {self.source.name} on {self.robot.robot}, "
+        what += f"execution {execution_words(self.source.execution)}"
+        self.say("info", "deploy", "the arm has its torque, and holds" if arguments.is_held else what)
 
     @property
     def robot(self) -> AboutRobot:
@@ -189,7 +186,7 @@ class Supervisor:
         if not (self._is_start_sent and self._guardian_lives()) or self.log.last_mode == "stopped":
             return
         try:
-            self._command("stop")
+            self.command("stop")
         except WireError:
             pass  # a node that stopped by itself may not answer any more
         except UsageError:  # an emergency stop is latched; what comes now is as after a second Ctrl-C
@@ -400,7 +397,7 @@ class Supervisor:
             child.told_of_start = child.n_starts
             self.say("error", "deploy", text)
 
-    def _command(self, action: Action, arguments: Arguments | None = None) -> None:
+    def command(self, action: Action, arguments: Arguments | None = None) -> None:
         """
         Raises:
             UsageError: the robot refused, with its reason.

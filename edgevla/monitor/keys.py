@@ -88,11 +88,18 @@ class _Waiting:
 class Keyboard:
     """commands: keys that mean something on the main screen, beside the field's and the emergency's.
 
-    field: the line that is being typed; None on the main screen. suggestion: for the next one.
+    field: the line that is being typed; None on the main screen. suggestion: for the next one. field_key: opens the
+    field; empty: there is none.
     """
 
-    def __init__(self, commands: Collection[str], clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        commands: Collection[str],
+        clock: Callable[[], int] = time.monotonic_ns,
+        field_key: str = FIELD,
+        stray_words: str = STRAY_WORDS,
+    ) -> None:
+        self._clock, self._field_key, self._stray_words = clock, field_key, stray_words
         self.field: TaskLine | None = None
         self.suggestion = ""
         self._emergency = Presses()
@@ -124,7 +131,7 @@ class Keyboard:
         """Text that the terminal itself calls pasted."""
         self._last, self._waiting = ("", at_ns), None
         if self.field is None:
-            return [Act("notice", STRAY_WORDS)]
+            return [Act("notice", self._stray_words)]
         self._write(text)
         return []
 
@@ -152,9 +159,9 @@ class Keyboard:
             return self._press_emergency(at_ns)
         if is_stray:
             self._stray_until_ns = at_ns + STRAY_NS
-            self._is_stray_text |= key == FIELD
-            return [Act("notice", STRAY_WORDS)] if is_first else []
-        if key == FIELD:
+            self._is_stray_text |= key == self._field_key or not self._field_key
+            return [Act("notice", self._stray_words)] if is_first else []
+        if key == self._field_key:
             self.field = TaskLine(self.suggestion)
             return []
         return self._wait(key, at_ns)

@@ -147,16 +147,25 @@ class RecorderNode:
     def _record(self, label: str) -> str:
         if self.recording is not None and self.recording.is_recording:
             raise UsageError("an episode is already being recorded; keep or discard it first")
+        recording = self.prepare()
+        recording.begin(label)
+        task = self._robot_task() or label
+        text = f"recording episode {recording.writer.n_episodes}" + (f": {task}" if task else NO_TASK)
+        self._publisher.event("info", "episode_begins", text)
+        return text
+
+    def prepare(self) -> Recording:
+        """The dataset opened, which takes a moment the first time.
+
+        Raises:
+            UsageError, DatasetError, WireError: as `obey`.
+        """
         if self.recording is None:
             seen = self._seen_before()
             self.recording = Recording(self._open_writer(), self.cameras, seen)
             if self.episode_s is not None:
                 self.recording.longest = max(1, round(self.episode_s * self._fps_of_grid))
-        self.recording.begin(label)
-        task = self._robot_task() or label
-        text = f"recording episode {self.recording.writer.n_episodes}" + (f": {task}" if task else NO_TASK)
-        self._publisher.event("info", "episode_begins", text)
-        return text
+        return self.recording
 
     def check_output(self) -> None:
         """Whether this robot's episodes may join what is in `output` already: better known before the demonstration.

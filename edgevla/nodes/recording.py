@@ -117,6 +117,10 @@ class Recording:
         self._first = {}
         self.waiting.clear()
 
+    def rest(self) -> None:
+        """No more rows; the episode waits for `keep` or `discard`."""
+        self.is_recording = False
+
     @property
     def is_full(self) -> bool:
         return self.longest is not None and self.writer.n_open_frames >= self.longest

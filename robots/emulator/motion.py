@@ -259,7 +259,10 @@ class MovedAxis(Axis):
             return
         self.strength, self._middle = pull.strength, pull.error
         goal = self.position + pull.error
-        ahead = pull._replace(error=goal - self.set_point)
+        left = goal - self.set_point
+        if not self._speed and abs(left) < 1e-9:
+            return
+        ahead = Pull(left, pull.speed, pull.acceleration, pull.strength)
         self._speed += self._wanted_change(dt_s, ahead, self._speed)
         if _has_arrived(dt_s, ahead, self._speed):
             self.set_point, self._speed = goal, 0.0

@@ -22,6 +22,7 @@ from edgevla.descriptions import AboutCamera
 from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
+from edgevla.evaluation.seams import seams
 from edgevla.execution import judge_latency
 from edgevla.launch.deployment import DeployOptions, check_fitting, chosen_execution, start_arguments
 from edgevla.manifest import Manifest
@@ -35,7 +36,6 @@ from ..describe import describe
 from ..profile import Profile, load_profile
 from ..world.contract import Painter, Verdict, World, make_painter, make_world
 from .closed_loop import ClosedLoop
-from .seams import seams
 
 ARRIVED_SHARE = 0.005
 """The arm is at its start within so much of each joint's range."""
@@ -289,7 +289,7 @@ def _await(loop: ClosedLoop, posture: np.ndarray) -> None:
         state = loop.step()
         if state.mode not in ("running", "holding"):
             raise EdgeVLAError(f"the arm stopped before the episode began: {state.reason or state.mode}")
-        if (np.abs(state.position - posture) <= ARRIVED_SHARE * width).all():
+        if (np.abs(loop.robot.present_goal() - posture) <= ARRIVED_SHARE * width).all():
             return
 
 

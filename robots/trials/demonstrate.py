@@ -96,6 +96,7 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
 
     Raises:
         UsageError: nobody has written an expert for this task.
+        CameraError: there is no such camera, or it cannot be drawn on this machine.
         EdgeVLAError: the expert fails more often than not.
     """
     from edgevla.dataset.writer import DatasetWriter
@@ -103,7 +104,8 @@ def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: 
     task = task_named(plan.task)
     plan = replace(plan, camera=plan.camera or task.cameras[0])
     profile = load_profile(task.world)
-    make_expert(task)  # refused before there is a folder
+    make_expert(task)  # what cannot be is refused before there is a folder
+    make_painter(task).open(str(plan.camera), plan.size[1], plan.size[0])
     writer = DatasetWriter(
         root,
         fps=task.fps,
@@ -271,7 +273,9 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not found or min(sizes := (int(found[1]), int(found[2] or found[1]))) < 16:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size: HEIGHTxWIDTH (120x160) or one number, 16 px at least")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no size: HEIGHTxWIDTH (120x160) or one number, 16 px at least"
+        )
     return sizes
 
 
@@ -284,7 +288,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", required=True, metavar="NAME", help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--output", type=Path, required=True, help="folder of the new dataset")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--size", type=parse_size, default=(64, 64), metavar="HxW", help="of the pictures; default 64")
+    parser.add_argument(
+        "--size", type=parse_size, default=(64, 64), metavar="HxW", help="of the pictures; default 64"
+    )
     parser.add_argument("--camera", help="default: the task's first")
     parser.add_argument("--seed", type=int, default=0, help="of places and disturbances")
     parser.add_argument(

@@ -16,7 +16,8 @@ from edgevla.simulated import Task, task_named
 TRANSFER, INSERTION = "aloha/transfer_cube", "aloha/insertion"
 STEP_NS = 20_000_000
 
-# Joint angles of the left arm -> the point 0.135 m before 'vx300s_left/gripper_link', by MuJoCo 3.8.1 on gym-aloha's scene.
+# Joint angles of the left arm -> the point 0.135 m before 'vx300s_left/gripper_link', by MuJoCo 3.8.1 on gym-aloha's
+# scene.
 BY_MUJOCO = [
     ((0.0, -0.96, 1.16, 0.0, -0.3, 0.0), (0.286137, 0.0, 0.308728)),
     ((0.3, -0.5, 0.9, 0.4, -0.6, 1.0), (0.378109, 0.069838, 0.334320)),

@@ -43,6 +43,9 @@ class Arm:
             raise BusError("a pair disagrees")
         self.is_torque_on, self.is_reduced = True, False
 
+    def follow(self, plan):
+        self.did.append(f"follow {plan.fps:g}")
+
     def switch_off(self):
         self.did.append("off")
         self.is_torque_on = False

@@ -129,6 +129,24 @@ def test_the_plan_brings_its_speeds_and_its_period():
     np.testing.assert_allclose(make()[0].filter.caps.slow_speed, MAX * PROFILE.rates.home_speed)
 
 
+def test_another_plan_is_followed_from_where_the_goal_is_and_no_servo_is_told():
+    body, robot, _ = make()
+    body.bend(np.full(D, 10.3, np.float32), is_slow=False)
+    goal = body.last_goal.copy()
+    body.follow(plan(fps=25.0, max_hz=25.0, trained_speed=(10.0,) * D))
+    assert robot.did == []
+    assert body.is_torque_on
+    assert body.is_approaching
+    np.testing.assert_array_equal(body.last_goal, goal)
+    assert body.filter.dt_s == pytest.approx(0.04)
+    np.testing.assert_allclose(body.filter.caps.speed[:K], 15.0)
+    body.freeze()
+    robot.ages[:] = 81_000
+    robot.at[:] = 30
+    body.freeze()
+    assert list(body.last_goal) == [10] * D, "two periods of the new plan make a joint's word stale"
+
+
 def test_torque_that_cannot_come_on_everywhere_comes_on_nowhere():
     body, robot, _ = make(is_on=False, unreached=["elbow", "wrist"])
     with pytest.raises(BusError, match="could not be switched on at elbow, wrist"):

@@ -84,6 +84,35 @@ def test_requests_count_on_from_one_start_to_the_next():
     assert loop.commands.rollout.next_request == 7
 
 
+def test_a_held_start_has_torque_and_waits_until_somebody_moves_it():
+    loop = Loop()
+    assert loop.obey("start", replace(START, is_held=True)) == (True, "")
+    assert (loop.state, loop.arm.did) == (State.PAUSED, ["energise", "approach"])
+    assert loop.commands.lease == RUNNING
+    assert loop.obey("resume") == (True, "")
+    assert loop.state is State.RUNNING
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_paused_arm_takes_another_plan_and_keeps_its_torque(is_held):
+    loop = Loop().start(is_held=True)
+    loop.commands.begin_grid()
+    loop.commands.rollout._next_request = 7
+    assert loop.obey("start", replace(START, fps=20.0, task="push", is_held=is_held)) == (True, "")
+    assert loop.did() == ["follow 20", "approach"]
+    assert loop.state is (State.PAUSED if is_held else State.RUNNING)
+    assert loop.commands.wants_new_grid
+    assert (loop.commands.plan.task, loop.commands.rollout.next_request) == ("push", 7)
+
+
+def test_a_plan_that_this_robot_cannot_do_leaves_the_paused_arm_its_own():
+    loop = Loop().start(is_held=True)
+    is_accepted, reason = loop.obey("start", replace(START, fps=61.0))
+    assert not is_accepted
+    assert "60 Hz" in reason
+    assert (loop.state, loop.commands.plan.fps, loop.did()) == (State.PAUSED, 30.0, [])
+
+
 def test_a_parked_arm_is_left_at_its_share_and_said_to_be_so():
     loop = parked()
     assert loop.did() == [0.4]

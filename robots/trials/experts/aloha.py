@@ -62,7 +62,9 @@ class AlohaExpert:
     def goal_of(self, state: np.ndarray, things: np.ndarray) -> np.ndarray:
         """(14,) robot units. state: (14,). things: (7,) or (14,), position and quaternion of each."""
         seen = _seen(state, things)
-        goals = [self._step(wish, hand) for wish, hand in zip(self.script.wishes(seen), seen.hands, strict=True)]
+        goals = [
+            self._step(wish, hand) for wish, hand in zip(self.script.wishes(seen), seen.hands, strict=True)
+        ]
         return np.concatenate(goals)
 
     def is_done(self, world: Any, state: np.ndarray) -> bool:
@@ -70,7 +72,9 @@ class AlohaExpert:
 
     def went_well(self, world: Any) -> bool:
         touching = world.touching()
-        return world.verdict().is_success and not any((name, "table") in touching for name in self.script.lifted)
+        return world.verdict().is_success and not any(
+            (name, "table") in touching for name in self.script.lifted
+        )
 
     def _step(self, wish: Wish, hand: Hand) -> np.ndarray:
         """(7,): a little way from where the arm is towards its wish."""

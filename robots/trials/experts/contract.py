@@ -60,6 +60,8 @@ def make_expert(task: Task) -> Expert:
     """
     module = MODULES.get(task.name.partition("/")[0])
     if module is None:
-        raise UsageError(f"there is no scripted expert of '{task.name}' yet; there is one of: {', '.join(MODULES)}")
+        raise UsageError(
+            f"there is no scripted expert of '{task.name}' yet; there is one of: {', '.join(MODULES)}"
+        )
     expert: Expert = importlib.import_module(f".{module}", __package__).make_expert(task)
     return expert

@@ -17,6 +17,7 @@ FACING = np.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])
 
 OPEN, CLOSED = 0.97, 0.07
 """Fingers, as the state counts them: what the scene's actuators reach. Empty fingers meet at 0.1."""
+UP = np.array([0.0, 0.0, 1.0])
 DOWN, LEVEL = np.pi / 2, 0.0
 """Pitch."""
 

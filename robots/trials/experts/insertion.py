@@ -1,15 +1,15 @@
-"""Insertion: the right arm picks up the peg, the left one the socket, and they put them together in the air.
+"""Insertion: the right arm picks up the peg, the left one the socket; they put them together in the air.
 
-Both grasp from above across the long side, a little away from the middle so that the hands do not meet. The left arm only
-brings the socket; the right one lines the peg up by looking at both, comes nearer the better it is in line, and goes on
-until the peg touches the pin inside.
+Both grasp from above across the long side, a little away from the middle so that the hands do not meet. The left arm
+only brings the socket; the right one lines the peg up by looking at both, comes nearer the better it is in line, and
+goes on until the peg touches the pin inside.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .hands import CLOSED, DOWN, OPEN, Hand, Seen, Wish, nearest_turn, share, yaw_rad
+from .hands import CLOSED, DOWN, OPEN, UP, Hand, Seen, Wish, nearest_turn, share, yaw_rad
 
 LEFT_MEETS_M = np.array([-0.07, 0.5, 0.2])
 """Where the left tool brings the socket."""
@@ -22,6 +22,7 @@ PEG_HELD, SOCKET_HELD = 0.42, 0.70
 BEFORE_M, INSIDE_M = 0.145, 0.096
 """From the socket's middle to the peg's: before it, and pressed against the pin (0.1 is where they touch)."""
 HOVER_M = 0.08
+ALONG = np.array([1.0, 0.0, 0.0])
 
 
 class Insertion:
@@ -30,10 +31,8 @@ class Insertion:
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         peg, socket = seen.things[0], seen.things[1]
         has_socket = seen.left.has(socket[:3], SOCKET_HELD)
-        if has_socket:
-            left = self._bring(seen.left, socket)
-        else:
-            left = self._pick(seen.left, socket, SOCKET_GRASP_M)
+        bring, pick = self._bring, self._pick
+        left = bring(seen.left, socket) if has_socket else pick(seen.left, socket, SOCKET_GRASP_M)
         if not seen.right.has(peg[:3], PEG_HELD):
             return left, self._pick(seen.right, peg, PEG_GRASP_M)
         return left, self._join(seen.right, peg, socket, has_socket)
@@ -43,10 +42,10 @@ class Insertion:
         return bool(np.linalg.norm(peg - socket) < 0.1005) and float(min(peg[2], socket[2])) > 0.1
 
     def _pick(self, hand: Hand, thing: np.ndarray, grasp_m: np.ndarray) -> Wish:
-        """A funnel: the tool comes down as it comes over the thing, upright, turned as the thing is, with open fingers."""
+        """A funnel: the tool comes down as it comes over the thing, upright, turned as it is, with open fingers."""
         turned = nearest_turn(yaw_rad(thing[3:]), np.pi)
         c, s = np.cos(turned), np.sin(turned)
-        grasp = thing[:3] + [grasp_m[0] * c, grasp_m[0] * s, grasp_m[2]]
+        grasp = thing[:3] + np.array([grasp_m[0] * c, grasp_m[0] * s, grasp_m[2]])
         roll = hand.waist - turned
         off, above = float(np.linalg.norm((grasp - hand.tool_m)[:2])), float(hand.tool_m[2] - grasp[2])
         near = 1.0 + share(hand.open, 0.95, 0.7)  # once the fingers close they keep what they have
@@ -54,7 +53,7 @@ class Insertion:
         tilt = abs(hand.pitch - DOWN) + abs(hand.roll - roll)
         is_early = share(hand.open, 0.9, 0.7) if off > 0.01 else 0.0
         hover = HOVER_M * max(share(off, 0.006, 0.018), share(tilt, 0.06, 0.3), is_early)
-        return Wish(grasp + [0, 0, hover], DOWN, roll, CLOSED if is_there else OPEN)
+        return Wish(grasp + hover * UP, DOWN, roll, CLOSED if is_there else OPEN)
 
     def _bring(self, left: Hand, socket: np.ndarray) -> Wish:
         return Wish(LEFT_MEETS_M, DOWN, left.waist + _straighten(left, socket), CLOSED)
@@ -68,8 +67,8 @@ class Insertion:
         in_line = 1.0 - max(share(beside, 0.004, 0.012), share(bent, 0.06, 0.2))
         if float(peg[0] - socket[0]) < 0.118:  # its tip is inside: the walls lead it
             in_line = max(in_line, 0.6)
-        waits = meets + [BEFORE_M, 0.0, 0.0]
-        goes = socket[:3] + [BEFORE_M + in_line * (INSIDE_M - BEFORE_M), 0.0, 0.0]
+        waits = meets + BEFORE_M * ALONG
+        goes = socket[:3] + (BEFORE_M + in_line * (INSIDE_M - BEFORE_M)) * ALONG
         wanted = waits + ready * (goes - waits)
         return Wish(right.tool_m + (wanted - peg[:3]), DOWN, right.waist + _straighten(right, peg), CLOSED)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .hands import CLOSED, DOWN, LEVEL, OPEN, Hand, Seen, Wish, nearest_turn, share, yaw_rad
+from .hands import CLOSED, DOWN, LEVEL, OPEN, UP, Hand, Seen, Wish, nearest_turn, share, yaw_rad
 
 MEET_M = np.array([0.0, 0.5, 0.2])
 WAIT_M = np.array([-0.12, 0.5, 0.2])
@@ -55,10 +55,10 @@ class TransferCube:
         tilt = abs(right.pitch - DOWN) + abs(right.roll - roll)
         is_early = share(right.open, 0.9, 0.7) if off > 0.012 else 0.0
         hover = HOVER_M * max(share(off, 0.01, 0.05), share(tilt, 0.1, 0.5), is_early)
-        return Wish(grasp + [0, 0, hover], DOWN, roll, CLOSED if is_there else OPEN)
+        return Wish(grasp + hover * UP, DOWN, roll, CLOSED if is_there else OPEN)
 
     def _carry(self, right: Hand, cube: np.ndarray) -> Wish:
-        """Once it is off the table the cube is turned straight on the way: to the middle the waist is straight as well."""
+        """Off the table the cube is turned straight on the way: in the middle the waist is straight as well."""
         low = share(float(cube[2]), 0.15, 0.05)
         return Wish(MEET_M, DOWN, FORE_AND_AFT + right.waist * low, CLOSED)
 
