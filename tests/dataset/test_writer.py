@@ -378,7 +378,7 @@ from edgevla.dataset import encode
 from edgevla.robots.trials.demonstrate import main
 encode.POLL_S, encode.STALL_S = 0.1, 0.3
 encode.EpisodeEncoder._encode = lambda self: time.sleep(1000)
-sys.exit(main(["--task", "rest", "--episodes", "1", "--output", {str(tmp_path / "set")!r}]))
+sys.exit(main(["--task", "follow_cube", "--episodes", "1", "--output", {str(tmp_path / "set")!r}]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1

@@ -26,7 +26,7 @@ ALONG = np.array([1.0, 0.0, 0.0])
 
 
 class Insertion:
-    lifted = ("red_peg", "socket-1")
+    lifted: tuple[str, ...] = ("red_peg", "socket-1")
 
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         peg, socket = seen.things[0], seen.things[1]

@@ -29,7 +29,7 @@ HOVER_M = 0.08
 
 
 class TransferCube:
-    lifted = ("red_box",)
+    lifted: tuple[str, ...] = ("red_box",)
 
     def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
         cube = seen.things[0, :3]
