@@ -66,11 +66,11 @@ class Line:
 
     def hear(self, until_ns: int) -> list[Message[Body]]:
         """What has come, at least one message; none when the server has gone or time is over."""
-        while not self._is_over(until_ns):
-            ready = dict(self._poller.poll(self._slice_ms(until_ns)))
-            if self._dealer.socket in ready and (found := self._dealer.poll()):
+        while True:
+            is_over = self._is_over(until_ns)  # first: what a server said before it went is still there
+            if (found := self._dealer.poll()) or is_over:
                 return found
-        return []
+            self._poller.poll(self._slice_ms(until_ns))
 
     def _is_over(self, until_ns: int) -> bool:
         return self.is_lost or self._is_closing.is_set() or time.monotonic_ns() >= until_ns
