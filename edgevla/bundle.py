@@ -37,7 +37,7 @@ class Bundle:
         """Compares features with a robot's `describe` (graphs.md 2.2).
 
         Raises:
-            BundleError: joints, units or cameras that do not fit; names them.
+            BundleError: joints, units, cameras or a rate that do not fit; names them.
         """
         return fit(self.manifest, robot)
 
@@ -147,6 +147,11 @@ def fit(manifest: Manifest, robot: AboutRobot) -> Fit:
     name = robot.robot
     if ENVIRONMENT_STATE in manifest.features:
         raise BundleError(f"the policy needs '{ENVIRONMENT_STATE}', which {name} cannot measure")
+    if manifest.fps > robot.servo_hz:
+        raise BundleError(
+            f"the policy runs at {manifest.fps:g} Hz, the buses of {name} carry {robot.servo_hz:.3g} Hz at most (its "
+            "profile, or a slow USB adapter)"
+        )
     cameras = {camera.name: camera for camera in robot.cameras}
     warnings: list[str] = []
     bound = {}

@@ -99,6 +99,33 @@ class AboutPolicy:
 
 
 @dataclass(frozen=True)
+class AboutServed:
+    """One policy of a server. policy: its type. max_batch: requests that share one inference. latency_ms: of one."""
+
+    name: str
+    policy: str
+    sha256: str
+    provider: str
+    max_batch: UInt
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class AboutServer:
+    """A policy server. Asked for one of its policies by name, it answers with `AboutPolicy`, the manifest whole."""
+
+    node: Literal["serve"]
+    policies: tuple[AboutServed, ...]
+
+
+@dataclass(frozen=True)
+class AskedAbout:
+    """What a `describe` to a policy server may ask for: one of its policies, by name."""
+
+    policy: str
+
+
+@dataclass(frozen=True)
 class AboutCameraNode:
     """One camera as it runs. node: `camera/NAME`. format: device and pixel format, for people."""
 
@@ -131,7 +158,7 @@ class AboutEmulator:
     joints: tuple[str, ...]
 
 
-About = AboutRobot | AboutPolicy | AboutCameraNode | AboutRecorder | AboutEmulator
+About = AboutRobot | AboutPolicy | AboutServer | AboutCameraNode | AboutRecorder | AboutEmulator
 
 
 def write_robot(robot: AboutRobot, path: Path) -> None:

@@ -3,7 +3,8 @@
 A message is a `Header` (who says it, when), a body (one of the classes below) and payloads (pixels or actions). What an
 annotation allows is in `edgevla.strict`; an array inside a body is little-endian msgpack `bin` on the wire, and numpy
 outside of it. What belongs to a type besides its fields stands with it: `PAYLOADS`, how many and of which dtype, and
-`misfit`, for rules between fields. What `describe` holds is in `descriptions.py`, what commands take in `arguments.py`.
+`misfit`, for rules between fields. What `describe` holds is in `descriptions.py`, what commands take in `arguments.py`,
+what a policy server hears and says in `server_messages.py`.
 
 **Adding a field.** Schema 1 promises that a message has exactly the fields below: a reader refuses one that is missing,
 unknown or of another type, counts it under `wire_schema` or `wire_type`, and drops the message. All processes of a
@@ -22,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeGuard, TypeVar, get_args
+from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, get_args
 
 import numpy as np
 
-from edgevla.kinds import Mismatch, wrong
-from edgevla.strict import Int, Length, Measured, Plain, UInt
+from edgevla.fields import Body, F32s, Guidance, Payloads, Session, U16s, U32s
+from edgevla.server_messages import Join, Reply, Request
+from edgevla.strict import Int, Measured, Plain, UInt
 
 SCHEMA = 1
 Mode = Literal["idle", "running", "holding", "paused", "homing", "stopped", "emergency"]
@@ -50,53 +52,6 @@ Action = Literal[
     "discard",
 ]
 MODES: tuple[Mode, ...] = get_args(Mode)
-
-
-class Flat:
-    """A one-dimensional array: little-endian bytes in plain data, numpy outside of it (read-only when it was read)."""
-
-    def __init__(self, dtype: str) -> None:
-        self._dtype = np.dtype(dtype)
-
-    def read(self, value: Any) -> np.ndarray:
-        if not isinstance(value, bytes):
-            raise wrong(value, f"the bytes of a {self._dtype} array")
-        if len(value) % self._dtype.itemsize:
-            raise Mismatch(f"holds {len(value)} bytes; expected a whole number of {self._dtype}", "size")
-        return np.frombuffer(value, self._dtype)
-
-    def write(self, value: Any) -> bytes:
-        if isinstance(value, np.ndarray) and value.ndim == 1:
-            if value.dtype == self._dtype:
-                return value.tobytes()
-            if value.dtype.kind == self._dtype.kind:
-                return value.astype(self._dtype).tobytes()
-        raise wrong(value, f"a flat {self._dtype} array")
-
-
-F32s = Annotated[np.ndarray, Flat("<f4")]
-U32s = Annotated[np.ndarray, Flat("<u4")]
-U16s = Annotated[np.ndarray, Flat("<u2")]
-Session = Annotated[bytes, Length(8)]
-
-
-@dataclass(frozen=True)
-class Payloads:
-    """How many payloads a type has, and of which dtypes."""
-
-    least: int = 0
-    most: int = 0
-    dtypes: tuple[str, ...] = ()
-
-
-class Body:
-    """What a message says; one subclass per type."""
-
-    PAYLOADS: ClassVar[Payloads] = Payloads()
-
-    def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:
-        """What is wrong between the fields and the payloads, None when nothing."""
-        return None
 
 
 B = TypeVar("B", bound=Body)
@@ -268,19 +223,11 @@ class ServoHealth(Body):
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """Real-time chunking. weights: one per row of the committed actions. max_guidance: bound of the correction."""
-
-    weights: F32s
-    max_guidance: float
-
-
-@dataclass(frozen=True)
 class Infer(Body):
     """The robot asks for the chunk of one grid moment; `observed_ns` is that moment.
 
-    state: (S,) of that moment, robot units. n_steps: of the denoise loop, None: the bundle's. Payload: with `rtc` the
-    committed actions (T, A), robot units.
+    state: (S,) of that moment, robot units. n_steps: of the denoise loop, None: the bundle's. buffered_ns: how long the
+    arm still has actions, 0: it has none. Payload: with `rtc` the committed actions (T, A), robot units.
     """
 
     request_id: UInt
@@ -290,6 +237,7 @@ class Infer(Body):
     state: F32s
     n_steps: UInt | None
     rtc: Guidance | None
+    buffered_ns: UInt = 0
 
     PAYLOADS: ClassVar[Payloads] = Payloads(0, 1, ("float32",))
 
@@ -466,6 +414,9 @@ TYPES: dict[str, type[Body]] = {
     "servo_health": ServoHealth,
     "infer": Infer,
     "chunk": Chunk,
+    "join": Join,
+    "request": Request,
+    "reply": Reply,
     "describe": Describe,
     "heartbeat": Heartbeat,
     "command": Command,

@@ -1,12 +1,13 @@
 """A bundle that infers: its engine sessions, its prompts, the sampler, and what is remembered between observations.
 
 The same class serves the policy node, `serve`, `bench` and the exporter's parity check, so what was compared with
-torch is what drives the arm. It knows no policy by name.
+torch is what drives the arm. It knows no policy by name. It is one `Predictor`; a policy server's client is another.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,38 +19,10 @@ from edgevla.engines import EngineOptions, load_graph, to_numpy
 from edgevla.errors import BundleError, EngineError
 from edgevla.graph import Graph
 from edgevla.policy import Sampler, initial_noise
+from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
 from edgevla.prompt import PromptBuilder
 from edgevla.strict import nearest
 from edgevla.types import STATE, Observation
-
-
-@dataclass(frozen=True)
-class RtcInputs:
-    """Real-time chunking, policy units and order (graphs.md 1.5).
-
-    committed: float32 (<= T, A), what will have been commanded from the observation's moment on.
-    weights: float32 (T,). max_guidance: None takes the manifest's.
-    """
-
-    committed: np.ndarray
-    weights: np.ndarray
-    max_guidance: float | None = None
-
-
-@dataclass(frozen=True)
-class InferenceResult:
-    """actions: float32 (T, A), policy units and order; action 0 belongs to the observation's moment.
-
-    timing_ns: `prompt`, `encode`, `denoise`, `decode`. With noise_seed and chunk_seq the inference can be replayed.
-    """
-
-    actions: np.ndarray
-    timing_ns: dict[str, int]
-    noise_seed: int
-    chunk_seq: int
-    n_steps: int
-    is_guided: bool
-    grid_index: int
 
 
 @dataclass
@@ -87,6 +60,8 @@ class BundlePolicy:
         """
         m = bundle.manifest
         self.bundle, self.manifest, self.seed = bundle, m, seed
+        self.sha256 = bundle.sha256
+        self.counters: Counter[str] = Counter()
         self.provider = provider or m.target.provider
         self.allow_lost_cameras = allow_lost_cameras
         if m.is_quantised and self.provider != m.target.provider:
@@ -124,10 +99,6 @@ class BundlePolicy:
     def has_rtc(self) -> bool:
         return "rtc:weights" in self._sources
 
-    def describe(self) -> dict[str, Any]:
-        """The manifest without `files`, as the policy node's `describe` tells it."""
-        return {k: v for k, v in self.manifest.to_json().items() if k != "files"}
-
     def missing_moments(self, grid_index: int) -> list[int]:
         """Past grid moments, oldest first, whose observations `infer` would like in `past`."""
         return [n for n in self._moments(grid_index)[:-1] if n not in self._contexts]
@@ -137,30 +108,15 @@ class BundlePolicy:
         self._contexts.clear()
 
     def warm_up(self, n: int = 3) -> list[int]:
-        """Runs n inferences on black images and a usual state, so that no allocation or autotuning is left; ns of each.
-
-        A state outside what was trained on could overflow float16, so the middle of the trained range is taken.
-        """
-        m = self.manifest
-        images = {name: np.zeros(m.features[name].shape, np.uint8) for name in m.cameras}
-        blank = Observation(self._usual_state(), images)
-        environment = self._sources.get("environment_state")
-        if environment is not None:
-            blank = replace(blank, environment_state=np.zeros(environment.shape[1:], np.float32))
-        task = (m.prompt and m.prompt.default_task) or "warm up"
+        """Runs n inferences on blank input, so that no allocation or autotuning is left; ns of each."""
+        blank = blank_observation(self.manifest)
         spent = []
         for i in range(n):
             began = time.monotonic_ns()
-            self._run(blank, i, task, {}, None, None, {}, 0)
+            self._run(blank, i, None, {}, None, None, {}, 0, self.seed)
             spent.append(time.monotonic_ns() - began)
         self.reset()
         return spent
-
-    def _usual_state(self) -> np.ndarray:
-        state, known = self.manifest.state, (self.manifest.trained_range or {}).get(STATE)
-        if known is not None:
-            return ((np.array(known.q01) + np.array(known.q99)) / 2).astype(np.float32)
-        return np.zeros(state.shape if state is not None else (0,), np.float32)
 
     # -- inference ----------------------------------------------------------------------------------------
 
@@ -175,18 +131,24 @@ class BundlePolicy:
         rtc: RtcInputs | None = None,
         settings: Mapping[str, float] | None = None,
         chunk_seq: int | None = None,
+        seed: int | None = None,
+        wanted: Wanted | None = None,
     ) -> InferenceResult:
         """One chunk for the observation of one grid moment.
 
         past: observations of earlier grid moments that were not seen before (see `missing_moments`).
-        task: None takes the observation's, then the bundle's default.
+        task: None takes the observation's, then the bundle's default. seed: None takes its own.
+        wanted: of those who wait for others; an inference that has begun here is not given up.
 
         Raises:
             BundleError: input that does not fit the bundle. EngineError: the engine failed or yielded NaN.
         """
         observation = self._steadied(observation)
         earlier = {n: self._steadied(then) for n, then in (past or {}).items()}
-        result = self._run(observation, grid_index, task, earlier, n_steps, rtc, settings or {}, chunk_seq)
+        seed = self.seed if seed is None else seed
+        result = self._run(
+            observation, grid_index, task, earlier, n_steps, rtc, settings or {}, chunk_seq, seed
+        )
         if not np.all(np.isfinite(result.actions)):
             raise EngineError(
                 f"the policy yielded actions that are not finite (grid moment {grid_index}, seed {result.chunk_seq})"
@@ -220,6 +182,7 @@ class BundlePolicy:
         rtc: RtcInputs | None,
         settings: Mapping[str, float],
         chunk_seq: int | None,
+        seed: int,
     ) -> InferenceResult:
         """`infer` without judging what came out."""
         m = self.manifest
@@ -231,16 +194,16 @@ class BundlePolicy:
         self._encode_new(grid_index, {**past, grid_index: observation}, {**values, **prompt})
         context = self._sampler.merge(self._history(grid_index))
         clock.lap("encode")
-        noise = None if m.sample is None else initial_noise(m.sample.shape, self.seed, seq)
+        noise = None if m.sample is None else initial_noise(m.sample.shape, seed, seq)
         values |= self._raw(observation, vectors_only=True)
         x = self._sampler.solve(
-            context, values, noise=noise, n_steps=n_steps, step_noise=self.step_noise(seq)
+            context, values, noise=noise, n_steps=n_steps, step_noise=self.step_noise(seq, seed)
         )
         clock.lap("denoise")
         actions = to_numpy(self._sampler.decode(x, values))[0]
         clock.lap("decode")
         steps = 0 if m.schedule is None else n_steps or m.schedule.n_steps
-        return InferenceResult(actions, clock.spent, self.seed, seq, steps, rtc is not None, grid_index)
+        return InferenceResult(actions, clock.spent, seed, seq, steps, rtc is not None, grid_index)
 
     def _moments(self, grid_index: int) -> list[int]:
         return list(range(grid_index - self.n_moments + 1, grid_index + 1))
@@ -354,11 +317,11 @@ class BundlePolicy:
             for key, s in known.items()
         }
 
-    def step_noise(self, seq: int) -> Any:
+    def step_noise(self, seq: int, seed: int | None = None) -> Any:
         """Step -> the noise of that step of chunk number `seq`; None for a policy that takes none."""
         m = self.manifest
         if m.sample is None or "noise:step" not in self._sources:
             return None
-        generator = np.random.Generator(np.random.PCG64([self.seed, seq, 1]))
+        generator = np.random.Generator(np.random.PCG64([self.seed if seed is None else seed, seq, 1]))
         shape = m.sample.shape
         return lambda _: generator.standard_normal(shape, dtype=np.float32)

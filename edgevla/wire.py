@@ -261,27 +261,51 @@ class Inbox:
 
 
 class Dealer:
-    """One end of a conversation: sends to a Router and reads its answers, never blocking."""
+    """One end of a conversation: sends to a Router and reads its answers, never blocking.
 
-    def __init__(self, ctx: zmq.Context, address: str, session: bytes, source: str) -> None:
+    prepare: sets more options of the socket before it connects.
+    """
+
+    def __init__(
+        self,
+        ctx: zmq.Context,
+        address: str,
+        session: bytes,
+        source: str,
+        prepare: Callable[[zmq.Socket], None] = lambda _: None,
+    ) -> None:
         self._writer = _Writer(session, source)
         self._receiver = _Receiver(session)
         self._socket = make_socket(ctx, zmq.DEALER)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing queues up for a peer that is not there
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        prepare(self._socket)
         self._socket.connect(address)
+
+    @property
+    def socket(self) -> zmq.Socket:
+        """For a poller; reading is `poll`'s."""
+        return self._socket
 
     @property
     def counters(self) -> Counter[str]:
         return self._receiver.counters
 
     def send(
-        self, body: Body, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None
+        self,
+        body: Body,
+        payloads: Sequence[np.ndarray] = (),
+        observed_ns: int | None = None,
+        *,
+        copy: bool = True,
     ) -> int | None:
-        """Sequence number, or None when nobody is connected at the other end."""
+        """Sequence number, or None when nobody is connected at the other end.
+
+        copy: without it large payloads are sent from where they lie; nobody may write into them any more.
+        """
         seq, frames = self._writer.frames(body, payloads, observed_ns)
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
         except zmq.Again:
             self.counters[f"unsent_{NAMES[type(body)]}"] += 1
             return None

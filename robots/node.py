@@ -248,6 +248,7 @@ class ControlLoop:
             state=reading.position,
             n_steps=rollout.plan.n_steps,
             rtc=None if rtc is None else Guidance(rtc[1], rtc[2]),
+            buffered_ns=rollout.buffered_ns(tick),
         )
         if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):
             self.counters["infer_unsent"] += 1

@@ -152,6 +152,12 @@ class Rollout:
         """Of a request that leaves now."""
         return now_ns + max(LEAST_DEADLINE_NS, int(4 * self.plan.latency_ms * NS_PER_MS))
 
+    def buffered_ns(self, tick: Tick) -> int:
+        """How long there are still actions from a grid moment on."""
+        goal = self.executor.goal_at(tick.number)
+        has_action = goal.wanted is not None and not goal.is_starved
+        return (goal.n_left + 1) * self.plan.step_ns if has_action else 0
+
     def has_asked(self, tick: Tick, deadline_ns: int) -> None:
         """The request `next_request` has left."""
         self.executor.asked(self._next_request, tick.number)

@@ -2,6 +2,7 @@
 
   edgevla deploy bundles/act --robot so101 --port /dev/ttyACM0 --camera front=0
   edgevla deploy --robot so101 --sim                      the newest bundle, on an emulated arm
+  edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...        a policy that `edgevla serve` runs
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
 freezes), a third lets go; holding the keys down never does. SIGTERM stops in order, and so does every other signal
@@ -16,15 +17,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import EdgeVLAError, UsageError, WireError
 from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration, whole
 from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
 from edgevla.simulated import TASKS, task_named
 from edgevla.vocabulary import camera_help, pairs
+
+if TYPE_CHECKING:
+    from edgevla.launch.deployment import DeployOptions
+    from edgevla.launch.sources import PolicySource
 
 BUNDLE_PLACES: tuple[str, ...] = (
     "bundles/*",
@@ -43,6 +48,10 @@ NOT_YET = 75
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", nargs="?", help="folder made by edgevla export; default: the newest one below here")
+    add("--policy", metavar="tcp://HOST:PORT[/NAME][,...]",
+        help="in place of a bundle: what policy servers run; they are tried in turn, also while running")  # fmt: skip
+    add("--frames", metavar="raw|jpeg[:QUALITY]",
+        help="how pictures travel to a policy server; default: raw on this machine, jpeg:90 elsewhere")  # fmt: skip
     options.add_arguments(parser)
     add_duration(parser)
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
@@ -86,25 +95,55 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from edgevla.launch.sources import PolicySource
     from edgevla.launch.supervisor import Supervisor
 
     shown = Screen(to_stderr=args.json)
     wanted = options_from(args)
-    bundle = Path(args.bundle) if args.bundle else newest_bundle()
-    if args.bundle is None:
-        shown("info", "deploy", f"bundle: {bundle} (the newest one here)")
-    supervisor = Supervisor(wanted, PolicySource(bundle, wanted), shown)
+    try:
+        source = source_from(args, wanted, shown)
+    except WireError as error:
+        return _not_yet(args, shown, error)
+    supervisor = Supervisor(wanted, source, shown)
     try:
         summary = carry_out(supervisor, MonitorWindow(supervisor, shown) if args.monitor else None)
     except UsageError:
         raise
     except (EdgeVLAError, OSError) as error:
-        if not args.unattended:
-            raise
-        shown("error", "deploy", f"{error}; nothing has moved, it may be tried again")
-        return NOT_YET
+        return _not_yet(args, shown, error)
     return report(args, summary, shown)
+
+
+def _not_yet(args: argparse.Namespace, shown: Screen, error: Exception) -> int:
+    """The exit code where nobody sits there, after which it is tried again; a person reads the error itself."""
+    if not args.unattended:
+        raise error
+    shown("error", "deploy", f"{error}; nothing has moved, it may be tried again")
+    return NOT_YET
+
+
+def source_from(args: argparse.Namespace, wanted: DeployOptions, shown: Screen | None = None) -> PolicySource:
+    """The bundle, the newest one, or what policy servers run. shown: is told which is the newest; None: it must be said.
+
+    Raises:
+        UsageError: both, or none; and what the source itself refuses.
+    """
+    from edgevla.launch.sources import PolicySource
+
+    if args.policy is not None:
+        if args.bundle is not None:
+            raise UsageError(f"the bundle {args.bundle} and --policy {args.policy}: leave one of them out")
+        from edgevla.launch.served import ServedSource
+
+        return ServedSource(args.policy, args.frames, wanted)
+    if args.frames is not None:
+        raise UsageError("--frames is for a policy server: give --policy too, or leave it out")
+    if args.bundle is not None:
+        return PolicySource(Path(args.bundle), wanted)
+    if shown is None:
+        raise UsageError("say which bundle: at boot nobody sees which one is the newest")
+    bundle = newest_bundle()
+    shown("info", "deploy", f"bundle: {bundle} (the newest one here)")
+    return PolicySource(bundle, wanted)
 
 
 # -- from words to options ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Let systemd run a deployment: start it at boot, keep its lines in the journal, stop it in order.
+"""Let systemd run a deployment or a policy server: start it at boot, its lines in the journal, stop it in order.
 
     sudo edgevla service install NAME BUNDLE --robot so101 --port /dev/ttyACM0 ...      any option of edgevla deploy
+    sudo edgevla service install NAME serve BUNDLE ...                                  any option of edgevla serve
     edgevla service show NAME                           the unit, and whether it runs
     sudo edgevla service remove NAME                    stops it in order first
 
@@ -23,12 +24,14 @@ from pathlib import Path
 from edgevla.errors import ConfigError, UsageError
 from edgevla.words import check_text
 
-TEMPLATE = Path(__file__).parent / "edgevla.service"
+TEMPLATES = {verb: Path(__file__).parent / f"edgevla-{verb}.service" for verb in ("deploy", "serve")}
 MARK = "# Written by `edgevla service install`"
 UNITS = Path("/etc/systemd/system")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,19}")
-STOP_S = 150
-"""Both waits of the supervisor's ending (`STOPPED_S`), its children's ends, and room."""
+STOP_S = {"deploy": 150, "serve": 60}
+"""deploy: both waits of the supervisor's ending (`STOPPED_S`), its children's ends, and room. serve: one inference."""
+MORE_WORDS = {"deploy": ["--unattended"], "serve": []}
+STOPS = {"deploy": "to rest, and end", "serve": "robots are told, and hold"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "deploy",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help="install: bundle and options of edgevla deploy",
+        help="install: bundle and options of edgevla deploy, or `serve` and those of edgevla serve",
     )
 
 
@@ -71,7 +74,8 @@ def _take_own_options(args: argparse.Namespace) -> None:
 
 
 def _install(unit: Path, args: argparse.Namespace) -> int:
-    check_deploy(args.deploy)
+    verb, words = what_runs(args.deploy)
+    check_deploy(words) if verb == "deploy" else check_serve(words)
     user = user_name(args.user)
     if unit.exists() and MARK not in unit.read_text():
         raise UsageError(f"{unit} is not of edgevla's making; remove it, or take another name")
@@ -79,15 +83,16 @@ def _install(unit: Path, args: argparse.Namespace) -> int:
     try:
         unit.write_text(text)
     except PermissionError as error:
-        words = f"sudo {sys.executable} -m edgevla service install {args.name} ..."
-        raise ConfigError(f"{unit} may be written by root only: {words}") from error
+        again = f"sudo {sys.executable} -m edgevla service install {args.name} ..."
+        raise ConfigError(f"{unit} may be written by root only: {again}") from error
     print(f"written: {unit}, run by {user}")
     if _systemctl(args, "daemon-reload"):
-        for words, what in (
-            ("start", "begin now"), ("enable", "begin at every boot"), ("stop", "to rest, and end"),
+        for do, what in (
+            ("start", "begin now"), ("enable", "begin at every boot"), ("stop", STOPS[verb]),
         ):  # fmt: skip
-            print(f"  sudo systemctl {words:<7} {unit.stem:<20} {what}")
-        print(f"  journalctl -fu {unit.stem}; as {user}: edgevla monitor")
+            print(f"  sudo systemctl {do:<7} {unit.stem:<20} {what}")
+        look = f"; as {user}: edgevla monitor" if verb == "deploy" else ""
+        print(f"  journalctl -fu {unit.stem}{look}")
     return 0
 
 
@@ -122,6 +127,27 @@ def _systemctl(args: argparse.Namespace, *words: str) -> bool:
 # -- the unit --------------------------------------------------------------------------------------------------
 
 
+def what_runs(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The verb, `deploy` unless the first word is `serve`, and the verb's own words."""
+    return ("serve", list(words[1:])) if words and words[0] == "serve" else ("deploy", list(words))
+
+
+def check_serve(words: Sequence[str]) -> None:
+    """As `edgevla serve` would at boot, up to the engines.
+
+    Raises:
+        EdgeVLAError: what is wrong with bundles or options.
+    """
+    from edgevla.bundle import load_bundle
+    from edgevla.cli import Parser
+    from edgevla.serve import serve_cli
+
+    parser = Parser(prog="edgevla service install NAME serve")
+    serve_cli.add_arguments(parser)
+    for folder in serve_cli.plan_from(parser.parse_args(words)).folders.values():
+        load_bundle(folder)
+
+
 def check_deploy(words: Sequence[str]) -> None:
     """As `edgevla deploy --unattended` would at boot, up to the first process.
 
@@ -130,14 +156,11 @@ def check_deploy(words: Sequence[str]) -> None:
     """
     from edgevla.cli import Parser
     from edgevla.launch import deploy_cli
-    from edgevla.launch.sources import PolicySource
 
     parser = Parser(prog="edgevla service install NAME")
     deploy_cli.add_arguments(parser)
     args = parser.parse_args([*words, "--unattended"])
-    if args.bundle is None:
-        raise UsageError("say which bundle: at boot nobody sees which one is the newest")
-    PolicySource(Path(args.bundle), deploy_cli.options_from(args))
+    deploy_cli.source_from(args, deploy_cli.options_from(args))
 
 
 def user_name(said: str | None) -> str:
@@ -153,14 +176,19 @@ def user_name(said: str | None) -> str:
 
 
 def unit_text(name: str, user: str, directory: Path, words: Sequence[str]) -> str:
-    """The unit file. words: after `edgevla deploy`, as a shell would hand them over."""
-    command = [sys.executable, "-m", "edgevla", "deploy", *words, "--unattended"]
-    return TEMPLATE.read_text().format(
-        name=name,
-        user=user,
-        directory=_escape(check_text(str(directory), "this folder's name")),
-        command=" ".join(quote(word) for word in command),
-        stop_s=STOP_S,
+    """The unit file. words: after `edgevla service install NAME`, as a shell would hand them over."""
+    verb, words = what_runs(words)
+    command = [sys.executable, "-m", "edgevla", verb, *words, *MORE_WORDS[verb]]
+    return (
+        TEMPLATES[verb]
+        .read_text()
+        .format(
+            name=name,
+            user=user,
+            directory=_escape(check_text(str(directory), "this folder's name")),
+            command=" ".join(quote(word) for word in command),
+            stop_s=STOP_S[verb],
+        )
     )
 
 

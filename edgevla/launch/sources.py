@@ -1,6 +1,7 @@
 """Where a deployment's actions come from: a policy's bundle, or what may stand in its place.
 
     PolicySource      edgevla deploy     here
+    ServedSource      edgevla deploy     launch/served.py
     EpisodeSource     edgevla replay     launch/episode.py
     LeaderSource      edgevla teleop     robots/leader_source.py
 
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from edgevla import strict
 from edgevla.arguments import Start
-from edgevla.bundle import Fit, load_bundle
+from edgevla.bundle import Fit, fit, load_bundle
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, write_robot
 from edgevla.errors import CameraError, EdgeVLAError, EngineError
@@ -32,6 +33,7 @@ from edgevla.launch.deployment import (
     start_arguments,
 )
 from edgevla.look import Oddity
+from edgevla.manifest import Manifest
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
@@ -69,8 +71,9 @@ class Run(Protocol):
 class ActionSource(Protocol):
     """One source, loaded; the supervisor calls `fit`, `start` and `start_arguments` in this order, once each.
 
-    name: as the user knows it. bundle: its folder, None without one. cameras: names of those it may look through.
-    execution: how its chunks are carried out; final after `start_arguments`. about: for the run's summary.
+    name: as the user knows it. bundle: its folder, or the address of who runs it; None without one. cameras: names of
+    those it may look through. execution: how its chunks are carried out; final after `start_arguments`. about: for the
+    run's summary.
     """
 
     name: str
@@ -108,23 +111,30 @@ class PolicySource:
     """
 
     def __init__(self, folder: Path, options: DeployOptions) -> None:
-        self.name = str(folder)
-        self.bundle: str | None = self.name
-        self._bundle = load_bundle(folder)
-        m = self._bundle.manifest
-        self.cameras: Sequence[str] = camera_names(m)
-        check_fitting(m, options)
-        self.execution = chosen_execution(m, options)
-        self.fps, self.sha256 = m.fps, self._bundle.sha256
-        self.about = _about(self.name, self._bundle.sha256, strict.write(m.trained_camera_age_ms))
+        bundle = load_bundle(folder)
+        self.bundle: str | None = str(folder)
+        self._hold(str(folder), bundle.manifest, bundle.sha256, options)
+
+    def _hold(self, name: str, manifest: Manifest, sha256: str, options: DeployOptions) -> None:
+        self.name, self._manifest = name, manifest
+        self.cameras: Sequence[str] = camera_names(manifest)
+        check_fitting(manifest, options)
+        self.execution = chosen_execution(manifest, options)
+        self.fps, self.sha256 = manifest.fps, sha256
+        self.about = _about(name, sha256, strict.write(manifest.trained_camera_age_ms))
         self._fit: Fit | None = None
 
+    def _where(self, options: DeployOptions) -> list[str]:
+        """Tells the policy's process what infers."""
+        words = [f"--bundle={self.bundle}", f"--threads={options.threads}"]
+        return words + ([f"--provider={options.provider}"] if options.provider else [])
+
     def fit(self, run: Run) -> list[CameraSettings]:
-        if run.options.task and self._bundle.manifest.prompt is None:
+        if run.options.task and self._manifest.prompt is None:
             run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
-        settings = camera_settings(self._bundle.manifest, run.robot, run.options)
+        settings = camera_settings(self._manifest, run.robot, run.options)
         robot = replace(run.robot, cameras=tuple(delivered(camera) for camera in settings))
-        self._fit = self._bundle.fits(robot)
+        self._fit = fit(self._manifest, robot)
         write_robot(robot, run.folder / "robot.json")
         for feature, camera in self._fit.cameras.items():
             source = next(c.source for c in settings if c.name == camera)
@@ -140,9 +150,8 @@ class PolicySource:
     def spawn(self, run: Run) -> None:
         """Starts the process; it answers once the policy is loaded and warm."""
         o = run.options
-        words = [POLICY, f"--bundle={self.name}", *run.place, f"--robot-json={run.folder / 'robot.json'}"]
-        words += [f"--seed={o.seed}", f"--threads={o.threads}", f"--inject-delay-ms={o.inject_delay_ms}"]
-        words += [f"--provider={o.provider}"] if o.provider else []
+        words = [POLICY, *self._where(o), *run.place, f"--robot-json={run.folder / 'robot.json'}"]
+        words += [f"--seed={o.seed}", f"--inject-delay-ms={o.inject_delay_ms}"]
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
 
@@ -175,7 +184,7 @@ class PolicySource:
     def start_arguments(self, run: Run, latency_ms: float) -> Start:
         """A latency that the execution cannot bear turns it into `sync`."""
         assert self._fit is not None, "the bundle was fitted before"
-        m = self._bundle.manifest
+        m = self._manifest
         verdict = judge_latency(self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms)
         if verdict.sentence:
             run.say(verdict.severity, "deploy", verdict.sentence)

@@ -7,6 +7,7 @@ meanwhile. Only the newest request counts. Run as `python -m edgevla.nodes.polic
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 import traceback
@@ -19,18 +20,22 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from edgevla.bundle import Bundle, Fit, load_bundle
+from edgevla.bundle import Fit, fit, load_bundle
 from edgevla.clock import NS_PER_MS, NS_PER_S
-from edgevla.descriptions import AboutPolicy, read_robot
+from edgevla.descriptions import AboutPolicy, AboutRobot, read_robot
 from edgevla.engines import EngineOptions
-from edgevla.errors import EdgeVLAError
+from edgevla.errors import BundleError, CameraError, EdgeVLAError, WireError
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
-from edgevla.messages import Body, Chunk, Frame, Infer, Message, State, Timing, holds
+from edgevla.messages import Body, Chunk, Frame, Infer, Message, Severity, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler, StillWatch
 from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
-from edgevla.runner import BundlePolicy, InferenceResult, RtcInputs
+from edgevla.predictor import InferenceResult, Predictor, RtcInputs, Wanted, blank_observation, described
+from edgevla.runner import BundlePolicy
+from edgevla.serve.pictures import encoding
+from edgevla.serve.remote import RemotePolicy, look_up
+from edgevla.serve.transport import addresses
 from edgevla.types import STATE, Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoint
 
@@ -38,13 +43,14 @@ HEARTBEAT_NS = NS_PER_S // 5
 FRAMES_KEPT = 12
 STATES_KEPT = 400
 WARM_UPS = 3
+LOOK_UP_S = 30.0
 
 
 @dataclass(frozen=True)
 class _Done:
     """A finished inference, on its way out at `due_ns`. ages_ns: of the pictures it saw, by feature.
 
-    elsewhere: sentences about joints that are not where they always were in the training data.
+    elsewhere: sentences about joints that are not where they always were in the training data. news: of who inferred.
     """
 
     chunk: Chunk
@@ -53,6 +59,7 @@ class _Done:
     observed_ns: int
     due_ns: int
     elsewhere: Sequence[str]
+    news: Sequence[str]
 
 
 class PolicyNode:
@@ -66,7 +73,7 @@ class PolicyNode:
         ctx: zmq.Context,
         folder: Path | str,
         session: bytes,
-        policy: BundlePolicy,
+        policy: Predictor,
         fit: Fit,
         *,
         inject_delay_ns: int = 0,
@@ -108,6 +115,18 @@ class PolicyNode:
         trained = self._policy.manifest.trained_camera_look or {}
         return FirstLook(self._inbox, self._fit.cameras, trained, drawn)
 
+    def glance(self) -> Observation:
+        """What the cameras show now, with a usual state.
+
+        Raises:
+            CameraError: one of them shows nothing.
+        """
+        usual = blank_observation(self._policy.manifest)
+        return self._assembler.assemble(usual.state, time.monotonic_ns(), usual.task).observation
+
+    def say(self, text: str) -> None:
+        self._publisher.event("info", "policy_server", text)
+
     def warm_up(self, seen: Sequence[Oddity] = ()) -> None:
         """Runs the policy on blank input, then is ready: `describe` tells the latency measured here.
 
@@ -117,8 +136,8 @@ class PolicyNode:
         worst = max(spent[1:] or spent) + self._inject_delay_ns
         self._server.about = AboutPolicy(
             node="policy",
-            manifest=self._policy.describe(),
-            sha256=self._policy.bundle.sha256,
+            manifest=described(self._policy.manifest),
+            sha256=self._policy.sha256,
             provider=self._policy.provider,
             latency_ms=worst / NS_PER_MS,
             oddities=tuple(seen),
@@ -142,7 +161,12 @@ class PolicyNode:
             command.answer(False, f"the policy node does not know '{command.action}'")
         if now_ns - self._beat_ns >= HEARTBEAT_NS:
             self._beat_ns = now_ns
-            counters = {**self.counters, **self._inbox.counters, **self._router.counters}
+            counters = {
+                **self.counters,
+                **self._inbox.counters,
+                **self._router.counters,
+                **self._policy.counters,
+            }
             self._publisher.send(heartbeat("ready" if self._server.about else "starting", counters))
 
     def wait_ms(self, now_ns: int) -> int:
@@ -172,16 +196,20 @@ class PolicyNode:
                 self._publisher.event("warning", "camera_age", sentence)
             for sentence in self._done.elsewhere:
                 self._publisher.event("warning", "still_joint", sentence)
+            for sentence in self._done.news:
+                self.say(sentence)
         except EdgeVLAError as error:  # no chunk: the robot asks again, and holds meanwhile
             self.counters["inferences_failed"] += 1
-            self._tell(type(error).__name__, str(error))
+            self._tell(error)
 
-    def _tell(self, code: str, text: str) -> None:
+    def _tell(self, error: EdgeVLAError) -> None:
         """The first of a kind, then one every five seconds."""
-        now = time.monotonic_ns()
-        if now >= self._told_ns.get(code, 0):
-            self._told_ns[code] = now + 5 * NS_PER_S
-            self._publisher.event("error", f"inference_{code}", text)
+        now, kind = time.monotonic_ns(), type(error).__name__
+        if now >= self._told_ns.get(kind, 0):
+            self._told_ns[kind] = now + 5 * NS_PER_S
+            # A line that is cut is no fault of the policy: it is waited for.
+            severity: Severity = "warning" if isinstance(error, WireError) else "error"
+            self._publisher.event(severity, f"inference_{kind}", str(error))
 
     # -- in the worker ----------------------------------------------------------------------------------------
 
@@ -200,17 +228,20 @@ class PolicyNode:
             n_steps=request.n_steps,
             rtc=self._rtc(message),
             chunk_seq=request.request_id,
+            wanted=Wanted(request.deadline_ns, request.buffered_ns),
         )
         done_ns = time.monotonic_ns()
-        waited_ns = began - taken_ns + self._inject_delay_ns
-        timing = Timing(assemble=assembled_ns - began, wait=waited_ns, network=0, **result.timing_ns)
+        spent = {"wait": 0, "network": 0, **result.timing_ns}
+        spent["wait"] += began - taken_ns + self._inject_delay_ns
+        timing = Timing(assemble=assembled_ns - began, **spent)
         ages = assembled.ages_ns
         chunk = self._chunk(request, result, timing, max(ages.values(), default=0))
         actions = self._fit.action.to_robot(result.actions)
         elsewhere = (
             self._still_watch.see(assembled.observation.state) if self._still_watch is not None else ()
         )
-        return _Done(chunk, actions, ages, moment, done_ns + self._inject_delay_ns, elsewhere)
+        due_ns = done_ns + self._inject_delay_ns
+        return _Done(chunk, actions, ages, moment, due_ns, elsewhere, result.news)
 
     def _chunk(self, request: Infer, result: InferenceResult, timing: Timing, image_age_ns: int) -> Chunk:
         return Chunk(
@@ -218,7 +249,7 @@ class PolicyNode:
             grid_index=request.grid_index,
             step_ns=self._step_ns,
             n_valid=len(result.actions),
-            policy=self._policy.bundle.sha256,
+            policy=self._policy.sha256,
             task=request.task,
             is_guided=result.is_guided,
             n_steps=result.n_steps,
@@ -268,7 +299,11 @@ def still_watch(manifest: Manifest) -> StillWatch | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m edgevla.nodes.policy", description=__doc__)
-    parser.add_argument("--bundle", required=True)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle")
+    source.add_argument("--servers", help="policy servers in place of a bundle, joined by commas")
+    parser.add_argument("--sha256", default="", help="of the servers' manifest")
+    parser.add_argument("--frames", help="how pictures travel to a server")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--session", required=True)
     parser.add_argument("--robot-json", type=Path, required=True, help="the robot's describe, as JSON")
@@ -279,7 +314,7 @@ def main() -> int:
     parser.add_argument("--allow-lost-cameras", action="store_true")
     args = parser.parse_args()
     try:
-        return _run(args, load_bundle(args.bundle))
+        return _run(args)
     except EdgeVLAError as error:
         print(f"policy: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -288,36 +323,35 @@ def main() -> int:
         return 1
 
 
-def _run(args: argparse.Namespace, bundle: Bundle) -> int:
+def _run(args: argparse.Namespace) -> int:
     stopping = stop_when_asked()
-    options = EngineOptions(threads=args.threads)
-    policy = BundlePolicy(
-        bundle,
-        provider=args.provider,
-        seed=args.seed,
-        options=options,
-        allow_lost_cameras=args.allow_lost_cameras,
-    )
     ctx = zmq.Context()
+    robot = read_robot(args.robot_json)
     waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
     woken.bind("inproc://worker-done")
     waker.connect("inproc://worker-done")
-    robot = read_robot(args.robot_json)
-    node = PolicyNode(
-        ctx,
-        args.run_dir,
-        bytes.fromhex(args.session),
-        policy,
-        bundle.fits(robot),
-        inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
-        allow_lost_cameras=args.allow_lost_cameras,
-        wake=lambda: waker.send(b"", zmq.NOBLOCK),
-    )
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(ctx.destroy, linger=200)
+        policy = _predictor(args, ctx, robot, closing)
+        node = PolicyNode(
+            ctx,
+            args.run_dir,
+            bytes.fromhex(args.session),
+            policy,
+            fit(policy.manifest, robot),
+            inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
+            allow_lost_cameras=args.allow_lost_cameras,
+            wake=lambda: waker.send(b"", zmq.NOBLOCK),
+        )
+        closing.callback(node.close)
         first_look = node.first_look([c.name for c in robot.cameras if c.source == "sim"])
         while (seen := first_look.step(time.monotonic_ns())) is None and not stopping.wait(0.02):
             pass
         node.warm_up(seen or ())
+        if isinstance(policy, RemotePolicy):
+            with contextlib.suppress(CameraError):  # the first inference says so
+                if (cost := policy.weigh(node.glance())) is not None:
+                    node.say(cost)
         poller = zmq.Poller()
         poller.register(node.router_socket, zmq.POLLIN)
         poller.register(woken, zmq.POLLIN)
@@ -325,12 +359,32 @@ def _run(args: argparse.Namespace, bundle: Bundle) -> int:
             if any(socket is woken for socket, _ in poller.poll(node.wait_ms(time.monotonic_ns()))):
                 woken.recv()
             node.step(time.monotonic_ns())
-    finally:
-        node.close()
-        waker.close(linger=0)
-        woken.close(linger=0)
-        ctx.term()
     return 0
+
+
+def _predictor(
+    args: argparse.Namespace, ctx: zmq.Context, robot: AboutRobot, closing: contextlib.ExitStack
+) -> Predictor:
+    """The bundle, or what the policy servers run."""
+    if args.bundle is not None:
+        return BundlePolicy(
+            load_bundle(args.bundle),
+            provider=args.provider,
+            seed=args.seed,
+            options=EngineOptions(threads=args.threads),
+            allow_lost_cameras=args.allow_lost_cameras,
+        )
+    servers, session = addresses(args.servers, "--policy"), bytes.fromhex(args.session)
+    served = look_up(ctx, servers, session, LOOK_UP_S)
+    if args.sha256 and served.sha256 != args.sha256:
+        raise BundleError(
+            f"the policy server now runs another policy ({served.sha256[:12]}) than this deployment began with "
+            f"({args.sha256[:12]}); start it again with the same bundle, or end the deployment"
+        )
+    frames = encoding(args.frames, servers)
+    policy = RemotePolicy(ctx, servers, served, robot, session, seed=args.seed, encoding=frames)
+    closing.callback(policy.close)
+    return policy
 
 
 if __name__ == "__main__":

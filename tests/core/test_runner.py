@@ -12,7 +12,8 @@ import pytest
 from edgevla.bundle import load_bundle
 from edgevla.engines import EngineOptions, load_graph
 from edgevla.errors import BundleError, EngineError, MissingExtraError
-from edgevla.runner import BundlePolicy, RtcInputs
+from edgevla.predictor import RtcInputs, described
+from edgevla.runner import BundlePolicy
 from edgevla.types import Observation
 
 STATE = np.array([1, -2, 3, -4, 5, 60], np.float32)
@@ -159,7 +160,7 @@ def test_warm_up_runs_and_forgets(make_bundle: MakeBundle) -> None:
     runs = policy(make_bundle("history"))
     assert len(runs.warm_up(3)) == 3
     assert runs.missing_moments(3) == [2]
-    assert "files" not in runs.describe()
+    assert "files" not in described(runs.manifest)
 
 
 # -- engines ----------------------------------------------------------------------------------------------------

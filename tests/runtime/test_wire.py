@@ -33,7 +33,7 @@ SESSION = b"12345678"
 HEADER = Header(session=SESSION, source="robot", seq=0, observed_ns=5, sent_ns=6)
 EVENT = Event("info", "x", "hello", {"a": [1, 2.5, None, "b"]})
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "wire_schema1.json").read_text())
-"""Frames in hex, by what they are: written by the program before messages were dataclasses."""
+"""Frames in hex, by what they are: each written by the program in which the type, or its new field, first stood."""
 
 
 def example_of(hint):
@@ -62,6 +62,12 @@ def example_message(name):
     if name == "frame":
         body = replace(body, height=2, width=3)
         payloads = [np.arange(18, dtype=np.uint8).reshape(2, 3, 3)]
+    elif name == "request":
+        frame = replace(body.moments[0].frames[0], height=2, width=3)
+        body = replace(body, moments=(replace(body.moments[0], steps_back=0, frames=(frame,)),))
+        payloads = [np.ones((4, 6), np.float32), np.arange(18, dtype=np.uint8).reshape(2, 3, 3)]
+    elif name == "reply":
+        body, payloads = replace(body, refused=None), [np.ones((4, 6), np.float32)]
     elif body.PAYLOADS.most:
         shape = (9,) if name == "thumbnail" else (4, 6)
         payloads = [np.ones(shape, body.PAYLOADS.dtypes[0])]

@@ -174,6 +174,14 @@ def test_a_request_is_given_a_second_or_four_times_what_an_inference_takes():
     assert Course(latency_ms=300.0).rollout.deadline_ns(100) == 100 + 1200 * NS_PER_MS
 
 
+def test_how_long_there_are_still_actions_is_told_in_time():
+    course = Course()
+    assert course.rollout.buffered_ns(course.tick(0)) == 0
+    course.answer(course.ask(0), 0)
+    left = [course.rollout.buffered_ns(course.tick(number)) for number in (0, 3, 12, 15, 30)]
+    assert left == [n * course.rollout.plan.step_ns for n in (5, 4, 1, 0, 0)]
+
+
 def test_a_request_without_an_answer_is_given_up_after_its_deadline_and_asked_again():
     course = Course()
     course.ask(0)

@@ -1,0 +1,156 @@
+"""One conversation of a robot with one policy server, from connecting to the first sign that the server has gone.
+
+It is never mended: whoever holds it leaves it and opens another, so that nothing of an old server can be mistaken.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import zmq
+
+from edgevla import strict
+from edgevla.clock import NS_PER_MS
+from edgevla.descriptions import About, AboutPolicy, AboutRobot, AboutServed, AboutServer, AskedAbout
+from edgevla.errors import UsageError, WireError
+from edgevla.messages import Ack, Body, Describe, Message, holds
+from edgevla.serve.transport import Address, as_robot
+from edgevla.server_messages import Join, Reply, Request
+from edgevla.strict import Mismatch, nearest
+from edgevla.wire import Dealer
+
+SLICE_MS = 50
+"""So often it is looked whether the process ends."""
+A = TypeVar("A", bound=About)
+
+
+class Line:
+    """is_closing: set when nobody waits any more."""
+
+    def __init__(
+        self, ctx: zmq.Context, address: Address, session: bytes, source: str, is_closing: threading.Event
+    ) -> None:
+        self.address, self._is_closing = address, is_closing
+        self._has_gone = False
+        self._dealer = Dealer(ctx, address.endpoint, session, source, self._prepare)
+        self._poller = zmq.Poller()
+        for socket in (self._dealer.socket, self._monitor):
+            self._poller.register(socket, zmq.POLLIN)
+
+    def _prepare(self, socket: zmq.Socket) -> None:
+        as_robot(socket, self.address.endpoint)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server has gone since the line was opened, even if one is there again."""
+        self._has_gone = self._has_gone or bool(self._monitor.poll(0))
+        return self._has_gone
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """What came and was no message of ours, by reason."""
+        return {k: v for k, v in self._dealer.counters.items() if k.startswith("wire_")}
+
+    def send(self, body: Body, payloads: Sequence[np.ndarray], until_ns: int) -> int | None:
+        """Sequence number, once the server is connected; None when it is not until then."""
+        while not self._is_over(until_ns):
+            if (seq := self._dealer.send(body, payloads, copy=False)) is not None:
+                return seq
+            self._dealer.socket.poll(self._slice_ms(until_ns), zmq.POLLOUT)
+        return None
+
+    def hear(self, until_ns: int) -> list[Message[Body]]:
+        """What has come, at least one message; none when the server has gone or time is over."""
+        while True:
+            is_over = self._is_over(until_ns)  # first: what a server said before it went is still there
+            if (found := self._dealer.poll()) or is_over:
+                return found
+            self._poller.poll(self._slice_ms(until_ns))
+
+    def _is_over(self, until_ns: int) -> bool:
+        return self.is_lost or self._is_closing.is_set() or time.monotonic_ns() >= until_ns
+
+    @staticmethod
+    def _slice_ms(until_ns: int) -> int:
+        left = -(-(until_ns - time.monotonic_ns()) // NS_PER_MS)
+        return int(max(0, min(SLICE_MS, left)))
+
+    def close(self) -> None:
+        self._dealer.socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._dealer.close()
+
+    # -- conversations ----------------------------------------------------------------------------------------
+
+    def describe(self, cls: type[A], asked: AskedAbout | None, until_ns: int) -> A | None:
+        """What the server tells of itself, or of one policy; None: it does not answer.
+
+        Raises:
+            WireError: it tells something else. UsageError: it has no such policy.
+        """
+        seq = self.send(Describe(None if asked is None else strict.write(asked)), (), until_ns)
+        while seq is not None and (messages := self.hear(until_ns)):
+            for body in (message.body for message in messages):
+                if isinstance(body, Ack) and body.of_seq == seq:
+                    raise UsageError(f"{self.address}: {body.reason}")
+                if isinstance(body, Describe) and body.about is not None:
+                    try:
+                        return strict.read(cls, body.about, f"the description of {self.address}")
+                    except Mismatch as error:
+                        raise WireError(str(error), error.reason) from None
+        return None
+
+    def join(self, policy: str, robot: AboutRobot, until_ns: int) -> Ack | None:
+        """Whether the server takes this robot; None: it does not answer. policy: sha256 of its manifest."""
+        seq = self.send(Join(policy, strict.write(robot)), (), until_ns)
+        while seq is not None and (messages := self.hear(until_ns)):
+            for body in (message.body for message in messages):
+                if isinstance(body, Ack) and body.of_seq == seq:
+                    return body
+        return None
+
+    def ask(self, request: Request, payloads: Sequence[np.ndarray], until_ns: int) -> Message[Reply] | None:
+        """The reply to this very request, whatever else arrives; None: it does not answer."""
+        if self.send(request, payloads, until_ns) is None:
+            return None
+        while messages := self.hear(until_ns):
+            for message in messages:
+                if holds(message, Reply) and message.body.request_id == request.request_id:
+                    return message
+        return None
+
+
+def policy_of(line: Line, until_ns: int) -> AboutPolicy | None:
+    """The description of the policy that the line's address names, or of the server's only one; None: no answer.
+
+    Raises:
+        UsageError: the server has several, or not this one. WireError: it tells something else.
+    """
+    server = line.describe(AboutServer, None, until_ns)
+    if server is None:
+        return None
+    name = chosen(server.policies, line.address).name
+    return line.describe(AboutPolicy, AskedAbout(name), until_ns)
+
+
+def chosen(policies: Sequence[AboutServed], address: Address) -> AboutServed:
+    """
+    Raises:
+        UsageError: it is not clear which one is meant, or there is no such one.
+    """
+    names = [policy.name for policy in policies]
+    if not address.policy and len(policies) == 1:
+        return policies[0]
+    if address.policy in names:
+        return policies[names.index(address.policy)]
+    have = ", ".join(names) or "none"
+    if not address.policy:
+        raise UsageError(f"{address} has several policies, say which one: {address}/NAME with one of {have}")
+    raise UsageError(
+        f"{address.endpoint} has no policy '{address.policy}'{nearest(address.policy, names)}; it has {have}"
+    )

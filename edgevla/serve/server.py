@@ -1,0 +1,288 @@
+"""The policy server: robots join, ask, and are answered; one inference at a time, the most urgent robot first.
+
+    door -> check -> turns -> worker -> door
+
+It is stepped by a loop and never blocks; inference runs in one worker thread, because a device is shared by all
+policies here anyway. Between requests it remembers who has joined and nothing else, so it may be killed and started
+again under moving arms. `drain`: who waits is told at once, what runs is finished, then `is_drained`.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from edgevla import strict
+from edgevla.clock import NS_PER_MS, NS_PER_S
+from edgevla.codec import encode
+from edgevla.descriptions import AboutRobot, AboutServer, AskedAbout
+from edgevla.errors import BundleError, EdgeVLAError, EngineError, WireError
+from edgevla.messages import Body, Describe, Header, Message
+from edgevla.predictor import InferenceResult
+from edgevla.serve.door import SOURCE, Caller, Door
+from edgevla.serve.hosted import Hosted
+from edgevla.serve.metrics import Metrics
+from edgevla.serve.turns import Turn, Turns
+from edgevla.server_messages import Answer, Join, Refusal, Reply, Request, ServerTimes, Stages
+from edgevla.strict import Mismatch, nearest
+
+MOST_ROBOTS = 64
+FORGOTTEN_NS = 30 * NS_PER_S
+"""A robot that was silent for so long has left; one that was only paused joins again by itself."""
+LOOK_NS = NS_PER_S // 5
+"""How often it is looked who has left; not between a request and its inference."""
+MOST_WORDS = 1000
+"""Characters of a sentence to a robot: it may repeat what the robot said, and that can be long."""
+DRAINING = "is going down; the arm holds until a policy server answers again"
+
+Note = Callable[..., None]
+"""(kind, **fields): one line of the log."""
+
+
+@dataclass
+class _Robot:
+    name: str
+    sha256: str
+    heard_ns: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request that waits, or runs."""
+
+    caller: Caller
+    request: Request
+    hosted: Hosted
+
+
+@dataclass(frozen=True)
+class _Done:
+    """One inference. result: or the refusal in its place."""
+
+    turn: Turn[_Job]
+    result: InferenceResult | Refusal
+    started_ns: int
+    done_ns: int
+
+
+class PolicyServer:
+    """hosted: policies, warmed up. endpoint: to listen at. note: see `Note`. wake: called when an inference is done.
+
+    Raises:
+        zmq.ZMQError: the endpoint cannot be bound. WireError: a manifest is too large to be told.
+    """
+
+    def __init__(
+        self,
+        ctx: zmq.Context,
+        endpoint: str,
+        hosted: Sequence[Hosted],
+        *,
+        note: Note = lambda *_, **__: None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.metrics = Metrics()
+        self._by_name = {h.name: h for h in hosted}
+        self._by_sha256 = {h.sha256: h for h in hosted}
+        self._about = AboutServer("serve", tuple(h.about() for h in hosted))
+        _check_descriptions([self._about, *(h.about_policy() for h in hosted)])
+        self._note, self._wake = note, wake
+        self._robots: dict[bytes, _Robot] = {}
+        self._turns: Turns[_Job] = Turns()
+        self._worker = ThreadPoolExecutor(1, "inference")
+        self._running: Future[_Done] | None = None
+        self._looked_ns = 0
+        self.is_draining = False
+        self.door = Door(ctx, endpoint, max(h.most_bytes for h in hosted))
+
+    @property
+    def is_drained(self) -> bool:
+        return self.is_draining and self._running is None
+
+    def step(self, now_ns: int) -> None:
+        """Hears, answers what is done, begins what is due. Never blocks."""
+        for caller in self.door.poll():
+            self._hear(caller, now_ns)
+        self._collect()
+        for late in self._turns.expire(now_ns):
+            self._became("expired", late)
+        if self._running is None and (turn := self._turns.next()) is not None:
+            self._running = self._worker.submit(_infer, turn)
+            self._running.add_done_callback(lambda _: self._wake())
+        if now_ns - self._looked_ns >= LOOK_NS:
+            self._looked_ns = now_ns
+            self._forget(now_ns)
+            self._figures()
+
+    def drain(self) -> None:
+        """Takes nothing more; whoever waits is told."""
+        self.is_draining = True
+        for turn in self._turns.clear():
+            self._refuse(turn.what.caller, turn.what.request, "draining", DRAINING)
+        self._note("drain")
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        self.door.close()
+
+    # -- hearing ------------------------------------------------------------------------------------------------
+
+    def _hear(self, caller: Caller, now_ns: int) -> None:
+        body = caller.asked.body
+        if isinstance(body, Request):
+            self._on_request(caller, body, now_ns)
+        elif isinstance(body, Join):
+            self._on_join(caller, body, now_ns)
+        elif isinstance(body, Describe):
+            self._on_describe(caller, body)
+        else:
+            self.door.counters["type"] += 1
+
+    def _on_describe(self, caller: Caller, body: Describe) -> None:
+        if body.about is None:
+            self.door.answer(caller, Describe(strict.write(self._about)))
+            return
+        try:
+            name = strict.read(AskedAbout, body.about, "describe").policy
+        except Mismatch as error:
+            self.door.ack(caller, False, str(error)[:MOST_WORDS])
+            return
+        if name in self._by_name:
+            self.door.answer(caller, Describe(strict.write(self._by_name[name].about_policy())))
+        else:
+            have = ", ".join(self._by_name)
+            words = f"no policy '{name[:80]}' here{nearest(name, self._by_name)}; there are {have}"
+            self.door.ack(caller, False, words)
+
+    def _on_join(self, caller: Caller, join: Join, now_ns: int) -> None:
+        reason = self._why_not(caller, join)[:MOST_WORDS]
+        if not reason:
+            name = self._by_sha256[join.policy].name
+            robot = str(join.robot["robot"])
+            self._robots[caller.session] = _Robot(robot, join.policy, now_ns)
+            self._note("join", robot=robot, session=caller.session.hex(), policy=name)
+        else:
+            self._note("join_refused", session=caller.session.hex(), reason=reason)
+        self.metrics.count("joins_total", outcome="refused" if reason else "admitted")
+        self.door.ack(caller, not reason, reason)
+
+    def _why_not(self, caller: Caller, join: Join) -> str:
+        """Why a robot is not taken; empty: it is."""
+        if self.is_draining:
+            return DRAINING
+        hosted = self._by_sha256.get(join.policy)
+        if hosted is None:
+            have = ", ".join(f"{h.name} ({h.sha256[:12]})" for h in self._by_name.values())
+            return f"it runs another policy than {join.policy[:12]}: {have}"
+        try:
+            hosted.admit(strict.read(AboutRobot, join.robot, "the robot's description"))
+        except (Mismatch, BundleError) as error:
+            return str(error)
+        if caller.session not in self._robots and len(self._robots) >= MOST_ROBOTS:
+            return f"it serves {MOST_ROBOTS} robots already"
+        return ""
+
+    def _on_request(self, caller: Caller, request: Request, now_ns: int) -> None:
+        robot, hosted = self._robots.get(caller.session), self._by_sha256.get(request.policy)
+        if self.is_draining:
+            self._refuse(caller, request, "draining", DRAINING)
+        elif robot is None or hosted is None or robot.sha256 != request.policy:
+            self._refuse(caller, request, "not_joined", "this robot has not joined for this policy")
+        elif wrong := hosted.check(request, caller.asked.payloads):
+            self._refuse(caller, request, "unfit", f"the request has {wrong}")
+        else:
+            robot.heard_ns = now_ns
+            empty_ns = now_ns + round(request.buffered_ms * NS_PER_MS)
+            expires_ns = now_ns + round(request.budget_ms * NS_PER_MS)
+            job = _Job(caller, request, hosted)
+            superseded = self._turns.add(Turn(caller.session, job, now_ns, empty_ns, expires_ns))
+            if superseded is not None:
+                self._became("superseded", superseded)
+
+    def _forget(self, now_ns: int) -> None:
+        for session, robot in list(self._robots.items()):
+            if now_ns - robot.heard_ns > FORGOTTEN_NS:
+                del self._robots[session]
+                self._note("left", robot=robot.name, session=session.hex())
+
+    # -- answering ----------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        if self._running is None or not self._running.done():
+            return
+        done, self._running = self._running.result(), None
+        job = done.turn.what
+        if isinstance(done.result, Refusal):
+            self._refuse(job.caller, job.request, done.result.code, done.result.text)
+            return
+        result, name = done.result, job.hosted.name
+        answer = Answer(
+            policy=job.hosted.sha256,
+            is_guided=result.is_guided,
+            n_steps=result.n_steps,
+            noise_seed=result.noise_seed,
+            server_ns=ServerTimes(done.turn.arrived_ns, done.started_ns, done.done_ns),
+            timing_ns=Stages(**result.timing_ns),
+        )
+        self.door.answer(job.caller, Reply(job.request.request_id, answer, None), [result.actions])
+        wait_ns, spent_ns = done.started_ns - done.turn.arrived_ns, done.done_ns - done.started_ns
+        self.metrics.observe("wait_seconds", wait_ns / NS_PER_S, policy=name)
+        self.metrics.observe("inference_seconds", spent_ns / NS_PER_S, policy=name)
+        self._became("answered", done.turn, wait_ms=wait_ns / NS_PER_MS, spent_ms=spent_ns / NS_PER_MS)
+
+    def _refuse(self, caller: Caller, request: Request, code: str, text: str) -> None:
+        text = text[:MOST_WORDS]
+        self.door.answer(caller, Reply(request.request_id, None, Refusal(code, text)))
+        self.metrics.count("requests_total", outcome=code)
+        session = caller.session.hex()
+        self._note("refused", session=session, request_id=request.request_id, code=code, text=text)
+
+    def _became(self, outcome: str, turn: Turn[_Job], **fields: Any) -> None:
+        self.metrics.count("requests_total", outcome=outcome)
+        session, number = turn.what.caller.session.hex(), turn.what.request.request_id
+        self._note(outcome, session=session, request_id=number, policy=turn.what.hosted.name, **fields)
+
+    def _figures(self) -> None:
+        self.metrics.set("robots", len(self._robots))
+        self.metrics.set("waiting", len(self._turns))
+        self.metrics.set("draining", self.is_draining)
+        for reason, n in self.door.counters.items():
+            self.metrics.set("messages_refused_total", n, reason=reason)
+
+
+def _infer(turn: Turn[_Job]) -> _Done:
+    """In the worker."""
+    job, started_ns = turn.what, time.monotonic_ns()
+    result: InferenceResult | Refusal
+    try:
+        result = job.hosted.infer(job.request, job.caller.asked.payloads)
+    except EngineError as error:
+        result = Refusal("failed", str(error))
+    except EdgeVLAError as error:
+        result = Refusal("unfit", str(error))
+    except (
+        Exception
+    ) as error:  # one robot's request must not end the others' server; the traceback is the log's
+        traceback.print_exc()
+        result = Refusal("failed", f"the inference failed: {type(error).__name__}")
+    return _Done(turn, result, started_ns, time.monotonic_ns())
+
+
+def _check_descriptions(abouts: Sequence[Any]) -> None:
+    """
+    Raises:
+        WireError: one of them does not fit into a message.
+    """
+    header = Header(bytes(8), SOURCE, 0, 0, 0)
+    for about in abouts:
+        body: Body = Describe(strict.write(about))
+        try:
+            encode(Message(header, body))
+        except WireError as error:
+            raise WireError(f"what this server would tell of its policies does not fit: {error}") from error

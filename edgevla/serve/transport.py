@@ -1,0 +1,125 @@
+"""The network between robots and policy servers: addresses, who may listen where, and every option of the sockets.
+
+A line is lost without a word when a cable is pulled, so both ends beat: a peer that is silent for `SILENT_MS` is
+disconnected, and whoever connects tries again several times a second. Nothing is encrypted yet, so nothing leaves this
+machine: `check_plain` is the one place that says so, `as_server` and `as_robot` where keys will be given.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgevla.errors import UsageError
+
+if TYPE_CHECKING:
+    import zmq
+
+DEFAULT_BIND = "tcp://127.0.0.1:5599"
+BEAT_MS, SILENT_MS = 250, 900
+RECONNECT_MS, SLOWEST_RECONNECT_MS, CONNECT_MS = 50, 400, 700
+"""An attempt to connect is given up early: a packet lost in it would otherwise be sent again after 1, 3, 7 seconds."""
+HANDSHAKE_MS = 2000
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})(/(?P<name>.*))?")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a policy server listens, and which of its policies is meant; empty: its only one."""
+
+    endpoint: str
+    policy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.endpoint}/{self.policy}" if self.policy else self.endpoint
+
+
+def address(text: str, option: str) -> Address:
+    """`tcp://HOST:PORT[/NAME]`.
+
+    Raises:
+        UsageError: another form.
+    """
+    found = _TCP.fullmatch(text)
+    if found is None or not 0 < int(found["port"]) < 65536:
+        raise UsageError(f"{option} {text}: expected tcp://HOST:PORT, such as {DEFAULT_BIND}")
+    name = found["name"] or ""
+    if name and not NAME.fullmatch(name):
+        raise UsageError(
+            f"{option} {text}: '{name}' cannot be a policy's name: letters, digits and _.-, at most 64"
+        )
+    return Address(f"tcp://{found['host']}:{found['port']}", name)
+
+
+def addresses(text: str, option: str) -> tuple[Address, ...]:
+    """Several, joined by commas; they are tried in turn.
+
+    Raises:
+        UsageError: one of another form, one twice, or different policies.
+    """
+    found = tuple(address(part, option) for part in text.split(","))
+    if len({a.endpoint for a in found}) < len(found):
+        raise UsageError(f"{option} {text}: one address is given twice; leave one of them out")
+    if len({a.policy for a in found} - {""}) > 1:
+        raise UsageError(
+            f"{option} {text}: the addresses name different policies; they must run the same one"
+        )
+    return found
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether nobody outside of this machine is reached, or reaches it."""
+    found = _TCP.fullmatch(endpoint)
+    if found is None:
+        return endpoint.startswith(("ipc://", "inproc://"))
+    host = found["host"].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_plain(endpoint: str, option: str) -> None:
+    """
+    Raises:
+        UsageError: the address is off this machine, where only robots and servers that are paired may talk.
+    """
+    if is_loopback(endpoint):
+        return
+    port = endpoint.rpartition(":")[2]
+    raise UsageError(
+        f"{option} {endpoint}: off this machine a policy server and a robot must be paired first, because whoever "
+        "reaches the port could steer the arm, and this version cannot pair them; stay on tcp://127.0.0.1 and let ssh "
+        f"carry it: ssh -L {port}:127.0.0.1:{port} HOST"
+    )
+
+
+def as_server(socket: zmq.Socket, endpoint: str, most_bytes: int) -> None:
+    """Options of a server's socket, before it is bound. most_bytes: of one part of a message."""
+    import zmq
+
+    _as_either(socket, endpoint)
+    socket.setsockopt(zmq.MAXMSGSIZE, most_bytes)
+
+
+def as_robot(socket: zmq.Socket, endpoint: str) -> None:
+    """Options of a robot's socket, before it connects."""
+    import zmq
+
+    _as_either(socket, endpoint)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, SLOWEST_RECONNECT_MS)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+
+
+def _as_either(socket: zmq.Socket, endpoint: str) -> None:
+    import zmq
+
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+    socket.setsockopt(zmq.HEARTBEAT_IVL, BEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, 2 * SILENT_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
