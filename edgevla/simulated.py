@@ -31,6 +31,11 @@ class Task:
     cameras: tuple[str, ...]
     module: str
 
+    @property
+    def has_physics(self) -> bool:
+        """Needs the extra `sim`, and a core for every few pictures."""
+        return self.module.startswith("physics.")
+
 
 _SO101_CAMERAS = ("front", "top", "wrist")
 _ALOHA_CAMERAS = ("top", "angle", "left_wrist", "right_wrist", "front_close", "left_pillar", "right_pillar")

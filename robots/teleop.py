@@ -18,8 +18,8 @@ from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration
 from edgevla.launch.screen import Screen
-from edgevla.simulated import default_task
-from edgevla.vocabulary import camera_help, pairs
+from edgevla.simulated import default_task, task_named
+from edgevla.vocabulary import NONE, camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.launch.deployment import DeployOptions
@@ -75,6 +75,9 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         if name not in {camera.name for camera in follower.cameras}:
             known = ", ".join(camera.name for camera in follower.cameras) or "none"
             raise UsageError(f"--camera {name}=...: {follower.name} has no such camera; it has {known}")
+    if args.sim and follower.world and task_named(default_task(follower.world)).has_physics:
+        # Four pictures of physics are more than a small machine draws beside two arms: those that are asked for.
+        cameras = {camera.name: NONE for camera in follower.cameras} | cameras
     is_looked_at = any(cameras.get(camera.name, "sim") == "sim" for camera in follower.cameras)
     return DeployOptions(
         robot=args.robot,

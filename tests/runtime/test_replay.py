@@ -20,7 +20,7 @@ pytestmark = pytest.mark.realtime
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory):
     root = tmp_path_factory.mktemp("demos") / "rest"
-    demonstrate(root, Plan("follow_cube", 2, seed=5, noise_rad=0.0))
+    demonstrate(root, Plan("follow_cube", 2, seed=5, disturbance=0.0))
     return root
 
 
