@@ -48,7 +48,9 @@ def test_every_recipe_holds_the_published_optimizer(name: str) -> None:
 
 
 def test_there_is_a_recipe_for_every_row_and_no_other() -> None:
-    published = [n for n in recipe_names() if not TrainConfig.resolve(n, {}).source.startswith("edgevla demo")]
+    published = [
+        n for n in recipe_names() if not TrainConfig.resolve(n, {}).source.startswith("edgevla demo")
+    ]
     assert published == sorted(PRESETS)
 
 
