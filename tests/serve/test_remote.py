@@ -183,14 +183,16 @@ def test_a_draining_server_sends_its_robots_elsewhere(make_bundle, serving, arm)
     remote = arm(first.endpoint, second.endpoint)
     other = arm(first.endpoint, session=b"another.")
     results = []
-    asking = [threading.Thread(target=lambda a=a: results.append(a.ask())) for a in (other, remote)]
+    asking = [
+        threading.Thread(target=lambda a=a: results.append(a.ask(budget_s=20.0))) for a in (other, remote)
+    ]
     asking[0].start()
     until(lambda: first.policies[0].began.is_set())
     asking[1].start()
     until(lambda: len(first.server._turns) == 1)
     first.drain()
     for thread in asking:
-        thread.join(timeout=10)
+        thread.join(timeout=30)
     assert len(results) == 2
     until(lambda: first.outcome("answered") == 1)  # what ran is finished
     until(lambda: first.outcome("draining") >= 1)  # who waited is told
