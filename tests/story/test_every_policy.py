@@ -222,7 +222,9 @@ def test_a_late_vla_is_guided_by_what_the_arm_is_about_to_do(policy: str, work: 
         guided = [chunk["is_guided"] for chunk in deployed.chunks()]
         assert len(guided) >= 5
         assert all(guided) == (kind == "rtc")
-    assert bend["rtc"] < 0.6 * bend["async"], bend  # 0.01 to 0.06 where inference is quick, 0.4 where it is slow
+    assert bend["rtc"] < 0.6 * bend["async"], (
+        bend
+    )  # 0.01 to 0.06 where inference is quick, 0.4 where it is slow
 
 
 @pytest.mark.realtime
