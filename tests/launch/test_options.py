@@ -206,7 +206,9 @@ def test_a_policy_that_reads_text_is_not_started_without_a_task(make_bundle, ver
 
 
 def test_the_bundle_s_own_task_is_enough(make_bundle):
-    PolicySource(make_bundle("flow"), DeployOptions("so101"))
+    folder = make_bundle("flow")
+    assert load_bundle(folder).manifest.prompt.default_task, "else this test says nothing"
+    assert PolicySource(folder, DeployOptions("so101")).bundle == str(folder)
 
 
 # -- the parser ------------------------------------------------------------------------------------------------

@@ -206,9 +206,14 @@ def test_the_task_can_be_changed_while_a_vla_runs(work: Path, tmp_path: Path) ->
 
 
 @pytest.mark.realtime
-@pytest.mark.parametrize("policy", ["pi0", "groot"])
-def test_a_late_vla_is_guided_by_what_the_arm_is_about_to_do(policy: str, work: Path, tmp_path: Path) -> None:
-    """Hardly trained, so every chunk is another one: unguided the arm would jerk where chunks meet."""
+@pytest.mark.parametrize(("policy", "share"), [("pi0", 0.6), ("groot", 0.3)])
+def test_a_late_vla_is_guided_by_what_the_arm_is_about_to_do(
+    policy: str, share: float, work: Path, tmp_path: Path
+) -> None:
+    """Hardly trained, so every chunk is another one: unguided the arm would jerk where chunks meet.
+
+    share: of the unguided jerk. Pi0's is 0.01 to 0.06 where inference is quick, 0.4 where it is slow.
+    """
     bend: dict[str, float] = {}
     for kind in ("async", "rtc"):
         folder = tmp_path / kind
@@ -222,9 +227,7 @@ def test_a_late_vla_is_guided_by_what_the_arm_is_about_to_do(policy: str, work: 
         guided = [chunk["is_guided"] for chunk in deployed.chunks()]
         assert len(guided) >= 5
         assert all(guided) == (kind == "rtc")
-    assert bend["rtc"] < 0.6 * bend["async"], (
-        bend
-    )  # 0.01 to 0.06 where inference is quick, 0.4 where it is slow
+    assert bend["rtc"] < share * bend["async"], bend
 
 
 @pytest.mark.realtime
