@@ -90,3 +90,30 @@ def yaw_rad(quaternion: np.ndarray) -> float:
 def nearest_turn(yaw: float, symmetry: float) -> float:
     """A thing that looks the same after a turn of `symmetry`: the smallest turn that it looks turned by."""
     return (yaw + symmetry / 2) % symmetry - symmetry / 2
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """How exact a hand must be while it comes down.
+
+    off_m, above_m: so near it closes. early_m: fingers that are still closed stay up while they are farther off than this.
+    beside_m, tilt_rad: between these lie none and all of the hover.
+    """
+
+    hover_m: float
+    off_m: float
+    above_m: float
+    early_m: float
+    beside_m: tuple[float, float]
+    tilt_rad: tuple[float, float]
+
+    def descend(self, hand: Hand, grasp_m: np.ndarray, roll: float) -> Wish:
+        """The tool comes down as it comes over the thing, upright, turned as the thing is, with open fingers."""
+        off = float(np.linalg.norm((grasp_m - hand.tool_m)[:2]))
+        above = float(hand.tool_m[2] - grasp_m[2])
+        near = 1.0 + share(hand.open, 0.95, 0.7)  # once the fingers close they keep what they have
+        is_there = off < self.off_m * near and abs(above) < self.above_m * near
+        tilt = abs(hand.pitch - DOWN) + abs(hand.roll - roll)
+        is_early = share(hand.open, 0.9, 0.7) if off > self.early_m else 0.0
+        hover = self.hover_m * max(share(off, *self.beside_m), share(tilt, *self.tilt_rad), is_early)
+        return Wish(grasp_m + hover * UP, DOWN, roll, CLOSED if is_there else OPEN)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .hands import CLOSED, DOWN, OPEN, UP, Hand, Seen, Wish, nearest_turn, share, yaw_rad
+from .hands import CLOSED, DOWN, Funnel, Hand, Seen, Wish, nearest_turn, share, yaw_rad
 
 LEFT_MEETS_M = np.array([-0.07, 0.5, 0.2])
 """Where the left tool brings the socket."""
@@ -23,6 +23,7 @@ BEFORE_M, INSIDE_M = 0.145, 0.096
 """From the socket's middle to the peg's: before it, and pressed against the pin (0.1 is where they touch)."""
 HOVER_M = 0.08
 ALONG = np.array([1.0, 0.0, 0.0])
+FUNNEL = Funnel(HOVER_M, 0.01, 0.008, 0.01, beside_m=(0.006, 0.018), tilt_rad=(0.06, 0.3))
 
 
 class Insertion:
@@ -43,18 +44,10 @@ class Insertion:
         return bool(np.linalg.norm(peg - socket) < 0.1) and float(min(peg[2], socket[2])) > 0.1
 
     def _pick(self, hand: Hand, thing: np.ndarray, grasp_m: np.ndarray) -> Wish:
-        """A funnel: the tool comes down as it comes over the thing, upright, turned as it is, with open fingers."""
         turned = nearest_turn(yaw_rad(thing[3:]), np.pi)
         c, s = np.cos(turned), np.sin(turned)
         grasp = thing[:3] + np.array([grasp_m[0] * c, grasp_m[0] * s, grasp_m[2]])
-        roll = hand.waist - turned
-        off, above = float(np.linalg.norm((grasp - hand.tool_m)[:2])), float(hand.tool_m[2] - grasp[2])
-        near = 1.0 + share(hand.open, 0.95, 0.7)  # once the fingers close they keep what they have
-        is_there = off < 0.01 * near and abs(above) < 0.008 * near
-        tilt = abs(hand.pitch - DOWN) + abs(hand.roll - roll)
-        is_early = share(hand.open, 0.9, 0.7) if off > 0.01 else 0.0
-        hover = HOVER_M * max(share(off, 0.006, 0.018), share(tilt, 0.06, 0.3), is_early)
-        return Wish(grasp + hover * UP, DOWN, roll, CLOSED if is_there else OPEN)
+        return FUNNEL.descend(hand, grasp, hand.waist - turned)
 
     def _bring(self, left: Hand, socket: np.ndarray) -> Wish:
         return Wish(LEFT_MEETS_M, DOWN, left.waist + _straighten(left, socket), CLOSED)

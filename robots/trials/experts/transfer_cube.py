@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .hands import CLOSED, DOWN, LEVEL, OPEN, UP, Hand, Seen, Wish, nearest_turn, share, yaw_rad
+from .hands import CLOSED, DOWN, LEVEL, OPEN, Funnel, Hand, Seen, Wish, nearest_turn, share, yaw_rad
 
 MEET_M = np.array([0.0, 0.5, 0.2])
 WAIT_M = np.array([-0.12, 0.5, 0.2])
@@ -26,6 +26,7 @@ HELD = 0.66
 """Fingers closed on the cube stand at 0.606."""
 FORE_AND_AFT = np.pi / 2
 HOVER_M = 0.08
+FUNNEL = Funnel(HOVER_M, 0.014, 0.012, 0.012, beside_m=(0.01, 0.05), tilt_rad=(0.1, 0.5))
 
 
 class TransferCube:
@@ -47,16 +48,7 @@ class TransferCube:
         return bool(is_away) and seen.left.has(seen.things[0, :3], HELD)
 
     def _pick(self, right: Hand, cube: np.ndarray, turned: float) -> Wish:
-        """A funnel: the tool comes down as it comes over the cube, upright, turned as the cube is, with open fingers."""
-        grasp = cube + GRASP_M
-        roll = FORE_AND_AFT + right.waist - turned
-        off, above = float(np.linalg.norm((grasp - right.tool_m)[:2])), float(right.tool_m[2] - grasp[2])
-        near = 1.0 + share(right.open, 0.95, 0.7)  # once the fingers close they keep what they have
-        is_there = off < 0.014 * near and abs(above) < 0.012 * near
-        tilt = abs(right.pitch - DOWN) + abs(right.roll - roll)
-        is_early = share(right.open, 0.9, 0.7) if off > 0.012 else 0.0
-        hover = HOVER_M * max(share(off, 0.01, 0.05), share(tilt, 0.1, 0.5), is_early)
-        return Wish(grasp + hover * UP, DOWN, roll, CLOSED if is_there else OPEN)
+        return FUNNEL.descend(right, cube + GRASP_M, FORE_AND_AFT + right.waist - turned)
 
     def _carry(self, right: Hand, cube: np.ndarray) -> Wish:
         """Off the table the cube is turned straight on the way: in the middle the waist is straight as well."""
