@@ -96,7 +96,7 @@ def nearest_turn(yaw: float, symmetry: float) -> float:
 class Funnel:
     """How exact a hand must be while it comes down.
 
-    off_m, above_m: so near it closes. early_m: fingers that are still closed stay up while they are farther off than this.
+    off_m, above_m: so near it closes. early_m: fingers that are still closed stay up while they are farther off.
     beside_m, tilt_rad: between these lie none and all of the hover.
     """
 
