@@ -72,25 +72,25 @@ test-lerobot: $(VENV_TEST)/ready .venv-lerobot/ready
 
 .venv-lerobot/ready:
 	sh .ci/venv "$$(sh .ci/find-python 3.12)" .venv-lerobot
-	.venv-lerobot/bin/pip install --quiet '$(LEROBOT)'
+	sh .ci/install .venv-lerobot '$(LEROBOT)'
 	touch $@
 
 $(VENV)/ready: pyproject.toml
 	sh .ci/venv $(PYTHON) $(VENV)
-	$(VENV)/bin/pip install --quiet $(TORCH)
-	$(VENV)/bin/pip install --quiet -e '.[cpu,train]'
+	sh .ci/install $(VENV) $(TORCH)
+	sh .ci/install $(VENV) -e '.[cpu,train]'
 	touch $@
 
 $(VENV_TEST)/ready: pyproject.toml
 	sh .ci/venv $(PYTHON) $(VENV_TEST)
-	$(VENV_TEST)/bin/pip install --quiet $(TORCH)
-	$(VENV_TEST)/bin/pip install --quiet -e '.[dev]'
+	sh .ci/install $(VENV_TEST) $(TORCH)
+	sh .ci/install $(VENV_TEST) -e '.[dev]'
 	touch $@
 
 # The wheel, not the tree: what a robot would install.
 .venv-runtime-%/ready: pyproject.toml
 	sh .ci/venv "$$(sh .ci/find-python $*)" .venv-runtime-$*
-	.venv-runtime-$*/bin/pip install --quiet -e '.[dev-runtime]'
+	sh .ci/install .venv-runtime-$* -e '.[dev-runtime]'
 	touch $@
 
 clean:
