@@ -100,7 +100,7 @@ def _add_task_arguments(group: Any) -> None:
     add("--delay-ms", type=_delays, action="extend", metavar="LIST",
         help="from each request to its chunk, such as 0,100,200 (default 0)")  # fmt: skip
     add("--control", type=_list_of(CONTROLS), action="extend", metavar="LIST",
-        help=f"what must fail, to see that it does: {', '.join(CONTROLS)}")  # fmt: skip
+        help=f"what must fail, and what cannot be done better: {', '.join(CONTROLS)}")  # fmt: skip
     add(
         "--jitter-ms",
         type=Number(0, 60_000),

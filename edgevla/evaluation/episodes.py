@@ -19,7 +19,9 @@ from edgevla.errors import UsageError
 from edgevla.strict import Mismatch, UInt, read, write
 
 EPISODES = "episodes.jsonl"
-CONTROLS = ("none", "black", "zero-state", "misaligned")
+CONTROLS = ("none", "black", "zero-state", "misaligned", "expert")
+EXPERT_EXECUTION = "sync"
+"""The expert is asked at every step and answers at once."""
 UNSEEN = 500_000_000
 """Places of evaluations begin at this seed, those of demonstrations at 0: no place is met twice."""
 
@@ -29,7 +31,8 @@ class Cell:
     """bundle: its folder. label: a short name of it, unique in this evaluation. sha256: of its manifest.
 
     execution: the kind. control: `none`; `black`: the cameras see nothing; `zero-state`: every joint is said to be at 0;
-    `misaligned`: a new chunk is started at its action 0 instead of at the action that is due.
+    `misaligned`: a new chunk is started at its action 0 instead of at the action that is due. `expert`: the task's
+    scripted expert, which is told where everything is, moves the arm through the same loop and filter: the best there is.
     """
 
     bundle: str
@@ -49,7 +52,9 @@ def names_of(cells: Sequence[Cell]) -> list[str]:
     """The shortest names that tell the cells of one evaluation apart: `async 200 ms`, `int8 sync`, `async black`."""
     differs = {name: len({getattr(cell, name) for cell in cells}) > 1 for name in ("label", "delay_ms")}
     return [
-        " ".join(
+        "expert"
+        if cell.control == "expert"
+        else " ".join(
             [cell.label] * differs["label"]
             + [cell.execution]
             + [f"{cell.delay_ms:g} ms"] * differs["delay_ms"]
@@ -60,7 +65,9 @@ def names_of(cells: Sequence[Cell]) -> list[str]:
 
 
 def slug_of(cell: Cell, n_bundles: int) -> str:
-    """For names of files: `sync-0ms`, `int8-async-200ms-black`."""
+    """For names of files: `sync-0ms`, `int8-async-200ms-black`, `expert`."""
+    if cell.control == "expert":
+        return "expert"
     parts = [cell.label] * (n_bundles > 1) + [cell.execution, f"{cell.delay_ms:g}ms"]
     text = "-".join([*parts, *([cell.control] if cell.control != "none" else [])])
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)

@@ -23,7 +23,7 @@ from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
 from edgevla.evaluation.seams import seams
-from edgevla.execution import judge_latency
+from edgevla.execution import Sync, judge_latency
 from edgevla.launch.deployment import DeployOptions, check_fitting, chosen_execution, start_arguments
 from edgevla.manifest import Manifest
 from edgevla.messages import Chunk, Message, State
@@ -36,6 +36,7 @@ from ..describe import describe
 from ..profile import Profile, load_profile
 from ..world.contract import Painter, Verdict, World, make_painter, make_world
 from .closed_loop import ClosedLoop
+from .experts.contract import Expert, make_expert
 
 ARRIVED_SHARE = 0.005
 """The arm is at its start within so much of each joint's range."""
@@ -104,6 +105,7 @@ class Contestant:
         self.cameras = cameras_of(m, self.task, conditions.cameras)
         for camera in self.cameras.values():
             painter.open(*camera)
+        self._expert: Expert | None = make_expert(self.task) if cell.control == "expert" else None
         self._fit: Fit | None = None
         self._loop: ClosedLoop | None = None
         self._world: World | None = None
@@ -137,6 +139,11 @@ class Contestant:
         )
         self._infer_ms.append(1000 * (time.perf_counter() - began))
         return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
+
+    def act_as_expert(self, seen: Observation) -> np.ndarray:
+        """float32 (T, D), robot units: what the task's expert would do now, T times; one of them is executed."""
+        assert self._expert is not None and self._world is not None
+        return _tiled(self._expert.goal(self._world, seen.state), self.policy.manifest.chunk_size)
 
     def _to_policy(self, state: np.ndarray) -> np.ndarray:
         assert self._fit is not None
@@ -221,11 +228,13 @@ class Contestant:
         world.reset(episode, loop.clock.now_ns())
         loop.links.policy = _stay(start, self.policy.manifest.chunk_size)
         m = self.policy.manifest
-        loop.start(start_arguments(m, self._fit, self.options, self.verdict.execution, self.cell.delay_ms))
+        execution = self.verdict.execution if self._expert is None else Sync(1)
+        loop.start(start_arguments(m, self._fit, self.options, execution, self.cell.delay_ms))
         _await(loop, start)
         loop.reset()
         world.reset(episode, loop.clock.now_ns())
-        loop.links.policy, loop.links.n_inferences = self.act, 0
+        loop.links.policy = self.act if self._expert is None else self.act_as_expert
+        loop.links.n_inferences = 0
         loop.links.states.clear()
         self.policy.reset()
         self._episode, self._past, self._infer_ms, self._delays = episode, {}, [], []
@@ -273,8 +282,13 @@ def own_names(m: Manifest) -> dict[str, str]:
 
 def _stay(posture: np.ndarray, n: int) -> Any:
     """A policy that wants the arm to be there."""
-    chunk = np.tile(np.asarray(posture, np.float32), (n, 1))
+    chunk = _tiled(posture, n)
     return lambda seen, **_: chunk
+
+
+def _tiled(goal: np.ndarray, n: int) -> np.ndarray:
+    """(D,) -> float32 (n, D)."""
+    return np.tile(np.asarray(goal, np.float32), (n, 1))
 
 
 def _await(loop: ClosedLoop, posture: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from edgevla import __version__
 from edgevla.bundle import Bundle, load_bundle
 from edgevla.engines.options import n_cores
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.evaluation.episodes import EPISODES, Cell, Conditions, Episode, Journal
+from edgevla.evaluation.episodes import EPISODES, EXPERT_EXECUTION, Cell, Conditions, Episode, Journal
 from edgevla.evaluation.verdict_info import as_json
 from edgevla.evaluation.verdict_table import expected, tables, what_it_shows
 from edgevla.evaluation.verdicts import Evaluated, results_of
@@ -226,13 +226,19 @@ def cells_of(bundles: Sequence[Bundle], args: argparse.Namespace) -> list[Cell]:
         by_sha[bundle.sha256] = bundle
     labels = _labels(bundles)
     executions = once(args.execution or [], "--execution")
-    return [
+    controls = args.control or ["none"]
+    cells = [
         Cell(str(bundle.folder), label, bundle.sha256, execution, delay, control)
         for bundle, label in zip(bundles, labels, strict=True)
         for execution in (executions or [str(bundle.manifest.execution.default["kind"])])
         for delay in (args.delay_ms or [0.0])
-        for control in (args.control or ["none"])
+        for control in controls
+        if control != "expert"
     ]
+    if "expert" in controls:  # one cell: no bundle acts in it, only its rate and its caps of speed are used
+        first = bundles[0]
+        cells.append(Cell(str(first.folder), labels[0], first.sha256, EXPERT_EXECUTION, control="expert"))
+    return cells
 
 
 def _labels(bundles: Sequence[Bundle]) -> list[str]:

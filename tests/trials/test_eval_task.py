@@ -131,6 +131,20 @@ def test_an_expectation_sets_the_exit_code_and_says_how_sure_it_is(
     assert "the interval" in out
 
 
+def test_the_expert_is_what_cannot_be_done_better_and_no_part_of_what_is_expected(
+    bundle: Path, other: Path, evaluate: Evaluate, info_in: Info, tmp_path: Path
+) -> None:
+    words = ["--control", "none,black,expert", "--delay-ms", "0,100", "--execution", "async"]
+    code, out, _ = evaluate(bundle, other, *words, "--expect", 0.5)
+    assert code == 1
+    cells = {c["name"]: c for c in info_in(tmp_path / "eval")["cells"]}
+    assert len(cells) == 2 * 2 * 2 + 1
+    assert cells["expert"]["aggregated"]["n_success"] == 2
+    assert cells["expert"]["clipped"]["share"] < 0.02
+    assert "expert reaches" not in out
+    assert "black misses" not in out
+
+
 # -- chance -----------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +332,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(
         (["--execution", "rtc"], "cannot run 'rtc'; it allows sync, ensemble, async"),
         (["--execution", "sync,sync"], "sync"),
         (["--delay-ms", "0,soon"], "soon must be from 0"),
-        (["--control", "white"], "'white' must be one of none, black, zero-state, misaligned"),
+        (["--control", "white"], "'white' must be one of none, black, zero-state, misaligned, expert"),
         (["--episodes", "0-3"], "--episodes 0-3 must be a whole number from 1"),
         (["--expect", "85"], "must be from 0 to 1"),
         (["--n-steps", 4], "has no denoise steps"),
