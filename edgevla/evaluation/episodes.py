@@ -20,8 +20,8 @@ from edgevla.strict import Mismatch, UInt, read, write
 
 EPISODES = "episodes.jsonl"
 CONTROLS = ("none", "black", "zero-state", "misaligned", "expert")
-EXPERT_EXECUTION = "sync"
-"""The expert is asked at every step and answers at once."""
+EXPERT_EXECUTION = "async"
+"""The expert is asked at every step, and what it said last is done."""
 UNSEEN = 500_000_000
 """Places of evaluations begin at this seed, those of demonstrations at 0: no place is met twice."""
 

@@ -23,7 +23,7 @@ from edgevla.engines import EngineOptions
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
 from edgevla.evaluation.seams import seams
-from edgevla.execution import Sync, judge_latency
+from edgevla.execution import Async, judge_latency
 from edgevla.launch.deployment import DeployOptions, check_fitting, chosen_execution, start_arguments
 from edgevla.manifest import Manifest
 from edgevla.messages import Chunk, Message, State
@@ -141,7 +141,7 @@ class Contestant:
         return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
 
     def act_as_expert(self, seen: Observation) -> np.ndarray:
-        """float32 (T, D), robot units: what the task's expert would do now, T times; one of them is executed."""
+        """float32 (T, D), robot units: what the task's expert would do now, for as long as it is not asked again."""
         assert self._expert is not None and self._world is not None
         return _tiled(self._expert.goal(self._world, seen.state), self.policy.manifest.chunk_size)
 
@@ -228,7 +228,7 @@ class Contestant:
         world.reset(episode, loop.clock.now_ns())
         loop.links.policy = _stay(start, self.policy.manifest.chunk_size)
         m = self.policy.manifest
-        execution = self.verdict.execution if self._expert is None else Sync(1)
+        execution = self.verdict.execution if self._expert is None else Async(every=1)
         loop.start(start_arguments(m, self._fit, self.options, execution, self.cell.delay_ms))
         _await(loop, start)
         loop.reset()
