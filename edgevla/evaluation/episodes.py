@@ -32,7 +32,7 @@ class Cell:
 
     execution: the kind. control: `none`; `black`: the cameras see nothing; `zero-state`: every joint is said to be at 0;
     `misaligned`: a new chunk is started at its action 0 instead of at the action that is due. `expert`: the task's
-    scripted expert, which is told where everything is, moves the arm through the same loop and filter: the best there is.
+    scripted expert, which is told where everything is, moves the arm through the same loop: the best there is.
     """
 
     bundle: str

@@ -142,7 +142,8 @@ class Contestant:
 
     def act_as_expert(self, seen: Observation) -> np.ndarray:
         """float32 (T, D), robot units: what the task's expert would do now, for as long as it is not asked again."""
-        assert self._expert is not None and self._world is not None
+        assert self._expert is not None
+        assert self._world is not None
         return _tiled(self._expert.goal(self._world, seen.state), self.policy.manifest.chunk_size)
 
     def _to_policy(self, state: np.ndarray) -> np.ndarray:
