@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("edgevla.evaluation.cli", "compare what policies would do with what was recorded"),
     "deploy": ("edgevla.launch.deploy_cli", "run a bundle on a robot, real or emulated"),
     "serve": ("edgevla.serve.serve_cli", "let robots use policies that run on this machine"),
+    "pair": ("edgevla.serve.pair_cli", "let this robot and a policy server know each other's keys"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
     "record": ("edgevla.launch.record_cli", "record a running robot into a LeRobot dataset"),
     "replay": ("edgevla.launch.replay_cli", "play a recorded episode on a robot"),

@@ -33,6 +33,7 @@ from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.predictor import InferenceResult, Predictor, RtcInputs, Wanted, blank_observation, described
 from edgevla.runner import BundlePolicy
+from edgevla.serve.authority import introduced
 from edgevla.serve.pictures import encoding
 from edgevla.serve.remote import RemotePolicy, look_up
 from edgevla.serve.transport import addresses
@@ -374,7 +375,8 @@ def _predictor(
             options=EngineOptions(threads=args.threads),
             allow_lost_cameras=args.allow_lost_cameras,
         )
-    servers, session = addresses(args.servers, "--policy"), bytes.fromhex(args.session)
+    servers = introduced(addresses(args.servers, "--policy"), "--policy")
+    session = bytes.fromhex(args.session)
     served = look_up(ctx, servers, session, LOOK_UP_S)
     if args.sha256 and served.sha256 != args.sha256:
         raise BundleError(

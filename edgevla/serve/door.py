@@ -12,8 +12,18 @@ import zmq
 
 from edgevla.codec import MAX_HEADER_BYTES, decode, encode
 from edgevla.errors import WireError
-from edgevla.messages import Ack, Body, Header, Message
+from edgevla.messages import Ack, Body, Describe, Header, Message
+from edgevla.serve.authority import Authority
+from edgevla.serve.gate import (
+    GREETINGS_AT_ONCE,
+    GREETINGS_PER_S,
+    MESSAGES_AT_ONCE,
+    MESSAGES_PER_S,
+    Gate,
+    Rates,
+)
 from edgevla.serve.transport import as_server
+from edgevla.server_messages import Join
 from edgevla.wire import make_socket
 
 SOURCE = "serve"
@@ -21,31 +31,46 @@ SOURCE = "serve"
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a message: the way back to him, and what he said."""
+    """Whoever sent a message: the way back to him, and what he said. key: his, where robots are paired; or empty."""
 
     peer: bytes
     asked: Message[Body]
+    key: str = ""
 
     @property
     def session(self) -> bytes:
         return self.asked.header.session
 
+    @property
+    def identity(self) -> tuple[str, bytes]:
+        """Of the robot: nobody gets into another one's session without its key."""
+        return self.key, self.session
+
 
 class Door:
     """most_bytes: of one picture that a policy here takes; longer parts close the connection.
+
+    authority: who may come in, by his key, already started in this context; None: whoever is on this machine.
 
     Raises:
         zmq.ZMQError: the address is taken, or none of this machine.
     """
 
-    def __init__(self, ctx: zmq.Context, endpoint: str, most_bytes: int) -> None:
+    def __init__(
+        self, ctx: zmq.Context, endpoint: str, most_bytes: int, authority: Authority | None = None
+    ) -> None:
         self.counters: Counter[str] = Counter()
+        self._authority = authority
         self._socket = make_socket(ctx, zmq.ROUTER)
-        as_server(self._socket, endpoint, most_bytes + MAX_HEADER_BYTES)
+        as_server(self._socket, endpoint, most_bytes + MAX_HEADER_BYTES, authority and authority.keys)
         self._socket.setsockopt(zmq.LINGER, 500)  # the last answers
+        self.gate = Gate(self._socket)
+        self._messages = Rates(MESSAGES_PER_S, MESSAGES_AT_ONCE)
+        self._greetings = Rates(GREETINGS_PER_S, GREETINGS_AT_ONCE)
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError:
+            self.gate.close()
             self._socket.close(linger=0)
             raise
 
@@ -61,17 +86,39 @@ class Door:
 
     def poll(self, most: int = 64) -> list[Caller]:
         """Up to `most` messages. Never blocks."""
-        found = []
+        found, now_ns = [], time.monotonic_ns()
+        self.gate.look()
         for _ in range(most):
             try:
                 peer, *parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 break
             try:
-                found.append(Caller(peer.bytes, decode([part.buffer for part in parts], None)))
+                found += self._let_in(peer, parts, now_ns)
             except WireError as error:
                 self.counters[error.reason] += 1
         return found
+
+    def _let_in(self, peer: zmq.Frame, parts: Sequence[zmq.Frame], now_ns: int) -> list[Caller]:
+        """The message, if who sent it may say so much.
+
+        Raises:
+            WireError: it is none of ours.
+        """
+        key = str(peer.get("User-Id")) if self._authority is not None else ""
+        who = key or peer.bytes.hex()
+        self.gate.heard(int(peer.get(zmq.SRCFD)), who)
+        if self._authority is not None and self._authority.name_of(key) is None:
+            self.gate.throw_out(who)
+            self.counters["not_paired"] += 1
+        elif not self._messages.allows(who, now_ns):
+            self.counters["rate"] += 1
+        else:
+            caller = Caller(peer.bytes, decode([part.buffer for part in parts], None), key)
+            if not isinstance(caller.asked.body, Join | Describe) or self._greetings.allows(who, now_ns):
+                return [caller]
+            self.counters["rate"] += 1
+        return []
 
     def answer(self, caller: Caller, body: Body, payloads: Sequence[np.ndarray] = ()) -> None:
         """In the robot's session, with the number of what it answers. Whoever has gone, or reads nothing, loses it."""
@@ -87,4 +134,5 @@ class Door:
         self.answer(caller, Ack(caller.asked.seq, is_accepted, reason))
 
     def close(self) -> None:
+        self.gate.close()
         self._socket.close()

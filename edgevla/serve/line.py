@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from edgevla import strict
 from edgevla.clock import NS_PER_MS
@@ -25,6 +26,24 @@ from edgevla.wire import Dealer
 
 SLICE_MS = 50
 """So often it is looked whether the process ends."""
+PAIR = "edgevla serve --pair there, edgevla pair {host} here"
+BARRED = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: (
+        "",
+        f"does not take this robot: it is not paired there, or not any more; to pair it: {PAIR}",
+    ),
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: (
+        f"takes paired robots only; to pair this one: {PAIR}",
+        "talks without keys, but this robot was paired with it: start it with --paired, or forget it here: "
+        "edgevla pair --list, edgevla pair --revoke NAME",
+    ),
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
+        "",
+        "breaks off before anything is said; if it goes on so, its key is another one than at pairing: if that is "
+        f"right, pair again: {PAIR}",
+    ),
+}
+"""What it means when the handshake fails: to a robot without, and with a key of the server."""
 A = TypeVar("A", bound=About)
 
 
@@ -36,19 +55,28 @@ class Line:
     ) -> None:
         self.address, self._is_closing = address, is_closing
         self._has_gone = False
+        self.barred = ""
+        """Why the server does not even listen to this robot, in words; empty: it does, or is not there."""
         self._dealer = Dealer(ctx, address.endpoint, session, source, self._prepare)
         self._poller = zmq.Poller()
         for socket in (self._dealer.socket, self._monitor):
             self._poller.register(socket, zmq.POLLIN)
 
     def _prepare(self, socket: zmq.Socket) -> None:
-        as_robot(socket, self.address.endpoint)
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        as_robot(socket, self.address)
+        events = zmq.EVENT_DISCONNECTED
+        for event in BARRED:
+            events |= event
+        self._monitor = socket.get_monitor_socket(events)
 
     @property
     def is_lost(self) -> bool:
         """Whether the server has gone since the line was opened, even if one is there again."""
-        self._has_gone = self._has_gone or bool(self._monitor.poll(0))
+        while self._monitor.poll(0):
+            self._has_gone = True
+            without, with_keys = BARRED.get(recv_monitor_message(self._monitor)["event"], ("", ""))
+            words = without if self.address.own is None else with_keys
+            self.barred = self.barred or words.format(host=self.address.host)
         return self._has_gone
 
     @property

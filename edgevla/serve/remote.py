@@ -56,6 +56,7 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
     """
     until = time.monotonic_ns() + round(patience_s * NS_PER_S)
     while True:
+        barred = []
         for server in servers:
             line = Line(ctx, server, session, "robot", threading.Event())
             try:
@@ -64,6 +65,9 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
                 line.close()
             if about is not None:
                 return _served(about, server)
+            barred += [f"{server} {line.barred}"] if line.barred else []
+        if len(barred) == len(servers):
+            raise WireError(f"policy server {'; '.join(barred)}", "refused")
         if time.monotonic_ns() >= until:
             names = " nor at ".join(map(str, servers))
             raise WireError(
@@ -240,6 +244,9 @@ class RemotePolicy:
         if ack is not None:
             self._left = f"{server} refuses: {ack.reason}"
             return ack.reason
+        if line.barred:
+            self._left = f"{server} {line.barred}"
+            return line.barred
         self._left = self._left or f"{server} does not answer"
         return None
 

@@ -8,8 +8,13 @@ On the robot:  edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ..
 The robot keeps its cameras, its safety and its time; it sends what it sees and gets a chunk of actions. The one whose
 actions end first is served first. Nothing is kept between requests, so the server may be restarted under a moving arm:
 it plays what it has, holds, and goes on. Ctrl-C or SIGTERM: whoever waits is told, what runs is finished, then it ends.
-Nothing is encrypted yet, so it listens on this machine only; from another one let ssh carry it:
-ssh -L 5599:127.0.0.1:5599 HOST
+
+Robots on other machines are paired first, once each:
+
+  edgevla serve --pair                                            here: shows a code
+  edgevla pair HOST                                               on the robot: asks for it
+  edgevla serve bundles/act --bind tcp://0.0.0.0:5599             here: only paired robots are served, encrypted
+  edgevla pair --list                                             either: who is paired; --revoke NAME ends it
 
 Exit codes: 0 ended by a signal; 1 failed; 2 wrong usage.
 """
@@ -27,9 +32,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import ConfigError, UsageError
 from edgevla.launch.options import check_texts, whole
-from edgevla.serve.transport import DEFAULT_BIND, NAME, address, check_plain
+from edgevla.serve.transport import DEFAULT_BIND, NAME, PAIR_BIND, address, is_loopback
 
 if TYPE_CHECKING:
+    from edgevla.serve.authority import Authority
     from edgevla.serve.hosted import Hosted
     from edgevla.serve.server import PolicyServer
 
@@ -37,6 +43,8 @@ SHOWN = {
     "join": "{robot} has joined for '{policy}' ({session})",
     "join_refused": "! a robot was refused: {reason}",
     "left": "{robot} has left ({session})",
+    "revoked": "'{name}' is not paired any more: thrown out",
+    "pairing": "! {words}",
     "drain": "going down: robots are told, what runs is finished",
 }
 """Kind of a line in the log -> what is shown of it; the others are in the log and the figures only."""
@@ -46,11 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "bundles",
-        nargs="+",
+        nargs="*",
         metavar="[NAME=]BUNDLE",
         help="folders made by edgevla export; NAME: the folder's",
     )
-    add("--bind", default=DEFAULT_BIND, metavar="tcp://HOST:PORT", help=f"default: {DEFAULT_BIND}")
+    add("--bind", metavar="tcp://HOST:PORT",
+        help=f"default: {DEFAULT_BIND}, which this machine alone reaches; with --pair: {PAIR_BIND}, which all reach")  # fmt: skip
+    add("--pair", action="store_true",
+        help="serve nothing, but show a code with which one robot is paired; valid two minutes, once")  # fmt: skip
+    add("--paired", action="store_true",
+        help="serve paired robots only, encrypted, also where this machine alone reaches it")  # fmt: skip
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
         help="inference engine; default: each bundle's target")  # fmt: skip
     add("--threads", type=whole(1, 1024), metavar="N", help="of the CPU engine; default: all cores but one")
@@ -65,11 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the options say, judged. folders: by the policies' names. place: host and port of the figures."""
+    """What the options say, judged. folders: by the policies' names. place: host and port of the figures.
+
+    is_paired: whether only paired robots are served.
+    """
 
     endpoint: str
     folders: dict[str, Path]
     place: tuple[str, int] | None
+    is_paired: bool
 
 
 def plan_from(args: argparse.Namespace) -> Plan:
@@ -78,21 +95,44 @@ def plan_from(args: argparse.Namespace) -> Plan:
         UsageError: what cannot be.
     """
     check_texts(args)
-    bind = address(args.bind, "--bind")
+    if not args.bundles:
+        raise UsageError("no policy to serve: edgevla serve BUNDLE, or edgevla serve --pair to pair a robot")
+    bind = address(args.bind or DEFAULT_BIND, "--bind")
     if bind.policy:
         raise UsageError(f"--bind {args.bind}: the bundles say the names; leave /{bind.policy} out")
-    check_plain(bind.endpoint, "--bind")
     place = None if args.metrics is None else metrics_place(args.metrics)
-    return Plan(bind.endpoint, named(args.bundles), place)
+    is_paired = args.paired or not is_loopback(bind.endpoint)
+    return Plan(bind.endpoint, named(args.bundles), place, is_paired)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.pair:
+        from edgevla.serve.pair_cli import show_code
+
+        return show_code(args)
     plan = plan_from(args)
+    authority = authority_of(plan)
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
     hosted = [_host(name, folder, args) for name, folder in plan.folders.items()]
-    return 0 if asked else _serve(plan, hosted, args.log, asked)
+    return 0 if asked else _serve(plan, hosted, args.log, asked, authority)
+
+
+def authority_of(plan: Plan) -> Authority | None:
+    """Who may be served; None: whoever is on this machine.
+
+    Raises:
+        ConfigError: paired robots alone may be served there, and none is paired.
+    """
+    from edgevla.serve.authority import Authority
+
+    if not plan.is_paired:
+        return None
+    try:
+        return Authority()
+    except ConfigError as error:
+        raise ConfigError(f"--bind {plan.endpoint}: {error}") from error
 
 
 def named(texts: Sequence[str]) -> dict[str, Path]:
@@ -156,7 +196,9 @@ def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
     return made
 
 
-def _serve(plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[int]) -> int:
+def _serve(
+    plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[int], authority: Authority | None
+) -> int:
     import zmq
 
     from edgevla.serve.metrics import MetricsPage
@@ -167,11 +209,16 @@ def _serve(plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[i
     waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
     woken.bind("inproc://worker-done")
     waker.connect("inproc://worker-done")
+    if authority is not None:
+        authority.start(ctx)
     try:
         server = PolicyServer(
-            ctx, plan.endpoint, hosted, note=note, wake=lambda: waker.send(b"", zmq.NOBLOCK)
-        )
+            ctx, plan.endpoint, hosted, note=note, wake=lambda: waker.send(b"", zmq.NOBLOCK),
+            authority=authority,
+        )  # fmt: skip
     except zmq.ZMQError as error:
+        if authority is not None:
+            authority.close()
         ctx.destroy(linger=0)
         raise ConfigError(
             f"--bind {plan.endpoint}: {error.strerror}; is another server running there?"
@@ -183,11 +230,15 @@ def _serve(plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[i
             say(f"figures: {page.address}")
         say(f"listening at {server.door.endpoint}; on a robot: edgevla deploy --policy "
             f"{server.door.endpoint}/{hosted[0].name} --robot ...")  # fmt: skip
+        if authority is not None:
+            say(f"paired robots alone are served: {', '.join(authority.names)}")
         _turn(server, woken, asked)
     finally:
         if page is not None:
             page.close()
         server.close()
+        if authority is not None:
+            authority.close()
         for socket in (waker, woken):
             socket.close(linger=0)
         ctx.term()

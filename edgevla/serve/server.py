@@ -25,7 +25,9 @@ from edgevla.descriptions import AboutRobot, AboutServer, AskedAbout
 from edgevla.errors import BundleError, EdgeVLAError, EngineError, WireError
 from edgevla.messages import Body, Describe, Header, Message
 from edgevla.predictor import InferenceResult
+from edgevla.serve.authority import Authority
 from edgevla.serve.door import SOURCE, Caller, Door
+from edgevla.serve.gate import MOST_PER_KEY
 from edgevla.serve.hosted import Hosted
 from edgevla.serve.metrics import Metrics
 from edgevla.serve.turns import Turn, Turns
@@ -74,6 +76,8 @@ class _Done:
 class PolicyServer:
     """hosted: policies, warmed up. endpoint: to listen at. note: see `Note`. wake: called when an inference is done.
 
+    authority: which robots are served, already started in `ctx`; None: whoever is on this machine.
+
     Raises:
         zmq.ZMQError: the endpoint cannot be bound. WireError: a manifest is too large to be told.
     """
@@ -86,6 +90,7 @@ class PolicyServer:
         *,
         note: Note = lambda *_, **__: None,
         wake: Callable[[], None] = lambda: None,
+        authority: Authority | None = None,
     ) -> None:
         self.metrics = Metrics()
         self._by_name = {h.name: h for h in hosted}
@@ -93,13 +98,14 @@ class PolicyServer:
         self._about = AboutServer("serve", tuple(h.about() for h in hosted))
         _check_descriptions([self._about, *(h.about_policy() for h in hosted)])
         self._note, self._wake = note, wake
-        self._robots: dict[bytes, _Robot] = {}
+        self._authority = authority
+        self._robots: dict[tuple[str, bytes], _Robot] = {}
         self._turns: Turns[_Job] = Turns()
         self._worker = ThreadPoolExecutor(1, "inference")
         self._running: Future[_Done] | None = None
         self._looked_ns = 0
         self.is_draining = False
-        self.door = Door(ctx, endpoint, max(h.most_bytes for h in hosted))
+        self.door = Door(ctx, endpoint, max(h.most_bytes for h in hosted), authority)
 
     @property
     def is_drained(self) -> bool:
@@ -117,6 +123,7 @@ class PolicyServer:
             self._running.add_done_callback(lambda _: self._wake())
         if now_ns - self._looked_ns >= LOOK_NS:
             self._looked_ns = now_ns
+            self._look_who_is_paired()
             self._forget(now_ns)
             self._figures()
 
@@ -165,10 +172,10 @@ class PolicyServer:
         if not reason:
             name = self._by_sha256[join.policy].name
             robot = str(join.robot["robot"])
-            self._robots[caller.session] = _Robot(robot, join.policy, now_ns)
-            self._note("join", robot=robot, session=caller.session.hex(), policy=name)
+            self._robots[caller.identity] = _Robot(robot, join.policy, now_ns)
+            self._note("join", robot=robot, policy=name, **self._who(caller))
         else:
-            self._note("join_refused", session=caller.session.hex(), reason=reason)
+            self._note("join_refused", reason=reason, **self._who(caller))
         self.metrics.count("joins_total", outcome="refused" if reason else "admitted")
         self.door.ack(caller, not reason, reason)
 
@@ -184,12 +191,16 @@ class PolicyServer:
             hosted.admit(strict.read(AboutRobot, join.robot, "the robot's description"))
         except (Mismatch, BundleError) as error:
             return str(error)
-        if caller.session not in self._robots and len(self._robots) >= MOST_ROBOTS:
+        if caller.identity in self._robots:
+            return ""
+        if len(self._robots) >= MOST_ROBOTS:
             return f"it serves {MOST_ROBOTS} robots already"
+        if caller.key and sum(key == caller.key for key, _ in self._robots) >= MOST_PER_KEY:
+            return f"it serves {MOST_PER_KEY} deployments of this machine already"
         return ""
 
     def _on_request(self, caller: Caller, request: Request, now_ns: int) -> None:
-        robot, hosted = self._robots.get(caller.session), self._by_sha256.get(request.policy)
+        robot, hosted = self._robots.get(caller.identity), self._by_sha256.get(request.policy)
         if self.is_draining:
             self._refuse(caller, request, "draining", DRAINING)
         elif robot is None or hosted is None or robot.sha256 != request.policy:
@@ -201,15 +212,34 @@ class PolicyServer:
             empty_ns = now_ns + round(request.buffered_ms * NS_PER_MS)
             expires_ns = now_ns + round(request.budget_ms * NS_PER_MS)
             job = _Job(caller, request, hosted)
-            superseded = self._turns.add(Turn(caller.session, job, now_ns, empty_ns, expires_ns))
+            superseded = self._turns.add(Turn(caller.identity, job, now_ns, empty_ns, expires_ns))
             if superseded is not None:
                 self._became("superseded", superseded)
 
     def _forget(self, now_ns: int) -> None:
-        for session, robot in list(self._robots.items()):
+        for identity, robot in list(self._robots.items()):
             if now_ns - robot.heard_ns > FORGOTTEN_NS:
-                del self._robots[session]
-                self._note("left", robot=robot.name, session=session.hex())
+                del self._robots[identity]
+                self._note("left", robot=robot.name, session=identity[1].hex())
+
+    def _look_who_is_paired(self) -> None:
+        """Whoever was taken off the list is thrown out; ZeroMQ itself asks only when somebody connects."""
+        if self._authority is None:
+            return
+        news = self._authority.news()
+        for key, name in news.gone.items():
+            self.door.gate.throw_out(key)
+            self._robots = {who: robot for who, robot in self._robots.items() if who[0] != key}
+            self._note("revoked", name=name)
+        for words in news.words:
+            self._note("pairing", words=words)
+
+    def _who(self, caller: Caller) -> dict[str, str]:
+        """Of a line in the log: the session, and which paired robot it is."""
+        session = {"session": caller.session.hex()}
+        if self._authority is None:
+            return session
+        return {**session, "paired": self._authority.name_of(caller.key) or ""}
 
     # -- answering ----------------------------------------------------------------------------------------------
 
@@ -239,14 +269,19 @@ class PolicyServer:
     def _refuse(self, caller: Caller, request: Request, code: str, text: str) -> None:
         text = text[:MOST_WORDS]
         self.door.answer(caller, Reply(request.request_id, None, Refusal(code, text)))
-        self.metrics.count("requests_total", outcome=code)
-        session = caller.session.hex()
-        self._note("refused", session=session, request_id=request.request_id, code=code, text=text)
+        self._count(caller, code)
+        self._note("refused", request_id=request.request_id, code=code, text=text, **self._who(caller))
 
     def _became(self, outcome: str, turn: Turn[_Job], **fields: Any) -> None:
+        job = turn.what
+        self._count(job.caller, outcome)
+        fields = {"policy": job.hosted.name, **fields, **self._who(job.caller)}
+        self._note(outcome, request_id=job.request.request_id, **fields)
+
+    def _count(self, caller: Caller, outcome: str) -> None:
         self.metrics.count("requests_total", outcome=outcome)
-        session, number = turn.what.caller.session.hex(), turn.what.request.request_id
-        self._note(outcome, session=session, request_id=number, policy=turn.what.hosted.name, **fields)
+        if name := self._who(caller).get("paired"):
+            self.metrics.count("robot_requests_total", robot=name, outcome=outcome)
 
     def _figures(self) -> None:
         self.metrics.set("robots", len(self._robots))
@@ -254,6 +289,12 @@ class PolicyServer:
         self.metrics.set("draining", self.is_draining)
         for reason, n in self.door.counters.items():
             self.metrics.set("messages_refused_total", n, reason=reason)
+        gate = self.door.gate
+        self.metrics.set("connections", len(gate))
+        for reason, n in gate.failed.items():
+            self.metrics.set("handshakes_failed_total", n, reason=reason)
+        for reason, n in gate.closed.items():
+            self.metrics.set("connections_closed_total", n, reason=reason)
 
 
 def _infer(turn: Turn[_Job]) -> _Done:

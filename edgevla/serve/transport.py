@@ -1,15 +1,15 @@
 """The network between robots and policy servers: addresses, who may listen where, and every option of the sockets.
 
 A line is lost without a word when a cable is pulled, so both ends beat: a peer that is silent for `SILENT_MS` is
-disconnected, and whoever connects tries again several times a second. Nothing is encrypted yet, so nothing leaves this
-machine: `check_plain` is the one place that says so, `as_server` and `as_robot` where keys will be given.
+disconnected, and whoever connects tries again several times a second. Off this machine nothing is said without keys:
+`as_server` and `as_robot` are where they are given, and where an address without them is refused.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgevla.errors import UsageError
@@ -17,21 +17,38 @@ from edgevla.errors import UsageError
 if TYPE_CHECKING:
     import zmq
 
+    from edgevla.serve.keys import KeyPair
+
 DEFAULT_BIND = "tcp://127.0.0.1:5599"
+PAIR_PORT = 5598
+PAIR_BIND = f"tcp://0.0.0.0:{PAIR_PORT}"
 BEAT_MS, SILENT_MS = 250, 900
 RECONNECT_MS, SLOWEST_RECONNECT_MS, CONNECT_MS = 50, 400, 700
 """An attempt to connect is given up early: a packet lost in it would otherwise be sent again after 1, 3, 7 seconds."""
 HANDSHAKE_MS = 2000
+MOST_QUEUED = 8
+"""Messages of one robot that are kept until they are read; it has one open question at a time."""
+ZAP_DOMAIN = "edgevla"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+):(?P<port>\d{1,5})(/(?P<name>.*))?")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a policy server listens, and which of its policies is meant; empty: its only one."""
+    """Where a policy server listens, and which of its policies is meant; empty: its only one.
+
+    key: the server's public key, own: this robot's; empty and None where they talk without (`authority.introduced`).
+    """
 
     endpoint: str
     policy: str = ""
+    key: str = ""
+    own: KeyPair | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> str:
+        """In one spelling."""
+        return plain_host(self.endpoint.removeprefix("tcp://").rpartition(":")[0])
 
     def __str__(self) -> str:
         return f"{self.endpoint}/{self.policy}" if self.policy else self.endpoint
@@ -82,37 +99,58 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost"
 
 
-def check_plain(endpoint: str, option: str) -> None:
-    """
-    Raises:
-        UsageError: the address is off this machine, where only robots and servers that are paired may talk.
-    """
-    if is_loopback(endpoint):
-        return
-    port = endpoint.rpartition(":")[2]
-    raise UsageError(
-        f"{option} {endpoint}: off this machine a policy server and a robot must be paired first, because whoever "
-        "reaches the port could steer the arm, and this version cannot pair them; stay on tcp://127.0.0.1 and let ssh "
-        f"carry it: ssh -L {port}:127.0.0.1:{port} HOST"
-    )
+def plain_host(text: str) -> str:
+    """One spelling of a host."""
+    bare = text.strip("[]").lower()
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        return bare
 
 
-def as_server(socket: zmq.Socket, endpoint: str, most_bytes: int) -> None:
-    """Options of a server's socket, before it is bound. most_bytes: of one part of a message."""
+def as_server(socket: zmq.Socket, endpoint: str, most_bytes: int, keys: KeyPair | None = None) -> None:
+    """Options of a server's socket, before it is bound. most_bytes: of one part of a message.
+
+    keys: only robots that an authenticator of the same context takes get in; None: whoever is on this machine.
+    """
     import zmq
 
     _as_either(socket, endpoint)
     socket.setsockopt(zmq.MAXMSGSIZE, most_bytes)
+    socket.setsockopt(zmq.RCVHWM, MOST_QUEUED)
+    if keys is None:
+        _check_plain(endpoint)
+        return
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret.encode())
+    socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN.encode())
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
-def as_robot(socket: zmq.Socket, endpoint: str) -> None:
+def as_robot(socket: zmq.Socket, to: Address) -> None:
     """Options of a robot's socket, before it connects."""
     import zmq
 
-    _as_either(socket, endpoint)
+    _as_either(socket, to.endpoint)
+    if to.own is not None:
+        socket.setsockopt(zmq.CURVE_SERVERKEY, to.key.encode())
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, to.own.public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, to.own.secret.encode())
+    else:
+        _check_plain(to.endpoint)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, SLOWEST_RECONNECT_MS)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+
+
+def _check_plain(endpoint: str) -> None:
+    """The last look, whatever was looked at before.
+
+    Raises:
+        UsageError: whoever reaches the address could steer the arm.
+    """
+    if not is_loopback(endpoint):
+        raise UsageError(f"{endpoint}: off this machine nothing is said without keys; edgevla pair --help says more")
 
 
 def _as_either(socket: zmq.Socket, endpoint: str) -> None:

@@ -262,7 +262,7 @@ def test_thousands_of_hostile_messages_are_counted_and_a_robot_is_served_meanwhi
     assert remote.ask(observation(0), 9999).chunk_seq == 9999
     assert rss_bytes() - before < 30e6
     assert set(server.server.door.counters) <= {
-        *("format", "schema", "type", "range", "size", "session", "unsent"),
+        *("format", "schema", "type", "range", "size", "session", "unsent", "rate"),
     }
 
 
