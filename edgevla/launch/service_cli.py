@@ -12,13 +12,14 @@ Installing moves nothing and starts nothing. The unit is called edgevla-NAME; it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgevla.errors import ConfigError, UsageError
@@ -75,8 +76,9 @@ def _take_own_options(args: argparse.Namespace) -> None:
 
 def _install(unit: Path, args: argparse.Namespace) -> int:
     verb, words = what_runs(args.deploy)
-    check_deploy(words) if verb == "deploy" else check_serve(words)
     user = user_name(args.user)
+    with keys_of(user):
+        check_deploy(words) if verb == "deploy" else check_serve(words)
     if unit.exists() and MARK not in unit.read_text():
         raise UsageError(f"{unit} is not of edgevla's making; remove it, or take another name")
     text = unit_text(args.name, user, Path.cwd(), args.deploy)
@@ -144,8 +146,13 @@ def check_serve(words: Sequence[str]) -> None:
 
     parser = Parser(prog="edgevla service install NAME serve")
     serve_cli.add_arguments(parser)
-    for folder in serve_cli.plan_from(parser.parse_args(words)).folders.values():
+    args = parser.parse_args(words)
+    if args.pair:
+        raise UsageError("a service cannot pair, a person reads the code: edgevla serve --pair")
+    plan = serve_cli.plan_from(args)
+    for folder in plan.folders.values():
         load_bundle(folder)
+    serve_cli.authority_of(plan)
 
 
 def check_deploy(words: Sequence[str]) -> None:
@@ -161,6 +168,20 @@ def check_deploy(words: Sequence[str]) -> None:
     deploy_cli.add_arguments(parser)
     args = parser.parse_args([*words, "--unattended"])
     deploy_cli.source_from(args, deploy_cli.options_from(args))
+
+
+@contextlib.contextmanager
+def keys_of(user: str) -> Iterator[None]:
+    """The keys that the unit will find, not those of whoever says sudo."""
+    home = Path(pwd.getpwnam(user).pw_dir) / ".config" / "edgevla"
+    before = os.environ.get("EDGEVLA_HOME")
+    os.environ["EDGEVLA_HOME"] = str(home)
+    try:
+        yield
+    finally:
+        del os.environ["EDGEVLA_HOME"]
+        if before is not None:
+            os.environ["EDGEVLA_HOME"] = before
 
 
 def user_name(said: str | None) -> str:

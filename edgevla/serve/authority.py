@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevla.errors import ConfigError, UsageError
 from edgevla.serve.keys import KeyPair, fingerprint, machine_keys
-from edgevla.serve.paired import Paired, paired, place_of
+from edgevla.serve.paired import Paired, paired, place_of, read_list
 from edgevla.serve.transport import ZAP_DOMAIN, Address, is_loopback
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class Authority:
     """
 
     def __init__(self) -> None:
-        self._seen = _stamp()
-        self._names = {one.key: one.name for one in paired("robots")}
+        self._place = place_of("robots")
+        self._seen = _stamp(self._place)
+        self._names = _names(self._place)
         if not self._names:
             raise ConfigError(
                 "no robot is paired with this server, and only paired ones are served here; pair one first: "
@@ -82,12 +84,12 @@ class Authority:
     def news(self) -> News:
         """What has changed since the last call. A list that cannot be read changes nothing."""
         words = self._about_strangers()
-        stamp = _stamp()
+        stamp = _stamp(self._place)
         if stamp == self._seen:
             return News({}, words)
         self._seen = stamp
         try:
-            names = {one.key: one.name for one in paired("robots")}
+            names = _names(self._place)
         except ConfigError as error:
             return News({}, (*words, f"{error}; until then, the robots of before are served"))
         gone = {key: name for key, name in self._names.items() if key not in names}
@@ -107,10 +109,14 @@ class Authority:
                 "to pair one: edgevla serve --pair",)  # fmt: skip
 
 
-def _stamp() -> tuple[int, ...]:
+def _names(place: Path) -> dict[str, str]:
+    return {one.key: one.name for one in read_list(place)}
+
+
+def _stamp(place: Path) -> tuple[int, ...]:
     """Another one for another content: a list is replaced, never written into."""
     try:
-        state = place_of("robots").stat()
+        state = place.stat()
     except OSError:
         return ()
     return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

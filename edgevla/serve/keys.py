@@ -155,9 +155,7 @@ def read_private(path: Path, kind: type[T]) -> T:
         raise ConfigError(f"{error}; mend the file, or remove it and pair again") from error
     except (ValueError, RecursionError) as error:
         why = str(error) if data else "it is empty"
-        raise ConfigError(
-            f"{path} is damaged ({why[:80]}); mend it, or remove it and pair again"
-        ) from error
+        raise ConfigError(f"{path} is damaged ({why[:80]}); mend it, or remove it and pair again") from error
 
 
 def write_private(path: Path, text: str) -> None:
@@ -181,7 +179,9 @@ def write_private(path: Path, text: str) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; nothing was changed; {_CURE}") from error
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}; nothing was changed; {_CURE}"
+        ) from error
     finally:
         if made is not None:
             Path(made).unlink(missing_ok=True)

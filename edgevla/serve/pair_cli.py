@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import socket
 import sys
 
 from edgevla.errors import UsageError
@@ -26,7 +25,7 @@ from edgevla.launch.options import check_texts
 from edgevla.serve.pairing import DIGITS
 from edgevla.serve.transport import DEFAULT_BIND, NAME, PAIR_BIND, PAIR_PORT, address, is_loopback, plain_host
 
-_PLACE = re.compile(r"(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%a-z0-9]+\])(:(?P<port>\d{1,5}))?")
+_PLACE = re.compile(r"(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Za-z:.%]+\])(:(?P<port>\d{1,5}))?")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +87,9 @@ def place(text: str) -> tuple[str, int]:
     found = _PLACE.fullmatch(bare)
     port = int((found and found["port"]) or PAIR_PORT)
     if found is None or not 0 < port < 65536:
-        raise UsageError(f"{text[:80]}: expected HOST or HOST:PORT, such as gpu.lab, without tcp:// and policy")
+        raise UsageError(
+            f"{text[:80]}: expected HOST or HOST:PORT, such as gpu.lab, without tcp:// and policy"
+        )
     return found["host"].strip("[]"), port
 
 
@@ -122,7 +123,7 @@ def _asked() -> str:
 def show_code(args: argparse.Namespace) -> int:
     """`edgevla serve --pair`."""
     from edgevla.serve.keys import machine_keys
-    from edgevla.serve.paired import own_name, paired
+    from edgevla.serve.paired import own_name, paired, reached_at
     from edgevla.serve.pairing import Pairing, shown
 
     others = {"BUNDLE": args.bundles, "--paired": args.paired, "--provider": args.provider,
@@ -133,6 +134,8 @@ def show_code(args: argparse.Namespace) -> int:
             "new robot at once"
         )
     bind = address(args.bind or PAIR_BIND, "--bind")
+    if bind.policy:
+        raise UsageError(f"--bind {args.bind}: a robot is paired for all policies; leave /{bind.policy} out")
     host, port = bind.host, int(bind.endpoint.rpartition(":")[2])
     keys = machine_keys()
     paired("robots")
@@ -140,7 +143,7 @@ def show_code(args: argparse.Namespace) -> int:
     try:
         code = f"{pairing.code[:3]} {pairing.code[3:]}"
         print(f"code: {code}   (two minutes, one robot)")
-        for where in _reached(host):
+        for where in reached_at(host):
             print(f"on the robot: edgevla pair {shown(where, port) if port != PAIR_PORT else where}")
         if is_loopback(bind.endpoint):
             print("only this machine reaches it there; from others: --bind tcp://0.0.0.0:PORT")
@@ -152,21 +155,6 @@ def show_code(args: argparse.Namespace) -> int:
     print(f"next: edgevla serve BUNDLE --bind tcp://0.0.0.0:{DEFAULT_BIND.rpartition(':')[2]}"
           "   (one that runs knows it already)")  # fmt: skip
     return 0
-
-
-def _reached(host: str) -> list[str]:
-    """How a robot may call this machine, if it listens at `host`."""
-    if host not in ("0.0.0.0", "::"):
-        return [host]
-    found = [socket.gethostname()]
-    family, far = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((far, 9))  # sends nothing; the system only chooses a way out
-            found.append(probe.getsockname()[0])
-        except OSError:
-            pass
-    return found
 
 
 # -- both ------------------------------------------------------------------------------------------------------
@@ -186,7 +174,10 @@ def _list() -> int:
     from edgevla.serve.paired import own_name, paired
 
     print(f"this machine  {own_name()}  {fingerprint(machine_keys().public)}")
-    for side, title in (("robots", "robots that its servers take"), ("servers", "servers that its robots ask")):
+    for side, title in (
+        ("robots", "robots that its servers take"),
+        ("servers", "servers that its robots ask"),
+    ):
         machines = paired(side)
         print(f"\n{title}: {'' if machines else 'none'}".rstrip())
         width = max((len(one.name) for one in machines), default=0)
@@ -203,5 +194,7 @@ def _revoke(name: str) -> int:
         if side == "robots":
             print(f"'{name}' is served no more; a server that runs throws it out within a second")
         else:
-            print(f"'{name}' is asked no more; a deployment that runs with it keeps its connection until it ends")
+            print(
+                f"'{name}' is asked no more; a deployment that runs with it keeps its connection until it ends"
+            )
     return 0

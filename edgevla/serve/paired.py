@@ -6,6 +6,7 @@ was paired at, as ssh does.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -50,13 +51,19 @@ def paired(side: Side) -> tuple[Paired, ...]:
     Raises:
         ConfigError: it is damaged, or others may write it.
     """
-    path = place_of(side)
+    return read_list(place_of(side))
+
+
+def read_list(path: Path) -> tuple[Paired, ...]:
+    """The list in a file, as `paired`."""
     if not path.exists():
         return ()
     found = read_private(path, _File).paired
     for one in found:
         if not is_key(one.key) or not NAME.fullmatch(one.name):
-            raise ConfigError(f"{path}: '{one.name[:64]}' has no name or key that can be; mend it, or pair again")
+            raise ConfigError(
+                f"{path}: '{one.name[:64]}' has no name or key that can be; mend it, or pair again"
+            )
     return found
 
 
@@ -109,6 +116,18 @@ def _write(side: Side, machines: list[Paired]) -> None:
 def _free(name: str, taken: set[str]) -> str:
     numbered = (f"{name[:60]}-{i}" for i in count(2))
     return next(one for one in chain([name], numbered) if one not in taken)
+
+
+def reached_at(host: str) -> list[str]:
+    """How another machine may call this one, if it listens at `host`."""
+    if host not in ("0.0.0.0", "::"):
+        return [host]
+    found = [socket.gethostname()]
+    family, far = (socket.AF_INET, "192.0.2.1") if host == "0.0.0.0" else (socket.AF_INET6, "2001:db8::1")
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((far, 9))  # sends nothing; the system only chooses a way out
+        found.append(probe.getsockname()[0])
+    return found
 
 
 def own_name() -> str:

@@ -12,6 +12,7 @@ One line of JSON per message over plain TCP: nothing of it is secret.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import secrets
@@ -25,8 +26,8 @@ from typing import TypeVar
 from edgevla import strict
 from edgevla.errors import ConfigError, EdgeVLAError, WireError
 from edgevla.serve.keys import KeyPair, is_key
-from edgevla.serve.pake import Exchange, proof
 from edgevla.serve.paired import Paired, keep, own_name
+from edgevla.serve.pake import Exchange, proof
 from edgevla.serve.transport import NAME, PAIR_PORT
 
 VERSION = 1
@@ -77,6 +78,13 @@ def _transcript(offer: Offer, name: str, key: str, share: str) -> list[bytes]:
     return [text.encode() for text in seen]
 
 
+def _is_proof(said: str, key: bytes, side: str) -> bool:
+    try:
+        return hmac.compare_digest(bytes.fromhex(said), proof(key, side))
+    except ValueError:
+        return False
+
+
 # -- at the server ---------------------------------------------------------------------------------------------
 
 
@@ -95,12 +103,14 @@ class Pairing:
         self.code = "".join(secrets.choice("0123456789") for _ in range(DIGITS))
         self._keys, self._say = keys, say
         self._until = time.monotonic() + valid_s
-        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._lock, self._decided = threading.Lock(), threading.Event()
         self._tries = tries
-        self._is_used = False
         self._paired: Paired | None = None
         self._failure: EdgeVLAError | None = None
-        self._meetings: list[threading.Thread] = []
+        self._meetings: dict[threading.Thread, socket.socket] = {}
+        """Oldest first."""
+        self._last: threading.Thread | None = None
+        """The one that decided."""
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             both = host == "::" and socket.has_dualstack_ipv6()
@@ -122,33 +132,38 @@ class Pairing:
             ConfigError: the code was not used in time, or guessed at too often; the list cannot be written.
         """
         self._listener.settimeout(0.1)
-        while not self._ended.is_set() and time.monotonic() < self._until:
-            try:
-                line, address = self._listener.accept()
-            except TimeoutError:
-                continue
-            self._meetings = [one for one in self._meetings if one.is_alive()]
-            if len(self._meetings) >= MOST_AT_ONCE:
-                line.close()
-                continue
-            thread = threading.Thread(target=self._meet, args=(line, address[0]), daemon=True)
-            self._meetings.append(thread)
-            thread.start()
+        while not self._decided.is_set() and time.monotonic() < self._until:
+            with contextlib.suppress(TimeoutError):
+                connection, address = self._listener.accept()
+                self._begin(connection, address[0])
         with self._lock:
-            is_late, self._until = not self._ended.is_set(), 0.0
-        if is_late:
-            raise ConfigError("nobody was paired in time, and the code is void; again: edgevla serve --pair")
-        for thread in self._meetings:
-            thread.join(timeout=MEETING_S)
+            self._until = 0.0
+        if self._last is not None:
+            self._last.join()  # within MEETING_S: the robot hears the answer
         if self._failure is not None:
             raise self._failure
-        assert self._paired is not None, "it ends with a robot or with a failure"
+        if self._paired is None:
+            raise ConfigError("nobody was paired in time, and the code is void; again: edgevla serve --pair")
         return self._paired
 
     def close(self) -> None:
+        """Also ends what strangers began."""
         self._listener.close()
+        for thread, connection in self._meetings.items():
+            _hang_up(connection)
+            thread.join(timeout=1)
+
+    def _begin(self, connection: socket.socket, address: str) -> None:
+        """When too many are here, whoever waits longest must go: a robot that has its code needs a moment only."""
+        self._meetings = {thread: one for thread, one in self._meetings.items() if thread.is_alive()}
+        if len(self._meetings) >= MOST_AT_ONCE:
+            _hang_up(next(iter(self._meetings.values())))
+        thread = threading.Thread(target=self._meet, args=(connection, address), daemon=True)
+        self._meetings[thread] = connection
+        thread.start()
 
     def _meet(self, connection: socket.socket, address: str) -> None:
+        made = None
         with connection:
             line = _Line(connection, MEETING_S)
             try:
@@ -159,38 +174,43 @@ class Pairing:
                 claim = line.hear(Claim)
                 answer, made = self._judge(offer, exchange, claim, address)
                 line.send(answer)
-            except (WireError, OSError):
-                return  # a port scanner, or a robot that only looked who is here: no claim, no try
-            try:
                 if made is not None:
                     line.hear(Kept)
-            except (WireError, OSError):
-                self._say(f"! '{made and made.name}' did not say that it kept this server's key; if it does not "
-                          "connect, pair it again")  # fmt: skip
-            finally:
+            except (
+                WireError,
+                OSError,
+            ):  # before a claim: a port scanner, or a robot that only looked who is here
                 if made is not None:
-                    self._ended.set()
+                    self._say(f"! '{made.name}' did not say that it kept this server's key; if it does not connect, "
+                              "pair it again")  # fmt: skip
 
     def _judge(
         self, offer: Offer, exchange: Exchange, claim: Claim, address: str
     ) -> tuple[Proof, Paired | None]:
         """One at a time: a try is counted before the next one is looked at."""
         with self._lock:
-            if self._is_used:
+            if self._paired is not None:
                 return Proof(refused="the code was used already; a new one: edgevla serve --pair"), None
-            if self._tries == 0 or time.monotonic() >= self._until:
+            if self._failure is not None or time.monotonic() >= self._until:
                 return Proof(refused="the code is void; a new one: edgevla serve --pair"), None
             key = _agreed(offer, exchange, claim)
-            if key is None or not hmac.compare_digest(proof(key, "robot").hex(), claim.proof):
+            if key is None or not _is_proof(claim.proof, key, "robot"):
                 return Proof(refused=self._wrong(address)), None
             try:
-                made = keep("robots", claim.name, claim.key)
+                self._paired = keep("robots", claim.name, claim.key)
             except EdgeVLAError as error:
-                self._failure = error
-                self._ended.set()
+                self._fail(error)
                 return Proof(refused="the server could not write the key down; its screen says why"), None
-            self._is_used, self._paired = True, made
-            return Proof(proof(key, "server").hex()), made
+            self._decide()
+            return Proof(proof(key, "server").hex()), self._paired
+
+    def _decide(self) -> None:
+        self._last = threading.current_thread()
+        self._decided.set()
+
+    def _fail(self, error: EdgeVLAError) -> None:
+        self._failure = error
+        self._decide()
 
     def _wrong(self, address: str) -> str:
         self._tries -= 1
@@ -198,11 +218,10 @@ class Pairing:
         if self._tries:
             self._say(f"! a wrong code from {address}; {left}")
             return f"the code is wrong, or somebody between here and there changes what is sent; {left}"
-        self._failure = ConfigError(
-            f"{TRIES} wrong codes, the last from {address}: nobody was paired and the code is void. If nobody "
+        self._fail(ConfigError(
+            f"too many wrong codes, the last from {address}: nobody was paired and the code is void. If nobody "
             "mistyped, somebody in this network guesses; again: edgevla serve --pair"
-        )
-        self._ended.set()
+        ))  # fmt: skip
         return "the code is wrong, and void now; a new one: edgevla serve --pair"
 
 
@@ -248,21 +267,20 @@ def pair(host: str, port: int, code: str, name: str, keys: KeyPair, host_kept: s
             answer = line.hear(Proof)
         except (WireError, OSError) as error:
             raise WireError(
-                f"{shown(host, port)} broke off; look at its screen, and begin again: edgevla serve --pair there", "timeout"
+                f"{shown(host, port)} broke off; look at its screen, and begin again: edgevla serve --pair there",
+                "timeout",
             ) from error
         if answer.refused:
             raise WireError(f"{shown(host, port)}: {plain(answer.refused)}", "refused")
-        if not hmac.compare_digest(proof(key, "server").hex(), answer.proof):
+        if not _is_proof(answer.proof, key, "server"):
             raise WireError(
                 f"what answers at {shown(host, port)} does not know the code: it is not the server whose screen you "
                 "read. Nothing was kept; find out what stands between",
                 "refused",
             )
         made = keep("servers", offer.name, offer.key, host_kept)
-        try:
+        with contextlib.suppress(WireError, OSError):  # it has this robot's key already
             line.send(Kept(True))
-        except OSError:
-            pass  # it has this robot's key already
         return made
 
 
@@ -333,6 +351,11 @@ class _Line:
         if left <= 0:
             raise WireError("the other end took too long", "timeout")
         self._connection.settimeout(left)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def shown(host: str, port: int) -> str:

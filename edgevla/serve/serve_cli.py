@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import ConfigError, UsageError
 from edgevla.launch.options import check_texts, whole
-from edgevla.serve.transport import DEFAULT_BIND, NAME, PAIR_BIND, address, is_loopback
+from edgevla.serve.transport import DEFAULT_BIND, NAME, PAIR_BIND, Address, address, is_loopback
 
 if TYPE_CHECKING:
     from edgevla.serve.authority import Authority
@@ -229,7 +229,7 @@ def _serve(
             page = MetricsPage(*plan.place, server.metrics.text)
             say(f"figures: {page.address}")
         say(f"listening at {server.door.endpoint}; on a robot: edgevla deploy --policy "
-            f"{server.door.endpoint}/{hosted[0].name} --robot ...")  # fmt: skip
+            f"{_seen_from_afar(server.door.endpoint)}/{hosted[0].name} --robot ...")  # fmt: skip
         if authority is not None:
             say(f"paired robots alone are served: {', '.join(authority.names)}")
         _turn(server, woken, asked)
@@ -246,6 +246,15 @@ def _serve(
         close_log({"answered": n, "requests": round(server.metrics.total("requests_total"))})
     say(f"{n} requests answered")
     return 0
+
+
+def _seen_from_afar(endpoint: str) -> str:
+    """All addresses of this machine are none that a robot can ask."""
+    from edgevla.serve.paired import reached_at
+
+    bound = Address(endpoint)
+    host = reached_at(bound.host)[0]
+    return endpoint if host == bound.host else f"tcp://{host}:{endpoint.rpartition(':')[2]}"
 
 
 def _turn(server: PolicyServer, woken: Any, asked: list[int]) -> None:

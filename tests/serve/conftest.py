@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbou
 
 from proxy_kit import Proxy
 from serve_kit import Arm, Serving
+from stranger_kit import Stranger
 
 
 def _maker(cls, end):
@@ -28,3 +29,4 @@ def _maker(cls, end):
 
 
 serving, arm, proxy = _maker(Serving, "kill"), _maker(Arm, "close"), _maker(Proxy, "close")
+stranger = _maker(Stranger, "close")

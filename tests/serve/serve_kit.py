@@ -11,6 +11,7 @@ from edgevla.clock import NS_PER_S
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.predictor import Wanted
 from edgevla.runner import BundlePolicy
+from edgevla.serve.authority import Authority
 from edgevla.serve.hosted import Hosted
 from edgevla.serve.pictures import RAW
 from edgevla.serve.remote import RemotePolicy, look_up
@@ -58,14 +59,22 @@ class SlowPolicy(BundlePolicy):
 
 
 class Serving:
-    """A policy server in a thread of its own. `kill` is what SIGKILL does to its sockets."""
+    """A policy server in a thread of its own. `kill` is what SIGKILL does to its sockets.
 
-    def __init__(self, *folders, port=0, seconds=0.0):
+    host: where it listens. is_paired: it serves robots on the list of $EDGEVLA_HOME only.
+    """
+
+    def __init__(self, *folders, port=0, seconds=0.0, host="127.0.0.1", is_paired=False):
         self.ctx = zmq.Context()
+        self.authority = Authority() if is_paired else None
+        if is_paired:
+            self.authority.start(self.ctx)
         self.policies = [SlowPolicy(load_bundle(folder), seconds) for folder in folders]
         hosted = [Hosted(f.name, p) for f, p in zip(folders, self.policies, strict=True)]
         self.lines = []
-        self.server = PolicyServer(self.ctx, f"tcp://127.0.0.1:{port}", hosted, note=self._note)
+        self.server = PolicyServer(
+            self.ctx, f"tcp://{host}:{port}", hosted, note=self._note, authority=self.authority
+        )
         self.endpoint = self.server.door.endpoint
         self.port = int(self.endpoint.rpartition(":")[2])
         self._stopping = threading.Event()
@@ -93,6 +102,8 @@ class Serving:
     def kill(self):
         self._stopping.set()
         self._thread.join(timeout=5)
+        if self.authority is not None:
+            self.authority.close()
         self.ctx.destroy(linger=0)
 
 

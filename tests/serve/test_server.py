@@ -4,13 +4,11 @@ import threading
 import urllib.request
 from dataclasses import replace
 
-import msgpack
 import numpy as np
 import pytest
-import zmq
-from serve_kit import FRONT, STATE, observation, robot, until
+from serve_kit import STATE, observation, robot, until
+from stranger_kit import FRAME, PIXELS, hostile, request_for, sound_request
 
-from edgevla import strict
 from edgevla.codec import encode
 from edgevla.errors import ConfigError, WireError
 from edgevla.messages import Ack, Describe, Header, Infer, Message
@@ -19,12 +17,9 @@ from edgevla.serve import server as server_module
 from edgevla.serve.metrics import Metrics, MetricsPage
 from edgevla.serve.pictures import decoded, jpeg_size
 from edgevla.serve.turns import Turn, Turns
-from edgevla.server_messages import Join, Moment, Reply, Request, SentFrame
-from edgevla.wire import Dealer
+from edgevla.server_messages import Moment, Reply
 
 S = 1_000_000_000
-FRAME = SentFrame(FRONT, 24, 32, "rgb8")
-PIXELS = np.zeros((24, 32, 3), np.uint8)
 
 
 def turn(robot, arrived=0, buffered=0.0, budget=1.0):
@@ -64,53 +59,6 @@ def test_nobody_waits_for_an_answer_whose_time_is_over():
 
 
 # -- over a socket ------------------------------------------------------------------------------------------------
-
-
-class Stranger:
-    """Anything at the server's door."""
-
-    def __init__(self, endpoint, session=b"stranger"):
-        self.ctx = zmq.Context()
-        self.session = session
-        self.dealer = Dealer(self.ctx, endpoint, session, "stranger")
-
-    def tell(self, body, payloads=()):
-        return until(lambda: (seq := self.dealer.send(body, payloads)) is not None and [seq])[0]
-
-    def throw(self, parts):
-        until(lambda: self.dealer.socket.poll(100, zmq.POLLOUT))
-        self.dealer.socket.send_multipart(parts)
-
-    def hear(self, timeout_s=5.0):
-        return until(lambda: self.dealer.poll(0.05), timeout_s)[0].body
-
-    def join(self, serving, about=None):
-        self.tell(Join(serving.policies[0].sha256, strict.write(about or robot())))
-        return self.hear()
-
-    def close(self):
-        self.dealer.close()
-        self.ctx.destroy(linger=0)
-
-
-@pytest.fixture
-def stranger():
-    made = []
-
-    def make(*args, **options):
-        made.append(Stranger(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def request_for(serving, **changes):
-    asked = Request(
-        0, serving.policies[0].sha256, 1000.0, 0.0, "", (Moment(0, STATE, (FRAME,)),), None, 0, None
-    )
-    return replace(asked, **changes)
 
 
 def test_many_robots_are_served_by_urgency_one_after_the_other(make_bundle, serving, arm):
@@ -216,39 +164,14 @@ def test_a_bug_in_one_inference_is_refused_and_the_server_goes_on(make_bundle, s
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def hostile(rng, sound):
-    """Something that nobody should send."""
-    topic, header, *payloads = sound
-    kind = rng.integers(7)
-    if kind == 0:
-        return [rng.bytes(int(rng.integers(1, 200))) for _ in range(rng.integers(1, 5))]
-    if kind == 1:  # a flipped byte
-        damaged = bytearray(header)
-        damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
-        return [topic, bytes(damaged), *payloads]
-    if kind == 2:
-        return [topic, header[: rng.integers(len(header))], *payloads]
-    if kind == 3:
-        return [topic, header] + [b"x" * 10] * int(rng.integers(80))
-    if kind == 4:  # a value of another type somewhere
-        fields = msgpack.unpackb(header)
-        fields[list(fields)[rng.integers(len(fields))]] = [None, -1, "x", {"a": []}, 1e300][rng.integers(5)]
-        return [topic, msgpack.packb(fields), *payloads]
-    if kind == 5:
-        return [b"\x80\x04cos\nsystem\n(S'true'\ntR.", header, *payloads]
-    return [topic, header, b"\xff\xd8\xff\xc0\x00\x0b\x08\xff\xff\xff\xff\x03" + rng.bytes(20)]
-
-
 def test_thousands_of_hostile_messages_are_counted_and_a_robot_is_served_meanwhile(
     make_bundle, serving, arm, stranger
 ):
     server = serving(make_bundle("act"))
     remote, guest = arm(server.endpoint), stranger(server.endpoint)
     guest.join(server)
-    request = request_for(server, moments=(Moment(0, STATE, (replace(FRAME, encoding="jpeg"),)),))
+    sound, rng = sound_request(guest, server), np.random.default_rng(0)
     header = Header(guest.session, "stranger", 1, 2, 3)
-    sound = [bytes(part) for part in encode(Message(header, request, [np.arange(40, dtype=np.uint8)]))]
-    rng = np.random.default_rng(0)
     rest = encode(Message(header, Infer(0, 0, 0, "", STATE, None, None)))
     before = 0
     for number in range(4000):
