@@ -37,13 +37,10 @@ BARRED = {
         "talks without keys, but this robot was paired with it: start it with --paired, or forget it here: "
         "edgevla pair --list, edgevla pair --revoke NAME",
     ),
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: (
-        "",
-        "breaks off before anything is said; if it goes on so, its key is another one than at pairing: if that is "
-        f"right, pair again: {PAIR}",
-    ),
 }
 """What it means when the handshake fails: to a robot without, and with a key of the server."""
+HINT = f"; if it runs, it talks without keys or its key is another one than at pairing; to pair again: {PAIR}"
+"""When it breaks off in the handshake, as a server does that just ends."""
 A = TypeVar("A", bound=About)
 
 
@@ -57,6 +54,8 @@ class Line:
         self._has_gone = False
         self.barred = ""
         """Why the server does not even listen to this robot, in words; empty: it does, or is not there."""
+        self.hint = ""
+        """What may be wrong where it is not there."""
         self._dealer = Dealer(ctx, address.endpoint, session, source, self._prepare)
         self._poller = zmq.Poller()
         for socket in (self._dealer.socket, self._monitor):
@@ -64,7 +63,7 @@ class Line:
 
     def _prepare(self, socket: zmq.Socket) -> None:
         as_robot(socket, self.address)
-        events = zmq.EVENT_DISCONNECTED
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         for event in BARRED:
             events |= event
         self._monitor = socket.get_monitor_socket(events)
@@ -74,9 +73,11 @@ class Line:
         """Whether the server has gone since the line was opened, even if one is there again."""
         while self._monitor.poll(0):
             self._has_gone = True
-            without, with_keys = BARRED.get(recv_monitor_message(self._monitor)["event"], ("", ""))
-            words = without if self.address.own is None else with_keys
-            self.barred = self.barred or words.format(host=self.address.host)
+            event, has_keys = recv_monitor_message(self._monitor)["event"], self.address.own is not None
+            if event in BARRED:
+                self.barred = BARRED[event][has_keys].format(host=self.address.host)
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and has_keys:
+                self.hint = HINT.format(host=self.address.host)
         return self._has_gone
 
     @property

@@ -56,7 +56,7 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
     """
     until = time.monotonic_ns() + round(patience_s * NS_PER_S)
     while True:
-        barred = []
+        barred, hint = [], ""
         for server in servers:
             line = Line(ctx, server, session, "robot", threading.Event())
             try:
@@ -66,12 +66,13 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
             if about is not None:
                 return _served(about, server)
             barred += [f"{server} {line.barred}"] if line.barred else []
+            hint = hint or line.hint
         if len(barred) == len(servers):
             raise WireError(f"policy server {'; '.join(barred)}", "refused")
         if time.monotonic_ns() >= until:
             names = " nor at ".join(map(str, servers))
             raise WireError(
-                f"no policy server answers at {names}; start one there: edgevla serve BUNDLE", "timeout"
+                f"no policy server answers at {names}; start one there: edgevla serve BUNDLE{hint}", "timeout"
             )
 
 
@@ -247,7 +248,8 @@ class RemotePolicy:
         if line.barred:
             self._left = f"{server} {line.barred}"
             return line.barred
-        self._left = self._left or f"{server} does not answer"
+        if line.hint or not self._left:
+            self._left = f"{server} does not answer{line.hint}"
         return None
 
     def _leave(self, line: Line, why: str) -> None:

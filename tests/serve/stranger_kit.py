@@ -37,6 +37,9 @@ class Stranger:
     def hear(self, timeout_s=5.0):
         return until(lambda: self.dealer.poll(0.05), timeout_s)[0].body
 
+    def join_without_waiting(self, serving):
+        self.tell(Join(serving.policies[0].sha256, strict.write(robot())))
+
     def join(self, serving, about=None):
         self.tell(Join(serving.policies[0].sha256, strict.write(about or robot())))
         return self.hear()
