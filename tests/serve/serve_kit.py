@@ -1,5 +1,6 @@
 """Policy servers and their robots, made small: real sockets on this machine, real bundles of a few nodes."""
 
+import socket
 import threading
 import time
 
@@ -13,16 +14,25 @@ from edgevla.predictor import Wanted
 from edgevla.runner import BundlePolicy
 from edgevla.serve.authority import Authority
 from edgevla.serve.hosted import Hosted
+from edgevla.serve.paired import reached_at
 from edgevla.serve.pictures import RAW
 from edgevla.serve.remote import RemotePolicy, look_up
 from edgevla.serve.server import PolicyServer
 from edgevla.serve.transport import Address
 from edgevla.types import Observation
 
+_FAR = reached_at("0.0.0.0")[-1]
+HOST = _FAR if _FAR.count(".") == 3 else "127.0.0.1"
+"""An address of this machine that others reach; without a network one that they do not."""
 FRONT = "observation.images.front"
 STATE = np.array([1, -2, 3, -4, 5, 60], np.float32)
 SESSION = b"a robot."
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+
+
+def free_port():
+    with socket.create_server(("", 0)) as made:
+        return made.getsockname()[1]
 
 
 def robot(*, joints=JOINTS, size=(24, 32), cameras=("front",), unit="deg", servo_hz=100.0, name="so101"):

@@ -24,8 +24,13 @@ class Stranger:
     def __init__(self, endpoint, session=b"stranger", address=None):
         self.ctx = zmq.Context()
         self.session = session
-        prepare = (lambda _: None) if address is None else (lambda socket: as_robot(socket, address))
-        self.dealer = Dealer(self.ctx, endpoint, session, "stranger", prepare)
+        self.dealer = Dealer(self.ctx, endpoint, session, "stranger", lambda socket: self._prepare(socket, address))
+
+    @staticmethod
+    def _prepare(socket, address):
+        if address is not None:
+            as_robot(socket, address)
+            socket.setsockopt(zmq.HEARTBEAT_IVL, 0)  # who reads so little would abort (transport.as_server)
 
     def tell(self, body, payloads=()):
         return until(lambda: (seq := self.dealer.send(body, payloads)) is not None and [seq])[0]

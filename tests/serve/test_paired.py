@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from serve_kit import Serving, noisy, observation, until
+from serve_kit import HOST, Serving, noisy, observation, until
 from stranger_kit import PIXELS, hostile, request_for, sound_request
 
 from edgevla.bundle import load_bundle
@@ -21,12 +21,8 @@ from edgevla.serve import gate as gate_module
 from edgevla.serve.authority import Authority, introduced
 from edgevla.serve.gate import Rates
 from edgevla.serve.keys import KeyPair, machine_keys
-from edgevla.serve.paired import keep, place_of, reached_at, revoke
+from edgevla.serve.paired import keep, place_of, revoke
 from edgevla.serve.transport import Address, address, as_robot, as_server
-
-FAR = reached_at("0.0.0.0")[-1]
-"""An address of this machine that others reach; without a network its name, which may be near."""
-HOST = FAR if FAR.count(".") == 3 else "127.0.0.1"
 
 
 def new_keys():

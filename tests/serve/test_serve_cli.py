@@ -1,22 +1,33 @@
 """`edgevla serve` and `deploy --policy` as a person types them: what is refused, and how a server ends when asked."""
 
+import contextlib
+import os
+import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import zmq
-from serve_kit import SESSION
+from serve_kit import SESSION, free_port
 
 from edgevla.cli import main
 from edgevla.errors import UsageError
+from edgevla.launch import service_cli
+from edgevla.launch.service_cli import keys_of
+from edgevla.serve.keys import keys_folder
 from edgevla.serve.pictures import RAW, Encoding, encoding
 from edgevla.serve.remote import look_up
 from edgevla.serve.serve_cli import metrics_place, named, printable
-from edgevla.serve.transport import Address, address, addresses, check_plain, is_loopback
+from edgevla.serve.transport import Address, address, addresses, is_loopback
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Nobody is paired."""
+    monkeypatch.setenv("EDGEVLA_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +45,18 @@ def said(capsys, *words):
     return code, capsys.readouterr().err.strip()
 
 
-def test_off_this_machine_it_does_not_listen_because_nobody_is_paired(make_bundle, capsys):
+def test_off_this_machine_it_does_not_listen_while_nobody_is_paired(make_bundle, capsys):
     bundle = make_bundle("act")
     for bind in ("tcp://0.0.0.0:5599", "tcp://192.168.1.5:5599", "tcp://gpu.lab:5599", "tcp://[::]:5599"):
         code, words = said(capsys, "serve", bundle, f"--bind={bind}")
-        assert code == 2
-        assert "must be paired first" in words
-        assert "ssh -L 5599:127.0.0.1:5599" in words
+        assert code == 1
+        assert f"--bind {bind}: no robot is paired with this server" in words
+        assert "pair one first: edgevla serve --pair" in words
+    code, words = said(capsys, "serve", bundle, "--paired")
+    assert (code, "--bind tcp://127.0.0.1:5599: no robot is paired" in words) == (1, True)
     code, words = said(capsys, "deploy", "--policy=tcp://gpu.lab:5599/act", "--robot=so101", "--sim")
     assert code == 2
-    assert "--policy tcp://gpu.lab:5599: off this machine" in words
+    assert "--policy tcp://gpu.lab:5599: this robot is not paired with a server at gpu.lab" in words
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,6 @@ def test_addresses_are_read_and_known_to_be_near_or_far():
     assert str(addresses("tcp://localhost:1,tcp://[::1]:2/x", "--policy")[1]) == "tcp://[::1]:2/x"
     for near in ("tcp://127.1.2.3:1", "tcp://localhost:1", "tcp://[::1]:1", "inproc://x", "ipc:///tmp/x"):
         assert is_loopback(near)
-        check_plain(near, "--bind")
     for far in (
         "tcp://10.0.0.1:1",
         "tcp://*:1",
@@ -121,11 +133,6 @@ def served(make_bundle):
     process.communicate()
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        return made.getsockname()[1]
-
-
 def test_a_server_warms_up_listens_and_ends_in_order_when_asked(served, capsys, make_bundle):
     process, endpoint, lines = served
     assert "policy bundle: " in lines[0]
@@ -146,7 +153,16 @@ def test_a_server_warms_up_listens_and_ends_in_order_when_asked(served, capsys, 
     assert errors == ""
 
 
-def test_systemd_runs_a_server_as_it_was_typed_and_again_for_ever(make_bundle, tmp_path, capsys):
+def test_a_service_is_judged_by_the_keys_of_its_user():
+    user = pwd.getpwuid(os.getuid())
+    before = keys_folder()
+    with keys_of(user.pw_name):
+        assert keys_folder() == Path(user.pw_dir) / ".config" / "edgevla" / "keys"
+    assert keys_folder() == before
+
+
+def test_systemd_runs_a_server_as_it_was_typed_and_again_for_ever(make_bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(service_cli, "keys_of", lambda _: contextlib.nullcontext())
     bundle = make_bundle("act")
     install = ["service", "install", f"--unit-dir={tmp_path}", "gpu", "serve", f"cubes={bundle}"]
     assert main([*install, "--metrics=9599"]) == 0
@@ -160,7 +176,9 @@ def test_systemd_runs_a_server_as_it_was_typed_and_again_for_ever(make_bundle, t
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, "edgevla-gpu" in done.stderr) == (0, False), done.stderr
     code, words = said(capsys, *install, "--bind=tcp://0.0.0.0:1")
-    assert (code, "must be paired first" in words) == (2, True)
+    assert (code, "no robot is paired with this server" in words) == (1, True)
+    code, words = said(capsys, *install[:-1], "--pair")
+    assert (code, "a service cannot pair" in words) == (2, True)
     (bundle / "encode.onnx").unlink()
     code, words = said(capsys, *install)
     assert (code, "'encode.onnx' is missing" in words) == (1, True)
