@@ -45,9 +45,9 @@ from edgevla.types import Observation
 
 HEAD = """# A policy server under attack
 
-Written by `python benchmarks/serve_hostile.py --messages {messages} --handshakes {handshakes}` on {machine}, {cores} cores, load
-average {load:.1f} at the end (attackers, robot and server share the machine). A server of paired robots only; one robot asks
-without a pause, one picture of 64x48, all the time. Memory: of the server's process (RSS).
+Written by `python benchmarks/serve_hostile.py --messages {messages} --handshakes {handshakes}` on {machine}, {cores}
+cores, load average {load:.1f} at the end (attackers, robot and server share the machine). A server of paired robots only; one
+robot asks without a pause, one picture of 64x48, all the time. Memory: of the server's process (RSS).
 
 | attack | attacks | seconds | robot: answers | median ms | p99 ms | worst ms | server MB before | after |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -82,7 +82,9 @@ def messages(place: Place, n: int) -> None:
     guest = Stranger(place.endpoint, b"stranger", Address(place.endpoint, "", place.server_key, place.own))
     sound, rng = sound_request(guest, _Served(place.sha256)), np.random.default_rng(0)
     for number in range(n):
-        if number % 10_000 == 9_999:  # ends the connection, with what is under way; the next one is made by itself
+        if (
+            number % 10_000 == 9_999
+        ):  # ends the connection, with what is under way; the next one is made by itself
             guest.throw([sound[0], bytes(1 << 20)])
         else:
             guest.throw(hostile(rng, sound) if number % 10 else sound)
@@ -158,7 +160,9 @@ def row(name: str, n: int, spent: list[float], seconds: float, before: int, afte
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--messages", type=int, default=100_000)
     parser.add_argument("--handshakes", type=int, default=2000)
     parser.add_argument("--out", type=Path)
@@ -180,7 +184,9 @@ def attacked(args: argparse.Namespace, folder: Path) -> str:
         about = robot(size=(48, 64), joints=[name.removesuffix(".pos") for name in SO101])
         arm = Arm(Address(endpoint, "", key, own), about=about)
         place = Place(endpoint, key, his, arm.policy.sha256)
-        seen = Observation(np.zeros(6, np.float32), {"observation.images.front": np.zeros((48, 64, 3), np.uint8)})
+        seen = Observation(
+            np.zeros(6, np.float32), {"observation.images.front": np.zeros((48, 64, 3), np.uint8)}
+        )
         text = HEAD.format(machine=platform.machine(), cores=os.cpu_count(), load=0.0, **vars(args))
         watched = psutil.Process(process.pid)
         began = time.monotonic()

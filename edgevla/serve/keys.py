@@ -1,7 +1,7 @@
 """This machine's CURVE key pair, and the folder in which it and the lists of paired machines lie.
 
-`$EDGEVLA_HOME/keys`, else `~/.config/edgevla/keys` (or under XDG_CONFIG_HOME), 0700, its files 0600: what others may read
-or write is not used. Files are written whole or not at all, under a lock, so two commands may edit at once.
+`$EDGEVLA_HOME/keys`, else `~/.config/edgevla/keys` (or under XDG_CONFIG_HOME), 0700, its files 0600: what others may
+read or write is not used. Files are written whole or not at all, under a lock, so two commands may edit at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Whom this machine is paired with: `robots.json`, which its policy servers take, and `servers.json`, which its robots ask.
+"""Whom this machine is paired with: `robots.json`, whom its policy servers take, and `servers.json`, whom its robots
+ask.
 
 A name is for people and is given once over both lists; what counts is the key. A robot knows a server by the host it
 was paired at, as ssh does.

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders made by edgevla export; NAME: the folder's",
     )
     add("--bind", metavar="tcp://HOST:PORT",
-        help=f"default: {DEFAULT_BIND}, which this machine alone reaches; with --pair: {PAIR_BIND}, which all reach")  # fmt: skip
+        help=f"default: {DEFAULT_BIND}, for this machine alone; with --pair: {PAIR_BIND}, for all")  # fmt: skip
     add("--pair", action="store_true",
         help="serve nothing, but show a code with which one robot is paired; valid two minutes, once")  # fmt: skip
     add("--paired", action="store_true",

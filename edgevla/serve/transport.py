@@ -1,9 +1,9 @@
 """The network between robots and policy servers: addresses, who may listen where, and every option of the sockets.
 
 A line is lost without a word when a cable is pulled, so the robot beats: a server that is silent for `SILENT_MS` is
-left, and a robot that is silent for twice as long is disconnected, because its beats say so. Whoever connects tries again
-several times a second. Off this machine nothing is said without keys: `as_server` and `as_robot` are where they are
-given, and where an address without them is refused.
+left, and a robot that is silent for twice as long is disconnected, because its beats say so. Whoever connects tries
+again several times a second. Off this machine nothing is said without keys: `as_server` and `as_robot` are where they
+are given, and where an address without them is refused.
 """
 
 from __future__ import annotations

@@ -24,7 +24,9 @@ class Stranger:
     def __init__(self, endpoint, session=b"stranger", address=None):
         self.ctx = zmq.Context()
         self.session = session
-        self.dealer = Dealer(self.ctx, endpoint, session, "stranger", lambda socket: self._prepare(socket, address))
+        self.dealer = Dealer(
+            self.ctx, endpoint, session, "stranger", lambda socket: self._prepare(socket, address)
+        )
 
     @staticmethod
     def _prepare(socket, address):

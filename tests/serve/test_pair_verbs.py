@@ -69,7 +69,8 @@ def test_an_arm_is_paired_served_revoked_and_paired_again(machines, tmp_path, mo
     monkeypatch.setenv("EDGEVLA_HOME", robot.env["EDGEVLA_HOME"])
     port, bundle = free_port(), make_bundle(tmp_path / "bundle")
     serve = ["serve", f"arm={bundle}", f"--bind=tcp://{HOST}:{port}", "--paired", "--threads=1"]
-    prints = [re.findall(r"  (server|robot) +(\S+) +([a-z2-7-]{24})\n", text) for text in pair(server, robot, free_port())]
+    screens = pair(server, robot, free_port())
+    prints = [re.findall(r"  (server|robot) +(\S+) +([a-z2-7-]{24})\n", screen) for screen in screens]
     assert len(prints[0]) == 2
     assert prints[0] == prints[1], "both screens show the same"
     assert "kitchen" in server.says("pair", "--list")[1]

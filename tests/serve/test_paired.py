@@ -67,9 +67,13 @@ def test_a_paired_robot_gets_the_chunk_of_the_bundle_to_the_bit(make_bundle, pai
 
 def test_who_is_not_paired_is_refused_at_once_and_counted(paired_with, arm):
     server, _ = paired_with("kitchen")
-    with pytest.raises(WireError, match=rf"does not take this robot: it is not paired there.*edgevla pair {HOST} here"):
+    with pytest.raises(
+        WireError, match=rf"does not take this robot: it is not paired there.*edgevla pair {HOST} here"
+    ):
         arm(to(server, new_keys()), patience_s=60)
-    with pytest.raises(WireError, match="no policy server answers at .* its key is another one than at pairing"):
+    with pytest.raises(
+        WireError, match=r"no policy server answers at .* its key is another one than at pairing"
+    ):
         arm(to(server, new_keys(), new_keys().public), patience_s=0.5)
     failed = server.server.door.gate.failed
     until(lambda: failed["not_paired"] >= 1 and failed["protocol"] >= 1)
@@ -82,7 +86,9 @@ def test_who_has_no_key_and_who_has_one_too_many_are_told(paired_with, serving, 
     server, keys = paired_with("kitchen")
     near = Serving(server.policies[0].bundle.folder, is_paired=True)
     try:
-        with pytest.raises(WireError, match="takes paired robots only; to pair this one: edgevla serve --pair there"):
+        with pytest.raises(
+            WireError, match="takes paired robots only; to pair this one: edgevla serve --pair there"
+        ):
             arm(near.endpoint, patience_s=60)
     finally:
         near.kill()
@@ -92,10 +98,10 @@ def test_who_has_no_key_and_who_has_one_too_many_are_told(paired_with, serving, 
 
 
 def test_without_a_paired_robot_nobody_listens_and_without_a_key_nobody_asks():
-    with pytest.raises(ConfigError, match="no robot is paired with this server.*edgevla serve --pair"):
+    with pytest.raises(ConfigError, match=r"no robot is paired with this server.*edgevla serve --pair"):
         Authority()
     far = address("tcp://gpu.lab:5599/act", "--policy")
-    with pytest.raises(UsageError, match="not paired with a server at gpu.lab; pair them first: .* edgevla pair gpu.lab"):
+    with pytest.raises(UsageError, match=r"at gpu\.lab; pair them first: .* edgevla pair gpu\.lab here"):
         introduced([far], "--policy")
     ctx = zmq.Context()
     try:
@@ -120,7 +126,9 @@ def test_a_robot_finds_the_key_of_a_host_as_it_was_typed():
     assert machine_keys().secret not in repr(far)
     keep("servers", "here", key, "127.0.0.1")
     assert introduced([near], "")[0].key == key
-    with pytest.raises(UsageError, match=r"at gpu\.lan; this robot knows servers at gpu\.lab, fd00::2, 127\.0\.0\.1; pair"):
+    with pytest.raises(
+        UsageError, match=r"this robot knows servers at gpu\.lab, fd00::2, 127\.0\.0\.1; pair"
+    ):
         introduced([address("tcp://gpu.lan:1", "")], "")
 
 
@@ -147,7 +155,11 @@ def test_a_list_that_is_damaged_while_it_runs_changes_nothing_and_is_said(paired
     remote = arm(to(server, keys["kitchen"]))
     for text in ("", '{"paired": [{"na', "null"):
         place_of("robots").write_text(text)
-        until(lambda: any("until then, the robots of before are served" in str(said) for _, said in server.lines))
+        until(
+            lambda: any(
+                "until then, the robots of before are served" in str(said) for _, said in server.lines
+            )
+        )
         server.lines.clear()
         remote.ask()
     place_of("robots").unlink()
@@ -169,7 +181,9 @@ def test_a_session_belongs_to_its_key(paired_with, arm, stranger):
 
 def test_one_key_has_so_many_connections_and_deployments_and_no_more(paired_with, stranger):
     server, keys = paired_with("kitchen")
-    guests = [stranger(server.endpoint, f"guest {i:2}".encode(), to(server, keys["kitchen"])) for i in range(9)]
+    guests = [
+        stranger(server.endpoint, f"guest {i:2}".encode(), to(server, keys["kitchen"])) for i in range(9)
+    ]
     assert [guest.join(server).is_accepted for guest in guests[:8]] == [True] * 8
     refused = guests[8].join(server)
     assert refused == Ack(0, False, "it serves 8 deployments of this machine already")
@@ -196,7 +210,9 @@ def test_strangers_that_flood_the_door_do_not_keep_a_robot_out(paired_with, arm,
     def flood():
         while not stop.is_set():
             opened.append(socket.create_connection((HOST, port)))
-            opened[-1].sendall(b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03" if len(opened) % 2 else b"GET / ")
+            opened[-1].sendall(
+                b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03" if len(opened) % 2 else b"GET / "
+            )
             if len(opened) > 200:
                 opened.pop(0).close()
             stop.wait(0.002)
@@ -217,7 +233,9 @@ def test_strangers_that_flood_the_door_do_not_keep_a_robot_out(paired_with, arm,
             one.close()
 
 
-def test_a_paired_robot_that_sends_what_nobody_should_is_counted_and_costs_no_memory(paired_with, arm, stranger):
+def test_a_paired_robot_that_sends_what_nobody_should_is_counted_and_costs_no_memory(
+    paired_with, arm, stranger
+):
     server, keys = paired_with("kitchen", "broken")
     remote = arm(to(server, keys["kitchen"]))
     guest = stranger(server.endpoint, b"stranger", to(server, keys["broken"]))
