@@ -62,7 +62,8 @@ class Door:
         self.counters: Counter[str] = Counter()
         self._authority = authority
         self._socket = make_socket(ctx, zmq.ROUTER)
-        as_server(self._socket, endpoint, most_bytes + MAX_HEADER_BYTES, authority and authority.keys)
+        keys = None if authority is None else authority.keys
+        as_server(self._socket, endpoint, most_bytes + MAX_HEADER_BYTES, keys)
         self._socket.setsockopt(zmq.LINGER, 500)  # the last answers
         self.gate = Gate(self._socket)
         self._messages = Rates(MESSAGES_PER_S, MESSAGES_AT_ONCE)

@@ -22,7 +22,7 @@ MESSAGES_PER_S, MESSAGES_AT_ONCE = 1000, 2000
 GREETINGS_PER_S, GREETINGS_AT_ONCE = 10, 40
 """Joins and descriptions: each is answered at length."""
 REMEMBERED = 1024
-FAILED = {
+FAILED: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "not_paired",
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "protocol",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "broken_off",

@@ -27,7 +27,7 @@ from edgevla.wire import Dealer
 SLICE_MS = 50
 """So often it is looked whether the process ends."""
 PAIR = "edgevla serve --pair there, edgevla pair {host} here"
-BARRED = {
+BARRED: dict[int, tuple[str, str]] = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: (
         "",
         f"does not take this robot: it is not paired there, or not any more; to pair it: {PAIR}",

@@ -171,13 +171,14 @@ def _show(server: str, server_key: str, robot: str, robot_key: str) -> None:
 
 def _list() -> int:
     from edgevla.serve.keys import fingerprint, machine_keys
-    from edgevla.serve.paired import own_name, paired
+    from edgevla.serve.paired import Side, own_name, paired
 
+    titles: dict[Side, str] = {
+        "robots": "robots that its servers take",
+        "servers": "servers that its robots ask",
+    }
     print(f"this machine  {own_name()}  {fingerprint(machine_keys().public)}")
-    for side, title in (
-        ("robots", "robots that its servers take"),
-        ("servers", "servers that its robots ask"),
-    ):
+    for side, title in titles.items():
         machines = paired(side)
         print(f"\n{title}: {'' if machines else 'none'}".rstrip())
         width = max((len(one.name) for one in machines), default=0)

@@ -287,8 +287,8 @@ def pair(host: str, port: int, code: str, name: str, keys: KeyPair, host_kept: s
 def _offer(line: _Line, host: str, port: int) -> Offer:
     try:
         offer = line.hear(Offer)
-        is_sound = NAME.fullmatch(offer.name) and is_key(offer.key)
-        is_sound = is_sound and len(bytes.fromhex(offer.nonce)) == 16 and bytes.fromhex(offer.share)
+        is_sound = NAME.fullmatch(offer.name) is not None and is_key(offer.key)
+        is_sound = is_sound and len(bytes.fromhex(offer.nonce)) == 16 and len(bytes.fromhex(offer.share)) > 0
     except (WireError, OSError, ValueError):
         is_sound = False
     if not is_sound:
