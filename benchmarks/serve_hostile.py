@@ -45,10 +45,10 @@ from edgevla.types import Observation
 
 HEAD = """# A policy server under attack
 
-Written by `python benchmarks/serve_hostile.py --messages {messages} --handshakes {handshakes}` on {machine}, {cores}
-cores, load average {load:.1f} at the end (attackers, robot and server share the machine). A server of paired robots only;
-one robot asks without a pause, one picture of 64x48, all the time. Memory: of the server's process (RSS). A part that is
-too large ends the connection, and what was under way on it is not counted.
+Written by `python benchmarks/serve_hostile.py --messages {messages} --handshakes {handshakes}` on
+{machine}, {cores} cores, load average {load:.1f} at the end (attackers, robot and server share the machine). A server of
+paired robots only; one robot asks without a pause, one picture of 64x48, all the time. Memory: of the server's process
+(RSS). A part that is too large ends the connection, and what was under way on it is not counted.
 
 | attack | attacks | seconds | robot: answers | median ms | p99 ms | worst ms | server MB before | after |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

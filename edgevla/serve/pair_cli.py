@@ -1,17 +1,25 @@
-"""Let this robot and a policy server on another machine know each other: once, with a short code.
+"""Let this robot and a policy server on another machine know each other.
 
-  edgevla serve --pair                    on the server: shows a code, valid two minutes, once
-  edgevla pair gpu.lab                    on the robot: asks for the code
-  edgevla deploy --policy tcp://gpu.lab:5599/act --robot so101 ...      from then on, encrypted
+Once, with a short code. On the server, then on the robot:
 
-Both screens then show the same two fingerprints. A host is known as it was typed here: gpu.lab is not its address.
+  edgevla serve --pair         shows a code, and what to type on the robot
+  edgevla pair gpu.lab         asks for the code
 
-  edgevla pair --list                     who is paired with this machine, and its own fingerprint
-  edgevla pair --revoke NAME              ends it; a server that runs throws the robot out at once
+Both screens then show the same two fingerprints. From then on, encrypted:
 
-Keys lie in ~/.config/edgevla/keys (or $EDGEVLA_HOME/keys) of the user who runs this.
+  edgevla deploy --policy tcp://gpu.lab:5599/act --robot so101 ...
 
-Exit codes: 0 done; 1 failed: nobody there, a wrong code; 2 wrong usage; 130 interrupted.
+The server is known by its host as it was typed here: one that was paired as
+gpu.lab is not known by its address.
+
+  edgevla pair --list          who is paired with this machine
+  edgevla pair --revoke NAME   ends it; a server that runs throws the robot out
+
+Keys lie in ~/.config/edgevla/keys (or $EDGEVLA_HOME/keys) of the user who
+runs this.
+
+Exit codes: 0 done; 1 failed, such as nobody there, or a wrong code; 2 wrong
+usage; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -143,8 +151,8 @@ def show_code(args: argparse.Namespace) -> int:
     try:
         code = f"{pairing.code[:3]} {pairing.code[3:]}"
         print(f"code: {code}   (two minutes, one robot)")
-        for where in reached_at(host):
-            print(f"on the robot: edgevla pair {shown(where, port) if port != PAIR_PORT else where}")
+        for lead, where in zip(("on the robot:", "          or:"), reached_at(host), strict=False):
+            print(f"{lead} edgevla pair {shown(where, port) if port != PAIR_PORT else where}")
         if is_loopback(bind.endpoint):
             print("only this machine reaches it there; from others: --bind tcp://0.0.0.0:PORT")
         sys.stdout.flush()
@@ -152,8 +160,8 @@ def show_code(args: argparse.Namespace) -> int:
     finally:
         pairing.close()
     _show(own_name(), keys.public, made.name, made.key)
-    print(f"next: edgevla serve BUNDLE --bind tcp://0.0.0.0:{DEFAULT_BIND.rpartition(':')[2]}"
-          "   (one that runs knows it already)")  # fmt: skip
+    print(f"next: edgevla serve BUNDLE --bind tcp://0.0.0.0:{DEFAULT_BIND.rpartition(':')[2]}")
+    print("a server that runs already knows the robot now")
     return 0
 
 

@@ -1,20 +1,26 @@
 """Let robots use policies that run here: one server, several policies, many arms.
 
-  edgevla serve bundles/act                                       at tcp://127.0.0.1:5599, as `act`
+  edgevla serve bundles/act                   at tcp://127.0.0.1:5599, as `act`
   edgevla serve bundles/act cubes=bundles/smolvla --provider cuda
 
-On the robot:  edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...
+On the robot:
 
-The robot keeps its cameras, its safety and its time; it sends what it sees and gets a chunk of actions. The one whose
-actions end first is served first. Nothing is kept between requests, so the server may be restarted under a moving arm:
-it plays what it has, holds, and goes on. Ctrl-C or SIGTERM: whoever waits is told, what runs is finished, then it ends.
+  edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...
 
-Robots on other machines are paired first, once each:
+The robot keeps its cameras, its safety and its time; it sends what it sees
+and gets a chunk of actions. The one whose actions end first is served first.
+Nothing is kept between requests, so the server may be restarted under a
+moving arm: it plays what it has, holds, and goes on. Ctrl-C or SIGTERM:
+whoever waits is told, what runs is finished, then it ends.
 
-  edgevla serve --pair                                            here: shows a code
-  edgevla pair HOST                                               on the robot: asks for it
-  edgevla serve bundles/act --bind tcp://0.0.0.0:5599             here: only paired robots are served, encrypted
-  edgevla pair --list                                             either: who is paired; --revoke NAME ends it
+Robots on other machines are paired first, once each. Then only paired robots
+are served, and all is encrypted:
+
+  edgevla serve --pair                                shows a code, here
+  edgevla pair HOST                                   asks for it, on the robot
+  edgevla serve bundles/act --bind tcp://0.0.0.0:5599
+  edgevla pair --list                                 who is paired
+  edgevla pair --revoke NAME                          ends it
 
 Exit codes: 0 ended by a signal; 1 failed; 2 wrong usage.
 """
@@ -281,7 +287,8 @@ def _log(place: Path | None) -> tuple[Any, Any]:
 
     def note(kind: str, **fields: Any) -> None:
         if kind in SHOWN:
-            say(SHOWN[kind].format(**{k: printable(v) for k, v in fields.items()}))
+            paired = f", paired as '{printable(fields['paired'])}'" if fields.get("paired") else ""
+            say(SHOWN[kind].format(**{k: printable(v) for k, v in fields.items()}) + paired)
         if files is not None:
             at = round(time.time(), 3)
             files.write(json.dumps({"type": kind, "at": at, **fields}, separators=(",", ":")))
