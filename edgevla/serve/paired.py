@@ -86,7 +86,7 @@ def keep(side: Side, name: str, key: str, host: str = "") -> Paired:
         taken = {one.name for one in chain(others, *(lists[s] for s in SIDES if s != side))}
         today = datetime.date.today().isoformat()
         hosts = tuple(dict.fromkeys([*(known.hosts if known else ()), *([host] if host else [])]))
-        made = Paired(known.name if known else _free(name, taken), key, today, hosts)
+        made = Paired(_free(name, taken), key, today, hosts)
         _write(side, [*others, made])
         return made
 

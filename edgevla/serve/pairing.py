@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import os
 import secrets
 import socket
 import threading
@@ -117,7 +118,7 @@ class Pairing:
             self._listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
         except OSError as error:
             raise ConfigError(
-                f"cannot pair at {shown(host, port)}: {error.strerror or error}; is another edgevla serve --pair "
+                f"cannot pair at {shown(host, port)}: {_why(error)}; is another edgevla serve --pair "
                 "running? Another port: --bind tcp://HOST:PORT"
             ) from error
 
@@ -308,7 +309,7 @@ def _connected(host: str, port: int) -> socket.socket:
     try:
         return socket.create_connection((host, port), CONNECT_S)
     except OSError as error:
-        why = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        why = "it does not answer" if isinstance(error, TimeoutError) else _why(error)
         raise WireError(
             f"nobody pairs at {shown(host, port)} ({why}); begin on the server, then here: edgevla serve --pair",
             "timeout",
@@ -356,6 +357,12 @@ class _Line:
 def _hang_up(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
+
+
+def _why(error: OSError) -> str:
+    """Without what Python adds to the system's words."""
+    known = error.errno is not None and error.errno > 0  # negative: of looking up a name
+    return os.strerror(error.errno) if known else error.strerror or str(error)
 
 
 def shown(host: str, port: int) -> str:
