@@ -361,8 +361,8 @@ def _hang_up(connection: socket.socket) -> None:
 
 def _why(error: OSError) -> str:
     """Without what Python adds to the system's words."""
-    known = error.errno is not None and error.errno > 0  # negative: of looking up a name
-    return os.strerror(error.errno) if known else error.strerror or str(error)
+    number = error.errno or 0  # negative where a name was looked up
+    return os.strerror(number) if number > 0 else error.strerror or str(error)
 
 
 def shown(host: str, port: int) -> str:

@@ -28,6 +28,7 @@ Exit codes: 0 ended by a signal; 1 failed; 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import time
@@ -211,47 +212,44 @@ def _serve(
     from edgevla.serve.server import PolicyServer
 
     note, close_log = _log(log)
-    ctx = zmq.Context()
-    waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
-    woken.bind("inproc://worker-done")
-    waker.connect("inproc://worker-done")
-    if authority is not None:
-        authority.start(ctx)
-    try:
-        server = PolicyServer(
-            ctx, plan.endpoint, hosted, note=note, wake=lambda: waker.send(b"", zmq.NOBLOCK),
-            authority=authority,
-        )  # fmt: skip
-    except zmq.ZMQError as error:
+    with contextlib.ExitStack() as ending:  # in the opposite order
+        ctx = zmq.Context()
+        ending.callback(ctx.term)
+        waker, woken = ctx.socket(zmq.PUSH), ctx.socket(zmq.PULL)
+        for socket in (waker, woken):
+            ending.callback(socket.close, linger=0)
+        woken.bind("inproc://worker-done")
+        waker.connect("inproc://worker-done")
         if authority is not None:
-            authority.close()
-        ctx.destroy(linger=0)
-        raise ConfigError(
-            f"--bind {plan.endpoint}: {error.strerror}; is another server running there?"
-        ) from error
-    page = None
-    try:
+            authority.start(ctx)
+            ending.callback(authority.close)
+        try:
+            server = PolicyServer(
+                ctx, plan.endpoint, hosted, note=note, wake=lambda: waker.send(b"", zmq.NOBLOCK),
+                authority=authority,
+            )  # fmt: skip
+        except zmq.ZMQError as error:
+            raise ConfigError(
+                f"--bind {plan.endpoint}: {error.strerror}; is another server running there?"
+            ) from error
+        ending.callback(lambda: close_log(_summary(server)))
+        ending.callback(server.close)
         if plan.place is not None:
             page = MetricsPage(*plan.place, server.metrics.text)
+            ending.callback(page.close)
             say(f"figures: {page.address}")
         say(f"listening at {server.door.endpoint}; on a robot: edgevla deploy --policy "
             f"{_seen_from_afar(server.door.endpoint)}/{hosted[0].name} --robot ...")  # fmt: skip
         if authority is not None:
             say(f"paired robots alone are served: {', '.join(authority.names)}")
         _turn(server, woken, asked)
-    finally:
-        if page is not None:
-            page.close()
-        server.close()
-        if authority is not None:
-            authority.close()
-        for socket in (waker, woken):
-            socket.close(linger=0)
-        ctx.term()
-        n = round(server.metrics.value("requests_total", outcome="answered"))
-        close_log({"answered": n, "requests": round(server.metrics.total("requests_total"))})
-    say(f"{n} requests answered")
+    say(f"{_summary(server)['answered']} requests answered")
     return 0
+
+
+def _summary(server: PolicyServer) -> dict[str, int]:
+    answered = server.metrics.value("requests_total", outcome="answered")
+    return {"answered": round(answered), "requests": round(server.metrics.total("requests_total"))}
 
 
 def _seen_from_afar(endpoint: str) -> str:

@@ -64,7 +64,7 @@ def pair(server, robot, port):
 
 
 @pytest.mark.realtime
-def test_an_arm_is_paired_served_revoked_and_paired_again(machines, tmp_path, monkeypatch):
+def test_an_arm_is_paired_served_and_holds_when_it_is_revoked(machines, tmp_path, monkeypatch):
     server, robot = machines
     monkeypatch.setenv("EDGEVLA_HOME", robot.env["EDGEVLA_HOME"])
     port, bundle = free_port(), make_bundle(tmp_path / "bundle")
@@ -73,7 +73,6 @@ def test_an_arm_is_paired_served_revoked_and_paired_again(machines, tmp_path, mo
     prints = [re.findall(r"  (server|robot) +(\S+) +([a-z2-7-]{24})\n", screen) for screen in screens]
     assert len(prints[0]) == 2
     assert prints[0] == prints[1], "both screens show the same"
-    assert "kitchen" in server.says("pair", "--list")[1]
     assert f"at {HOST}\n" in robot.says("pair", "--list")[1]
 
     running = server.start(*serve)
@@ -85,8 +84,6 @@ def test_an_arm_is_paired_served_revoked_and_paired_again(machines, tmp_path, mo
         assert "is served no more" in server.says("pair", "--revoke=kitchen")[1]
         until(lambda: "does not take this robot: it is not paired there, or not any more" in run.output, 15)
         until(lambda: "holding: " in run.output, 15)
-        pair(server, robot, free_port())
-        until(lambda: "answers again" in run.output or "takes over" in run.output, 15)
         run.process.send_signal(signal.SIGTERM)
         assert run.wait_for_end() == 0, run.output
         assert judge(run.trace(), run.profile, TRAINED_SPEED, 120.0).violations == []

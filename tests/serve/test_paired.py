@@ -138,15 +138,15 @@ def test_a_robot_that_is_revoked_is_thrown_out_while_another_goes_on(paired_with
     out.ask(), stays.ask()
     line = stays.policy._line
     revoke("kitchen")
-    until(lambda: ("revoked", {"name": "kitchen"}) in server.lines, 2.0)
-    until(lambda: out.policy._line.is_lost, 2.0)
+    until(lambda: ("revoked", {"name": "kitchen"}) in server.lines)
+    until(lambda: out.policy._line.is_lost)
     with pytest.raises(WireError, match="does not take this robot: it is not paired there, or not any more"):
         out.ask(number=1)
     stays.ask(number=1)
     assert stays.policy._line is line
     assert not line.is_lost
     keep("robots", "kitchen", keys["kitchen"].public)
-    until(lambda: any("'kitchen' is paired now" in str(fields) for _, fields in server.lines), 2.0)
+    until(lambda: any("'kitchen' is paired now" in str(fields) for _, fields in server.lines))
     out.ask(number=2)
 
 
@@ -203,7 +203,7 @@ def test_joins_beyond_measure_are_dropped_and_another_robot_is_served(paired_wit
 
 
 def test_strangers_that_flood_the_door_do_not_keep_a_robot_out(paired_with, arm, monkeypatch):
-    monkeypatch.setattr(gate_module, "MOST_CONNECTIONS", 16)
+    monkeypatch.setattr(gate_module, "MOST_CONNECTIONS", 32)
     server, keys = paired_with("kitchen")
     port, stop, opened = server.port, threading.Event(), []
 
@@ -215,7 +215,7 @@ def test_strangers_that_flood_the_door_do_not_keep_a_robot_out(paired_with, arm,
             )
             if len(opened) > 200:
                 opened.pop(0).close()
-            stop.wait(0.002)
+            stop.wait(0.004)
 
     thread = threading.Thread(target=flood, daemon=True)
     thread.start()
@@ -225,7 +225,7 @@ def test_strangers_that_flood_the_door_do_not_keep_a_robot_out(paired_with, arm,
         for number in range(10):
             remote.ask(number=number)
         assert remote.policy.counters["servers_left"] == 0
-        assert len(server.server.door.gate) <= 17
+        assert len(server.server.door.gate) <= 33
     finally:
         stop.set()
         thread.join(timeout=5)

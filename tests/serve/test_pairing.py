@@ -92,7 +92,10 @@ def test_a_name_is_given_once_and_a_host_has_one_server():
     assert keep("servers", "pi", third, "gpu.lab").name == "pi-3"
     assert keep("servers", "x", third, "10.0.0.1").hosts == ("gpu.lab", "10.0.0.1")
     assert keep("servers", "new", second, "gpu.lab").name == "new"
-    assert [(one.name, one.hosts) for one in paired("servers")] == [("x", ("10.0.0.1",)), ("new", ("gpu.lab",))]
+    assert [(one.name, one.hosts) for one in paired("servers")] == [
+        ("x", ("10.0.0.1",)),
+        ("new", ("gpu.lab",)),
+    ]
     keep("servers", "newer", first, "10.0.0.1")
     assert [one.name for one in paired("servers")] == ["new", "newer"]
     assert revoke("pi-2") == ["robots"]
