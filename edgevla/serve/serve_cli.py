@@ -2,6 +2,7 @@
 
   edgevla serve bundles/act                                       at tcp://127.0.0.1:5599, as `act`
   edgevla serve bundles/act cubes=bundles/smolvla --provider cuda
+  edgevla serve bundles/act --protocol openpi --keys map.toml     for robots that speak openpi, at ws://127.0.0.1:8000
 
 On the robot:  edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...
 
@@ -50,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]BUNDLE",
         help="folders made by edgevla export; NAME: the folder's",
     )
-    add("--bind", default=DEFAULT_BIND, metavar="tcp://HOST:PORT", help=f"default: {DEFAULT_BIND}")
+    add("--bind", metavar="tcp://HOST:PORT",
+        help=f"default: {DEFAULT_BIND}; with --protocol openpi: ws://127.0.0.1:8000")  # fmt: skip
+    add("--protocol", choices=("edgevla", "openpi"), default="edgevla",
+        help="openpi: for one bundle and robots that speak its websocket protocol (docs/openpi.md)")  # fmt: skip
+    add("--keys", type=Path, metavar="MAP.toml",
+        help="openpi: how its clients call the bundle's cameras, state and actions; default: as ALOHA or LIBERO do")  # fmt: skip
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
         help="inference engine; default: each bundle's target")  # fmt: skip
     add("--threads", type=whole(1, 1024), metavar="N", help="of the CPU engine; default: all cores but one")
@@ -78,12 +84,19 @@ def plan_from(args: argparse.Namespace) -> Plan:
         UsageError: what cannot be.
     """
     check_texts(args)
-    bind = address(args.bind, "--bind")
+    folders = named(args.bundles)
+    place = None if args.metrics is None else metrics_place(args.metrics)
+    if args.protocol == "openpi":
+        from edgevla.serve.openpi import serving
+
+        return Plan(serving.check(args.bind, folders, args.keys), folders, place)
+    if args.keys is not None:
+        raise UsageError("--keys is for robots that speak openpi's protocol: give --protocol openpi too, or leave it out")
+    bind = address(args.bind or DEFAULT_BIND, "--bind")
     if bind.policy:
         raise UsageError(f"--bind {args.bind}: the bundles say the names; leave /{bind.policy} out")
     check_plain(bind.endpoint, "--bind")
-    place = None if args.metrics is None else metrics_place(args.metrics)
-    return Plan(bind.endpoint, named(args.bundles), place)
+    return Plan(bind.endpoint, folders, place)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
     hosted = [_host(name, folder, args) for name, folder in plan.folders.items()]
-    return 0 if asked else _serve(plan, hosted, args.log, asked)
+    if asked:
+        return 0
+    return _serve_openpi(plan, hosted[0], args, asked) if args.protocol == "openpi" else _serve(plan, hosted, args.log, asked)
 
 
 def named(texts: Sequence[str]) -> dict[str, Path]:
@@ -154,6 +169,19 @@ def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
     made.warm_up()
     say(f"policy {name}: {folder}, on {policy.provider}, {made.latency_ms:.1f} ms per inference")
     return made
+
+
+def _serve_openpi(plan: Plan, hosted: Hosted, args: argparse.Namespace, asked: list[int]) -> int:
+    from edgevla.serve.openpi import serving
+
+    note, close_log = _log(args.log)
+    counts: dict[str, Any] = {}
+    try:
+        counts = serving.serve(plan.endpoint, hosted, args.keys, plan.place, note, say, asked)
+    finally:
+        close_log(counts)
+    say(f"{counts['answered']} requests answered")
+    return 0
 
 
 def _serve(plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[int]) -> int:
