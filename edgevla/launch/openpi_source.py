@@ -74,6 +74,6 @@ def _check(server: str, keys: Path | None, frames: str | None, options: DeployOp
         )
     if (options.execution or {}).get("kind") == "rtc":
         raise UsageError(
-            "--execution rtc: openpi's protocol cannot carry the actions that the arm is committed to, so chunks could not "
-            "be guided; choose sync, async or ensemble"
+            "--execution rtc: openpi's protocol cannot carry the actions that the arm is committed to, so chunks could "
+            "not be guided; choose sync, async or ensemble"
         )

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", choices=("edgevla", "openpi"), default="edgevla",
         help="openpi: for one bundle and robots that speak its websocket protocol (docs/openpi.md)")  # fmt: skip
     add("--keys", type=Path, metavar="MAP.toml",
-        help="openpi: how its clients call the bundle's cameras, state and actions; default: as ALOHA or LIBERO do")  # fmt: skip
+        help="openpi: how clients call cameras, state and actions; default: as ALOHA or LIBERO do")  # fmt: skip
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
         help="inference engine; default: each bundle's target")  # fmt: skip
     add("--threads", type=whole(1, 1024), metavar="N", help="of the CPU engine; default: all cores but one")
@@ -91,7 +91,9 @@ def plan_from(args: argparse.Namespace) -> Plan:
 
         return Plan(serving.check(args.bind, folders, args.keys), folders, place)
     if args.keys is not None:
-        raise UsageError("--keys is for robots that speak openpi's protocol: give --protocol openpi too, or leave it out")
+        raise UsageError(
+            "--keys is for robots that speak openpi's protocol: give --protocol openpi too, or leave it out"
+        )
     bind = address(args.bind or DEFAULT_BIND, "--bind")
     if bind.policy:
         raise UsageError(f"--bind {args.bind}: the bundles say the names; leave /{bind.policy} out")
@@ -107,7 +109,11 @@ def run(args: argparse.Namespace) -> int:
     hosted = [_host(name, folder, args) for name, folder in plan.folders.items()]
     if asked:
         return 0
-    return _serve_openpi(plan, hosted[0], args, asked) if args.protocol == "openpi" else _serve(plan, hosted, args.log, asked)
+    return (
+        _serve_openpi(plan, hosted[0], args, asked)
+        if args.protocol == "openpi"
+        else _serve(plan, hosted, args.log, asked)
+    )
 
 
 def named(texts: Sequence[str]) -> dict[str, Path]:

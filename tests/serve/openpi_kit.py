@@ -1,4 +1,4 @@
-"""openpi's protocol from the other side: maps, a server of a few lines in a process of its own, and how they are started.
+"""openpi's protocol from the other side: maps, a server of a few lines in a process of its own, how they are started.
 
 The stub packs by itself, as openpi's own server does, and computes inside its event loop. What it does is said by the
 request's prompt. Its policy goes from the state towards TARGET, in radians, its gripper closed at 1 and open at 0.

@@ -1,4 +1,4 @@
-"""`edgevla serve --protocol openpi`: a real server, a plain websocket client that packs by itself, and all that is refused."""
+"""`edgevla serve --protocol openpi`: a real server, a plain client that packs by itself, and all that is refused."""
 
 import asyncio
 import http.client
@@ -69,7 +69,9 @@ def serve_words(bundle, keys, *more):
 def test_a_client_of_openpi_is_answered_what_the_bundle_says(flow, keys):
     local = BundlePolicy(load_bundle(flow))
     seen = Observation(
-        STATE.astype(np.float32), {"observation.images.front": PICTURE.transpose(1, 2, 0).copy()}, task="go right"
+        STATE.astype(np.float32),
+        {"observation.images.front": PICTURE.transpose(1, 2, 0).copy()},
+        task="go right",
     )
     server = Process(serve_words(flow, keys))
     try:
@@ -155,14 +157,14 @@ def low(array):
 
 
 REFUSED = {
-    "a wrong camera": (request(images={"cam_hihg": theirs(PICTURE)}), "unknown key 'images > cam_hihg'; did you mean 'images > cam_high'"),
+    "a wrong camera": (request(images={"cam_hihg": theirs(PICTURE)}), "did you mean 'images > cam_high'"),
     "a wrong state": (request(state=..., joints=theirs(STATE)), "unknown key 'joints'"),
     "no state": (request(state=...), "lacks the key 'state'"),
     "no picture": (request(images=...), "lacks the key 'images > cam_high'"),
     "no prompt's text": (request(prompt=7), "'prompt' is int 7; expected a text"),
     "a long prompt": (request(prompt="x" * 2000), "expected a text of at most 1000 characters"),
-    "height last": (request(images=low(PICTURE.transpose(1, 2, 0))), "is uint8 (24, 32, 3); this bundle takes uint8 (3, 24, 32)"),
-    "a float picture": (request(images=low(PICTURE.astype(np.float32))), "is float32 (3, 24, 32); this bundle takes uint8"),
+    "height last": (request(images=low(PICTURE.transpose(1, 2, 0))), "(24, 32, 3); this bundle takes uint8 (3, 24, 32)"),
+    "a float picture": (request(images=low(PICTURE.astype(np.float32))), "float32 (3, 24, 32); this bundle takes uint8"),
     "a short state": (request(state=theirs(STATE[:5])), "'state' is float64 (5,); this bundle takes 6 numbers"),
     "truth values": (request(state=theirs(STATE > 0)), "'state' is bool (6,)"),
     "NaN": (request(state=theirs(STATE * np.nan)), "'state' holds values that are not finite"),
@@ -264,7 +266,9 @@ def test_a_map_that_cannot_be_is_refused_by_name(flow, tmp_path, old, new, words
 
 
 def test_a_joint_that_nobody_has_and_units_that_do_not_convert_are_refused(flow, tmp_path):
-    names = "names = ['a', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper']\nunits = 'deg'\n"
+    names = (
+        "names = ['a', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper']\nunits = 'deg'\n"
+    )
     with pytest.raises(BundleError, match="lacks shoulder_pan"):
         fitting(flow, tmp_path, SERVE_MAP.replace("[state]\n", f"[state]\n{names}"))
     with pytest.raises(BundleError, match="joint 'gripper'"):
@@ -272,7 +276,9 @@ def test_a_joint_that_nobody_has_and_units_that_do_not_convert_are_refused(flow,
 
 
 def test_order_units_and_gripper_are_converted_both_ways(flow, tmp_path):
-    joints = "names = ['gripper', 'wrist_roll', 'wrist_flex', 'elbow_flex', 'shoulder_lift', 'shoulder_pan']\n"
+    joints = (
+        "names = ['gripper', 'wrist_roll', 'wrist_flex', 'elbow_flex', 'shoulder_lift', 'shoulder_pan']\n"
+    )
     units = "units = ['gripper', 'rad', 'rad', 'rad', 'rad', 'rad']\n"
     text = SERVE_MAP.replace("[state]\n", f"[state]\n{joints}{units}")
     made = fitting(flow, tmp_path, text + f"[gripper]\nclosed = 1.0\nopen = -1.0\n[actions]\n{joints}{units}")
@@ -292,50 +298,69 @@ def test_openpis_own_layouts_are_known_by_the_bundle():
         from edgevla.types import Feature
 
         images = {
-            f"observation.images.{c}": Feature(f"observation.images.{c}", "camera", (*size, 3), "uint8", encoding="rgb8")
+            f"observation.images.{c}": Feature(
+                f"observation.images.{c}", "camera", (*size, 3), "uint8", encoding="rgb8"
+            )
             for c in cameras
         }
         names = names or ("raw",) * n
         state = state or n
         features = {
             **images,
-            "observation.state": Feature("observation.state", "state", (state,), names=(*names, "raw")[:state], units=(*units, "raw")[:state]),
+            "observation.state": Feature(
+                "observation.state", "state", (state,), names=(*names, "raw")[:state], units=(*units, "raw")[:state]
+            ),
             "action": Feature("action", "action", (n,), names=names, units=units),
         }  # fmt: skip
         made = object.__new__(Manifest)
-        for key, value in {"features": features, "prompt": None, "rtc": None, "graphs": {"encode": Graph}, "policy": "act"}.items():
+        for key, value in {
+            "features": features,
+            "prompt": None,
+            "rtc": None,
+            "graphs": {"encode": Graph},
+            "policy": "act",
+        }.items():
             object.__setattr__(made, key, value)
         return made
 
     from edgevla.serve.openpi.hosting import ALOHA_JOINTS
 
-    aloha = adaptor(
-        manifest(["cam_high"], 14, (("rad",) * 6 + ("unit",)) * 2, (480, 640), names=ALOHA_JOINTS[7:] + ALOHA_JOINTS[:7]), None
-    )  # fmt: skip
+    units, right_first = (("rad",) * 6 + ("unit",)) * 2, ALOHA_JOINTS[7:] + ALOHA_JOINTS[:7]
+    aloha = adaptor(manifest(["cam_high"], 14, units, (480, 640), names=right_first), None)
     assert aloha.where == "openpi's ALOHA layout"
     assert any("images > cam_low" in remark for remark in aloha.remarks())
     pixels = np.zeros((3, 480, 640), np.uint8)
-    observation, _ = aloha.observation({"state": np.arange(14.0), "images": {"cam_high": pixels}, "prompt": "x"})
+    observation, _ = aloha.observation(
+        {"state": np.arange(14.0), "images": {"cam_high": pixels}, "prompt": "x"}
+    )
     np.testing.assert_array_equal(observation.state, [*range(7, 14), *range(7)])
     libero = adaptor(manifest(["image", "wrist_image"], 7, ("raw",) * 7, (224, 224), state=8), None)
     assert libero.where == "openpi's LIBERO layout"
     side = np.zeros((224, 224, 3), np.uint8)
     asked = {"observation/image": side, "observation/wrist_image": side, "observation/state": np.arange(8.0)}
     assert libero.observation({**asked, "prompt": "x"})[0].state[7] == 7
-    with pytest.raises(BundleError, match=r"none of openpi's own layouts \(ALOHA: it looks through 'top'.*; LIBERO: its cameras"):
+    with pytest.raises(
+        BundleError,
+        match=r"none of openpi's own layouts \(ALOHA: it looks through 'top'.*; LIBERO: its cameras",
+    ):
         adaptor(manifest(["top"], 14, (("rad",) * 6 + ("unit",)) * 2, (480, 640), names=ALOHA_JOINTS), None)
 
 
 def test_a_policy_that_looks_back_is_refused_by_name(make_bundle, capsys):
     code = main(["serve", str(make_bundle("history")), "--protocol=openpi"])
     words = capsys.readouterr().err
-    assert (code, "'diffusion' looks at 2 moments, and openpi's requests hold one" in words) == (1, True), words
+    assert (code, "'diffusion' looks at 2 moments, and openpi's requests hold one" in words) == (1, True), (
+        words
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--protocol=openpi", "--bind=ws://0.0.0.0:8000"], "let ssh carry it: ssh -L 8000:127.0.0.1:8000 HOST"),
+        (
+            ["--protocol=openpi", "--bind=ws://0.0.0.0:8000"],
+            "let ssh carry it: ssh -L 8000:127.0.0.1:8000 HOST",
+        ),
         (["--protocol=openpi", "--bind=tcp://127.0.0.1:8000"], "expected one ws://HOST:PORT"),
         (["--keys=x.toml"], "--keys is for robots that speak openpi's protocol"),
         (["b=other", "--protocol=openpi"], "start one server each"),

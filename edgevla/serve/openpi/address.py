@@ -35,8 +35,8 @@ def ws_address(text: str, option: str, least_port: int = 1) -> WsAddress:
     port = int(found["port"])
     if not is_loopback(f"tcp://{found['host']}:{port}"):
         raise UsageError(
-            f"{option} {text}: openpi's websocket is neither encrypted nor does it ask who is there, and whoever reaches "
-            f"the port could steer the arm; stay on ws://127.0.0.1 and let ssh carry it: "
+            f"{option} {text}: openpi's websocket is neither encrypted nor does it ask who is there, and whoever "
+            f"reaches the port could steer the arm; stay on ws://127.0.0.1 and let ssh carry it: "
             f"ssh -L {port}:127.0.0.1:{port} HOST"
         )
     return WsAddress(found["host"].strip("[]"), port)

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgevla import __version__
 from edgevla.descriptions import AboutRobot
-from edgevla.errors import BundleError, ConfigError
+from edgevla.errors import BundleError, ConfigError, UsageError
 from edgevla.joint_units import joint_name
 from edgevla.kinds import say
 from edgevla.manifest import (
@@ -79,7 +79,7 @@ class DeclaredActions:
 
 @dataclass(frozen=True)
 class DeclaredPicture:
-    """size: of the robot's camera. sent: scaled into that, with black bars, as openpi's own clients do; None: as it is."""
+    """size: of the robot's camera. sent: scaled into it, with black bars, as openpi's clients do; None: as it is."""
 
     key: str | tuple[str, ...]
     layout: Literal["hwc", "chw"]
@@ -117,8 +117,11 @@ class ServerMap:
             raise ConfigError(
                 f"{path}: n_action_steps {said.n_action_steps} is more than the chunk_size {said.chunk_size}"
             )
-        if said.task is not None:
-            check_task(said.task, f"{path}: task")
+        try:
+            if said.task is not None:
+                check_task(said.task, f"{path}: task")
+        except UsageError as error:
+            raise ConfigError(str(error)) from None
         self._scales: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._paths = self._places()
         self.manifest = self._manifest()
@@ -135,7 +138,9 @@ class ServerMap:
         check_paths(paths.values(), str(self.path))
         return paths
 
-    def _feature(self, name: str, kind: Literal["state", "action"], said: DeclaredJoints | DeclaredActions) -> Feature:
+    def _feature(
+        self, name: str, kind: Literal["state", "action"], said: DeclaredJoints | DeclaredActions
+    ) -> Feature:
         """In units of ours; what the [gripper] says is done in `request` and `actions`."""
         where, gripper = f"[{'state' if kind == 'state' else 'actions'}] of {self.path}", self._said.gripper
         units = units_of(said.units, said.names, gripper, where)
@@ -150,7 +155,12 @@ class ServerMap:
         said = self._said
         features = {
             f"observation.images.{name}": Feature(
-                f"observation.images.{name}", "camera", (*picture.size, 3), "uint8", encoding="rgb8", camera=name
+                f"observation.images.{name}",
+                "camera",
+                (*picture.size, 3),
+                "uint8",
+                encoding="rgb8",
+                camera=name,
             )
             for name, picture in said.images.items()
         }
@@ -159,7 +169,9 @@ class ServerMap:
         features[ACTION] = self._feature(ACTION, "action", said.actions)
         speeds = said.actions.speeds
         if speeds is not None and len(speeds) != len(said.actions.names):
-            raise ConfigError(f"[actions] of {self.path} has {len(said.actions.names)} names and {len(speeds)} speeds")
+            raise ConfigError(
+                f"[actions] of {self.path} has {len(said.actions.names)} names and {len(speeds)} speeds"
+            )
         fastest = None if speeds is None else tuple((np.abs(self._scales[ACTION][0]) * speeds).tolist())
         return Manifest(
             schema=1, policy="openpi", name=self.path.stem, fps=said.fps, chunk_size=said.chunk_size,
@@ -170,7 +182,8 @@ class ServerMap:
             execution=Execution({"kind": "async"}, ALLOWED, ENSEMBLE_DECAY),
             target=Target("openpi", "elsewhere", 0, 0, {}), parity=None, latency=None,
             provenance=Provenance(
-                CheckpointOrigin(str(self.path), self.sha256, "openpi"), None, str(self.path), __version__, "", "", "", ""
+                CheckpointOrigin(str(self.path), self.sha256, "openpi"), None, str(self.path),
+                __version__, "", "", "", "",
             ),
             files=(),
         )  # fmt: skip
@@ -194,8 +207,9 @@ class ServerMap:
             if any(unit in _ANGLES for unit in ([said.units] if isinstance(said.units, str) else said.units)):
                 zero = next(iter(zeros.values()))
                 raise BundleError(
-                    f"[{table}] of {self.path} does not say where its angles count from, and those of {robot.robot} count "
-                    f"from '{zero}'; if the server's policy was trained on such angles, add zero = \"{zero}\" there"
+                    f"[{table}] of {self.path} does not say where its angles count from, and those of {robot.robot} "
+                    f"count from '{zero}'; if the server's policy was trained on such angles, add "
+                    f'zero = "{zero}" there'
                 )
 
     def differs(self, metadata: Mapping[str, Any]) -> str | None:
@@ -233,7 +247,9 @@ class ServerMap:
             values[self._paths[f"image {name}"]] = _sent(image, picture)
         if "state" in self._paths:
             scale, offset = self._scales[STATE]
-            values[self._paths["state"]] = ((np.asarray(seen.state, np.float64) - offset) / scale).astype(np.float32)
+            values[self._paths["state"]] = ((np.asarray(seen.state, np.float64) - offset) / scale).astype(
+                np.float32
+            )
         if "prompt" in self._paths:
             values[self._paths["prompt"]] = seen.task
         return placed(values)

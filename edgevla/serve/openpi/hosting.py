@@ -84,7 +84,9 @@ def libero(m: Manifest) -> HostedKeys:
     """State of 8 and actions of 7 values, as the data hold them; pictures (224, 224, 3)."""
     shapes = {m.features[name].camera_name: m.features[name].shape for name in m.cameras}
     if set(shapes) != set(LIBERO_CAMERAS) or set(shapes.values()) != {(LIBERO_SIDE, LIBERO_SIDE, 3)}:
-        raise BundleError(f"its cameras are {', '.join(shapes) or 'none'}, not image and wrist_image of 224x224")
+        raise BundleError(
+            f"its cameras are {', '.join(shapes) or 'none'}, not image and wrist_image of 224x224"
+        )
     sizes = (m.state.shape if m.state is not None else (0,), m.action.shape)
     if sizes != ((LIBERO_STATE,), (LIBERO_ACTIONS,)):
         raise BundleError(f"state and actions have {sizes[0][0]} and {sizes[1][0]} values, not 8 and 7")
@@ -124,8 +126,8 @@ def _check_carried(m: Manifest) -> None:
     history = max([output.history or 1 for output in m.graphs["encode"].outputs], default=1)
     if history > 1:
         raise BundleError(
-            f"the policy '{m.policy}' looks at {history} moments, and openpi's requests hold one, without its time; serve "
-            "it with EdgeVLA's own protocol (leave out --protocol openpi)"
+            f"the policy '{m.policy}' looks at {history} moments, and openpi's requests hold one, without its time; "
+            "serve it with EdgeVLA's own protocol (leave out --protocol openpi)"
         )
     if ENVIRONMENT_STATE in m.features:
         raise BundleError(f"the policy needs '{ENVIRONMENT_STATE}', which openpi's requests do not hold")
@@ -155,7 +157,9 @@ class Adaptor:
             self._state = self._joints("state", m.state, keys.state)
         self._actions = self._joints("actions", m.action, keys.actions)
         if m.prompt is not None and keys.prompt is None:
-            raise ConfigError(f"{where}: the policy '{m.policy}' reads a task; say under which key it comes: prompt = ...")
+            raise ConfigError(
+                f"{where}: the policy '{m.policy}' reads a task; say under which key it comes: prompt = ..."
+            )
         self._images = {path_of(keys.images[name].key): name for name in self._features}
         self._state_path = None if keys.state is None else path_of(keys.state.key)
         self._prompt_path = None if keys.prompt is None else path_of(keys.prompt)
@@ -195,9 +199,13 @@ class Adaptor:
 
     def remarks(self) -> list[str]:
         """What is different from a robot that speaks EdgeVLA's protocol."""
-        said = ["requests are answered first come, first served: openpi's robots do not tell when they run out"]
+        said = [
+            "requests are answered first come, first served: openpi's robots do not tell when they run out"
+        ]
         if self._m.rtc is not None:
-            said.append("no real-time chunking: openpi's requests do not hold the actions that are committed to")
+            said.append(
+                "no real-time chunking: openpi's requests do not hold the actions that are committed to"
+            )
         if self._m.prompt is None and self._keys.prompt is not None:
             said.append("this policy reads no text: prompts are taken, and change nothing")
         if self._unused:
@@ -207,7 +215,10 @@ class Adaptor:
     def about(self) -> dict[str, Any]:
         """For the metadata."""
         cameras = {
-            shown(path): {"layout": self._keys.images[name].layout, "height_width": list(self._features[name].shape[:2])}
+            shown(path): {
+                "layout": self._keys.images[name].layout,
+                "height_width": list(self._features[name].shape[:2]),
+            }
             for path, name in self._images.items()
         }
         joints = {f"{table}_{what}": told[i] for table, told in self._names.items()
@@ -232,10 +243,17 @@ class Adaptor:
         for path in found:
             if path not in self._paths:
                 known = list(map(shown, self._paths))
-                raise WireError(f"the request has the unknown key '{shown(path)[:80]}'{nearest(shown(path), known)}", "schema")
-        images = {self._features[name].name: self._pixels(found, path, name) for path, name in self._images.items()}
+                raise WireError(
+                    f"the request has the unknown key '{shown(path)[:80]}'{nearest(shown(path), known)}",
+                    "schema",
+                )
+        images = {
+            self._features[name].name: self._pixels(found, path, name) for path, name in self._images.items()
+        }
         came = None if self._state_path is None else self._vector(found, self._state_path)
-        state = np.zeros(0, np.float32) if came is None or self._state is None else self._state.to_policy(came)
+        state = (
+            np.zeros(0, np.float32) if came is None or self._state is None else self._state.to_policy(came)
+        )
         return Observation(state, images, task=self._task(found)), came
 
     def _pixels(self, found: Mapping[Place, Any], path: Place, name: str) -> np.ndarray:
@@ -263,10 +281,15 @@ class Adaptor:
             return ""
         value = _there(found, path)
         if not isinstance(value, str) or len(value) > LONGEST_TASK:
-            raise WireError(f"'{shown(path)}' is {_kind(value)}; expected a text of at most {LONGEST_TASK} characters", "type")
+            raise WireError(
+                f"'{shown(path)}' is {_kind(value)}; expected a text of at most {LONGEST_TASK} characters",
+                "type",
+            )
         return value
 
-    def reply(self, actions: np.ndarray, came: np.ndarray | None, policy_ms: float, server_ms: float) -> dict[str, Any]:
+    def reply(
+        self, actions: np.ndarray, came: np.ndarray | None, policy_ms: float, server_ms: float
+    ) -> dict[str, Any]:
         state = {} if came is None else {"state": came}
         return {
             "actions": self._actions.to_robot(actions), **state,
@@ -281,4 +304,8 @@ def _there(found: Mapping[Place, Any], path: Place) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"{type(value).__name__} {say(value)[:80]}"
+    return (
+        f"{value.dtype} {value.shape}"
+        if isinstance(value, np.ndarray)
+        else f"{type(value).__name__} {say(value)[:80]}"
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -84,9 +85,11 @@ def check_paths(paths: Iterable[Place], where: str) -> None:
         ConfigError: two values would lie at one place, or one inside the other.
     """
     ordered = sorted(paths)
-    for one, other in zip(ordered, ordered[1:], strict=False):
+    for one, other in pairwise(ordered):
         if other[: len(one)] == one:
-            raise ConfigError(f"{where}: the key '{shown(other)}' is used twice, or lies inside of '{shown(one)}'")
+            raise ConfigError(
+                f"{where}: the key '{shown(other)}' is used twice, or lies inside of '{shown(one)}'"
+            )
     if () in ordered:
         raise ConfigError(f"{where}: a key is empty")
 
@@ -114,7 +117,9 @@ def placed(values: Mapping[Place, Any]) -> dict[str, Any]:
 # -- joints ------------------------------------------------------------------------------------------------------
 
 
-def units_of(units: str | Sequence[str], names: Sequence[str], gripper: Gripper | None, where: str) -> list[str]:
+def units_of(
+    units: str | Sequence[str], names: Sequence[str], gripper: Gripper | None, where: str
+) -> list[str]:
     """One unit per name; one word stands for all.
 
     Raises:
@@ -136,7 +141,12 @@ def units_of(units: str | Sequence[str], names: Sequence[str], gripper: Gripper 
 
 
 def fitted(
-    feature: Feature, names: Sequence[str], units: Sequence[str], zero: str | None, gripper: Gripper | None, where: str
+    feature: Feature,
+    names: Sequence[str],
+    units: Sequence[str],
+    zero: str | None,
+    gripper: Gripper | None,
+    where: str,
 ) -> JointMap:
     """From openpi's joints ("robot" of the map) to a feature of a bundle ("policy").
 

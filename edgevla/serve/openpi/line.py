@@ -119,8 +119,8 @@ class Line:
         for event in self._protocol.events_received():
             if isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 self._take(event)
-        if self._protocol.handshake_exc is not None:
-            self.why = f"is no openpi server: {str(self._protocol.handshake_exc)[:100]}"
+        if data and self._protocol.handshake_exc is not None:
+            self.why = f"refuses the connection ({str(self._protocol.handshake_exc)[:100]})"
         self._has_ended = not data or self._protocol.state not in (State.CONNECTING, State.OPEN)
 
     def _take(self, frame: Frame) -> None:

@@ -65,9 +65,7 @@ class _Reading:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._left = MOST_ITEMS
-        self._unpacker = msgpack.Unpacker(
-            raw=False, strict_map_key=False, max_buffer_size=max(1, len(data))
-        )
+        self._unpacker = msgpack.Unpacker(raw=False, strict_map_key=False, max_buffer_size=max(1, len(data)))
         self._unpacker.feed(data)
 
     def whole(self) -> Any:
@@ -98,7 +96,9 @@ class _Reading:
             key = self._value(levels)
             name = key.decode() if isinstance(key, bytes) else key
             if not isinstance(name, str) or name in made:
-                raise WireError(f"the message has the key {say(key)}, which is no text or there twice", "type")
+                raise WireError(
+                    f"the message has the key {say(key)}, which is no text or there twice", "type"
+                )
             made[name] = self._value(levels)
         return made
 
@@ -135,18 +135,21 @@ def _scalar(found: dict[str, Any]) -> np.generic:
     dtype, value = _dtype(found, {"__npgeneric__", "data", "dtype"}), found["data"]
     if not isinstance(value, (bool, int, float)):
         raise WireError(f"a scalar is {say(value)}; expected a number", "type")
-    made: np.generic = np.array(value).astype(dtype, casting="unsafe")[()]
-    return made
+    return dtype.type(value)
 
 
 def _dtype(found: dict[str, Any], keys: set[str]) -> np.dtype:
     """Of an array or a scalar whose keys are right."""
     if set(found) != keys:
-        raise WireError(f"an array has the keys {', '.join(map(str, found))[:80]}, not {', '.join(sorted(keys))}", "type")
+        raise WireError(
+            f"an array has the keys {', '.join(map(str, found))[:80]}, not {', '.join(sorted(keys))}", "type"
+        )
     text = found["dtype"]
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-        raise WireError(f"an array has the dtype {say(text)}; only truth values and numbers are taken", "type")
+        raise WireError(
+            f"an array has the dtype {say(text)}; only truth values and numbers are taken", "type"
+        )
     return np.dtype(text)
 
 

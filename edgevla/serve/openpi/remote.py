@@ -55,8 +55,8 @@ class OpenpiPolicy:
             if error.reason != "timeout":
                 raise
             raise WireError(
-                f"nothing that speaks openpi's protocol is at {server} ({self._left}); start the server, or the ssh that "
-                "leads to it",
+                f"nothing that speaks openpi's protocol is at {server} ({self._left}); start the server, or the ssh "
+                "that leads to it",
                 "timeout",
             ) from error
 
@@ -218,7 +218,7 @@ def _timing(reply: Mapping[str, Any], spent_ns: int) -> dict[str, int]:
     inside = 0
     for said in (server, policy):
         ms = said.get("infer_ms") if isinstance(said, dict) else None
-        if isinstance(ms, (int, float, np.number)) and math.isfinite(ms) and 0 <= ms:
+        if isinstance(ms, (int, float, np.number)) and math.isfinite(ms) and ms >= 0:
             inside = min(spent_ns, round(float(ms) * NS_PER_MS))
             break
     return {"prompt": 0, "encode": 0, "denoise": inside, "decode": 0, "network": spent_ns - inside}

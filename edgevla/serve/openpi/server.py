@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from websockets.asyncio.server import Request, Response, Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
@@ -42,7 +41,11 @@ class OpenpiServer:
     """hosted: warmed up. note: a line of the log. deadline_s: see `DEADLINE_S`."""
 
     def __init__(
-        self, hosted: Hosted, adaptor: Adaptor, note: Note = lambda *_, **__: None, deadline_s: float = DEADLINE_S
+        self,
+        hosted: Hosted,
+        adaptor: Adaptor,
+        note: Note = lambda *_, **__: None,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self.metrics = Metrics()
         self._hosted, self._adaptor, self._note, self._deadline_s = hosted, adaptor, note, deadline_s
@@ -51,7 +54,9 @@ class OpenpiServer:
         self._n_clients = self._n_waiting = self._n_asked = 0
         self._is_draining = False
 
-    async def run(self, address: WsAddress, is_asked_to_end: Callable[[], bool], ready: Callable[[str], None]) -> None:
+    async def run(
+        self, address: WsAddress, is_asked_to_end: Callable[[], bool], ready: Callable[[str], None]
+    ) -> None:
         """Until it is asked to end; what runs then is finished. ready: is told where it really listens.
 
         Raises:
@@ -61,7 +66,9 @@ class OpenpiServer:
         try:
             server = await self._listen(address)
         except OSError as error:
-            raise ConfigError(f"--bind {address}: {error.strerror}; is another server running there?") from error
+            raise ConfigError(
+                f"--bind {address}: {error.strerror}; is another server running there?"
+            ) from error
         try:
             ready(str(WsAddress(address.host, server.sockets[0].getsockname()[1])))
             while not is_asked_to_end():
@@ -94,7 +101,9 @@ class OpenpiServer:
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if self._is_draining or self._n_clients >= MOST_CLIENTS:
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_CLIENTS} clients are served\n")
+            return connection.respond(
+                http.HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_CLIENTS} clients are served\n"
+            )
         return None
 
     async def _client(self, connection: ServerConnection) -> None:
@@ -158,7 +167,8 @@ class OpenpiServer:
         except (TimeoutError, asyncio.TimeoutError):
             others = self._n_waiting - 1
             raise WireError(
-                f"the request was not answered within {self._deadline_s:g} s; {others} others wait as well", "timeout"
+                f"the request was not answered within {self._deadline_s:g} s; {others} others wait as well",
+                "timeout",
             ) from None
 
     def _infer(self, message: bytes, number: int, arrived_ns: int) -> bytes:
@@ -175,7 +185,9 @@ class OpenpiServer:
             actions = self._hosted.policy.infer(observation, chunk_seq=number).actions
         except EdgeVLAError:
             raise
-        except Exception as error:  # one client's request must not end the others' server; the traceback is the log's
+        except (
+            Exception
+        ) as error:  # one client's request must not end the others' server; the traceback is the log's
             traceback.print_exc()
             raise WireError(f"the inference failed: {type(error).__name__}") from error
         done = time.monotonic_ns()

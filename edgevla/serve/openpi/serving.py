@@ -24,7 +24,8 @@ def check(bind: str | None, folders: Mapping[str, Path], keys: Path | None) -> s
     address = ws_address(bind or DEFAULT_BIND, "--bind", least_port=0)
     if len(folders) > 1:
         raise UsageError(
-            f"openpi's clients cannot say which policy they mean, and there are {', '.join(folders)}; start one server each"
+            f"openpi's clients cannot say which policy they mean, and there are {', '.join(folders)}; start one "
+            "server each"
         )
     check_extra()
     adaptor(load_bundle(next(iter(folders.values())), verify=False).manifest, keys)
@@ -54,7 +55,9 @@ def serve(
             say(f"figures: {page.address}")
         listening = ws_address(endpoint, "--bind", least_port=0)
         asyncio.run(
-            server.run(listening, lambda: bool(asked), lambda where: say(f"listening at {where}, openpi's protocol"))
+            server.run(
+                listening, lambda: bool(asked), lambda where: say(f"listening at {where}, openpi's protocol")
+            )
         )
     finally:
         if page is not None:
