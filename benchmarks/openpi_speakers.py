@@ -57,8 +57,9 @@ def drive(port: int, folder: Path) -> None:
     assert reply["actions"].shape == (30, 14), reply["actions"].shape
     assert np.array_equal(reply["state"], seen["state"])
     infer_ms, total_ms = reply["policy_timing"]["infer_ms"], reply["server_timing"]["infer_ms"]
-    print(f"round trip, one 640x480 picture: {np.median(spent):.2f} ms median of {N_REQUESTS}, "
-          f"at most {max(spent):.2f}; of the last one the server's {total_ms:.2f}, the policy's {infer_ms:.2f}")  # fmt: skip
+    median, most = np.median(spent), max(spent)
+    print(f"round trip, one 640x480 picture: {median:.2f} ms median of {N_REQUESTS}, at most {most:.2f}")
+    print(f"of the last one {total_ms:.2f} ms were the server's, {infer_ms:.2f} of them the policy's")
     broker = ActionChunkBroker(client, 10)
     steps = [broker.infer(seen)["actions"] for _ in range(11)]
     assert steps[0].shape == (14,)

@@ -25,6 +25,8 @@ from edgevla.serve.openpi.address import WsAddress
 MOST_BYTES = 8 << 20
 """Of what a server says: a chunk is a few kilobytes, a reply that repeats the state little more."""
 CONNECT_NS = 700 * NS_PER_MS
+MOST_TURNS = 256
+"""Of what came between two questions; whoever says more is no openpi server."""
 LOOK_NS = 50 * NS_PER_MS
 """How soon `is_closing` is seen."""
 
@@ -44,7 +46,9 @@ class Line:
         self.why = "does not answer"
 
     def open(self, until_ns: int) -> str | bytes | None:
-        """What the server says first: its metadata; None: nobody answers, `why` says what did."""
+        """What the server says first: its metadata; None: nobody answers, `why` says what did. Whoever infers within its
+        event loop says it late.
+        """
         limit_s = max(0.001, min(CONNECT_NS, until_ns - time.monotonic_ns()) / NS_PER_S)
         try:
             self._socket = socket.create_connection((self.address.host, self.address.port), limit_s)
@@ -54,14 +58,15 @@ class Line:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._poller.register(self._socket, select.POLLIN)
         self._protocol.send_request(self._protocol.connect())
-        return self._next(min(until_ns, time.monotonic_ns() + CONNECT_NS))
+        return self._next(until_ns)
 
     @property
     def is_lost(self) -> bool:
         """Whether the server has closed it; what arrived meanwhile, pings for one, is answered."""
-        while not self._has_ended and self._turn(0):
-            pass
-        return self._has_ended
+        for _ in range(MOST_TURNS):
+            if self._has_ended or not self._turn(0):
+                return self._has_ended
+        return True
 
     def ask(self, data: bytes, until_ns: int) -> str | bytes | None:
         """The answer; None: there is none until then, and the line is of no use any more."""

@@ -23,7 +23,7 @@ from edgevla.errors import BundleError, EngineError, WireError
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted
 from edgevla.serve.openpi.address import WsAddress
 from edgevla.serve.openpi.declared import ServerMap
-from edgevla.serve.openpi.line import Line
+from edgevla.serve.openpi.line import CONNECT_NS, Line
 from edgevla.serve.openpi.packing import pack, unpack
 from edgevla.types import Observation
 
@@ -158,7 +158,8 @@ class OpenpiPolicy:
             WireError: who answers there speaks another protocol, or runs another policy than the map says.
         """
         line = Line(self._server, self._is_closing)
-        said = line.open(until_ns)
+        least_ns = max(CONNECT_NS, self._patience_ns // PATIENCE)
+        said = line.open(min(until_ns, time.monotonic_ns() + least_ns))
         if said is None:
             self._left = self._left or line.why
             line.close()
