@@ -285,6 +285,8 @@ def test_order_units_and_gripper_are_converted_both_ways(flow, tmp_path):
     state = np.array([0.5, *np.radians([5, -4, 3, -2, 1])])
     observation, came = made.observation({"state": state, "images": {"cam_high": PICTURE}, "prompt": "go"})
     np.testing.assert_allclose(observation.state, [1, -2, 3, -4, 5, 25], rtol=1e-6)
+    pixels = observation.images["observation.images.front"]
+    np.testing.assert_array_equal(pixels, np.stack([PICTURE[0], PICTURE[1], PICTURE[2]], axis=-1))
     reply = made.reply(np.array([[1, -2, 3, -4, 5, 25]], np.float32), came, 1.0, 2.0)
     np.testing.assert_allclose(reply["actions"][0], state, rtol=1e-6)
     assert came is state

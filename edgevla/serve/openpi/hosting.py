@@ -242,11 +242,8 @@ class Adaptor:
         found = leaves(request)
         for path in found:
             if path not in self._paths:
-                known = list(map(shown, self._paths))
-                raise WireError(
-                    f"the request has the unknown key '{shown(path)[:80]}'{nearest(shown(path), known)}",
-                    "schema",
-                )
+                name, known = shown(path)[:80], list(map(shown, self._paths))
+                raise WireError(f"the request has the unknown key '{name}'{nearest(name, known)}", "schema")
         images = {
             self._features[name].name: self._pixels(found, path, name) for path, name in self._images.items()
         }

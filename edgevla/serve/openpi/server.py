@@ -180,7 +180,6 @@ class OpenpiServer:
         began = time.monotonic_ns()
         try:
             observation, came = self._adaptor.observation(unpack(message))
-            self._hosted.policy.reset()
             started = time.monotonic_ns()
             actions = self._hosted.policy.infer(observation, chunk_seq=number).actions
         except EdgeVLAError:
