@@ -7,6 +7,7 @@ PYTHON ?= $(shell sh .ci/find-python)
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 MUTANTS ?= 250
+OPENPI      := openpi-client==0.1.2 typing_extensions
 LEROBOT     := lerobot[dataset,diffusion,pi,smolvla,xvla]==0.6.1
 VENV        := .venv
 VENV_TEST   := .venv-test
@@ -17,7 +18,7 @@ PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 NOT_RUN := .not-run
 
-.PHONY: demo test lint types test-torch safety test-runtime drawing test-lerobot clean
+.PHONY: demo test lint types test-torch safety test-runtime drawing test-lerobot test-openpi clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/edgevla demo $(ARGS)
@@ -75,6 +76,15 @@ test-lerobot: $(VENV_TEST)/ready .venv-lerobot/ready
 	sh .ci/install .venv-lerobot '$(LEROBOT)'
 	touch $@
 
+# By hand: openpi's published client against both of our sides. It wants NumPy 1, in an environment of its own.
+test-openpi: $(VENV_TEST)/ready .venv-openpi/ready
+	$(VENV_TEST)/bin/python benchmarks/openpi_speakers.py .venv-openpi/bin/python
+
+.venv-openpi/ready:
+	sh .ci/venv "$$(sh .ci/find-python 3.11)" .venv-openpi
+	sh .ci/install .venv-openpi $(OPENPI)
+	touch $@
+
 $(VENV)/ready: pyproject.toml
 	sh .ci/venv $(PYTHON) $(VENV)
 	sh .ci/install $(VENV) $(TORCH)
@@ -94,4 +104,4 @@ $(VENV_TEST)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-runtime-* .venv-lerobot .lerobot .safety .not-run build dist
+	rm -rf .venv .venv-test .venv-runtime-* .venv-lerobot .venv-openpi .lerobot .safety .not-run build dist

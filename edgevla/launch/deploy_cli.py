@@ -3,6 +3,7 @@
   edgevla deploy bundles/act --robot so101 --port /dev/ttyACM0 --camera front=0
   edgevla deploy --robot so101 --sim                      the newest bundle, on an emulated arm
   edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...        a policy that `edgevla serve` runs
+  edgevla deploy --policy ws://127.0.0.1:8000 --keys map.toml --robot ...   one that an openpi server runs
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
 freezes), a third lets go; holding the keys down never does. SIGTERM stops in order, and so does every other signal
@@ -49,7 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", nargs="?", help="folder made by edgevla export; default: the newest one below here")
     add("--policy", metavar="tcp://HOST:PORT[/NAME][,...]",
-        help="in place of a bundle: what policy servers run; they are tried in turn, also while running")  # fmt: skip
+        help="in place of a bundle: what policy servers run; they are tried in turn, also while running; or "
+        "ws://HOST:PORT: what an openpi server runs")  # fmt: skip
+    add("--keys", type=Path, metavar="MAP.toml",
+        help="what an openpi server's joints, units, rate and pictures are (docs/openpi.md)")  # fmt: skip
     add("--frames", metavar="raw|jpeg[:QUALITY]",
         help="how pictures travel to a policy server; default: raw on this machine, jpeg:90 elsewhere")  # fmt: skip
     options.add_arguments(parser)
@@ -132,9 +136,9 @@ def source_from(args: argparse.Namespace, wanted: DeployOptions, shown: Screen |
     if args.policy is not None:
         if args.bundle is not None:
             raise UsageError(f"the bundle {args.bundle} and --policy {args.policy}: leave one of them out")
-        from edgevla.launch.served import ServedSource
-
-        return ServedSource(args.policy, args.frames, wanted)
+        return _served(args, wanted)
+    if args.keys is not None:
+        raise UsageError("--keys is for an openpi server: give --policy ws://HOST:PORT too, or leave it out")
     if args.frames is not None:
         raise UsageError("--frames is for a policy server: give --policy too, or leave it out")
     if args.bundle is not None:
@@ -144,6 +148,19 @@ def source_from(args: argparse.Namespace, wanted: DeployOptions, shown: Screen |
     bundle = newest_bundle()
     shown("info", "deploy", f"bundle: {bundle} (the newest one here)")
     return PolicySource(bundle, wanted)
+
+
+def _served(args: argparse.Namespace, wanted: DeployOptions) -> PolicySource:
+    """The address's scheme says which protocol is spoken there."""
+    if args.policy.startswith("ws://"):
+        from edgevla.launch.openpi_source import OpenpiSource
+
+        return OpenpiSource(args.policy, args.keys, args.frames, wanted)
+    if args.keys is not None:
+        raise UsageError(f"--policy {args.policy}: its server says itself what it needs; leave out --keys")
+    from edgevla.launch.served import ServedSource
+
+    return ServedSource(args.policy, args.frames, wanted)
 
 
 # -- from words to options ---------------------------------------------------------------------------------------

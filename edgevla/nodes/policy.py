@@ -305,6 +305,7 @@ def main() -> int:
     source.add_argument("--servers", help="policy servers in place of a bundle, joined by commas")
     parser.add_argument("--sha256", default="", help="of the servers' manifest")
     parser.add_argument("--frames", help="how pictures travel to a server")
+    parser.add_argument("--keys", type=Path, help="the map of an openpi server")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--session", required=True)
     parser.add_argument("--robot-json", type=Path, required=True, help="the robot's describe, as JSON")
@@ -375,6 +376,8 @@ def _predictor(
             options=EngineOptions(threads=args.threads),
             allow_lost_cameras=args.allow_lost_cameras,
         )
+    if args.keys is not None:
+        return _openpi(args, closing)
     servers = introduced(addresses(args.servers, "--policy"), "--policy")
     session = bytes.fromhex(args.session)
     served = look_up(ctx, servers, session, LOOK_UP_S)
@@ -385,6 +388,20 @@ def _predictor(
         )
     frames = encoding(args.frames, servers)
     policy = RemotePolicy(ctx, servers, served, robot, session, seed=args.seed, encoding=frames)
+    closing.callback(policy.close)
+    return policy
+
+
+def _openpi(args: argparse.Namespace, closing: contextlib.ExitStack) -> Predictor:
+    """What an openpi server runs."""
+    from edgevla.serve.openpi.address import ws_address
+    from edgevla.serve.openpi.declared import ServerMap
+    from edgevla.serve.openpi.remote import OpenpiPolicy
+
+    keys = ServerMap(args.keys)
+    if keys.sha256 != args.sha256:
+        raise BundleError(f"{args.keys} was changed since this deployment began; end it, and begin again")
+    policy = OpenpiPolicy(ws_address(args.servers, "--policy"), keys, LOOK_UP_S)
     closing.callback(policy.close)
     return policy
 

@@ -135,7 +135,8 @@ def show_code(args: argparse.Namespace) -> int:
     from edgevla.serve.pairing import Pairing, shown
 
     others = {"BUNDLE": args.bundles, "--paired": args.paired, "--provider": args.provider,
-              "--threads": args.threads, "--metrics": args.metrics, "--log": args.log}  # fmt: skip
+              "--threads": args.threads, "--metrics": args.metrics, "--log": args.log,
+              "--protocol": args.protocol != "edgevla", "--keys": args.keys}  # fmt: skip
     if given := [name for name, value in others.items() if value]:
         raise UsageError(
             f"--pair pairs and serves nothing: leave {', '.join(given)} out. A server that runs meanwhile hears of the "

@@ -2,6 +2,7 @@
 
   edgevla serve bundles/act                   at tcp://127.0.0.1:5599, as `act`
   edgevla serve bundles/act cubes=bundles/smolvla --provider cuda
+  edgevla serve bundles/act --protocol openpi --keys map.toml     for robots that speak openpi, at ws://127.0.0.1:8000
 
 On the robot:
 
@@ -66,11 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders made by edgevla export; NAME: the folder's",
     )
     add("--bind", metavar="tcp://HOST:PORT",
-        help=f"default: {DEFAULT_BIND}, for this machine alone; with --pair: {PAIR_BIND}, for all")  # fmt: skip
+        help=f"default: {DEFAULT_BIND}, for this machine alone; with --pair: {PAIR_BIND}, for all; "
+        "with --protocol openpi: ws://127.0.0.1:8000")  # fmt: skip
     add("--pair", action="store_true",
         help="serve nothing, but show a code with which one robot is paired; valid two minutes, once")  # fmt: skip
     add("--paired", action="store_true",
         help="serve paired robots only, encrypted, also where this machine alone reaches it")  # fmt: skip
+    add("--protocol", choices=("edgevla", "openpi"), default="edgevla",
+        help="openpi: for one bundle and robots that speak its websocket protocol (docs/openpi.md)")  # fmt: skip
+    add("--keys", type=Path, metavar="MAP.toml",
+        help="openpi: how clients call cameras, state and actions; default: as ALOHA or LIBERO do")  # fmt: skip
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
         help="inference engine; default: each bundle's target")  # fmt: skip
     add("--threads", type=whole(1, 1024), metavar="N", help="of the CPU engine; default: all cores but one")
@@ -104,12 +110,24 @@ def plan_from(args: argparse.Namespace) -> Plan:
     check_texts(args)
     if not args.bundles:
         raise UsageError("no policy to serve: edgevla serve BUNDLE, or edgevla serve --pair to pair a robot")
+    folders = named(args.bundles)
+    place = None if args.metrics is None else metrics_place(args.metrics)
+    if args.protocol == "openpi":
+        from edgevla.serve.openpi import serving
+
+        if args.paired:
+            raise UsageError(
+                "--paired: openpi's protocol carries no keys; leave it out, or serve without --protocol"
+            )
+        return Plan(serving.check(args.bind, folders, args.keys), folders, place, is_paired=False)
+    if args.keys is not None:
+        raise UsageError(
+            "--keys is for robots that speak openpi's protocol: give --protocol openpi too, or leave it out"
+        )
     bind = address(args.bind or DEFAULT_BIND, "--bind")
     if bind.policy:
         raise UsageError(f"--bind {args.bind}: the bundles say the names; leave /{bind.policy} out")
-    place = None if args.metrics is None else metrics_place(args.metrics)
-    is_paired = args.paired or not is_loopback(bind.endpoint)
-    return Plan(bind.endpoint, named(args.bundles), place, is_paired)
+    return Plan(bind.endpoint, folders, place, args.paired or not is_loopback(bind.endpoint))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,7 +141,11 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
     hosted = [_host(name, folder, args) for name, folder in plan.folders.items()]
-    return 0 if asked else _serve(plan, hosted, args.log, asked, authority)
+    if asked:
+        return 0
+    if args.protocol == "openpi":
+        return _serve_openpi(plan, hosted[0], args, asked)
+    return _serve(plan, hosted, args.log, asked, authority)
 
 
 def authority_of(plan: Plan) -> Authority | None:
@@ -201,6 +223,19 @@ def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
     made.warm_up()
     say(f"policy {name}: {folder}, on {policy.provider}, {made.latency_ms:.1f} ms per inference")
     return made
+
+
+def _serve_openpi(plan: Plan, hosted: Hosted, args: argparse.Namespace, asked: list[int]) -> int:
+    from edgevla.serve.openpi import serving
+
+    note, close_log = _log(args.log)
+    counts: dict[str, Any] = {}
+    try:
+        counts = serving.serve(plan.endpoint, hosted, args.keys, plan.place, note, say, asked)
+    finally:
+        close_log(counts)
+    say(f"{counts['answered']} requests answered")
+    return 0
 
 
 def _serve(
