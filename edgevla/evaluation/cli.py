@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "policies",
         nargs="+",
         metavar="POLICY",
-        help="bundles, on a dataset also checkpoints; the others are compared with the first",
+        help="bundles; on a dataset also checkpoints, else also tcp://HOST:PORT/NAME, what a policy server runs; the "
+        "others are compared with the first",
     )
     chosen = parser.add_argument_group("on what (exactly one)")
     chosen.add_argument(

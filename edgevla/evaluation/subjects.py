@@ -12,6 +12,7 @@ from edgevla.bundle import is_bundle, load_bundle
 from edgevla.errors import EngineError, MissingExtraError, UsageError
 from edgevla.manifest import Manifest
 from edgevla.runner import BundlePolicy
+from edgevla.serve.transport import is_served
 
 if TYPE_CHECKING:
     from edgevla.dataset.reader import Dataset
@@ -63,6 +64,8 @@ def open_subjects(paths: Sequence[str], dataset: Dataset, opening: Opening, say:
         UsageError: a policy is named twice. BundleError, CheckpointError, EngineError: it cannot be opened.
         ModuleNotFoundError: a checkpoint, where torch is not installed.
     """
+    if far := next((p for p in paths if is_served(p)), None):
+        raise UsageError(f"{far}: a policy server is evaluated in a task or on an arm; on a dataset name its bundle")
     given = [str(Path(p).expanduser().resolve()) if Path(p).exists() else p for p in paths]
     twice = next((p for p, full in zip(paths, given, strict=True) if given.count(full) > 1), None)
     if twice is not None:

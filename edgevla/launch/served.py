@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import zmq
 
 from edgevla.errors import UsageError
@@ -9,11 +12,38 @@ from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import PolicySource
 from edgevla.serve.authority import introduced
 from edgevla.serve.pictures import encoding
-from edgevla.serve.remote import look_up
-from edgevla.serve.transport import addresses
+from edgevla.serve.remote import Served, look_up
+from edgevla.serve.transport import Address, addresses, is_served
 from edgevla.session import new_session
 
 PATIENCE_S = 3.0
+
+
+def source_of(policy: str, options: DeployOptions) -> PolicySource:
+    """Of a bundle's folder, or of servers' addresses."""
+    if is_served(policy):
+        return ServedSource(policy, None, options)
+    return PolicySource(Path(policy).expanduser(), options)
+
+
+def found_at(policy: str, option: str) -> tuple[tuple[Address, ...], Served]:
+    """The servers of such addresses, with the keys they are known by, and what they run.
+
+    Raises:
+        UsageError, BundleError: no such addresses or policy, or this robot is not paired with them. WireError: nobody
+            answers, or it does not take this robot.
+    """
+    servers = introduced(addresses(policy, option), option)
+    ctx = zmq.Context()
+    try:
+        return servers, look_up(ctx, servers, new_session(), PATIENCE_S)
+    finally:
+        ctx.destroy(linger=0)
+
+
+def join(servers: Sequence[Address]) -> str:
+    """As the command line says them."""
+    return ",".join(map(str, servers))
 
 
 class ServedSource(PolicySource):
@@ -25,22 +55,15 @@ class ServedSource(PolicySource):
     """
 
     def __init__(self, servers: str, frames: str | None, options: DeployOptions) -> None:
-        self._servers = addresses(servers, "--policy")
         for option, said in (("--provider", options.provider), ("--threads", options.threads)):
             if said:
                 raise UsageError(
                     f"{option} is the policy server's: say it to edgevla serve, and leave it out here"
                 )
-        self._frames = encoding(frames, self._servers)
-        self._servers = introduced(self._servers, "--policy")
-        ctx = zmq.Context()
-        try:
-            served = look_up(ctx, self._servers, new_session(), PATIENCE_S)
-        finally:
-            ctx.destroy(linger=0)
+        self._frames = encoding(frames, addresses(servers, "--policy"))
+        self._servers, served = found_at(servers, "--policy")
         self.bundle = str(self._servers[0])
         self._hold(str(self._servers[0]), served.manifest, served.sha256, options)
 
     def _where(self, options: DeployOptions) -> list[str]:
-        servers = ",".join(map(str, self._servers))
-        return [f"--servers={servers}", f"--sha256={self.sha256}", f"--frames={self._frames}"]
+        return [f"--servers={join(self._servers)}", f"--sha256={self.sha256}", f"--frames={self._frames}"]

@@ -88,6 +88,11 @@ def addresses(text: str, option: str) -> tuple[Address, ...]:
     return found
 
 
+def is_served(policy: str) -> bool:
+    """Whether a policy that somebody named is one of a policy server, and not a folder."""
+    return policy.startswith("tcp://")
+
+
 def is_loopback(endpoint: str) -> bool:
     """Whether nobody outside of this machine is reached, or reaches it."""
     found = _TCP.fullmatch(endpoint)

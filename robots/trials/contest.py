@@ -7,6 +7,7 @@ that is drawn by chance comes from (seed, episode, request): in whatever order, 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from edgevla.bundle import Fit, load_bundle
-from edgevla.clock import NS_PER_S
-from edgevla.descriptions import AboutCamera
-from edgevla.engines import EngineOptions
+from edgevla.bundle import Fit, fit
+from edgevla.clock import NS_PER_S, VirtualClock
+from edgevla.descriptions import AboutCamera, AboutRobot
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
 from edgevla.evaluation.seams import seams
@@ -28,14 +28,17 @@ from edgevla.launch.deployment import DeployOptions, check_fitting, chosen_execu
 from edgevla.manifest import Manifest
 from edgevla.messages import Chunk, Message, State
 from edgevla.messages import World as Scene
-from edgevla.runner import BundlePolicy, RtcInputs
+from edgevla.predictor import Predictor, RtcInputs
 from edgevla.simulated import Task, task_named
 from edgevla.types import Observation
 
+from ..arm import Robot
 from ..describe import describe
+from ..emulator.robot import EmulatedRobot
 from ..profile import Profile, load_profile
 from ..world.contract import Painter, Verdict, World, make_painter, make_world
 from .closed_loop import ClosedLoop
+from .entrants import entrant, open_bundle, open_policy, patiently
 from .experts.contract import Expert, make_expert
 
 ARRIVED_SHARE = 0.005
@@ -90,7 +93,7 @@ def profile_of(task: Task) -> Profile:
 class Contestant:
     """A bundle under one setting, ready for any number of episodes."""
 
-    def __init__(self, cell: Cell, conditions: Conditions, policy: BundlePolicy, painter: Painter) -> None:
+    def __init__(self, cell: Cell, conditions: Conditions, policy: Predictor, painter: Painter) -> None:
         """
         Raises:
             UsageError, BundleError, CameraError: bundle, setting and task do not belong together.
@@ -135,8 +138,9 @@ class Contestant:
         request = self._episode * REQUESTS_PER_EPISODE + len(self._infer_ms)
         began = time.perf_counter()
         result = self.policy.infer(
-            seen, grid_index=grid, past=past, n_steps=self.conditions.n_steps, rtc=guidance, chunk_seq=request
-        )
+            seen, grid_index=grid, past=past, n_steps=self.conditions.n_steps, rtc=guidance, chunk_seq=request,
+            wanted=patiently(),
+        )  # fmt: skip
         self._infer_ms.append(1000 * (time.perf_counter() - began))
         return np.asarray(self._fit.action.to_robot(result.actions), np.float32)
 
@@ -208,14 +212,8 @@ class Contestant:
             self.act, profile=self.profile, world=world, look=self.look, delay_ticks=self._delay, seed=episode
         )
         if self._fit is None:
-            cameras = tuple(
-                AboutCamera(
-                    name, "sim", *self.cameras[feature][:0:-1], self.policy.manifest.fps, True, "exact"
-                )
-                for feature, name in own_names(self.policy.manifest).items()
-            )
-            about = replace(describe(self.profile, loop.robot), cameras=cameras)
-            self._fit = self.policy.bundle.fits(about)
+            robot = with_cameras(describe(self.profile, loop.robot), self.policy.manifest, self.cameras)
+            self._fit = fit(self.policy.manifest, robot)
         self._loop, self._world = loop, world
         if self.cell.control == "misaligned":
             misalign(loop)
@@ -277,6 +275,23 @@ def cameras_of(m: Manifest, task: Task, chosen: dict[str, str]) -> dict[str, tup
     return found
 
 
+def emulated(profile: Profile) -> Robot:
+    """One that is only asked what it is."""
+    arm = EmulatedRobot(profile, VirtualClock(NS_PER_S))
+    robot = Robot(profile, arm.memory_ports(), arm.calibration, arm.clock)
+    robot.connect()
+    return robot
+
+
+def with_cameras(robot: AboutRobot, m: Manifest, cameras: dict[str, tuple[str, int, int]]) -> AboutRobot:
+    """The robot with the cameras of a simulation; see `cameras_of`."""
+    found = tuple(
+        AboutCamera(name, "sim", cameras[feature][2], cameras[feature][1], m.fps, True, "exact")
+        for feature, name in own_names(m).items()
+    )
+    return replace(robot, cameras=found)
+
+
 def own_names(m: Manifest) -> dict[str, str]:
     return {feature: str(m.features[feature].camera_name) for feature in m.cameras}
 
@@ -329,23 +344,36 @@ def misalign(loop: ClosedLoop) -> None:
 
 
 class Contest:
-    """All cells of one evaluation in this process: bundles and painters are opened once, when they are needed."""
+    """All cells of one evaluation in this process: policies and painters are opened once, when they are needed."""
 
     def __init__(self, conditions: Conditions) -> None:
         self.conditions = conditions
         self.task = task_named(conditions.task)
         self.painter = make_painter(self.task)
-        self._policies: dict[str, BundlePolicy] = {}
+        self._policies: dict[str, Predictor] = {}
+        self._closing = contextlib.ExitStack()
         self._contestants: dict[str, Contestant] = {}
 
     def contestant(self, cell: Cell) -> Contestant:
         if cell.key not in self._contestants:
-            if cell.bundle not in self._policies:
-                bundle, options = load_bundle(Path(cell.bundle)), EngineOptions(threads=1)
-                self._policies[cell.bundle] = BundlePolicy(bundle, seed=self.conditions.seed, options=options)
-            policy = self._policies[cell.bundle]
+            policy = self._policies.get(cell.bundle) or self._open(cell)
             self._contestants[cell.key] = Contestant(cell, self.conditions, policy, self.painter)
         return self._contestants[cell.key]
+
+    def _open(self, cell: Cell) -> Predictor:
+        one = entrant(cell.bundle)
+        m = one.manifest
+
+        def robot() -> AboutRobot:
+            profile, cameras = profile_of(self.task), cameras_of(m, self.task, self.conditions.cameras)
+            return with_cameras(describe(profile, emulated(profile)), m, cameras)
+
+        self._policies[cell.bundle] = open_policy(one, robot, self.conditions.seed, self._closing)
+        return self._policies[cell.bundle]
+
+    def close(self) -> None:
+        """Lines to policy servers."""
+        self._closing.close()
 
     def play(self, cell: Cell, number: int) -> tuple[Episode, Played]:
         """One episode of one cell: what is kept of it, and all of it."""
@@ -369,8 +397,8 @@ def one(
 ) -> Contestant:
     """One bundle under one setting, for programs that play episodes themselves."""
     conditions = Conditions(task, 0, n_steps=n_steps)
-    policy = BundlePolicy(load_bundle(folder), options=EngineOptions(threads=1))
-    cell = Cell(str(folder), folder.name, policy.bundle.sha256, execution, delay_ms, control)
+    policy = open_bundle(folder)
+    cell = Cell(str(folder), folder.name, policy.sha256, execution, delay_ms, control)
     return make(cell, conditions, policy, make_painter(task_named(task)))
 
 

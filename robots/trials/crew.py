@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from edgevla import errors
 from edgevla.errors import EdgeVLAError
@@ -38,11 +38,11 @@ def play(
     if n_workers > 1:
         yield from _in_processes(assignment, jobs, n_workers, asked_to_stop)
         return
-    worker = Worker(assignment)
-    for job in jobs:
-        if asked_to_stop():
-            return
-        yield worker.play(job)
+    with closing(Worker(assignment)) as worker:
+        for job in jobs:
+            if asked_to_stop():
+                return
+            yield worker.play(job)
 
 
 def _in_processes(

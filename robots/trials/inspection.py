@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
-from edgevla.bundle import Bundle
-from edgevla.clock import VirtualClock
-from edgevla.descriptions import AboutCamera
+from edgevla.bundle import fit
 from edgevla.evaluation.episodes import Cell, Conditions
 from edgevla.execution import judge_latency
 from edgevla.launch.deployment import chosen_execution, start_arguments
+from edgevla.manifest import Manifest
 from edgevla.simulated import Task
 
-from ..arm import Robot
 from ..describe import describe
-from ..emulator.robot import EmulatedRobot
 from ..rollout import Plan, plan_from
-from .contest import cameras_of, options_of, own_names, profile_of
+from .contest import cameras_of, emulated, options_of, profile_of, with_cameras
 
 
 class Inspection:
@@ -26,33 +22,26 @@ class Inspection:
     def __init__(self, task: Task, conditions: Conditions) -> None:
         self.task, self.conditions = task, conditions
         profile = profile_of(task)
-        arm = EmulatedRobot(profile, VirtualClock(1_000_000_000))
-        self._robot = Robot(profile, arm.memory_ports(), arm.calibration, arm.clock)
-        self._robot.connect()
+        self._robot = emulated(profile)
         self._about = describe(profile, self._robot)
         self.unit = next((joint.unit for joint in profile.joints if not joint.is_gripper), "")
 
-    def notes(self, cell: Cell, bundle: Bundle) -> Iterator[str]:
+    def notes(self, cell: Cell, m: Manifest) -> Iterator[str]:
         """Sentences.
 
         Raises:
             UsageError, BundleError, ConfigError: they do not belong together.
         """
-        m, c = bundle.manifest, self.conditions
+        c = self.conditions
         options = options_of(c, cell, m, self.task)
-        cameras = cameras_of(m, self.task, c.cameras)
-        about = tuple(
-            AboutCamera(name, "sim", cameras[feature][2], cameras[feature][1], m.fps, True, "exact")
-            for feature, name in own_names(m).items()
-        )
-        fit = bundle.fits(replace(self._about, cameras=about))
-        for warning in fit.warnings:
+        found = fit(m, with_cameras(self._about, m, cameras_of(m, self.task, c.cameras)))
+        for warning in found.warnings:
             yield f"{cell.label}: {warning}"
         chosen = chosen_execution(m, options)
         verdict = judge_latency(chosen, chunk_size=m.chunk_size, fps=m.fps, latency_ms=cell.delay_ms)
         if verdict.sentence:
             yield f"{cell.label}, {cell.delay_ms:g} ms: {verdict.sentence}"
-        start = start_arguments(m, fit, options, verdict.execution, cell.delay_ms)
+        start = start_arguments(m, found, options, verdict.execution, cell.delay_ms)
         plan = plan_from(start, self._robot.max_hz, len(self._about.joints))
         if c.way == "lock-step":
             yield from _rounded(cell, plan)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from edgevla import __version__
-from edgevla.bundle import Bundle, load_bundle
 from edgevla.engines.options import n_cores
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.evaluation.episodes import EPISODES, EXPERT_EXECUTION, Cell, Conditions, Episode, Journal
@@ -31,6 +30,7 @@ from edgevla.simulated import Task, task_named
 from edgevla.vocabulary import once, pairs
 
 from . import crew, real_time
+from .entrants import Entrant, entrant
 from .film import check_video, save_sheet
 from .inspection import Inspection
 from .worker import SHOWN, Assignment, Job, strip_of
@@ -55,8 +55,8 @@ class OnTask:
         self.args, self.say = args, say
         self.task = task_named(args.task)
         self.n = n_episodes_of(args.episodes)
-        self.bundles = [load_bundle(Path(path).expanduser()) for path in args.policies]
-        self.cells = cells_of(self.bundles, args)
+        self.entrants = [entrant(place) for place in args.policies]
+        self.cells = cells_of(self.entrants, args)
         self.conditions = conditions_of(args, self.task)
         if args.videos not in (None, "none"):
             check_video()
@@ -90,9 +90,9 @@ class OnTask:
     def _check(self) -> list[str]:
         """Whether bundles, settings, task and robot belong together; sentences about what is not quite as asked."""
         inspection = Inspection(self.task, self.conditions)
-        by_sha = {bundle.sha256: bundle for bundle in self.bundles}
+        manifests = {one.sha256: one.manifest for one in self.entrants}
         self.unit = inspection.unit
-        notes = [note for cell in self.cells for note in inspection.notes(cell, by_sha[cell.sha256])]
+        notes = [note for cell in self.cells for note in inspection.notes(cell, manifests[cell.sha256])]
         return list(dict.fromkeys(notes))
 
     def _announce(self, folder: Path, journal: Journal) -> None:
@@ -211,40 +211,40 @@ def n_episodes_of(text: str | None) -> int:
         raise UsageError(f"--episodes {error}: how many places of the task, each is met once") from None
 
 
-def cells_of(bundles: Sequence[Bundle], args: argparse.Namespace) -> list[Cell]:
+def cells_of(entrants: Sequence[Entrant], args: argparse.Namespace) -> list[Cell]:
     """Every bundle with every execution, delay and control.
 
     Raises:
         UsageError: a bundle or a setting is named twice.
     """
-    by_sha: dict[str, Bundle] = {}
-    for bundle in bundles:
-        if bundle.sha256 in by_sha:
+    by_sha: dict[str, Entrant] = {}
+    for one in entrants:
+        if one.sha256 in by_sha:
             raise UsageError(
-                f"{bundle.folder} and {by_sha[bundle.sha256].folder} are the same bundle; name every bundle once"
+                f"{one.place} and {by_sha[one.sha256].place} are the same bundle; name every bundle once"
             )
-        by_sha[bundle.sha256] = bundle
-    labels = _labels(bundles)
+        by_sha[one.sha256] = one
+    labels = _labels(entrants)
     executions = once(args.execution or [], "--execution")
     controls = args.control or ["none"]
     cells = [
-        Cell(str(bundle.folder), label, bundle.sha256, execution, delay, control)
-        for bundle, label in zip(bundles, labels, strict=True)
-        for execution in (executions or [str(bundle.manifest.execution.default["kind"])])
+        Cell(one.place, label, one.sha256, execution, delay, control)
+        for one, label in zip(entrants, labels, strict=True)
+        for execution in (executions or [str(one.manifest.execution.default["kind"])])
         for delay in (args.delay_ms or [0.0])
         for control in controls
         if control != "expert"
     ]
     if "expert" in controls:  # one cell: no bundle acts in it, only its rate and its caps of speed are used
-        first = bundles[0]
-        cells.append(Cell(str(first.folder), labels[0], first.sha256, EXPERT_EXECUTION, control="expert"))
+        first = entrants[0]
+        cells.append(Cell(first.place, labels[0], first.sha256, EXPERT_EXECUTION, control="expert"))
     return cells
 
 
-def _labels(bundles: Sequence[Bundle]) -> list[str]:
+def _labels(entrants: Sequence[Entrant]) -> list[str]:
     """Names of the folders; where those are equal, their paths."""
-    names = [bundle.folder.resolve().name for bundle in bundles]
-    return names if len(set(names)) == len(names) else [str(bundle.folder) for bundle in bundles]
+    names = [one.name for one in entrants]
+    return names if len(set(names)) == len(names) else [one.place for one in entrants]
 
 
 def conditions_of(args: argparse.Namespace, task: Task) -> Conditions:

@@ -22,17 +22,18 @@ from typing import IO
 
 import zmq
 
-from edgevla.bundle import load_bundle
 from edgevla.errors import EdgeVLAError, WireError
 from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
 from edgevla.messages import Ack, BeginEpisode, Body, Chunk, Heartbeat, Judged, Message, Mode, State
 from edgevla.messages import World as Scene
+from edgevla.serve.transport import is_served
 from edgevla.session import NOTE, read_deployment, runtime_root
 from edgevla.simulated import Task, task_named
 from edgevla.wire import CommandClient, Dealer, Inbox, Stream, endpoint
 
 from ..world.contract import Verdict, make_painter
 from .contest import STOPPED, Played, kept, profile_of
+from .entrants import entrant
 from .worker import Album, Assignment, Job
 
 STARTED_S = 90.0
@@ -78,10 +79,10 @@ def play(assignment: Assignment, jobs: Sequence[Job], asked_to_stop: Callable[[]
 
 def words_of(cell: Cell, c: Conditions, log: Path) -> list[str]:
     """The deployment, as a person would type it."""
-    hz = c.servo_hz or max(SERVO_HZ, load_bundle(cell.bundle, verify=False).manifest.fps)
+    hz = c.servo_hz or max(SERVO_HZ, entrant(cell.bundle).manifest.fps)
     words = [
         "deploy",
-        cell.bundle,
+        *(["--policy", cell.bundle] if is_served(cell.bundle) else [cell.bundle]),
         "--robot",
         profile_of(task_named(c.task)).name,
         "--sim",

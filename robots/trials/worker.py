@@ -51,6 +51,9 @@ class Worker:
         self._contest = Contest(assignment.conditions)
         self._album = Album(assignment, self._contest.task, self._contest.painter)
 
+    def close(self) -> None:
+        self._contest.close()
+
     def play(self, job: Job) -> Episode:
         """One episode; its video or strip is written.
 

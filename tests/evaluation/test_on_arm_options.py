@@ -91,7 +91,7 @@ def test_a_camera_in_two_sizes_is_no_camera_of_both():
 
 
 def test_of_two_policies_nothing_that_is_said_tells_which_it_is(bundles):
-    both = Contestants([bundles["a"], bundles["b"]], [OPTIONS, OPTIONS], 0)
+    both = Contestants([str(bundles["a"]), str(bundles["b"])], [OPTIONS, OPTIONS], 0)
     assert (both.name, both.bundle, both.about) == (HIDDEN, None, {})
     said = []
 
@@ -109,14 +109,14 @@ def test_of_two_policies_nothing_that_is_said_tells_which_it_is(bundles):
 
 
 def test_of_one_policy_everything_is_said(bundles):
-    one = Contestants([bundles["a"]], [OPTIONS], 0)
+    one = Contestants([str(bundles["a"])], [OPTIONS], 0)
     assert (one.name, one.bundle, one.hidden) == (str(bundles["a"]), str(bundles["a"]), [])
 
 
 def test_names_tell_policies_apart_and_the_same_command_finds_its_folder(bundles):
     def names(*chosen):
         folders, options = zip(*chosen, strict=True)
-        return named(Contestants(folders, options, 0))
+        return named(Contestants([str(f) for f in folders], options, 0))
 
     sync = replace(OPTIONS, execution={"kind": "sync"})
     assert [p.name for p in names((bundles["a"], OPTIONS), (bundles["b"], OPTIONS))] == ["a", "b"]

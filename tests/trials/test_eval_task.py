@@ -7,10 +7,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,60 @@ def test_the_expert_is_what_cannot_be_done_better_and_no_part_of_what_is_expecte
     assert cells["expert"]["clipped"]["share"] < 0.02
     assert "expert reaches" not in out
     assert "black misses" not in out
+
+
+# -- a policy elsewhere -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(bundle: Path) -> Iterator[str]:
+    """Address of a policy server that runs `bundle`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    command = [
+        sys.executable,
+        "-m",
+        "edgevla",
+        "serve",
+        f"reach={bundle}",
+        "--bind",
+        address,
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "policy reach" in process.stdout.readline()
+        assert "listening" in process.stdout.readline()
+        yield f"{address}/reach"
+        process.kill()
+
+
+def test_what_a_policy_server_runs_is_evaluated_as_a_bundle_and_to_the_same_end(
+    served: str, bundle: Path, evaluate: Evaluate, info_in: Info, tmp_path: Path, short: None
+) -> None:
+    words = ["--execution", "sync,async", "--delay-ms", "0,100"]
+    assert evaluate(served, *words, "-o", tmp_path / "there")[0] == 0
+    assert evaluate(bundle, *words, "-o", tmp_path / "here")[0] == 0
+    there, here = (
+        [
+            [{**e, "eval_s": 0, "infer_ms": 0} for e in c["per_episode"]]
+            for c in info_in(tmp_path / name)["cells"]
+        ]
+        for name in ("there", "here")
+    )
+    assert there == here
+    code, _, err = evaluate(served, bundle)
+    assert code == 2
+    assert f"{bundle} and {served} are the same bundle" in err
+
+
+def test_nobody_at_an_address_is_said_before_anything_is_written(evaluate: Evaluate, tmp_path: Path) -> None:
+    code, _, err = evaluate("tcp://127.0.0.1:1/reach")
+    assert code == 1
+    assert "no policy server answers at tcp://127.0.0.1:1/reach" in err
+    assert not (tmp_path / "eval").exists()
 
 
 # -- chance -----------------------------------------------------------------------------------------------------------

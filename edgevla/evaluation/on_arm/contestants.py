@@ -20,7 +20,8 @@ from edgevla.errors import EdgeVLAError, UsageError, WireError
 from edgevla.execution import Execution
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import DeployOptions
-from edgevla.launch.sources import PolicySource, Run, delivered
+from edgevla.launch.served import source_of
+from edgevla.launch.sources import Run, delivered
 from edgevla.launch.supervisor import Supervisor
 from edgevla.wire import CommandClient, endpoint
 
@@ -69,11 +70,12 @@ def without(text: str, names: Sequence[str]) -> str:
 class Contestants:
     """An `ActionSource` of one or two policies; the deployment begins held, with the policy `first`.
 
-    options: of each, in the same order. names: by which a bundle may be known; hidden where there are two.
+    policies: folders of bundles, or addresses of policy servers. options: of each, in the same order. names: by which a
+    bundle may be known; hidden where there are two.
     """
 
-    def __init__(self, folders: Sequence[Path], options: Sequence[DeployOptions], first: int) -> None:
-        self.sources = [PolicySource(f, o) for f, o in zip(folders, options, strict=True)]
+    def __init__(self, policies: Sequence[str], options: Sequence[DeployOptions], first: int) -> None:
+        self.sources = [source_of(p, o) for p, o in zip(policies, options, strict=True)]
         self._options = options
         is_hidden = len(self.sources) > 1
         names = [name for s in self.sources for name in (s.name, Path(s.name).name)]

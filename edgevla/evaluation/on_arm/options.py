@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgevla.errors import UsageError
 from edgevla.evaluation.episodes import UNSEEN
 from edgevla.launch.options import SECONDS, Number, whole
+from edgevla.serve.transport import is_served
 from edgevla.simulated import TASKS, task_named
 from edgevla.vocabulary import once
 
@@ -70,9 +71,10 @@ def _executions(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Trials:
-    """folders, options: of each policy, in the same order. n: rounds; each gives every policy one turn."""
+    """policies: folders of bundles, or addresses of policy servers. options: of each, in the same order. n: rounds; each
+    gives every policy one turn."""
 
-    folders: tuple[Path, ...]
+    policies: tuple[str, ...]
     options: tuple[DeployOptions, ...]
     n: int
     seconds: float
@@ -84,7 +86,7 @@ def trials_from(args: argparse.Namespace) -> Trials:
         UsageError: options that contradict each other, or more than two policies.
     """
     executions: list[str | None] = [*once(args.execution or [], "--execution")] or [None]
-    chosen = [(Path(bundle).expanduser(), kind) for bundle in args.policies for kind in executions]
+    chosen = [(_spelled(policy), kind) for policy in args.policies for kind in executions]
     if len(chosen) > MOST_POLICIES:
         raise UsageError(
             f"{len(chosen)} policies and settings: a person can compare {MOST_POLICIES} at a time; name two bundles, or "
@@ -98,7 +100,12 @@ def trials_from(args: argparse.Namespace) -> Trials:
     options = tuple(replace(asked, execution={"kind": kind} if kind else None) for _, kind in chosen)
     usual = task_named(asked.sim_task).episode_s if asked.sim_task else SECONDS_EACH
     seconds = float(args.seconds or usual)
-    return Trials(tuple(folder for folder, _ in chosen), options, _n_episodes(args.episodes), seconds)
+    return Trials(tuple(policy for policy, _ in chosen), options, _n_episodes(args.episodes), seconds)
+
+
+def _spelled(policy: str) -> str:
+    """A folder in one way of writing it."""
+    return policy if is_served(policy) else str(Path(policy).expanduser())
 
 
 def _n_episodes(text: str | None) -> int:

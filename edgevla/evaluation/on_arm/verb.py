@@ -45,7 +45,7 @@ class OnArm:
     def __init__(self, args: argparse.Namespace, trials: Trials) -> None:
         self.args, self.trials = args, trials
         self.shown = Screen(to_stderr=args.json)
-        contestants = Contestants(trials.folders, trials.options, 0)
+        contestants = Contestants(trials.policies, trials.options, 0)
         policies, self._hidden = named(contestants), contestants.hidden
         o = trials.options[0]
         setting = Setting(
@@ -145,7 +145,7 @@ class OnArm:
 
         turn = self.session.turn
         policy = 0 if turn is None else turn.policy
-        contestants = Contestants(self.trials.folders, self.trials.options, policy)
+        contestants = Contestants(self.trials.policies, self.trials.options, policy)
         supervisor = Supervisor(self.trials.options[policy], contestants, self._show)
         return carry_out(supervisor, self._attached(supervisor, contestants))
 
