@@ -65,7 +65,9 @@ def open_subjects(paths: Sequence[str], dataset: Dataset, opening: Opening, say:
         ModuleNotFoundError: a checkpoint, where torch is not installed.
     """
     if far := next((p for p in paths if is_served(p)), None):
-        raise UsageError(f"{far}: a policy server is evaluated in a task or on an arm; on a dataset name its bundle")
+        raise UsageError(
+            f"{far}: a policy server is evaluated in a task or on an arm; on a dataset name its bundle"
+        )
     given = [str(Path(p).expanduser().resolve()) if Path(p).exists() else p for p in paths]
     twice = next((p for p, full in zip(paths, given, strict=True) if given.count(full) > 1), None)
     if twice is not None:
