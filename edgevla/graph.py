@@ -43,8 +43,9 @@ def is_source(source: str) -> bool:
 class TensorSpec:
     """One input or output of a graph.
 
-    shape: with the batch axis, 1 unless the bundle was exported for batches.
+    shape: of one observation, with a batch axis of 1.
     source: inputs only. history: outputs of `encode` only, number of moments that are stacked (Diffusion).
+    batch_axis: said by bundles that take batches; all inputs but context tensors have it first.
     """
 
     name: str
@@ -52,6 +53,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     source: str | None = None
     history: int | None = None
+    batch_axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class GraphSpec:
                 )
             bound[spec.name] = values[source]
         return bound
+
+
+def batched(spec: TensorSpec, n: int) -> tuple[int, ...]:
+    """The shape of n observations."""
+    return (*spec.shape[: spec.batch_axis], n, *spec.shape[spec.batch_axis + 1 :])
 
 
 class Graph(Protocol):

@@ -29,6 +29,8 @@ GRAPH_NAMES = ("encode", "time", "denoise", "decode")
 
 @dataclass(frozen=True)
 class Batch:
+    """How many observations one inference takes."""
+
     min: int
     max: int
 
@@ -172,10 +174,21 @@ class PipelineParity:
 
 
 @dataclass(frozen=True)
+class BatchParity:
+    """Several observations in one inference against each of them alone, by the same graphs. size: of the largest."""
+
+    size: int
+    n_samples: int
+    actions: ActionParity
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Parity:
     """passed: within tolerance. A bundle that failed exists only if `--allow-parity-failure` was given.
 
-    pipeline: left out by exports that did not compare with the saved pipelines.
+    pipeline: left out by exports that did not compare with the saved pipelines. batch: left out by bundles that take
+    one observation at a time.
     """
 
     reference: str
@@ -184,6 +197,7 @@ class Parity:
     actions: ActionParity
     passed: bool
     pipeline: PipelineParity | None = None
+    batch: BatchParity | None = None
 
 
 @dataclass(frozen=True)
@@ -387,6 +401,8 @@ def _features(m: Manifest) -> Iterator[str]:
             f"fps {m.fps}, chunk_size {m.chunk_size}, n_action_steps {m.n_action_steps} and n_obs_steps "
             f"{m.n_obs_steps} cannot work together"
         )
+    if not 1 == m.batch.min <= m.batch.max:
+        yield f"batch goes from {m.batch.min} to {m.batch.max}; a policy takes one observation at least"
     if ACTION not in m.features or m.features[ACTION].kind != "action":
         yield "features lack 'action'"
     for name, f in m.features.items():

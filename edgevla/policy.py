@@ -71,7 +71,7 @@ class Sampler:
     def __init__(self, graphs: Mapping[str, Graph], schedule: Schedule | None) -> None:
         self.graphs = graphs
         self.schedule = schedule
-        self._time_rows: dict[int, list[dict[str, Any]]] = {}
+        self._time_rows: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
     @property
     def n_moments(self) -> int:
@@ -146,20 +146,20 @@ class Sampler:
         return self.decode(self.solve(context, values, **solve), values)
 
     def _rows(self, taus: np.ndarray, batch: int) -> list[dict[str, Any]]:
-        """Outputs of the optional `time` graph for every step, computed once per step count."""
+        """Outputs of the optional `time` graph for every step, computed once per step count and batch."""
         graph = self.graphs.get("time")
         if graph is None:
             return []
-        n = len(taus) - 1
-        if n not in self._time_rows:
-            self._time_rows[n] = [
+        key = len(taus) - 1, batch
+        if key not in self._time_rows:
+            self._time_rows[key] = [
                 {
                     f"time:{k}": v
                     for k, v in graph.run(graph.spec.bind({"schedule:tau": _full(batch, t)})).items()
                 }
                 for t in taus[:-1]
             ]
-        return self._time_rows[n]
+        return self._time_rows[key]
 
 
 def _full(batch: int, value: float) -> np.ndarray:

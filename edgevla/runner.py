@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,13 +16,26 @@ import numpy as np
 
 from edgevla.bundle import Bundle
 from edgevla.engines import EngineOptions, load_graph, to_numpy
-from edgevla.errors import BundleError, EngineError
+from edgevla.errors import BundleError, EdgeVLAError, EngineError
 from edgevla.graph import Graph
 from edgevla.policy import Sampler, initial_noise
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
 from edgevla.prompt import PromptBuilder
 from edgevla.strict import nearest
 from edgevla.types import STATE, Observation
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One of several observations that share an inference: what `BundlePolicy.infer` takes of each."""
+
+    observation: Observation
+    chunk_seq: int
+    grid_index: int = 0
+    task: str | None = None
+    past: Mapping[int, Observation] = field(default_factory=dict)
+    rtc: RtcInputs | None = None
+    seed: int | None = None
 
 
 @dataclass
@@ -38,6 +51,14 @@ class _Clock:
         now = time.monotonic_ns()
         self.spent[part] += now - self._since
         self._since = now
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """moments: per moment, oldest first, values by source with a batch axis of 1."""
+
+    asked: Asked
+    moments: list[dict[str, np.ndarray]]
 
 
 class BundlePolicy:
@@ -85,7 +106,10 @@ class BundlePolicy:
             keep = name in ("encode", "denoise") and provider != "cpu"
             path = self.bundle.path(graph.file)
             graphs[name] = load_graph(
-                path, graph, provider=provider, options=replace(options, keep_on_device=keep)
+                path,
+                graph,
+                provider=provider,
+                options=replace(options, keep_on_device=keep, max_batch=self.manifest.batch.max),
             )
         return graphs
 
@@ -107,13 +131,16 @@ class BundlePolicy:
         """Forgets the past: session start, reset, pause."""
         self._contexts.clear()
 
-    def warm_up(self, n: int = 3) -> list[int]:
+    def warm_up(self, n: int = 3, batch: int = 1) -> list[int]:
         """Runs n inferences on blank input, so that no allocation or autotuning is left; ns of each."""
         blank = blank_observation(self.manifest)
         spent = []
         for i in range(n):
             began = time.monotonic_ns()
-            self._run(blank, i, None, {}, None, None, {}, 0, self.seed)
+            if batch == 1:
+                self._run(blank, i, None, {}, None, None, {}, 0, self.seed)
+            else:
+                self._run_batch([self._prepared(Asked(blank, k, i)) for k in range(batch)], None, {})
             spent.append(time.monotonic_ns() - began)
         self.reset()
         return spent
@@ -149,12 +176,37 @@ class BundlePolicy:
         result = self._run(
             observation, grid_index, task, earlier, n_steps, rtc, settings or {}, chunk_seq, seed
         )
-        if not np.all(np.isfinite(result.actions)):
-            raise EngineError(
-                f"the policy yielded actions that are not finite (grid moment {grid_index}, seed {result.chunk_seq})"
-            )
+        if (unfit := _not_finite(result)) is not None:
+            raise unfit
         self._n_inferences = result.chunk_seq + 1
         return result
+
+    def infer_batch(
+        self,
+        asked: Sequence[Asked],
+        *,
+        n_steps: int | None = None,
+        settings: Mapping[str, float] | None = None,
+    ) -> list[InferenceResult | EdgeVLAError]:
+        """A chunk for each of several observations, in one inference, within the bundle's tolerance of `infer`'s.
+
+        What is wrong with one of them stands in its place and touches no other. Nothing is remembered. timing_ns is
+        that of the whole inference.
+
+        Raises:
+            BundleError: more than the bundle takes, steps or settings that it does not. EngineError: the engine failed.
+        """
+        most = self.manifest.batch.max
+        if len(asked) > most:
+            raise BundleError(
+                f"{len(asked)} observations for one inference of {self.manifest.name}, which takes {most}; "
+                f"export it with --max-batch {len(asked)}"
+            )
+        prepared = [self._prepared_or_not(one) for one in asked]
+        fit = [one for one in prepared if isinstance(one, _Prepared)]
+        chunks = iter(self._run_batch(fit, n_steps, settings or {}) if fit else ())
+        results = [next(chunks) if isinstance(one, _Prepared) else one for one in prepared]
+        return [r if isinstance(r, EdgeVLAError) else _not_finite(r) or r for r in results]
 
     # -- parts ----------------------------------------------------------------------------------------------
 
@@ -205,6 +257,65 @@ class BundlePolicy:
         steps = 0 if m.schedule is None else n_steps or m.schedule.n_steps
         return InferenceResult(actions, clock.spent, seed, seq, steps, rtc is not None, grid_index)
 
+    def _prepared_or_not(self, one: Asked) -> _Prepared | BundleError:
+        try:
+            return self._prepared(one)
+        except BundleError as error:
+            return error
+
+    def _prepared(self, one: Asked) -> _Prepared:
+        """
+        Raises:
+            BundleError: input that does not fit the bundle.
+        """
+        now = self._steadied(one.observation)
+        seen = {n: self._steadied(then) for n, then in one.past.items()} | {one.grid_index: now}
+        constant = self._rtc(one.rtc) | self._prompt(now, one.task)
+        raw = {n: {**constant, **self._raw(seen[n])} for n in self._moments(one.grid_index) if n in seen}
+        return _Prepared(one, [raw[n] for n in self._seen_then(raw, one.grid_index)])
+
+    def _run_batch(
+        self, batch: Sequence[_Prepared], n_steps: int | None, settings: Mapping[str, float]
+    ) -> list[InferenceResult]:
+        """`infer_batch` without judging what came out."""
+        m, n = self.manifest, len(batch)
+        clock = _Clock()
+        chosen = {k: np.repeat(v, n) for k, v in self._settings(settings).items()}
+        moments = [{**chosen, **_joined([one.moments[k] for one in batch])} for k in range(self.n_moments)]
+        seeds = [self.seed if one.asked.seed is None else one.asked.seed for one in batch]
+        numbers = [one.asked.chunk_seq for one in batch]
+        clock.lap("prompt")
+        context = self._sampler.merge([self._sampler.encode(values) for values in moments])
+        clock.lap("encode")
+        noise = None
+        if m.sample is not None:
+            shape = m.sample.shape
+            noise = np.concatenate([initial_noise(shape, *pair) for pair in zip(seeds, numbers, strict=True)])
+        draws = [self.step_noise(*pair) for pair in zip(numbers, seeds, strict=True)]
+        x = self._sampler.solve(
+            context,
+            moments[-1],
+            noise=noise,
+            n_steps=n_steps,
+            step_noise=None if None in draws else lambda i: np.concatenate([draw(i) for draw in draws]),
+        )
+        clock.lap("denoise")
+        actions = to_numpy(self._sampler.decode(x, moments[-1]))
+        clock.lap("decode")
+        steps = 0 if m.schedule is None else n_steps or m.schedule.n_steps
+        return [
+            InferenceResult(
+                actions[i],
+                dict(clock.spent),
+                seed,
+                seq,
+                steps,
+                one.asked.rtc is not None,
+                one.asked.grid_index,
+            )
+            for i, (one, seed, seq) in enumerate(zip(batch, seeds, numbers, strict=True))
+        ]
+
     def _moments(self, grid_index: int) -> list[int]:
         return list(range(grid_index - self.n_moments + 1, grid_index + 1))
 
@@ -220,11 +331,12 @@ class BundlePolicy:
 
     def _history(self, grid_index: int) -> list[dict[str, Any]]:
         """One context per moment: a hole takes the newest before it, a missing past repeats the oldest."""
-        have = sorted(self._contexts)
-        return [
-            self._contexts[max((h for h in have if h <= n), default=have[0])]
-            for n in self._moments(grid_index)
-        ]
+        return [self._contexts[n] for n in self._seen_then(self._contexts, grid_index)]
+
+    def _seen_then(self, seen: Iterable[int], grid_index: int) -> list[int]:
+        """Per moment the one whose observation stands for it."""
+        have = sorted(seen)
+        return [max((h for h in have if h <= n), default=have[0]) for n in self._moments(grid_index)]
 
     def _raw(self, observation: Observation, vectors_only: bool = False) -> dict[str, np.ndarray]:
         """Values by source, batch axis added, checked against the bundle's signature."""
@@ -325,3 +437,15 @@ class BundlePolicy:
         generator = np.random.Generator(np.random.PCG64([self.seed if seed is None else seed, seq, 1]))
         shape = m.sample.shape
         return lambda _: generator.standard_normal(shape, dtype=np.float32)
+
+
+def _joined(several: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {source: np.concatenate([values[source] for values in several]) for source in several[0]}
+
+
+def _not_finite(result: InferenceResult) -> EngineError | None:
+    if np.all(np.isfinite(result.actions)):
+        return None
+    return EngineError(
+        f"the policy yielded actions that are not finite (grid moment {result.grid_index}, seed {result.chunk_seq})"
+    )

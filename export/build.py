@@ -35,6 +35,7 @@ from edgevla.train.processors import Processors
 from edgevla.train.state import replace_folder
 
 from . import trace
+from .batches import compare_batches
 from .certificate import certify
 from .draft import draft_manifest, precision_of
 from .features import Meaning, decide
@@ -120,6 +121,8 @@ def export_policy(
         say(f"comparing with torch on {len(samples)} samples ({where})")
         comparison = compare(policy, bundle, runner, samples, where)
         comparison = _certified(comparison, policy, folder, runner, meaning, where, options, say)
+        if options.max_batch > 1:
+            comparison = _batched(comparison, policy, runner, say)
         _judge(replace(bundle.manifest, parity=comparison.parity), options)
         say("measuring latency")
         latency = measure(policy, bundle, runner, samples[0], options.n_timed)
@@ -156,6 +159,14 @@ def _certified(
     pipeline = certify(policy, folder, runner, samples, where, meaning.dataset_keys)
     passed = comparison.parity.passed and pipeline.passed
     return replace(comparison, parity=replace(comparison.parity, pipeline=pipeline, passed=passed))
+
+
+def _batched(comparison: Comparison, policy: Policy, runner: BundlePolicy, say: Say) -> Comparison:
+    """The comparison with what several observations in one inference do against each alone."""
+    say(f"comparing up to {runner.manifest.batch.max} observations in one inference with each alone")
+    batch = compare_batches(policy, runner, comparison.samples, comparison.exported)
+    passed = comparison.parity.passed and batch.passed
+    return replace(comparison, parity=replace(comparison.parity, batch=batch, passed=passed))
 
 
 def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:
@@ -245,12 +256,18 @@ def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: Ex
         half = {
             o.name for o in graphs["encode"].outputs if o.name != "x" and is_half_context(o.shape, o.dtype)
         }
+    axes: dict[str, int] = {}
     for name, graph in policy.graphs().items():
         if name == "time" and options.target == "tensorrt":
             graphs[name] = _time_table(policy, manifest, graph, scratch)
             continue
-        model = trace.trace(policy, name, graph)
-        entry = graphs[name]
+        graph = trace.with_batch_axes(graph, axes)
+        model = trace.trace(policy, name, graph, max_batch=options.max_batch)
+        if options.max_batch > 1:
+            found = trace.batch_axes(policy, name, model)
+            graph = replace(graph, outputs=tuple(replace(o, batch_axis=found[o.name]) for o in graph.outputs))
+            axes |= found if name == "encode" else {}
+        entry = replace(graphs[name], inputs=graph.inputs, outputs=graph.outputs)
         if precision_of(name, options) == "fp16":
             inputs = [i.name for i in graph.inputs if (i.source or "").removeprefix("context:") in half]
             outputs = [o.name for o in graph.outputs if name == "encode" and o.name in half]

@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", choices=TARGETS, default="cpu", help="what will run it (default cpu)")
     parser.add_argument("--n-steps", type=int, metavar="N", help="denoise steps by default")
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="for edgevla serve: up to N robots share one inference (default 1; beyond 8 little is gained)",
+    )
     parser.add_argument("--task", help="instruction that is used when a deployment names none")
     parser.add_argument("--name", help="the bundle's name (default: the run's)")
     parser.add_argument(
@@ -105,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         target=args.target,
         n_steps=args.n_steps,
+        max_batch=args.max_batch,
         task=args.task,
         name=args.name,
         n_samples=args.samples,
@@ -141,6 +149,10 @@ def _summary(done: Exported) -> list[str]:
         f"against torch: {on_the_arm(m)}",
     ]
     lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
+    if parity.batch is not None:
+        b = parity.batch
+        verdict = "as each alone" if b.passed else "NOT as each alone (allowed by --allow-parity-failure)"
+        lines.append(f"up to {b.size} observations in one inference: {verdict}, on {b.n_samples} samples")
     if latency is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "

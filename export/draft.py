@@ -69,7 +69,7 @@ def draft_manifest(
         chunk_size=chunk,
         n_action_steps=min(chunk, policy.config.n_action_steps),
         n_obs_steps=policy.sampler().n_moments,
-        batch=Batch(1, 1),
+        batch=Batch(1, options.max_batch),
         features=meaning.features,
         trained_range=meaning.trained_range,
         trained_speed_p999=meaning.trained_speed_p999,

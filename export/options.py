@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from edgevla.dataset.reading import Reading
 
 PRECISIONS = ("fp32", "fp16", "int8")
+MOST_BATCH = 64
+"""As many as a policy server has robots (edgevla/serve/server.py)."""
 TARGETS = ("cpu", "cuda", "tensorrt")
 JOINT_UNITS = ("degrees", "range100", "radians", "raw")
 
@@ -27,6 +29,7 @@ class ExportOptions:
     adapt_to_pi_aloha: the policy is openpi's Pi0 for ALOHA, which sees its joints and grippers mapped.
     reading: how the dataset is read, where the checkpoint does not know it.
     still_joints: what the policy is told of joints that never moved in training: their value then, or what is measured.
+    max_batch: observations that one inference of the bundle may take.
     allow_parity_failure: write the bundle although it computes something else; the report repeats it.
     """
 
@@ -40,6 +43,7 @@ class ExportOptions:
     precision: str = "fp32"
     target: str = "cpu"
     n_steps: int | None = None
+    max_batch: int = 1
     task: str | None = None
     name: str | None = None
     n_samples: int = 32
@@ -58,6 +62,8 @@ class ExportOptions:
         for option, value in (("--samples", self.n_samples), ("--n-steps", self.n_steps)):
             if value is not None and value < 1:
                 raise UsageError(f"{option} is {value}; it must be at least 1")
+        if not 1 <= self.max_batch <= MOST_BATCH:
+            raise UsageError(f"--max-batch is {self.max_batch}; it must be from 1 to {MOST_BATCH}")
         if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
             raise UsageError(f"--fps is {self.fps:g}; it must be positive")
         if self.seed < 0:

@@ -116,6 +116,9 @@ def failures(parity: Parity, names: Sequence[str]) -> list[str]:
     out += _action_failures(parity.actions, names, "")
     if parity.pipeline is not None and not parity.pipeline.passed:
         out += _action_failures(parity.pipeline.actions, names, f" from {parity.pipeline.compared_with}")
+    if parity.batch is not None and not parity.batch.passed:
+        other = f" between an inference of {parity.batch.size} and one alone"
+        out += _action_failures(parity.batch.actions, names, other)
     return out
 
 

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
-from edgevla.graph import GraphSpec, TensorSpec
+from edgevla.graph import GraphSpec, TensorSpec, batched
 from edgevla.train.policies.base import Policy, run_method
 
 if TYPE_CHECKING:
@@ -65,18 +66,30 @@ def example_input(spec: TensorSpec, seed: int = 0) -> Tensor:
     return torch.randn(spec.shape, generator=generator).to(dtype)
 
 
-def trace(policy: Policy, name: str, spec: GraphSpec, inputs: Mapping[str, Tensor] | None = None) -> ir.Model:
+def trace(
+    policy: Policy,
+    name: str,
+    spec: GraphSpec,
+    inputs: Mapping[str, Tensor] | None = None,
+    max_batch: int = 1,
+) -> ir.Model:
     """The ONNX model of one method. inputs: example values by input name; shapes are all that matters.
 
+    max_batch: observations that one run takes; 1 leaves every shape static.
+
     Raises:
-        CheckpointError: the method cannot be traced; names policy and graph.
+        CheckpointError: the method cannot be traced, or not for a batch; names policy and graph.
     """
     if any(i.name == "t" for i in spec.inputs):
         raise CheckpointError(
             f"{policy.policy_type}.{name} names an input 't', which the exporter's constants use"
         )
-    values = tuple((inputs or {}).get(i.name, example_input(i, n)) for n, i in enumerate(spec.inputs))
-    method = Method(policy, name, spec).eval()
+    method: nn.Module | torch.export.ExportedProgram = Method(policy, name, spec).eval()
+    values: tuple[Tensor, ...] = ()
+    if max_batch > 1:
+        method = _for_batches(policy, name, spec, max_batch)
+    else:
+        values = tuple((inputs or {}).get(i.name, example_input(i, n)) for n, i in enumerate(spec.inputs))
     with torch.no_grad(), _quiet():
         try:
             program = torch.onnx.export(
@@ -99,6 +112,53 @@ def trace(policy: Policy, name: str, spec: GraphSpec, inputs: Mapping[str, Tenso
     model.graph.name = f"{policy.policy_type}_{name}"
     _drop_unused(model)
     return model
+
+
+def _for_batches(policy: Policy, name: str, spec: GraphSpec, max_batch: int) -> torch.export.ExportedProgram:
+    """The method with a number of observations that is free from 1 to `max_batch`."""
+    examples = [replace(i, shape=batched(i, 2)) for i in spec.inputs]
+    values = tuple(example_input(i, n) for n, i in enumerate(examples))
+    size = torch.export.Dim("batch", min=1, max=max_batch)
+    shapes = {"values": tuple({i.batch_axis: size} for i in spec.inputs)}
+    with torch.no_grad(), _quiet():
+        try:
+            return torch.export.export(
+                Method(policy, name, spec).eval(), values, dynamic_shapes=shapes, strict=False
+            )
+        except Exception as error:  # whatever a policy's own code says of a number that is not known
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{policy.policy_type}.{name} cannot be traced for 1 to {max_batch} observations: {words}; "
+                "leave --max-batch out"
+            ) from error
+
+
+def with_batch_axes(spec: GraphSpec, axes: Mapping[str, int]) -> GraphSpec:
+    """The signature with what is known of context tensors. axes: by the names of `encode`'s outputs."""
+
+    def inside(i: TensorSpec) -> TensorSpec:
+        kind, _, output = (i.source or "").partition(":")
+        return replace(i, batch_axis=axes[output]) if kind == "context" and axes else i
+
+    return replace(spec, inputs=tuple(map(inside, spec.inputs)))
+
+
+def batch_axes(policy: Policy, name: str, model: ir.Model) -> dict[str, int]:
+    """Output name -> where its observations lie, as the trace found it.
+
+    Raises:
+        CheckpointError: an output that is the same for every number of them.
+    """
+    axes = {}
+    for output in model.graph.outputs:
+        free = [k for k, d in enumerate(output.shape or ()) if not isinstance(d, int)]
+        if len(free) != 1:
+            raise CheckpointError(
+                f"{policy.policy_type}.{name} yields '{output.name}' of shape {output.shape} for a batch; "
+                "leave --max-batch out"
+            )
+        axes[str(output.name)] = free[0]
+    return axes
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -30,19 +30,20 @@ def import_bindings() -> Any:
         ) from error
 
 
-def build(path: Path) -> int:
+def build(path: Path, max_batch: int = 1) -> int:
     """Parses and builds one ONNX file; the engine's size in bytes.
 
     Raises:
         EngineError: TensorRT refuses it; with the parser's own words.
     """
-    return len(build_serialized(import_bindings(), path, _configure))
+    return len(build_serialized(import_bindings(), path, _configure, max_batch))
 
 
 def check_bundle(folder: Path) -> dict[str, int]:
     """Graph name -> engine bytes, for every graph that TensorRT would run (`time` runs on the CPU, graphs.md G12)."""
     manifest = load_bundle(folder).manifest
-    return {name: build(folder / g.file) for name, g in manifest.graphs.items() if name != "time"}
+    most = manifest.batch.max
+    return {name: build(folder / g.file, most) for name, g in manifest.graphs.items() if name != "time"}
 
 
 def _configure(trt: Any, config: Any) -> None:

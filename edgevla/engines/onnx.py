@@ -14,7 +14,7 @@ import numpy as np
 
 from edgevla.engines.options import EngineOptions, to_numpy
 from edgevla.errors import BundleError, EngineError, MissingExtraError
-from edgevla.graph import GraphSpec
+from edgevla.graph import GraphSpec, batched
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -44,7 +44,7 @@ class OnnxGraph:
         self.path = path
         self.provider = provider
         self._options = options
-        self._session = _session(path, provider, options)
+        self._session = _session(path, spec, provider, options)
         self._outputs = [o.name for o in spec.outputs]
         _check_signature(self._session, spec, path)
 
@@ -80,7 +80,9 @@ class OnnxGraph:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def _session(path: Path, provider: str, options: EngineOptions) -> onnxruntime.InferenceSession:
+def _session(
+    path: Path, spec: GraphSpec, provider: str, options: EngineOptions
+) -> onnxruntime.InferenceSession:
     """Raises what `load_graph` documents."""
     try:
         import onnxruntime
@@ -108,7 +110,7 @@ def _session(path: Path, provider: str, options: EngineOptions) -> onnxruntime.I
         settings.add_session_config_entry("session.disable_prepacking", "1")
     try:
         session = onnxruntime.InferenceSession(
-            str(path), settings, providers=_providers(provider, path, options)
+            str(path), settings, providers=_providers(provider, path, spec, options)
         )
     except Exception as error:
         raise EngineError(
@@ -125,7 +127,7 @@ def _session(path: Path, provider: str, options: EngineOptions) -> onnxruntime.I
     return session
 
 
-def _providers(provider: str, path: Path, options: EngineOptions) -> list[Any]:
+def _providers(provider: str, path: Path, spec: GraphSpec, options: EngineOptions) -> list[Any]:
     if provider == "cpu":
         return [PROVIDER_NAMES["cpu"]]
     device = {"device_id": str(options.device_id)}
@@ -143,6 +145,7 @@ def _providers(provider: str, path: Path, options: EngineOptions) -> list[Any]:
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
         "trt_fp16_enable": "1" if _is_half(path) else "0",
+        **_batch_profile(spec, options.max_batch),
         **options.provider_options,
     }
     return [(PROVIDER_NAMES["tensorrt"], tensorrt), cuda]
@@ -176,6 +179,18 @@ def _check_signature(session: onnxruntime.InferenceSession, spec: GraphSpec, pat
                     f"{what} '{w.name}' of {path.name} is {_DTYPES.get(f.type, f.type)} {list(f.shape)}; "
                     f"the manifest says {w.dtype} {list(w.shape)}"
                 )
+
+
+def _batch_profile(spec: GraphSpec, most: int) -> dict[str, str]:
+    """TensorRT's options for 1 to `most` observations; without them it builds an engine anew for every number."""
+    if most == 1:
+        return {}
+
+    def shapes(n: int) -> str:
+        return ",".join(f"{i.name}:{'x'.join(map(str, batched(i, n)))}" for i in spec.inputs)
+
+    sizes = {"min": 1, "opt": most, "max": most}
+    return {f"trt_profile_{word}_shapes": shapes(n) for word, n in sizes.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 class EngineOptions:
     """threads: of one graph; 0 means all cores but one, so that the control loop keeps a core.
     prepack: False leaves weights memory-mapped and shared between processes (slower runs, far less memory).
+    max_batch: observations that one run may take.
     keep_on_device: outputs stay on the GPU, as whatever the next graph takes.
     cache_dir: where TensorRT engines are kept; None: beside the user's other caches.
     provider_options: passed to the provider as they are.
@@ -23,6 +24,7 @@ class EngineOptions:
     prepack: bool = True
     device_id: int = 0
     keep_on_device: bool = False
+    max_batch: int = 1
     cache_dir: Path | None = None
     provider_options: dict[str, Any] = field(default_factory=dict)
 

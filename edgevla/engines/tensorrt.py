@@ -26,7 +26,7 @@ import numpy as np
 
 from edgevla.engines.options import EngineOptions
 from edgevla.errors import EngineError, MissingExtraError
-from edgevla.graph import GraphSpec
+from edgevla.graph import GraphSpec, batched
 
 BUILD_TIMEOUT_S = 3600
 _WORKSPACE_BYTES = 2 << 30
@@ -112,8 +112,9 @@ class DeviceArray:
         return out
 
     def fill(self, values: np.ndarray) -> None:
+        """With as much as it holds, or less of it."""
         values = np.ascontiguousarray(values, self.dtype)
-        self._cuda.copy(self.pointer, values.ctypes.data, self.n_bytes)
+        self._cuda.copy(self.pointer, values.ctypes.data, values.nbytes)
 
     def __del__(self) -> None:
         if getattr(self, "pointer", 0):
@@ -137,22 +138,32 @@ class TensorRtGraph:
             raise EngineError(f"TensorRT cannot read {engine_file}; delete it, it is built again")
         self._context = self._engine.create_execution_context()
         self._stream = self._cuda.stream()
-        self._inputs = {s.name: DeviceArray(self._cuda, s.shape, np.dtype(s.dtype)) for s in spec.inputs}
+        self._most = options.max_batch
+        self._inputs = {
+            s.name: DeviceArray(self._cuda, batched(s, self._most), np.dtype(s.dtype)) for s in spec.inputs
+        }
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        for name, place in self._inputs.items():
-            value = inputs[name]
-            if isinstance(value, DeviceArray):
-                self._context.set_tensor_address(name, value.pointer)
-            else:
-                if np.shape(value) != place.shape:
+        first = self.spec.inputs[0]
+        n = np.shape(inputs[first.name])[first.batch_axis]
+        for spec in self.spec.inputs:
+            name, value, wanted = spec.name, inputs[spec.name], batched(spec, n)
+            place = value
+            if not isinstance(value, DeviceArray):
+                if np.shape(value) != wanted or n > self._most:
                     raise EngineError(
-                        f"input '{name}' of {self.path.name} has shape {np.shape(value)}, not {place.shape}"
+                        f"input '{name}' of {self.path.name} has shape {np.shape(value)}, not "
+                        f"{wanted} of 1 to {self._most}"
                     )
+                place = self._inputs[name]
                 place.fill(value)
-                self._context.set_tensor_address(name, place.pointer)
+            self._context.set_tensor_address(name, place.pointer)
+            if self._most > 1:
+                self._context.set_input_shape(name, wanted)
         # Fresh outputs: a context tensor must outlive the next observation's encode.
-        outputs = {s.name: DeviceArray(self._cuda, s.shape, np.dtype(s.dtype)) for s in self.spec.outputs}
+        outputs = {
+            s.name: DeviceArray(self._cuda, batched(s, n), np.dtype(s.dtype)) for s in self.spec.outputs
+        }
         for name, array in outputs.items():
             self._context.set_tensor_address(name, array.pointer)
         if not self._context.execute_async_v3(self._stream):
@@ -166,9 +177,10 @@ class TensorRtGraph:
 
 def engine_key(onnx: Path, version: str, device: Mapping[str, int], options: EngineOptions) -> str:
     """sha256 over the graph, its weights, and all else that an engine depends on: a stale engine is never found."""
-    digest = hashlib.sha256(
-        json.dumps([version, dict(device), options.provider_options], sort_keys=True).encode()
-    )
+    depends = [version, dict(device), options.provider_options]
+    if options.max_batch > 1:
+        depends.append(options.max_batch)
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
     for file in (onnx, onnx.with_name(onnx.name + ".data")):
         if file.is_file():
             with file.open("rb") as stream:
@@ -190,6 +202,7 @@ def built_engine(onnx: Path, version: str, device: Mapping[str, int], options: E
         return target
     part = target.with_suffix(f".part{os.getpid()}")
     command = [sys.executable, "-m", "edgevla.engines.tensorrt", str(onnx), str(part)]
+    command.append(str(options.max_batch))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -202,7 +215,7 @@ def built_engine(onnx: Path, version: str, device: Mapping[str, int], options: E
     return target
 
 
-def build_serialized(trt: Any, onnx: Path, configure: Any = None) -> bytes:
+def build_serialized(trt: Any, onnx: Path, configure: Any = None, max_batch: int = 1) -> bytes:
     """Parses and builds one graph. `trt` is the module: tensorrt, or TensorRT-RTX's bindings (no GPU needed).
 
     Precision follows the graph's own types (strongly typed), so an fp16 bundle runs in fp16 and nothing else does.
@@ -216,6 +229,8 @@ def build_serialized(trt: Any, onnx: Path, configure: Any = None) -> bytes:
         errors = "; ".join(str(parser.get_error(i)).strip() for i in range(parser.num_errors))
         raise EngineError(f"TensorRT cannot parse {onnx.name}: {errors}")
     config = builder.create_builder_config()
+    if max_batch > 1:
+        config.add_optimization_profile(_profile(builder, network, max_batch))
     if configure is not None:
         configure(trt, config)
     serialized = builder.build_serialized_network(network, config)
@@ -224,16 +239,27 @@ def build_serialized(trt: Any, onnx: Path, configure: Any = None) -> bytes:
     return bytes(serialized)
 
 
+def _profile(builder: Any, network: Any, max_batch: int) -> Any:
+    """1 to `max_batch` observations, fastest with the most of them."""
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        place = network.get_input(i)
+        least, most = ([n if d < 0 else d for d in place.shape] for n in (1, max_batch))
+        profile.set_shape(place.name, least, most, most)
+    return profile
+
+
 def _bounded(trt: Any, config: Any) -> None:
     """Bounded memory: a Jetson shares it with everything else."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m edgevla.engines.tensorrt GRAPH.onnx ENGINE`: builds one engine and ends."""
-    onnx, target = map(Path, arguments)
+    """`python -m edgevla.engines.tensorrt GRAPH.onnx ENGINE MAX_BATCH`: builds one engine and ends."""
+    onnx, target, max_batch = arguments
     try:
-        target.write_bytes(build_serialized(import_tensorrt(), onnx, _bounded))
+        made = build_serialized(import_tensorrt(), Path(onnx), _bounded, int(max_batch))
+        Path(target).write_bytes(made)
     except EngineError as error:
         print(error, file=sys.stderr)
         return 1

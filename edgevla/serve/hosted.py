@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgevla.clock import NS_PER_MS
 from edgevla.descriptions import AboutPolicy, AboutRobot, AboutServed
-from edgevla.errors import BundleError
+from edgevla.errors import BundleError, EdgeVLAError
 from edgevla.predictor import InferenceResult, RtcInputs
-from edgevla.runner import BundlePolicy
+from edgevla.runner import Asked, BundlePolicy
 from edgevla.serve.pictures import decoded
 from edgevla.server_messages import Moment, Request, SentFrame
 from edgevla.types import Observation
@@ -23,15 +23,25 @@ WARM_UPS = 3
 
 @dataclass
 class Hosted:
-    """name: as robots say it. latency_ms: of one inference, measured by `warm_up`."""
+    """name: as robots say it. limit: of requests in one inference; None: what the bundle takes.
+
+    latency_ms: of one inference, and batch_ms: of one with so many requests, measured by `warm_up`.
+    """
 
     name: str
     policy: BundlePolicy
+    limit: int | None = None
     latency_ms: float = 0.0
+    batch_ms: dict[int, float] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
         return self.policy.sha256
+
+    @property
+    def max_batch(self) -> int:
+        most = self.policy.manifest.batch.max
+        return most if self.limit is None else min(self.limit, most)
 
     @property
     def most_bytes(self) -> int:
@@ -43,11 +53,22 @@ class Hosted:
     def warm_up(self) -> None:
         spent = self.policy.warm_up(WARM_UPS)
         self.latency_ms = max(spent[1:]) / NS_PER_MS
+        self.batch_ms = {1: min(spent[1:]) / NS_PER_MS}
+        # A GPU's kernels are chosen for every size anew; on a CPU the largest tells of the others.
+        sizes = range(2, self.max_batch) if self.policy.provider != "cpu" else ()
+        for size in (*sizes, self.max_batch) if self.max_batch > 1 else ():
+            self.batch_ms[size] = self.policy.warm_up(2, size)[1] / NS_PER_MS
+
+    def expected_ns(self, n: int) -> float:
+        """Of an inference that n requests share."""
+        if not self.batch_ms:
+            return 0.0
+        return float(np.interp(n, sorted(self.batch_ms), sorted(self.batch_ms.values()))) * NS_PER_MS
 
     def about(self) -> AboutServed:
         m = self.policy.manifest
         return AboutServed(
-            self.name, m.policy, self.sha256, self.policy.provider, m.batch.max, self.latency_ms
+            self.name, m.policy, self.sha256, self.policy.provider, self.max_batch, self.latency_ms
         )
 
     def about_policy(self) -> AboutPolicy:
@@ -108,23 +129,58 @@ class Hosted:
         Raises:
             BundleError: a picture that is none, or what `BundlePolicy.infer` refuses. EngineError: it failed.
         """
-        pictures = list(payloads)
-        rtc = None
-        if request.rtc is not None:
-            rtc = RtcInputs(pictures.pop(0), request.rtc.weights, request.rtc.max_guidance)
-        observations: dict[int, Observation] = {}
-        for moment in request.moments:
-            images = {frame.feature: _pixels(frame, pictures.pop(0)) for frame in moment.frames}
-            observations[-moment.steps_back] = Observation(moment.state, images, task=request.task)
+        asked = _asked(request, payloads)
         self.policy.reset()  # another robot was served before
         return self.policy.infer(
-            observations.pop(0),
-            past=observations,
+            asked.observation,
+            past=asked.past,
             n_steps=request.n_steps,
-            rtc=rtc,
-            chunk_seq=request.request_id,
-            seed=request.seed,
+            rtc=asked.rtc,
+            chunk_seq=asked.chunk_seq,
+            seed=asked.seed,
         )
+
+    def shares(self, request: Request, other: Request) -> bool:
+        """Whether both may be answered by one inference: they walk the same steps."""
+        schedule = self.policy.manifest.schedule
+        return schedule is None or len({r.n_steps or schedule.n_steps for r in (request, other)}) == 1
+
+    def infer_batch(
+        self, requests: Sequence[tuple[Request, Sequence[np.ndarray]]]
+    ) -> list[InferenceResult | EdgeVLAError]:
+        """All of them in one inference; what is wrong with one stands in its place.
+
+        Raises:
+            BundleError, EngineError: none of them was answered.
+        """
+        asked = [_asked_or_not(request, payloads) for request, payloads in requests]
+        fit = [one for one in asked if isinstance(one, Asked)]
+        chunks = iter(self.policy.infer_batch(fit, n_steps=requests[0][0].n_steps) if fit else ())
+        return [next(chunks) if isinstance(one, Asked) else one for one in asked]
+
+
+def _asked_or_not(request: Request, payloads: Sequence[np.ndarray]) -> Asked | BundleError:
+    try:
+        return _asked(request, payloads)
+    except BundleError as error:
+        return error
+
+
+def _asked(request: Request, payloads: Sequence[np.ndarray]) -> Asked:
+    """A request as the runner takes it; its own moment is 0.
+
+    Raises:
+        BundleError: a picture that is none.
+    """
+    pictures = list(payloads)
+    rtc = None
+    if request.rtc is not None:
+        rtc = RtcInputs(pictures.pop(0), request.rtc.weights, request.rtc.max_guidance)
+    moments: dict[int, Observation] = {}
+    for moment in request.moments:
+        images = {frame.feature: _pixels(frame, pictures.pop(0)) for frame in moment.frames}
+        moments[-moment.steps_back] = Observation(moment.state, images, task=request.task)
+    return Asked(moments.pop(0), request.request_id, past=moments, rtc=rtc, seed=request.seed)
 
 
 def _pixels(frame: SentFrame, payload: np.ndarray) -> np.ndarray:

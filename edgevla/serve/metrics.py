@@ -22,6 +22,7 @@ HELP = {
     "handshakes_failed_total": ("counter", "Connections that never got in, by reason"),
     "connections_closed_total": ("counter", "Connections that were closed from here, by reason"),
     "connections": ("gauge", "Open connections, before and after the handshake"),
+    "inferences_total": ("counter", "Inferences, by how many requests shared them"),
     "robots": ("gauge", "Robots that have joined"),
     "waiting": ("gauge", "Requests that wait for their turn"),
     "draining": ("gauge", "1 while it goes down"),

@@ -80,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
         help="inference engine; default: each bundle's target")  # fmt: skip
     add("--threads", type=whole(1, 1024), metavar="N", help="of the CPU engine; default: all cores but one")
+    add("--max-batch", type=whole(1, 64), metavar="N",
+        help="robots that may share one inference; default: what each bundle was exported for")  # fmt: skip
     add(
         "--metrics",
         metavar="[HOST:]PORT",
@@ -219,10 +221,22 @@ def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
         options=EngineOptions(threads=args.threads or 0),
         allow_lost_cameras=True,
     )
-    made = Hosted(name, policy)
+    made = Hosted(name, policy, args.max_batch)
     made.warm_up()
-    say(f"policy {name}: {folder}, on {policy.provider}, {made.latency_ms:.1f} ms per inference")
+    say(
+        f"policy {name}: {folder}, on {policy.provider}, {made.latency_ms:.1f} ms per inference, {_batches(made)}"
+    )
     return made
+
+
+def _batches(hosted: Hosted) -> str:
+    """How many robots share an inference, and what it costs: whether they should is the reader's to judge."""
+    n, most = hosted.max_batch, hosted.policy.manifest.batch.max
+    if most == 1:
+        return "one robot each (exported without --max-batch)"
+    if n == 1:
+        return f"one robot each (--max-batch 1; exported for {most})"
+    return f"up to {n} robots in one of {hosted.batch_ms[n]:.1f} ms"
 
 
 def _serve_openpi(plan: Plan, hosted: Hosted, args: argparse.Namespace, asked: list[int]) -> int:

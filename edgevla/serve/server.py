@@ -1,4 +1,5 @@
-"""The policy server: robots join, ask, and are answered; one inference at a time, the most urgent robot first.
+"""The policy server: robots join, ask, and are answered; one inference at a time, the most urgent robot first, and
+with it whoever waits and may share its inference. Nobody waits for others to come.
 
     door -> check -> turns -> worker -> door
 
@@ -65,10 +66,10 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Done:
-    """One inference. result: or the refusal in its place."""
+    """One inference. results: one per turn, or the refusal in its place."""
 
-    turn: Turn[_Job]
-    result: InferenceResult | Refusal
+    turns: Sequence[Turn[_Job]]
+    results: Sequence[InferenceResult | Refusal]
     started_ns: int
     done_ns: int
 
@@ -118,8 +119,8 @@ class PolicyServer:
         self._collect()
         for late in self._turns.expire(now_ns):
             self._became("expired", late)
-        if self._running is None and (turn := self._turns.next()) is not None:
-            self._running = self._worker.submit(_infer, turn)
+        if self._running is None and (turns := self._turns.next(self._joins)):
+            self._running = self._worker.submit(_infer, turns)
             self._running.add_done_callback(lambda _: self._wake())
         if now_ns - self._looked_ns >= LOOK_NS:
             self._looked_ns = now_ns
@@ -216,6 +217,16 @@ class PolicyServer:
             if superseded is not None:
                 self._became("superseded", superseded)
 
+    @staticmethod
+    def _joins(taken: Sequence[Turn[_Job]], turn: Turn[_Job]) -> bool:
+        """Whether a request may share the inference of those taken, and all of them still get their answer in time."""
+        first, job, n = taken[0].what, turn.what, len(taken) + 1
+        if job.hosted is not first.hosted or n > job.hosted.max_batch:
+            return False
+        done_ns = time.monotonic_ns() + job.hosted.expected_ns(n)
+        in_time = all(done_ns <= one.expires_ns for one in (*taken, turn))
+        return in_time and job.hosted.shares(first.request, job.request)
+
     def _forget(self, now_ns: int) -> None:
         for identity, robot in list(self._robots.items()):
             if now_ns - robot.heard_ns > FORGOTTEN_NS:
@@ -247,24 +258,35 @@ class PolicyServer:
         if self._running is None or not self._running.done():
             return
         done, self._running = self._running.result(), None
-        job = done.turn.what
-        if isinstance(done.result, Refusal):
-            self._refuse(job.caller, job.request, done.result.code, done.result.text)
-            return
-        result, name = done.result, job.hosted.name
+        n, name = len(done.turns), done.turns[0].what.hosted.name
+        self.metrics.count("inferences_total", policy=name, batch=str(n))
+        self.metrics.observe("inference_seconds", (done.done_ns - done.started_ns) / NS_PER_S, policy=name)
+        for turn, result in zip(done.turns, done.results, strict=True):
+            if isinstance(result, Refusal):
+                self._refuse(turn.what.caller, turn.what.request, result.code, result.text)
+            else:
+                self._answer(turn, result, done)
+
+    def _answer(self, turn: Turn[_Job], result: InferenceResult, done: _Done) -> None:
+        job = turn.what
         answer = Answer(
             policy=job.hosted.sha256,
             is_guided=result.is_guided,
             n_steps=result.n_steps,
             noise_seed=result.noise_seed,
-            server_ns=ServerTimes(done.turn.arrived_ns, done.started_ns, done.done_ns),
+            server_ns=ServerTimes(turn.arrived_ns, done.started_ns, done.done_ns),
             timing_ns=Stages(**result.timing_ns),
         )
         self.door.answer(job.caller, Reply(job.request.request_id, answer, None), [result.actions])
-        wait_ns, spent_ns = done.started_ns - done.turn.arrived_ns, done.done_ns - done.started_ns
-        self.metrics.observe("wait_seconds", wait_ns / NS_PER_S, policy=name)
-        self.metrics.observe("inference_seconds", spent_ns / NS_PER_S, policy=name)
-        self._became("answered", done.turn, wait_ms=wait_ns / NS_PER_MS, spent_ms=spent_ns / NS_PER_MS)
+        wait_ns, spent_ns = done.started_ns - turn.arrived_ns, done.done_ns - done.started_ns
+        self.metrics.observe("wait_seconds", wait_ns / NS_PER_S, policy=job.hosted.name)
+        self._became(
+            "answered",
+            turn,
+            wait_ms=wait_ns / NS_PER_MS,
+            spent_ms=spent_ns / NS_PER_MS,
+            batch=len(done.turns),
+        )
 
     def _refuse(self, caller: Caller, request: Request, code: str, text: str) -> None:
         text = text[:MOST_WORDS]
@@ -297,22 +319,37 @@ class PolicyServer:
             self.metrics.set("connections_closed_total", n, reason=reason)
 
 
-def _infer(turn: Turn[_Job]) -> _Done:
+def _infer(turns: Sequence[Turn[_Job]]) -> _Done:
     """In the worker."""
-    job, started_ns = turn.what, time.monotonic_ns()
-    result: InferenceResult | Refusal
+    jobs, started_ns = [turn.what for turn in turns], time.monotonic_ns()
+    results = _together(jobs) if len(jobs) > 1 else [_alone(jobs[0])]
+    return _Done(turns, results, started_ns, time.monotonic_ns())
+
+
+def _together(jobs: Sequence[_Job]) -> list[InferenceResult | Refusal]:
+    """Several requests in one inference; where that fails each alone, because one of them may be the cause."""
     try:
-        result = job.hosted.infer(job.request, job.caller.asked.payloads)
-    except EngineError as error:
-        result = Refusal("failed", str(error))
+        results = jobs[0].hosted.infer_batch([(job.request, job.caller.asked.payloads) for job in jobs])
+    except Exception:
+        traceback.print_exc()
+        return [_alone(job) for job in jobs]
+    return [_refusal(r) if isinstance(r, EdgeVLAError) else r for r in results]
+
+
+def _alone(job: _Job) -> InferenceResult | Refusal:
+    try:
+        return job.hosted.infer(job.request, job.caller.asked.payloads)
     except EdgeVLAError as error:
-        result = Refusal("unfit", str(error))
+        return _refusal(error)
     except (
         Exception
     ) as error:  # one robot's request must not end the others' server; the traceback is the log's
         traceback.print_exc()
-        result = Refusal("failed", f"the inference failed: {type(error).__name__}")
-    return _Done(turn, result, started_ns, time.monotonic_ns())
+        return Refusal("failed", f"the inference failed: {type(error).__name__}")
+
+
+def _refusal(error: EdgeVLAError) -> Refusal:
+    return Refusal("failed" if isinstance(error, EngineError) else "unfit", str(error))
 
 
 def _check_descriptions(abouts: Sequence[Any]) -> None:

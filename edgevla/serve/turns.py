@@ -1,8 +1,11 @@
-"""Who is served next: the robot whose actions end first. A pure table; one request per robot, the newest."""
+"""Who is served next: the robot whose actions end first, and with it who may share its inference.
+
+A pure table; one request per robot, the newest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -40,12 +43,15 @@ class Turns(Generic[T]):
             del self._waiting[turn.robot]
         return late
 
-    def next(self) -> Turn[T] | None:
-        """Takes out the most urgent; of equal ones the first that came."""
-        if not self._waiting:
-            return None
-        first = min(self._waiting.values(), key=lambda turn: (turn.empty_ns, turn.arrived_ns))
-        return self._waiting.pop(first.robot)
+    def next(
+        self, joins: Callable[[Sequence[Turn[T]], Turn[T]], bool] = lambda taken, turn: False
+    ) -> list[Turn[T]]:
+        """Takes out the most urgent, of equal ones the first that came; then by urgency whoever joins those taken."""
+        taken: list[Turn[T]] = []
+        for turn in sorted(self._waiting.values(), key=lambda turn: (turn.empty_ns, turn.arrived_ns)):
+            if not taken or joins(taken, turn):
+                taken.append(self._waiting.pop(turn.robot))
+        return taken
 
     def clear(self) -> list[Turn[T]]:
         """Takes out all."""

@@ -1,6 +1,7 @@
-"""Every policy that exists exports from its published layout: graphs equal torch at every step, TensorRT takes them.
+"""Every policy that exists exports from its published layout: graphs equal torch at every step, several observations
+in one inference are each as alone, TensorRT takes them.
 
-Checkpoints are the recorded ones (tiny, random weights, real layout). A policy joins this list by existing.
+Every bundle here takes batches; those of tests/story take none. Checkpoints are the recorded ones (tiny, random weights, real layout). A policy joins this list by existing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import pytest
 
 from edgevla.bundle import load_bundle
 from edgevla.export import trt_check
+from edgevla.export.batches import compare_batches
 from edgevla.export.build import Exported, export_checkpoint
 from edgevla.export.half import HALF, HEAVY, to_half
 from edgevla.export.options import ExportOptions
 from edgevla.runner import BundlePolicy
+from edgevla.train.checkpoint import load_policy
 from edgevla.train.policies import POLICIES
 
+MOST = 3
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 
 
@@ -27,7 +31,7 @@ GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The bundle of one recorded checkpoint; parity is checked by the export itself."""
     checkpoint = GOLDENS / request.param / "checkpoint"
-    options = ExportOptions(fps=30, joint_units="raw", n_samples=4, n_timed=2)
+    options = ExportOptions(fps=30, joint_units="raw", n_samples=4, n_timed=2, max_batch=MOST)
     return export_checkpoint(checkpoint, tmp_path_factory.mktemp(request.param) / "bundle", options)
 
 
@@ -42,6 +46,18 @@ def test_the_graphs_compute_what_torch_computes(exported: Exported) -> None:
         assert len(per_step) == schedule.n_steps
     # Chunks that ignored what they see would agree too.
     assert np.ptp(exported.comparison.exported, axis=0).max() > 0
+
+
+def test_several_observations_in_one_inference_are_each_as_alone(exported: Exported) -> None:
+    """The export's own word for it, and that it can be wrong: with its noise taken from another, a chunk is another."""
+    batch = exported.bundle.manifest.parity.batch  # type: ignore[union-attr]
+    assert batch is not None
+    assert (batch.size, batch.passed) == (MOST, True)
+    assert exported.bundle.manifest.batch.max == MOST
+    alone = np.roll(exported.comparison.exported, 1, axis=0)
+    policy = load_policy(GOLDENS / exported.bundle.manifest.policy / "checkpoint")
+    runner = BundlePolicy(load_bundle(exported.bundle.folder))
+    assert not compare_batches(policy, runner, exported.comparison.samples, alone).passed
 
 
 def test_the_bundle_says_what_it_is(exported: Exported) -> None:

@@ -229,8 +229,8 @@ class FlowVla(Policy):
     def image_tokens(self, inputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per camera: tokens (B, K, width) and which are real (B, K). Images of one size share a pass."""
         images = self.network_images(inputs)
-        batch, n_cameras = len(images[0]), len(images)
-        if len({image.shape for image in images}) == 1:
+        batch, n_cameras = images[0].shape[0], len(images)
+        if len({image.shape[1:] for image in images}) == 1:
             seen = self.see(torch.stack(images, dim=1).flatten(0, 1))
             tokens = list(seen.unflatten(0, (batch, n_cameras)).unbind(1))
         else:
