@@ -40,12 +40,16 @@ def make_bundle(tmp_path: Path) -> Callable[..., Path]:
     flow     x_next = x + (tau_next - tau) * (x - goal), goal = state plus a guidance towards `committed`;
              with linear 1 -> 0 and one step the chunk is the goal itself. Takes tokens, camera_present, rtc.
     history  n_obs_steps 2: actions[j] = oldest state + 0 * noise    (a schedule of timesteps, fresh noise per step)
+
+    `batch={"min": 1, "max": N}` makes flow and history take N observations at a time.
     """
 
     def make(kind: str = "act", name: str = "bundle", **changes: Any) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         _BUILDERS[kind](folder, changes)
+        if "batch" in changes:
+            _open_for_batches(folder)
         return folder
 
     return make
@@ -81,6 +85,23 @@ def _graph(
         "inputs": [dict(zip(keys, i, strict=True)) for i in inputs],
         "outputs": [dict(zip(("name", "dtype", "shape", "history"), o, strict=False)) for o in outputs],
     }
+
+
+def _open_for_batches(folder: Path) -> None:
+    """Leaves the first axis of all inputs and outputs free."""
+    from dataclasses import replace
+
+    import onnx
+
+    from edgevla.bundle import list_files, load_bundle, write_manifest
+
+    manifest = load_bundle(folder).manifest
+    for graph in manifest.graphs.values():
+        model = onnx.load(folder / graph.file)
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        onnx.save(model, folder / graph.file)
+    write_manifest(folder, replace(manifest, files=list_files(folder)))
 
 
 def _node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
@@ -171,11 +192,12 @@ def _flow_denoise(folder: Path) -> dict:
         _node("Sub", "committed goal", "error"),
         _node("Unsqueeze", "weights last", "share"),
         _node("Mul", "error share", "pull"),
-        _node("Unsqueeze", "max_guidance last", "limit"),
+        _node("Unsqueeze", "max_guidance inner", "limit"),
         _node("Mul", "limit zero", "no_limit"),
         _node("Add", "goal pull", "guided"),
         _node("Sub", "x guided", "velocity"),
-        _node("Sub", "tau_next tau", "dt"),
+        _node("Sub", "tau_next tau", "time"),
+        _node("Unsqueeze", "time inner", "dt"),
         _node("Mul", "velocity dt", "step"),
         _node("Add", "x step", "moved"),
         _node("Add", "moved no_limit", "x_next"),
@@ -186,7 +208,7 @@ def _flow_denoise(folder: Path) -> dict:
         ("max_guidance", "float32", [1], "rtc:max_guidance"),
     ]
     inputs = [X, *TAUS, (*FLOW_GOAL, "context:goal"), *rtc]
-    constants = {"zero": np.float32(0), "last": np.array([-1])}
+    constants = {"zero": np.float32(0), "last": np.array([-1]), "inner": np.array([1, 2])}
     return _graph(folder, "denoise", nodes, inputs, [("x_next", *X[1:3])], constants)
 
 
@@ -234,11 +256,12 @@ def _history(folder: Path, changes: dict) -> None:
     denoise = [
         _node("Gather", "features first", "oldest", axis=1),
         _node("Add", "tau tau_next", "times"),
-        _node("Mul", "times zero", "no_time"),
-        _node("Mul", "stochastic zero", "no_choice"),
+        _node("Add", "times stochastic", "chosen"),
+        _node("Mul", "chosen zero", "none"),
+        _node("Unsqueeze", "none inner", "no_time"),
         _node("Mul", "x zero", "no_x"),
         _node("Mul", "noise zero", "no_noise"),
-        _node("Sum", "oldest no_time no_choice no_x no_noise", "x_next"),
+        _node("Sum", "oldest no_time no_x no_noise", "x_next"),
     ]
     graphs = {
         "encode": _graph(
@@ -250,7 +273,7 @@ def _history(folder: Path, changes: dict) -> None:
             denoise,
             [X, *TAUS, stacked, noise, ("stochastic", "float32", [1], "setting:stochastic")],
             [("x_next", *X[1:3])],
-            {"zero": np.float32(0), "first": np.array([0])},
+            {"zero": np.float32(0), "first": np.array([0]), "inner": np.array([1, 2])},
         ),
         "decode": _decode(folder),
     }

@@ -143,7 +143,9 @@ class Hosted:
     def shares(self, request: Request, other: Request) -> bool:
         """Whether both may be answered by one inference: they walk the same steps."""
         schedule = self.policy.manifest.schedule
-        return schedule is None or len({r.n_steps or schedule.n_steps for r in (request, other)}) == 1
+        usual = None if schedule is None else schedule.n_steps
+        first, second = (usual if r.n_steps is None else r.n_steps for r in (request, other))
+        return first == second
 
     def infer_batch(
         self, requests: Sequence[tuple[Request, Sequence[np.ndarray]]]

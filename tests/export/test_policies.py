@@ -1,7 +1,8 @@
 """Every policy that exists exports from its published layout: graphs equal torch at every step, several observations
 in one inference are each as alone, TensorRT takes them.
 
-Every bundle here takes batches; those of tests/story take none. Checkpoints are the recorded ones (tiny, random weights, real layout). A policy joins this list by existing.
+Checkpoints are the recorded ones (tiny, random weights, real layout). A policy joins this list by existing. All bundles
+here take batches; those of tests/story take none.
 """
 
 from __future__ import annotations

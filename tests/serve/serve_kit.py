@@ -55,15 +55,18 @@ def noisy(seed=0, state=STATE, task=""):
 
 
 class SlowPolicy(BundlePolicy):
-    """One that takes its time. order: the numbers of the requests it served."""
+    """One that takes its time. order: the numbers of the requests it served. gate: closed, nothing is inferred alone."""
 
     def __init__(self, bundle, seconds=0.0):
         super().__init__(bundle)
         self.seconds, self.order, self.began = seconds, [], threading.Event()
+        self.gate = threading.Event()
+        self.gate.set()
 
     def infer(self, *args, **kwargs):
         self.order.append(kwargs["chunk_seq"])
         self.began.set()
+        assert self.gate.wait(30)
         time.sleep(self.seconds)
         return super().infer(*args, **kwargs)
 
@@ -74,13 +77,13 @@ class Serving:
     host: where it listens. is_paired: it serves robots on the list of $EDGEVLA_HOME only.
     """
 
-    def __init__(self, *folders, port=0, seconds=0.0, host="127.0.0.1", is_paired=False):
+    def __init__(self, *folders, port=0, seconds=0.0, host="127.0.0.1", is_paired=False, limit=None):
         self.ctx = zmq.Context()
         self.authority = Authority() if is_paired else None
         if is_paired:
             self.authority.start(self.ctx)
         self.policies = [SlowPolicy(load_bundle(folder), seconds) for folder in folders]
-        hosted = [Hosted(f.name, p) for f, p in zip(folders, self.policies, strict=True)]
+        hosted = [Hosted(f.name, p, limit) for f, p in zip(folders, self.policies, strict=True)]
         self.lines = []
         self.server = PolicyServer(
             self.ctx, f"tcp://{host}:{port}", hosted, note=self._note, authority=self.authority
@@ -102,6 +105,11 @@ class Serving:
                 self.server.drain()
             self.server.step(time.monotonic_ns())
         self.server.close()
+
+    def shared(self, n):
+        """Inferences that n requests shared."""
+        labels = {"policy": next(iter(self.server._by_name)), "batch": str(n)}
+        return self.server.metrics.value("inferences_total", **labels)
 
     def outcome(self, name):
         return self.server.metrics.value("requests_total", outcome=name)

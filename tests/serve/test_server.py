@@ -32,15 +32,15 @@ def test_the_robot_whose_actions_end_first_is_served_first():
     turns = Turns()
     for one in (turn("calm", 0, 0.9), turn("empty", 2), turn("soon", 1, 0.2), turn("empty too", 3)):
         turns.add(one)
-    assert [turns.next().robot for _ in range(4)] == ["empty", "empty too", "soon", "calm"]
-    assert turns.next() is None
+    assert [turns.next()[0].robot for _ in range(4)] == ["empty", "empty too", "soon", "calm"]
+    assert turns.next() == []
 
 
 def test_who_waits_long_enough_is_served_before_newer_and_emptier_robots():
     turns = Turns()
     turns.add(turn("patient", 0, 0.5))
     turns.add(turn("hasty", round(0.6 * S)))
-    assert turns.next().robot == "patient"
+    assert turns.next()[0].robot == "patient"
 
 
 def test_a_robot_that_asks_again_has_one_place():
