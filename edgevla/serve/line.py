@@ -97,9 +97,11 @@ class Line:
         """What has come, at least one message; none when the server has gone or time is over."""
         while True:
             is_over = self._is_over(until_ns)  # first: what a server said before it went is still there
-            if (found := self._dealer.poll()) or is_over:
-                return found
-            self._poller.poll(self._slice_ms(until_ns))
+            ready = dict(self._poller.poll(0 if is_over else self._slice_ms(until_ns)))
+            if is_over or self._dealer.socket in ready:
+                found = self._dealer.poll()
+                if found or is_over:
+                    return found
 
     def _is_over(self, until_ns: int) -> bool:
         return self.is_lost or self._is_closing.is_set() or time.monotonic_ns() >= until_ns
