@@ -83,6 +83,8 @@ def _facts(m: Manifest) -> str:
         ["execution", f"{m.execution.default['kind']} (allowed: {', '.join(m.execution.allowed)})"],
         ["size", f"{size / 1e6:.1f} MB"],
     ]
+    if m.batch.max > 1:
+        rows.append(["observations in one inference", f"1 to {m.batch.max}, each as alone"])
     if m.prompt is not None:
         rows.append(["task when none is named", m.prompt.default_task or "none: deploy with --task"])
         rows += [["trained on", text] for text in m.prompt.trained_tasks]
