@@ -94,6 +94,11 @@ def export_policy(
     check_target(target)
     if _is_calibrated(policy, options) and options.dataset is None:
         raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
+    if options.max_batch > 1 and options.precision == "int8" and not _is_calibrated(policy, options):
+        raise UsageError(
+            f"int8 of {policy.policy_type} for {options.target} is scaled by all that one inference sees, so robots "
+            "that share it would move each other's arms; leave --max-batch out, or take --precision fp32"
+        )
     trained = read_facts(folder)
     dataset = _open(options, trained)
     facts, origin = _facts(trained, dataset, options)

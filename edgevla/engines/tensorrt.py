@@ -177,7 +177,7 @@ class TensorRtGraph:
 
 def engine_key(onnx: Path, version: str, device: Mapping[str, int], options: EngineOptions) -> str:
     """sha256 over the graph, its weights, and all else that an engine depends on: a stale engine is never found."""
-    depends = [version, dict(device), options.provider_options]
+    depends: list[Any] = [version, dict(device), options.provider_options]
     if options.max_batch > 1:
         depends.append(options.max_batch)
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())

@@ -11,7 +11,9 @@ from edgevla.bundle import load_bundle
 from edgevla.errors import EngineError
 from edgevla.predictor import RtcInputs
 from edgevla.runner import BundlePolicy
+from edgevla.serve.hosted import Hosted
 from edgevla.serve.pictures import RAW
+from edgevla.serve.serve_cli import _batches
 from edgevla.server_messages import SentFrame
 
 FOUR = {"min": 1, "max": 4}
@@ -133,3 +135,24 @@ def test_where_an_inference_of_many_fails_each_is_tried_alone(crowd, capsys):
     for number in range(3):
         np.testing.assert_allclose(outcomes[number].actions, alone(server, number, noisy(number)), atol=1e-4)
     assert "out of memory" in capsys.readouterr().err
+
+
+def test_what_an_inference_of_many_takes_is_measured_and_said(make_bundle):
+    hosted = [
+        Hosted("it", BundlePolicy(load_bundle(make_bundle("flow", name, **changes))), limit)
+        for name, changes, limit in (
+            ("many", {"batch": FOUR}, None),
+            ("few", {"batch": FOUR}, 1),
+            ("one", {}, 8),
+        )
+    ]
+    for one in hosted:
+        one.warm_up()
+    assert [one.about().max_batch for one in hosted] == [4, 1, 1]
+    assert hosted[0].expected_ns(1) <= hosted[0].expected_ns(3) <= hosted[0].expected_ns(4)
+    said = [_batches(one) for one in hosted]
+    assert said[0].startswith("up to 4 robots in one of ")
+    assert said[1:] == [
+        "one robot each (--max-batch 1; exported for 4)",
+        "one robot each (exported without --max-batch)",
+    ]
