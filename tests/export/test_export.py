@@ -270,8 +270,8 @@ def test_graphs_that_compute_something_else_are_not_written(
 ) -> None:
     real = trace.trace
 
-    def broken(policy: Any, name: str, spec: Any) -> Any:
-        model = real(policy, name, spec)
+    def broken(policy: Any, name: str, spec: Any, **options: Any) -> Any:
+        model = real(policy, name, spec, **options)
         if name == "decode":
             import onnx_ir as ir
 
