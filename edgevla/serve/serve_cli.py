@@ -221,7 +221,7 @@ def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
         options=EngineOptions(threads=args.threads or 0),
         allow_lost_cameras=True,
     )
-    made = Hosted(name, policy, args.max_batch)
+    made = Hosted(name, policy, 1 if args.protocol == "openpi" else args.max_batch)
     made.warm_up()
     say(
         f"policy {name}: {folder}, on {policy.provider}, {made.latency_ms:.1f} ms per inference, {_batches(made)}"
@@ -235,7 +235,7 @@ def _batches(hosted: Hosted) -> str:
     if most == 1:
         return "one robot each (exported without --max-batch)"
     if n == 1:
-        return f"one robot each (--max-batch 1; exported for {most})"
+        return f"one robot each (exported for {most})"
     return f"up to {n} robots in one of {hosted.batch_ms[n]:.1f} ms"
 
 

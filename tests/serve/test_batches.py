@@ -153,6 +153,6 @@ def test_what_an_inference_of_many_takes_is_measured_and_said(make_bundle):
     said = [_batches(one) for one in hosted]
     assert said[0].startswith("up to 4 robots in one of ")
     assert said[1:] == [
-        "one robot each (--max-batch 1; exported for 4)",
+        "one robot each (exported for 4)",
         "one robot each (exported without --max-batch)",
     ]
