@@ -39,8 +39,8 @@ class ProgressLine:
             line += f", {duration((self.n_all - done) / rate)} left"
         line += f", {remark}" if remark else ""
         if is_terminal:
-            width = os.get_terminal_size(self.out.fileno()).columns
-            print("\r\x1b[K" + line[: width - 1], end="", file=self.out, flush=True)
+            width = columns_of(self.out)
+            print("\r\x1b[K" + line[: width and width - 1], end="", file=self.out, flush=True)
         else:
             print(line, file=self.out, flush=True)
 
@@ -48,6 +48,11 @@ class ProgressLine:
         """Leaves the terminal with an empty line to go on in."""
         if self.out is not None and self.out.isatty():
             print("\r\x1b[K", end="", file=self.out, flush=True)
+
+
+def columns_of(out: TextIO) -> int | None:
+    """How wide the terminal is; None where it does not say, or there is none."""
+    return (os.get_terminal_size(out.fileno()).columns or None) if out.isatty() else None
 
 
 def duration(seconds: float) -> str:
