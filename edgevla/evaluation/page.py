@@ -30,18 +30,35 @@ def _folded_line(line: str, width: int) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """Lines. The first column is to the left and begins every part, where the width asks for several."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, n_left: int = 1
+) -> list[list[str]]:
+    """Parts of it, one where there is room, each of lines. The first n_left columns are to the left, figures to the
+    right; the first column begins every part."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+
+    def cell(line: Sequence[str], i: int) -> str:
+        return line[i].ljust(widths[i]) if i < n_left else line[i].rjust(widths[i])
+
+    return [
+        [GAP.join(cell(line, i) for i in part).rstrip() for line in lines] for part in _parts(widths, width)
+    ]
+
+
+def ruled(parts: Sequence[Sequence[str]]) -> list[str]:
+    """Lines: a rule below every head, an empty line between parts."""
     made: list[str] = []
-    for columns in _parts(widths, width):
-        texts = [
-            GAP.join(line[i].rjust(widths[i]) if i else line[i].ljust(widths[i]) for i in columns).rstrip()
-            for line in lines
-        ]
-        made += [*([""] if made else []), texts[0], "-" * max(map(len, texts)), *texts[1:]]
+    for head, *rows in parts:
+        made += [*([""] if made else []), head, "-" * max(map(len, (head, *rows))), *rows]
     return made
+
+
+def indented(parts: Sequence[Sequence[str]]) -> list[str]:
+    """Lines below a title: no rules, an empty line between parts."""
+    return [
+        line for k, part in enumerate(parts) for line in ([""] if k else []) + [GAP + row for row in part]
+    ]
 
 
 def _parts(widths: Sequence[int], width: int | None) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgevla.evaluation.page import table
+from edgevla.evaluation.page import ruled, table
 from edgevla.evaluation.statistics import DISAGREEMENT, detectable_difference, half_width
 from edgevla.evaluation.verdicts import CellResult, Evaluated, Figure
 
@@ -15,8 +15,8 @@ def what_it_shows(n: int, n_cells: int) -> list[str]:
     """Sentences: how exactly n episodes tell a share, and which difference between two cells they find."""
     points = [f"{100 * half_width(share, n):.0f}" for share in (0.5, 0.8, 0.95)]
     found = [
-        f"{n} episode{'s tell' if n != 1 else ' tells'} a success share to about {points[0]} points either way where it is near "
-        f"50 %, {points[1]} near 80 %, {points[2]} near 95 %."
+        f"{n} episode{'s tell' if n != 1 else ' tells'} a success share to about {points[0]} points either way where it "
+        f"is near 50 %, {points[1]} near 80 %, {points[2]} near 95 %."
     ]
     if n_cells < 2:
         return found
@@ -36,7 +36,7 @@ def tables(e: Evaluated, width: int | None = None) -> list[str]:
     """width: of the terminal, where there is one."""
     rows = [_row(result, e) for result in e.results]
     heads = list(dict.fromkeys(head for row in rows for head in row))
-    made = table(heads, [[row.get(head, "") for head in heads] for row in rows], width)
+    made = ruled(table(heads, [[row.get(head, "") for head in heads] for row in rows], width))
     made += _outcomes(e.results) + _compared(e.results) + _remarks(e)
     return made
 

@@ -26,7 +26,7 @@ GOOD, BAD, INK, PALE = (0, 114, 178), (213, 94, 0), (30, 30, 30), (255, 255, 255
 def draw_strip(
     painter: Painter, camera: str, scenes: Sequence[Scene], caption: Sequence[str], is_success: bool
 ) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: six moments from the first to the last, with their time; the lines of the caption on the first."""
+    """uint8 (H, W, 3) RGB: six moments, first to last, with their time; on the first the caption, line by line."""
     chosen = np.linspace(0, len(scenes) - 1, COLUMNS).round().astype(int)
     colour = GOOD if is_success else BAD
     cells = []

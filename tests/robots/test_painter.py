@@ -138,7 +138,9 @@ def test_a_context_that_cannot_be_used_is_said_with_what_to_do(painter, monkeypa
         raise RuntimeError("no screen")
 
     monkeypatch.setattr(
-        physics_painter, "make_context", lambda *_: types.SimpleNamespace(make_current=fail, free=lambda: None)
+        physics_painter,
+        "make_context",
+        lambda *_: types.SimpleNamespace(make_current=fail, free=lambda: None),
     )
     painter.open("top", 64, 48)
     with pytest.raises(CameraError, match="no screen.*set MUJOCO_GL to egl or osmesa"):

@@ -116,9 +116,7 @@ def test_pictures_videos_and_a_sheet(
     assert sorted(str(p.relative_to(folder)) for p in folder.glob("videos/*")) == sorted(
         e["video"] for e in failed
     )
-    assert re.fullmatch(
-        r"videos/reach-[0-9a-f]{6}-async-0ms-ep000-not-reached\.mp4", info["video_paths"][0]
-    )
+    assert re.fullmatch(r"videos/reach-[0-9a-f]{6}-async-0ms-ep000-not-reached\.mp4", info["video_paths"][0])
     with av.open(str(folder / failed[0]["video"])) as video:
         n_frames = sum(1 for _ in video.decode(video=0))
     assert n_frames == pytest.approx(30 * 0.8, abs=2), "a frame per policy step"
@@ -380,6 +378,26 @@ def test_ctrl_c_keeps_what_is_done(
         2,
         5,
     )
+
+
+def test_who_stops_listening_does_not_stop_the_evaluation(
+    bundle: Path, info_in: Info, tmp_path: Path
+) -> None:
+    """`edgevla eval ... --expect 0.5 | head -1`: hours of work, and its exit code."""
+    folder = tmp_path / "eval"
+    words = [str(bundle), "--task", "follow_cube", "--episodes", "2", "--jobs", "1", "--expect", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgevla", "eval", *words, "-o", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert "1 cell" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(300) == 1, "it never succeeds"
+    assert info_in(folder)["aggregated"]["n_episodes"] == 2
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(

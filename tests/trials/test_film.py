@@ -9,7 +9,9 @@ import pytest
 from edgevla.robots.trials import film
 
 
-@pytest.mark.parametrize("text", ["reach-211257-sync-0ms", "a-policy-with-a-rather-long-name-3f2a1b-async-200ms"])
+@pytest.mark.parametrize(
+    "text", ["reach-211257-sync-0ms", "a-policy-with-a-rather-long-name-3f2a1b-async-200ms"]
+)
 def test_the_outline_lies_around_its_letters_and_a_long_text_stays_inside(text: str) -> None:
     image = np.zeros((40, film.CELL_PX, 3), np.uint8)
     film._write(image, text, (6, 18), film.INK)
