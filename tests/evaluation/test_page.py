@@ -18,7 +18,7 @@ def test_a_table_that_is_too_wide_is_cut_between_columns_and_each_part_begins_wi
     assert max(map(len, cut)) <= 60
     assert [line.split("  ")[0] for line in cut if line.startswith("cell")] == ["cell", "cell"]
     assert sorted(" ".join(cut).replace("-", "").split()) == sorted(
-        [*" ".join(whole).replace("-", "").split(), *"cell reach async 200 ms slow".split()]
+        [*" ".join(whole).replace("-", "").split(), "cell", "reach", "async", "200", "ms", "slow"]
     )
 
 

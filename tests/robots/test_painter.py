@@ -143,7 +143,7 @@ def test_a_context_that_cannot_be_used_is_said_with_what_to_do(painter, monkeypa
         lambda *_: types.SimpleNamespace(make_current=fail, free=lambda: None),
     )
     painter.open("top", 64, 48)
-    with pytest.raises(CameraError, match="no screen.*set MUJOCO_GL to egl or osmesa"):
+    with pytest.raises(CameraError, match=r"no screen.*set MUJOCO_GL to egl or osmesa"):
         painter.draw("top", 64, 48, world_at().message())
 
 
