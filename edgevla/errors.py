@@ -20,7 +20,9 @@ Callers catch by class and read fields; nobody searches the text.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound="EdgeVLAError")
 
 
 class EdgeVLAError(Exception):
@@ -31,6 +33,18 @@ class EdgeVLAError(Exception):
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
         self.fields = fields
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another: a constructor may want other words than the message."""
+        return made_again, (type(self), str(self), vars(self))
+
+
+def made_again(kind: type[E], message: str, state: dict[str, Any] | None = None) -> E:
+    """An error of that class with this message, whatever its constructor takes. state: its attributes."""
+    made = kind.__new__(kind)
+    made.args = (message,)
+    vars(made).update({"fields": {}} if state is None else state)
+    return made
 
 
 class UsageError(EdgeVLAError):
@@ -76,6 +90,8 @@ class EngineError(EdgeVLAError):
 class WireError(EdgeVLAError):
     """`reason` is the counter's name: schema, session, type, range, size, format."""
 
+    reason: str = "format"
+
     def __init__(self, message: str, reason: str = "format", **fields: Any) -> None:
         super().__init__(message, reason=reason, **fields)
         self.reason = reason
@@ -87,6 +103,10 @@ class CameraError(EdgeVLAError):
 
 class BusError(EdgeVLAError):
     """A servo bus failed. `port`, `motor_id`, `register` are None where they do not apply."""
+
+    port: str | None = None
+    motor_id: int | None = None
+    register: str | None = None
 
     def __init__(
         self,

@@ -39,15 +39,30 @@ class ProgressLine:
             line += f", {duration((self.n_all - done) / rate)} left"
         line += f", {remark}" if remark else ""
         if is_terminal:
-            width = os.get_terminal_size(self.out.fileno()).columns
-            print("\r\x1b[K" + line[: width - 1], end="", file=self.out, flush=True)
+            width = columns_of(self.out)
+            tell("\r\x1b[K" + line[: width and width - 1], self.out, end="")
         else:
-            print(line, file=self.out, flush=True)
+            tell(line, self.out)
 
     def close(self) -> None:
         """Leaves the terminal with an empty line to go on in."""
         if self.out is not None and self.out.isatty():
-            print("\r\x1b[K", end="", file=self.out, flush=True)
+            tell("\r\x1b[K", self.out, end="")
+
+
+def tell(text: str, out: TextIO, end: str = "\n") -> None:
+    """Prints at once. Where whoever listened is gone (`| head`), long work goes on, and is told to nobody."""
+    try:
+        print(text, end=end, file=out, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
+
+
+def columns_of(out: TextIO) -> int | None:
+    """How wide the terminal is; None where it does not say, or there is none."""
+    return (os.get_terminal_size(out.fileno()).columns or None) if out.isatty() else None
 
 
 def duration(seconds: float) -> str:

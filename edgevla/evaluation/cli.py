@@ -159,14 +159,16 @@ def _delays(text: str) -> list[float]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from edgevla.evaluation.page import folded
     from edgevla.launch.options import check_texts
+    from edgevla.progress import columns_of, tell
 
     kind = _chosen(args)
     check_texts(args)
     stream = sys.stderr if args.json else sys.stdout
 
     def say(text: str) -> None:
-        print(text, file=stream, flush=True)
+        tell(folded(text, columns_of(stream)), stream)
 
     code: int = importlib.import_module(kind.module).run(args, say)
     return code

@@ -64,11 +64,14 @@ def names_of(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def slug_of(cell: Cell, n_bundles: int) -> str:
-    """For names of files: `sync-0ms`, `int8-async-200ms-black`, `expert`."""
-    if cell.control == "expert":
-        return "expert"
-    parts = [cell.label] * (n_bundles > 1) + [cell.execution, f"{cell.delay_ms:g}ms"]
+def slug_of(cell: Cell) -> str:
+    """For names of files: `act-5f0c21-sync-0ms`, `int8-90b7aa-async-200ms-black`, `act-5f0c21-expert`.
+
+    With some of the bundle's hash: two runs into one folder may be of two bundles of the same name.
+    """
+    parts = [cell.label, cell.sha256[:6]]
+    if cell.control != "expert":
+        parts += [cell.execution, f"{cell.delay_ms:g}ms"]
     text = "-".join([*parts, *([cell.control] if cell.control != "none" else [])])
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
 

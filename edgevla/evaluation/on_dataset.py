@@ -32,7 +32,7 @@ from edgevla.evaluation.result import Evaluation, evaluate
 from edgevla.evaluation.subjects import Opening, Say, open_subjects
 from edgevla.evaluation.table import tables
 from edgevla.interruption import Interruption
-from edgevla.progress import ProgressLine, duration
+from edgevla.progress import ProgressLine, columns_of, duration, tell
 from edgevla.vocabulary import pairs
 
 INFO = "eval_info.json"
@@ -132,9 +132,9 @@ class OnDataset:
         info = json.dumps(as_json(evaluation), indent=2, allow_nan=False)
         (folder / INFO).write_text(info + "\n")
         if self.args.json:
-            print(info)
+            tell(info, sys.stdout)
         else:
-            self.say("\n" + "\n".join(tables(evaluation)))
+            self.say("\n" + "\n".join(tables(evaluation, columns_of(sys.stdout))))
         drawn = self._draw(evaluation, folder) if self.args.pages else []
         self.say(f"written to {folder}: " + ", ".join([INFO, *drawn]))
 

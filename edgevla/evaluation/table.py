@@ -9,6 +9,7 @@ import numpy as np
 
 from edgevla.dataset.chosen import episodes_text
 from edgevla.evaluation.figures import Worst
+from edgevla.evaluation.page import GAP, indented, table
 from edgevla.evaluation.replayed import HOLD
 from edgevla.evaluation.result import Entry, Evaluation
 from edgevla.joint_units import joint_name
@@ -17,9 +18,10 @@ N_HORIZONS = 8
 """Rows of the table by horizon, about."""
 
 
-def tables(e: Evaluation) -> list[str]:
-    """Lines of text."""
-    blocks = [_errors(e), _differences(e), _horizons(e), _seams(e), _worst(e), _meaning(e)]
+def tables(e: Evaluation, width: int | None = None) -> list[str]:
+    """Lines of text. width: of the terminal, where there is one."""
+    figures = [make(e, width) for make in (_errors, _differences, _horizons, _seams)]
+    blocks = [*figures, _worst(e), _meaning(e)]
     return [line for block in blocks if block for line in ("", *block)][1:]
 
 
@@ -34,15 +36,9 @@ def _pair(mean: float, other: float) -> str:
     return f"{number(mean)} ({number(other)})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n_left: int) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], n_left: int, width: int | None) -> list[str]:
     """The first n_left columns to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return [
-        "  " + "  ".join(
-            cell.ljust(w) if i < n_left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]  # fmt: skip
+    return indented(table(head, rows, None if width is None else width - len(GAP), n_left))
 
 
 def _joints(e: Evaluation) -> list[tuple[str, str]]:
@@ -52,7 +48,7 @@ def _joints(e: Evaluation) -> list[tuple[str, str]]:
 # -- blocks -------------------------------------------------------------------------------------------------
 
 
-def _errors(e: Evaluation) -> list[str]:
+def _errors(e: Evaluation, width: int | None) -> list[str]:
     rows = []
     for j, (name, unit) in enumerate(_joints(e)):
         cells = [_pair(x.figures.mae[j], x.figures.rms[j]) for x in e.entries]
@@ -61,7 +57,7 @@ def _errors(e: Evaluation) -> list[str]:
         ["all joints", "% of range", *(number(float(e.percent(x.figures.mae))) for x in e.entries), ""]
     )
     head = ["joint", "unit", *(x.name for x in e.entries), "range"]
-    return [f"mean absolute error (RMS) of {_executed(e)}", *_table(head, rows, 2)]
+    return [f"mean absolute error (RMS) of {_executed(e)}", *_table(head, rows, 2, width)]
 
 
 def _executed(e: Evaluation) -> str:
@@ -72,7 +68,7 @@ def _executed(e: Evaluation) -> str:
     return f"the actions that sync executes: the first of each chunk, {each}"
 
 
-def _differences(e: Evaluation) -> list[str]:
+def _differences(e: Evaluation, width: int | None) -> list[str]:
     others = [p for p in e.policies if p.difference is not None]
     if not others:
         return []
@@ -81,10 +77,13 @@ def _differences(e: Evaluation) -> list[str]:
         apart = [p.difference for p in others if p.difference is not None]
         rows.append([name, unit, *(_pair(d.mean[j], d.largest[j]) for d in apart)])
     head = ["joint", "unit", *(p.name for p in others)]
-    return [f"difference to {e.policies[0].name} on the same frames, mean (largest)", *_table(head, rows, 2)]
+    return [
+        f"difference to {e.policies[0].name} on the same frames, mean (largest)",
+        *_table(head, rows, 2, width),
+    ]
 
 
-def _horizons(e: Evaluation) -> list[str]:
+def _horizons(e: Evaluation, width: int | None) -> list[str]:
     longest = max(x.figures.horizon.shape[0] for x in e.entries)
     rows = []
     for j in horizons(longest):
@@ -92,7 +91,7 @@ def _horizons(e: Evaluation) -> list[str]:
         if any(c != "-" for c in cells):
             rows.append([str(j), f"{j / e.dataset.fps:.2f}", *cells])
     head = ["action", "s", *(x.name for x in e.entries)]
-    return ["error by horizon, mean of the joints in % of their range", *_table(head, rows, 0)]
+    return ["error by horizon, mean of the joints in % of their range", *_table(head, rows, 0, width)]
 
 
 def horizons(n: int) -> list[int]:
@@ -106,7 +105,7 @@ def _at(x: Entry, j: int, e: Evaluation) -> str:
     return number(float(e.percent(horizon[j]))) if j < len(horizon) else "-"
 
 
-def _seams(e: Evaluation) -> list[str]:
+def _seams(e: Evaluation, width: int | None) -> list[str]:
     there = [p for p in e.policies if p.figures.seams.n]
     if not there:
         return ["no seams: no two of these frames lie as far apart as chunks are chained"]
@@ -117,7 +116,7 @@ def _seams(e: Evaluation) -> list[str]:
         rows.append([name, unit, *cells, _pair(first.step_mean[j], first.step_max[j])])
     head = ["joint", "unit", *(p.name for p in there), "recorded step"]
     title = f"seams: jump from the last executed action of a chunk to the first of the next, mean (largest) of {first.n}"
-    return [title, *_table(head, rows, 2)]
+    return [title, *_table(head, rows, 2, width)]
 
 
 def _worst(e: Evaluation) -> list[str]:
@@ -132,7 +131,7 @@ def _worst(e: Evaluation) -> list[str]:
         rows = [_worst_row(w, e) for w in policies[0].figures.worst[:shown]]
         if rows:
             names = ", ".join(p.name for p in policies)
-            lines += [f"worst frames of {names}", *_table(rows[0], rows[1:], len(rows[0]))]
+            lines += [f"worst frames of {names}", *_table(rows[0], rows[1:], len(rows[0]), None)]
     return lines
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgevla.evaluation.page import ruled, table
 from edgevla.evaluation.statistics import DISAGREEMENT, detectable_difference, half_width
 from edgevla.evaluation.verdicts import CellResult, Evaluated, Figure
 
-CLIPPED_TOO_OFTEN = 0.02
+CLIPPED_TOO_OFTEN, STARVED_TOO_OFTEN = 0.02, 0.5
 
 
 def what_it_shows(n: int, n_cells: int) -> list[str]:
     """Sentences: how exactly n episodes tell a share, and which difference between two cells they find."""
     points = [f"{100 * half_width(share, n):.0f}" for share in (0.5, 0.8, 0.95)]
     found = [
-        f"{n} episode{'s' * (n != 1)} tell a success share to about {points[0]} points either way where it is near "
-        f"50 %, {points[1]} near 80 %, {points[2]} near 95 %."
+        f"{n} episode{'s tell' if n != 1 else ' tells'} a success share to about {points[0]} points either way where it "
+        f"is near 50 %, {points[1]} near 80 %, {points[2]} near 95 %."
     ]
     if n_cells < 2:
         return found
@@ -31,20 +32,13 @@ def what_it_shows(n: int, n_cells: int) -> list[str]:
     return found
 
 
-def tables(e: Evaluated) -> list[str]:
+def tables(e: Evaluated, width: int | None = None) -> list[str]:
+    """width: of the terminal, where there is one."""
     rows = [_row(result, e) for result in e.results]
     heads = list(dict.fromkeys(head for row in rows for head in row))
-    cells = [heads, *([row.get(head, "") for head in heads] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    lines = ["  ".join(_padded(text, w, i) for i, (text, w) in enumerate(zip(line, widths, strict=True)))
-             for line in cells]  # fmt: skip
-    made = [lines[0].rstrip(), "-" * sum(w + 2 for w in widths), *(line.rstrip() for line in lines[1:])]
+    made = ruled(table(heads, [[row.get(head, "") for head in heads] for row in rows], width))
     made += _outcomes(e.results) + _compared(e.results) + _remarks(e)
     return made
-
-
-def _padded(text: str, width: int, column: int) -> str:
-    return text.ljust(width) if column == 0 else text.rjust(width)
 
 
 def _row(r: CellResult, e: Evaluated) -> dict[str, str]:
@@ -109,6 +103,11 @@ def _remarks(e: Evaluated) -> list[str]:
             most = ", ".join(f"{name.replace('_', ' ', 1)} {n}" for name, n in r.clipped.most_common(3))
             lines.append(
                 f"{r.name}: safety bent the goal at {100 * r.clipped_share:.1f} % of the ticks ({most})"
+            )
+        if r.starved_share > STARVED_TOO_OFTEN:
+            lines.append(
+                f"{r.name}: the arm had no action to execute at {100 * r.starved_share:.0f} % of the ticks; chunks came "
+                "too late, or not at all"
             )
         if r.stopped:
             lines.append(

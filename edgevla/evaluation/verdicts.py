@@ -176,11 +176,10 @@ class Evaluated:
 
 def results_of(cells: Sequence[Cell], journal: Journal, n: int) -> list[CellResult]:
     """Of the first n places. Cells without an episode are left out."""
-    n_bundles = len({cell.sha256 for cell in cells})
     results: list[CellResult] = []
     for cell, name in zip(cells, names_of(cells), strict=True):
         episodes = journal.of(cell, n)
         if episodes:
             first = results[0] if results else None
-            results.append(CellResult(cell, name, slug_of(cell, n_bundles), episodes, first))
+            results.append(CellResult(cell, name, slug_of(cell), episodes, first))
     return results

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 
 from edgevla import errors
-from edgevla.errors import EdgeVLAError
+from edgevla.errors import EdgeVLAError, made_again
 from edgevla.evaluation.episodes import Episode
 from edgevla.strict import read, write
 
@@ -130,5 +130,5 @@ def _result(line: str) -> Result:
     if "episode" in said:
         return read(Episode, said["episode"], "an episode")
     name, text = said["error"]
-    made: EdgeVLAError = getattr(errors, name, EdgeVLAError)(text)
+    made: EdgeVLAError = made_again(getattr(errors, name, EdgeVLAError), text)
     return made

@@ -17,14 +17,16 @@ CELL_PX = 200
 COLUMNS = 6
 WIDTH, HEIGHT = 320, 240
 """Of videos."""
-GOOD, BAD, INK = (0, 114, 178), (213, 94, 0), (30, 30, 30)
+FONT_SCALE = 0.45
+OUTLINE = [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+GOOD, BAD, INK, PALE = (0, 114, 178), (213, 94, 0), (30, 30, 30), (255, 255, 255)
 """Blue and vermilion, which colour-blind eyes tell apart."""
 
 
 def draw_strip(
-    painter: Painter, camera: str, scenes: Sequence[Scene], caption: str, is_success: bool
+    painter: Painter, camera: str, scenes: Sequence[Scene], caption: Sequence[str], is_success: bool
 ) -> np.ndarray:
-    """uint8 (H, W, 3) RGB: six moments from the first to the last, with their time; the caption on the first."""
+    """uint8 (H, W, 3) RGB: six moments, first to last, with their time; on the first the caption, line by line."""
     chosen = np.linspace(0, len(scenes) - 1, COLUMNS).round().astype(int)
     colour = GOOD if is_success else BAD
     cells = []
@@ -32,17 +34,24 @@ def draw_strip(
         image = np.array(painter.draw(camera, CELL_PX, CELL_PX, scenes[i]))
         _write(image, f"{scenes[i].sim_ns / 1e9:.1f} s", (6, CELL_PX - 8), INK)
         if column == 0:
-            _write(image, caption, (6, 18), colour)
+            for row, text in enumerate(caption):
+                _write(image, text, (6, 18 + 17 * row), colour)
         cv2.rectangle(image, (0, 0), (CELL_PX - 1, CELL_PX - 1), colour, 2)
         cells.append(image)
     return np.hstack(cells)
 
 
 def _write(image: np.ndarray, text: str, at: tuple[int, int], colour: tuple[int, int, int]) -> None:
-    """On a pale outline: scenes are bright and dark."""
+    """On a pale outline: scenes are bright and dark. Smaller where it would not fit into the picture.
+
+    The outline is the same text, shifted: drawn thicker it would be wider, too (OpenCV 5).
+    """
     font, smooth = cv2.FONT_HERSHEY_SIMPLEX, cv2.LINE_AA
-    cv2.putText(image, text, at, font, 0.45, (255, 255, 255), 3, smooth)
-    cv2.putText(image, text, at, font, 0.45, colour, 1, smooth)
+    (width, _), _ = cv2.getTextSize(text, font, FONT_SCALE, 1)
+    scale = FONT_SCALE * min(1.0, (image.shape[1] - 2 * at[0]) / max(width, 1))
+    for x, y in OUTLINE:
+        cv2.putText(image, text, (at[0] + x, at[1] + y), font, scale, PALE, 1, smooth)
+    cv2.putText(image, text, at, font, scale, colour, 1, smooth)
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:

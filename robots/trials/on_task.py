@@ -25,7 +25,7 @@ from edgevla.evaluation.verdict_table import expected, tables, what_it_shows
 from edgevla.evaluation.verdicts import Evaluated, results_of
 from edgevla.interruption import Interruption
 from edgevla.launch.options import whole
-from edgevla.progress import ProgressLine, duration
+from edgevla.progress import ProgressLine, columns_of, duration, tell
 from edgevla.simulated import Task, task_named
 from edgevla.vocabulary import once, pairs
 
@@ -57,6 +57,8 @@ class OnTask:
         self.n = n_episodes_of(args.episodes)
         self.entrants = [entrant(place) for place in args.policies]
         self.cells = cells_of(self.entrants, args)
+        if args.expect is not None and all(cell.control != "none" for cell in self.cells):
+            raise UsageError("--expect judges no control, and there are only controls; add: --control none")
         self.conditions = conditions_of(args, self.task)
         if args.videos not in (None, "none"):
             check_video()
@@ -98,9 +100,10 @@ class OnTask:
     def _announce(self, folder: Path, journal: Journal) -> None:
         todo, there = len(self._jobs(journal)), len(self.cells) * self.n - len(self._jobs(journal))
         cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
+        episodes = "1 episode" if self.n == 1 else f"{self.n} episodes"
         way = "in lock-step" if self.conditions.way == "lock-step" else "in real time"
         self.say(
-            f"{self.task.name}: {cells} x {self.n} episodes {way}, places of seed {self.conditions.seed} that no "
+            f"{self.task.name}: {cells} x {episodes} {way}, places of seed {self.conditions.seed} that no "
             f"demonstration had; written to {folder}"
         )
         for sentence in what_it_shows(self.n, len(self.cells)):
@@ -168,9 +171,9 @@ class OnTask:
         part.write_text(info + "\n")
         part.replace(folder / INFO)
         if self.args.json:
-            print(info)
+            tell(info, sys.stdout)
         else:
-            self.say("\n" + "\n".join(tables(e)))
+            self.say("\n" + "\n".join(tables(e, columns_of(sys.stdout))))
         self.say(f"\nwritten to {folder}: " + ", ".join([INFO, EPISODES, *self._draw(e, folder)]))
         if stopped == "interrupted":
             self.say("ended early (interrupted); the same command with the same --output goes on from here")

@@ -23,7 +23,7 @@ from typing import IO
 import zmq
 
 from edgevla.errors import EdgeVLAError, WireError
-from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
+from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode, slug_of
 from edgevla.messages import Ack, BeginEpisode, Body, Chunk, Heartbeat, Judged, Message, Mode, State
 from edgevla.messages import World as Scene
 from edgevla.serve.transport import is_served
@@ -60,7 +60,7 @@ def play(assignment: Assignment, jobs: Sequence[Job], asked_to_stop: Callable[[]
         waiting = [episode for _, episode in group]
         while waiting and not asked_to_stop():
             n_before = len(waiting)
-            log = Path(assignment.folder) / DEPLOYMENTS / album.slug(cell)
+            log = Path(assignment.folder) / DEPLOYMENTS / slug_of(cell)
             with Deployed(cell, assignment.conditions, task, log) as deployed:
                 while waiting and not asked_to_stop() and not deployed.has_stopped:
                     began = time.perf_counter()

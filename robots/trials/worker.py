@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from edgevla.errors import EdgeVLAError
+from edgevla.errors import EdgeVLAError, made_again
 from edgevla.evaluation.episodes import Cell, Conditions, Episode, slug_of
 from edgevla.simulated import Task
 from edgevla.strict import read, write
@@ -65,7 +65,8 @@ class Worker:
         try:
             episode, played = self._contest.play(cell, number)
         except EdgeVLAError as error:
-            raise type(error)(f"{self._album.slug(cell)}, episode {number}: {error}") from error
+            where = f"{slug_of(cell)}, episode {number}"
+            raise made_again(type(error), f"{where}: {error}", vars(error)) from error
         return self._album.keep(cell, episode, played)
 
 
@@ -75,22 +76,18 @@ class Album:
     def __init__(self, assignment: Assignment, task: Task, painter: Painter) -> None:
         self.assignment, self._task, self._painter = assignment, task, painter
         self._folder = Path(assignment.folder)
-        self._n_bundles = len({cell.sha256 for cell in assignment.cells})
         self._camera = task.cameras[0]
         self._opened: set[tuple[int, int]] = set()
 
-    def slug(self, cell: Cell) -> str:
-        return slug_of(cell, self._n_bundles)
-
     def keep(self, cell: Cell, episode: Episode, played: Played) -> Episode:
         """The same, with the name of its video; that or a strip is written where it is wanted."""
-        slug, number = self.slug(cell), episode.episode_ix
+        slug, number = slug_of(cell), episode.episode_ix
         if not played.scenes:
             return episode
         if number < SHOWN:
             self._open(CELL_PX, CELL_PX)
-            caption = f"{slug} {number}: {episode.outcome}"
-            image = draw_strip(self._painter, self._camera, played.scenes, caption[-28:], episode.success)
+            caption = (slug, f"episode {number}: {episode.outcome}")
+            image = draw_strip(self._painter, self._camera, played.scenes, caption, episode.success)
             save_picture(strip_of(self._folder, slug, number), image)
         return replace(episode, video=self._film(slug, episode, played))
 

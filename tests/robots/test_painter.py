@@ -12,6 +12,7 @@ import pytest
 from edgevla.errors import CameraError, MissingExtraError
 from edgevla.robots.world.contract import make_painter, make_world
 from edgevla.robots.world.physics import engine, gl
+from edgevla.robots.world.physics import painter as physics_painter
 from edgevla.simulated import task_named
 
 NAME = "aloha/transfer_cube"
@@ -128,6 +129,22 @@ def test_where_nothing_can_draw_the_packages_are_named(monkeypatch):
             make_painter(task_named(NAME)).open("top", 64, 48)
     finally:
         gl.find_platform.cache_clear()
+
+
+def test_a_context_that_cannot_be_used_is_said_with_what_to_do(painter, monkeypatch):
+    """As with MUJOCO_GL=glfw and no screen: it is made, and fails where it is first used."""
+
+    def fail():
+        raise RuntimeError("no screen")
+
+    monkeypatch.setattr(
+        physics_painter,
+        "make_context",
+        lambda *_: types.SimpleNamespace(make_current=fail, free=lambda: None),
+    )
+    painter.open("top", 64, 48)
+    with pytest.raises(CameraError, match=r"no screen.*set MUJOCO_GL to egl or osmesa"):
+        painter.draw("top", 64, 48, world_at().message())
 
 
 @pytest.mark.parametrize(("module", "says"), [

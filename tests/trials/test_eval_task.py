@@ -116,7 +116,7 @@ def test_pictures_videos_and_a_sheet(
     assert sorted(str(p.relative_to(folder)) for p in folder.glob("videos/*")) == sorted(
         e["video"] for e in failed
     )
-    assert info["video_paths"][0] == "videos/async-0ms-ep000-not-reached.mp4"
+    assert re.fullmatch(r"videos/reach-[0-9a-f]{6}-async-0ms-ep000-not-reached\.mp4", info["video_paths"][0])
     with av.open(str(folder / failed[0]["video"])) as video:
         n_frames = sum(1 for _ in video.decode(video=0))
     assert n_frames == pytest.approx(30 * 0.8, abs=2), "a frame per policy step"
@@ -130,6 +130,25 @@ def test_an_expectation_sets_the_exit_code_and_says_how_sure_it_is(
     assert found == code
     assert words in out
     assert "the interval" in out
+
+
+def test_an_expectation_of_nothing_but_controls_is_wrong_usage(
+    bundle: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    code, _, err = evaluate(bundle, "--control", "black,expert", "--expect", 0.9)
+    assert code == 2
+    assert "--control none" in err
+    assert not (tmp_path / "eval").exists()
+
+
+def test_two_bundles_of_one_name_keep_their_pictures_apart_in_one_folder(
+    evaluate: Evaluate, short: None, tmp_path: Path
+) -> None:
+    """A bundle that was exported again to the same place, for example."""
+    for where, gain in (("a", 0.15), ("b", 0.05)):
+        code, _, _ = evaluate(make_bundle(tmp_path / where / "act", gain=gain), "--episodes", 1)
+        assert code == 0
+    assert len({path.read_bytes() for path in tmp_path.glob("eval/strips/*.png")}) == 2
 
 
 def test_the_expert_is_what_cannot_be_done_better_and_no_part_of_what_is_expected(
@@ -258,7 +277,11 @@ def test_what_is_drawn_by_chance_is_the_same_for_every_setting(
 def test_where_no_chunk_ever_comes_the_arm_stays(
     bundle: Path, evaluate: Evaluate, info_in: Info, tmp_path: Path, short: None
 ) -> None:
-    assert evaluate(bundle, "--drop", 1, "--episodes", 1)[0] == 0
+    code, out, _ = evaluate(bundle, "--drop", 1, "--episodes", 1)
+    assert code == 0
+    assert "had no action to execute at 100 % of the ticks" in out
+    assert "1 cell x 1 episode in" in out
+    assert "1 episode tells" in out
     (cell,) = info_in(tmp_path / "eval")["cells"]
     assert cell["delay_ms_measured"] == {"n": 0, "p50": None, "p95": None, "max": None, "n_lost": 1}
     assert cell["seams"]["n"] == 0
@@ -355,6 +378,26 @@ def test_ctrl_c_keeps_what_is_done(
         2,
         5,
     )
+
+
+def test_who_stops_listening_does_not_stop_the_evaluation(
+    bundle: Path, info_in: Info, tmp_path: Path
+) -> None:
+    """`edgevla eval ... --expect 0.5 | head -1`: hours of work, and its exit code."""
+    folder = tmp_path / "eval"
+    words = [str(bundle), "--task", "follow_cube", "--episodes", "2", "--jobs", "1", "--expect", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgevla", "eval", *words, "-o", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert "1 cell" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(300) == 1, "it never succeeds"
+    assert info_in(folder)["aggregated"]["n_episodes"] == 2
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(

@@ -28,6 +28,7 @@ from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.on_arm.session import Session
 from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
+from edgevla.progress import columns_of
 
 PAUSE_S = 0.05
 ASKED_BY = {"SIGINT": "Ctrl-C", "SIGHUP": "the terminal has closed"}
@@ -207,7 +208,7 @@ class OnArm:
         if self.args.json:
             write(sys.stdout, json.dumps(info, indent=1))
         else:
-            self.say("\n" + "\n".join(tables(e)))
+            self.say("\n" + "\n".join(tables(e, columns_of(sys.stdout))))
         self.say(f"\nwritten to {self.folder}: {INFO}, {EPISODES}, {ROLLOUTS}/")
         if not is_complete:
             self.say(f"{self.session.n_left} are left; the same command goes on from here")

@@ -33,12 +33,19 @@ def make_context(width: int, height: int) -> Any:
     os.environ.setdefault("PYOPENGL_PLATFORM", platform)
     try:
         module = importlib.import_module(f"mujoco.{platform}")
+        if not hasattr(module.GLContext, "_context"):
+            module.GLContext._context = None  # its __del__ reads it, also after an __init__ that failed
         return module.GLContext(width, height)
     except Exception as error:  # whatever a driver or PyOpenGL raises
-        raise CameraError(
-            f"the cameras of simulated physics cannot be drawn with {platform} ({type(error).__name__}: {error}); "
-            "set MUJOCO_GL to egl or osmesa, or: apt-get install libegl1 libgl1-mesa-dri libosmesa6"
-        ) from error
+        raise undrawable(error) from error
+
+
+def undrawable(error: Exception) -> CameraError:
+    """What a person must know and do where OpenGL failed."""
+    return CameraError(
+        f"the cameras of simulated physics cannot be drawn with {find_platform()} ({type(error).__name__}: {error}); "
+        "set MUJOCO_GL to egl or osmesa, or: apt-get install libegl1 libgl1-mesa-dri libosmesa6"
+    )
 
 
 @functools.cache

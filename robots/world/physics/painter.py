@@ -23,7 +23,7 @@ from edgevla.simulated import Task
 from edgevla.strict import nearest
 
 from .engine import load, mujoco
-from .gl import find_platform, make_context
+from .gl import find_platform, make_context, undrawable
 
 LARGEST_PX = 2048
 MOST_GEOMS = 1000
@@ -72,8 +72,11 @@ class _Canvas:
         self._model, self._data = model, mj.MjData(model)
         model.vis.global_.offwidth, model.vis.global_.offheight = self._size
         self._gl = make_context(width, height)
-        self._gl.make_current()
-        self._context = mj.MjrContext(model, mj.mjtFontScale.mjFONTSCALE_100.value)
+        try:
+            self._gl.make_current()
+            self._context = mj.MjrContext(model, mj.mjtFontScale.mjFONTSCALE_100.value)
+        except Exception as error:  # a window library without a screen fails only here
+            raise undrawable(error) from error
         # Before the driver goes at the end of the process: what was registered last is called first.
         atexit.register(weakref.finalize(self, _release, self._gl, self._context))
         mj.mjr_setBuffer(mj.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
