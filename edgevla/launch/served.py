@@ -16,7 +16,7 @@ from edgevla.serve.remote import Served, look_up
 from edgevla.serve.transport import Address, addresses, is_served
 from edgevla.session import new_session
 
-PATIENCE_S = 3.0
+PATIENCE_S = 5.0
 
 
 def source_of(policy: str, options: DeployOptions) -> PolicySource:
