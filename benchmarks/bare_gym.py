@@ -45,20 +45,20 @@ BEST = 4
 
 
 class Bare:
-    """gym-aloha's environment, laid out by our places."""
+    """gym-aloha's environment, laid out by our places of one seed."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, seed: int) -> None:
         import gym_aloha.tasks.sim as sim
         from gym_aloha.env import AlohaEnv
 
-        self.task, self._sim = task, sim
+        self.task, self.seed, self._sim = task, seed, sim
         self._env = AlohaEnv(task.partition("/")[2])._env
         # Its own observation draws every camera, with shadows, at full size: 180 ms a step.
         qpos_of = self._env.task.get_qpos
         self._env.task.get_observation = lambda physics: {"qpos": qpos_of(physics)}
 
     def reset(self, episode: int) -> None:
-        at = place(self.task, UNSEEN, episode)
+        at = place(self.task, UNSEEN + self.seed, episode)
         self._sim.BOX_POSE[0] = np.concatenate([(x, y, HEIGHT_M, 1, 0, 0, 0) for x, y in at])
         self._env.reset()
 
@@ -134,11 +134,12 @@ def main() -> int:
     parser.add_argument("--task", default="aloha/transfer_cube")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--output", "-o", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0, help="of the places, as `edgevla eval --seed`")
     parser.add_argument("--against", type=Path, help="folder of an evaluation by `edgevla eval`")
     args = parser.parse_args()
     there = args.output.read_text().splitlines() if args.output.exists() else []
     done = {e["episode_ix"]: e for e in map(json.loads, there)}
-    bare, player = Bare(args.task), Player(args.bundle, args.task)
+    bare, player = Bare(args.task, args.seed), Player(args.bundle, args.task)
     with args.output.open("a") as out:
         for episode in range(args.episodes):
             if episode not in done:
