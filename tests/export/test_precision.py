@@ -16,7 +16,7 @@ from onnx import TensorProto
 from edgevla.bundle import load_bundle
 from edgevla.engines.table import TableGraph
 from edgevla.errors import BundleError, ParityError, UsageError
-from edgevla.export import trt_check
+from edgevla.export import parity, trt_check, verdict
 from edgevla.export.build import Exported, export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.export.verdict import on_the_arm, rule
@@ -118,15 +118,17 @@ def the_gate_that_counts_is_the_one_that_is_shown(done: Exported) -> None:
 
 
 def test_a_quantised_bundle_is_refused_by_its_rule_in_units_of_the_arm(
-    run_folder: Path, tmp_path: Path
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random weights have nothing that int8 keeps: refused, with the margin, the joints, and what to do."""
+    """A rule that no int8 passes, whatever the engine's kernels: refused, with the margin, the joints, and what to do."""
+    for module in (parity, verdict):
+        monkeypatch.setattr(module, "MIN_COSINE", 0.9999999)
     small = {"front": (48, 64), "wrist": (48, 64)}
     options = ExportOptions(dataset=SO101, precision="int8", n_samples=8, n_timed=1, camera_sizes=small)
     with pytest.raises(ParityError) as refused:
         export_checkpoint(run_folder, tmp_path / "bundle", options)
     sentence = str(refused.value)
-    assert re.search(r"cosine -?0\.\d{5} .* 0\.999 is needed, 0\.\d{5} too little", sentence), sentence
+    assert re.search(r"cosine -?0\.\d{5} .* 0\.9999999 is needed, \d\.\d{5} too little", sentence), sentence
     assert re.search(r"moves \w+ [\d.]+ (deg|percent) at most \([\d.]+ % of its range\)", sentence), sentence
     assert "edgevla eval CHECKPOINT BUNDLE" in sentence
     assert not (tmp_path / "bundle").exists()
