@@ -120,7 +120,7 @@ def the_gate_that_counts_is_the_one_that_is_shown(done: Exported) -> None:
 def test_a_quantised_bundle_is_refused_by_its_rule_in_units_of_the_arm(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rule that no int8 passes, whatever the engine's kernels: refused, with the margin, the joints, and what to do."""
+    """A rule that no int8 passes, whatever the engine: refused, with the margin, the joints, and what to do."""
     for module in (parity, verdict):
         monkeypatch.setattr(module, "MIN_COSINE", 0.9999999)
     small = {"front": (48, 64), "wrist": (48, 64)}
