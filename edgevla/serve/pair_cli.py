@@ -117,6 +117,7 @@ def _asked() -> str:
         try:
             return input("code on its screen: ")
         except EOFError:
+            print()  # the sentence stands in a line of its own
             text = ""
     else:
         text = sys.stdin.readline()

@@ -29,7 +29,7 @@ from edgevla.errors import ConfigError, EdgeVLAError, WireError
 from edgevla.serve.keys import KeyPair, is_key
 from edgevla.serve.paired import Paired, keep, own_name
 from edgevla.serve.pake import Exchange, proof
-from edgevla.serve.transport import NAME, PAIR_PORT
+from edgevla.serve.transport import NAME, PAIR_PORT, hint_for_bind
 
 VERSION = 1
 VALID_S = 120.0
@@ -118,8 +118,8 @@ class Pairing:
             self._listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
         except OSError as error:
             raise ConfigError(
-                f"cannot pair at {shown(host, port)}: {_why(error)}; is another edgevla serve --pair "
-                "running? Another port: --bind tcp://HOST:PORT"
+                f"cannot pair at {shown(host, port)}: {_why(error)}; {hint_for_bind(error.errno)} "
+                "(--bind tcp://HOST:PORT)"
             ) from error
 
     @property
@@ -202,6 +202,9 @@ class Pairing:
             except EdgeVLAError as error:
                 self._fail(error)
                 return Proof(refused="the server could not write the key down; its screen says why"), None
+            if self._paired.name != claim.name:
+                self._say(f"! another machine is called '{claim.name}' here already; this robot is "
+                          f"'{self._paired.name}'")  # fmt: skip
             self._decide()
             return Proof(proof(key, "server").hex()), self._paired
 

@@ -40,7 +40,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.errors import ConfigError, UsageError
 from edgevla.launch.options import check_texts, whole
-from edgevla.serve.transport import DEFAULT_BIND, NAME, PAIR_BIND, Address, address, is_loopback
+from edgevla.serve.transport import (
+    DEFAULT_BIND,
+    NAME,
+    PAIR_BIND,
+    Address,
+    address,
+    hint_for_bind,
+    is_loopback,
+)
 
 if TYPE_CHECKING:
     from edgevla.serve.authority import Authority
@@ -279,7 +287,7 @@ def _serve(
             )  # fmt: skip
         except zmq.ZMQError as error:
             raise ConfigError(
-                f"--bind {plan.endpoint}: {error.strerror}; is another server running there?"
+                f"--bind {plan.endpoint}: {error.strerror}; {hint_for_bind(error.errno)}"
             ) from error
         ending.callback(lambda: close_log(_summary(server)))
         ending.callback(server.close)

@@ -8,6 +8,7 @@ are given, and where an address without them is refused.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ def addresses(text: str, option: str) -> tuple[Address, ...]:
     Raises:
         UsageError: one of another form, one twice, or different policies.
     """
-    found = tuple(address(part, option) for part in text.split(","))
+    found = tuple(address(part.strip(), option) for part in text.split(","))
     if len({a.endpoint for a in found}) < len(found):
         raise UsageError(f"{option} {text}: one address is given twice; leave one of them out")
     if len({a.policy for a in found} - {""}) > 1:
@@ -86,6 +87,13 @@ def addresses(text: str, option: str) -> tuple[Address, ...]:
             f"{option} {text}: the addresses name different policies; they must run the same one"
         )
     return found
+
+
+def hint_for_bind(number: int | None) -> str:
+    """What to look at when the system would not let us listen at an address."""
+    if number in (errno.EADDRNOTAVAIL, errno.ENODEV) or (number or 0) < 0:  # negative: a name was looked up
+        return "that host is no address of this machine; all of them: 0.0.0.0, this machine alone: 127.0.0.1"
+    return "is another server running there?"
 
 
 def is_served(policy: str) -> bool:

@@ -208,6 +208,15 @@ def test_both_keep_the_key_of_the_other(desk):
     assert at.said == []
 
 
+def test_a_robot_that_gets_another_name_than_it_says_is_told_of(desk):
+    """Who revokes the name on the robot's screen must not throw the other one out."""
+    keep("robots", "kitchen", new_keys().public)
+    at = desk()
+    with_code(at.port, at.code)
+    assert at.end().name == "kitchen-2"
+    assert at.said == ["! another machine is called 'kitchen' here already; this robot is 'kitchen-2'"]
+
+
 def test_a_wrong_code_is_told_and_the_third_ends_it(desk):
     at = desk()
     for left in ("2 tries left", "1 try left", "void now"):

@@ -17,7 +17,8 @@ from edgevla.cli import main
 from edgevla.errors import UsageError
 from edgevla.launch import service_cli
 from edgevla.launch.service_cli import keys_of
-from edgevla.serve.keys import keys_folder
+from edgevla.serve.keys import keys_folder, machine_keys
+from edgevla.serve.paired import keep
 from edgevla.serve.pictures import RAW, Encoding, encoding
 from edgevla.serve.remote import look_up
 from edgevla.serve.serve_cli import metrics_place, named, printable
@@ -90,6 +91,7 @@ def test_policies_have_the_names_of_their_folders_or_those_that_are_said():
 def test_addresses_are_read_and_known_to_be_near_or_far():
     assert address("tcp://127.0.0.1:5599/act", "--policy") == Address("tcp://127.0.0.1:5599", "act")
     assert str(addresses("tcp://localhost:1,tcp://[::1]:2/x", "--policy")[1]) == "tcp://[::1]:2/x"
+    assert addresses(" tcp://a:1/x, tcp://b:2 ", "--policy") == addresses("tcp://a:1/x,tcp://b:2", "--policy")
     for near in ("tcp://127.1.2.3:1", "tcp://localhost:1", "tcp://[::1]:1", "inproc://x", "ipc:///tmp/x"):
         assert is_loopback(near)
     for far in (
@@ -131,6 +133,15 @@ def served(make_bundle):
     yield process, endpoint, lines
     process.kill()
     process.communicate()
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "203.0.113.9"])
+def test_a_host_that_is_not_of_this_machine_is_no_other_server(host, make_bundle, capsys):
+    keep("robots", "kitchen", machine_keys().public)
+    code, words = said(capsys, "serve", make_bundle("act", "act"), f"--bind=tcp://{host}:5599")
+    assert code == 1
+    assert "is no address of this machine" in words
+    assert "another server" not in words
 
 
 def test_a_server_warms_up_listens_and_ends_in_order_when_asked(served, capsys, make_bundle):
