@@ -251,6 +251,8 @@ def fitting(folder, tmp_path, text):
         ('layout = "chw"', 'layout = "chw"\nsize = 3', "has the unknown key 'size'"),
         ('prompt = "prompt"', "", "reads a task; say under which key it comes"),
         ('prompt = "prompt"', 'promt = "prompt"', "unknown key 'promt'; did you mean 'prompt'"),
+        ('[state]\nkey = "state"', "[state]\nkey = []", "a key is empty"),
+        ('[state]\nkey = "state"', '[state]\nkey = ["a", ""]', "a key is empty"),
         ('prompt = "prompt"', 'prompt = "state"', "the key 'state' is used twice"),
         ('prompt = "prompt"', 'prompt = "images"', "lies inside of 'images'"),
         ("[state]\n", '[state]\nunits = ["deg"]\n', "has 6 names and 1 units"),

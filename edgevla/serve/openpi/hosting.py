@@ -164,7 +164,8 @@ class Adaptor:
         self._state_path = None if keys.state is None else path_of(keys.state.key)
         self._prompt_path = None if keys.prompt is None else path_of(keys.prompt)
         self._unused = {path_of(key) for key in keys.unused}
-        self._paths = [*self._images, *filter(None, (self._state_path, self._prompt_path)), *self._unused]
+        said = [path for path in (self._state_path, self._prompt_path) if path is not None]
+        self._paths = [*self._images, *said, *self._unused]
         check_paths(self._paths, where)
 
     def _check_cameras(self) -> None:

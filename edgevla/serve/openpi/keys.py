@@ -82,16 +82,16 @@ def shown(path: Place) -> str:
 def check_paths(paths: Iterable[Place], where: str) -> None:
     """
     Raises:
-        ConfigError: two values would lie at one place, or one inside the other.
+        ConfigError: a key is empty, two values would lie at one place, or one inside the other.
     """
     ordered = sorted(paths)
+    if any(not path or "" in path for path in ordered):
+        raise ConfigError(f"{where}: a key is empty")
     for one, other in pairwise(ordered):
         if other[: len(one)] == one:
             raise ConfigError(
                 f"{where}: the key '{shown(other)}' is used twice, or lies inside of '{shown(one)}'"
             )
-    if () in ordered:
-        raise ConfigError(f"{where}: a key is empty")
 
 
 def leaves(message: Mapping[str, Any], before: Place = ()) -> dict[Place, Any]:
