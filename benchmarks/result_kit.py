@@ -1,0 +1,25 @@
+"""What every file of results says of how it came about."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def conditions(script: str) -> str:
+    """Command, commit, day, machine."""
+    command = shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = found.stdout.strip() or "unknown"
+    load = os.getloadavg()[0]
+    return (
+        f"`{command}`, commit {commit}, {datetime.date.today()}, {os.cpu_count()} cores {platform.machine()}, load average "
+        f"{load:.1f} at the end (other work ran, if it is not small)."
+    )
