@@ -13,13 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def conditions(script: str) -> str:
-    """Command, commit, day, machine."""
+def conditions(script: str, is_short: bool) -> str:
+    """Command, commit, day, machine. is_short: less than the command does by default."""
     command = shlex.join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     commit = found.stdout.strip() or "unknown"
     load = os.getloadavg()[0]
+    begin = "**A short run, to be made again without these options**: " if is_short else ""
     return (
-        f"`{command}`, commit {commit}, {datetime.date.today()}, {os.cpu_count()} cores {platform.machine()}, load average "
+        f"{begin}`{command}`, commit {commit}, {datetime.date.today()}, {os.cpu_count()} cores {platform.machine()}, load average "
         f"{load:.1f} at the end (other work ran, if it is not small)."
     )

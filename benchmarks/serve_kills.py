@@ -34,7 +34,7 @@ from serve_kit import free_port
 UNDER_WAY_S, DEAD_S = (0.2, 2.0), (0.0, 2.5)
 """From the first chunk to the kill; from there to the next start: shorter and longer than a chunk, which is one second."""
 START_S, GOES_ON_S = 180.0, 60.0
-TURNING = 0.05
+KILLS, TURNING = 100, 0.05
 MOVES_DEG_S = 2.0
 HEAD = """# A policy server killed under a moving arm
 
@@ -132,7 +132,7 @@ def table(run: Deployment, kills: Sequence[Kill]) -> tuple[str, list[str]]:
     heard = [(t - kill.listening_ns) / 1e9 for t, kill in zip(first, kills, strict=True)]
     out = [(t - kill.at_ns) / 1e9 for t, kill in zip(first, kills, strict=True)]
     text = HEAD.format(
-        conditions=conditions(__file__), kills=len(kills), least=DEAD_S[0], most=DEAD_S[1],
+        conditions=conditions(__file__, len(kills) < KILLS), kills=len(kills), least=DEAD_S[0], most=DEAD_S[1],
         start=np.median([kill.listening_ns - kill.start_ns for kill in kills]) / 1e9,
         moves=MOVES_DEG_S, moving=sum(is_moving(states, kill.at_ns) for kill in kills),
         goals=verdict.n_goals, step=verdict.largest_step, broken="none" if not broken else f"**{len(broken)}**",
@@ -147,7 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serve_kills.md")
     args = parser.parse_args()

@@ -47,6 +47,7 @@ LINES = {
     "200 ms there and back": Weather(0.1),
     "10 Mbit/s": Weather(bytes_per_s=10e6 / 8),
 }
+EPISODES, CUTS = 100, 20
 CUT_S, BETWEEN_S = 5.0, 4.0
 START_S = 180.0
 HEAD = """# A policy server at the far end of a bad line
@@ -61,7 +62,7 @@ deployment ran.
 | line | success | 95 % | against local, points | delay p50 ms | p99 ms | chunks | kB/s to the server | kB/s to the robot | said |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
-CUTS = """
+PULLED = """
 Cut for {cut_s:.0f} s under a moving arm, {n} times (line clean). From the line's return to the first new chunk: median
 {median:.2f} s, longest {worst:.2f} s; a new rollout began {restarts} times. What the user read:
 
@@ -147,7 +148,7 @@ def cuts(args: argparse.Namespace, folder: Path, wire: Wire) -> str:
     grids = {x["t0_ns"] for x in log if x["type"] == "state" and x["mode"] == "running"}
     said = dict.fromkeys(re.findall(r"^.*policy server.*$", run.output, re.MULTILINE))
     words = "\n".join(f"    {line.strip()}" for line in list(said)[:6])
-    return CUTS.format(cut_s=CUT_S, n=len(back), median=np.median(spent) / 1e9, worst=max(spent) / 1e9,
+    return PULLED.format(cut_s=CUT_S, n=len(back), median=np.median(spent) / 1e9, worst=max(spent) / 1e9,
                        restarts=len(grids) - 1, words=words)  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def measured(args: argparse.Namespace, folder: Path) -> str:
             print(told, end="", flush=True)
         wire.weather = Weather()
         pulled = cuts(args, folder / "cuts", wire) if args.cuts else ""
-    head = HEAD.format(conditions=conditions(__file__), policy=f"{m.policy} '{m.name}'", **vars(args))
+    head = HEAD.format(conditions=conditions(__file__, args.episodes < EPISODES or args.cuts < CUTS), policy=f"{m.policy} '{m.name}'", **vars(args))
     return head + "".join(rows) + pulled
 
 
@@ -202,8 +203,8 @@ def main() -> int:
     parser.add_argument("bundle", type=lambda text: Path(text).resolve())
     parser.add_argument("--task", default="follow_cube/conveyor")
     parser.add_argument("--execution", default="async")
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--cuts", type=int, default=20)
+    parser.add_argument("--episodes", type=int, default=EPISODES)
+    parser.add_argument("--cuts", type=int, default=CUTS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serve_link.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="link-", dir="/tmp") as folder:

@@ -34,7 +34,7 @@ from edgevla.errors import EdgeVLAError
 from edgevla.manifest import Manifest
 
 CAMERAS, SIZE = ("front", "wrist"), (240, 320)
-PATIENCE_S = 1.0
+MINUTES, PATIENCE_S = 10.0, 1.0
 SETTLED = 0.1
 """Of the time: later, memory should not grow."""
 HEAD = """# {robots} robots at one policy server for {minutes:g} minutes
@@ -97,7 +97,7 @@ def table(asking: list[Asking], memory: np.ndarray, cpu: float, args: argparse.N
     settled = memory[memory[:, 0] >= SETTLED * memory[-1, 0]]
     slope = np.polyfit(settled[:, 0] / 60, settled[:, 1], 1)[0] if len(settled) > 2 else np.nan
     return HEAD.format(
-        conditions=conditions(__file__), robots=args.robots, hz=args.hz, minutes=args.minutes,
+        conditions=conditions(__file__, args.minutes < MINUTES), robots=args.robots, hz=args.hz, minutes=args.minutes,
         policy=f"{m.policy} '{m.name}'", answers=len(spent),
         share=100 * len(spent) / sum(one.n_asked for one in asking), fewest=min(counts), most=max(counts),
         p50=np.median(spent), p99=np.percentile(spent, 99), worst=max(worst), worst_least=min(worst),
@@ -112,7 +112,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--robots", type=int, default=16)
     parser.add_argument("--hz", type=float, default=4.0, help="requests per second of each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serve_soak.md")

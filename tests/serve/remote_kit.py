@@ -53,7 +53,7 @@ def played_twice(log):
         if line["type"] != "state" or line["mode"] != "running" or line["wanted"] is None:
             continue
         action = (line["chunk_seq"], line["action_index"])
-        if action < last:
+        if action < last or (action == last and line["n_actions_left"]):  # the last of all is held
             found.append(f"action {action[1]:g} of chunk {action[0]} came after action {last[1]:g} of {last[0]}")
         last = action
     return found
