@@ -21,6 +21,6 @@ def conditions(script: str, is_short: bool) -> str:
     load = os.getloadavg()[0]
     begin = "**A short run, to be made again without these options**: " if is_short else ""
     return (
-        f"{begin}`{command}`, commit {commit}, {datetime.date.today()}, {os.cpu_count()} cores {platform.machine()}, load average "
-        f"{load:.1f} at the end (other work ran, if it is not small)."
+        f"{begin}`{command}`, commit {commit}, {datetime.date.today()},\n{os.cpu_count()} cores "
+        f"{platform.machine()}, load average {load:.1f} at the end (other work ran, if it is not small)."
     )

@@ -1,11 +1,11 @@
-"""A policy server is killed and started again under a moving arm, many times: what the arm was told, and when it went on.
+"""A policy server is killed and started again under a moving arm, many times: what the arm was told, when it went on.
 
     python benchmarks/serve_kills.py [--kills 100] [--seed 0] [--out FILE]
 
 One deployment on one emulated arm, whose policy (made by hand) never lets it come to rest, and a server on this machine
-that gets SIGKILL at a random moment and is started again at a random moment after that. In the end the trace of the bus is
-held against the rules of `tests/runtime/bus_trace.py`, and the log against these: no request is answered twice, no action
-played again, the rollout is the one that was begun. Exit code 1 where a rule was broken. Not part of the tests.
+that gets SIGKILL at a random moment and is started again at a random moment after that. In the end the trace of the bus
+is held against the rules of `tests/runtime/bus_trace.py`, and the log against these: no request is answered twice, no
+action played again, the rollout is the one that was begun. Exit code 1 where a rule was broken. Not part of the tests.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / place) for place in ("serve", "runtime")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serve"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
 from deployment_kit import Deployment, make_bundle, write_fast_profile
 from remote_kit import Server, log_of, verdict_on
 from result_kit import conditions
 from serve_kit import free_port
 
 UNDER_WAY_S, DEAD_S = (0.2, 2.0), (0.0, 2.5)
-"""From the first chunk to the kill; from there to the next start: shorter and longer than a chunk, which is one second."""
+"""From a new chunk to the kill, from there to the next start: shorter and longer than a chunk, which is one second."""
 START_S, GOES_ON_S = 180.0, 60.0
 KILLS, TURNING = 100, 0.05
 MOVES_DEG_S = 2.0
@@ -40,8 +41,8 @@ HEAD = """# A policy server killed under a moving arm
 
 {conditions}
 
-{kills} kills of the server (SIGKILL) in one rollout of an emulated SO101 over loopback; started again {least} to {most} s later.
-A server needs {start:.1f} s (median) from its start until it listens.
+{kills} kills of the server (SIGKILL) in one deployment of an emulated SO101 over loopback; started again {least}
+to {most} s later. A server needs {start:.1f} s (median) from its start until it listens.
 
 | what | |
 | --- | --- |
@@ -51,7 +52,7 @@ A server needs {start:.1f} s (median) from its start until it listens.
 | rollouts | {rollouts} |
 | how torque went off in the end | {endings} |
 | from the server's listening to the first new chunk: median, longest | {heard:.2f} s, {heard_most:.2f} s |
-| from the kill to the first new chunk, the server's own start included: median, longest | {out:.2f} s, {out_most:.2f} s |
+| from the kill to the first new chunk, with the server's own start: median, longest | {out:.2f} s, {out_most:.2f} s |
 | time in which the arm had nothing to play | {starved:.0f} % |
 """
 

@@ -2,10 +2,10 @@
 
     python benchmarks/serve_link.py BUNDLE [--task follow_cube/conveyor] [--execution async] [--episodes 100] [--cuts 20]
 
-BUNDLE: the demo's (`edgevla demo`: bundles/conveyor). Needs root: the server and the robot are in two network namespaces,
-paired, and talk over addresses that are not loopback, encrypted, pictures as JPEG. The line between them is clean, jitters
-and loses packets, is long, or narrow; `edgevla eval --real-time` plays the task over each, and with the bundle on the robot
-itself. Then the line is cut under a moving arm for five seconds, many times. Not part of the tests.
+BUNDLE: the demo's (`edgevla demo`: bundles/conveyor). Needs root: the server and the robot are in two network
+namespaces, paired, and talk over addresses that are not loopback, encrypted, pictures as JPEG. The line between them is
+clean, jitters and loses packets, is long, or narrow; `edgevla eval --real-time` plays the task over each, and with the
+bundle on the robot itself. Then the line is cut under a moving arm for five seconds, many times. Not part of the tests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / place) for place in ("serve", "runtime")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serve"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
 from deployment_kit import Deployment, write_fast_profile
 from proxy_kit import Weather
 from remote_kit import Server, log_of
@@ -55,11 +56,11 @@ HEAD = """# A policy server at the far end of a bad line
 {conditions}
 
 Server and robot in two network namespaces, paired, CURVE, pictures as JPEG; packets carried in user space
-(`benchmarks/wire_kit.py`), because the kernel here has no netem. {policy}, task `{task}`, `{execution}`, {episodes} episodes on
-the same places, through the real processes. Delay: from the observation to the chunk. Bytes: of IP packets, while the
-deployment ran.
+(`benchmarks/wire_kit.py`), because the kernel here has no netem. {policy}, task `{task}`, `{execution}`,
+{episodes} episodes on the same places, through the real processes. Points: of success, against local. Delay: from the
+observation to the chunk. kB/s: of IP packets, to the server and to the robot, while chunks came.
 
-| line | success | 95 % | against local, points | delay p50 ms | p99 ms | chunks | kB/s to the server | kB/s to the robot | said |
+| line | success | 95 % | points | delay p50 ms | p99 ms | chunks | kB/s up | kB/s down | said of the server |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 PULLED = """
@@ -93,17 +94,18 @@ def evaluate(policy: str, args: argparse.Namespace, folder: Path, wire: Wire) ->
     """What it came to; or why it did not, in the words of the command."""
     words = ["eval", policy, "--task", args.task, "--real-time", "--execution", args.execution]
     words += ["--episodes", str(args.episodes), "-o", str(folder)]
-    before, began = list(wire.n_bytes), time.monotonic()
+    before = list(wire.n_bytes)
     made = subprocess.run([sys.executable, "-m", "edgevla", *words], capture_output=True, text=True)
-    spent_s = time.monotonic() - began
     to_robot, to_server = (now - then for now, then in zip(wire.n_bytes, before, strict=True))
     if not (folder / "eval_info.json").exists():
         return _short(made.stderr or made.stdout)
     cell: dict[str, Any] = json.loads((folder / "eval_info.json").read_text())["cells"][0]
-    logs = [line for log in folder.glob("deploy/*/*/run.jsonl") for line in _lines(log)]
-    delays = [(x["sent_ns"] - x["observed_ns"]) / 1e6 for x in logs if x["type"] == "chunk"]
-    figures, rates = cell["aggregated"], (to_server / spent_s, to_robot / spent_s)
-    return Row(figures["pc_success"], figures["pc_success_ci95"], delays, rates, _news(logs))
+    log = [line for file in folder.glob("deploy/*/*/run.jsonl") for line in _lines(file)]
+    chunks = [(x["observed_ns"], x["sent_ns"]) for x in log if x["type"] == "chunk"]
+    spent_s = (max(chunks)[1] - min(chunks)[0]) / 1e9
+    delays, figures = [(sent - seen) / 1e6 for seen, sent in chunks], cell["aggregated"]
+    rates = (to_server / spent_s, to_robot / spent_s)
+    return Row(figures["pc_success"], figures["pc_success_ci95"], delays, rates, _news(log))
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
@@ -192,7 +194,11 @@ def measured(args: argparse.Namespace, folder: Path) -> str:
             print(told, end="", flush=True)
         wire.weather = Weather()
         pulled = cuts(args, folder / "cuts", wire) if args.cuts else ""
-    head = HEAD.format(conditions=conditions(__file__, args.episodes < EPISODES or args.cuts < CUTS), policy=f"{m.policy} '{m.name}'", **vars(args))
+    head = HEAD.format(
+        conditions=conditions(__file__, args.episodes < EPISODES or args.cuts < CUTS),
+        policy=f"{m.policy} '{m.name}'",
+        **vars(args),
+    )
     return head + "".join(rows) + pulled
 
 
@@ -211,7 +217,9 @@ def main() -> int:
         try:
             text = measured(args, Path(folder))
         except OSError as error:
-            print(f"serve_link: this machine permits no network namespaces with TUN devices ({error}); run it as root")
+            print(
+                f"serve_link: this machine permits no network namespaces with TUN devices ({error}); run it as root"
+            )
             return 1
     args.out.write_text(text)
     print(text)

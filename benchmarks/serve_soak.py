@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / place) for place in ("serve", "runtime")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serve"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
 from deployment_kit import make_bundle
 from remote_kit import Server
 from result_kit import conditions
@@ -41,8 +42,8 @@ HEAD = """# {robots} robots at one policy server for {minutes:g} minutes
 
 {conditions}
 
-{robots} robots, {hz:g} requests per second each, for {minutes:g} minutes; {policy}, pictures raw, over loopback, one thread of the
-engine; robots and server share the machine.
+{robots} robots, {hz:g} requests per second each, for {minutes:g} minutes; {policy}, pictures raw, over loopback, one
+thread of the engine; robots and server share the machine.
 
 | what | |
 | --- | --- |

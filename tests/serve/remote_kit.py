@@ -54,7 +54,9 @@ def played_twice(log):
             continue
         action = (line["chunk_seq"], line["action_index"])
         if action < last or (action == last and line["n_actions_left"]):  # the last of all is held
-            found.append(f"action {action[1]:g} of chunk {action[0]} came after action {last[1]:g} of {last[0]}")
+            found.append(
+                f"action {action[1]:g} of chunk {action[0]} came after action {last[1]:g} of {last[0]}"
+            )
         last = action
     return found
 

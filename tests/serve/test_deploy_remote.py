@@ -16,6 +16,7 @@ from deployment_kit import Deployment, make_bundle, write_fast_profile
 
 pytestmark = pytest.mark.realtime
 
+
 @pytest.fixture
 def remote(tmp_path):
     """`remote(*options, weather=None)` -> server, line, deployment; all end with the test."""
