@@ -34,7 +34,7 @@ from proxy_kit import Weather
 from remote_kit import Server, log_of
 from result_kit import conditions
 from serve_kit import until
-from wire_kit import HERE, THERE, Wire, new_place
+from wire_kit import HERE, THERE, NoPlaceError, Wire, new_place
 
 from edgevla.bundle import load_bundle
 from edgevla.serve.keys import machine_keys
@@ -102,6 +102,8 @@ def evaluate(policy: str, args: argparse.Namespace, folder: Path, wire: Wire) ->
     cell: dict[str, Any] = json.loads((folder / "eval_info.json").read_text())["cells"][0]
     log = [line for file in folder.glob("deploy/*/*/run.jsonl") for line in _lines(file)]
     chunks = [(x["observed_ns"], x["sent_ns"]) for x in log if x["type"] == "chunk"]
+    if not chunks:
+        return "no chunk came"
     spent_s = (max(chunks)[1] - min(chunks)[0]) / 1e9
     delays, figures = [(sent - seen) / 1e6 for seen, sent in chunks], cell["aggregated"]
     rates = (to_server / spent_s, to_robot / spent_s)
@@ -159,7 +161,7 @@ def paired(bundle: Path, folder: Path) -> Iterator[Wire]:
     """A server in a place of its own; this process goes to the robot's, and knows the server.
 
     Raises:
-        OSError: no such places on this machine.
+        NoPlaceError: no such places on this machine.
     """
     keys = {}
     for side in ("server", "robot"):
@@ -216,10 +218,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="link-", dir="/tmp") as folder:
         try:
             text = measured(args, Path(folder))
-        except OSError as error:
-            print(
-                f"serve_link: this machine permits no network namespaces with TUN devices ({error}); run it as root"
-            )
+        except NoPlaceError as error:
+            print(f"serve_link: {error}", file=sys.stderr)
             return 1
     args.out.write_text(text)
     print(text)

@@ -34,12 +34,26 @@ QUEUE_S = 0.3
 """What waits longer than so for its turn on a throttled wire is dropped, as a router's full queue does."""
 
 
+class NoPlaceError(Exception):
+    """This machine permits no network namespaces with TUN devices."""
+
+
 def new_place(address: str) -> int:
     """Takes this thread, and all that it starts from now on, into a place of its own; its end of the wire.
 
     Raises:
-        OSError: this machine does not permit it.
+        NoPlaceError: this machine does not permit it.
     """
+    try:
+        return _new_place(address)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NoPlaceError(
+            f"network namespaces with a TUN device are not permitted here ({error}): run it as root, where there is "
+            "/dev/net/tun and iproute2"
+        ) from error
+
+
+def _new_place(address: str) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
