@@ -69,16 +69,23 @@ class Robot:
         self._seen = Observation(
             rng.normal(0, 1, n).astype(np.float32), images, task="put the cube into the bowl"
         )
+        self._number = 0
         self.spent: list[float] = []
+        """ms of each answer."""
 
     def ask_until(self, end: float) -> None:
         while time.monotonic() < end:
-            began = time.monotonic()
-            self._policy.infer(
-                self._seen, grid_index=0, past={}, n_steps=None, rtc=None, chunk_seq=len(self.spent),
-                wanted=Wanted(time.monotonic_ns() + 10**11),
-            )  # fmt: skip
-            self.spent.append(1000 * (time.monotonic() - began))
+            self.ask(100.0)
+
+    def ask(self, budget_s: float) -> None:
+        """Raises what `RemotePolicy.infer` raises, in time."""
+        began = time.monotonic()
+        wanted = Wanted(time.monotonic_ns() + round(budget_s * 1e9))
+        self._number += 1
+        self._policy.infer(
+            self._seen, grid_index=0, past={}, n_steps=None, rtc=None, chunk_seq=self._number, wanted=wanted
+        )
+        self.spent.append(1000 * (time.monotonic() - began))
 
     def close(self) -> None:
         self._policy.close()

@@ -51,7 +51,7 @@ class Line:
         self, ctx: zmq.Context, address: Address, session: bytes, source: str, is_closing: threading.Event
     ) -> None:
         self.address, self._is_closing = address, is_closing
-        self._has_gone = False
+        self._has_gone = self._is_connected = False
         self.barred = ""
         """Why the server does not even listen to this robot, in words; empty: it does, or is not there."""
         self.hint = ""
@@ -63,7 +63,7 @@ class Line:
 
     def _prepare(self, socket: zmq.Socket) -> None:
         as_robot(socket, self.address)
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        events = zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
         for event in BARRED:
             events |= event
         self._monitor = socket.get_monitor_socket(events)
@@ -72,8 +72,11 @@ class Line:
     def is_lost(self) -> bool:
         """Whether the server has gone since the line was opened, even if one is there again."""
         while self._monitor.poll(0):
-            self._has_gone = True
             event, has_keys = recv_monitor_message(self._monitor)["event"], self.address.own is not None
+            if event == zmq.EVENT_CONNECTED:
+                self._is_connected = True
+                continue
+            self._has_gone = True
             if event in BARRED:
                 self.barred = BARRED[event][has_keys].format(host=self.address.host)
             elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and has_keys:
@@ -84,6 +87,12 @@ class Line:
     def refusals(self) -> dict[str, int]:
         """What came and was no message of ours, by reason."""
         return {k: v for k, v in self._dealer.counters.items() if k.startswith("wire_")}
+
+    def reach(self, until_ns: int) -> bool:
+        """Whether somebody has taken the connection, by then. Who it is, the handshake says."""
+        while not self._is_over(until_ns) and not self._is_connected:
+            self._monitor.poll(self._slice_ms(until_ns))
+        return self._is_connected
 
     def send(self, body: Body, payloads: Sequence[np.ndarray], until_ns: int) -> int | None:
         """Sequence number, once the server is connected; None when it is not until then."""

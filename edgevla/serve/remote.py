@@ -30,8 +30,9 @@ from edgevla.serve.transport import Address
 from edgevla.server_messages import Answer, Moment, Refusal, Request, SentFrame
 from edgevla.types import Observation
 
-JOIN_NS = 700 * NS_PER_MS
-"""For connecting and being admitted; then the next address has its turn."""
+CONNECT_NS, JOIN_NS = 700 * NS_PER_MS, 4 * NS_PER_S
+"""For being connected, and from there for being admitted; then the next address has its turn. Keys and admission take
+six ways there and back, which on a long line is seconds; where nobody takes the connection, it is soon known."""
 PAUSES_NS = (50 * NS_PER_MS, 100 * NS_PER_MS, 200 * NS_PER_MS, 400 * NS_PER_MS)
 """After a round in which nobody answered."""
 WARM_UP_NS = 60 * NS_PER_S
@@ -60,10 +61,10 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
         for server in servers:
             line = Line(ctx, server, session, "robot", threading.Event())
             try:
-                about = policy_of(line, min(until, time.monotonic_ns() + 2 * JOIN_NS))
+                about = _reached(line, until) and policy_of(line, min(until, time.monotonic_ns() + JOIN_NS))
             finally:
                 line.close()
-            if about is not None:
+            if about:
                 return _served(about, server)
             barred += [f"{server} {line.barred}"] if line.barred else []
             hint = hint or line.hint
@@ -74,6 +75,10 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
             raise WireError(
                 f"no policy server answers at {names}; start one there: edgevla serve BUNDLE{hint}", "timeout"
             )
+
+
+def _reached(line: Line, until_ns: int) -> bool:
+    return line.reach(min(until_ns, time.monotonic_ns() + CONNECT_NS))
 
 
 def _served(about: AboutPolicy, server: Address) -> Served:
@@ -237,7 +242,9 @@ class RemotePolicy:
     def _try(self, server: Address, until_ns: int) -> Line | str | None:
         """A line to a server that takes this robot; why it does not; None: it does not answer."""
         line = Line(self._ctx, server, self._session, self._robot.robot, self._is_closing)
-        ack = line.join(self.sha256, self._robot, min(until_ns, time.monotonic_ns() + JOIN_NS))
+        ack = None
+        if _reached(line, until_ns):
+            ack = line.join(self.sha256, self._robot, min(until_ns, time.monotonic_ns() + JOIN_NS))
         if ack is not None and ack.is_accepted:
             self.counters["server_joins"] += 1
             return line

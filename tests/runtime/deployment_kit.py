@@ -56,8 +56,12 @@ def make_bundle(
     joints=SO101,
     target=TARGET,
     fps=30.0,
+    turning=0.0,
 ) -> Path:
-    """Writes a bundle; an arm under it is at TARGET within about two seconds."""
+    """Writes a bundle; an arm under it is at TARGET within about two seconds.
+
+    turning: rad per step by which the first two joints go round it for ever, so that the arm never comes to rest.
+    """
     from edgevla.bundle import list_files
     from edgevla.manifest import Manifest
 
@@ -81,6 +85,14 @@ def make_bundle(
         ("Mul", ["gap", "left"], ["rest"]),
         ("Add", ["rest", "target"], ["wish"]),
     ]
+    if turning:
+        nodes[2:3] = [
+            ("Mul", ["gap", "left"], ["ahead"]),
+            ("Gather", ["gap", "pair"], ["swapped"], {"axis": 2}),
+            ("Mul", ["swapped", "across"], ["beside"]),
+            ("Add", ["ahead", "beside"], ["far"]),
+            ("Clip", ["far", "least", "most"], ["rest"]),
+        ]
     last = "wish"
     constants = {
         "one": np.array([1], np.int64),
@@ -88,6 +100,8 @@ def make_bundle(
         "target": np.array(target, np.float32).reshape(1, 1, n),
         "left": left,
     }
+    if turning:
+        constants |= turned(left, n, turning)
     for i, camera in enumerate(cameras):  # the picture takes part, with weight zero
         nodes += [
             ("Cast", [camera], [f"f{i}"], {"to": 1}),
@@ -108,6 +122,25 @@ def make_bundle(
     Manifest.from_json(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def turned(left, n, turning, reach=15.0, growth=1.2):
+    """The constants of a policy whose first two joints turn: outwards, but no farther than `reach` from the target.
+
+    It grows because a real arm lags behind its goals, which would bring it to rest at the target.
+    """
+    chunk = left.shape[1]
+    angle = turning * np.arange(1, chunk + 1, dtype=np.float32)
+    along, across = np.repeat(left, n, axis=2), np.zeros((1, chunk, n), np.float32)
+    along[0, :, :2] = growth * np.cos(angle)[:, None]
+    across[0, :, 0], across[0, :, 1] = -growth * np.sin(angle), growth * np.sin(angle)
+    return {
+        "left": along,
+        "across": across,
+        "pair": np.array([1, 0, *range(2, n)], np.int64),
+        "least": np.float32(-reach),
+        "most": np.float32(reach),
+    }
 
 
 def manifest_of(cameras, size, chunk, joints, fps, camera_inputs, state, x, actions):

@@ -1,45 +1,20 @@
 """A moving (emulated) arm whose policy is elsewhere: real processes, a server that is killed, a line that goes dead."""
 
-import collections
 import contextlib
-import json
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from proxy_kit import Proxy, Weather
-from serve_kit import until
+from remote_kit import Server, log_of, verdict_on
+from serve_kit import free_port, until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-from bus_trace import judge
 from deployment_kit import Deployment, make_bundle, write_fast_profile
 
 pytestmark = pytest.mark.realtime
-
-TRAINED_SPEED = [81.0] * 5 + [45.0]
-SERVO_HZ = 120.0
-
-
-class Server:
-    """`edgevla serve` in a process of its own; it may be killed and started again at the same port."""
-
-    def __init__(self, bundle, port):
-        self._words = [sys.executable, "-m", "edgevla", "serve", f"arm={bundle}"]
-        self._words += [f"--bind=tcp://127.0.0.1:{port}", "--threads=1"]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self._words, stdout=subprocess.PIPE, text=True)
-        assert "policy arm" in self.process.stdout.readline()
-        assert "listening" in self.process.stdout.readline()
-
-    def kill(self, number=signal.SIGKILL):
-        self.process.send_signal(number)
-        self.process.communicate(timeout=20)
 
 
 @pytest.fixture
@@ -48,8 +23,7 @@ def remote(tmp_path):
     ending = contextlib.ExitStack()
 
     def start(*options, weather=None):
-        with socket.create_server(("127.0.0.1", 0)) as made:
-            port = made.getsockname()[1]
+        port = free_port()
         server = Server(make_bundle(tmp_path / "bundle"), port)
         ending.callback(server.kill)
         line = Proxy(port, weather)
@@ -65,17 +39,14 @@ def remote(tmp_path):
 
 
 def ended(run):
-    """It went to rest in order, no rule was broken, no request was answered twice; the lines of the log."""
+    """It went to rest in order, no rule was broken, nothing was played twice; the lines of the log."""
     run.process.send_signal(signal.SIGTERM)
     assert run.wait_for_end() == 0, run.output
-    verdict = judge(run.trace(), run.profile, TRAINED_SPEED, SERVO_HZ)
+    verdict = verdict_on(run)
     assert verdict.violations == [], run.output
     assert sorted(verdict.endings.elements()) == ["rest"]
     assert run.left_over() == []
-    lines = [json.loads(line) for line in (run.log_path / "run.jsonl").read_text().splitlines()]
-    answered = collections.Counter(line["request_id"] for line in lines if line["type"] == "chunk")
-    assert max(answered.values()) == 1
-    return lines
+    return log_of(run)
 
 
 def test_a_server_killed_under_a_moving_arm_is_waited_for_and_the_rollout_goes_on(remote):
