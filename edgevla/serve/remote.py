@@ -61,10 +61,11 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
         for server in servers:
             line = Line(ctx, server, session, "robot", threading.Event())
             try:
-                about = _reached(line, until) and policy_of(line, min(until, time.monotonic_ns() + JOIN_NS))
+                is_there = _reached(line, until)
+                about = policy_of(line, min(until, time.monotonic_ns() + JOIN_NS)) if is_there else None
             finally:
                 line.close()
-            if about:
+            if about is not None:
                 return _served(about, server)
             barred += [f"{server} {line.barred}"] if line.barred else []
             hint = hint or line.hint
