@@ -61,7 +61,7 @@ STUDIES = {
         executions=("sync", "async", "ensemble", "rtc"),
     ),
     "pick_place": Study("so101/pick_place", "so101/pick_place", 200, "128x128", 8000),
-    "transfer_cube": Study("aloha/transfer_cube", "aloha/transfer_cube", 200, "120x160", 40_000, "act_two_arms"),
+    "transfer_cube": Study("aloha/transfer_cube", "aloha/transfer_cube", 200, "120x160", 28_000, "act_two_arms"),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def draw_strip(
     cells = []
     for column, i in enumerate(chosen):
         image = np.array(painter.draw(camera, CELL_PX, CELL_PX, scenes[i]))
-        _write(image, f"{scenes[i].sim_ns / 1e9:.1f} s", (6, CELL_PX - 8), INK)
+        _write(image, f"{max(0, scenes[i].sim_ns) / 1e9:.1f} s", (6, CELL_PX - 8), INK)
         if column == 0:
             for row, text in enumerate(caption):
                 _write(image, text, (6, 18 + 17 * row), colour)
