@@ -194,8 +194,8 @@ class Story:
             folder = self.folder / "evals" / f"deploy-{task}"
             words = self._eval_words(Cell(task, execution, delay), n, folder)
             result = self._roll_out(f"deploy {task}", [*words, "--real-time"], folder)
-            summary = folder / "deploy" / f"{execution}-{delay}ms" / "latest" / "summary.json"
-            result["summary"] = json.loads(summary.read_text()) if summary.is_file() else {}
+            summaries = list(folder.glob("deploy/*/latest/summary.json"))  # of its one cell
+            result["summary"] = json.loads(summaries[0].read_text()) if summaries else {}
             self.results["rollouts"].append(result)
             good, seen = result["n_success"], result["n"]
             self._say(f"      {WORDS[task]}, {execution}, {delay} ms: {good} of {seen} episodes")
