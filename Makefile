@@ -6,7 +6,7 @@
 PYTHON ?= $(shell sh .ci/find-python)
 TORCH  ?= torch==2.13.0
 ARGS   ?=
-MUTANTS ?= 250
+MUTANTS ?= 150
 OPENPI      := openpi-client==0.1.2 typing_extensions
 LEROBOT     := lerobot[dataset,diffusion,pi,smolvla,xvla]==0.6.1
 VENV        := .venv
