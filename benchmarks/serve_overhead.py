@@ -111,7 +111,7 @@ class Echo:
     def __init__(self) -> None:
         self._ctx = zmq.Context()
         self._socket = self._ctx.socket(zmq.DEALER)
-        as_robot(self._socket, ECHO)
+        as_robot(self._socket, Address(ECHO))
         self._socket.connect(ECHO)
         self._parts = [b"request", bytes(600), *(picture(i) for i in range(len(CAMERAS)))]
 
