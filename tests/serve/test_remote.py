@@ -179,7 +179,8 @@ def test_a_line_with_delays_and_losses_gives_every_chunk_its_own_request(make_bu
 
 def test_a_draining_server_sends_its_robots_elsewhere(make_bundle, serving, arm):
     folder = make_bundle("act")
-    first, second = serving(folder, seconds=0.5), serving(folder)
+    first, second = serving(folder), serving(folder)
+    first.policies[0].gate.clear()
     remote = arm(first.endpoint, second.endpoint)
     other = arm(first.endpoint, session=b"another.")
     results = []
@@ -191,6 +192,8 @@ def test_a_draining_server_sends_its_robots_elsewhere(make_bundle, serving, arm)
     asking[1].start()
     until(lambda: len(first.server._turns) == 1)
     first.drain()
+    until(lambda: first.server.is_draining)
+    first.policies[0].gate.set()
     for thread in asking:
         thread.join(timeout=30)
     assert len(results) == 2
