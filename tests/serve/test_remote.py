@@ -177,6 +177,7 @@ def test_a_line_with_delays_and_losses_gives_every_chunk_its_own_request(make_bu
         np.testing.assert_array_equal(result.actions, np.tile(state, (10, 1)))
 
 
+@pytest.mark.realtime  # a starved robot looks elsewhere by itself
 def test_a_draining_server_sends_its_robots_elsewhere(make_bundle, serving, arm):
     folder = make_bundle("act")
     first, second = serving(folder), serving(folder)
