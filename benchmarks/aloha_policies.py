@@ -49,9 +49,10 @@ class Study:
         if not self._is_whole(run):
             words = ["--policy", "act", "--recipe", "act_two_arms", "--dataset", self.demos, "--output", run]
             words += ["--seed", seed, "--threads", "1", "--device", "cpu", "--no-tensorboard"]
-            began = time.time()
-            self._edgevla(f"train-{seed}", "train", *(["--resume", run] if run.exists() else words))
-            (run / "hours.txt").write_text(f"{(time.time() - began) / 3600:.2f}")
+            began, is_resumed = time.time(), run.exists()
+            self._edgevla(f"train-{seed}", "train", *(["--resume", run] if is_resumed else words))
+            hours = "not measured: resumed" if is_resumed else f"{(time.time() - began) / 3600:.2f}"
+            (run / "hours.txt").write_text(hours)
         for checkpoint in self.curve(run):
             bundle = self._export(seed, checkpoint)
             self._bare(bundle, self._points(seed, checkpoint), N_CURVE, CURVE_SEED)

@@ -178,11 +178,13 @@ def named(texts: Sequence[str]) -> dict[str, Path]:
     """Name -> folder.
 
     Raises:
-        UsageError: a name twice, or one that no address can hold.
+        UsageError: a name twice, one that no address can hold, or no folder.
     """
     found: dict[str, Path] = {}
     for text in texts:
         said, is_named, folder = text.rpartition("=")
+        if not folder:
+            raise UsageError(f"'{text}' names no folder: NAME=FOLDER, or the folder alone")
         name = said if is_named else Path(text).resolve().name
         if not NAME.fullmatch(name):
             raise UsageError(

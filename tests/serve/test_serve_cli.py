@@ -86,6 +86,8 @@ def test_policies_have_the_names_of_their_folders_or_those_that_are_said():
         named(["a/act", "b/act"])
     with pytest.raises(UsageError, match="'my policy' cannot be a policy's name"):
         named(["my policy"])
+    with pytest.raises(UsageError, match="'cubes=' names no folder"):
+        named(["cubes="])
 
 
 def test_addresses_are_read_and_known_to_be_near_or_far():
