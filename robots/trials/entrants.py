@@ -41,15 +41,16 @@ class Entrant:
         return Path(self.place).resolve().name
 
 
-def entrant(place: str) -> Entrant:
-    """
+def entrant(place: str, verify: bool = True) -> Entrant:
+    """verify: whether a bundle's files are compared with their digests.
+
     Raises:
         EdgeVLAError: there is no such bundle, or nobody answers at that address.
     """
     if is_served(place):
         _, served = found_at(place, "POLICY")
         return Entrant(place, served.manifest, served.sha256)
-    bundle = load_bundle(Path(place).expanduser())
+    bundle = load_bundle(Path(place).expanduser(), verify=verify)
     return Entrant(str(bundle.folder), bundle.manifest, bundle.sha256)
 
 
