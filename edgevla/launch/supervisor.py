@@ -15,7 +15,7 @@ import contextlib
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import zmq
@@ -120,6 +120,14 @@ class Supervisor:
         """What the robot told of itself; known once it has answered."""
         assert self.about_robot is not None, "the robot was started before"
         return self.about_robot
+
+    def camera_losses(self) -> Mapping[str, int]:
+        """How often the process of each camera (`camera/NAME`) has ended so far."""
+        found = {}
+        for camera in self._cameras:
+            child = self.children[_camera_child(camera.source == "sim")]
+            found[f"camera/{camera.name}"] = child.n_starts - child.is_alive
+        return found
 
     def stop_when(self, is_over: Callable[[], bool]) -> None:
         """Another reason for `watch` to return, such as the monitor's end."""
@@ -318,7 +326,7 @@ class Supervisor:
             chosen = [c for c in self._cameras if (c.source == "sim") is is_sim]
             if not chosen:
                 continue
-            name = "sim_camera" if is_sim else "camera"
+            name = _camera_child(is_sim)
             self.spawn(name, camera_args(chosen, is_sim, self.options, self.folder, self.session))
             for camera in chosen:
                 self.await_ready(name, f"camera/{camera.name}", AboutCameraNode, CAMERAS_READY_S, CameraError)
@@ -446,6 +454,10 @@ class Supervisor:
         for fd in (write, read):
             if fd >= 0:
                 os.close(fd)
+
+
+def _camera_child(is_sim: bool) -> str:
+    return "sim_camera" if is_sim else "camera"
 
 
 def _without_prefix(sentence: str) -> str:

@@ -60,6 +60,7 @@ class Stage:
         self.spoilt = ""
         """Why what runs since `begin` says nothing about the policy."""
         self._phases: dict[str, tuple[str, int]] = {}
+        self._losses: Mapping[str, int] = {}
         self._since_ns = 0
         self._began_ns = time.monotonic_ns()
 
@@ -79,6 +80,7 @@ class Stage:
         is_body = [not joint.is_gripper for joint in joints]
         unit = next((joint.unit for joint in joints if not joint.is_gripper), "unit")
         self.spoilt, self.measures = "", Measures(self.counters, is_body, unit)
+        self._losses = self._supervisor.camera_losses()
         self.command("resume")
 
     def want(self, policy: int) -> None:
@@ -123,6 +125,8 @@ class Stage:
                 self.counters = beat.body.counters
         if self.loader.was_lost:
             self.spoilt = self.spoilt or "the policy's process has ended"
+        if died := self._died():
+            self.spoilt = self.spoilt or died
         if gone := self._gone(SILENT_NS):
             self.spoilt = self.spoilt or gone
         self.loader.step(is_held=self.mode == "paused")
@@ -145,6 +149,13 @@ class Stage:
         if gone := self._gone(FRESH_NS):
             return f"{gone}; look after its cable"
         return "" if self.loader.is_ready else "the policy is being loaded"
+
+    def _died(self) -> str:
+        """The first camera whose process has ended since `begin`, however soon another took its place."""
+        for name, n in () if self._may_lose else self._supervisor.camera_losses().items():
+            if n > self._losses.get(name, n):
+                return f"the process of camera '{name.removeprefix('camera/')}' has ended"
+        return ""
 
     def _gone(self, silent_ns: int) -> str:
         """The first camera that gives no pictures."""
