@@ -1,15 +1,17 @@
 """What a policy server costs beside its inference: one robot, two 640x480 cameras, over loopback, against a bare echo.
 
-    python benchmarks/serve_overhead.py [--seconds 20] [--out FILE]
+    python benchmarks/serve_overhead.py [--seconds 20] [--lerobot LEROBOT/bin/python] [--out FILE]
 
 A server process and a robot process, by turns with a ZeroMQ ROUTER that answers the same bytes with a chunk's and does
-nothing else. Overhead is the way there and back without the inference itself, pictures encoded and decoded. Then 1, 4
-and 16 robots that ask without a pause: requests per second, and the time of one. Not part of the tests.
+nothing else, and with LeRobot's asynchronous server where an environment with `lerobot[async]==0.4.4` is named. Overhead
+is the way there and back without the inference itself, pictures encoded and decoded. Then 1, 4 and 16 robots that ask
+without a pause: requests per second, and the time of one. Not part of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -19,6 +21,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -41,11 +44,14 @@ HEAD = """# A policy server beside its inference
 
 Written by `python benchmarks/serve_overhead.py` on {machine} (load average {load:.1f} at the end: other work ran, if it
 is not small). Two 640x480 pictures and six joints per request, over loopback, robot and server in two processes, by
-turns with a bare ZeroMQ echo of the same bytes. Overhead: there and back without the inference.
+turns with a bare ZeroMQ echo of the same bytes. Overhead: there and back without the inference.{lerobot}
 
 | way | n | median ms | p99 ms | least ms | robot CPU ms | server CPU ms |
 | --- | --- | --- | --- | --- | --- | --- |
 """
+LEROBOT = """ LeRobot's
+asynchronous server 0.4.4, a chunk of zeros in place of its network: first without what it does between a request's
+arrival and its answer, then with it (pictures to floats, normalising, denormalising; ours does that in its graphs)."""
 ROBOTS = """
 Robots that ask without a pause, raw pictures, no batches; all robots are threads of one process:
 
@@ -82,7 +88,8 @@ def picture(seed: int) -> np.ndarray:
 
 
 class Robot:
-    def __init__(self, number: int, encoding: Encoding = RAW) -> None:
+    def __init__(self, number: int, server: int, encoding: Encoding = RAW) -> None:
+        self.pids = os.getpid(), server
         self._ctx = zmq.Context()
         session, servers = f"robot {number:2}".encode(), (Address(SERVER),)
         served = look_up(self._ctx, servers, session, 20.0)
@@ -108,7 +115,8 @@ class Robot:
 
 
 class Echo:
-    def __init__(self) -> None:
+    def __init__(self, server: int) -> None:
+        self.pids = os.getpid(), server
         self._ctx = zmq.Context()
         self._socket = self._ctx.socket(zmq.DEALER)
         as_robot(self._socket, Address(ECHO))
@@ -126,33 +134,78 @@ class Echo:
         self._ctx.destroy(linger=0)
 
 
+class LeRobot:
+    """Both its processes, in an environment of its own."""
+
+    def __init__(self, python: str) -> None:
+        script = str(Path(__file__).with_name("lerobot_async.py"))
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {
+            "OMP_NUM_THREADS": "1"
+        }
+        self._process = subprocess.Popen(
+            [python, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=env,
+        )
+        told = self._read()
+        self.pids = told["robot"], told["server"]
+
+    def ask(self) -> tuple[float, float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("1\n")
+        self._process.stdin.flush()
+        told = self._read()
+        return told["all"][0], told["all"][0] - told["inside"][0]
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError("LeRobot's side has ended; run benchmarks/lerobot_async.py by hand to see why")
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
 def cpu_ms(pid: int) -> float:
     times = psutil.Process(pid).cpu_times()
     return 1000 * (times.user + times.system)
 
 
-def by_turns(ways: dict[str, tuple[Robot | Echo, int]], seconds: float) -> list[str]:
-    """Rows of the table. ways: name -> who asks, and the process that answers."""
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+def by_turns(ways: dict[str, Robot | Echo | LeRobot], seconds: float) -> list[str]:
+    """Rows of the table. ways: name -> who asks."""
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     own, theirs = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        for name, (asker, pid) in ways.items():
-            before = cpu_ms(os.getpid()), cpu_ms(pid)
-            spent[name] += [asker.ask()[1] for _ in range(20)]
-            own[name] += cpu_ms(os.getpid()) - before[0]
-            theirs[name] += cpu_ms(pid) - before[1]
+        for name, asker in ways.items():
+            robot, server = asker.pids
+            before = cpu_ms(robot), cpu_ms(server)
+            spent[name] += [asker.ask() for _ in range(20)]
+            own[name] += cpu_ms(robot) - before[0]
+            theirs[name] += cpu_ms(server) - before[1]
     rows = []
-    for name, values in spent.items():
-        p50, p99 = np.percentile(values, [50, 99])
-        n = len(values)
-        figures = f"{p50:.2f} | {p99:.2f} | {min(values):.2f} | {own[name] / n:.2f} | {theirs[name] / n:.2f}"
-        rows.append(f"| {name} | {n} | {figures} |\n")
+    for name, pairs in spent.items():
+        n = len(pairs)
+        cpu = f"{own[name] / n:.2f} | {theirs[name] / n:.2f}"
+        rows.append(row(name, [overhead for _, overhead in pairs], cpu))
+        if isinstance(ways[name], LeRobot):
+            rows.append(
+                row(f"{name}, with its own work", [whole for whole, _ in pairs], "as above | as above")
+            )
     return rows
 
 
-def together(n_robots: int, seconds: float) -> str:
-    robots = [Robot(i) for i in range(n_robots)]
+def row(name: str, values: list[float], cpu: str) -> str:
+    p50, p99 = np.percentile(values, [50, 99])
+    return f"| {name} | {len(values)} | {p50:.2f} | {p99:.2f} | {min(values):.2f} | {cpu} |\n"
+
+
+def together(n_robots: int, seconds: float, server: int) -> str:
+    robots = [Robot(i, server) for i in range(n_robots)]
     spent: list[float] = []
     until = time.monotonic() + seconds
 
@@ -174,6 +227,7 @@ def together(n_robots: int, seconds: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--lerobot", metavar="PYTHON", help="of an environment with lerobot[async]==0.4.4")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "serve_overhead.md")
     args = parser.parse_args()
     echoing = multiprocessing.get_context("spawn").Process(target=echo, daemon=True)
@@ -183,21 +237,29 @@ def main() -> int:
         words = [sys.executable, "-m", "edgevla", "serve", str(bundle), f"--bind={SERVER}", "--threads=1"]
         server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
         try:
-            asking: dict[str, tuple[Robot | Echo, int]] = {
-                "echo": (Echo(), echoing.pid or 0),
-                "raw": (Robot(0), server.pid),
-                "jpeg:90": (Robot(1, Encoding("jpeg", 90)), server.pid),
+            asking: dict[str, Robot | Echo | LeRobot] = {
+                "echo": Echo(echoing.pid or 0),
+                "raw": Robot(0, server.pid),
+                "jpeg:90": Robot(1, server.pid, Encoding("jpeg", 90)),
             }
+            if args.lerobot:
+                asking["LeRobot 0.4.4"] = LeRobot(args.lerobot)
             rows = by_turns(asking, args.seconds)
-            for one, _ in asking.values():
+            for one in asking.values():
                 one.close()
-            many = [together(n, args.seconds / 4) for n in (1, 4, 16)]
+            many = [together(n, args.seconds / 4, server.pid) for n in (1, 4, 16)]
         finally:
             server.terminate()
             server.wait(20)
             echoing.kill()
     machine = f"{os.cpu_count()} cores {platform.machine()}"
-    text = HEAD.format(machine=machine, load=os.getloadavg()[0]) + "".join(rows) + ROBOTS + "".join(many)
+    lerobot = LEROBOT if args.lerobot else ""
+    text = (
+        HEAD.format(machine=machine, load=os.getloadavg()[0], lerobot=lerobot)
+        + "".join(rows)
+        + ROBOTS
+        + "".join(many)
+    )
     args.out.write_text(text)
     print(text)
     return 0

@@ -58,7 +58,7 @@ def _after(settings: CameraSettings) -> str:
 
 def encode_jpeg(image: np.ndarray, quality: int = 90) -> np.ndarray:
     """uint8 (H, W, 3) RGB -> uint8 (n,), a JPEG that any viewer shows in these colours."""
-    ok, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok, "OpenCV encodes any uint8 picture as JPEG"
     return encoded.reshape(-1)
 
@@ -66,7 +66,7 @@ def encode_jpeg(image: np.ndarray, quality: int = 90) -> np.ndarray:
 def decode_jpeg(encoded: np.ndarray) -> np.ndarray | None:
     """uint8 (n,) -> uint8 (H, W, 3) RGB; None where it is no picture."""
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if len(encoded) else None  # OpenCV raises for no bytes
-    return None if decoded is None else np.ascontiguousarray(decoded[..., ::-1])
+    return None if decoded is None else cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
