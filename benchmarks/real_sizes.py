@@ -98,7 +98,9 @@ def settings(kind: str, dtype: str) -> dict[str, Any]:
     """Where the published checkpoint differs from the config's defaults."""
     if kind == "smolvla":
         return {"pad_language_to": "max_length"}
-    if kind == "groot":
+    if kind == "act":
+        return {"pretrained_backbone_weights": None}
+    if kind in ("diffusion", "groot"):
         return {}
     if kind != "xvla":
         return {"dtype": dtype}

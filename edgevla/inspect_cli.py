@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contact-sheet", metavar="PNG", help="dataset: write a picture of frames of every episode"
     )
     parser.add_argument("--base", metavar="PATH", default="", help=BASE_HELP)
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        default="",
+        help="checkpoint or bundle: how fast it can be on orin-nano, orin-nx, agx-orin, thor, rpi5, ... at best; this: "
+        "on this machine, measured as well",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_reading_arguments(parser.add_argument_group("how a dataset is read"))
 
@@ -45,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
         if (path / "manifest.json").is_file():
             if args.base:
                 raise UsageError("--base is for adapters (LoRA), not for bundles")
-            return _describe("describe_bundle", args.json, path)
+            return _describe("describe_bundle", args.json, path, args.device)
         if policy_folder(path) is not None or any(path.glob("**/*.distcp")):
-            return _describe("describe_checkpoint", args.json, path, args.base)
+            return _describe("describe_checkpoint", args.json, path, args.base, args.device)
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "
@@ -55,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
             )
     if args.base:
         raise UsageError("--base is for adapters (LoRA), not for datasets")
+    if args.device:
+        raise UsageError("--device is for checkpoints and bundles, not for datasets")
     return _inspect_dataset(args)
 
 

@@ -219,6 +219,16 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Of one run of a graph. flops: 2 per multiplication with its addition, in products and convolutions. weights: how
+    many it reads.
+    """
+
+    flops: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class CheckpointOrigin:
     path: str
     sha256: str
@@ -268,6 +278,7 @@ class Manifest:
     trained_camera_look: by camera feature; left out where the training data were not at hand.
     trained_still: by feature, per element what it always was in the training data, null where it moved; left out where
         all of them moved. still_joints: what the policy is told of such elements, that value or what is measured.
+    work: by graph; left out by exports before it was counted.
     """
 
     schema: int
@@ -297,6 +308,7 @@ class Manifest:
     trained_camera_look: dict[str, CameraLook] | None = None
     trained_still: dict[str, tuple[float | None, ...]] | None = None
     still_joints: Literal["trained", "live"] = "trained"
+    work: dict[str, Work] | None = None
 
     @property
     def cameras(self) -> list[str]:
@@ -436,6 +448,8 @@ def _features(m: Manifest) -> Iterator[str]:
     for name in m.trained_camera_age_ms or {}:
         if name not in m.cameras:
             yield f"trained_camera_age_ms names '{name}', which is no camera of the policy"
+    if m.work is not None and set(m.work) != set(m.graphs) - {"time"}:
+        yield f"work is told of {', '.join(sorted(m.work)) or 'no graph'}, which are not the graphs that run"
     for name, look in (m.trained_camera_look or {}).items():
         if name not in m.cameras:
             yield f"trained_camera_look names '{name}', which is no camera of the policy"

@@ -28,8 +28,10 @@ from edgevla.train.processors import POST, PRE, Processors
 from edgevla.train.weight_files import distributed_sentence, is_distributed, read_weights_header
 from edgevla.types import STATE
 
+from . import planner
 from .certified import certificate_words
 from .features import NOT_JOINTS
+from .planner import CPU_MEMORY_FACTOR, RUNTIME_BYTES
 
 Report = tuple[list[str], dict[str, Any], int]
 
@@ -42,12 +44,15 @@ PARTS = (
 )
 """Part of a policy -> what the names of its weights hold; the first that fits. Others go by their first word."""
 NOT_EXPORTED = re.compile(r"vae_encoder|lm_head")
-CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
-"""ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
 
 
-def describe_checkpoint(path: str | Path, base: str = "") -> Report:
-    """Raises CheckpointError: no readable config.json or weights there."""
+def describe_checkpoint(path: str | Path, base: str = "", device: str = "") -> Report:
+    """device: also says how fast it can be there.
+
+    Raises:
+        CheckpointError: no readable config.json or weights there. UsageError: an unknown device.
+    """
+    on = planner.device(device) if device else None
     folder = policy_folder(Path(path)) or Path(path)
     if not (folder / "config.json").is_file() and is_distributed(folder):
         raise CheckpointError(distributed_sentence(folder))
@@ -97,12 +102,23 @@ def describe_checkpoint(path: str | Path, base: str = "") -> Report:
         "problem": problems[0] if problems else None,
         "problems": problems,
     }
-    return _checkpoint_lines(folder, data), data, 1 if problems or poses else 0
+    lines = _checkpoint_lines(folder, data)
+    if on is not None and not problems:
+        subject = planner.subject_of_checkpoint(folder, base, data["fps"])
+        found = planner.plans(subject, on)
+        lines += ["", *planner.lines(subject, on, found)]
+        data["planned"] = planner.as_data(on, found)
+    return lines, data, 1 if problems or poses else 0
 
 
-def describe_bundle(path: str | Path) -> Report:
-    """A damaged bundle is described as far as it can be read, with exit code 1."""
+def describe_bundle(path: str | Path, device: str = "") -> Report:
+    """A damaged bundle is described as far as it can be read, with exit code 1. device: also how fast it can be there.
+
+    Raises:
+        UsageError: an unknown device, or the bundle does not say how much arithmetic it is.
+    """
     folder = Path(path)
+    on = planner.device(device) if device else None
     problem = None
     try:
         manifest = load_bundle(folder).manifest
@@ -115,6 +131,12 @@ def describe_bundle(path: str | Path) -> Report:
     data = {"kind": "bundle", "problem": problem, "manifest": manifest.to_json()}
     lines = _bundle_lines(folder, manifest)
     lines.append(f"not sound: {problem}" if problem else "sound: every file is as the manifest says")
+    if on is not None and not problem:
+        subject = planner.subject_of(manifest)
+        found = planner.plans(subject, on)
+        measured = planner.measured_ms(load_bundle(folder, verify=False)) if device == planner.THIS else None
+        lines += ["", *planner.lines(subject, on, found, measured)]
+        data["planned"] = planner.as_data(on, found, measured)
     return lines, data, 1 if problem else 0
 
 

@@ -35,6 +35,7 @@ from edgevla.train.weight_files import weights_sha256
 from . import trace
 from .features import Meaning
 from .options import ExportOptions
+from .work import count
 
 if TYPE_CHECKING:
     from edgevla.dataset.facts import DatasetFacts
@@ -97,6 +98,7 @@ def draft_manifest(
         trained_camera_look=meaning.trained_camera_look,
         trained_still=meaning.trained_still,
         still_joints=options.still_joints,
+        work=count(policy),
     )
 
 
