@@ -75,7 +75,7 @@ def task_named(name: str) -> Task:
     """
     if name not in TASKS:
         raise UsageError(
-            f"there is no simulated task '{name}'{nearest(name, TASKS)}; there are: {', '.join(TASKS)}"
+            f"there is no simulated task '{name}'; there are: {', '.join(TASKS)}{nearest(name, TASKS)}"
         )
     return TASKS[name]
 

@@ -117,7 +117,7 @@ def one_camera(word: str, side: Side, said: str) -> str:
     if found:
         raise UsageError(f"{said}: '{word}' may mean {' or '.join(found)} of {side.whose}; write it in full")
     raise UsageError(
-        f"{said}: {side.whose} has no camera '{word}'{nearest(word, names)}; it has {', '.join(names) or 'none'}"
+        f"{said}: {side.whose} has no camera '{word}'; it has {', '.join(names) or 'none'}{nearest(word, names)}"
     )
 
 

@@ -55,7 +55,7 @@ class Reading:
             key = name if name in features else next((n for n, s in self.names.items() if s == name), None)
             if key is None:
                 raise UsageError(
-                    f"--without {name}: the dataset has no such feature{nearest(name, features)}; it has {_listed(info)}"
+                    f"--without {name}: the dataset has no such feature; it has {_listed(info)}{nearest(name, features)}"
                 )
             if key == ACTION or key in BOOKKEEPING:
                 raise UsageError(f"--without {name}: nothing can be learnt without it; leave the option out")
@@ -85,8 +85,8 @@ def _check_pair(name: str, source: str, info: Info) -> None:
         is_turned = name in info.features and (source in USED or source.startswith("observation."))
         turned = f"; the policy's name comes first: --feature {source}={name}" if is_turned else ""
         raise UsageError(
-            f"{said}: the dataset has no feature '{source}'"
-            f"{turned or nearest(source, info.features)}; it has {_listed(info)}"
+            f"{said}: the dataset has no feature '{source}'; it has {_listed(info)}"
+            f"{turned or nearest(source, info.features)}"
         )
     is_camera = name not in USED and name.startswith("observation.image")
     if name not in (*USED, *BOOKKEEPING, *SUBTASK_COLUMNS) and not is_camera:

@@ -192,5 +192,5 @@ def chosen(policies: Sequence[AboutServed], address: Address) -> AboutServed:
     if not address.policy:
         raise UsageError(f"{address} has several policies, say which one: {address}/NAME with one of {have}")
     raise UsageError(
-        f"{address.endpoint} has no policy '{address.policy}'{nearest(address.policy, names)}; it has {have}"
+        f"{address.endpoint} has no policy '{address.policy}'; it has {have}{nearest(address.policy, names)}"
     )

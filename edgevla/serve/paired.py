@@ -103,7 +103,7 @@ def revoke(name: str) -> list[Side]:
         names = [one.name for side in SIDES for one in lists[side]]
         if not found:
             raise UsageError(
-                f"no paired machine is called '{name}'{nearest(name, names)}; edgevla pair --list shows all"
+                f"no paired machine is called '{name}'; edgevla pair --list shows all{nearest(name, names)}"
             )
         for side in found:
             _write(side, [one for one in lists[side] if one.name != name])

@@ -165,7 +165,7 @@ class PolicyServer:
             self.door.answer(caller, Describe(strict.write(self._by_name[name].about_policy())))
         else:
             have = ", ".join(self._by_name)
-            words = f"no policy '{name[:80]}' here{nearest(name, self._by_name)}; there are {have}"
+            words = f"no policy '{name[:80]}' here; there are {have}{nearest(name, self._by_name)}"
             self.door.ack(caller, False, words)
 
     def _on_join(self, caller: Caller, join: Join, now_ns: int) -> None:

@@ -359,8 +359,8 @@ class EmulatedRobot:
         for servo in self._targets(name or None, "register"):
             if register not in servo.registers:
                 raise UsageError(
-                    f"{servo.name} has no register '{register}'{nearest(register, servo.registers)}; the fault's "
-                    "target is servo.register"
+                    f"{servo.name} has no register '{register}'; the fault's target is servo.register"
+                    f"{nearest(register, servo.registers)}"
                 )
             servo.put(register, value)
 

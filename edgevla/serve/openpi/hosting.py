@@ -177,8 +177,8 @@ class Adaptor:
         for name in self._keys.images:
             if name not in self._features:
                 raise ConfigError(
-                    f"{self.where}: the bundle has no camera '{name}'{nearest(name, self._features)}; what clients send "
-                    "all the same is declared as unused = [...]"
+                    f"{self.where}: the bundle has no camera '{name}'; what clients send all the same is declared as "
+                    f"unused = [...]{nearest(name, self._features)}"
                 )
 
     def _joints(self, table: str, feature: Feature, said: HostedJoints) -> JointMap:
