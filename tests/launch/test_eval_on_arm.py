@@ -15,8 +15,10 @@ import psutil
 import pytest
 from deployment_kit import MARK, LivingArm, Terminal, make_bundle
 
+from edgevla.cli import main
 from edgevla.dataset import open_dataset
 from edgevla.dataset.stated import read_stated
+from edgevla.errors import ConfigError
 
 pytestmark = pytest.mark.realtime
 
@@ -223,3 +225,20 @@ def test_a_full_disk_costs_the_pictures_and_no_verdict(sit_down, tmp_path, bundl
     desk.presses("\n").sees("expected 90 %").sees("code=1")
     assert [line["success"] for line in lines(tmp_path) if "verdict" in line] == [False]
     assert not [line for line in lines(tmp_path) if "rollout" in line]
+
+
+def test_a_misspelt_arm_leaves_nothing_behind(tmp_path, bundle, capsys):
+    words = [
+        "eval",
+        str(bundle),
+        "--robot",
+        "nonsuch",
+        "--sim",
+        "--task",
+        "follow_cube",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == ConfigError.exit_code
+    assert "unknown robot 'nonsuch'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -29,6 +29,7 @@ from edgevla.evaluation.on_arm.session import Session
 from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
 from edgevla.progress import columns_of
+from edgevla.robots.profile import load_profile
 
 PAUSE_S = 0.05
 ASKED_BY = {"SIGINT": "Ctrl-C", "SIGHUP": "the terminal has closed"}
@@ -49,6 +50,7 @@ class OnArm:
         contestants = Contestants(trials.policies, trials.options, 0)
         policies, self._hidden = named(contestants), contestants.hidden
         o = trials.options[0]
+        load_profile(o.robot)  # a misspelt arm leaves no journal behind
         setting = Setting(
             policies=policies,
             robot=o.robot,
