@@ -274,7 +274,7 @@ def test_a_reading_that_cannot_be_is_refused(tmp_path: Path, reading: Reading, w
 
 def test_a_mistyped_name_is_not_taken_for_an_exchanged_pair(tmp_path: Path) -> None:
     root = small.make(tmp_path / "set")
-    with pytest.raises(UsageError, match="no feature 'actoin'; .*; did you mean 'action'"):
+    with pytest.raises(UsageError, match=r"no feature 'actoin'; .*; did you mean 'action'"):
         open_dataset(root, reading=Reading({"action": "actoin"}))
 
 

@@ -109,7 +109,7 @@ def test_several_policies_are_told_apart_by_name(make_bundle, serving, arm):
         UsageError, match=r"has several policies, say which one: .*/NAME with one of steady, flow"
     ):
         arm(endpoint)
-    with pytest.raises(UsageError, match="has no policy 'flowin'; .*; did you mean 'flowing'"):
+    with pytest.raises(UsageError, match=r"has no policy 'flowin'; .*; did you mean 'flowing'"):
         arm(Address(endpoint, "flowin"))
 
 
