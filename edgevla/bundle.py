@@ -31,6 +31,7 @@ class Bundle:
     sha256: str
 
     def path(self, relative: str) -> Path:
+        """Where a file lies that the manifest names relative to the bundle."""
         return self.folder / relative
 
     def fits(self, robot: AboutRobot) -> Fit:
@@ -57,6 +58,7 @@ class Fit:
 
 
 def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a manifest; nothing is verified."""
     return (path / MANIFEST).is_file()
 
 
@@ -107,6 +109,7 @@ def list_files(folder: Path) -> tuple[FileEntry, ...]:
 
 
 def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces of 1 MiB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

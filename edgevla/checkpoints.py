@@ -52,6 +52,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def run_of(checkpoint: Path) -> Path:
+    """The training run that a checkpoint (RUN/checkpoints/STEP) belongs to."""
     return checkpoint.parent.parent
 
 

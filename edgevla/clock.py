@@ -49,6 +49,7 @@ class VirtualClock:
         self._now_ns = max(self._now_ns, deadline_ns)
 
     def advance(self, ns: int) -> None:
+        """ns: how much later it is now."""
         self._now_ns += ns
 
 

@@ -33,9 +33,11 @@ class Affine:
     offset: float = 0.0
 
     def then(self, other: Affine) -> Affine:
+        """This map, and the other after it."""
         return Affine(self.scale * other.scale, self.offset * other.scale + other.offset)
 
     def inverse(self) -> Affine:
+        """The map back; `scale` must not be 0."""
         return Affine(1.0 / self.scale, -self.offset / self.scale)
 
 
@@ -77,6 +79,7 @@ class JointMap:
 
     @property
     def is_identity(self) -> bool:
+        """Whether nothing is changed: same order, same units."""
         return bool(
             np.array_equal(self.index, np.arange(len(self.index)))
             and np.all(self.scale == 1)

@@ -54,6 +54,7 @@ class Kind(NamedTuple):
 
 
 def nearest_word(word: str, known: Iterable[str]) -> str | None:
+    """The known word that looks most like this one; None: none does."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return near[0] if near else None
 
@@ -79,10 +80,12 @@ def _bare(value: Any) -> str:
 
 
 def wrong(value: Any, expected: str, reason: Reason = "type") -> Mismatch:
+    """What is said of a value of another kind than expected."""
     return Mismatch(f"is {say(value)}; expected {expected}", reason)
 
 
 def not_one_of(value: Any, allowed: Iterable[Any]) -> Mismatch:
+    """What is said of a value outside a closed list, with the nearest of it."""
     known = [str(a) for a in allowed]
     return wrong(value, f"one of {', '.join(known)}{nearest(_bare(value), known)}", "range")
 
@@ -95,6 +98,7 @@ def unknown(key: Any, known: Iterable[str]) -> Mismatch:
 
 
 def lacking(key: str) -> Mismatch:
+    """What is said of a key that must be there."""
     return Mismatch(f"lacks the key '{key}'", "schema")
 
 
@@ -118,6 +122,8 @@ def _shown(bound: float) -> str:
 
 
 def exactly(cls: type, name: str) -> Check:
+    """A check for values of this very class: a bool is no whole number."""
+
     def check(value: Any) -> Any:
         if type(value) is not cls and not isinstance(value, cls):
             raise wrong(value, name)
@@ -178,6 +184,7 @@ def some_bytes(n: int | None) -> Check:
 
 
 def choice(allowed: Sequence[Any]) -> Check:
+    """A check for values of a closed list, of their types too: 1 is not True."""
     types_allowed = {type(a) for a in allowed}
 
     def check(value: Any) -> Any:
@@ -208,6 +215,8 @@ def plain(value: Any, depth: int = 0) -> Any:
 
 
 def optional(inner: Kind) -> Kind:
+    """The same kind, or None."""
+
     def read(value: Any) -> Any:
         return None if value is None else inner.read(value)
 
@@ -301,10 +310,12 @@ def whole_word(word: str | float) -> int | float:
 
 
 def number_word(word: str | float) -> float:
+    """A number out of a word of a command line or a TOML file."""
     return float(word)
 
 
 def truth(word: str | float) -> bool:
+    """`true` or `false` out of such a word."""
     said = {"true": True, "false": False}.get(str(word).lower())
     if said is None:
         raise ValueError(word)

@@ -66,6 +66,7 @@ class Glance:
 
     @property
     def is_blank(self) -> bool:
+        """Whether the picture shows nothing: it has next to no contrast."""
         return self.contrast < BLANK
 
     def turned(self) -> Glance:

@@ -317,14 +317,17 @@ class Manifest:
 
     @property
     def state(self) -> Feature | None:
+        """The feature of the measured joints; None: the policy takes none."""
         return self.features.get(STATE)
 
     @property
     def action(self) -> Feature:
+        """The feature of the actions."""
         return self.features[ACTION]
 
     @property
     def is_quantised(self) -> bool:
+        """Whether a graph has a precision below 16 bit."""
         return any(p not in ("fp32", "fp16", "bf16") for p in self.target.precision.values())
 
     @classmethod
@@ -349,6 +352,7 @@ class Manifest:
         return manifest
 
     def to_json(self) -> dict[str, Any]:
+        """What `manifest.json` holds."""
         data = write(self)
         for name, f in self.features.items():
             entry = data["features"][name]
@@ -363,6 +367,7 @@ class Manifest:
         return data
 
     def dumps(self) -> str:
+        """The text of `manifest.json`."""
         return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
 
 

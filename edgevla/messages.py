@@ -82,18 +82,22 @@ class Message(Generic[B_co]):
 
     @property
     def type(self) -> str:
+        """The word by which the header names the body's class."""
         return NAMES[type(self.body)]
 
     @property
     def source(self) -> str:
+        """The node that sent it."""
         return self.header.source
 
     @property
     def seq(self) -> int:
+        """Of the sender's messages of this type, counted from 0."""
         return self.header.seq
 
     @property
     def observed_ns(self) -> int:
+        """Monotonic ns at which what it tells was so."""
         return self.header.observed_ns
 
 
@@ -263,6 +267,7 @@ class Timing:
 
     @property
     def total(self) -> int:
+        """ns of all parts."""
         return sum(vars(self).values())
 
 

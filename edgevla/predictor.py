@@ -68,10 +68,14 @@ class Predictor(Protocol):
     counters: Counter[str]
 
     @property
-    def provider(self) -> str: ...
+    def provider(self) -> str:
+        """Who infers, for people."""
+        ...
 
     @property
-    def n_moments(self) -> int: ...
+    def n_moments(self) -> int:
+        """Observations that one inference looks at."""
+        ...
 
     def missing_moments(self, grid_index: int) -> list[int]:
         """Past grid moments, oldest first, whose observations `infer` would like in `past`."""

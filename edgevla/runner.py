@@ -117,10 +117,12 @@ class BundlePolicy:
 
     @property
     def n_moments(self) -> int:
+        """Observations that one inference looks at: 1 but for Diffusion."""
         return self._sampler.n_moments
 
     @property
     def has_rtc(self) -> bool:
+        """Whether its chunks can be guided by what is committed (`RtcInputs`)."""
         return "rtc:weights" in self._sources
 
     def missing_moments(self, grid_index: int) -> list[int]:

@@ -76,6 +76,7 @@ class Request(Body):
     PAYLOADS: ClassVar[Payloads] = Payloads(0, 64, ("uint8", "float32"))
 
     def frames(self) -> list[SentFrame]:
+        """Of all moments, in the payloads' order."""
         return [frame for moment in self.moments for frame in moment.frames]
 
     def misfit(self, payloads: Sequence[np.ndarray]) -> str | None:

@@ -174,10 +174,12 @@ class Deployment:
 
     @property
     def bundle_name(self) -> str:
+        """The bundle's folder, without the path; empty without one."""
         return Path(self.bundle).name if self.bundle else ""
 
     @property
     def session_bytes(self) -> bytes:
+        """As messages carry it."""
         return bytes.fromhex(self.session)
 
 

@@ -101,6 +101,7 @@ class Side:
     names: Sequence[str] | None
 
     def meant(self, word: str) -> list[str]:
+        """The cameras of this side that a word may mean."""
         return [word] if self.names is None else matches(word, self.names)
 
 

@@ -256,6 +256,7 @@ class Inbox:
         return arrived
 
     def stop(self) -> None:
+        """Ends its thread and closes its sockets."""
         self._stopping.set()
         self._thread.join(timeout=2)
 
@@ -359,6 +360,7 @@ class Router:
         return found
 
     def send(self, peer: bytes, body: Body) -> None:
+        """To one peer; what it cannot be given is counted."""
         _, frames = self._writer.frames(body, (), None)
         try:
             self._socket.send_multipart([peer, *frames], zmq.NOBLOCK, copy=True)
@@ -381,6 +383,7 @@ class CommandRequest:
     _router: Router
 
     def answer(self, is_accepted: bool, reason: str = "") -> None:
+        """Yes, or no with the reason; once."""
         self._router.send(self._peer, Ack(self._seq, is_accepted, reason))
 
 

@@ -306,6 +306,7 @@ def _time_table(policy: Policy, manifest: Manifest, graph: GraphSpec, scratch: P
 
 
 def copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
+    """The policy's tokenizer to where the manifest says it lies."""
     if manifest.prompt is None:
         return
     source = policy.tokenizer_folder() / "tokenizer.json"

@@ -164,6 +164,7 @@ def _parts(weights: Mapping[str, Weight]) -> dict[str, int]:
 
 
 def part_of(name: str) -> str:
+    """Which part of a policy a parameter belongs to, by its name."""
     for part, pattern in PARTS:
         if re.search(pattern, name):
             return part

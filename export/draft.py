@@ -103,6 +103,7 @@ def draft_manifest(
 
 
 def precision_of(graph: str, options: ExportOptions) -> str:
+    """Of one graph: some are float32 whatever was asked for."""
     return "fp32" if graph in FLOAT_GRAPHS else options.precision
 
 

@@ -33,6 +33,7 @@ img { max-width: 100%; }
 def write_report(
     path: Path, manifest: Manifest, comparison: Comparison, meaning: Meaning, speedup: float
 ) -> None:
+    """The page for people; what programs need is in the manifest."""
     m = manifest
     judged = html.escape(rule(comparison.parity))
     verdict = (

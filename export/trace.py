@@ -162,6 +162,7 @@ def batch_axes(policy: Policy, name: str, model: ir.Model) -> dict[str, int]:
 
 
 def weight_bytes(model: ir.Model) -> int:
+    """Of all constants of a graph."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 

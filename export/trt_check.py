@@ -22,6 +22,7 @@ CAPABILITY = "SM89"
 
 
 def import_bindings() -> Any:
+    """TensorRT-RTX's. Raises MissingExtraError: they are not installed."""
     try:
         return importlib.import_module("tensorrt_rtx_bindings")
     except ModuleNotFoundError as error:

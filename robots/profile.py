@@ -183,7 +183,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Profile:
-    """See the module. `joints` are the elements of state and action, in order."""
+    """One robot: its wiring, its joints and their limits, its cameras, and what happens when something breaks.
+
+    joints: the elements of state and action, in order. joint_units: in which its datasets are recorded.
+    lerobot_types: `robot_type` of LeRobot's datasets that are of this robot. path: the file that was read.
+    """
 
     name: str
     path: Path
@@ -206,9 +210,11 @@ class Profile:
         return any(joint.range_ticks is None for joint in self.joints)
 
     def motor(self, name: str) -> Motor:
+        """A servo by its name; KeyError where there is none."""
         return self._motors[name]
 
     def bus_of_motor(self, motor: Motor) -> Bus:
+        """The bus that a servo is on."""
         return next(bus for bus in self.buses if bus.name == motor.bus)
 
     def with_units(self, joint_units: str) -> Profile:
@@ -236,11 +242,16 @@ def _to_range100(joint: Joint) -> Joint:
 
 
 def profile_names() -> list[str]:
+    """The robots that come along."""
     return sorted(path.stem for path in PROFILES_DIR.glob("*.toml"))
 
 
 def load_profile(name_or_path: str | Path) -> Profile:
-    """The profile of a known robot, or of a file. Raises ConfigError with file, table and key."""
+    """The profile of a robot that comes along (`so101`), or of a file (`path/to/mine.toml`).
+
+    Raises:
+        ConfigError: no such robot or file, an unknown or missing key, a value that cannot be; names file, table and key.
+    """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = PROFILES_DIR / f"{name_or_path}.toml"

@@ -66,9 +66,11 @@ class Table:
         )
 
     def peek(self, key: str) -> Any:
+        """A value, not counted as read."""
         return self._values.get(key)
 
     def raw(self, key: str, default: Any = _MISSING) -> Any:
+        """A value as TOML has it. Raises ConfigError: it is lacking and has no default."""
         self._asked.add(key)
         if key in self._values:
             return self._values[key]
@@ -88,6 +90,7 @@ class Table:
             raise self.error(f"{key}{steps}", error.what) from None
 
     def text(self, key: str, default: Any = _MISSING) -> str:
+        """A text that can be shown. Raises ConfigError, as all below: file, table and key."""
         value: str = self.checked(key, self.raw(key, default), TEXT)
         if default is _MISSING and not value:
             raise self.error(key, "must not be empty")
@@ -101,6 +104,7 @@ class Table:
         return self._plain(key, value) if value else value
 
     def words(self, key: str, default: Any = _MISSING) -> Sequence[str]:
+        """A list of texts."""
         texts: Sequence[str] = self.checked(key, self.raw(key, default), TEXTS)
         return [self._plain(key, text) for text in texts]
 
@@ -110,14 +114,17 @@ class Table:
         return text
 
     def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
         value: bool = self.checked(key, self.raw(key, default), FLAG)
         return value
 
     def number(self, key: str, low: float, high: float, default: Any = _MISSING) -> float:
+        """A number from `low` to `high`, both allowed."""
         value: float = self.checked(key, self.raw(key, default), kinds.number(low, high))
         return value
 
     def whole(self, key: str, low: int, high: int, default: Any = _MISSING) -> int:
+        """A whole number from `low` to `high`, both allowed."""
         value: int = self.checked(key, self.raw(key, default), kinds.whole(low, high))
         return value
 
@@ -137,6 +144,7 @@ class Table:
         return ends
 
     def choice(self, key: str, allowed: Sequence[Any], default: Any = _MISSING) -> Any:
+        """One of a closed list."""
         return self.checked(key, self.raw(key, default), kinds.choice(allowed))
 
     def array(self, key: str, is_needed: bool = True) -> list[Table]:

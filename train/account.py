@@ -160,6 +160,7 @@ def account_of_features(config: Mapping[str, Any]) -> Iterator[Entry]:
 
 
 def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entry]:
+    """What becomes of each tensor, by the header of the weight file alone."""
     if not header:
         for name in values_not_finite([folder / ADAPTER])[:1]:
             yield refused(

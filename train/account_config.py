@@ -90,6 +90,7 @@ def _key(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> Entry:
 
 
 def why_unknown(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> str:
+    """The sentence about a key of `config.json` that no field and no list knows."""
     if key in OTHER_KEYS.get(policy, {}):
         return f"config.json ({policy}): {key} is {value!r}, and such a policy's network is none that EdgeVLA supports"
     known = [*fields, *OTHER_KEYS.get(policy, {})]

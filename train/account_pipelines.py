@@ -64,10 +64,12 @@ def account_of_pipelines(folder: Path, config: Mapping[str, Any], *, is_legacy: 
 
 
 def refused(where: str, name: str, why: str, **more: Any) -> Entry:
+    """A line of the account that ends a load. why: what is said, without "refused"."""
     return Entry(where, name, f"{why}; refused", "refused", **more)
 
 
 def canonical(rules: tuple[StepRule, ...], name: str) -> str:
+    """The name by which the rules know a step; unknown ones keep theirs."""
     rule = rule_of(rules, name)
     return rule.name if rule is not None else name
 
@@ -118,6 +120,7 @@ def _without_files(
 
 
 def modes_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """`normalization_mapping` of a config; empty where there is none."""
     found = config.get("normalization_mapping")
     return dict(found) if isinstance(found, Mapping) else {}
 

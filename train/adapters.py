@@ -23,6 +23,7 @@ PEFT_PREFIX = "base_model.model."
 
 
 def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds LoRA factors without the policy they belong to."""
     return (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("model*.safetensors*"))
 
 
@@ -59,6 +60,7 @@ def base_digest(base: Path) -> str:
 
 
 def write_note(folder: Path, digest: str) -> None:
+    """Keeps beside an adapter which weights it belongs to. digest: of the base's."""
     (folder / BASE_NOTE).write_text(json.dumps({"weights": digest}))
 
 

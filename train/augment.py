@@ -19,15 +19,18 @@ Frame = np.ndarray
 
 
 def brightness(frame: Frame, factor: float) -> Frame:
+    """factor: 1 leaves the picture as it is, 0 makes it black."""
     return cv2.convertScaleAbs(frame, alpha=factor)
 
 
 def contrast(frame: Frame, factor: float) -> Frame:
+    """factor: 1 leaves the picture as it is, 0 makes it its mean grey."""
     mean = float(_grey(frame).mean())
     return _blend(frame, np.full_like(frame, round(mean)), factor)
 
 
 def saturation(frame: Frame, factor: float) -> Frame:
+    """factor: 1 leaves the picture as it is, 0 makes it grey."""
     return _blend(frame, cv2.cvtColor(_grey(frame), cv2.COLOR_GRAY2RGB), factor)
 
 

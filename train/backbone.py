@@ -23,6 +23,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError: none there, or something else."""
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:

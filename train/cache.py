@@ -171,6 +171,7 @@ class FrameCache:
 
     @property
     def n_bytes(self) -> int:
+        """Of decoded frames that are held."""
         return sum(p.nbytes for p in self._pixels.values())
 
     @property
@@ -180,6 +181,7 @@ class FrameCache:
 
     @property
     def n_frames(self) -> int:
+        """Frames that there are places for."""
         return sum(len(t) for t in self._is_there.values())
 
     def frames(self, camera: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ CLAIM = ".running"
 
 
 def default_folder(policy: str) -> Path:
+    """A new folder below `runs`, named by the policy and the time."""
     return Path("runs") / f"{policy}-{datetime.now():%m%d-%H%M%S}"
 
 

@@ -177,10 +177,12 @@ class TrainConfig:
         return _typed(_read_toml(path), str(path))
 
     def save(self, path: Path) -> None:
+        """As TOML; `load` gives an equal one."""
         path.write_text(to_toml(dataclasses.asdict(self)))
 
 
 def recipe_names() -> list[str]:
+    """The published presets that come along."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
 
 

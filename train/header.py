@@ -24,6 +24,7 @@ class Weight:
 
     @property
     def count(self) -> int:
+        """Numbers in the tensor."""
         return math.prod(self.shape)
 
 

@@ -123,6 +123,7 @@ def prepare(config: TrainConfig, run: Path, say: Say, checkpoint: Path | None = 
 
 
 def wants_bf16(config: TrainConfig, policy: Policy) -> bool:
+    """Whether the forward pass runs under bf16 autocast."""
     if config.precision != "auto":
         return config.precision == "bf16"
     return policy.config.trains_in_bf16

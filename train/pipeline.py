@@ -98,6 +98,7 @@ class SavedPipeline:
     # -- what steps remember ------------------------------------------------------------------------------
 
     def keep_state(self, state: np.ndarray | None) -> None:
+        """The state that relative actions are measured from; None leaves the last one."""
         self._state = state if state is not None else self._state
 
     def kept_offset(self, width: int) -> np.ndarray:

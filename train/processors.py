@@ -82,6 +82,7 @@ class Processors:
         return next((s for s in self.pre if s.name in names), None)
 
     def post_step(self, *names: str) -> Step | None:
+        """The first step behind the policy with one of these names."""
         return next((s for s in self.post if s.name in names), None)
 
     @property
@@ -94,6 +95,7 @@ class Processors:
 
     @property
     def eps(self) -> float:
+        """Of the normalizer: what keeps it from dividing by zero."""
         step = self.step("normalizer_processor")
         return float(step.number("eps", 1e-8)) if step else 1e-8
 
@@ -122,6 +124,7 @@ class Processors:
         return cls(_read(folder, PRE), _read(folder, POST), folder)
 
     def save(self, folder: Path) -> None:
+        """The two JSON files and their statistics, in LeRobot's layout."""
         for name, steps in ((PRE, self.pre), (POST, self.post)):
             _write(folder, name, steps)
 
@@ -167,6 +170,7 @@ def unflatten_stats(state: dict[str, np.ndarray]) -> Stats:
 
 
 def flatten_stats(stats: Stats) -> dict[str, np.ndarray]:
+    """`feature.stat` -> array, as LeRobot's safetensors name them."""
     return {f"{feature}.{stat}": np.asarray(v) for feature, by in stats.items() for stat, v in by.items()}
 
 

@@ -70,10 +70,12 @@ class TrainingLog:
         self._show(step, lr)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """The figures of held-out episodes at a step."""
         self._record({"step": step, **{f"eval_{k}": v for k, v in values.items()}})
         self.say(f"step {step}: loss on held-out episodes {values['loss']:.4g}")
 
     def say(self, text: str) -> None:
+        """One line for the person."""
         if self.out is not None:
             print(("\r\x1b[K" if self.out.isatty() else "") + text, file=self.out, flush=True)
 

@@ -15,6 +15,7 @@ _BLOCK = 1 << 20
 
 
 def is_out_of_room(error: BaseException) -> bool:
+    """Whether an error means that the disk is full, however torch wraps it."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return True
     return _IN_WORDS.search(str(error)) is not None
@@ -28,6 +29,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def gigabytes(n_bytes: float) -> str:
+    """As a person reads it: `1.20 GB`, `3.4 MB`."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 

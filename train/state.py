@@ -200,6 +200,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def seed_everything(seed: int) -> None:
+    """Python's, NumPy's and torch's generators."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  the global generator is what checkpoints of LeRobot hold
     torch.manual_seed(seed)
@@ -224,6 +225,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def restore_rng(state: Mapping[str, Tensor]) -> None:
+    """All generators as they were when `state` was saved."""
     random.setstate((int(state["py_rng_version"]), tuple(state["py_rng_state"].tolist()), None))
     has_gauss, gauss = state.get("np_rng_has_gauss"), state.get("np_rng_cached_gaussian")
     np.random.set_state(  # noqa: NPY002

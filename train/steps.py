@@ -314,12 +314,14 @@ ELSEWHERE: dict[str, str] = {
 
 
 def pipelines_of(policy_type: str) -> Pipelines:
+    """What a policy's saved pipelines may hold; the plain case where it has no row."""
     from .policies.checkpoints import PIPELINES
 
     return PIPELINES.get(policy_type, PLAIN)
 
 
 def rule_of(rules: tuple[StepRule, ...], name: str) -> StepRule | None:
+    """The rule that knows a step by this name; None: none does."""
     return next((rule for rule in rules if name in rule.names), None)
 
 

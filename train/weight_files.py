@@ -103,6 +103,7 @@ def is_distributed(folder: Path) -> bool:
 
 
 def distributed_sentence(folder: Path) -> str:
+    """What is said of a folder that holds only shards of a distributed run."""
     return (
         f"{folder} holds only a distributed checkpoint (DCP, *.distcp files) of a sharded run, not a policy folder; "
         "gather it with LeRobot into config.json and model.safetensors, and give that folder"
@@ -110,6 +111,7 @@ def distributed_sentence(folder: Path) -> str:
 
 
 def is_pointer(file: Path) -> bool:
+    """Whether a file is Git LFS's note of where the weights are."""
     with file.open("rb") as stream:
         return stream.read(len(_POINTER)) == _POINTER
 

@@ -46,12 +46,15 @@ class Worker(Machine):
         self.loss: nn.Module | None = None
 
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
+        """Before the first step, once the policy has its place."""
         self.loss = Loss(policy)
 
     def autocast(self) -> AbstractContextManager[Any]:
+        """Around the forward pass: bf16 where the run wants it."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradients to the parameters'."""
         loss.backward()
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[Any]:
@@ -59,9 +62,11 @@ class Worker(Machine):
         return nullcontext()
 
     def clip(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+        """Norm of the gradients, before they were cut to `max_norm`."""
         return clip_gradients(parameters, max_norm)
 
     def mean(self, value: Tensor) -> Tensor:
+        """Over all processes."""
         return value
 
     def any(self, flag: bool) -> bool:

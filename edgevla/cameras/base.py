@@ -131,6 +131,7 @@ class CameraSettings:
             raise CameraError(f"camera settings {text[:80]!r} cannot be read: {error}") from error
 
     def to_json(self) -> str:
+        """What `from_json` reads in another process."""
         return json.dumps(dataclasses.asdict(self))
 
 
@@ -176,4 +177,6 @@ class Source(Protocol):
         """The next picture; None when none came within about half a second (the caller counts and may reopen)."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Lets go of what `open` took; twice does no harm."""
+        ...

@@ -61,6 +61,7 @@ def checked_value(feature: FeatureInfo, value: Any, row: int) -> Any:
 
 
 def png(frame: np.ndarray) -> bytes:
+    """frame: uint8 (H, W, 3) RGB."""
     ok, encoded = cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     assert ok, "OpenCV encodes any uint8 picture as PNG"
     return encoded.tobytes()

@@ -90,6 +90,7 @@ class DatasetFacts:
         return {n: (f.shape[0], f.shape[1]) for n, f in self.features.items() if f.kind == "camera"}
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data, as checkpoints keep it and `from_json` reads it."""
         as_usual = ("reading",) if self.reading == Reading() else ()
         return {
             "fps": self.fps,
@@ -218,6 +219,7 @@ def joint_unit_names(names: Sequence[str], units: str) -> tuple[str, ...]:
 
 
 def is_gripper(name: str) -> bool:
+    """Whether a joint is a gripper, by its name: recordings say it in no other way."""
     return "gripper" in name.lower()
 
 

@@ -69,6 +69,7 @@ class Findings:
     def error(
         self, text: str, *, file: str | None = None, feature: str | None = None, episode: int | None = None
     ) -> None:
+        """Notes what makes data unusable; with `raise_errors` a DatasetError."""
         self.all.append(Finding("error", text, file, feature, episode))
         if self.raise_errors:
             raise DatasetError(text, file=file, feature=feature, episode=episode)
@@ -76,12 +77,14 @@ class Findings:
     def warn(
         self, text: str, *, file: str | None = None, feature: str | None = None, episode: int | None = None
     ) -> None:
+        """Notes what a person should know, and what can be gone on with."""
         self.all.append(Finding("warning", text, file, feature, episode))
         if self.raise_errors:
             log.warning("%s", text)
 
     @property
     def has_errors(self) -> bool:
+        """Whether anything was more than a warning."""
         return any(f.severity == "error" for f in self.all)
 
 
@@ -111,10 +114,12 @@ class FeatureInfo:
 
     @property
     def is_picture(self) -> bool:
+        """Whether its values are pictures, depth among them."""
         return self.dtype in ("image", "video")
 
     @property
     def is_camera(self) -> bool:
+        """Whether its values are pictures in colour."""
         return self.is_picture and not self.is_depth
 
     @property
@@ -137,10 +142,12 @@ class FeatureInfo:
 
     @property
     def is_numeric(self) -> bool:
+        """Whether its values are integers or floats."""
         return _NUMERIC.fullmatch(self.dtype) is not None
 
     @property
     def is_text(self) -> bool:
+        """Whether its values are strings."""
         return self.dtype in ("string", "str", "large_string")
 
     @property
@@ -171,6 +178,7 @@ class Info:
 
     @property
     def version_text(self) -> str:
+        """As LeRobot writes it: `v3.0`."""
         return f"v{self.version[0]}.{self.version[1]}"
 
     @property
@@ -183,6 +191,7 @@ class Info:
         return [f.name for f in self.features.values() if f.is_camera]
 
     def data_glob(self) -> str:
+        """Pattern that finds all data files below the dataset's folder."""
         return _glob(self.data_path)
 
     def episode_data_path(self, episode: int) -> str:

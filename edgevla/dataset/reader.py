@@ -115,6 +115,7 @@ class Dataset:
 
     @property
     def n_frames(self) -> int:
+        """Rows that were opened."""
         return len(self.columns["index"])
 
     def __len__(self) -> int:
@@ -122,10 +123,12 @@ class Dataset:
 
     @property
     def n_episodes(self) -> int:
+        """Episodes that were opened."""
         return len(self.episodes)
 
     @property
     def fps(self) -> float:
+        """Rows per second."""
         return self.info.fps
 
     def episode_of(self, row: int) -> Episode:

@@ -106,6 +106,7 @@ def _listed(info: Info) -> str:
 
 
 def describe(feature: FeatureInfo) -> str:
+    """A feature in words for a person: name, kind, shape."""
     kind = "depth" if feature.is_depth else "camera" if feature.is_camera else feature.dtype
     return f"{feature.name} ({kind} {list(feature.shape)})"
 

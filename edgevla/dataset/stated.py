@@ -50,6 +50,7 @@ class Stated:
         return replace(self, repeated_pictures={**self.repeated_pictures, **lists})
 
     def to_json(self) -> dict[str, Any]:
+        """What stands in `meta/edgevla.json`."""
         units = {"joint_units": self.joint_units} if self.joint_units else {}
         noted = {"repeated_pictures": strict.write(self.repeated_pictures)} if self.repeated_pictures else {}
         judged = {"success": list(self.success)} if self.success else {}
@@ -100,4 +101,5 @@ class RepeatCounter:
         self._longest = max(self._longest, self._run)
 
     def found(self) -> Repeated:
+        """What was counted so far."""
         return Repeated(int(self._n), self._longest)

@@ -52,6 +52,7 @@ def as_stats(raw: Mapping[str, Mapping[str, Any]]) -> Stats:
 
 
 def to_json(stats: Stats) -> dict[str, dict[str, Any]]:
+    """Statistics as `meta/stats.json` has them: lists in place of arrays."""
     return {feature: {name: a.tolist() for name, a in by.items()} for feature, by in stats.items()}
 
 

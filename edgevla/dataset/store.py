@@ -43,6 +43,7 @@ def replace_file(scratch: Path, target: Path) -> None:
 
 
 def replace_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(json.dumps(value, indent=4, ensure_ascii=False), encoding="utf-8")
@@ -90,6 +91,7 @@ class FileSeries:
         return path if path.stat().st_size + n_bytes < self.limit else None
 
     def next_path(self) -> Path:
+        """The file that comes after the one that is being filled."""
         return self._path(self._number + 1)
 
     def commit(self, scratch: Path, target: Path) -> tuple[int, int]:

@@ -68,6 +68,7 @@ class Frames:
 
     @property
     def n_rows(self) -> int:
+        """Rows of every column."""
         return len(next(iter(self.columns.values()))) if self.columns else 0
 
 

@@ -54,6 +54,7 @@ class VideoIndex:
 
     @property
     def n_frames(self) -> int:
+        """Frames in the file, whatever its header claims."""
         return len(self.pts)
 
     @property
@@ -257,6 +258,7 @@ class VideoPool:
         self._indices: dict[Path, VideoIndex] = {}
 
     def index(self, path: Path) -> VideoIndex:
+        """The presentation times of a file, read once."""
         self._after_fork()
         found = self._indices.get(path)
         if found is None:

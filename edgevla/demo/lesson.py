@@ -44,6 +44,7 @@ LESSONS = {"aloha/transfer_cube": TWO_ARMS, "aloha/insertion": TWO_ARMS}
 
 
 def lesson_of(task: Task, is_quick: bool) -> Lesson:
+    """How much is recorded, trained and tried for a task. is_quick: as little as shows that it runs."""
     lesson = LESSONS.get(task.name, SMALL)
     return Lesson(1, lesson.size, lesson.recipe, 20, 1, 2) if is_quick else lesson
 

@@ -82,6 +82,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def default_folder() -> Path:
+    """A new folder below `demo-runs`, named by the time."""
     return Path("demo-runs") / time.strftime("%Y-%m-%d-%H%M%S")
 
 

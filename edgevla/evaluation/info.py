@@ -17,6 +17,7 @@ from edgevla.evaluation.result import Entry, Evaluation
 
 
 def as_json(e: Evaluation) -> dict[str, Any]:
+    """What `eval_info.json` holds of an evaluation on a dataset."""
     return {
         "kind": "dataset",
         "edgevla": __version__,

@@ -29,6 +29,7 @@ class Overlap:
 
     @property
     def text(self) -> str:
+        """Whether the policy has seen these episodes in training, in a sentence."""
         if self.standing == "held out":
             return "these episodes were not trained on: they are held out"
         if self.standing == "trained on":
@@ -51,6 +52,7 @@ class Overlaps:
         self._hashes: dict[str, str | None] = {}
 
     def of(self, origin: DatasetOrigin | None) -> Overlap:
+        """How the episodes stand to what a policy was trained on. origin: what its checkpoint says of that."""
         if origin is None or origin.episodes is None:
             return Overlap("unknown")
         if self._hash(origin.episodes) != origin.sha256:

@@ -43,9 +43,11 @@ class Seat:
         return (*taken, self.subject.runner.n_moments)
 
     def see(self, dataset: Dataset, rows: Sequence[int]) -> dict[int, Observation]:
+        """The observations of these rows, as this policy sees them."""
         return observations(dataset, rows, self.subject.manifest.features, self.sources)
 
     def moments(self, dataset: Dataset, row: int) -> list[int]:
+        """Rows that one inference at `row` looks at, oldest first."""
         return moments_until(dataset, row, self.subject.runner.n_moments)
 
     def predict(self, frame: Frame, moments: Sequence[int], seen: Mapping[int, Observation]) -> np.ndarray:

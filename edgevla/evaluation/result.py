@@ -58,6 +58,7 @@ class Evaluation:
 
     @property
     def entries(self) -> list[Entry]:
+        """Policies, then baselines: the order of every table."""
         return [*self.policies, *self.baselines]
 
     @property

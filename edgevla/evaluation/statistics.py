@@ -59,14 +59,17 @@ class Pairs:
 
     @property
     def n(self) -> int:
+        """Places that both tried."""
         return self.both + self.lost + self.gained + self.neither
 
     @property
     def difference(self) -> float:
+        """Share of successes of the second minus that of the first."""
         return (self.gained - self.lost) / self.n if self.n else 0.0
 
     @property
     def p(self) -> float:
+        """Of McNemar's exact test, two-sided."""
         return mcnemar_exact(self.lost, self.gained)
 
     @property

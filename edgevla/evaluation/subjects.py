@@ -48,6 +48,7 @@ class Subject:
 
     @property
     def precision(self) -> str:
+        """Of its graphs, in words: `fp32`, `int8`, `torch`."""
         return _precision(self.manifest)
 
     @property

@@ -16,6 +16,7 @@ from edgevla.strict import write
 
 
 def as_json(e: Evaluated) -> dict[str, Any]:
+    """What `eval_info.json` holds of an evaluation in a task, under LeRobot's names where it has them."""
     cells = [_cell(result, e.unit) for result in e.results]
     first = cells[0]
     return {

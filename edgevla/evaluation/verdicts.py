@@ -55,22 +55,27 @@ class CellResult:
 
     @property
     def n(self) -> int:
+        """Episodes."""
         return len(self.episodes)
 
     @property
     def n_success(self) -> int:
+        """Episodes that succeeded."""
         return sum(e.success for e in self.episodes)
 
     @property
     def share(self) -> float:
+        """Of successes, 0..1."""
         return self.n_success / self.n
 
     @property
     def interval(self) -> Interval:
+        """Wilson's, 95 %."""
         return wilson(self.n_success, self.n)
 
     @property
     def outcomes(self) -> Counter[str]:
+        """How often an episode ended in which way."""
         return Counter(e.outcome for e in self.episodes)
 
     @property
@@ -103,6 +108,7 @@ class CellResult:
 
     @property
     def starved_share(self) -> float:
+        """Share of ticks that had no action to carry out, 0..1."""
         return _ratio(sum(e.n_starved for e in self.episodes), sum(e.n_ticks for e in self.episodes))
 
     @property
@@ -112,10 +118,12 @@ class CellResult:
 
     @cached_property
     def seam_p95(self) -> Figure | None:
+        """Jump between the last action of a chunk and the first of the next, 95th percentile."""
         return _figure([e.seams for e in self.episodes], _p95)
 
     @cached_property
     def within_p95(self) -> Figure | None:
+        """Jump between neighbouring actions of one chunk, 95th percentile."""
         return _figure([e.within for e in self.episodes], _p95)
 
     @property
@@ -127,6 +135,7 @@ class CellResult:
 
     @cached_property
     def pairs(self) -> Pairs | None:
+        """Against the cell that it is compared with, on the places that both tried; None: none."""
         both = self._both()
         return Pairs.of([a.success for a, _ in both], [b.success for _, b in both]) if both else None
 

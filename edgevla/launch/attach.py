@@ -16,6 +16,7 @@ from edgevla.session import deployments, describe, find_deployment
 
 
 def add_run_dir(parser: argparse.ArgumentParser) -> None:
+    """The option `--run-dir`, of verbs that attach to a deployment."""
     parser.add_argument(
         "--run-dir",
         type=Path,

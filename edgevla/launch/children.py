@@ -64,6 +64,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """Of the process; -1 before it was started."""
         return self._process.pid if self._process else -1
 
     @property
@@ -73,6 +74,7 @@ class Child:
 
     @property
     def is_alive(self) -> bool:
+        """Whether the process was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def last_sentence(self) -> str:
@@ -119,6 +121,7 @@ class Child:
 
 
 def how(code: int | None) -> str:
+    """How a process ended, in words: a signal's name or an exit code."""
     if code is None:
         return "no exit code"
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"

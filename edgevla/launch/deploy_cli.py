@@ -167,6 +167,7 @@ def _served(args: argparse.Namespace, wanted: DeployOptions) -> PolicySource:
 
 
 def options_from(args: argparse.Namespace) -> Any:
+    """What the command line asks for. Raises UsageError: options that contradict each other."""
     from edgevla.launch.deployment import DeployOptions
 
     options.check_arguments(args)

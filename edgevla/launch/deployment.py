@@ -144,6 +144,7 @@ def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
 
 
 def execution_words(execution: Execution) -> str:
+    """An execution with its options, as a person would type them."""
     options = execution_to(execution)
     return options.pop("kind") + "".join(f" {k}={v}" for k, v in options.items())
 

@@ -21,6 +21,7 @@ class Emergency:
     after_s: float | None = None
 
     def words(self) -> str:
+        """When it was, what the arm did, and how it ended."""
         if self.after_s is None:
             return f"at {self.at_s:.1f} s: the arm was frozen, and the stop was latched until the end"
         return f"at {self.at_s:.1f} s: the arm was frozen, and {ENDS[self.ended]} {self.after_s:.1f} s later"
@@ -43,6 +44,7 @@ class Emergencies:
         self._mode = ""
 
     def see_mode(self, mode: str, now_ns: int) -> None:
+        """The loop's mode in a state that was heard. now_ns: monotonic, when."""
         before, self._mode = self._mode, mode
         if mode != "emergency":
             self._end("cleared", now_ns)
@@ -50,12 +52,14 @@ class Emergencies:
             self.begin(now_ns)
 
     def see_event(self, code: str, now_ns: int) -> None:
+        """The code of an event that was heard; it comes even where states are lost."""
         if code == "mode_emergency":
             self.begin(now_ns)
         elif code == "released":
             self._end("released", now_ns)
 
     def begin(self, now_ns: int) -> None:
+        """An emergency stop, unless that of this moment is known."""
         if not self._is_open and now_ns > self._seen_ns:
             self._is_open, self._seen_ns = True, now_ns
             self._all.append(Emergency(self._seconds(now_ns)))
@@ -76,4 +80,5 @@ class Emergencies:
         return round((now_ns - self._began_ns) / NS, 1)
 
     def told(self) -> list[dict[str, Any]]:
+        """Every stop, for the summary."""
         return [{**asdict(stop), "words": stop.words()} for stop in self._all]

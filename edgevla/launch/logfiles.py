@@ -52,10 +52,12 @@ class LogFiles:
 
     @property
     def path(self) -> Path:
+        """The file of records, one JSON object a line."""
         return self.folder / "run.jsonl"
 
     @property
     def is_open(self) -> bool:
+        """Whether records can still be written; a full disk ends that."""
         return self._fd >= 0
 
     def write(self, line: str) -> None:
@@ -68,6 +70,7 @@ class LogFiles:
             self.flush()
 
     def flush(self) -> None:
+        """Writes what has gathered; a failure is said once and ends the log, not the run."""
         if not self.is_open:
             return
         data = b"".join(self._pending)

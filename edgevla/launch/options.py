@@ -41,6 +41,7 @@ class Number:
 
     @property
     def range(self) -> str:
+        """What is allowed, in words."""
         kind = "a whole number " if self.is_whole else ""
         if not self.above:
             ends = f"from {self.low:g} to {self.high:.10g}"
@@ -52,6 +53,7 @@ class Number:
 
 
 def whole(low: int, high: int) -> Number:
+    """The type of an option whose value is a whole number, both ends allowed."""
     return Number(low, high, is_whole=True)
 
 
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_duration(parser: argparse.ArgumentParser) -> None:
+    """The option `--duration`."""
     parser.add_argument(
         "--duration",
         type=SECONDS,

@@ -159,6 +159,7 @@ class Session:
 
     @property
     def is_recording(self) -> bool:
+        """Whether an episode is open and takes frames."""
         return self.node.recording is not None and self.node.recording.is_recording
 
     def run(self, read_key: Callable[[float], str | None]) -> None:
@@ -209,6 +210,7 @@ class Session:
             self._say(f"! {error}")
 
     def result(self) -> dict[str, Any]:
+        """What `--json` prints at the end."""
         recording = self.node.recording
         return {
             "output": str(self.args.output),

@@ -50,6 +50,7 @@ class Series:
         self._values: list[float] = []
 
     def add(self, value: float) -> None:
+        """One more value; at the limit the older half goes."""
         self._values.append(value)
         if len(self._values) > self.LIMIT:
             del self._values[: self.LIMIT // 2]

@@ -52,9 +52,11 @@ class Screen:
         write(self._stream, line)
 
     def give_way(self) -> None:
+        """Lines wait from here on: something else has the terminal."""
         self._waiting, self._n_waited = deque(maxlen=LINES_KEPT), 0
 
     def come_back(self) -> None:
+        """Prints the lines that waited, and how many were too many."""
         lines, self._waiting = self._waiting or (), None
         if self._n_waited > len(lines):
             write(self._stream, f"... {self._n_waited - len(lines)} earlier lines are in the log only")

@@ -59,13 +59,25 @@ class Run(Protocol):
         """Arguments that tell a child where this deployment's processes meet."""
         ...
 
-    def say(self, severity: str, source: str, text: str, /) -> None: ...
+    def say(self, severity: str, source: str, text: str, /) -> None:
+        """One line for the person. severity, source: as events have them."""
+        ...
 
-    def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child: ...
+    def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
+        """Starts a process of this deployment.
+
+        args: module and its arguments; pass_fds: descriptors that it inherits.
+        """
+        ...
 
     def await_ready(
         self, child_name: str, node: str, cls: type[A], limit_s: float, error: type[EdgeVLAError]
-    ) -> A: ...
+    ) -> A:
+        """What a node tells of itself once it answers.
+
+        Raises `error`: it ended, or did not answer in `limit_s` seconds.
+        """
+        ...
 
 
 class ActionSource(Protocol):
@@ -220,6 +232,10 @@ class DirectSource:
         self.execution: Execution = Async(every=1)
 
     def direct_arguments(self, run: Run, fps: float, chunk_size: int, latency_ms: float) -> Start:
+        """What the robot is told with `start` where there is no policy.
+
+        fps: of the actions; latency_ms: of the source.
+        """
         return Start(
             fps=fps,
             chunk_size=chunk_size,

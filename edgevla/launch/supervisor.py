@@ -222,6 +222,7 @@ class Supervisor:
             self.failure = self._last_words(guardian)
 
     def summary(self) -> dict[str, Any]:
+        """The run in figures and words, as `summary.json` has it."""
         counters = dict(self._inbox.counters) if self._inbox else {}
         if self.asked.steps.step >= 2 and self.log.was_on:
             self.log.emergencies.surely(self.asked.steps.stepped_ns)

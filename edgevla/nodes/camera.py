@@ -187,6 +187,7 @@ class Capture(threading.Thread):
             self._say(severity, code, text)
 
     def stop(self) -> None:
+        """Asks the thread to end; it does after the picture that it waits for."""
         self._stopping.set()
 
 

@@ -109,6 +109,7 @@ class PolicyNode:
 
     @property
     def router_socket(self) -> zmq.Socket:
+        """Where requests come in; for pollers."""
         return self._router.socket
 
     def first_look(self, drawn: Collection[str]) -> FirstLook:
@@ -126,6 +127,7 @@ class PolicyNode:
         return self._assembler.assemble(usual.state, time.monotonic_ns(), usual.task).observation
 
     def say(self, text: str) -> None:
+        """One sentence for the person who watches."""
         self._publisher.event("info", "policy_server", text)
 
     def warm_up(self, seen: Sequence[Oddity] = ()) -> None:

@@ -39,16 +39,26 @@ class Writer(Protocol):
     n_episodes: int
 
     @property
-    def n_open_frames(self) -> int: ...
+    def n_open_frames(self) -> int:
+        """Frames of the open episode."""
+        ...
 
     @property
-    def repeated(self) -> Mapping[str, Repeated]: ...
+    def repeated(self) -> Mapping[str, Repeated]:
+        """Per camera: pictures equal to the one before."""
+        ...
 
-    def add_frame(self, frame: Mapping[str, Any], task: str) -> None: ...
+    def add_frame(self, frame: Mapping[str, Any], task: str) -> None:
+        """One row. frame: feature -> value; task: its instruction."""
+        ...
 
-    def save_episode(self) -> int: ...
+    def save_episode(self) -> int:
+        """Completes the open episode; its number."""
+        ...
 
-    def discard_episode(self) -> None: ...
+    def discard_episode(self) -> None:
+        """Forgets the open episode."""
+        ...
 
     def close(self) -> None: ...
 
@@ -103,6 +113,7 @@ class Recording:
         self._first: dict[str, Glance] = {}
 
     def frame(self, message: Message[Frame]) -> None:
+        """Takes a picture of one of its cameras; others are passed over."""
         if message.body.camera in self.frames:
             self.frames[message.body.camera].append(message)
 
@@ -123,6 +134,7 @@ class Recording:
 
     @property
     def is_full(self) -> bool:
+        """Whether the episode has the greatest length that was asked for."""
         return self.longest is not None and self.writer.n_open_frames >= self.longest
 
     def settle(self, now_ns: int) -> None:

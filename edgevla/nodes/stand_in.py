@@ -68,6 +68,7 @@ class StandIn(ABC):
         """Sends the chunk for one `infer`, or none: the arm then holds."""
 
     def all_counters(self) -> Mapping[str, int]:
+        """What goes into its heartbeat."""
         return self.counters
 
     def is_ready(self, provider: str, latency_ms: float) -> None:

@@ -71,6 +71,7 @@ class Authority:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the robots that may come in."""
         return tuple(self._names.values())
 
     def callback(self, domain: str, key: bytes) -> bool:

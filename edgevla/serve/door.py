@@ -39,6 +39,7 @@ class Caller:
 
     @property
     def session(self) -> bytes:
+        """Of the deployment that asks: 8 bytes."""
         return self.asked.header.session
 
     @property
@@ -132,6 +133,7 @@ class Door:
             self.counters["unsent"] += 1
 
     def ack(self, caller: Caller, is_accepted: bool, reason: str = "") -> None:
+        """Yes, or no with the reason."""
         self.answer(caller, Ack(caller.asked.seq, is_accepted, reason))
 
     def close(self) -> None:

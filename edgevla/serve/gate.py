@@ -101,6 +101,7 @@ class Rates:
         self._left: dict[str, tuple[float, int]] = {}
 
     def allows(self, who: str, now_ns: int) -> bool:
+        """Whether somebody may ask once more; takes a turn where it may. now_ns: monotonic."""
         left, at_ns = self._left.pop(who, (self._most, now_ns))
         left = min(self._most, left + (now_ns - at_ns) * self._per_ns)
         is_allowed = left >= 1

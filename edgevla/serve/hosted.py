@@ -40,6 +40,7 @@ class Hosted:
 
     @property
     def max_batch(self) -> int:
+        """Robots that share one inference at most."""
         most = self.policy.manifest.batch.max
         return most if self.limit is None else min(self.limit, most)
 

@@ -41,15 +41,18 @@ class Metrics:
         self._seen: dict[str, dict[Labels, list[int]]] = {name: {} for name in HELP}
 
     def count(self, name: str, **labels: str) -> None:
+        """Adds one to a counter. labels: which of its rows."""
         with self._lock:
             values, key = self._values[name], tuple(labels.items())
             values[key] = values.get(key, 0) + 1
 
     def set(self, name: str, value: float, **labels: str) -> None:
+        """What a gauge shows from here on."""
         with self._lock:
             self._values[name][tuple(labels.items())] = value
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
+        """Adds a duration to a histogram."""
         with self._lock:
             key = tuple(labels.items())
             self._values[name][key] = self._values[name].get(key, 0.0) + seconds
@@ -57,14 +60,17 @@ class Metrics:
             bins[bisect_left(BOUNDS_S, seconds)] += 1
 
     def value(self, name: str, **labels: str) -> float:
+        """Of a counter or gauge; 0 where nothing was counted."""
         with self._lock:
             return self._values[name].get(tuple(labels.items()), 0.0)
 
     def total(self, name: str) -> float:
+        """Of a counter, over all labels."""
         with self._lock:
             return sum(self._values[name].values())
 
     def text(self) -> str:
+        """The page, in Prometheus' text format."""
         lines = []
         with self._lock:
             for name, (kind, meaning) in HELP.items():
@@ -124,6 +130,7 @@ class MetricsPage:
 
     @property
     def address(self) -> str:
+        """The page's URL."""
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}/metrics"
 

@@ -43,6 +43,7 @@ class _File:
 
 
 def place_of(side: Side) -> Path:
+    """The file of whoever is paired with this side."""
     return keys_folder() / f"{side}.json"
 
 

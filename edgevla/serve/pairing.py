@@ -369,6 +369,7 @@ def _why(error: OSError) -> str:
 
 
 def shown(host: str, port: int) -> str:
+    """HOST:PORT as a person types it; IPv6 in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

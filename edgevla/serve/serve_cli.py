@@ -213,6 +213,7 @@ def printable(value: Any) -> str:
 
 
 def say(text: str) -> None:
+    """One line at once, also where stdout is a file."""
     print(text, flush=True)
 
 

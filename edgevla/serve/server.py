@@ -110,6 +110,7 @@ class PolicyServer:
 
     @property
     def is_drained(self) -> bool:
+        """Whether it was asked to end and nothing runs any more."""
         return self.is_draining and self._running is None
 
     def step(self, now_ns: int) -> None:

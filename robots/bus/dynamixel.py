@@ -163,6 +163,7 @@ def stuff(data: bytes) -> bytes:
 
 
 def unstuff(data: bytes) -> bytes:
+    """What `stuff` put in, taken out."""
     return data.replace(b"\xff\xff\xfd\xfd", b"\xff\xff\xfd")
 
 
@@ -176,42 +177,52 @@ def _word(value: int) -> bytes:
 
 
 def instruction(servo_id: int, code: int, parameters: bytes = b"") -> bytes:
+    """A packet to a servo."""
     return _close(servo_id, stuff(bytes((code,)) + parameters))
 
 
 def status(servo_id: int, error: int = 0, data: bytes = b"") -> bytes:
+    """A servo's answer, as the emulator sends it."""
     return _close(servo_id, stuff(bytes((STATUS, error)) + data))
 
 
 def ping(servo_id: int) -> bytes:
+    """Asks whether a servo is there; it tells its model."""
     return instruction(servo_id, PING)
 
 
 def read(servo_id: int, address: int, size: int) -> bytes:
+    """Asks for registers. size: bytes."""
     return instruction(servo_id, READ, _word(address) + _word(size))
 
 
 def write(servo_id: int, address: int, data: bytes) -> bytes:
+    """Sets registers."""
     return instruction(servo_id, WRITE, _word(address) + data)
 
 
 def reg_write(servo_id: int, address: int, data: bytes) -> bytes:
+    """Sets registers when `action` comes."""
     return instruction(servo_id, REG_WRITE, _word(address) + data)
 
 
 def action(servo_id: int = BROADCAST) -> bytes:
+    """Carries out what `reg_write` left."""
     return instruction(servo_id, ACTION)
 
 
 def reboot(servo_id: int) -> bytes:
+    """Restarts a servo; it clears a hardware error."""
     return instruction(servo_id, REBOOT)
 
 
 def sync_read(address: int, size: int, ids: Sequence[int]) -> bytes:
+    """Asks several servos for the same registers; each answers."""
     return instruction(BROADCAST, SYNC_READ, _word(address) + _word(size) + bytes(ids))
 
 
 def fast_sync_read(address: int, size: int, ids: Sequence[int]) -> bytes:
+    """The same, answered in one packet that all of them write."""
     return instruction(BROADCAST, FAST_SYNC_READ, _word(address) + _word(size) + bytes(ids))
 
 

@@ -125,35 +125,43 @@ def checksum(body: bytes) -> int:
 
 
 def instruction(servo_id: int, code: int, parameters: bytes = b"") -> bytes:
+    """A packet to a servo."""
     body = bytes((servo_id, len(parameters) + 2, code)) + parameters
     return HEADER + body + bytes((checksum(body),))
 
 
 def status(servo_id: int, error: int = 0, data: bytes = b"") -> bytes:
+    """A servo's answer, as the emulator sends it."""
     return instruction(servo_id, error, data)
 
 
 def ping(servo_id: int) -> bytes:
+    """Asks whether a servo is there."""
     return instruction(servo_id, PING)
 
 
 def read(servo_id: int, address: int, size: int) -> bytes:
+    """Asks for registers. size: bytes."""
     return instruction(servo_id, READ, bytes((address, size)))
 
 
 def write(servo_id: int, address: int, data: bytes) -> bytes:
+    """Sets registers."""
     return instruction(servo_id, WRITE, bytes((address,)) + data)
 
 
 def reg_write(servo_id: int, address: int, data: bytes) -> bytes:
+    """Sets registers when `action` comes."""
     return instruction(servo_id, REG_WRITE, bytes((address,)) + data)
 
 
 def action(servo_id: int = BROADCAST) -> bytes:
+    """Carries out what `reg_write` left."""
     return instruction(servo_id, ACTION)
 
 
 def sync_read(address: int, size: int, ids: Sequence[int]) -> bytes:
+    """Asks several servos for the same registers; each answers."""
     return instruction(BROADCAST, SYNC_READ, bytes((address, size, *ids)))
 
 

@@ -62,6 +62,7 @@ class Register:
         return value.to_bytes(self.size, "little", signed=self.is_signed)
 
     def decode(self, data: bytes) -> int:
+        """The value of its bytes, with its sign."""
         value = int.from_bytes(data[: self.size], "little", signed=self.is_signed)
         if self.sign_bit is None:
             return value
@@ -86,10 +87,12 @@ class Block:
 
     @property
     def address(self) -> int:
+        """Of its first register."""
         return min(r.address for r in self.registers)
 
     @property
     def size(self) -> int:
+        """Bytes from its first register to its last."""
         return max(r.end for r in self.registers) - self.address
 
     def decode(self, data: bytes) -> dict[str, int]:
@@ -98,4 +101,5 @@ class Block:
 
 
 def table(registers: Iterable[Register]) -> dict[str, Register]:
+    """Registers by name."""
     return {register.name: register for register in registers}

@@ -85,9 +85,11 @@ class ServoBus(Habits):
 
     @property
     def ids(self) -> tuple[int, ...]:
+        """Of its motors, in the profile's order."""
         return tuple(self.motors)
 
     def name_of(self, servo_id: int) -> str:
+        """As sentences call a servo: `motor 4 (wrist_flex)`."""
         known = self.motors.get(servo_id)
         return f"motor {servo_id} ({known})" if known else f"motor {servo_id}"
 
@@ -342,6 +344,7 @@ class ServoBus(Habits):
         self.port.write(self.goal_frame(values, name))
 
     def register(self, name: str) -> Register:
+        """A register by its name in the protocol's table."""
         if name not in self.registers:
             raise ConfigError(f"servos of {self.robot} on {self.port.name} have no register '{name}'")
         return self.registers[name]

@@ -64,11 +64,13 @@ class Faults:
         self.n_injected: dict[str, int] = {}
 
     def add(self, fault: Fault, now_ns: int) -> None:
+        """A fault from now on. now_ns: of the emulator's clock."""
         if fault.duration_ms is not None:
             fault.end_ns = now_ns + int(fault.duration_ms * 1e6)
         self._active.append(fault)
 
     def clear(self) -> None:
+        """Ends all of them."""
         self._active.clear()
 
     def take(self, kind: str, bus: str, now_ns: int, servo: Servo | None = None) -> Fault | None:

@@ -73,12 +73,14 @@ class Line:
         return [s for s in self.servos if self._hears(s)]
 
     def with_id(self, servo_id: int) -> list[Any]:
+        """The servos that hear this id: several, where two have the same."""
         return [s for s in self.servos if s.id == servo_id and self._hears(s)]
 
     def _hears(self, servo: Servo) -> bool:
         return self.client_baud is None or servo.baud == self.client_baud
 
     def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[Answer]:
+        """What one packet makes of the servos, and what they answer."""
         raise NotImplementedError
 
     def frame(self, answers: Sequence[Answer], servo_id: int) -> bytes:

@@ -85,6 +85,7 @@ class Axis:
 
     @property
     def current_ma(self) -> float:
+        """What the motor draws."""
         return abs(self.load) * self.model.max_current_ma
 
     @property

@@ -95,6 +95,7 @@ class Servo:
     # ---- memory ----
 
     def get(self, name: str) -> int:
+        """A register's value as the servo holds it."""
         value = self._values.get(name)
         if value is None:
             r = self.registers[name]
@@ -131,12 +132,14 @@ class Servo:
     @classmethod
     @functools.cache
     def overlaps(cls, address: int, size: int) -> Sequence[Register]:
+        """The registers that share bytes with a range."""
         return [r for r in cls.registers.values() if r.address < address + size and address < r.end]
 
     # ---- what it is ----
 
     @property
     def id(self) -> int:
+        """The one that it answers to."""
         return self.get("id")
 
     @property
@@ -170,6 +173,7 @@ class Servo:
         raise NotImplementedError
 
     def is_silent(self, now_ns: int) -> bool:
+        """Whether it does not answer: told so, or starting."""
         return self.is_mute or (self.n_power_ups > 1 and now_ns < self.boot_ns + BOOT_NS)
 
     # ---- what happens to it ----

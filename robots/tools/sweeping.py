@@ -85,6 +85,7 @@ class Swept:
 
     @property
     def from_middle_deg(self) -> tuple[float, float]:
+        """(lowest, highest), degrees from the servo's middle."""
         return tuple((tick - CENTRE_TICK) * 360 / LAST_TICK for tick in (self.low, self.high))  # type: ignore[return-value]
 
 

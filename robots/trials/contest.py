@@ -293,6 +293,7 @@ def with_cameras(robot: AboutRobot, m: Manifest, cameras: dict[str, tuple[str, i
 
 
 def own_names(m: Manifest) -> dict[str, str]:
+    """Camera feature -> the robot's name for it."""
     return {feature: str(m.features[feature].camera_name) for feature in m.cameras}
 
 

@@ -294,6 +294,7 @@ def versions_for(task: Task) -> dict[str, str]:
 
 
 def machine_facts() -> dict[str, Any]:
+    """The computer that the figures are of."""
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

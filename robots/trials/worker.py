@@ -42,6 +42,7 @@ class Assignment:
 
 
 def strip_of(folder: Path, slug: str, number: int) -> Path:
+    """The strip of pictures of one episode."""
     return folder / STRIPS / f"{slug}-ep{number:03d}.png"
 
 

@@ -51,10 +51,14 @@ class Physics(Protocol):
     step_ns: int
 
     @property
-    def angle_rad(self) -> np.ndarray: ...
+    def angle_rad(self) -> np.ndarray:
+        """Where the joints are."""
+        ...
 
     @property
-    def effort(self) -> np.ndarray: ...
+    def effort(self) -> np.ndarray:
+        """-1..1 of each joint's full force, in the last step."""
+        ...
 
     def put(self, angle_rad: np.ndarray) -> None:
         """The joints are there, at rest, as by a person's hand."""
@@ -134,6 +138,7 @@ def make_world(task: Task, seed: int, episode_s: float | None = None) -> World:
 
 
 def make_painter(task: Task) -> Painter:
+    """Who draws a task's cameras."""
     painter: Painter = _module(task).make_painter(task)
     return painter
 

@@ -38,6 +38,7 @@ def test_the_wheel_holds_the_linked_packages_and_their_data(wheel: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     for expected in (
         "edgevla/cli.py",
+        "edgevla/py.typed",
         "edgevla/robots/so101.toml",
         "edgevla/robots/guardian.py",
         "edgevla/train/policies/act.py",

@@ -59,6 +59,7 @@ class NoiseSchedule(nn.Module):
         return self.table[timestep.to(torch.int64) + 1][:, None, None]
 
     def add_noise(self, data: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """sqrt(alpha) x + sqrt(1 - alpha) noise (Ho et al. 2020, equation 4). timestep: (B,), whole numbers."""
         alpha = self.alpha(timestep)
         return alpha.sqrt() * data + (1 - alpha).sqrt() * noise
 

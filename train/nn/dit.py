@@ -40,6 +40,7 @@ class PerEmbodimentLinear(nn.Module):
         self._baked: tuple[Tensor, Tensor] | None = None
 
     def bake(self, embodiment: int | None) -> None:
+        """Only this embodiment from here on, so that no gather is traced; None: all again."""
         fixed = (
             None
             if embodiment is None
@@ -143,6 +144,7 @@ class DiTDims:
 
     @property
     def width(self) -> int:
+        """Of the residual stream."""
         return self.heads * self.head_dim
 
 

@@ -67,6 +67,7 @@ NEWER_NAMES: tuple[tuple[str, str], ...] = (
 
 
 def is_newer_layout(names: list[str]) -> bool:
+    """Whether weights are named as transformers does since it has Florence-2 itself."""
     return any(name.startswith("multi_modal_projector.") for name in names)
 
 

@@ -74,4 +74,5 @@ def guide(
 
 
 def euler(x: Tensor, v: Tensor, tau: Tensor, tau_next: Tensor) -> Tensor:
+    """One solver step. x, v: (B, T, D); tau, tau_next: (B,)."""
     return x + (tau_next - tau)[:, None, None] * v

@@ -81,6 +81,7 @@ class Normalizer(nn.Module):
         return torch.where(self.fixed, torch.full_like(y, 0.0 if self.mode == "MEAN_STD" else -1.0), y)
 
     def inverse(self, y: Tensor) -> Tensor:
+        """Normalised values back to the dataset's units, same shape."""
         if self.a is None or self.b is None:
             return y
         a, b = self.a.to(y.dtype), self.b.to(y.dtype)
@@ -123,6 +124,7 @@ class Normalizers(nn.Module):
         return normalizer.command(x)
 
     def inverse(self, feature: str, y: Tensor) -> Tensor:
+        """The same for one feature, by its name."""
         inverse: Normalizer = self.inverses[_module_name(feature)]  # type: ignore[assignment]
         return inverse.inverse(y)
 

@@ -34,6 +34,7 @@ class VisionDims:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> VisionDims:
+        """Out of the `vision_config` of transformers."""
         sizes = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads")
         check_said(config, *sizes, "patch_size", "image_size")
         return cls(
@@ -48,6 +49,7 @@ class VisionDims:
 
     @property
     def grid(self) -> int:
+        """Patches along one side."""
         return self.image // self.patch
 
 

@@ -33,6 +33,7 @@ class DomainLinear(nn.Module):
         self._baked: tuple[Tensor, Tensor] | None = None
 
     def bake(self, domain: int) -> None:
+        """Only this domain from here on, so that no gather is traced."""
         w, b = self.fc.weight[domain].detach(), self.bias.weight[domain].detach()
         self._baked = w.view(self.n_in, self.n_out).clone(), b.clone()
 
@@ -122,6 +123,7 @@ class SoftPromptedTransformer(Recomputed):
         self._baked_prompts: Tensor | None = None
 
     def bake(self, domain: int) -> None:
+        """Only this domain's prompts from here on."""
         if self.n_prompts:
             row = self.soft_prompt_hub.weight[domain].detach()
             self._baked_prompts = row.view(1, self.n_prompts, -1).clone()

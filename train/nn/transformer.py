@@ -193,10 +193,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(dims.head_dim, dims.eps) if dims.qk_norm else None
 
     def queries(self, x: Tensor, rope: Rope) -> Tensor:
+        """(B, T, width) -> (B, heads, T, head_dim), rotated."""
         q = _heads(project(self.q_proj, x), self.heads)
         return rotate(self.q_norm(q)[0] if self.q_norm is not None else q, rope)
 
     def keys_values(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """(B, T, width) -> two of (B, kv_heads, T, head_dim), the keys rotated."""
         k, v = _heads(project(self.k_proj, x), self.kv_heads), _heads(project(self.v_proj, x), self.kv_heads)
         return rotate(self.k_norm(k)[0] if self.k_norm is not None else k, rope), v
 
@@ -302,13 +304,16 @@ class Transformer(Recomputed):
         return self.layer(0).self_attn.q_proj.weight.dtype
 
     def layer(self, i: int) -> Layer:
+        """The i-th layer, for stacks that walk two at once."""
         return self.layers[i]  # type: ignore[return-value]
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) token numbers -> (B, T, width), not scaled."""
         assert self.embed_tokens is not None, "this stack has no vocabulary"
         return self.embed_tokens(tokens)
 
     def rope(self, positions: Tensor) -> Rope:
+        """Rotation tables. positions: (B, T), counted from 0."""
         return rope_tables(positions, self.dims.head_dim, self.dims.rope_base)
 
     def keys_values(self, x: Tensor, rope: Rope, bias: Tensor | None, every: int = 1) -> Tensor:

@@ -351,6 +351,7 @@ class Layer(nn.Module):
         return norm(x + self.dropout(block(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """(..., dim_model) -> the same, before the residual."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 

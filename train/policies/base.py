@@ -134,6 +134,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def schedule(self) -> Schedule | None:
+        """The times that `denoise` walks; None: the policy does not denoise."""
         return None
 
     @property
@@ -333,6 +334,7 @@ class Policy(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return next(self.parameters()).device
 
 

@@ -70,20 +70,24 @@ class PolicyConfig:
 
     @property
     def state_dim(self) -> int | None:
+        """Measured joints; None: the policy takes none."""
         feature = self.input_features.get(STATE)
         return _length(STATE, feature) if feature is not None and feature.type == "STATE" else None
 
     @property
     def environment_state_dim(self) -> int | None:
+        """Numbers of the environment's state; None: none are taken."""
         feature = next((f for f in self.input_features.values() if f.type == "ENV"), None)
         return _length(self.environment_state_key, feature) if feature is not None else None
 
     @property
     def environment_state_key(self) -> str:
+        """The feature that holds the environment's state."""
         return next((k for k, f in self.input_features.items() if f.type == "ENV"), ENVIRONMENT_STATE)
 
     @property
     def action_dim(self) -> int:
+        """Numbers of one action."""
         feature = self.output_features.get(ACTION)
         if feature is None:
             raise CheckpointError("the policy's config.json names no output feature 'action'")
@@ -98,6 +102,7 @@ class PolicyConfig:
 
     @property
     def action_indices(self) -> list[int]:
+        """Rows of a training chunk, relative to the observation's."""
         return list(range(self.chunk_length))
 
     @property

@@ -72,6 +72,7 @@ class MinMax(nn.Module):
         return torch.where(flat, torch.zeros_like(y), y)
 
     def inverse(self, y: Tensor) -> Tensor:
+        """-1..1 back to the dataset's units, same shape."""
         if self.low is None or self.high is None:
             return y
         return (y + 1) / 2 * (self.high - self.low) + self.low

@@ -197,4 +197,5 @@ class Architecture:
 
     @property
     def tokens_per_image(self) -> int:
+        """One per patch."""
         return self.vision.grid**2

@@ -158,6 +158,7 @@ class PiDims:
     def of(
         cls, vision: Mapping[str, Any], text: Mapping[str, Any], expert: Mapping[str, Any], *, adaptive: bool
     ) -> PiDims:
+        """Out of three configs as transformers writes them."""
         stack = TransformerDims.from_hf(text)
         second = TransformerDims.from_hf(expert)
         for name in ("depth", "heads", "kv_heads", "head_dim"):

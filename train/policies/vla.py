@@ -109,6 +109,7 @@ class FlowVla(Policy):
         return actions
 
     def restore_actions(self, actions: Tensor) -> Tensor:
+        """What a checkpoint's own convention of joints becomes again, (B, T, A)."""
         return actions
 
     # -- training -----------------------------------------------------------------------------------------
@@ -121,6 +122,7 @@ class FlowVla(Policy):
         return {"noise": noise.to(device), "time": self.draw_time(n, generator).to(device)}
 
     def draw_time(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """(n,) times to train at."""
         return flow.draw_time(n, generator)
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
@@ -262,6 +264,7 @@ class FlowVla(Policy):
     # -- signatures ---------------------------------------------------------------------------------------
 
     def context_specs(self) -> tuple[TensorSpec, ...]:
+        """What `encode` hands to every step."""
         dims, config = self.expert.dims, self.config
         n = self.prefix_tokens(self.live_cameras, self.n_prompt_tokens)
         dtype = str(self.language.dtype).removeprefix("torch.")
@@ -326,6 +329,7 @@ class FlowVla(Policy):
 
     @property
     def n_prompt_tokens(self) -> int:
+        """Tokens that a prompt is padded to."""
         step = self.processors.step("tokenizer_processor")
         length = self.config.tokenizer_max_length
         return int(step.number("max_length", length)) if step else length
@@ -369,11 +373,13 @@ class FlowVla(Policy):
 
     @classmethod
     def language_steps(cls, config: VlaConfig) -> list[Step]:
+        """The steps of a saved pipeline that make tokens of a task."""
         newline = [Step(cls.newline_step)] if cls.newline_step else []
         return [*newline, cls.tokenizer_step(config)]
 
     @classmethod
     def tokenizer_step(cls, config: VlaConfig) -> Step:
+        """The tokenizing one of them."""
         settings = {
             "max_length": config.tokenizer_max_length,
             "task_key": "task",
@@ -395,5 +401,6 @@ def pad_last(x: Tensor, width: int) -> Tensor:
 
 
 def freeze(*modules: nn.Module) -> None:
+    """No gradients from here on."""
     for module in modules:
         module.requires_grad_(False)

@@ -63,6 +63,7 @@ class VlaConfig(PolicyConfig):
 
     @property
     def denoise_steps(self) -> int:
+        """Solver steps where nobody asks for others."""
         raise NotImplementedError
 
     def validate(self) -> None:

@@ -220,6 +220,7 @@ class XVla(Policy):
         return resize_with_pad(x, size[0], size[1], place="bottom_right") if size is not None else x
 
     def views(self, images: Mapping[str, Tensor]) -> list[Tensor]:
+        """Pictures as the network sees them, in its order of cameras."""
         return [self.view(name, images[name]) for name in self.live_cameras]
 
     def proprio(self, state: Tensor | None, batch: int) -> Tensor:
@@ -230,6 +231,7 @@ class XVla(Policy):
         return self.space.hide(F.pad(x, (0, self.config.max_state_dim - x.shape[-1])))
 
     def domains(self, batch: int, given: Tensor | None = None) -> Tensor:
+        """(B,) whose prompts and heads are used. given: per sample, where the dataset says."""
         if given is not None:
             return given.reshape(batch, -1)[:, 0].to(torch.int64)
         return torch.full((batch,), self.domain, dtype=torch.int64, device=self.device)
@@ -278,6 +280,7 @@ class XVla(Policy):
     def context(
         self, views: Sequence[Tensor], tokens: Tensor, state: Tensor | None, domain: Tensor
     ) -> dict[str, Tensor]:
+        """All that the steps need, computed once per observation."""
         vlm, aux = self.features(views, tokens)
         proprio = self.proprio(state, tokens.shape[0]).to(vlm.dtype)
         return {

@@ -120,4 +120,5 @@ class XVlaConfig(PolicyConfig):
 
     @property
     def n_views(self) -> int:
+        """Pictures that the network takes, absent ones among them."""
         return max(self.num_image_views or 0, len(self.real_cameras) + self.empty_cameras)

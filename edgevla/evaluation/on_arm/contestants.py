@@ -108,6 +108,7 @@ class Contestants:
         return replace(arguments, is_held=True)
 
     def quiet(self, run: Run, policy: int) -> Quiet:
+        """The run as one policy's source sees it: its own options, and names kept back."""
         return Quiet(run, self._options[policy], self.hidden)
 
     def is_same_process(self, a: int, b: int) -> bool:
@@ -155,6 +156,7 @@ class Loader:
         self._asked_s = 0.0
 
     def want(self, policy: int) -> None:
+        """Loads the policy of that number, unless it is the one that runs."""
         if policy == self._wanted:
             return
         is_same = self._contestants.is_same_process(policy, self._wanted)
@@ -189,6 +191,7 @@ class Loader:
 
     @property
     def is_ready(self) -> bool:
+        """Whether the policy that is wanted is loaded, warm, and planned with."""
         return self._latency_ms is not None and self._is_planned and not self.was_lost
 
     def close(self) -> None:

@@ -135,10 +135,12 @@ class Journal:
         return last
 
     def void(self, turn: tuple[int, int], why: str) -> None:
+        """An episode that does not count, and why. turn: its round and place."""
         self._write({"void": why, "round": turn[0], "place": turn[1]})
         self.n_void += 1
 
     def keep_rollout(self, verdict: int, episode: int) -> None:
+        """Which recorded episode shows what was judged. verdict: its number."""
         self._write({"rollout": verdict, "episode": episode})
         self.rollouts[verdict] = episode
 

@@ -24,10 +24,12 @@ class Measures:
         self.chunk_ms: list[float] = []
 
     def state(self, state: State) -> None:
+        """One tick of the robot's, while the policy drives."""
         if state.mode in ("running", "holding"):
             self._states.append(state)
 
     def chunk(self, chunk: Chunk) -> None:
+        """One answer of the policy's: its time counts."""
         self.chunk_ms.append(round(chunk.timing_ns.total / 1e6, 2))
 
     def figures(self, counters: Mapping[str, int]) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Judged:
         return [v for t in turns if (v := verdicts.get((t.round, t.place))) is not None]
 
     def evaluated(self, stopped: str | None) -> Evaluated:
+        """The verdicts as a simulated task's are, for the same tables. stopped: why it ended early."""
         s = self.journal.setting
         conditions = Conditions(
             task=s.task,

@@ -36,13 +36,31 @@ class StageLike(Protocol):
     counters: Mapping[str, int]
 
     def command(self, action: Action) -> None: ...
-    def begin(self) -> None: ...
-    def freeze(self) -> None: ...
-    def want(self, policy: int) -> None: ...
+    def begin(self) -> None:
+        """The policy drives from here on."""
+        ...
+
+    def freeze(self) -> None:
+        """The arm stands still, under torque."""
+        ...
+
+    def want(self, policy: int) -> None:
+        """Brings the policy of that number, while the arm stands still."""
+        ...
+
     def step(self) -> None: ...
-    def news(self) -> Event | None: ...
-    def missing(self) -> str: ...
-    def reset_world(self, episode: int) -> None: ...
+    def news(self) -> Event | None:
+        """The next thing that happened, or None."""
+        ...
+
+    def missing(self) -> str:
+        """What is not ready yet, in words; empty: nothing."""
+        ...
+
+    def reset_world(self, episode: int) -> None:
+        """Puts a simulated world to the beginning of an episode; on a real arm a person does."""
+        ...
+
     def verdict(self) -> dict[str, Any] | None: ...
 
 
@@ -50,10 +68,21 @@ class RolloutsLike(Protocol):
     """What it needs of the recorder (`rollouts.py`)."""
 
     def step(self, now_ns: int) -> None: ...
-    def begin(self) -> None: ...
-    def rest(self) -> None: ...
-    def save(self) -> int | None: ...
-    def drop(self) -> None: ...
+    def begin(self) -> None:
+        """Records from here on."""
+        ...
+
+    def rest(self) -> None:
+        """Records no more; the episode may still be kept or dropped."""
+        ...
+
+    def save(self) -> int | None:
+        """Keeps the episode; its number, or None where there is none."""
+        ...
+
+    def drop(self) -> None:
+        """Forgets the episode."""
+        ...
 
 
 Say = Callable[[str, str], None]
@@ -113,6 +142,7 @@ class Session:
 
     @property
     def is_complete(self) -> bool:
+        """Whether every turn has its verdict."""
         return self.turn is None
 
     @property
@@ -122,6 +152,7 @@ class Session:
 
     @property
     def n_left(self) -> int:
+        """Turns without a verdict."""
         return len(self._left_turns())
 
     def _left_turns(self) -> list[Turn]:

@@ -232,6 +232,7 @@ class ServerMap:
     # -- request and chunk -----------------------------------------------------------------------------------------
 
     def blank(self) -> Observation:
+        """Black pictures and a usual state, for a first question."""
         return replace(blank_observation(self.manifest), task=self._said.task or "")
 
     def request(self, seen: Observation) -> dict[str, Any]:

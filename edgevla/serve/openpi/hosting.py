@@ -288,6 +288,7 @@ class Adaptor:
     def reply(
         self, actions: np.ndarray, came: np.ndarray | None, policy_ms: float, server_ms: float
     ) -> dict[str, Any]:
+        """What openpi's client is sent. actions: float32 (T, A), policy units; came: the state it sent, or None."""
         state = {} if came is None else {"state": came}
         return {
             "actions": self._actions.to_robot(actions), **state,

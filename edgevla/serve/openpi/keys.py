@@ -72,10 +72,12 @@ def read_toml(path: Path, cls: type[T]) -> T:
 
 
 def path_of(key: str | Sequence[str]) -> Place:
+    """A key, or keys within keys, as a path."""
     return (key,) if isinstance(key, str) else tuple(key)
 
 
 def shown(path: Place) -> str:
+    """The path as sentences name it."""
     return " > ".join(path)
 
 

@@ -28,6 +28,7 @@ _EXTENSIONS = {*range(0xC7, 0xCA), *range(0xD4, 0xD9)}
 
 
 def pack(value: Any) -> bytes:
+    """msgpack with arrays as openpi's client packs them."""
     packed: bytes = msgpack.packb(value, default=_plain, use_bin_type=True)
     return packed
 

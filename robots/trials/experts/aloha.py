@@ -102,6 +102,7 @@ def _seen(state: np.ndarray, things: np.ndarray) -> Seen:
 
 
 def make_expert(task: Task) -> AlohaExpert:
+    """See `experts/contract.py`."""
     from .insertion import Insertion
     from .transfer_cube import TransferCube
 

@@ -38,7 +38,9 @@ class Manner:
 
 class Expert(Protocol):
     @property
-    def manner(self) -> Manner: ...
+    def manner(self) -> Manner:
+        """How it is disturbed while it demonstrates."""
+        ...
 
     def goal(self, world: Any, state: np.ndarray) -> np.ndarray:
         """(D,) robot units as in `action`. state: (D,), as measured."""

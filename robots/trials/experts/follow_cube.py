@@ -73,4 +73,5 @@ class FollowCubeExpert:
 
 
 def make_expert(task: Task) -> FollowCubeExpert:
+    """See `experts/contract.py`."""
     return FollowCubeExpert(task.name)

@@ -73,6 +73,7 @@ class Seen:
 
     @property
     def hands(self) -> tuple[Hand, Hand]:
+        """Left, right."""
         return self.left, self.right
 
 

@@ -78,6 +78,7 @@ class Sight:
 
     @property
     def off_goal_m(self) -> float:
+        """How far the block is from the goal's middle, on the table."""
         return float(np.hypot(self.to_goal_m[0], self.to_goal_m[1]))
 
     @property
@@ -100,6 +101,7 @@ class Sight:
 
     @property
     def is_held(self) -> bool:
+        """Whether the block is between the jaws and they are closed on it."""
         return self.is_between and self.jaws < HELD
 
     @property
@@ -195,4 +197,5 @@ class PickPlaceExpert:
 
 
 def make_expert(task: Task) -> PickPlaceExpert:
+    """See `experts/contract.py`."""
     return PickPlaceExpert()

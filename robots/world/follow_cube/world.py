@@ -149,10 +149,12 @@ class FollowCube:
 
 
 def make_world(task: Task, seed: int, episode_s: float | None) -> FollowCube:
+    """See `world/contract.py`."""
     return FollowCube(task, seed, episode_s)
 
 
 def make_painter(task: Task) -> Painter:
+    """See `world/contract.py`."""
     from .scene import ScenePainter  # OpenCV, which servos do not need
 
     return ScenePainter()

@@ -221,10 +221,12 @@ class AlohaWorld(Episodes):
 
 
 def make_world(task: Task, seed: int, episode_s: float | None) -> AlohaWorld:
+    """See `world/contract.py`."""
     return AlohaWorld(task, seed, episode_s)
 
 
 def make_painter(task: Task) -> Painter:
+    """See `world/contract.py`."""
     from .painter import MujocoPainter  # OpenGL, which servos do not need
 
     return MujocoPainter(ASSETS / "aloha" / SCENES[task.name].file, task, REAL_CAMERAS)

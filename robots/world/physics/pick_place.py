@@ -212,10 +212,12 @@ class PickPlace(Episodes):
 
 
 def make_world(task: Task, seed: int, episode_s: float | None) -> PickPlace:
+    """See `world/contract.py`."""
     return PickPlace(task, seed, episode_s)
 
 
 def make_painter(task: Task) -> Painter:
+    """See `world/contract.py`."""
     from .painter import MujocoPainter  # OpenGL, which servos do not need
 
     return MujocoPainter(SCENE, task, {})
