@@ -1,6 +1,6 @@
 """The simulated tasks: what is asked, of which robot, for how long, and where its world is built.
 
-A new task is a module below `edgevla.robots.world` with `make_world` and `make_painter`, and a row here.
+A new task is a module with `make_world` and `make_painter`, and a row here (examples/own_task.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ class Task:
     labelled with.
 
     fps: of demonstrations, and of policies that learn from them. episode_s: an episode's length. cameras: what can be
-    looked through; the first is where nothing else is asked for. module: below `edgevla.robots.world`.
+    looked through; the first is where nothing else is asked for. module: with `make_world` and `make_painter`; relative
+    to `edgevla.robots.world`, or absolute.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Task:
     @property
     def has_physics(self) -> bool:
         """Needs the extra `sim`, and a core for every few pictures."""
-        return self.module.startswith("physics.")
+        return self.module.startswith(".physics.")
 
 
 _SO101_CAMERAS = ("front", "top", "wrist")
@@ -42,20 +43,20 @@ _ALOHA_CAMERAS = ("top", "angle", "left_wrist", "right_wrist", "front_close", "l
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(DEFAULT, "so101", "reach for the cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
+        Task(DEFAULT, "so101", "reach for the cube", 30, 3.0, _SO101_CAMERAS, ".follow_cube.world"),
         Task("follow_cube/conveyor", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
-             "follow_cube.world"),
+             ".follow_cube.world"),
         Task("follow_cube/conveyor_slow", "so101", "follow the cube on the belt", 30, 130 / 30, _SO101_CAMERAS,
-             "follow_cube.world"),
+             ".follow_cube.world"),
         Task("follow_cube/conveyor_fast", "so101", "follow the cube on the belt", 30, 87 / 30, _SO101_CAMERAS,
-             "follow_cube.world"),
-        Task("follow_cube/jump", "so101", "reach for the cube", 30, 3.2, _SO101_CAMERAS, "follow_cube.world"),
-        Task("follow_cube/two", "so101", "reach for a cube", 30, 3.0, _SO101_CAMERAS, "follow_cube.world"),
+             ".follow_cube.world"),
+        Task("follow_cube/jump", "so101", "reach for the cube", 30, 3.2, _SO101_CAMERAS, ".follow_cube.world"),
+        Task("follow_cube/two", "so101", "reach for a cube", 30, 3.0, _SO101_CAMERAS, ".follow_cube.world"),
         Task("aloha/transfer_cube", "aloha", "pick up the cube with the right arm and hand it to the left arm", 50, 8.0,
-             _ALOHA_CAMERAS, "physics.aloha"),
-        Task("aloha/insertion", "aloha", "put the peg into the socket", 50, 8.0, _ALOHA_CAMERAS, "physics.aloha"),
+             _ALOHA_CAMERAS, ".physics.aloha"),
+        Task("aloha/insertion", "aloha", "put the peg into the socket", 50, 8.0, _ALOHA_CAMERAS, ".physics.aloha"),
         Task("so101/pick_place", "so101", "put the red block on the round goal", 30, 8.0, _SO101_CAMERAS,
-             "physics.pick_place"),
+             ".physics.pick_place"),
     )
 }  # fmt: skip
 

@@ -280,7 +280,7 @@ def versions_for(task: Task) -> dict[str, str]:
     """Of what computes an episode; of MuJoCo and its renderer only where the task needs them."""
     found = {"edgevla": __version__}
     for package in COMPUTE:
-        if package == "mujoco" and not task.module.startswith("physics"):
+        if package == "mujoco" and not task.has_physics:
             continue
         try:
             found[package] = importlib.metadata.version(package)

@@ -144,4 +144,4 @@ def make_painter(task: Task) -> Painter:
 
 
 def _module(task: Task) -> Any:
-    return importlib.import_module(f"edgevla.robots.world.{task.module}")
+    return importlib.import_module(task.module, __package__)

@@ -17,30 +17,24 @@ from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.policies import ALIASES, POLICIES, Places, config_class, policy_class
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbours unimportable
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-from every_policy import export_words, run_verb, train_words
+import own_policy
+from every_policy import run_verb, train_words
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROOT = Path(__file__).parents[2]
-RECIPE = """policy = "toy"
-source = "nobody"
-batch_size = 4
-[optimizer]
-type = "adamw"
-lr = 1e-3
-"""
 
 
 def test_a_toy_policy_goes_through_every_verb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One file, one line in the table, one recipe."""
-    monkeypatch.setitem(POLICIES, "toy", Places("toy_policy:Toy", "toy_policy:ToyConfig"))
-    (tmp_path / "toy.toml").write_text(RECIPE)
+    """One file, one line in the table, one recipe: the example's."""
+    monkeypatch.setitem(POLICIES, "toy", Places("own_policy:Toy", "own_policy:ToyConfig"))
     demonstrate(tmp_path / "data", Plan("follow_cube", 2, n_steps=30))
-    run, bundle = tmp_path / "run", tmp_path / "bundle"
-    words = train_words("toy", tmp_path / "data", run, None, "--recipe", str(tmp_path / "toy.toml"))
-    run_verb([*words, "--steps", "6"])
+    run, bundle = tmp_path / "run", tmp_path / "run" / "bundle"
+    words = train_words("toy", tmp_path / "data", run, None, "--recipe", str(tmp_path / "run.toml"))
+    assert own_policy.main(str(tmp_path / "data"), str(run), *words[7:], "--steps", "6") == 0
     run_verb(["train", "--resume", str(run), "--steps", "8"])
     capsys.readouterr()
     run_verb(["inspect", str(run / "checkpoints/last/pretrained_model")])
@@ -52,7 +46,6 @@ def test_a_toy_policy_goes_through_every_verb(
     tuned = [*words[:6], str(tmp_path / "tuned"), *words[7:], "--from", str(run / "checkpoints/last")]
     run_verb([*tuned, "--steps", "1"])
 
-    run_verb(export_words("toy", run, bundle))
     run_verb(["inspect", str(bundle)])
     manifest = load_bundle(bundle).manifest
     assert manifest.parity is not None
@@ -66,8 +59,8 @@ def test_a_toy_policy_goes_through_every_verb(
 def test_what_the_toy_cannot_do_is_said_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(POLICIES, "toy", Places("toy_policy:Toy", "toy_policy:ToyConfig"))
-    (tmp_path / "toy.toml").write_text(RECIPE)
+    monkeypatch.setitem(POLICIES, "toy", Places("own_policy:Toy", "own_policy:ToyConfig"))
+    (tmp_path / "toy.toml").write_text(own_policy.RECIPE)
     demonstrate(tmp_path / "data", Plan("follow_cube", 1, n_steps=10))
     words = train_words("toy", tmp_path / "data", tmp_path / "run", None, "--steps", "1")
     words += ["--recipe", str(tmp_path / "toy.toml")]

@@ -15,8 +15,8 @@ import numpy as np
 from edgevla.errors import UsageError
 from edgevla.simulated import Task
 
-MODULES = {"follow_cube": "follow_cube", "aloha": "aloha", "so101": "pick_place"}
-"""First part of a task's name -> the module below this folder whose `make_expert` knows it."""
+MODULES = {"follow_cube": ".follow_cube", "aloha": ".aloha", "so101": ".pick_place"}
+"""First part of a task's name -> the module whose `make_expert` knows it; relative to this folder, or absolute."""
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,5 @@ def make_expert(task: Task) -> Expert:
         raise UsageError(
             f"there is no scripted expert of '{task.name}' yet; there is one of: {', '.join(MODULES)}"
         )
-    expert: Expert = importlib.import_module(f".{module}", __package__).make_expert(task)
+    expert: Expert = importlib.import_module(module, __package__).make_expert(task)
     return expert

@@ -1,20 +1,41 @@
-"""A policy of nobody's: one hidden layer from the joints to a chunk. All that there is of it stands here."""
+"""A policy of your own: one hidden layer from the joints to a chunk. All that there is of it stands here.
+
+    python examples/own_policy.py datasets/so101 runs/toy
+    edgevla deploy runs/toy/bundle --robot so101 --sim
+
+It is named in the table of policies and trained, compared and exported by the verbs that know none by name. In the
+repository the row stands in `train/policies/__init__.py` and the recipe in `train/recipes/`. Blind to its cameras, it is
+good for nothing but to be read.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from edgevla.cli import main as edgevla
 from edgevla.graph import GraphSpec, TensorSpec
 from edgevla.train.nn.normalize import Normalizers
+from edgevla.train.policies import POLICIES, Places
 from edgevla.train.policies.base import Batch, Policy
 from edgevla.train.policies.config import PolicyConfig
 from edgevla.train.processors import Processors
 from edgevla.types import ACTION, STATE
+
+RECIPE = """
+policy = "toy"
+source = "nobody"
+batch_size = 4
+[optimizer]
+type = "adamw"
+lr = 1e-3
+"""
 
 
 @dataclass
@@ -47,6 +68,7 @@ class Toy(Policy):
         self.last = nn.Linear(config.hidden, config.chunk_size * config.action_dim)
 
     def network(self, state: Tensor) -> Tensor:
+        """(B, D) robot units -> (B, T, D) normalised."""
         hidden = torch.tanh(self.first(self.normalizers(STATE, state)))
         return self.last(hidden).unflatten(-1, (self.config.chunk_size, self.config.action_dim))
 
@@ -70,3 +92,18 @@ class Toy(Policy):
             "encode": GraphSpec((*self.camera_specs(), *self.vector_specs()), (x,)),
             "decode": GraphSpec((TensorSpec("x", "float32", chunk, "x"),), (actions,)),
         }
+
+
+def main(dataset: str, run: str, *options: str) -> int:
+    """Trains on a LeRobot dataset and exports beside it. options: further ones of `edgevla train`."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    POLICIES["toy"] = Places("own_policy:Toy", "own_policy:ToyConfig")
+    recipe = Path(run).with_suffix(".toml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(RECIPE)
+    words = ["--policy", "toy", "--recipe", str(recipe), "--dataset", dataset, "--output", run, *options]
+    return edgevla(["train", *words]) or edgevla(["export", f"{run}/checkpoints/last", "-o", f"{run}/bundle"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
