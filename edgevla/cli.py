@@ -14,7 +14,7 @@ import re
 import sys
 from typing import NoReturn
 
-from edgevla import __version__
+from edgevla import __version__, config_file
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.strict import nearest
 
@@ -62,6 +62,7 @@ def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:
     parser = Parser(prog=f"edgevla {verb}", description=module.__doc__ or summary)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    config_file.add_argument(verb, parser)
     module.add_arguments(parser)
     return parser, module
 
@@ -78,6 +79,8 @@ def _overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and turns its outcome into an exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["help"] and argv[1:]:  # `edgevla help deploy` is `edgevla deploy --help`
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview(), end="")
         return 0
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     verbose = False
     try:
         parser, module = _parser_for(verb)
-        args = parser.parse_args(argv[1:])
+        args = config_file.parse(verb, parser, argv[1:])
         verbose = args.verbose
         return int(module.run(args) or 0)  # type: ignore[attr-defined]
     except EdgeVLAError as error:

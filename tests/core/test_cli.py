@@ -46,6 +46,14 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
     assert "usage: edgevla " + verb in done.stdout
 
 
+def test_help_of_a_verb_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "inspect"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: edgevla inspect")
+    assert main(["help", "inspekt"]) == 2
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_wrong_option_is_wrong_usage(verb: str) -> None:
     done = edgevla(verb, "--no-such-option")
