@@ -31,7 +31,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "deploy": ("robot", "bundle", *OF_THE_ARM),
     "teleop": ("robot", "port", "calibration"),
     "replay": ("robot", "port", "calibration"),
-    "calibrate": ("robot", "port", "calibration"),
+    "calibrate": ("robot", "port"),
     "setup-motors": ("robot", "port"),
     "doctor": ("port", "calibration"),  # without a robot it looks at the machine
 }

@@ -2,6 +2,7 @@
 
   edgevla deploy bundles/act --robot so101 --port /dev/ttyACM0 --camera front=0
   edgevla deploy --robot so101 --sim                      the newest bundle, on an emulated arm
+  edgevla deploy bundles/act --robot so101 --dry-run      everything up to torque, without the arm
   edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...        a policy that `edgevla serve` runs
   edgevla deploy --policy ws://127.0.0.1:8000 --keys map.toml --robot ...   one that an openpi server runs
 
@@ -77,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
     add("--sim-task", metavar="NAME",
         help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: the robot's first)")  # fmt: skip
+    add("--dry-run", action="store_true",
+        help="check all that is checked before torque, say what would be done, and end; an emulated arm stands in for "
+        "the real one, whose port is not opened")  # fmt: skip
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
     add("--unattended", action="store_true",
         help=f"exit code {NOT_YET} where it could not begin and nothing moved, so that systemd tries again")  # fmt: skip
@@ -108,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
     except WireError as error:
         return _not_yet(args, shown, error)
     supervisor = Supervisor(wanted, source, shown)
+    if args.dry_run:
+        from edgevla.launch.rehearsal import rehearse
+
+        return rehearse(supervisor, as_json=args.json)
     try:
         summary = carry_out(supervisor, MonitorWindow(supervisor, shown) if args.monitor else None)
     except UsageError:
@@ -175,10 +183,13 @@ def options_from(args: argparse.Namespace) -> Any:
         raise UsageError("--monitor needs somebody to look at it; leave out --unattended")
     if args.monitor:
         check_terminal()
+    if args.dry_run:
+        check_rehearsal(args)
     sim_task, task = _simulated(args)
     return DeployOptions(
         robot=args.robot,
-        is_sim=args.sim,
+        is_sim=args.sim or args.dry_run,
+        has_stand_in=args.dry_run and not args.sim,
         ports=args.port,
         cameras=pairs(args.camera, "--camera"),
         execution=_execution(args),
@@ -197,6 +208,21 @@ def options_from(args: argparse.Namespace) -> Any:
         sim_task=sim_task,
         sim_trace=args.sim_trace,
     )
+
+
+def check_rehearsal(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: an option that has no effect where nothing runs, or a port that is not there.
+    """
+    for name in ("monitor", "unattended", "log", "duration", "sim_trace"):
+        if getattr(args, name):
+            raise UsageError(f"--dry-run runs nothing; leave out --{name.replace('_', '-')}")
+    for text in args.port:
+        if not Path(text.partition("=")[2] or text).exists():
+            raise UsageError(
+                f"--port {text}: there is no such port; edgevla doctor lists those that there are"
+            )
 
 
 def _simulated(args: argparse.Namespace) -> tuple[str | None, str]:

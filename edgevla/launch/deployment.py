@@ -26,10 +26,14 @@ TRAINED_SPEED_MARGIN = 1.5
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source."""
+    """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source.
+
+    has_stand_in: with is_sim, only the servos are emulated; cameras are the robot's own (`--dry-run`).
+    """
 
     robot: str
     is_sim: bool = False
+    has_stand_in: bool = False
     ports: Sequence[str] = ()
     cameras: Mapping[str, str] = field(default_factory=dict)
     execution: Mapping[str, Any] | None = None
@@ -75,7 +79,8 @@ def camera_settings(manifest: Manifest, robot: AboutRobot, o: DeployOptions) -> 
     for name, feature in zip(camera_names(manifest), manifest.cameras, strict=True):
         height, width = manifest.features[feature].shape[:2]
         camera = known.get(name)
-        declared = "sim" if o.is_sim else camera.source if camera else None
+        has_world = o.is_sim and not o.has_stand_in
+        declared = "sim" if has_world else camera.source if camera else None
         source = o.cameras.get(name, declared)
         if source is None:
             continue  # `fit` says which camera is missing

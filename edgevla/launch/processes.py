@@ -19,7 +19,8 @@ PORTS = "ports"
 def emulator_args(o: DeployOptions, cameras: Sequence[str], folder: Path, session: bytes) -> list[str]:
     """cameras: names of those that may be looked through; simulated ones need a world to see."""
     args = [EMULATOR, o.robot, f"--link={folder / PORTS}/", f"--session={session.hex()}", f"--seed={o.seed}"]
-    if o.sim_task or "sim" in [o.cameras.get(name, "sim") for name in cameras]:
+    is_seen = not o.has_stand_in and "sim" in [o.cameras.get(name, "sim") for name in cameras]
+    if o.sim_task or is_seen:
         args.append(f"--world={o.sim_task or default_task(o.robot)}")
     if o.sim_trace is not None:
         args.append(f"--trace={o.sim_trace}")

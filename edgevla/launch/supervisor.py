@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import zmq
 
-from edgevla.arguments import Arguments
+from edgevla.arguments import Arguments, Start
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRobot
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
@@ -91,8 +91,8 @@ class Supervisor:
 
     # -- the story ----------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Everything up to a moving arm. Raises what a person must act on; `end` cleans up."""
+    def prepare(self) -> Start:
+        """Everything before torque; what the robot would be told. Raises what a person must act on; `end` cleans up."""
         self._note()
         if self.options.is_sim:
             self._start_emulator()
@@ -101,7 +101,11 @@ class Supervisor:
         self._listen()
         self._start_cameras()
         latency_ms = self.source.start(self)
-        arguments = self.source.start_arguments(self, latency_ms)
+        return self.source.start_arguments(self, latency_ms)
+
+    def start(self) -> None:
+        """Everything up to a moving arm. Raises as `prepare`, and where the robot refuses; `end` cleans up."""
+        arguments = self.prepare()
         self._is_start_sent = True
         self._speed_caps = speed_caps(self.robot, arguments.trained_speed)
         try:
@@ -120,6 +124,11 @@ class Supervisor:
         """What the robot told of itself; known once it has answered."""
         assert self.about_robot is not None, "the robot was started before"
         return self.about_robot
+
+    @property
+    def cameras(self) -> Sequence[CameraSettings]:
+        """Those that were started."""
+        return self._cameras
 
     def camera_losses(self) -> Mapping[str, int]:
         """How often the process of each camera (`camera/NAME`) has ended so far."""
