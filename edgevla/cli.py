@@ -57,11 +57,21 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{words} ({self.prog} --help says all)")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Every default that is a value is shown, where the sentence does not say it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_value = isinstance(action.default, int | float | str) and not isinstance(action.default, bool)
+        if not is_value or action.default in ("", argparse.SUPPRESS) or "default" in (action.help or ""):
+            return action.help
+        return f"{action.help or ''} (default: %(default)s)".lstrip()
+
+
 def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:
     module_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     parser = Parser(prog=f"edgevla {verb}", description=module.__doc__ or summary)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = Help
     parser.add_argument("--verbose", action="store_true", help="show the traceback of an error")
     config_file.add_argument(verb, parser)
     module.add_arguments(parser)

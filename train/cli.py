@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what")
     *most, last = policy_names()
     what.add_argument("--policy", help=f"{', '.join(most)} or {last}")
+    what.add_argument(
+        "--list-settings",
+        action="store_true",
+        default=False,
+        help="say what can be set of --policy, with defaults and meaning, and end",
+    )
     what.add_argument("--dataset", metavar="PATH|REPO", help="LeRobot dataset: a folder or a hub id")
     what.add_argument("--root", metavar="DIR", help="where a hub dataset lies or is put")
     what.add_argument(
@@ -149,7 +155,19 @@ def run(args: argparse.Namespace) -> int:
     for name in ("verbose", "verb"):
         given.pop(name, None)
     as_json = given.pop("json")
+    if given.pop("list_settings"):
+        return _list_settings(given)
     return train_command(given, as_json)
+
+
+def _list_settings(given: dict[str, Any]) -> int:
+    from .settings import lines
+
+    if "policy" not in given:
+        raise UsageError("--list-settings of which policy? Say --policy NAME")
+    _known(given["policy"])
+    print("\n".join(lines(given["policy"])))
+    return 0
 
 
 def train_command(given: dict[str, Any], as_json: bool) -> int:

@@ -54,6 +54,16 @@ def test_help_of_a_verb_is_the_verbs_own(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["help", "inspekt"]) == 2
 
 
+def test_help_shows_defaults_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["deploy", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of the policy's noise and of the simulated world (default: 0)" in said
+    assert "denoise steps; default: the bundle's" in said
+    assert "(default: None)" not in said
+    assert "(default: False)" not in said
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_wrong_option_is_wrong_usage(verb: str) -> None:
     done = edgevla(verb, "--no-such-option")
