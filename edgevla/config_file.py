@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgevla.errors import ConfigError, UsageError
+from edgevla.errors import ConfigError
 from edgevla.strict import Mismatch, read
 
 NAME = "edgevla.toml"
@@ -64,7 +64,7 @@ class Usual:
 def load(path: Path) -> Usual:
     """
     Raises:
-        UsageError: no such file. ConfigError: no TOML, an unknown key or a value of another kind; names file and key.
+        ConfigError: no such file, no TOML, an unknown key or a value of another kind; names file and key.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -73,7 +73,7 @@ def load(path: Path) -> Usual:
     try:
         data = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise UsageError(f"--config {path}: there is no such file") from None
+        raise ConfigError(f"--config {path}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     try:

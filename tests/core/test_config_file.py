@@ -124,8 +124,8 @@ def test_a_wrong_file_is_one_sentence(
     assert words in capsys.readouterr().err
 
 
-def test_a_file_that_is_not_there_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["deploy", "--config", "/nowhere/edgevla.toml"]) == 2
+def test_a_file_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["deploy", "--config", "/nowhere/edgevla.toml"]) == 1
     assert "--config /nowhere/edgevla.toml: there is no such file" in capsys.readouterr().err
 
 
