@@ -1,5 +1,6 @@
 # The two commands of the README. Each makes its own environment from nothing but python3 and make.
 #   make demo    the whole story on a simulated arm        make test    all that CI runs
+#   make wheel   what pip installs, in dist/
 # Variables: PYTHON (default: python3, or another supported one), TORCH (what pip installs first), ARGS (passed on to
 # pytest / the demo), MUTANTS (how many small errors `make safety` puts into the safety core).
 
@@ -18,10 +19,16 @@ PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 NOT_RUN := .not-run
 
-.PHONY: demo test lint types test-torch safety test-runtime drawing test-lerobot test-openpi clean
+.PHONY: demo test wheel lint types test-torch safety test-runtime drawing test-lerobot test-openpi clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/edgevla demo $(ARGS)
+
+# In an environment of its own, so that it needs nothing but python3; the links inside edgevla/ become folders.
+wheel:
+	sh .ci/venv $(PYTHON) build/venv-wheel
+	build/venv-wheel/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/edgevla-*.whl
 
 # What this machine could not run is said at the end, and is no success of that part.
 test: lint types test-torch safety test-runtime drawing

@@ -21,7 +21,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevla.errors import EdgeVLAError, UsageError, WireError
+from edgevla.errors import BusError, EdgeVLAError, UsageError, WireError
 from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration, whole
@@ -213,16 +213,14 @@ def options_from(args: argparse.Namespace) -> Any:
 def check_rehearsal(args: argparse.Namespace) -> None:
     """
     Raises:
-        UsageError: an option that has no effect where nothing runs, or a port that is not there.
+        UsageError: an option that has no effect where nothing runs. BusError: a port that is not there.
     """
     for name in ("monitor", "unattended", "log", "duration", "sim_trace"):
         if getattr(args, name):
             raise UsageError(f"--dry-run runs nothing; leave out --{name.replace('_', '-')}")
     for text in args.port:
         if not Path(text.partition("=")[2] or text).exists():
-            raise UsageError(
-                f"--port {text}: there is no such port; edgevla doctor lists those that there are"
-            )
+            raise BusError(f"--port {text}: there is no such port; edgevla doctor lists those that there are")
 
 
 def _simulated(args: argparse.Namespace) -> tuple[str | None, str]:

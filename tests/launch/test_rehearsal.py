@@ -61,19 +61,20 @@ def test_what_would_not_begin_ends_as_it_would(
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "words", "code"),
     [
-        (["--log", "logs"], "--dry-run runs nothing; leave out --log"),
-        (["--duration", "3"], "leave out --duration"),
-        (["--port", "/dev/nowhere"], "--port /dev/nowhere: there is no such port"),
+        (["--log", "logs"], "--dry-run runs nothing; leave out --log", 2),
+        (["--duration", "3"], "leave out --duration", 2),
+        (["--port", "/dev/nowhere"], "--port /dev/nowhere: there is no such port", 1),
     ],
 )
-def test_options_without_effect_are_refused(
+def test_what_has_no_effect_or_is_not_there_is_refused(
     more: list[str],
     words: str,
+    code: int,
     make_bundle: Callable[..., Path],
     arm: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["deploy", str(make_bundle("act")), *arm, *more, "--dry-run"]) == 2
+    assert main(["deploy", str(make_bundle("act")), *arm, *more, "--dry-run"]) == code
     assert words in capsys.readouterr().err
