@@ -40,6 +40,7 @@ lint: $(VENV_TEST)/ready
 
 types: $(VENV_TEST)/ready
 	$(VENV_TEST)/bin/mypy
+	$(VENV_TEST)/bin/mypy examples/*.py
 
 # One thread per worker: two workers on two cores, no oversubscription. Tests with real deadlines run after them, alone; what
 # fails there is run once more and listed as RERUN: on a shared machine a neighbour may have taken the core.

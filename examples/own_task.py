@@ -62,12 +62,13 @@ class TouchMark:
 
     def reset(self, episode: int, now_ns: int) -> None:
         self.episode, self._begin_ns, self._now_ns = episode, now_ns, now_ns
-        self._joint_rad, self._near_since_ns = READY_RAD, None
+        self._joint_rad = READY_RAD
+        self._near_since_ns: int | None = None
 
     def step(self, now_ns: int, joint_rad: np.ndarray) -> None:
         self._now_ns, self._joint_rad = now_ns, np.asarray(joint_rad, float)
         is_near = np.linalg.norm(forward(self._joint_rad) - self.mark_m - HOVER_M) < NEAR_M
-        self._near_since_ns: int | None = (self._near_since_ns or now_ns) if is_near else None
+        self._near_since_ns = (self._near_since_ns or now_ns) if is_near else None
 
     def verdict(self) -> Verdict:
         since = self._near_since_ns

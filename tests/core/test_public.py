@@ -141,13 +141,10 @@ class Source(NamedTuple):
                 return True
         return False
 
-    def is_of_a_protocol(self, method: str) -> bool:
-        """Whether some `Protocol` says what a method of this name does: its classes inherit nothing."""
-        return any(
-            "Protocol" in bases and method in documented
-            for found in self.classes.values()
-            for bases, documented in found
-        )
+    def of_protocols(self) -> set[str]:
+        """Methods that some `Protocol` documents: classes that are one inherit nothing, and one word means one thing."""
+        found = [one for same_name in self.classes.values() for one in same_name]
+        return {word for bases, documented in found if "Protocol" in bases for word in documented}
 
 
 def base_name(node: ast.expr) -> str:
@@ -178,12 +175,13 @@ def functions(body: list[ast.stmt]) -> list[ast.FunctionDef]:
 
 def silent(source: Source) -> list[Defined]:
     """Public functions that say nothing, and for which nothing else does."""
+    shared = source.of_protocols()
     return [
         f
         for f in source.functions
         if not ast.get_docstring(f.node)
+        and not (f.owner and f.node.name in shared)
         and not (f.owner and source.inherits_words(f.owner, f.node.name))
-        and not (f.owner and source.is_of_a_protocol(f.node.name))
     ]
 
 
