@@ -14,7 +14,7 @@ import re
 import sys
 from typing import NoReturn
 
-from edgevla import __version__, config_file
+from edgevla import __version__
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.strict import nearest
 
@@ -68,6 +68,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _parser_for(verb: str) -> tuple[argparse.ArgumentParser, object]:
+    from edgevla import config_file  # the overview needs none of it
+
     module_name, summary = VERBS[verb]
     module = importlib.import_module(module_name)
     parser = Parser(prog=f"edgevla {verb}", description=module.__doc__ or summary)
@@ -107,6 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     verbose = False
     try:
         parser, module = _parser_for(verb)
+        from edgevla import config_file
+
         args = config_file.parse(verb, parser, argv[1:])
         verbose = args.verbose
         return int(module.run(args) or 0)  # type: ignore[attr-defined]
