@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "deploy": ("edgevla.launch.deploy_cli", "run a bundle on a robot, real or emulated"),
     "serve": ("edgevla.serve.serve_cli", "let robots use policies that run on this machine"),
     "pair": ("edgevla.serve.pair_cli", "let this robot and a policy server know each other's keys"),
+    "push": ("edgevla.push.push_cli", "bring a bundle and its runtime to a robot's computer, over ssh"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
     "record": ("edgevla.launch.record_cli", "record a running robot into a LeRobot dataset"),
     "replay": ("edgevla.launch.replay_cli", "play a recorded episode on a robot"),

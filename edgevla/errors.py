@@ -10,6 +10,7 @@
       ParityError                1   an exported graph does not compute what torch computes
       EngineError                1   an inference engine or device is not there, or failed
       WireError                  1   a message broke the wire format
+      RemoteError                1   another machine cannot be reached over ssh, or refused what was brought (host)
       CameraError                1   a camera cannot be opened or gives other frames than declared
       BusError                   1   a servo bus failed (port, motor, register)
         CalibrationError         1   calibration missing, implausible, or different from the servos'
@@ -95,6 +96,10 @@ class WireError(EdgeVLAError):
     def __init__(self, message: str, reason: str = "format", **fields: Any) -> None:
         super().__init__(message, reason=reason, **fields)
         self.reason = reason
+
+
+class RemoteError(EdgeVLAError):
+    pass
 
 
 class CameraError(EdgeVLAError):
