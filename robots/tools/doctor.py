@@ -2,6 +2,7 @@
 
     edgevla doctor                                       this machine: Python, engines, extras, cameras, ports
     edgevla doctor --robot so101 --port /dev/ttyACM0     the arm: every servo, its model, firmware, volts, heat
+    edgevla doctor --root /mnt/jetson                    a Jetson's disk: JetPack, power mode, clocks, memory, groups
     edgevla doctor --robot aloha --reboot 9              clears a Dynamixel's hardware error (the arm may drop)
 
 Nothing moves and no setting is kept (but for --reboot). Exit code 1 when something must be repaired.
@@ -42,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reboot", type=int, metavar="ID", help="reboot this Dynamixel servo (torque goes off)"
     )
     parser.add_argument("--bus", help="bus of the servo to reboot, where the robot has several")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="examine a Jetson's disk that lies there, nothing of this machine",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -56,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.reboot is not None:
         return _reboot(args)
-    checks = environment()
+    if args.root is not None:
+        if args.robot is not None:
+            raise UsageError("--root is for a disk, --robot for the arm on this machine; say one of them")
+        checks = disk(args.root)
+    else:
+        checks = environment()
     motors: list[MotorReport] = []
     if args.robot is not None:
         robot_checks, motors = examine(args)
@@ -78,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
 def environment() -> list[Check]:
     """Python, engines, extras, cameras and serial ports of this machine."""
     from .checkup import Check
+    from .jetpack import is_jetson, jetpack
 
     version = platform.python_version()
     is_new = sys.version_info[:2] >= OLDEST_PYTHON
@@ -92,7 +105,19 @@ def environment() -> list[Check]:
     cameras = sorted(str(p) for p in Path("/dev").glob("video*"))
     checks.append(Check("ok", "cameras", ", ".join(cameras) or "none"))
     checks += _serial_ports()
-    return checks
+    return [*checks, *jetpack()] if is_jetson() else checks
+
+
+def disk(root: Path) -> list[Check]:
+    """
+    Raises:
+        UsageError: no Jetson's disk lies there.
+    """
+    from .jetpack import RELEASE, is_jetson, jetpack
+
+    if not is_jetson(root):
+        raise UsageError(f"--root {root}: there is no {RELEASE}, so it is no Jetson's disk")
+    return jetpack(root)
 
 
 def _engines() -> Check:

@@ -107,13 +107,13 @@ def test_the_robots_loop_and_guardian_import_neither_camera_nor_engine_code() ->
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("python", ["310", "313"])
-def test_every_runtime_dependency_has_a_wheel_for_an_arm_computer(python: str, tmp_path: Path) -> None:
-    """pip resolves the default install and what a robot adds for aarch64 from wheels alone (needs the package index)."""
+def test_every_runtime_dependency_has_a_wheel_for_an_arm_computer(tmp_path: Path) -> None:
+    """pip resolves the default install and what a robot adds for aarch64 from wheels alone (needs the package index), on
+    the newest Python; on those of JetPack below."""
     project = (ROOT / "pyproject.toml").read_text()
     wanted = _requirements(project, "dependencies = [") + _requirements(project, "cpu = [")
     wanted += _requirements(project, "record = [")
-    _check_wheels(python, tmp_path, wanted)
+    _check_wheels("313", tmp_path, wanted)
 
 
 @pytest.mark.parametrize("python", ["310", "313"])
@@ -121,6 +121,25 @@ def test_physics_have_wheels_for_an_arm_computer(python: str, tmp_path: Path) ->
     """What is compiled of it; all that it needs besides is Python, and an older pip looks through that for minutes."""
     project = (ROOT / "pyproject.toml").read_text()
     _check_wheels(python, tmp_path, [*_requirements(project, "sim = ["), "glfw"], "--no-deps")
+
+
+@pytest.mark.parametrize(("jetpack", "python"), [("6", "3.10"), ("7", "3.12")])
+def test_every_pip_command_of_the_jetson_page_finds_its_wheels(
+    jetpack: str, python: str, tmp_path: Path
+) -> None:
+    """All extras that the page names for a JetPack, at once: its engines do not exclude each other."""
+    page = (ROOT / "docs/jetson.md").read_text()
+    section = page.split(f"\n## JetPack {jetpack}\n", 1)[1].split("\n## ", 1)[0]
+    commands = [
+        line.strip() for line in section.splitlines() if re.match(r"    \S*pip (install|download) ", line)
+    ]
+    assert len(commands) >= 3
+    assert all("--python-version" not in c or f"--python-version {python} " in c for c in commands)
+    extras = {extra for c in commands for extra in re.findall(r'"\.\[(.+?)\]"', c)[0].split(",")}
+    assert extras == {"jetson", "cpu", "record"}
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = [r for name in ("dependencies", *sorted(extras)) for r in _requirements(project, f"{name} = [")]
+    _check_wheels(python.replace(".", ""), tmp_path, wanted)
 
 
 def _check_wheels(python: str, folder: Path, wanted: list[str], *more: str) -> None:
