@@ -1,6 +1,7 @@
 """The run's log: what was published, as JSON lines, and the figures of the summary.
 
-    run.jsonl      one line per event, chunk, servo health, and per grid moment of the state; plus every odd tick
+    run.jsonl      one line per event, chunk, servo health, look at the machine, and per grid moment of the state; plus
+                   every odd tick
     summary.json   the figures
 
 It listens like any monitor; the control loop never waits for a disk. The files are `logfiles.py`'s, the words a person
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.board import Board
 from edgevla.launch.emergencies import Emergencies
 from edgevla.launch.logfiles import LogFiles
 from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
@@ -65,6 +67,51 @@ class Series:
         return {name: round(float(value), 3) for name, value in named.items()}
 
 
+class BoardSeries:
+    """What the looks at the machine come to."""
+
+    def __init__(self) -> None:
+        self._busy, self._gpu_busy, self._hottest = Series(), Series(), Series()
+        self._zone: tuple[float, str] = (0.0, "")
+        self._least_free: int | None = None
+        self._slowest: dict[str, float] = {}
+        self._n_looks = self._n_throttled = 0
+        self._tells_throttling = False
+
+    def add(self, board: Board) -> None:
+        self._n_looks += 1
+        self._n_throttled += bool(board.is_throttled)
+        self._tells_throttling = self._tells_throttling or board.is_throttled is not None
+        for series, share in ((self._busy, board.busy), (self._gpu_busy, board.gpu_busy)):
+            if share is not None:
+                series.add(share)
+        if board.hottest is not None:
+            name, degrees = board.hottest
+            self._hottest.add(degrees)
+            self._zone = max(self._zone, (degrees, name))
+        if board.memory_free is not None:
+            self._least_free = min(board.memory_free, self._least_free or board.memory_free)
+        for name, mhz in (("cpu", board.cpu_mhz), ("gpu", board.gpu_mhz)):
+            if mhz is not None:
+                self._slowest[name] = min(mhz, self._slowest.get(name, mhz))
+
+    def figures(self) -> dict[str, Any] | None:
+        """None where nobody looked. throttled_share: of the looks; None where the machine does not tell."""
+        if not self._n_looks:
+            return None
+        return {
+            "busy": self._busy.figures(),
+            "gpu_busy": self._gpu_busy.figures(),
+            "temperature_c": self._hottest.figures(),
+            "hottest_zone": self._zone[1] or None,
+            "least_free_bytes": self._least_free,
+            "least_mhz": self._slowest,
+            "throttled_share": round(self._n_throttled / self._n_looks, 4)
+            if self._tells_throttling
+            else None,
+        }
+
+
 class RunLog:
     """Takes messages, writes lines, and knows the figures of the run.
 
@@ -80,6 +127,7 @@ class RunLog:
         self._counters: dict[str, dict[str, int]] = {}
         self._restarted: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
+        self._board = BoardSeries()
         self._past: list[tuple[int, int | None, np.ndarray]] = []
         self.n_chunks = 0
         self.last_mode = ""
@@ -154,6 +202,11 @@ class RunLog:
     def _on_servo_health(self, m: Message[ServoHealth]) -> None:
         self.write("servo_health", {"observed_ns": m.observed_ns, "servos": m.body.servos})
 
+    def note_board(self, board: Board) -> None:
+        """One look at the machine."""
+        self._board.add(board)
+        self.write("board", {"observed_ns": time.monotonic_ns(), **vars(board)})
+
     # -- the end ----------------------------------------------------------------------------------------------
 
     def summary(self, own_counters: Mapping[str, int]) -> dict[str, Any]:
@@ -182,6 +235,7 @@ class RunLog:
             "clipped_by": {k: v for k, v in sorted(robot.items()) if k.startswith("clipped_") and v},
             "seam_jump": self._seam.figures(),
             "within_chunk": self._within.figures(),
+            "board": self._board.figures(),
             "bus": {k: robot.get(f"bus_{k}", 0) for k in ("retries", "corrupt", "lost", "stale")},
             "losses": losses,
             "events": dict(self._events),

@@ -44,6 +44,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         lines.append(
             f"  {'seams':<16} p95 {seam['p95']:.2f}, within chunks {within['p95']:.2f} (units per tick^2)"
         )
+    if board := s.get("board"):
+        lines.append(f"  {'machine':<16} {board_words(board)}")
     if s["losses"]:
         lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
     if s["clipped_share"] > RED_LINE:
@@ -51,7 +53,28 @@ def describe_summary(s: Mapping[str, Any]) -> str:
             f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
             f"the policy wanted; {clipped or 'see limited_by in run.jsonl'}"
         )
+    if board and (board["throttled_share"] or 0) > RED_LINE:
+        lines.append(
+            f"RED: the machine was throttled {board['throttled_share']:.0%} of the time: it was slower than when the "
+            "latency was measured; cool it, or choose another power mode"
+        )
     return "\n".join(lines)
+
+
+def board_words(board: Mapping[str, Any]) -> str:
+    """Load, heat, clocks, memory, as far as the machine tells."""
+    parts = []
+    for name, key in (("cores", "busy"), ("GPU", "gpu_busy")):
+        if figures := board[key]:
+            parts.append(f"{name} {figures['p50']:.0%} busy")
+    if heat := board["temperature_c"]:
+        parts.append(f"{board['hottest_zone']} at most {heat['max']:.0f} °C")
+    parts += [f"{name.upper()} at least {mhz:.0f} MHz" for name, mhz in board["least_mhz"].items()]
+    if board["least_free_bytes"] is not None:
+        parts.append(f"at least {board['least_free_bytes'] / 2**30:.1f} GB free")
+    if board["throttled_share"] is not None:
+        parts.append(f"throttled {board['throttled_share']:.1%} of the time")
+    return ", ".join(parts) or "-"
 
 
 def clipped_words(counters: Mapping[str, int], caps: Mapping[str, str], n_ticks: int) -> str:

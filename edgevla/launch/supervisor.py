@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import zmq
 
 from edgevla.arguments import Arguments, Start
+from edgevla.board import BoardReader
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRobot
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
@@ -51,6 +52,7 @@ ROBOT_READY_S, CAMERAS_READY_S, EMULATOR_READY_S = 30.0, 20.0, 30.0
 STOPPED_S = 40.0
 FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
 SILENT_S = 1.0
+LOOK_S = 1.0
 LOGGED: Sequence[type[Body]] = (State, Chunk, Heartbeat, Event, ServoHealth)
 A = TypeVar("A", bound=About)
 
@@ -88,6 +90,9 @@ class Supervisor:
         self._said_at_once: set[str] = set()
         self._is_start_sent = False
         self._speed_caps: dict[str, str] = {}
+        self._board = BoardReader()
+        self._look_at = 0.0
+        self._was_throttled = False
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -149,6 +154,7 @@ class Supervisor:
             if until is not None and time.monotonic() >= until:
                 return
             self._take_messages(0.05)
+            self._look_at_board()
             guardian = self.children["robot"]
             if not guardian.is_alive:
                 self.failure = self._guardian_s_end()
@@ -158,6 +164,21 @@ class Supervisor:
                 return
             for child in self.children.values():
                 self._revive(child)
+
+    def _look_at_board(self) -> None:
+        """Once a second; that it is throttled is said once, how long is in the summary."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_S
+        board = self._board.read()
+        self.log.note_board(board)
+        if board.is_throttled and not self._was_throttled:
+            heat = f", {board.hottest[0]} at {board.hottest[1]:.0f} °C" if board.hottest else ""
+            self.say(
+                "warning", "deploy", f"the machine is throttled{heat}: everything takes longer from here on"
+            )
+            self._was_throttled = True
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -216,7 +216,12 @@ def test_the_unit_s_own_command_runs_is_found_and_stops_in_order(tmp_path, fast_
             os.kill(pid, signal.SIGTERM)
         assert process.wait(60) == 0, (tmp_path / "journal").read_text()
         assert "\x1b" not in (tmp_path / "journal").read_text()
-        assert json.loads((log / "latest" / "summary.json").read_text())["final_mode"] == "stopped"
+        summary = json.loads((log / "latest" / "summary.json").read_text())
+        assert summary["final_mode"] == "stopped"
+        told = [json.loads(line) for line in (log / "latest" / "run.jsonl").read_text().splitlines()]
+        looks = [line for line in told if line["type"] == "board"]
+        assert looks[0]["memory_total"] > 0
+        assert summary["board"]["least_free_bytes"] == min(look["memory_free"] for look in looks)
     finally:
         process.kill()
         process.wait()

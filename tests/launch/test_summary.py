@@ -1,5 +1,6 @@
 """The summary's words: emergency stops first, what safety changed by joint and limit."""
 
+from edgevla.board import Board
 from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.launch.deployment import TRAINED_SPEED_MARGIN, speed_caps
 from edgevla.launch.emergencies import Emergencies
@@ -115,3 +116,28 @@ def test_emergency_stops_come_first():
     assert words.startswith(
         "EMERGENCY STOP at 2.0 s: the arm was frozen, and the stop was latched until the end\n"
     )
+
+
+def test_the_machine_s_health_is_told_with_what_it_does_not_tell_left_out():
+    log = RunLog(None)
+    assert log.summary({})["board"] is None
+    hot = Board(
+        busy=0.5, hottest=("gpu", 84.0), memory_free=2 << 30, cpu_mhz=729.6, gpu_mhz=306.0, is_throttled=True
+    )
+    cool = Board(
+        hottest=("cpu", 60.0), memory_free=3 << 30, cpu_mhz=1728.0, gpu_mhz=918.0, is_throttled=False
+    )
+    for board in (cool, hot, cool, cool):
+        log.note_board(board)
+    words = describe_summary({"trained_camera_age_ms": None, **log.summary({})})
+    assert (
+        "cores 50% busy, gpu at most 84 °C, CPU at least 730 MHz, GPU at least 306 MHz, at least 2.0 GB free, "
+        "throttled 25.0% of the time"
+    ) in words
+    assert "RED: the machine was throttled 25% of the time" in words
+
+    silent = RunLog(None)
+    silent.note_board(Board())
+    words = describe_summary({"trained_camera_age_ms": None, **silent.summary({})})
+    assert "machine          -" in words
+    assert "throttled" not in words
