@@ -19,7 +19,7 @@ PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 NOT_RUN := .not-run
 
-.PHONY: demo test wheel lint types test-torch safety test-runtime drawing ssh test-lerobot test-openpi clean
+.PHONY: demo test wheel lint types test-torch safety test-runtime drawing programs test-lerobot test-openpi clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/edgevla demo $(ARGS)
@@ -31,7 +31,7 @@ wheel:
 	@ls dist/edgevla-*.whl
 
 # What this machine could not run is said at the end, and is no success of that part.
-test: lint types test-torch safety test-runtime drawing ssh
+test: lint types test-torch safety test-runtime drawing programs
 	@if [ -s $(NOT_RUN) ]; then echo "Passed, but NOT RUN here:"; cat $(NOT_RUN); else echo "All was run, and passed."; fi
 
 lint: $(VENV_TEST)/ready
@@ -75,10 +75,12 @@ drawing: $(VENV_TEST)/ready
 	@$(VENV_TEST)/bin/python -c "from edgevla.robots.world.physics.gl import find_platform; find_platform()" 2>/dev/null || \
 	echo "  the tests that draw simulated physics (apt-get install libegl1 libgl1-mesa-dri)" | tee -a $(NOT_RUN)
 
-# So do the tests of `edgevla push`, which copy to this machine itself, where there is no ssh server.
-ssh:
+# So do the tests of `edgevla push`, which copy to this machine itself, without an ssh server, and some of GStreamer's.
+programs:
 	@PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null || \
 	echo "  the tests of edgevla push (apt-get install openssh-server)" | tee -a $(NOT_RUN)
+	@command -v gst-launch-1.0 >/dev/null || \
+	echo "  real GStreamer pipelines (apt-get install gstreamer1.0-tools gstreamer1.0-plugins-base)" | tee -a $(NOT_RUN)
 
 # By hand: LeRobot itself opens what we write. It wants Python 3.12 and 3 GB of torch, in an environment of its own.
 test-lerobot: $(VENV_TEST)/ready .venv-lerobot/ready

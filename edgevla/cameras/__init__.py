@@ -1,10 +1,10 @@
-"""Where pictures come from: V4L2 cameras, image folders, video files; `open_source` picks by the look of it."""
+"""Where pictures come from: V4L2 cameras, GStreamer pipelines, image folders, videos; `open_source` picks by look."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edgevla.cameras.base import CameraSettings, Picture, Source, is_device
+from edgevla.cameras.base import GSTREAMER, CameraSettings, Picture, Source, is_device
 from edgevla.errors import CameraError
 
 
@@ -17,6 +17,10 @@ def open_source(settings: CameraSettings) -> Source:
     from edgevla.cameras.files import VIDEO_SUFFIXES, ImageFolder, VideoFile
     from edgevla.cameras.opencv import OpenCVCamera
 
+    if settings.source.startswith(GSTREAMER):
+        from edgevla.cameras.gstreamer import GStreamerCamera
+
+        return GStreamerCamera(settings)
     path = Path(settings.source or "(no source)")
     if is_device(settings.source):
         return OpenCVCamera(settings)
@@ -27,7 +31,7 @@ def open_source(settings: CameraSettings) -> Source:
     fault = "is of no kind that can be read" if path.exists() else "does not exist"
     raise CameraError(
         f"camera '{settings.name}': {path} {fault}; give a device (0, /dev/video0), a stream's address, a "
-        f"folder of images or a video ({' '.join(VIDEO_SUFFIXES)}): --camera {settings.name}=SOURCE",
+        f"pipeline (gst:...), a folder of images, a video ({' '.join(VIDEO_SUFFIXES)}): --camera {settings.name}=SOURCE",
         camera=settings.name,
     )
 

@@ -24,6 +24,8 @@ from edgevla.strict import read
 Fit = Literal["exact", "crop", "resize"]
 FITS: tuple[Fit, ...] = ("exact", "crop", "resize")
 ROTATIONS = (0, 90, 180, 270)
+GSTREAMER = "gst:"
+"""What a source begins with that is a pipeline of GStreamer."""
 
 
 def is_fourcc(code: str) -> bool:
@@ -32,8 +34,8 @@ def is_fourcc(code: str) -> bool:
 
 
 def is_device(source: str) -> bool:
-    """A camera or a stream rather than files: `0`, `/dev/video0`, `rtsp://...`."""
-    return source.isdigit() or source.startswith("/dev/") or "://" in source
+    """A camera or a stream rather than files: `0`, `/dev/video0`, `rtsp://...`, `gst:...`."""
+    return source.isdigit() or source.startswith(("/dev/", GSTREAMER)) or "://" in source
 
 
 @dataclass(frozen=True)
