@@ -175,10 +175,15 @@ def test_two_pushes_at_once_are_one_too_many(push, robot, bundle, monkeypatch):
 # -- the runtime ----------------------------------------------------------------------------------------------
 
 
-def test_the_runtime_is_installed_measured_and_used(push, robot, bundle, capsys):
-    """Into an environment of its own, from our wheel; numpy and the like are those of this machine (PYTHONPATH)."""
-    report = push(bundle, "robot")
+def test_the_runtime_is_installed_measured_and_used(push, robot, bundle, capsys, tmp_path):
+    """Into an environment of its own, from our wheel and without an index; numpy and the like are those of this machine
+    (PYTHONPATH)."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "other-1.0-py3-none-any.whl").write_bytes(b"brought, and not asked for")
+    report = push(bundle, "robot", f"--wheels={wheels}")
     assert report["runtime"]["is_new"]
+    assert (robot.folder / "edgevla/venv/wheels/other-1.0-py3-none-any.whl").is_file()
     assert report["runtime"]["engine"] == "cpu"
     bench = report["bench"]
     assert bench["provider"] == "cpu"
@@ -224,8 +229,7 @@ def test_a_later_runtime_is_kept_and_engines_add_up(tmp_path):
     place.close()
 
 
-def test_a_robot_without_a_network_takes_wheels(push, robot, bundle, tmp_path):
-    """pip looks nowhere else: a folder that lacks what is needed is a refusal (the engine is no wheel in it)."""
+def test_a_folder_without_wheels_is_refused(push, robot, bundle, tmp_path):
     empty = tmp_path / "wheels"
     empty.mkdir()
     assert "there is no wheel" in push(bundle, "robot", f"--wheels={empty}", code=2)
