@@ -205,7 +205,7 @@ class Commands:
 
     def _follow(self, plan: Plan, start: Start) -> State | None:
         first = 0 if self.rollout is None else self.rollout.next_request
-        self.rollout = Rollout(plan, len(self.body.profile.joints), first)
+        self.rollout = Rollout(plan, [joint.is_gripper for joint in self.body.profile.joints], first)
         self._restart("", None)
         return State.PAUSED if start.is_held else None
 
@@ -236,7 +236,7 @@ class Commands:
         plan, executor = self.rollout.plan, self.rollout.executor
         if kind_of(execution) not in plan.allowed:
             raise UsageError(f"this bundle allows {', '.join(plan.allowed)}, not {kind_of(execution)}")
-        check_chunk(execution, plan.chunk_size)
+        check_chunk(execution, plan.chunk_size, plan.n_action_steps)
         latency_ms = max(plan.latency_ms, 1000 * executor.delay_steps / plan.fps)
         verdict = judge_latency(execution, chunk_size=plan.chunk_size, fps=plan.fps, latency_ms=latency_ms)
         if verdict.severity == "error":

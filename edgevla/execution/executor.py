@@ -8,10 +8,12 @@ its observation, so that late actions are skipped by construction. Nothing here 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgevla.execution.blend import blended
 from edgevla.execution.ensemble import ensemble
 from edgevla.execution.rtc import rtc_weights
 from edgevla.execution.strategies import Async, Ensemble, Execution, Rtc, Sync, launch_period
@@ -66,7 +68,8 @@ class _Held:
 class Executor:
     """Chunks in, goals out.
 
-    ticks_per_step: R. n_action_steps: the bundle's, for `sync`. fps: grid moments per second.
+    ticks_per_step: R. n_action_steps: the bundle's, for `sync`. fps: grid moments per second. is_gripper: per joint;
+    grippers are not blended: half way between open and closed a gripper holds nothing.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Executor:
         fps: float,
         guidance_end: int = 0,
         max_guidance: float = 10.0,
+        is_gripper: Sequence[bool] | None = None,
     ) -> None:
         self.execution = execution
         self.ticks_per_step, self.chunk_size, self.n_joints, self.fps = (
@@ -92,6 +96,7 @@ class Executor:
         if isinstance(execution, Sync) and execution.n_action_steps:
             self._n_action_steps = min(execution.n_action_steps, chunk_size)
         self._guidance = (guidance_end, max_guidance)
+        self._is_blended = None if is_gripper is None else ~np.asarray(is_gripper, bool)
         self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
         self._chunks: list[_Held] = []
         self._asked: dict[int, int] = {}
@@ -172,7 +177,13 @@ class Executor:
                 return Receipt("unasked", observed)
             self._delays.append(delay)
             n = min(self._n_action_steps, len(chunk.actions))
-            self._chunks = [_Held(chunk.actions, next_moment, n, chunk.seq)]
+            actions = chunk.actions
+            if self.execution.blend and self._chunks:  # the arm waited where the old chunk's rest goes on
+                old = self._chunks[-1]
+                actions = blended(
+                    actions, old.actions[old.n :], self.execution.blend, is_blended=self._is_blended
+                )
+            self._chunks = [_Held(actions, next_moment, n, chunk.seq)]
             if last_goal is not None and tick % self.ticks_per_step:
                 self._lead_in = (tick - 1, last_goal)
             return Receipt("taken", next_moment, 0, delay)
@@ -181,10 +192,25 @@ class Executor:
             self._delays.append(delay)
         if observed + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].anchor):
             return Receipt("late", observed, min(delay, held.n), delay)
-        keep = self._chunks if isinstance(self.execution, Ensemble) else []
         moment = tick // self.ticks_per_step
+        if isinstance(self.execution, Async | Rtc) and self.execution.blend and self._chunks:
+            held = replace(held, actions=self._joined(held, max(moment, observed), next_moment))
+        keep = self._chunks if isinstance(self.execution, Ensemble) else []
         self._chunks = [c for c in keep if c.anchor + c.n > moment] + [held]
         return Receipt("taken", observed, delay, delay)
+
+    def _joined(self, new: _Held, moment: int, next_moment: int) -> np.ndarray:
+        """The new chunk's actions, from `moment`, which now is, on blended with what the old one still holds."""
+        assert isinstance(self.execution, Async | Rtc)
+        old, played = self._chunks[-1], moment - new.anchor
+        rest = blended(
+            new.actions[played:],
+            old.actions[moment - old.anchor : old.n],
+            self.execution.blend,
+            is_begun=moment < next_moment,
+            is_blended=self._is_blended,
+        )
+        return np.concatenate([new.actions[:played], rest])
 
     def reset(self) -> None:
         """Forgets all chunks and requests: pause, stop, a new task."""

@@ -97,6 +97,8 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         type=Number(-100, 100),
         help="ensemble: weight exp(-decay * age); the oldest chunk has age 0",
     )
+    add("--blend", type=whole(0, 100_000), metavar="N",
+        help="sync, async, rtc: blend the first N actions of a chunk with what the one before still holds")  # fmt: skip
     add("--guidance-end", type=whole(0, 100_000), metavar="N", help="rtc: step where guidance ends")
     add("--rtc-weights", choices=("zeros", "ones", "linear", "exp"), help="rtc: how guidance fades")
     add("--max-guidance", type=Number(0, 1e6), help="rtc: largest guidance weight")
@@ -239,6 +241,7 @@ def _execution(args: argparse.Namespace) -> dict[str, Any]:
         "n_action_steps": args.n_action_steps,
         "every": args.every,
         "decay": args.decay,
+        "blend": args.blend,
         "guidance_end": args.guidance_end,
         "weights": args.rtc_weights,
         "max_guidance": args.max_guidance,

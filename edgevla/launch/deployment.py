@@ -120,7 +120,7 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
             f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
         )
     execution = execution_from({**base, **given, "kind": kind})
-    check_chunk(execution, manifest.chunk_size)
+    check_chunk(execution, manifest.chunk_size, manifest.n_action_steps)
     return execution
 
 

@@ -75,7 +75,7 @@ def options_of(conditions: Conditions, cell: Cell, manifest: Manifest, task: Tas
     options = DeployOptions(
         robot=profile_of(task).name,
         is_sim=True,
-        execution={"kind": cell.execution},
+        execution=cell.options,
         task=task.instruction,
         n_steps=conditions.n_steps,
         servo_hz=conditions.servo_hz or manifest.fps,

@@ -215,7 +215,7 @@ def n_episodes_of(text: str | None) -> int:
 
 
 def cells_of(entrants: Sequence[Entrant], args: argparse.Namespace) -> list[Cell]:
-    """Every bundle with every execution, delay and control.
+    """Every bundle with every execution, blend, delay and control.
 
     Raises:
         UsageError: a bundle or a setting is named twice.
@@ -229,11 +229,13 @@ def cells_of(entrants: Sequence[Entrant], args: argparse.Namespace) -> list[Cell
         by_sha[one.sha256] = one
     labels = _labels(entrants)
     executions = once(args.execution or [], "--execution")
+    blends = once(args.blend or [0], "--blend")
     controls = args.control or ["none"]
     cells = [
-        Cell(one.place, label, one.sha256, execution, delay, control)
+        Cell(one.place, label, one.sha256, execution, delay, control, blend)
         for one, label in zip(entrants, labels, strict=True)
         for execution in (executions or [str(one.manifest.execution.default["kind"])])
+        for blend in blends
         for delay in (args.delay_ms or [0.0])
         for control in controls
         if control != "expert"
