@@ -30,7 +30,8 @@ UNSEEN = 500_000_000
 class Cell:
     """bundle: its folder. label: a short name of it, unique in this evaluation. sha256: of its manifest.
 
-    execution: the kind. blend: actions in which one chunk fades into the next; 0: none. control: `none`; `black`: the cameras see nothing; `zero-state`: every joint is said to be at 0;
+    execution: the kind. blend: actions in which one chunk fades into the next; 0: none.
+    control: `none`; `black`: the cameras see nothing; `zero-state`: every joint is said to be at 0;
     `misaligned`: a new chunk is started at its action 0 instead of at the action that is due. `expert`: the task's
     scripted expert, which is told where everything is, moves the arm through the same loop: the best there is.
     """
@@ -64,7 +65,7 @@ def way_of(execution: str, blend: int) -> str:
 
 
 def names_of(cells: Sequence[Cell]) -> list[str]:
-    """The shortest names that tell the cells of one evaluation apart: `async 200 ms`, `async blend 10`, `int8 sync`, `async black`."""
+    """The shortest names that tell the cells of one evaluation apart: `async blend 10 200 ms`, `int8 sync`, `async black`."""
     differs = {name: len({getattr(cell, name) for cell in cells}) > 1 for name in ("label", "delay_ms")}
     return [
         "expert"

@@ -117,8 +117,8 @@ def check_chunk(execution: Execution, chunk_size: int, n_action_steps: int) -> N
         executed = execution.n_action_steps or n_action_steps
         if executed >= chunk_size:
             raise UsageError(
-                f"--blend {execution.blend} has no effect: 'sync' executes all {chunk_size} actions of a chunk, so there "
-                "is nothing left to blend the next one with; let it execute fewer (n_action_steps), or choose 'async'"
+                f"--blend {execution.blend} has no effect: 'sync' executes all {chunk_size} actions of a chunk, so "
+                "there is nothing left to blend the next one with; let it execute fewer (n_action_steps), or choose 'async'"
             )
 
 
