@@ -34,6 +34,7 @@ class Plan:
     trained_range: np.ndarray | None
     latency_ms: float
     ticks_per_step: int
+    most_drawn: int
 
     @property
     def step_ns(self) -> int:
@@ -92,6 +93,7 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         trained_range=_per_joint("trained_range", start.trained_range, (2, n_joints)),
         latency_ms=start.latency_ms,
         ticks_per_step=max(1, int(limit_hz / fps + 1e-6)),
+        most_drawn=start.most_drawn,
     )
 
 

@@ -100,6 +100,8 @@ def _add_task_arguments(group: Any) -> None:
         help=f"{', '.join(EXECUTIONS)}; several are compared (default: the bundle's)")  # fmt: skip
     add("--blend", type=_numbers(whole(0, 100_000)), action="extend", metavar="LIST",
         help="actions in which one chunk fades into the next, such as 0,10 (default 0)")  # fmt: skip
+    add("--select", type=_numbers(whole(1, 64)), action="extend", metavar="LIST",
+        help="chunks drawn per inference, of which the nearest is taken, such as 1,8 (default 1)")  # fmt: skip
     add("--delay-ms", type=_delays, action="extend", metavar="LIST",
         help="from each request to its chunk, such as 0,100,200 (default 0)")  # fmt: skip
     add("--control", type=_list_of(CONTROLS), action="extend", metavar="LIST",
@@ -135,7 +137,7 @@ KINDS = (
     Kind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
     Kind(
         "robot",
-        "success, as a person judges it; also --execution, --blend, --n-steps, --servo-hz, --expect",
+        "success, as a person judges it; also --execution, --blend, --select, --n-steps, --servo-hz, --expect",
         "edgevla.evaluation.on_arm.verb",
         on_arm.add_arguments,
     ),

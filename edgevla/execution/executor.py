@@ -16,7 +16,7 @@ import numpy as np
 from edgevla.execution.blend import blended
 from edgevla.execution.ensemble import ensemble
 from edgevla.execution.rtc import rtc_weights
-from edgevla.execution.strategies import Async, Ensemble, Execution, Rtc, Sync, launch_period
+from edgevla.execution.strategies import Async, Ensemble, Execution, Rtc, Sync, drawn_by, launch_period
 from edgevla.types import ActionChunk
 
 DELAYS_KEPT = 10
@@ -110,6 +110,11 @@ class Executor:
         """Inference delay to expect: the worst of the last ten, in steps; 0 before the first."""
         return max(self._delays, default=0)
 
+    @property
+    def n_drawn(self) -> int:
+        """Chunks of which the policy shall take the one nearest to what is committed."""
+        return drawn_by(self.execution)
+
     def expect_delay(self, steps: int) -> None:
         """A delay measured before the rollout."""
         self._delays.append(steps)
@@ -136,11 +141,12 @@ class Executor:
         self._asked.pop(request_id, None)
 
     def committed(self, tick: int, sent: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """What RTC tells the policy: committed goals (T, D) in robot units, weights (T,), the guidance limit.
+        """What the policy is told of what the arm will do: committed goals (T, D) in robot units, weights (T,), the
+        guidance limit. With `select` the weights judge chunks, and nothing is guided. None without RTC and `select`.
 
-        sent: the goal really sent at this tick, which safety may have changed. None without RTC.
+        sent: the goal really sent at this tick, which safety may have changed.
         """
-        if not isinstance(self.execution, Rtc):
+        if not isinstance(self.execution, Rtc) and self.n_drawn == 1:
             return None
         n = tick // self.ticks_per_step
         committed = np.zeros((self.chunk_size, self.n_joints), np.float32)
@@ -152,6 +158,8 @@ class Executor:
             committed[:rest] = remaining
             if rest and sent is not None:
                 committed[0] = sent
+        if not isinstance(self.execution, Rtc):
+            return committed, rtc_weights("linear", self.delay_steps, rest, rest, self.chunk_size), 0.0
         end = self._guidance[0] if self.execution.guidance_end is None else self.execution.guidance_end
         limit = self._guidance[1] if self.execution.max_guidance is None else self.execution.max_guidance
         weights = rtc_weights(self.execution.weights, self.delay_steps, end, rest, self.chunk_size)

@@ -16,6 +16,8 @@ from edgevla.strict import Mismatch, OneOf, Within
 Steps = Annotated[int, Within(1, 100_000)]
 """Grid moments, or rows of a chunk."""
 Blend = Annotated[int, Within(0, 100_000)]
+MOST_DRAWN = 64
+Drawn = Annotated[int, Within(1, MOST_DRAWN)]
 WeightKind = Literal["zeros", "ones", "linear", "exp"]
 LAUNCHES_PER_S = 10
 """Where `every` is not given, a new chunk is asked for at most this often: fresh enough, and a core stays free."""
@@ -48,11 +50,13 @@ class Async:
     """Ask while executing; the newest chunk replaces the older from its first action that is not past.
 
     every: grid moments between two requests; None: one after another, at most 10 per second. blend: so many first
-    actions of a chunk are blended with what the older one still holds.
+    actions of a chunk are blended with what the older one still holds. select: so many chunks are drawn per inference,
+    and the one nearest to what the older still holds is taken (bidirectional decoding, Liu et al. 2024).
     """
 
     every: Steps | None = None
     blend: Blend = 0
+    select: Drawn = 1
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ _READER = OneOf("kind", KINDS)
 _WITHIN_CHUNK = ("n_action_steps", "every", "guidance_end", "blend")
 WITHOUT_EFFECT = {
     ("ensemble", "blend"): "it averages all chunks that cover a moment, so no chunk takes over from another",
+    ("ensemble", "select"): "it averages all chunks that cover a moment, so none is chosen",
+    ("sync", "select"): "the chunk before is over when the next one is drawn, so none is nearest to it",
+    ("rtc", "select"): "its chunks are guided to agree with the one before",
 }
 """Kind and option that would say twice what is done, or nothing -> why."""
 
@@ -93,7 +100,9 @@ def execution_from(data: Mapping[str, Any]) -> Execution:
     """
     for (kind, option), why in WITHOUT_EFFECT.items():
         if data.get("kind") == kind and data.get(option):
-            raise UsageError(f"--{option} {data[option]} has no effect on '{kind}': {why}; leave it out")
+            raise UsageError(
+                f"--{option} {data[option]} has no effect on '{kind}': {why}; leave it out, or choose --execution async"
+            )
     try:
         made: Execution = _READER.read(data)
     except Mismatch as error:
@@ -117,8 +126,8 @@ def check_chunk(execution: Execution, chunk_size: int, n_action_steps: int) -> N
         executed = execution.n_action_steps or n_action_steps
         if executed >= chunk_size:
             raise UsageError(
-                f"--blend {execution.blend} has no effect: 'sync' executes all {chunk_size} actions of a chunk, so "
-                "there is nothing left to blend the next one with; let it execute fewer (n_action_steps), or choose 'async'"
+                f"--blend {execution.blend} has no effect: 'sync' executes all {chunk_size} actions of a chunk, "
+                "so nothing is left to blend the next one with; let it execute fewer (n_action_steps), or choose 'async'"
             )
 
 
@@ -130,6 +139,16 @@ def execution_to(execution: Execution) -> dict[str, Any]:
 
 def kind_of(execution: Execution) -> str:
     return next(name for name, cls in KINDS.items() if type(execution) is cls)
+
+
+def blended_by(execution: Execution) -> int:
+    """Actions in which one chunk fades into the next."""
+    return 0 if isinstance(execution, Ensemble) else execution.blend
+
+
+def drawn_by(execution: Execution) -> int:
+    """Chunks that are drawn per inference."""
+    return execution.select if isinstance(execution, Async) else 1
 
 
 def launch_period(execution: Execution, fps: float, delay_steps: int) -> int:
@@ -161,8 +180,8 @@ def judge_latency(execution: Execution, *, chunk_size: int, fps: float, latency_
     period = launch_period(execution, fps, delay)
     kind = kind_of(execution)
     figures = f"inference takes {latency_ms:.0f} ms = {delay} steps at {fps:g} Hz, a chunk has {chunk_size}"
-    is_plain = isinstance(execution, Ensemble) or not execution.blend
-    instead = "running 'sync' instead" + ("" if is_plain else ", without --blend")
+    given_up = [f"--{name}" for name in ("blend", "select") if name in execution_to(execution)]
+    instead = "running 'sync' instead" + (f", without {' and '.join(given_up)}" if given_up else "")
     if delay >= chunk_size:
         return LatencyVerdict(
             Sync(),

@@ -329,6 +329,8 @@ class RemotePolicy:
         payloads: list[np.ndarray] = []
         guidance = None
         if rtc is not None:
+            if rtc.select > 1:
+                raise BundleError(f"select {rtc.select}: {ONE_PER_REQUEST}")
             assert self.manifest.rtc is not None, "a robot is told which executions a policy allows"
             limit = self.manifest.rtc.max_guidance if rtc.max_guidance is None else rtc.max_guidance
             guidance = Guidance(np.asarray(rtc.weights, np.float32), limit)

@@ -31,17 +31,18 @@ EPISODES = "episodes.jsonl"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of the policies compared. name: unique. sha256: of its bundle. execution, blend: as of a `Cell`."""
+    """One of the policies compared. name: unique. sha256: of its bundle. execution, blend, select: as of a `Cell`."""
 
     name: str
     bundle: str
     sha256: str
     execution: str
     blend: UInt = 0
+    select: UInt = 1
 
     @property
     def way(self) -> str:
-        return way_of(self.execution, self.blend)
+        return way_of(self.execution, self.blend, self.select)
 
 
 @dataclass(frozen=True)

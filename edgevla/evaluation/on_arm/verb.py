@@ -27,7 +27,7 @@ from edgevla.evaluation.on_arm.options import Trials, trials_from
 from edgevla.evaluation.on_arm.rollouts import ROLLOUTS, Rollouts, check_record, check_rollouts
 from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.on_arm.session import Session
-from edgevla.execution.strategies import kind_of
+from edgevla.execution.strategies import blended_by, drawn_by, kind_of
 from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
 from edgevla.progress import columns_of
@@ -237,7 +237,9 @@ def named(contestants: Any) -> tuple[Contestant, ...]:
     if len(set(labels)) < len({s.name for s in sources}):
         labels = [s.name for s in sources]
     made = [
-        Contestant(label, s.name, s.sha256, kind_of(s.execution), getattr(s.execution, "blend", 0))
+        Contestant(
+            label, s.name, s.sha256, kind_of(s.execution), blended_by(s.execution), drawn_by(s.execution)
+        )
         for label, s in zip(labels, sources, strict=True)
     ]
     if len(set(labels)) < len(labels):
