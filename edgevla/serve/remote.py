@@ -24,6 +24,7 @@ from edgevla.errors import BundleError, EngineError, WireError
 from edgevla.fields import Guidance
 from edgevla.manifest import Manifest
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
+from edgevla.seam_methods import ONE_PER_REQUEST
 from edgevla.serve.line import Line, policy_of
 from edgevla.serve.pictures import RAW, Encoding, jpeg_cost
 from edgevla.serve.transport import Address
