@@ -16,7 +16,16 @@ import numpy as np
 from edgevla.execution.blend import blended
 from edgevla.execution.ensemble import ensemble
 from edgevla.execution.rtc import rtc_weights
-from edgevla.execution.strategies import Async, Ensemble, Execution, Rtc, Sync, drawn_by, launch_period
+from edgevla.execution.strategies import (
+    Async,
+    Ensemble,
+    Execution,
+    Rtc,
+    Sync,
+    blended_by,
+    drawn_by,
+    launch_period,
+)
 from edgevla.types import ActionChunk
 
 DELAYS_KEPT = 10
@@ -178,6 +187,7 @@ class Executor:
         was_asked = self._asked.pop(request_id, None) is not None
         next_moment = -(-tick // self.ticks_per_step)
         delay = max(0, next_moment - observed)
+        n_blend = blended_by(self.execution)
         if chunk.actions.shape[1:] != (self.n_joints,) or not np.isfinite(chunk.actions).all():
             return Receipt("damaged", observed)
         if isinstance(self.execution, Sync):
@@ -186,11 +196,9 @@ class Executor:
             self._delays.append(delay)
             n = min(self._n_action_steps, len(chunk.actions))
             actions = chunk.actions
-            if self.execution.blend and self._chunks:  # the arm waited where the old chunk's rest goes on
+            if n_blend and self._chunks:  # the arm waited where the old chunk's rest goes on
                 old = self._chunks[-1]
-                actions = blended(
-                    actions, old.actions[old.n :], self.execution.blend, is_blended=self._is_blended
-                )
+                actions = blended(actions, old.actions[old.n :], n_blend, is_blended=self._is_blended)
             self._chunks = [_Held(actions, next_moment, n, chunk.seq)]
             if last_goal is not None and tick % self.ticks_per_step:
                 self._lead_in = (tick - 1, last_goal)
@@ -201,7 +209,7 @@ class Executor:
         if observed + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].anchor):
             return Receipt("late", observed, min(delay, held.n), delay)
         moment = tick // self.ticks_per_step
-        if isinstance(self.execution, Async | Rtc) and self.execution.blend and self._chunks:
+        if n_blend and self._chunks:
             held = replace(held, actions=self._joined(held, max(moment, observed), next_moment))
         keep = self._chunks if isinstance(self.execution, Ensemble) else []
         self._chunks = [c for c in keep if c.anchor + c.n > moment] + [held]
@@ -209,12 +217,11 @@ class Executor:
 
     def _joined(self, new: _Held, moment: int, next_moment: int) -> np.ndarray:
         """The new chunk's actions, from `moment`, which now is, on blended with what the old one still holds."""
-        assert isinstance(self.execution, Async | Rtc)
         old, played = self._chunks[-1], moment - new.anchor
         rest = blended(
             new.actions[played:],
             old.actions[moment - old.anchor : old.n],
-            self.execution.blend,
+            blended_by(self.execution),
             is_begun=moment < next_moment,
             is_blended=self._is_blended,
         )

@@ -31,7 +31,7 @@ class Sync:
     """
 
     n_action_steps: Steps | None = None
-    blend: Blend = 0
+    blend: Blend | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Async:
     """
 
     every: Steps | None = None
-    blend: Blend = 0
-    select: Drawn = 1
+    blend: Blend | None = None
+    select: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Rtc:
     guidance_end: Annotated[int, Within(0, 100_000)] | None = None
     weights: WeightKind = "linear"
     max_guidance: Annotated[float, Within(0, 1e6)] | None = None
-    blend: Blend = 0
+    blend: Blend | None = None
 
 
 Execution = Sync | Ensemble | Async | Rtc
@@ -143,12 +143,12 @@ def kind_of(execution: Execution) -> str:
 
 def blended_by(execution: Execution) -> int:
     """Actions in which one chunk fades into the next."""
-    return 0 if isinstance(execution, Ensemble) else execution.blend
+    return 0 if isinstance(execution, Ensemble) else execution.blend or 0
 
 
 def drawn_by(execution: Execution) -> int:
     """Chunks that are drawn per inference."""
-    return execution.select if isinstance(execution, Async) else 1
+    return (execution.select or 1) if isinstance(execution, Async) else 1
 
 
 def launch_period(execution: Execution, fps: float, delay_steps: int) -> int:
@@ -180,7 +180,7 @@ def judge_latency(execution: Execution, *, chunk_size: int, fps: float, latency_
     period = launch_period(execution, fps, delay)
     kind = kind_of(execution)
     figures = f"inference takes {latency_ms:.0f} ms = {delay} steps at {fps:g} Hz, a chunk has {chunk_size}"
-    given_up = [f"--{name}" for name in ("blend", "select") if name in execution_to(execution)]
+    given_up = [f"--{name}" for name in ("blend", "select") if execution_to(execution).get(name)]
     instead = "running 'sync' instead" + (f", without {' and '.join(given_up)}" if given_up else "")
     if delay >= chunk_size:
         return LatencyVerdict(
