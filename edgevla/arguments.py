@@ -24,7 +24,7 @@ class Start:
 
     fps: of the policy. trained_speed: per joint, per second; trained_range: lowest and highest; both in the robot's
     order and units. latency_ms: measured while warming up. max_hz: upper bound of the control loop's rate. is_held: the
-    arm gets its torque and stays where it is, until `resume` or `home`.
+    arm gets its torque and stays where it is, until `resume` or `home`. most_drawn: chunks that one inference can draw.
     """
 
     fps: float
@@ -41,6 +41,7 @@ class Start:
     latency_ms: float
     max_hz: float | None
     is_held: bool = False
+    most_drawn: UInt = 1
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from edgevla.kinds import Mismatch, wrong
-from edgevla.strict import Length, Within
+from edgevla.strict import Length, UInt, Within
 
 
 class Flat:
@@ -62,7 +62,9 @@ class Body:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Real-time chunking. weights: one per row of the committed actions. max_guidance: bound of the correction."""
+    """Real-time chunking. weights: one per row of the committed actions. max_guidance: bound of the correction. select:
+    above 1, so many chunks are drawn without guidance, and the one nearest to the committed actions is the answer."""
 
     weights: F32s
     max_guidance: float
+    select: UInt = 1

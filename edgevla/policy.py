@@ -56,9 +56,10 @@ class Schedule:
         return np.append((n - 1 - np.arange(n)) * stride, -1).astype(np.float32)
 
 
-def initial_noise(shape: Sequence[int], seed: int, chunk_seq: int) -> np.ndarray:
-    """float32 standard normal; PCG64 of (seed, chunk number), so any inference can be replayed from the log."""
-    generator = np.random.Generator(np.random.PCG64([seed, chunk_seq]))
+def initial_noise(shape: Sequence[int], seed: int, chunk_seq: int, draw: int = 0) -> np.ndarray:
+    """float32 standard normal; PCG64 of (seed, chunk number), so any inference can be replayed from the log. draw: of
+    several chunks that one inference draws; the first is the one it would draw alone."""
+    generator = np.random.Generator(np.random.PCG64([seed, chunk_seq, *([0, draw] if draw else [])]))
     return generator.standard_normal(tuple(shape), dtype=np.float32)
 
 

@@ -22,12 +22,19 @@ class RtcInputs:
     """Real-time chunking, policy units and order (graphs.md 1.5).
 
     committed: float32 (<= T, A), what will have been commanded from the observation's moment on.
-    weights: float32 (T,). max_guidance: None takes the manifest's.
+    weights: float32 (T,). max_guidance: None takes the manifest's. select: above 1, so many chunks are drawn without
+    guidance, and the one nearest to what is committed is kept.
     """
 
     committed: np.ndarray
     weights: np.ndarray
     max_guidance: float | None = None
+    select: int = 1
+
+    @property
+    def n_drawn(self) -> int:
+        """Chunks that there are to choose from: with nothing committed, one is as near as another."""
+        return self.select if self.select > 1 and np.any(self.weights) else 1
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ import numpy as np
 from edgevla.bundle import Bundle
 from edgevla.engines import EngineOptions, load_graph, to_numpy
 from edgevla.errors import BundleError, EdgeVLAError, EngineError
+from edgevla.execution.select import nearest
 from edgevla.graph import Graph
 from edgevla.policy import Sampler, initial_noise
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
 from edgevla.prompt import PromptBuilder
-from edgevla.strict import nearest
-from edgevla.types import STATE, Observation
+from edgevla.seam_methods import missing_for_select
+from edgevla.strict import nearest as nearest_word
+from edgevla.types import ACTION, STATE, Observation
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,14 @@ class BundlePolicy:
         options: EngineOptions | None = None,
         allow_lost_cameras: bool = False,
         graphs: Mapping[str, Graph] | None = None,
+        select: int = 1,
     ) -> None:
         """provider: None takes the bundle's target. graphs: in place of the bundle's own (torch, for comparison).
+        select: chunks that an inference will draw, for `warm_up`.
 
         Raises:
-            BundleError: files made for another target. EngineError, MissingExtraError: as `load_graph`.
+            BundleError: files made for another target, or not for so many chunks. EngineError, MissingExtraError: as
+                `load_graph`.
         """
         m = bundle.manifest
         self.bundle, self.manifest, self.seed = bundle, m, seed
@@ -90,6 +95,8 @@ class BundlePolicy:
                 f"{bundle.folder} is quantised for {m.target.provider} and cannot run on {self.provider}; "
                 f"export it again with --target {self.provider}"
             )
+        self._select = select
+        self._check_drawn(select)
         self.options = options or EngineOptions()
         self.graphs: dict[str, Graph] = dict(graphs or self._open(self.options))
         self._sampler = Sampler(self.graphs, m.schedule)
@@ -136,11 +143,12 @@ class BundlePolicy:
     def warm_up(self, n: int = 3, batch: int = 1) -> list[int]:
         """Runs n inferences on blank input, so that no allocation or autotuning is left; ns of each."""
         blank = blank_observation(self.manifest)
+        rtc = self._blank_choice() if self._select > 1 else None
         spent = []
         for i in range(n):
             began = time.monotonic_ns()
             if batch == 1:
-                self._run(blank, i, None, {}, None, None, {}, 0, self.seed)
+                self._run(blank, i, None, {}, None, rtc, {}, 0, self.seed)
             else:
                 self._run_batch([self._prepared(Asked(blank, k, i)) for k in range(batch)], None, {})
             spent.append(time.monotonic_ns() - began)
@@ -242,22 +250,61 @@ class BundlePolicy:
         m = self.manifest
         clock = _Clock()
         seq = self._n_inferences if chunk_seq is None else chunk_seq
-        values = self._rtc(rtc) | self._settings(settings)
+        n_drawn = 1 if rtc is None else rtc.n_drawn
+        self._check_drawn(n_drawn)
+        guidance = None if rtc is None or rtc.select > 1 else rtc
+        values = self._rtc(guidance) | self._settings(settings)
         prompt = self._prompt(observation, task)
         clock.lap("prompt")
         self._encode_new(grid_index, {**past, grid_index: observation}, {**values, **prompt})
         context = self._sampler.merge(self._history(grid_index))
         clock.lap("encode")
-        noise = None if m.sample is None else initial_noise(m.sample.shape, seed, seq)
         values |= self._raw(observation, vectors_only=True)
-        x = self._sampler.solve(
-            context, values, noise=noise, n_steps=n_steps, step_noise=self.step_noise(seq, seed)
-        )
+        if n_drawn > 1:
+            context = self._repeated(context, n_drawn)
+            values = {source: np.repeat(value, n_drawn, axis=0) for source, value in values.items()}
+        noise, step_noise = self._drawn_noise([(seed, seq, k) for k in range(n_drawn)])
+        x = self._sampler.solve(context, values, noise=noise, n_steps=n_steps, step_noise=step_noise)
         clock.lap("denoise")
-        actions = to_numpy(self._sampler.decode(x, values))[0]
+        actions = to_numpy(self._sampler.decode(x, values))
+        chosen = 0 if rtc is None or n_drawn == 1 else self._nearest(actions, rtc)
         clock.lap("decode")
         steps = 0 if m.schedule is None else n_steps or m.schedule.n_steps
-        return InferenceResult(actions, clock.spent, seed, seq, steps, rtc is not None, grid_index)
+        return InferenceResult(
+            actions[chosen], clock.spent, seed, seq, steps, guidance is not None, grid_index
+        )
+
+    def _nearest(self, drawn: np.ndarray, rtc: RtcInputs) -> int:
+        speeds = (self.manifest.trained_speed_p999 or {}).get(ACTION)
+        return nearest(drawn, rtc.committed, rtc.weights, speeds)
+
+    def _check_drawn(self, n: int) -> None:
+        """
+        Raises:
+            BundleError: so many chunks cannot be drawn from one observation.
+        """
+        if n > 1 and (missing := missing_for_select(self.manifest, n)) is not None:
+            raise BundleError(f"{self.bundle.folder} cannot select one of {n} chunks: {missing}")
+
+    def _blank_choice(self) -> RtcInputs:
+        """For a warm-up that draws as many chunks as a rollout will."""
+        m = self.manifest
+        committed = np.zeros((m.chunk_size, m.action.shape[0]), np.float32)
+        return RtcInputs(committed, np.ones(m.chunk_size, np.float32), select=self._select)
+
+    def _repeated(self, context: Mapping[str, Any], n: int) -> dict[str, Any]:
+        """The context of one observation for n chunks at once; on the host, wherever it was."""
+        axes = {output.name: output.batch_axis for output in self.graphs["encode"].spec.outputs}
+        return {name: np.repeat(to_numpy(value), n, axis=axes[name]) for name, value in context.items()}
+
+    def _drawn_noise(self, draws: Sequence[tuple[int, int, int]]) -> tuple[np.ndarray | None, Any]:
+        """Initial noise and noise of each step, for one chunk per (seed, number of the inference, draw)."""
+        m = self.manifest
+        if m.sample is None:
+            return None, None
+        steps = [self.step_noise(seq, seed, draw) for seed, seq, draw in draws]
+        noise = np.concatenate([initial_noise(m.sample.shape, *draw) for draw in draws])
+        return noise, None if None in steps else lambda i: np.concatenate([step(i) for step in steps])
 
     def _prepared_or_not(self, one: Asked) -> _Prepared | BundleError:
         try:
@@ -270,6 +317,10 @@ class BundlePolicy:
         Raises:
             BundleError: input that does not fit the bundle.
         """
+        if one.rtc is not None and one.rtc.select > 1:
+            raise BundleError(
+                f"select {one.rtc.select}: an inference that is shared draws one chunk for each"
+            )
         now = self._steadied(one.observation)
         seen = {n: self._steadied(then) for n, then in one.past.items()} | {one.grid_index: now}
         constant = self._rtc(one.rtc) | self._prompt(now, one.task)
@@ -289,18 +340,8 @@ class BundlePolicy:
         clock.lap("prompt")
         context = self._sampler.merge([self._sampler.encode(values) for values in moments])
         clock.lap("encode")
-        noise = None
-        if m.sample is not None:
-            shape = m.sample.shape
-            noise = np.concatenate([initial_noise(shape, *pair) for pair in zip(seeds, numbers, strict=True)])
-        draws = [self.step_noise(*pair) for pair in zip(numbers, seeds, strict=True)]
-        x = self._sampler.solve(
-            context,
-            moments[-1],
-            noise=noise,
-            n_steps=n_steps,
-            step_noise=None if None in draws else lambda i: np.concatenate([draw(i) for draw in draws]),
-        )
+        noise, step_noise = self._drawn_noise([(*pair, 0) for pair in zip(seeds, numbers, strict=True)])
+        x = self._sampler.solve(context, moments[-1], noise=noise, n_steps=n_steps, step_noise=step_noise)
         clock.lap("denoise")
         actions = to_numpy(self._sampler.decode(x, moments[-1]))
         clock.lap("decode")
@@ -422,7 +463,7 @@ class BundlePolicy:
         known = self.manifest.settings
         for key, value in chosen.items():
             if key not in known:
-                raise BundleError(f"{self.manifest.policy} has no setting '{key}'{nearest(key, known)}")
+                raise BundleError(f"{self.manifest.policy} has no setting '{key}'{nearest_word(key, known)}")
             allowed = known[key].values
             if allowed is not None and value not in allowed:
                 raise BundleError(f"setting '{key}' is {value}, allowed: {', '.join(map(str, allowed))}")
@@ -431,12 +472,14 @@ class BundlePolicy:
             for key, s in known.items()
         }
 
-    def step_noise(self, seq: int, seed: int | None = None) -> Any:
-        """Step -> the noise of that step of chunk number `seq`; None for a policy that takes none."""
+    def step_noise(self, seq: int, seed: int | None = None, draw: int = 0) -> Any:
+        """Step -> the noise of that step of chunk number `seq`; None for a policy that takes none. draw: as of
+        `initial_noise`."""
         m = self.manifest
         if m.sample is None or "noise:step" not in self._sources:
             return None
-        generator = np.random.Generator(np.random.PCG64([self.seed if seed is None else seed, seq, 1]))
+        words = [self.seed if seed is None else seed, seq, 1, *([draw] if draw else [])]
+        generator = np.random.Generator(np.random.PCG64(words))
         shape = m.sample.shape
         return lambda _: generator.standard_normal(shape, dtype=np.float32)
 

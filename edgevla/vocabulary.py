@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from edgevla.errors import UsageError
 from edgevla.strict import nearest
+
+T = TypeVar("T")
 
 IMAGES = "observation.images."
 NONE = "none"
@@ -43,8 +45,8 @@ def pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     return found
 
 
-def once(texts: Sequence[str], option: str) -> list[str]:
-    """The texts of an option that may be repeated. Raises UsageError: the same one twice."""
+def once(texts: Sequence[T], option: str) -> list[T]:
+    """The values of an option that may be repeated. Raises UsageError: the same one twice."""
     for i, text in enumerate(texts):
         if text in texts[:i]:
             raise UsageError(f"{option} {text} is given twice; leave one of them out")

@@ -19,6 +19,7 @@ from edgevla.dataset.facts import DatasetFacts, read_facts
 from edgevla.dataset.still import still_sentences, still_values
 from edgevla.errors import BundleError, CheckpointError
 from edgevla.manifest import Manifest
+from edgevla.seam_methods import seam_words
 from edgevla.train.account import account_of
 from edgevla.train.adapters import ADAPTER_WEIGHTS, chain, strange_layers, summary
 from edgevla.train.header import Weight, read_header
@@ -384,6 +385,7 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
         f"bundle        '{m.name}', policy {m.policy}, {_bytes(size)}, for {m.target.engine} on {m.target.provider}",
         f"actions       {m.fps:g} Hz, chunks of {m.chunk_size}, {m.n_action_steps} executed by sync",
         f"execution     {m.execution.default['kind']} (allowed: {', '.join(m.execution.allowed)})",
+        f"seams         {seam_words(m)}",
     ]
     if m.schedule is not None:
         low, high = m.schedule.n_steps_allowed

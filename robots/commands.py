@@ -12,7 +12,7 @@ from edgevla.arguments import Arguments, SetTask, Start
 from edgevla.clock import NS_PER_S, Clock
 from edgevla.errors import BusError, EdgeVLAError, UsageError
 from edgevla.execution import Execution, judge_latency
-from edgevla.execution.strategies import check_chunk, kind_of
+from edgevla.execution.strategies import check_chunk, drawn_by, kind_of
 from edgevla.messages import Mode, Severity
 from edgevla.presses import Presses
 
@@ -205,7 +205,7 @@ class Commands:
 
     def _follow(self, plan: Plan, start: Start) -> State | None:
         first = 0 if self.rollout is None else self.rollout.next_request
-        self.rollout = Rollout(plan, len(self.body.profile.joints), first)
+        self.rollout = Rollout(plan, [joint.is_gripper for joint in self.body.profile.joints], first)
         self._restart("", None)
         return State.PAUSED if start.is_held else None
 
@@ -236,7 +236,11 @@ class Commands:
         plan, executor = self.rollout.plan, self.rollout.executor
         if kind_of(execution) not in plan.allowed:
             raise UsageError(f"this bundle allows {', '.join(plan.allowed)}, not {kind_of(execution)}")
-        check_chunk(execution, plan.chunk_size)
+        check_chunk(execution, plan.chunk_size, plan.n_action_steps)
+        if drawn_by(execution) > plan.most_drawn:
+            raise UsageError(
+                f"select {drawn_by(execution)}: this policy draws {plan.most_drawn} per inference at most"
+            )
         latency_ms = max(plan.latency_ms, 1000 * executor.delay_steps / plan.fps)
         verdict = judge_latency(execution, chunk_size=plan.chunk_size, fps=plan.fps, latency_ms=latency_ms)
         if verdict.severity == "error":

@@ -247,7 +247,7 @@ class ControlLoop:
             task=rollout.task,
             state=reading.position,
             n_steps=rollout.plan.n_steps,
-            rtc=None if rtc is None else Guidance(rtc[1], rtc[2]),
+            rtc=None if rtc is None else Guidance(rtc[1], rtc[2], rollout.executor.n_drawn),
             buffered_ns=rollout.buffered_ns(tick),
         )
         if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):

@@ -3,6 +3,7 @@ plan while it is carried out: which requests are out, and what the chunks say ab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Plan:
     trained_range: np.ndarray | None
     latency_ms: float
     ticks_per_step: int
+    most_drawn: int
 
     @property
     def step_ns(self) -> int:
@@ -42,16 +44,18 @@ class Plan:
     def period_ns(self) -> int:
         return round(NS_PER_S / (self.fps * self.ticks_per_step))
 
-    def executor(self, n_joints: int) -> Executor:
+    def executor(self, is_gripper: Sequence[bool]) -> Executor:
+        """is_gripper: per joint."""
         made = Executor(
             self.execution,
             ticks_per_step=self.ticks_per_step,
             chunk_size=self.chunk_size,
             n_action_steps=self.n_action_steps,
-            n_joints=n_joints,
+            n_joints=len(is_gripper),
             fps=self.fps,
             guidance_end=self.guidance_end,
             max_guidance=self.max_guidance,
+            is_gripper=is_gripper,
         )
         made.expect_delay(-int(-self.latency_ms * self.fps // 1000))
         return made
@@ -89,6 +93,7 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         trained_range=_per_joint("trained_range", start.trained_range, (2, n_joints)),
         latency_ms=start.latency_ms,
         ticks_per_step=max(1, int(limit_hz / fps + 1e-6)),
+        most_drawn=start.most_drawn,
     )
 
 
@@ -113,10 +118,11 @@ class Rollout:
     answered_ns: when the last chunk came; 0: none yet.
     """
 
-    def __init__(self, plan: Plan, n_joints: int, first_request: int = 0) -> None:
-        """first_request: requests count on from one rollout to the next, so that no late chunk is mistaken."""
+    def __init__(self, plan: Plan, is_gripper: Sequence[bool], first_request: int = 0) -> None:
+        """is_gripper: per joint. first_request: requests count on from one rollout to the next, so that no late chunk is
+        mistaken."""
         self.plan, self.task = plan, plan.task
-        self.executor = plan.executor(n_joints)
+        self.executor = plan.executor(is_gripper)
         self.answered_ns = 0
         self._next_request = self._first_request = first_request
         self._pending: dict[int, int] = {}

@@ -98,6 +98,10 @@ def _add_task_arguments(group: Any) -> None:
     add = group.add_argument
     add("--execution", type=_list_of(EXECUTIONS), action="extend", metavar="LIST",
         help=f"{', '.join(EXECUTIONS)}; several are compared (default: the bundle's)")  # fmt: skip
+    add("--blend", type=_numbers(whole(0, 100_000)), action="extend", metavar="LIST",
+        help="actions in which one chunk fades into the next, such as 0,10 (default 0)")  # fmt: skip
+    add("--select", type=_numbers(whole(1, 64)), action="extend", metavar="LIST",
+        help="chunks drawn per inference, of which the nearest is taken, such as 1,8 (default 1)")  # fmt: skip
     add("--delay-ms", type=_delays, action="extend", metavar="LIST",
         help="from each request to its chunk, such as 0,100,200 (default 0)")  # fmt: skip
     add("--control", type=_list_of(CONTROLS), action="extend", metavar="LIST",
@@ -133,7 +137,7 @@ KINDS = (
     Kind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
     Kind(
         "robot",
-        "success, as a person judges it; also --execution, --n-steps, --servo-hz, --expect",
+        "success, as a person judges it; also --execution, --blend, --select, --n-steps, --servo-hz, --expect",
         "edgevla.evaluation.on_arm.verb",
         on_arm.add_arguments,
     ),
@@ -154,8 +158,11 @@ def _list_of(known: Sequence[str] | Any) -> Callable[[str], list[str]]:
 
 
 def _delays(text: str) -> list[float]:
-    number = Number(0, 60_000, unit="ms")
-    return [float(number(word.strip())) for word in text.split(",")]
+    return [float(ms) for ms in _numbers(Number(0, 60_000, unit="ms"))(text)]
+
+
+def _numbers(number: Number) -> Callable[[str], list[Any]]:
+    return lambda text: [number(word.strip()) for word in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:

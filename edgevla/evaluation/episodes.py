@@ -30,7 +30,9 @@ UNSEEN = 500_000_000
 class Cell:
     """bundle: its folder. label: a short name of it, unique in this evaluation. sha256: of its manifest.
 
-    execution: the kind. control: `none`; `black`: the cameras see nothing; `zero-state`: every joint is said to be at 0;
+    execution: the kind. blend: actions in which one chunk fades into the next; 0: none. select: chunks of which
+    the nearest is taken.
+    control: `none`; `black`: the cameras see nothing; `zero-state`: every joint is said to be at 0;
     `misaligned`: a new chunk is started at its action 0 instead of at the action that is due. `expert`: the task's
     scripted expert, which is told where everything is, moves the arm through the same loop: the best there is.
     """
@@ -41,22 +43,39 @@ class Cell:
     execution: str
     delay_ms: float = 0.0
     control: str = "none"
+    blend: UInt = 0
+    select: UInt = 1
+
+    @property
+    def way(self) -> str:
+        """How chunks are executed, in words: `async`, `async blend 10`."""
+        return way_of(self.execution, self.blend, self.select)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same, as the command line says it."""
+        blend = {"blend": self.blend} if self.blend else {}
+        return {"kind": self.execution, **blend, **({"select": self.select} if self.select > 1 else {})}
 
     @property
     def key(self) -> str:
         """What it is in `episodes.jsonl`, wherever the bundle lies."""
-        return f"{self.sha256[:16]}/{self.execution}/{self.delay_ms:g}/{self.control}"
+        return f"{self.sha256[:16]}/{self.way}/{self.delay_ms:g}/{self.control}"
+
+
+def way_of(execution: str, blend: int, select: int) -> str:
+    return execution + (f" blend {blend}" if blend else "") + (f" select {select}" if select > 1 else "")
 
 
 def names_of(cells: Sequence[Cell]) -> list[str]:
-    """The shortest names that tell the cells of one evaluation apart: `async 200 ms`, `int8 sync`, `async black`."""
+    """The shortest names that tell the cells of one evaluation apart: `async 200 ms`, `async blend 10`, `int8 sync`."""
     differs = {name: len({getattr(cell, name) for cell in cells}) > 1 for name in ("label", "delay_ms")}
     return [
         "expert"
         if cell.control == "expert"
         else " ".join(
             [cell.label] * differs["label"]
-            + [cell.execution]
+            + [cell.way]
             + [f"{cell.delay_ms:g} ms"] * differs["delay_ms"]
             + [cell.control] * (cell.control != "none")
         )
@@ -71,7 +90,7 @@ def slug_of(cell: Cell) -> str:
     """
     parts = [cell.label, cell.sha256[:6]]
     if cell.control != "expert":
-        parts += [cell.execution, f"{cell.delay_ms:g}ms"]
+        parts += [cell.way, f"{cell.delay_ms:g}ms"]
     text = "-".join([*parts, *([cell.control] if cell.control != "none" else [])])
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in text)
 

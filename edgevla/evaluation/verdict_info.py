@@ -41,6 +41,8 @@ def _cell(r: CellResult, unit: str) -> dict[str, Any]:
         "bundle": c.bundle,
         "sha256": c.sha256,
         "execution": c.execution,
+        "blend": c.blend,
+        "select": c.select,
         "delay_ms": c.delay_ms,
         "control": c.control,
         "aggregated": _aggregated(r),

@@ -103,7 +103,7 @@ def curves_of(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     curves: dict[str, list[CellResult]] = {}
     for r in results:
         c = r.cell
-        words = [c.label] * (n_bundles > 1) + [c.execution] + [c.control] * (c.control != "none")
+        words = [c.label] * (n_bundles > 1) + [c.way] + [c.control] * (c.control != "none")
         curves.setdefault(" ".join(words), []).append(r)
     return {
         name: sorted(cells, key=lambda r: r.cell.delay_ms) for name, cells in curves.items() if len(cells) > 1

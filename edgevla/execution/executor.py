@@ -8,13 +8,24 @@ its observation, so that late actions are skipped by construction. Nothing here 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgevla.execution.blend import blended
 from edgevla.execution.ensemble import ensemble
 from edgevla.execution.rtc import rtc_weights
-from edgevla.execution.strategies import Async, Ensemble, Execution, Rtc, Sync, launch_period
+from edgevla.execution.strategies import (
+    Async,
+    Ensemble,
+    Execution,
+    Rtc,
+    Sync,
+    blended_by,
+    drawn_by,
+    launch_period,
+)
 from edgevla.types import ActionChunk
 
 DELAYS_KEPT = 10
@@ -66,7 +77,8 @@ class _Held:
 class Executor:
     """Chunks in, goals out.
 
-    ticks_per_step: R. n_action_steps: the bundle's, for `sync`. fps: grid moments per second.
+    ticks_per_step: R. n_action_steps: the bundle's, for `sync`. fps: grid moments per second. is_gripper: per joint;
+    grippers are not blended: half way between open and closed a gripper holds nothing.
     """
 
     def __init__(
@@ -80,6 +92,7 @@ class Executor:
         fps: float,
         guidance_end: int = 0,
         max_guidance: float = 10.0,
+        is_gripper: Sequence[bool] | None = None,
     ) -> None:
         self.execution = execution
         self.ticks_per_step, self.chunk_size, self.n_joints, self.fps = (
@@ -92,6 +105,7 @@ class Executor:
         if isinstance(execution, Sync) and execution.n_action_steps:
             self._n_action_steps = min(execution.n_action_steps, chunk_size)
         self._guidance = (guidance_end, max_guidance)
+        self._is_blended = None if is_gripper is None else ~np.asarray(is_gripper, bool)
         self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
         self._chunks: list[_Held] = []
         self._asked: dict[int, int] = {}
@@ -104,6 +118,11 @@ class Executor:
     def delay_steps(self) -> int:
         """Inference delay to expect: the worst of the last ten, in steps; 0 before the first."""
         return max(self._delays, default=0)
+
+    @property
+    def n_drawn(self) -> int:
+        """Chunks of which the policy shall take the one nearest to what is committed."""
+        return drawn_by(self.execution)
 
     def expect_delay(self, steps: int) -> None:
         """A delay measured before the rollout."""
@@ -131,11 +150,12 @@ class Executor:
         self._asked.pop(request_id, None)
 
     def committed(self, tick: int, sent: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """What RTC tells the policy: committed goals (T, D) in robot units, weights (T,), the guidance limit.
+        """What the policy is told of what the arm will do: committed goals (T, D) in robot units, weights (T,), the
+        guidance limit. With `select` the weights judge chunks, and nothing is guided. None without RTC and `select`.
 
-        sent: the goal really sent at this tick, which safety may have changed. None without RTC.
+        sent: the goal really sent at this tick, which safety may have changed.
         """
-        if not isinstance(self.execution, Rtc):
+        if not isinstance(self.execution, Rtc) and self.n_drawn == 1:
             return None
         n = tick // self.ticks_per_step
         committed = np.zeros((self.chunk_size, self.n_joints), np.float32)
@@ -147,6 +167,8 @@ class Executor:
             committed[:rest] = remaining
             if rest and sent is not None:
                 committed[0] = sent
+        if not isinstance(self.execution, Rtc):
+            return committed, rtc_weights("linear", self.delay_steps, rest, rest, self.chunk_size), 0.0
         end = self._guidance[0] if self.execution.guidance_end is None else self.execution.guidance_end
         limit = self._guidance[1] if self.execution.max_guidance is None else self.execution.max_guidance
         weights = rtc_weights(self.execution.weights, self.delay_steps, end, rest, self.chunk_size)
@@ -165,6 +187,7 @@ class Executor:
         was_asked = self._asked.pop(request_id, None) is not None
         next_moment = -(-tick // self.ticks_per_step)
         delay = max(0, next_moment - observed)
+        n_blend = blended_by(self.execution)
         if chunk.actions.shape[1:] != (self.n_joints,) or not np.isfinite(chunk.actions).all():
             return Receipt("damaged", observed)
         if isinstance(self.execution, Sync):
@@ -172,7 +195,11 @@ class Executor:
                 return Receipt("unasked", observed)
             self._delays.append(delay)
             n = min(self._n_action_steps, len(chunk.actions))
-            self._chunks = [_Held(chunk.actions, next_moment, n, chunk.seq)]
+            actions = chunk.actions
+            if n_blend and self._chunks:  # the arm waited where the old chunk's rest goes on
+                old = self._chunks[-1]
+                actions = blended(actions, old.actions[old.n :], n_blend, is_blended=self._is_blended)
+            self._chunks = [_Held(actions, next_moment, n, chunk.seq)]
             if last_goal is not None and tick % self.ticks_per_step:
                 self._lead_in = (tick - 1, last_goal)
             return Receipt("taken", next_moment, 0, delay)
@@ -181,10 +208,24 @@ class Executor:
             self._delays.append(delay)
         if observed + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].anchor):
             return Receipt("late", observed, min(delay, held.n), delay)
-        keep = self._chunks if isinstance(self.execution, Ensemble) else []
         moment = tick // self.ticks_per_step
+        if n_blend and self._chunks:
+            held = replace(held, actions=self._joined(held, max(moment, observed), next_moment))
+        keep = self._chunks if isinstance(self.execution, Ensemble) else []
         self._chunks = [c for c in keep if c.anchor + c.n > moment] + [held]
         return Receipt("taken", observed, delay, delay)
+
+    def _joined(self, new: _Held, moment: int, next_moment: int) -> np.ndarray:
+        """The new chunk's actions, from `moment`, which now is, on blended with what the old one still holds."""
+        old, played = self._chunks[-1], moment - new.anchor
+        rest = blended(
+            new.actions[played:],
+            old.actions[moment - old.anchor : old.n],
+            blended_by(self.execution),
+            is_begun=moment < next_moment,
+            is_blended=self._is_blended,
+        )
+        return np.concatenate([new.actions[:played], rest])
 
     def reset(self) -> None:
         """Forgets all chunks and requests: pause, stop, a new task."""

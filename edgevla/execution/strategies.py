@@ -15,6 +15,9 @@ from edgevla.strict import Mismatch, OneOf, Within
 
 Steps = Annotated[int, Within(1, 100_000)]
 """Grid moments, or rows of a chunk."""
+Blend = Annotated[int, Within(0, 100_000)]
+MOST_DRAWN = 64
+Drawn = Annotated[int, Within(1, MOST_DRAWN)]
 WeightKind = Literal["zeros", "ones", "linear", "exp"]
 LAUNCHES_PER_S = 10
 """Where `every` is not given, a new chunk is asked for at most this often: fresh enough, and a core stays free."""
@@ -22,9 +25,13 @@ LAUNCHES_PER_S = 10
 
 @dataclass(frozen=True)
 class Sync:
-    """Execute `n_action_steps` of a chunk, then hold the arm and ask. None: as many as the bundle says."""
+    """Execute `n_action_steps` of a chunk, then hold the arm and ask. None: as many as the bundle says.
+
+    blend: so many first actions of a chunk are blended with those that the one before it had left.
+    """
 
     n_action_steps: Steps | None = None
+    blend: Blend | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,14 @@ class Ensemble:
 class Async:
     """Ask while executing; the newest chunk replaces the older from its first action that is not past.
 
-    every: grid moments between two requests; None: one after another, at most 10 per second.
+    every: grid moments between two requests; None: one after another, at most 10 per second. blend: so many first
+    actions of a chunk are blended with what the older one still holds. select: so many chunks are drawn per inference,
+    and the one nearest to what the older still holds is taken (bidirectional decoding, Liu et al. 2024).
     """
 
     every: Steps | None = None
+    blend: Blend | None = None
+    select: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +64,14 @@ class Rtc:
     """As `Async`, and the new chunk is guided to agree with what will have been commanded meanwhile.
 
     guidance_end: step where guidance ends (LeRobot's `execution_horizon`); None: the bundle's. weights: how guidance
-    fades from the inference delay to that step. max_guidance: None: the bundle's.
+    fades from the inference delay to that step. max_guidance: None: the bundle's. blend: as for `Async`.
     """
 
     every: Steps | None = None
     guidance_end: Annotated[int, Within(0, 100_000)] | None = None
     weights: WeightKind = "linear"
     max_guidance: Annotated[float, Within(0, 1e6)] | None = None
+    blend: Blend | None = None
 
 
 Execution = Sync | Ensemble | Async | Rtc
@@ -70,7 +82,14 @@ KINDS: dict[str, type[Sync] | type[Ensemble] | type[Async] | type[Rtc]] = {
     "rtc": Rtc,
 }
 _READER = OneOf("kind", KINDS)
-_WITHIN_CHUNK = ("n_action_steps", "every", "guidance_end")
+_WITHIN_CHUNK = ("n_action_steps", "every", "guidance_end", "blend")
+WITHOUT_EFFECT = {
+    ("ensemble", "blend"): "it averages all chunks that cover a moment, so no chunk takes over from another",
+    ("ensemble", "select"): "it averages all chunks that cover a moment, so none is chosen",
+    ("sync", "select"): "the chunk before is over when the next one is drawn, so none is nearest to it",
+    ("rtc", "select"): "its chunks are guided to agree with the one before",
+}
+"""Kind and option that would say twice what is done, or nothing -> why."""
 
 
 def execution_from(data: Mapping[str, Any]) -> Execution:
@@ -79,6 +98,11 @@ def execution_from(data: Mapping[str, Any]) -> Execution:
     Raises:
         UsageError: an unknown kind, an option that this kind does not have, or a value out of range.
     """
+    for (kind, option), why in WITHOUT_EFFECT.items():
+        if data.get("kind") == kind and data.get(option):
+            raise UsageError(
+                f"--{option} {data[option]} has no effect on '{kind}': {why}; leave it out, or choose --execution async"
+            )
     try:
         made: Execution = _READER.read(data)
     except Mismatch as error:
@@ -87,15 +111,23 @@ def execution_from(data: Mapping[str, Any]) -> Execution:
     return made
 
 
-def check_chunk(execution: Execution, chunk_size: int) -> None:
-    """
+def check_chunk(execution: Execution, chunk_size: int, n_action_steps: int) -> None:
+    """n_action_steps: what `sync` executes of a chunk where it does not say it itself.
+
     Raises:
-        UsageError: the execution counts further than a chunk has actions.
+        UsageError: the execution counts further than a chunk has actions, or there is never anything to blend with.
     """
     for name, value in execution_to(execution).items():
         if name in _WITHIN_CHUNK and value > chunk_size:
             raise UsageError(
                 f"--{name.replace('_', '-')} {value} must be at most {chunk_size}, the actions of this policy's chunks"
+            )
+    if isinstance(execution, Sync) and execution.blend:
+        executed = execution.n_action_steps or n_action_steps
+        if executed >= chunk_size:
+            raise UsageError(
+                f"--blend {execution.blend} has no effect: 'sync' executes all {chunk_size} actions of a chunk, "
+                "so nothing is left to blend the next one with; let it execute fewer (n_action_steps), or choose 'async'"
             )
 
 
@@ -107,6 +139,16 @@ def execution_to(execution: Execution) -> dict[str, Any]:
 
 def kind_of(execution: Execution) -> str:
     return next(name for name, cls in KINDS.items() if type(execution) is cls)
+
+
+def blended_by(execution: Execution) -> int:
+    """Actions in which one chunk fades into the next."""
+    return 0 if isinstance(execution, Ensemble) else execution.blend or 0
+
+
+def drawn_by(execution: Execution) -> int:
+    """Chunks that are drawn per inference."""
+    return (execution.select or 1) if isinstance(execution, Async) else 1
 
 
 def launch_period(execution: Execution, fps: float, delay_steps: int) -> int:
@@ -138,18 +180,20 @@ def judge_latency(execution: Execution, *, chunk_size: int, fps: float, latency_
     period = launch_period(execution, fps, delay)
     kind = kind_of(execution)
     figures = f"inference takes {latency_ms:.0f} ms = {delay} steps at {fps:g} Hz, a chunk has {chunk_size}"
+    given_up = [f"--{name}" for name in ("blend", "select") if execution_to(execution).get(name)]
+    instead = "running 'sync' instead" + (f", without {' and '.join(given_up)}" if given_up else "")
     if delay >= chunk_size:
         return LatencyVerdict(
             Sync(),
             "error",
-            f"'{kind}' cannot work: {figures}, so every action would be past when it arrives; running 'sync' instead. "
+            f"'{kind}' cannot work: {figures}, so every action would be past when it arrives; {instead}. "
             f"Use a faster engine, fewer denoise steps or a longer chunk",
         )
     if isinstance(execution, Rtc) and 2 * delay > chunk_size:
         return LatencyVerdict(
             Sync(),
             "error",
-            f"'rtc' cannot work: {figures}, and it needs delay <= chunk - delay; running 'sync' instead",
+            f"'rtc' cannot work: {figures}, and it needs delay <= chunk - delay; {instead}",
         )
     if chunk_size < 2 * delay + period:
         return LatencyVerdict(

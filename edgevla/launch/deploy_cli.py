@@ -97,6 +97,10 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         type=Number(-100, 100),
         help="ensemble: weight exp(-decay * age); the oldest chunk has age 0",
     )
+    add("--blend", type=whole(0, 100_000), metavar="N",
+        help="sync, async, rtc: blend the first N actions of a chunk with what the one before still holds")  # fmt: skip
+    add("--select", type=whole(2, 64), metavar="N",
+        help="async: draw N chunks per inference, take the one nearest to the one before")  # fmt: skip
     add("--guidance-end", type=whole(0, 100_000), metavar="N", help="rtc: step where guidance ends")
     add("--rtc-weights", choices=("zeros", "ones", "linear", "exp"), help="rtc: how guidance fades")
     add("--max-guidance", type=Number(0, 1e6), help="rtc: largest guidance weight")
@@ -239,6 +243,8 @@ def _execution(args: argparse.Namespace) -> dict[str, Any]:
         "n_action_steps": args.n_action_steps,
         "every": args.every,
         "decay": args.decay,
+        "blend": args.blend,
+        "select": args.select,
         "guidance_end": args.guidance_end,
         "weights": args.rtc_weights,
         "max_guidance": args.max_guidance,

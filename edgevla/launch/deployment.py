@@ -16,8 +16,9 @@ from edgevla.cameras import CameraSettings
 from edgevla.descriptions import AboutRobot
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
-from edgevla.execution.strategies import KINDS, check_chunk
+from edgevla.execution.strategies import KINDS, check_chunk, drawn_by
 from edgevla.manifest import Manifest
+from edgevla.seam_methods import missing_for_select, most_drawn
 from edgevla.vocabulary import NONE
 
 TRAINED_SPEED_MARGIN = 1.5
@@ -120,7 +121,10 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
             f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
         )
     execution = execution_from({**base, **given, "kind": kind})
-    check_chunk(execution, manifest.chunk_size)
+    check_chunk(execution, manifest.chunk_size, manifest.n_action_steps)
+    n = drawn_by(execution)
+    if n > 1 and (missing := missing_for_select(manifest, n)) is not None:
+        raise UsageError(f"--select {n}: this bundle cannot draw {n} chunks per inference: {missing}")
     return execution
 
 
@@ -173,6 +177,7 @@ def start_arguments(
         trained_range=_trained_range(m, fit),
         latency_ms=latency_ms,
         max_hz=options.servo_hz,
+        most_drawn=most_drawn(m),
     )
 
 

@@ -32,6 +32,8 @@ class OpenpiSource(PolicySource):
         WireError: nobody answers.
     """
 
+    CAN_SELECT = False
+
     def __init__(self, server: str, keys: Path | None, frames: str | None, options: DeployOptions) -> None:
         self._server = ws_address(server, "--policy")
         _check(server, keys, frames, options)

@@ -54,6 +54,8 @@ class ServedSource(PolicySource):
         WireError: nobody answers, or it does not take this robot.
     """
 
+    CAN_SELECT = False
+
     def __init__(self, servers: str, frames: str | None, options: DeployOptions) -> None:
         for option, said in (("--provider", options.provider), ("--threads", options.threads)):
             if said:

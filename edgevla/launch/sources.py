@@ -21,8 +21,9 @@ from edgevla.arguments import Start
 from edgevla.bundle import Fit, fit, load_bundle
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, write_robot
-from edgevla.errors import CameraError, EdgeVLAError, EngineError
+from edgevla.errors import CameraError, EdgeVLAError, EngineError, UsageError
 from edgevla.execution import Async, Execution, Sync, judge_latency
+from edgevla.execution.strategies import drawn_by
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import (
     DeployOptions,
@@ -34,6 +35,7 @@ from edgevla.launch.deployment import (
 )
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
+from edgevla.seam_methods import ONE_PER_REQUEST, seam_words
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
@@ -122,6 +124,9 @@ class PolicySource:
         BundleError, UsageError: the bundle is damaged, or cannot be carried out as the options say.
     """
 
+    CAN_SELECT = True
+    """Whether what infers draws several chunks for one request."""
+
     def __init__(self, folder: Path, options: DeployOptions) -> None:
         bundle = load_bundle(folder)
         self.bundle: str | None = str(folder)
@@ -132,6 +137,8 @@ class PolicySource:
         self.cameras: Sequence[str] = camera_names(manifest)
         check_fitting(manifest, options)
         self.execution = chosen_execution(manifest, options)
+        if (n := drawn_by(self.execution)) > 1 and not self.CAN_SELECT:
+            raise UsageError(f"--select {n}: {ONE_PER_REQUEST}")
         self.fps, self.sha256 = manifest.fps, sha256
         self.about = _about(name, sha256, strict.write(manifest.trained_camera_age_ms))
         self._fit: Fit | None = None
@@ -144,6 +151,7 @@ class PolicySource:
     def fit(self, run: Run) -> list[CameraSettings]:
         if run.options.task and self._manifest.prompt is None:
             run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
+        run.say("info", "deploy", f"seams: {seam_words(self._manifest, not self.CAN_SELECT)}")
         settings = camera_settings(self._manifest, run.robot, run.options)
         robot = replace(run.robot, cameras=tuple(delivered(camera) for camera in settings))
         self._fit = fit(self._manifest, robot)
@@ -164,6 +172,7 @@ class PolicySource:
         o = run.options
         words = [POLICY, *self._where(o), *run.place, f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--seed={o.seed}", f"--inject-delay-ms={o.inject_delay_ms}"]
+        words += [f"--select={drawn_by(self.execution)}"] if self.CAN_SELECT else []
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
 
@@ -202,7 +211,8 @@ class PolicySource:
             run.say(verdict.severity, "deploy", verdict.sentence)
         if verdict.execution != self.execution:
             self.execution = Sync(m.n_action_steps)
-        return start_arguments(m, self._fit, run.options, self.execution, latency_ms)
+        start = start_arguments(m, self._fit, run.options, self.execution, latency_ms)
+        return start if self.CAN_SELECT else replace(start, most_drawn=1)
 
 
 def delivered(camera: CameraSettings) -> AboutCamera:

@@ -280,7 +280,7 @@ class PolicyNode:
         if rtc is None:
             return None
         committed = self._fit.action.to_policy(request.payloads[0])
-        return RtcInputs(committed, rtc.weights, rtc.max_guidance)
+        return RtcInputs(committed, rtc.weights, rtc.max_guidance, rtc.select)
 
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
@@ -314,6 +314,7 @@ def main() -> int:
     parser.add_argument("--provider")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--select", type=int, default=1, help="chunks that an inference will draw")
     parser.add_argument("--inject-delay-ms", type=float, default=0.0)
     parser.add_argument("--allow-lost-cameras", action="store_true")
     args = parser.parse_args()
@@ -377,6 +378,7 @@ def _predictor(
             seed=args.seed,
             options=EngineOptions(threads=args.threads),
             allow_lost_cameras=args.allow_lost_cameras,
+            select=args.select,
         )
     if args.keys is not None:
         return _openpi(args, closing)

@@ -13,6 +13,7 @@ from edgevla.descriptions import AboutPolicy, AboutRobot, AboutServed
 from edgevla.errors import BundleError, EdgeVLAError
 from edgevla.predictor import InferenceResult, RtcInputs
 from edgevla.runner import Asked, BundlePolicy
+from edgevla.seam_methods import ONE_PER_REQUEST
 from edgevla.serve.pictures import decoded
 from edgevla.server_messages import Moment, Request, SentFrame
 from edgevla.types import Observation
@@ -104,6 +105,8 @@ class Hosted:
             return f"committed actions of shape {payloads[0].shape}, not {(m.chunk_size, *shape)}"
         if request.rtc is not None and not _finite(payloads[0], request.rtc.weights):
             return "committed actions or weights that are not finite"
+        if request.rtc is not None and request.rtc.select > 1:
+            return f"select {request.rtc.select}: {ONE_PER_REQUEST}"
         return next((wrong for moment in request.moments if (wrong := self._wrong_in(moment))), None)
 
     def _wrong_in(self, moment: Moment) -> str | None:

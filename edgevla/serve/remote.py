@@ -24,6 +24,7 @@ from edgevla.errors import BundleError, EngineError, WireError
 from edgevla.fields import Guidance
 from edgevla.manifest import Manifest
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
+from edgevla.seam_methods import ONE_PER_REQUEST
 from edgevla.serve.line import Line, policy_of
 from edgevla.serve.pictures import RAW, Encoding, jpeg_cost
 from edgevla.serve.transport import Address
@@ -329,6 +330,8 @@ class RemotePolicy:
         payloads: list[np.ndarray] = []
         guidance = None
         if rtc is not None:
+            if rtc.select > 1:
+                raise BundleError(f"select {rtc.select}: {ONE_PER_REQUEST}")
             assert self.manifest.rtc is not None, "a robot is told which executions a policy allows"
             limit = self.manifest.rtc.max_guidance if rtc.max_guidance is None else rtc.max_guidance
             guidance = Guidance(np.asarray(rtc.weights, np.float32), limit)

@@ -28,8 +28,8 @@ from ..node import ControlLoop
 from ..profile import Profile, load_profile
 
 Policy = Callable[..., np.ndarray]
-"""observation -> float32 (T, D), robot units, profile order. With `rtc` execution it is also given `rtc=(committed,
-weights, max_guidance)`."""
+"""observation -> float32 (T, D), robot units, profile order. With `rtc` execution, and where chunks are
+selected, it is also given `rtc=(committed, weights, max_guidance, select)`."""
 Delays = Callable[[int], int | None]
 """Number of a request (`DirectLinks.n_inferences`) -> ticks until its chunk is heard; None: it never comes."""
 SESSION = b"lockstep"
@@ -89,13 +89,16 @@ class DirectLinks:
         asked = self._through_the_wire(request, payloads, observed_ns)
         seen = Observation(asked.body.state, dict(self.look()), task=asked.body.task)
         rtc = asked.body.rtc
-        more = {} if rtc is None else {"rtc": (asked.payloads[0], rtc.weights, rtc.max_guidance)}
+        told = None if rtc is None else (asked.payloads[0], rtc.weights, rtc.max_guidance, rtc.select)
+        more = {} if told is None else {"rtc": told}
         actions = np.asarray(self.policy(seen, **more), np.float32)
         delay = self.delays(self.n_inferences)
         self.n_inferences += 1
         if delay is None:
             return True
-        answer = answer_to(asked.body, "lockstep", len(actions), 0, is_guided=rtc is not None)
+        answer = answer_to(
+            asked.body, "lockstep", len(actions), 0, is_guided=rtc is not None and rtc.select == 1
+        )
         message = self._through_the_wire(answer, [actions], observed_ns)
         self._coming.append((self.tick + delay, message))
         return True

@@ -75,7 +75,7 @@ def options_of(conditions: Conditions, cell: Cell, manifest: Manifest, task: Tas
     options = DeployOptions(
         robot=profile_of(task).name,
         is_sim=True,
-        execution={"kind": cell.execution},
+        execution=cell.options,
         task=task.instruction,
         n_steps=conditions.n_steps,
         servo_hz=conditions.servo_hz or manifest.fps,
@@ -128,8 +128,8 @@ class Contestant:
         is_black = self.cell.control == "black"
         return {n: np.zeros_like(i) for n, i in images.items()} if is_black else images
 
-    def act(self, seen: Observation, rtc: tuple[np.ndarray, np.ndarray, float] | None = None) -> np.ndarray:
-        """float32 (T, D), robot units. rtc: committed goals (T, D) in robot units, weights (T,), guidance limit."""
+    def act(self, seen: Observation, rtc: tuple[Any, ...] | None = None) -> np.ndarray:
+        """float32 (T, D), robot units. rtc: as `Policy` has it."""
         assert self._fit is not None
         grid = self._grid_index()
         past = {n: self._past[n] for n in self.policy.missing_moments(grid) if n in self._past}

@@ -26,6 +26,8 @@ from edgevla.evaluation.verdicts import Evaluated, results_of
 from edgevla.interruption import Interruption
 from edgevla.launch.options import whole
 from edgevla.progress import ProgressLine, columns_of, duration, tell
+from edgevla.seam_methods import ONE_PER_REQUEST
+from edgevla.serve.transport import is_served
 from edgevla.simulated import Task, task_named
 from edgevla.vocabulary import once, pairs
 
@@ -215,7 +217,7 @@ def n_episodes_of(text: str | None) -> int:
 
 
 def cells_of(entrants: Sequence[Entrant], args: argparse.Namespace) -> list[Cell]:
-    """Every bundle with every execution, delay and control.
+    """Every bundle with every execution, blend, number to select from, delay and control.
 
     Raises:
         UsageError: a bundle or a setting is named twice.
@@ -229,11 +231,17 @@ def cells_of(entrants: Sequence[Entrant], args: argparse.Namespace) -> list[Cell
         by_sha[one.sha256] = one
     labels = _labels(entrants)
     executions = once(args.execution or [], "--execution")
+    blends, selects = once(args.blend or [0], "--blend"), once(args.select or [1], "--select")
+    for one in entrants:
+        if max(selects) > 1 and is_served(one.place):
+            raise UsageError(f"--select {max(selects)}: {one.place}: {ONE_PER_REQUEST}")
     controls = args.control or ["none"]
     cells = [
-        Cell(one.place, label, one.sha256, execution, delay, control)
+        Cell(one.place, label, one.sha256, execution, delay, control, blend, select)
         for one, label in zip(entrants, labels, strict=True)
         for execution in (executions or [str(one.manifest.execution.default["kind"])])
+        for blend in blends
+        for select in selects
         for delay in (args.delay_ms or [0.0])
         for control in controls
         if control != "expert"

@@ -97,6 +97,8 @@ def words_of(cell: Cell, c: Conditions, log: Path) -> list[str]:
         "--servo-hz",
         f"{hz:g}",
     ]
+    words += ["--blend", str(cell.blend)] if cell.blend else []
+    words += ["--select", str(cell.select)] if cell.select > 1 else []
     words += ["--seed", str(UNSEEN + c.seed), "--log", str(log), "--json"]
     words += ["--n-steps", str(c.n_steps)] if c.n_steps is not None else []
     return words

@@ -63,6 +63,11 @@ def refused(capsys, *words):
             "3 policies and settings: a person can compare 2",
         ),
         (("--robot", "so101", "--execution", "quick"), "'quick' must be one of"),
+        (("--robot", "so101", "--blend", "0,5,10"), "3 policies and settings: a person can compare 2"),
+        (
+            ("--robot", "so101", "--sim", "--execution", "ensemble", "--blend", "10"),
+            "--blend 10 has no effect on 'ensemble'",
+        ),
         (("--robot", "so101", "--sim", "--port", "/dev/ttyACM0"), "--sim makes its own arm"),
         (("--robot", "so101", "--sim-task", "follow_cube"), "--sim-task needs --sim"),
     ],
@@ -121,6 +126,11 @@ def test_names_tell_policies_apart_and_the_same_command_finds_its_folder(bundles
     sync = replace(OPTIONS, execution={"kind": "sync"})
     assert [p.name for p in names((bundles["a"], OPTIONS), (bundles["b"], OPTIONS))] == ["a", "b"]
     assert [p.name for p in names((bundles["a"], OPTIONS), (bundles["a"], sync))] == ["a async", "a sync"]
+    mixed = replace(OPTIONS, execution={"blend": 10})
+    assert [p.name for p in names((bundles["a"], OPTIONS), (bundles["a"], mixed))] == [
+        "a async",
+        "a async blend 10",
+    ]
     other = names((bundles["a"], OPTIONS), (bundles["namesake"], OPTIONS))
     assert [p.name for p in other] == [str(bundles["a"]), str(bundles["namesake"])]
     pair = names((bundles["a"], OPTIONS), (bundles["b"], OPTIONS))

@@ -124,9 +124,9 @@ def test_more_than_a_chunk_holds_is_refused(bundle, execution):
 
 
 def test_guidance_ends_within_the_chunk():
-    check_chunk(execution_from({"kind": "rtc", "guidance_end": 30}), 30)
+    check_chunk(execution_from({"kind": "rtc", "guidance_end": 30}), 30, 30)
     with pytest.raises(UsageError, match="--guidance-end 31 must be at most 30"):
-        check_chunk(execution_from({"kind": "rtc", "guidance_end": 31}), 30)
+        check_chunk(execution_from({"kind": "rtc", "guidance_end": 31}), 30, 30)
 
 
 def test_denoise_steps_belong_to_policies_that_have_some(make_bundle):

@@ -210,7 +210,7 @@ def test_an_execution_survives_the_way_through_json(execution):
     ("data", "words"),
     [
         ({"kind": "asinc"}, "kind is 'asinc'; expected one of sync, .*; did you mean 'async'"),
-        ({"kind": "async", "decay": 0.1}, "'async' has the unknown key 'decay'; known: every"),
+        ({"kind": "async", "decay": 0.1}, "'async' has the unknown key 'decay'; known: blend, every"),
         (
             {"kind": "sync", "n_action_steps": 0},
             "'sync'.n_action_steps is 0; expected a whole number from 1 to",

@@ -84,11 +84,11 @@ def test_the_bounds_are_allowed(changes):
 
 @pytest.mark.parametrize(("latency_ms", "steps"), [(0.0, 0), (1.0, 1), (33.0, 1), (34.0, 2), (1000.0, 30)])
 def test_the_delay_to_expect_is_the_measured_one_in_whole_steps(latency_ms, steps):
-    assert Rollout(plan(latency_ms=latency_ms), D).executor.delay_steps == steps
+    assert Rollout(plan(latency_ms=latency_ms), [False] * D).executor.delay_steps == steps
 
 
 def test_the_executor_is_the_plans():
-    executor = Rollout(plan(), D).executor
+    executor = Rollout(plan(), [False] * D).executor
     assert (executor.execution, executor.ticks_per_step, executor.chunk_size) == (Async(), 3, 5)
     assert (executor.n_joints, executor.fps, executor._guidance, executor._n_action_steps) == (
         D,
@@ -102,7 +102,7 @@ class Course:
     """A rollout on its grid of 1/90 s."""
 
     def __init__(self, first_request=0, **changes):
-        self.rollout = Rollout(plan(**changes), D, first_request)
+        self.rollout = Rollout(plan(**changes), [False] * D, first_request)
         self.period_ns = self.rollout.plan.period_ns
 
     def tick(self, number):
@@ -247,7 +247,7 @@ def test_a_source_that_was_silent_for_longer_than_its_patience_is_told(execution
 @pytest.mark.parametrize(("ticks", "is_told"), [(20, False), (21, True)])
 def test_exactly_its_patience_is_no_silence(ticks, is_told):
     course = Course()
-    course.rollout = Rollout(plan(100.0, fps=50.0), D)
+    course.rollout = Rollout(plan(100.0, fps=50.0), [False] * D)
     course.period_ns = course.rollout.plan.period_ns
     assert course.period_ns == 10 * NS_PER_MS
     assert course.rollout.next_request == 0

@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def test_guidance_is_never_dropped_on_the_way(make_bundle, serving, arm):
     assert guided.is_guided
     assert not plain.is_guided
     assert np.abs(guided.actions - plain.actions).max() > 0.1
+
+
+def test_chunks_to_choose_from_are_refused_before_a_request_leaves(make_bundle, serving, arm):
+    served = serving(make_bundle("flow", batch={"min": 1, "max": 4}))
+    remote = arm(served.endpoint)
+    with pytest.raises(BundleError, match="select 4: a policy server makes one chunk per request"):
+        remote.ask(rtc=replace(rtc(), select=4))
 
 
 def test_a_jpeg_of_a_plain_picture_gives_nearly_the_same_chunk(make_bundle, serving, arm):

@@ -83,6 +83,24 @@ def test_every_setting_meets_the_same_places_and_the_first_cell_stands_at_the_to
         assert words in out, words
 
 
+def test_a_blend_is_a_setting_of_its_own_and_smoother_where_chunks_meet(
+    bundle: Path, evaluate: Evaluate, info_in: Info, tmp_path: Path, short: None
+) -> None:
+    words = ("--execution", "async", "--delay-ms", 200, "--episodes", 2)
+    code, out, _ = evaluate(bundle, *words, "--blend", "0,10")
+    assert code == 0
+    plain, mixed = info_in(tmp_path / "eval")["cells"]
+    assert [(c["name"], c["execution"], c["blend"]) for c in (plain, mixed)] == [
+        ("async", "async", 0),
+        ("async blend 10", "async", 10),
+    ]
+    assert mixed["seams"]["p95"]["value"] < plain["seams"]["p95"]["value"]
+    assert mixed["vs_first"]["to"] == "async"
+    assert "async blend 10" in out
+    assert evaluate(bundle, *words)[0] == 0  # goes on from what is there, under the name it always had
+    assert "/async/200/none" in lines_of(tmp_path / "eval")[0]["cell"]
+
+
 def test_it_says_before_what_so_many_episodes_can_show(bundle: Path, evaluate: Evaluate, short: None) -> None:
     _, out, _ = evaluate(bundle, "--episodes", 2)
     assert "2 episodes tell a success share to about" in out
@@ -429,6 +447,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(
         ),
         (["--execution", "rtc"], "cannot run 'rtc'; it allows sync, ensemble, async"),
         (["--execution", "sync,sync"], "sync"),
+        (["--execution", "ensemble", "--blend", "0,10"], "--blend 10 has no effect on 'ensemble'"),
+        (["--execution", "async", "--blend", "10,10"], "--blend 10 is given twice"),
+        (["--execution", "async", "--blend", "-1"], "-1 must be a whole number from 0"),
         (["--delay-ms", "0,soon"], "soon must be from 0"),
         (["--control", "white"], "'white' must be one of none, black, zero-state, misaligned, expert"),
         (["--episodes", "0-3"], "--episodes 0-3 must be a whole number from 1"),

@@ -18,6 +18,7 @@ from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutPolicy, AboutRobot, write_robot
 from edgevla.errors import EdgeVLAError, UsageError, WireError
 from edgevla.execution import Execution
+from edgevla.execution.strategies import drawn_by
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.served import source_of
@@ -112,8 +113,9 @@ class Contestants:
         return Quiet(run, self._options[policy], self.hidden)
 
     def is_same_process(self, a: int, b: int) -> bool:
-        """Whether two differ only in how their chunks are carried out."""
-        return self.sources[a].name == self.sources[b].name
+        """Whether two differ only in how their chunks are carried out; one that draws more of them warms up for it."""
+        drawn = {drawn_by(self.sources[k].execution) for k in (a, b)}
+        return self.sources[a].name == self.sources[b].name and len(drawn) == 1
 
     def _check_rate(self) -> None:
         """

@@ -23,6 +23,7 @@ from typing import Any
 
 from edgevla import strict
 from edgevla.errors import DatasetError, UsageError
+from edgevla.evaluation.episodes import way_of
 from edgevla.strict import UInt
 
 EPISODES = "episodes.jsonl"
@@ -30,12 +31,18 @@ EPISODES = "episodes.jsonl"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One of the policies compared. name: unique. sha256: of its bundle."""
+    """One of the policies compared. name: unique. sha256: of its bundle. execution, blend, select: as of a `Cell`."""
 
     name: str
     bundle: str
     sha256: str
     execution: str
+    blend: UInt = 0
+    select: UInt = 1
+
+    @property
+    def way(self) -> str:
+        return way_of(self.execution, self.blend, self.select)
 
 
 @dataclass(frozen=True)
@@ -254,7 +261,7 @@ def _sync_folder(folder: Path) -> None:
 def _words(name: str, setting: Setting) -> str:
     value = getattr(setting, name)
     if name == "policies":
-        return " and ".join(f"{p.name} ({p.execution}, {p.sha256[:8]})" for p in value)
+        return " and ".join(f"{p.name} ({p.way}, {p.sha256[:8]})" for p in value)
     known = {"is_sim": "--sim", "n_steps": "--n-steps", "servo_hz": "--servo-hz", "sim_task": "--sim-task"}
     known |= {"seconds": "--seconds", "seed": "--seed"}
     return f"{known.get(name, name)} {'not given' if value is None else repr(value)}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,10 @@ def add_arguments(group: Any) -> None:
     )  # fmt: skip
     add("--execution", type=_executions, action="extend", metavar="LIST",
         help=f"{', '.join(EXECUTIONS)}; two are compared (default: the bundle's)")  # fmt: skip
+    add("--blend", type=_numbers(0, 100_000), action="extend", metavar="LIST",
+        help="actions in which one chunk fades into the next; two are compared (default 0)")  # fmt: skip
+    add("--select", type=_numbers(1, 64), action="extend", metavar="LIST",
+        help="chunks drawn per inference, of which the nearest is taken; two are compared (default 1)")  # fmt: skip
     add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps (default: the bundle's)")
     add(
         "--provider",
@@ -69,6 +75,11 @@ def _executions(text: str) -> list[str]:
     return words
 
 
+def _numbers(low: int, high: int) -> Callable[[str], list[int]]:
+    number = whole(low, high)
+    return lambda text: [int(number(word.strip())) for word in text.split(",")]
+
+
 @dataclass(frozen=True)
 class Trials:
     """policies: folders of bundles, or addresses of policy servers. options: of each, in the same order. n: rounds; each
@@ -86,21 +97,29 @@ def trials_from(args: argparse.Namespace) -> Trials:
         UsageError: options that contradict each other, or more than two policies.
     """
     executions: list[str | None] = [*once(args.execution or [], "--execution")] or [None]
-    chosen = [(_spelled(policy), kind) for policy in args.policies for kind in executions]
+    blends = once(args.blend or [0], "--blend")
+    selects = once(args.select or [1], "--select")
+    ways = [_said(*way) for way in product(executions, blends, selects)]
+    chosen = [(_spelled(policy), way) for policy in args.policies for way in ways]
     if len(chosen) > MOST_POLICIES:
         raise UsageError(
             f"{len(chosen)} policies and settings: a person can compare {MOST_POLICIES} at a time; name two bundles, or "
-            "one and two of --execution"
+            "one and two of --execution, --blend or --select"
         )
-    if len(set(chosen)) < len(chosen):
+    if any(one in chosen[:k] for k, one in enumerate(chosen)):
         raise UsageError(
             f"{chosen[0][0]} is named twice; compare it with another bundle, or with another --execution"
         )
     asked = _deploy_options(args)
-    options = tuple(replace(asked, execution={"kind": kind} if kind else None) for _, kind in chosen)
+    options = tuple(replace(asked, execution=way or None) for _, way in chosen)
     usual = task_named(asked.sim_task).episode_s if asked.sim_task else SECONDS_EACH
     seconds = float(args.seconds or usual)
     return Trials(tuple(policy for policy, _ in chosen), options, _n_episodes(args.episodes), seconds)
+
+
+def _said(kind: str | None, blend: int, select: int) -> dict[str, Any]:
+    given = {"kind": kind, "blend": blend or None, "select": select if select > 1 else None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _spelled(policy: str) -> str:
@@ -123,7 +142,7 @@ def _deploy_options(args: argparse.Namespace) -> DeployOptions:
     deploy_cli.add_arguments(parser)
     asked = parser.parse_args(["--robot", args.robot])
     for name in vars(asked):
-        if name in vars(args) and name not in ("execution", "every"):
+        if name in vars(args) and name not in ("execution", "every", "blend", "select"):
             setattr(asked, name, getattr(args, name))
     options: DeployOptions = deploy_cli.options_from(asked)
     return replace(options, seed=UNSEEN + options.seed) if options.is_sim else options

@@ -39,7 +39,14 @@ class Judged:
         for k, policy in enumerate(self.journal.setting.policies):
             episodes = [_episode(v, str(k)) for v in self.of(k)]
             if episodes:
-                cell = Cell(policy.bundle, policy.name, policy.sha256, policy.execution)
+                cell = Cell(
+                    policy.bundle,
+                    policy.name,
+                    policy.sha256,
+                    policy.execution,
+                    blend=policy.blend,
+                    select=policy.select,
+                )
                 made.append(
                     CellResult(
                         cell, policy.name, policy.name.replace("/", "_"), episodes, made[0] if made else None

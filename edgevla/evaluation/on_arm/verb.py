@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgevla.evaluation.on_arm.options import Trials, trials_from
 from edgevla.evaluation.on_arm.rollouts import ROLLOUTS, Rollouts, check_record, check_rollouts
 from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.on_arm.session import Session
+from edgevla.execution.strategies import blended_by, drawn_by, kind_of
 from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
 from edgevla.progress import columns_of
@@ -234,13 +236,15 @@ def named(contestants: Any) -> tuple[Contestant, ...]:
     labels = [Path(s.name).resolve().name for s in sources]
     if len(set(labels)) < len({s.name for s in sources}):
         labels = [s.name for s in sources]
-    kinds = [type(s.execution).__name__.lower() for s in sources]
+    made = [
+        Contestant(
+            label, s.name, s.sha256, kind_of(s.execution), blended_by(s.execution), drawn_by(s.execution)
+        )
+        for label, s in zip(labels, sources, strict=True)
+    ]
     if len(set(labels)) < len(labels):
-        labels = [f"{label} {kind}" for label, kind in zip(labels, kinds, strict=True)]
-    return tuple(
-        Contestant(label, s.name, s.sha256, kind)
-        for label, s, kind in zip(labels, sources, kinds, strict=True)
-    )
+        made = [replace(one, name=f"{one.name} {one.way}") for one in made]
+    return tuple(made)
 
 
 def output_of(output: str | None, robot: str, policies: tuple[Contestant, ...]) -> Path:
