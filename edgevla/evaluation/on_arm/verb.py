@@ -31,7 +31,6 @@ from edgevla.execution.strategies import blended_by, drawn_by, kind_of
 from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
 from edgevla.progress import columns_of
-from edgevla.robots.profile import load_profile
 
 PAUSE_S = 0.05
 ASKED_BY = {"SIGINT": "Ctrl-C", "SIGHUP": "the terminal has closed"}
@@ -49,6 +48,8 @@ class OnArm:
     def __init__(self, args: argparse.Namespace, trials: Trials) -> None:
         self.args, self.trials = args, trials
         self.shown = Screen(to_stderr=args.json)
+        from edgevla.robots.profile import load_profile
+
         contestants = Contestants(trials.policies, trials.options, 0)
         policies, self._hidden = named(contestants), contestants.hidden
         o = trials.options[0]
