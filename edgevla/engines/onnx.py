@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevla.digests import cache_folder
 from edgevla.engines.options import EngineOptions, to_numpy
-from edgevla.errors import BundleError, EngineError, MissingExtraError
+from edgevla.engines.signature import Found, check_signature
+from edgevla.errors import EngineError, MissingExtraError
 from edgevla.graph import GraphSpec, batched
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ class OnnxGraph:
         self._options = options
         self._session = _session(path, spec, provider, options)
         self._outputs = [o.name for o in spec.outputs]
-        _check_signature(self._session, spec, path)
+        check_signature(
+            path.name, spec, _found(self._session.get_inputs()), _found(self._session.get_outputs())
+        )
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Input name -> array to output name -> array (a device value with `keep_on_device`)."""
@@ -134,9 +138,7 @@ def _providers(provider: str, path: Path, spec: GraphSpec, options: EngineOption
     cuda = (PROVIDER_NAMES["cuda"], device)
     if provider == "cuda":
         return [(PROVIDER_NAMES["cuda"], {**device, **options.provider_options})]
-    from edgevla.engines.tensorrt import cache_folder
-
-    cache = cache_folder(options.cache_dir)
+    cache = cache_folder() / "tensorrt"
     cache.mkdir(parents=True, exist_ok=True)
     tensorrt = {
         **device,
@@ -157,28 +159,11 @@ def _is_half(path: Path) -> bool:
     return manifest.is_file() and '"fp16"' in manifest.read_text()
 
 
-def _check_signature(session: onnxruntime.InferenceSession, spec: GraphSpec, path: Path) -> None:
-    for what, wanted, found in (
-        ("input", spec.inputs, session.get_inputs()),
-        ("output", spec.outputs, session.get_outputs()),
-    ):
-        by_name = {f.name: f for f in found}
-        if set(by_name) != {w.name for w in wanted}:
-            raise BundleError(
-                f"{path.name} has the {what}s {', '.join(sorted(by_name))}; "
-                f"the manifest says {', '.join(sorted(w.name for w in wanted))}"
-            )
-        for w in wanted:
-            f = by_name[w.name]
-            shape = tuple(d if isinstance(d, int) else None for d in f.shape)
-            fits = len(shape) == len(w.shape) and all(
-                a is None or a == b for a, b in zip(shape, w.shape, strict=True)
-            )
-            if _DTYPES.get(f.type, f.type) != w.dtype or not fits:
-                raise BundleError(
-                    f"{what} '{w.name}' of {path.name} is {_DTYPES.get(f.type, f.type)} {list(f.shape)}; "
-                    f"the manifest says {w.dtype} {list(w.shape)}"
-                )
+def _found(values: Sequence[Any]) -> Found:
+    return {
+        v.name: (_DTYPES.get(v.type, v.type), tuple(d if isinstance(d, int) else None for d in v.shape))
+        for v in values
+    }
 
 
 def _batch_profile(spec: GraphSpec, most: int) -> dict[str, str]:
