@@ -6,6 +6,8 @@ inference itself (specs/export.md 8, measured on two cores).
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,16 @@ _DTYPES = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+
+NO_GPU_WHEEL = (
+    "onnxruntime has no GPU wheel for this Python on 64-bit ARM; on a Jetson use --provider tensorrt, with JetPack's "
+    "TensorRT, or --provider cpu"
+)
+
+
+def has_gpu_wheel() -> bool:
+    """Whether pip finds an onnxruntime-gpu for this machine: on ARM there is none for Python 3.10 (JetPack 6)."""
+    return platform.machine() != "aarch64" or sys.version_info >= (3, 11)
 
 
 class OnnxGraph:
@@ -91,12 +103,16 @@ def _session(
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
+        if provider != "cpu" and not has_gpu_wheel():
+            raise EngineError(NO_GPU_WHEEL, provider=provider) from error
         extra = "cpu" if provider == "cpu" else "gpu"
         raise MissingExtraError(extra, "onnxruntime", f"the {provider} provider needs it") from error
     if not path.is_file():
         raise EngineError(f"the graph {path} does not exist")
     wanted = PROVIDER_NAMES[provider]
     if wanted not in onnxruntime.get_available_providers():
+        if not has_gpu_wheel():
+            raise EngineError(NO_GPU_WHEEL, provider=provider)
         raise EngineError(
             f"this onnxruntime has no {provider} provider; replace it: pip uninstall onnxruntime, then "
             "pip install 'edgevla[gpu]'",

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,13 +37,12 @@ def standin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of engines, empty; and no deployments but the test's."""
     monkeypatch.setenv("EDGEVLA_CACHE", str(tmp_path / "cache"))
-    runs = tmp_path / "runs"
-    runs.mkdir(mode=0o700)
-    monkeypatch.setenv(OVERRIDE, str(runs))
-    return tmp_path / "cache/engines"
+    with tempfile.TemporaryDirectory(prefix="edgevla-") as runs:  # a socket's path must be short
+        monkeypatch.setenv(OVERRIDE, runs)
+        yield tmp_path / "cache/engines"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ TensorRT-RTX (its parser, its builder, no GPU needed), whose progress and refusa
 
 STANDIN_VERSION   what `__version__` says
 STANDIN_S         how long a build takes, in 100 steps
-STANDIN_GATE      a file for which every build waits, half done
+STANDIN_GATE      GRAPH=FILE: the build of GRAPH.onnx waits for FILE, half done
 STANDIN_REFUSES   builds fail, and this is why
 STANDIN_DIES      number of the signal by which a building process dies
 """
@@ -163,20 +163,20 @@ class Builder:
         if os.environ.get("STANDIN_RTX") and not built_by_rtx(network.path, config, self.logger):
             return None
         if not os.environ.get("STANDIN_RTX"):
-            pretend(config.progress_monitor)
+            pretend(config.progress_monitor, Path(network.path).stem)
         about = {"profiles": config.profiles, "cleared": config.cleared, "pools": config.pools}
         return MAGIC + json.dumps(about).encode() + b"\n" + network.content
 
 
-def pretend(monitor):
+def pretend(monitor, graph):
     """Steps as TensorRT takes them."""
-    steps, gate = 100, os.environ.get("STANDIN_GATE")
+    steps, (gated, _, gate) = 100, os.environ.get("STANDIN_GATE", "").partition("=")
     monitor.phase_start("Building engine", None, 2)
     monitor.phase_start("Timing tactics", "Building engine", steps)
     for i in range(steps):
         time.sleep(float(os.environ.get("STANDIN_S", "0")) / steps)
         monitor.step_complete("Timing tactics", i)
-        while gate and i == steps // 2 and not Path(gate).exists():
+        while gated == graph and i == steps // 2 and not Path(gate).exists():
             time.sleep(0.01)
     monitor.phase_finish("Timing tactics")
     monitor.step_complete("Building engine", 1)
