@@ -163,7 +163,7 @@ class PinnedArray:
         n_bytes = max(1, size * np.dtype(dtype).itemsize)
         self.pointer = cuda.allocate_pinned(n_bytes)
         memory = (ctypes.c_ubyte * n_bytes).from_address(self.pointer)
-        self.array = np.frombuffer(memory, dtype, size)
+        self.array = np.frombuffer(memoryview(memory).cast("B"), dtype, size)
 
     def __del__(self) -> None:
         if getattr(self, "pointer", 0):

@@ -154,31 +154,41 @@ def prune(folder: Path, keep: Collection[Path]) -> list[Path]:
 # -- who builds ------------------------------------------------------------------------------------------------
 
 
-def take(path: Path, is_shared: bool = False, wait: bool = False) -> int | None:
-    """A lock's descriptor, to be closed by `os.close`; None where others hold it. wait: until they do not."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+def take(path: Path, is_shared: bool = False) -> int | None:
+    """A lock's descriptor, to be closed by `os.close`; None where others hold it."""
+    descriptor = _opened(path)
     try:
-        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
 
 
+def _await(path: Path, is_shared: bool = False) -> int:
+    """As `take`, however long others hold it."""
+    descriptor = _opened(path)
+    fcntl.flock(descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX)
+    return descriptor
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Waits until nobody else builds, and lets nobody else meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as closing:
-        lock = take(folder / LOCK)
-        if lock is None:
-            waiting = take(folder / WAITING, is_shared=True, wait=True)
-            closing.callback(os.close, waiting)
-            lock = take(folder / LOCK, wait=True)
-            closing.close()
-        closing.callback(os.close, lock)
+    lock = take(folder / LOCK)
+    if lock is None:
+        waiting = _await(folder / WAITING, is_shared=True)
+        lock = _await(folder / LOCK)
+        os.close(waiting)
+    try:
         yield
+    finally:
+        os.close(lock)
 
 
 def is_waited_for(folder: Path) -> bool:

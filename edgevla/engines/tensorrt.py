@@ -212,7 +212,8 @@ def tensor_found(dtype: Any, shape: Any) -> tuple[str, tuple[int | None, ...]]:
 
 def _signature(trt: Any, engine: Any) -> tuple[Found, Found]:
     """Inputs and outputs of an engine."""
-    inputs, outputs = {}, {}
+    inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+    outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {}
     for i in range(engine.num_io_tensors):
         name = engine.get_tensor_name(i)
         found = tensor_found(engine.get_tensor_dtype(name), engine.get_tensor_shape(name))
