@@ -91,6 +91,19 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
     return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
 
 
+def check_provider(bundle: Bundle, provider: str) -> None:
+    """
+    Raises:
+        BundleError: files made for another target.
+    """
+    target = bundle.manifest.target.provider
+    if bundle.manifest.is_quantised and provider != target:
+        raise BundleError(
+            f"{bundle.folder} is quantised for {target} and cannot run on {provider}; "
+            f"export it again with --target {provider}"
+        )
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Writes `manifest.json` after checking that it would be read back as it is."""
     text = manifest.dumps()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevla.bundle import Bundle
+from edgevla.bundle import Bundle, check_provider
 from edgevla.engines import EngineOptions, load_graph, to_numpy
 from edgevla.errors import BundleError, EdgeVLAError, EngineError
 from edgevla.execution.select import nearest
@@ -90,11 +90,7 @@ class BundlePolicy:
         self.counters: Counter[str] = Counter()
         self.provider = provider or m.target.provider
         self.allow_lost_cameras = allow_lost_cameras
-        if m.is_quantised and self.provider != m.target.provider:
-            raise BundleError(
-                f"{bundle.folder} is quantised for {m.target.provider} and cannot run on {self.provider}; "
-                f"export it again with --target {self.provider}"
-            )
+        check_provider(bundle, self.provider)
         self._select = select
         self._check_drawn(select)
         self.options = options or EngineOptions()

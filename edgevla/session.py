@@ -253,6 +253,11 @@ def deployments() -> list[Path]:
     return [folder for _, folder in sorted(running, reverse=True)]
 
 
+def guarded_deployments() -> list[Path]:
+    """Of all deployments of this user those with a guardian: each may hold an arm."""
+    return [folder for folder in deployments() if _guardian_listens(folder)]
+
+
 def _noted() -> Iterator[Path]:
     """Folders with a note, through links, too; each once. A link to nothing is removed."""
     seen = set()

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.bundle import load_bundle
-from edgevla.engines.tensorrt import build_serialized
+from edgevla.engines.trt_build import build_serialized
 from edgevla.errors import MissingExtraError
+from edgevla.graph import GraphSpec
 
 CAPABILITY = "SM89"
 """A named architecture: `CURRENT` would need a driver."""
@@ -31,20 +32,21 @@ def import_bindings() -> Any:
         ) from error
 
 
-def build(path: Path, max_batch: int = 1) -> int:
+def build(path: Path, spec: GraphSpec, max_batch: int = 1) -> int:
     """Parses and builds one ONNX file; the engine's size in bytes.
 
     Raises:
-        EngineError: TensorRT refuses it; with the parser's own words.
+        EngineError: TensorRT refuses it; with the parser's own words. BundleError: it is not what `spec` says.
     """
-    return len(build_serialized(import_bindings(), path, _configure, max_batch))
+    engine, _ = build_serialized(import_bindings(), path, spec, _configure, max_batch)
+    return int(engine.nbytes)
 
 
 def check_bundle(folder: Path) -> dict[str, int]:
     """Graph name -> engine bytes, for every graph that TensorRT would run (`time` runs on the CPU, graphs.md G12)."""
     manifest = load_bundle(folder).manifest
     most = manifest.batch.max
-    return {name: build(folder / g.file, most) for name, g in manifest.graphs.items() if name != "time"}
+    return {name: build(folder / g.file, g, most) for name, g in manifest.graphs.items() if name != "time"}
 
 
 def _configure(trt: Any, config: Any) -> None:

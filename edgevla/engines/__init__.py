@@ -1,16 +1,16 @@
 """Inference engines behind one call: a graph's file and signature in, something that runs it out.
 
 cpu, cuda   ONNX Runtime's providers      tensorrt  ONNX Runtime's TensorRT provider where the wheel has it, else
-native TensorRT (Jetson): an engine built on the device in a process of its own, and kept by what it depends on
+native TensorRT (Jetson): an engine built ahead, on the device, in a process of its own (`ahead.py`)
 
 A provider that is not there is an error, never the CPU.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
+from edgevla.engines.ahead import is_native
 from edgevla.engines.options import EngineOptions, n_cores, to_numpy
 from edgevla.errors import EngineError
 from edgevla.graph import Graph, GraphSpec
@@ -38,18 +38,10 @@ def load_graph(
         from edgevla.engines.table import TableGraph
 
         return TableGraph(path, spec)
-    if provider == "tensorrt" and not _onnxruntime_has_tensorrt():
+    if is_native(provider):
         from edgevla.engines.tensorrt import TensorRtGraph
 
         return TensorRtGraph(path, spec, options)
     from edgevla.engines.onnx import OnnxGraph
 
     return OnnxGraph(path, spec, provider, options)
-
-
-def _onnxruntime_has_tensorrt() -> bool:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return False
-    import onnxruntime
-
-    return "TensorrtExecutionProvider" in onnxruntime.get_available_providers()

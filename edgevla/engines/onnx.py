@@ -6,14 +6,18 @@ inference itself (specs/export.md 8, measured on two cores).
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgevla.digests import cache_folder
 from edgevla.engines.options import EngineOptions, to_numpy
-from edgevla.errors import BundleError, EngineError, MissingExtraError
+from edgevla.engines.signature import Found, check_signature
+from edgevla.errors import EngineError, MissingExtraError
 from edgevla.graph import GraphSpec, batched
 
 if TYPE_CHECKING:
@@ -35,6 +39,16 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 
+NO_GPU_WHEEL = (
+    "onnxruntime has no GPU wheel for this Python on 64-bit ARM; on a Jetson use --provider tensorrt, with JetPack's "
+    "TensorRT, or --provider cpu"
+)
+
+
+def has_gpu_wheel() -> bool:
+    """Whether pip finds an onnxruntime-gpu for this machine: on ARM there is none for Python 3.10 (JetPack 6)."""
+    return platform.machine() != "aarch64" or sys.version_info >= (3, 11)
+
 
 class OnnxGraph:
     """One session. Inputs are numpy arrays or device values that another graph of the same provider gave."""
@@ -46,7 +60,9 @@ class OnnxGraph:
         self._options = options
         self._session = _session(path, spec, provider, options)
         self._outputs = [o.name for o in spec.outputs]
-        _check_signature(self._session, spec, path)
+        check_signature(
+            path.name, spec, _found(self._session.get_inputs()), _found(self._session.get_outputs())
+        )
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Input name -> array to output name -> array (a device value with `keep_on_device`)."""
@@ -87,12 +103,16 @@ def _session(
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
+        if provider != "cpu" and not has_gpu_wheel():
+            raise EngineError(NO_GPU_WHEEL, provider=provider) from error
         extra = "cpu" if provider == "cpu" else "gpu"
         raise MissingExtraError(extra, "onnxruntime", f"the {provider} provider needs it") from error
     if not path.is_file():
         raise EngineError(f"the graph {path} does not exist")
     wanted = PROVIDER_NAMES[provider]
     if wanted not in onnxruntime.get_available_providers():
+        if not has_gpu_wheel():
+            raise EngineError(NO_GPU_WHEEL, provider=provider)
         raise EngineError(
             f"this onnxruntime has no {provider} provider; replace it: pip uninstall onnxruntime, then "
             "pip install 'edgevla[gpu]'",
@@ -134,9 +154,7 @@ def _providers(provider: str, path: Path, spec: GraphSpec, options: EngineOption
     cuda = (PROVIDER_NAMES["cuda"], device)
     if provider == "cuda":
         return [(PROVIDER_NAMES["cuda"], {**device, **options.provider_options})]
-    from edgevla.engines.tensorrt import cache_folder
-
-    cache = cache_folder(options.cache_dir)
+    cache = cache_folder() / "tensorrt"
     cache.mkdir(parents=True, exist_ok=True)
     tensorrt = {
         **device,
@@ -157,28 +175,11 @@ def _is_half(path: Path) -> bool:
     return manifest.is_file() and '"fp16"' in manifest.read_text()
 
 
-def _check_signature(session: onnxruntime.InferenceSession, spec: GraphSpec, path: Path) -> None:
-    for what, wanted, found in (
-        ("input", spec.inputs, session.get_inputs()),
-        ("output", spec.outputs, session.get_outputs()),
-    ):
-        by_name = {f.name: f for f in found}
-        if set(by_name) != {w.name for w in wanted}:
-            raise BundleError(
-                f"{path.name} has the {what}s {', '.join(sorted(by_name))}; "
-                f"the manifest says {', '.join(sorted(w.name for w in wanted))}"
-            )
-        for w in wanted:
-            f = by_name[w.name]
-            shape = tuple(d if isinstance(d, int) else None for d in f.shape)
-            fits = len(shape) == len(w.shape) and all(
-                a is None or a == b for a, b in zip(shape, w.shape, strict=True)
-            )
-            if _DTYPES.get(f.type, f.type) != w.dtype or not fits:
-                raise BundleError(
-                    f"{what} '{w.name}' of {path.name} is {_DTYPES.get(f.type, f.type)} {list(f.shape)}; "
-                    f"the manifest says {w.dtype} {list(w.shape)}"
-                )
+def _found(values: Sequence[Any]) -> Found:
+    return {
+        v.name: (_DTYPES.get(v.type, v.type), tuple(d if isinstance(d, int) else None for d in v.shape))
+        for v in values
+    }
 
 
 def _batch_profile(spec: GraphSpec, most: int) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ class EngineOptions:
     prepack: False leaves weights memory-mapped and shared between processes (slower runs, far less memory).
     max_batch: observations that one run may take.
     keep_on_device: outputs stay on the GPU, as whatever the next graph takes.
-    cache_dir: where TensorRT engines are kept; None: beside the user's other caches.
-    provider_options: passed to the provider as they are.
+    provider_options: passed to onnxruntime's provider as they are.
     """
 
     threads: int = 0
@@ -25,7 +23,6 @@ class EngineOptions:
     device_id: int = 0
     keep_on_device: bool = False
     max_batch: int = 1
-    cache_dir: Path | None = None
     provider_options: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,124 +1,93 @@
 """Native TensorRT, for machines whose onnxruntime has no TensorRT provider (Jetson): no onnxruntime needed.
 
-An engine belongs to one GPU, one TensorRT and one driver, so it is built on the device that will run it, once, in a
-process of its own (building takes gigabytes that must not stay with the policy), and kept under a key of all that
-it depends on. Device memory is reached through libcudart, so nothing beyond JetPack is needed.
+An engine belongs to one GPU, one TensorRT and one driver, so it is built on the device that will run it: ahead, by
+`edgevla build` or before `deploy` starts anything of the arm (`trt_build.py`, in a process of its own). Here it is only
+opened and run; a graph without an engine is an error that says how to make one.
 
-State: the parsing and building half is exercised in the tests by TensorRT-RTX; running an engine was never tried on
-hardware.
+State: building is exercised in the tests by TensorRT-RTX, running by a stand-in for TensorRT and CUDA on the CPU;
+neither was tried on a GPU.
 """
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import hashlib
 import importlib
-import json
-import os
-import subprocess
-import sys
+import mmap
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgevla.engines.cudart import Cuda, DeviceArray, PinnedArray, Pool
+from edgevla.engines.engine_files import EngineFiles, touch
 from edgevla.engines.options import EngineOptions
-from edgevla.errors import EngineError, MissingExtraError
+from edgevla.engines.signature import Found, check_signature
+from edgevla.errors import BundleError, EngineError
 from edgevla.graph import GraphSpec, batched
 
-BUILD_TIMEOUT_S = 3600
-_WORKSPACE_BYTES = 2 << 30
-
-
-def cache_folder(chosen: Path | None) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return chosen or base / "edgevla" / "tensorrt"
+OLDEST = 10
+"""The first TensorRT whose networks can be strongly typed in every precision; JetPack 6.1 brings 10.3."""
+WORDS_KEPT = 3
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+VENV = "python3 -m venv --system-site-packages ENV (with the system's own python3)"
 
 
 def import_tensorrt() -> Any:
+    """
+    Raises:
+        EngineError: there is none, it cannot be loaded, or it is too old.
+    """
     try:
-        return importlib.import_module("tensorrt")
+        trt = importlib.import_module("tensorrt")
+        version = str(trt.__version__)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "jetson", "tensorrt", "it comes with JetPack; make the environment with --system-site-packages"
+        if error.name != "tensorrt":
+            raise EngineError(f"TensorRT's Python package cannot be loaded: {error}") from error
+        raise EngineError(
+            f"this Python has no tensorrt. On a Jetson it comes with JetPack, for an environment made by {VENV}; "
+            "elsewhere: pip install tensorrt"
         ) from error
+    except Exception as error:  # a library that is missing, of another CUDA, of another Python
+        raise EngineError(
+            f"TensorRT's Python package is there and cannot be loaded ({error}); its libraries must be of the "
+            f"same release: on a Jetson those of JetPack, in {VENV}"
+        ) from error
+    if not version.split(".")[0].isdigit() or int(version.split(".")[0]) < OLDEST:
+        raise EngineError(
+            f"TensorRT {version} is too old: EdgeVLA needs {OLDEST} or later, which JetPack 6.1 and later bring; "
+            "update JetPack, or export and deploy for cpu"
+        )
+    return trt
 
 
-class Cuda:
-    """The ten functions of libcudart that a policy needs. Every error code becomes an EngineError."""
+def make_logger(trt: Any) -> Any:
+    """A logger whose `words` are the last errors TensorRT said; it prints nothing."""
 
-    def __init__(self) -> None:
-        name = ctypes.util.find_library("cudart") or "libcudart.so"
-        try:
-            self._lib = ctypes.CDLL(name)
-        except OSError as error:
-            raise EngineError(
-                f"CUDA's runtime library is not there ({error}); is this a machine with a GPU?"
-            ) from error
-        self._lib.cudaGetErrorString.restype = ctypes.c_char_p
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.words: deque[str] = deque(maxlen=WORDS_KEPT)
 
-    def call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._lib, name)(*arguments)
-        if code != 0:
-            text = self._lib.cudaGetErrorString(code).decode()
-            raise EngineError(f"CUDA's {name} failed: {text}", code=code)
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.words.append(" ".join(text.split()))
 
-    def allocate(self, n_bytes: int) -> int:
-        pointer = ctypes.c_void_p()
-        self.call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(max(n_bytes, 1)))
-        return int(pointer.value or 0)
-
-    def free(self, pointer: int) -> None:
-        self._lib.cudaFree(ctypes.c_void_p(pointer))
-
-    def copy(self, target: int, source: int, n_bytes: int) -> None:
-        """Between any two places; 4 is cudaMemcpyDefault, which looks at the pointers."""
-        self.call("cudaMemcpy", ctypes.c_void_p(target), ctypes.c_void_p(source), ctypes.c_size_t(n_bytes), 4)
-
-    def stream(self) -> int:
-        stream = ctypes.c_void_p()
-        self.call("cudaStreamCreate", ctypes.byref(stream))
-        return int(stream.value or 0)
-
-    def synchronize(self, stream: int) -> None:
-        self.call("cudaStreamSynchronize", ctypes.c_void_p(stream))
-
-    def describe(self) -> dict[str, int]:
-        """What an engine depends on besides TensorRT: compute capability and driver."""
-        device, values = ctypes.c_int(), {}
-        self.call("cudaGetDevice", ctypes.byref(device))
-        for name, attribute in (("major", 75), ("minor", 76), ("n_multiprocessors", 16)):
-            value = ctypes.c_int()
-            self.call("cudaDeviceGetAttribute", ctypes.byref(value), attribute, device)
-            values[name] = value.value
-        driver = ctypes.c_int()
-        self.call("cudaDriverGetVersion", ctypes.byref(driver))
-        return {**values, "driver": driver.value}
+    return Log()
 
 
-class DeviceArray:
-    """Memory on the GPU with a shape; freed with the object."""
-
-    def __init__(self, cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._cuda, self.shape, self.dtype = cuda, shape, np.dtype(dtype)
-        self.n_bytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        self.pointer = cuda.allocate(self.n_bytes)
-
-    def numpy(self) -> np.ndarray:
-        out = np.empty(self.shape, self.dtype)
-        self._cuda.copy(out.ctypes.data, self.pointer, self.n_bytes)
-        return out
-
-    def fill(self, values: np.ndarray) -> None:
-        """With as much as it holds, or less of it."""
-        values = np.ascontiguousarray(values, self.dtype)
-        self._cuda.copy(self.pointer, values.ctypes.data, values.nbytes)
-
-    def __del__(self) -> None:
-        if getattr(self, "pointer", 0):
-            self._cuda.free(self.pointer)
+def reason_of(log: Any) -> str:
+    """What TensorRT said last, in brackets; empty where it said nothing."""
+    return f" ({'; '.join(log.words)})" if log.words else ""
 
 
 class TensorRtGraph:
@@ -126,145 +95,128 @@ class TensorRtGraph:
 
     def __init__(self, path: Path, spec: GraphSpec, options: EngineOptions) -> None:
         self.spec, self.path = spec, path
-        self._keep = options.keep_on_device
-        self._trt = import_tensorrt()
-        self._cuda = Cuda()
-        self._cuda.call("cudaSetDevice", options.device_id)
-        logger = self._trt.Logger(self._trt.Logger.ERROR)
-        engine_file = built_engine(path, self._trt.__version__, self._cuda.describe(), options)
-        self._runtime = self._trt.Runtime(logger)
-        self._engine = self._runtime.deserialize_cuda_engine(engine_file.read_bytes())
-        if self._engine is None:
-            raise EngineError(f"TensorRT cannot read {engine_file}; delete it, it is built again")
+        self._keep, self._most = options.keep_on_device, options.max_batch
+        trt = import_tensorrt()
+        self._cuda = Cuda(options.device_id)
+        engine_file, _ = EngineFiles(trt.__version__, self._cuda.describe()).find(path, self._most)
+        if not engine_file.is_file():
+            raise EngineError(
+                f"{path.name} has no TensorRT engine for this machine yet; build it, with the arm off: "
+                f"edgevla build {path.parent}"
+            )
+        self._log = make_logger(trt)
+        self._runtime = trt.Runtime(self._log)
+        self._engine = self._opened(engine_file)
+        touch(engine_file)
+        check_signature(f"the engine of {path.name}", spec, *_signature(trt, self._engine))
+        self._check_profile()
         self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"TensorRT has no memory left to run {path.name}{reason_of(self._log)}")
         self._stream = self._cuda.stream()
-        self._most = options.max_batch
-        self._inputs = {
-            s.name: DeviceArray(self._cuda, batched(s, self._most), np.dtype(s.dtype)) for s in spec.inputs
+        self._pool = Pool(self._cuda)
+        self._inputs = {s.name: self._place(batched(s, self._most), np.dtype(s.dtype)) for s in spec.inputs}
+        self._outputs = {
+            s.name: PinnedArray(self._cuda, batched(s, self._most), np.dtype(s.dtype)) for s in spec.outputs
         }
 
+    def _place(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[PinnedArray, DeviceArray]:
+        return PinnedArray(self._cuda, shape, dtype), DeviceArray(self._pool, shape, dtype)
+
+    def _opened(self, file: Path) -> Any:
+        """The file is mapped, not read: TensorRT's copy is the only one."""
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:
+            raise EngineError(
+                f"TensorRT cannot read {file}{reason_of(self._log)}; unless memory has run out, delete that file and "
+                f"build it again: edgevla build {self.path.parent}"
+            )
+        return engine
+
+    def _check_profile(self) -> None:
+        """That it takes as many observations as the bundle does."""
+        for s in self.spec.inputs if self._most > 1 else ():
+            most = tuple(self._engine.get_tensor_profile_shape(s.name, 0)[2])
+            if most != batched(s, self._most):
+                raise BundleError(
+                    f"the engine of {self.path.name} takes '{s.name}' up to {list(most)}; the manifest says "
+                    f"{list(batched(s, self._most))}"
+                )
+
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Input name -> array to output name -> array (a device array with `keep_on_device`).
+
+        Raises:
+            EngineError: an input of another shape or type than the manifest's, or TensorRT failed.
+        """
+        self._cuda.use()
+        self._log.words.clear()
         first = self.spec.inputs[0]
         n = np.shape(inputs[first.name])[first.batch_axis]
-        for spec in self.spec.inputs:
-            name, value, wanted = spec.name, inputs[spec.name], batched(spec, n)
-            place = value
-            if not isinstance(value, DeviceArray):
-                if np.shape(value) != wanted or n > self._most:
-                    raise EngineError(
-                        f"input '{name}' of {self.path.name} has shape {np.shape(value)}, not "
-                        f"{wanted} of 1 to {self._most}"
-                    )
-                place = self._inputs[name]
-                place.fill(value)
-            self._context.set_tensor_address(name, place.pointer)
+        for s in self.spec.inputs:
+            wanted = batched(s, n)
+            self._context.set_tensor_address(s.name, self._arrived(s.name, inputs[s.name], wanted, n))
             if self._most > 1:
-                self._context.set_input_shape(name, wanted)
-        # Fresh outputs: a context tensor must outlive the next observation's encode.
+                self._context.set_input_shape(s.name, wanted)
+        # Of their own for every run: a context tensor must outlive the next observation's encode.
         outputs = {
-            s.name: DeviceArray(self._cuda, batched(s, n), np.dtype(s.dtype)) for s in self.spec.outputs
+            s.name: DeviceArray(self._pool, batched(s, n), np.dtype(s.dtype)) for s in self.spec.outputs
         }
         for name, array in outputs.items():
             self._context.set_tensor_address(name, array.pointer)
         if not self._context.execute_async_v3(self._stream):
-            raise EngineError(f"TensorRT failed to run {self.path.name}")
+            raise EngineError(f"TensorRT failed to run {self.path.name}{reason_of(self._log)}")
+        if self._keep:
+            self._cuda.synchronize(self._stream)
+            return outputs
+        return self._on_host(outputs)
+
+    def _arrived(self, name: str, value: Any, wanted: tuple[int, ...], n: int) -> int:
+        """Where on the device the input lies; a host's array is on its way there when this returns."""
+        staged, place = self._inputs[name]
+        is_there = isinstance(value, DeviceArray)
+        if np.shape(value) != wanted or n > self._most or (is_there and value.dtype != place.dtype):
+            raise EngineError(
+                f"input '{name}' of {self.path.name} has shape {np.shape(value)}, not {wanted} of 1 to {self._most}"
+            )
+        if is_there:
+            return int(value.pointer)
+        values = np.asarray(value)
+        np.copyto(staged.array[: values.size].reshape(values.shape), values, casting="unsafe")
+        n_bytes = values.size * staged.array.itemsize
+        self._cuda.copy_on(self._stream, place.pointer, staged.pointer, n_bytes)
+        return place.pointer
+
+    def _on_host(self, outputs: Mapping[str, DeviceArray]) -> dict[str, np.ndarray]:
+        for name, array in outputs.items():
+            self._cuda.copy_on(self._stream, self._outputs[name].pointer, array.pointer, array.n_bytes)
         self._cuda.synchronize(self._stream)
-        return outputs if self._keep else {name: array.numpy() for name, array in outputs.items()}
+        return {
+            name: self._outputs[name].array[: int(np.prod(array.shape))].reshape(array.shape).copy()
+            for name, array in outputs.items()
+        }
 
     def stack(self, arrays: Sequence[Any]) -> np.ndarray:
         return np.stack([a if isinstance(a, np.ndarray) else a.numpy() for a in arrays], axis=1)
 
-
-def engine_key(onnx: Path, version: str, device: Mapping[str, int], options: EngineOptions) -> str:
-    """sha256 over the graph, its weights, and all else that an engine depends on: a stale engine is never found."""
-    depends: list[Any] = [version, dict(device), options.provider_options]
-    if options.max_batch > 1:
-        depends.append(options.max_batch)
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode())
-    for file in (onnx, onnx.with_name(onnx.name + ".data")):
-        if file.is_file():
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()[:32]
+    def __del__(self) -> None:
+        if stream := getattr(self, "_stream", 0):
+            self._cuda.release("cudaStreamDestroy", stream)
 
 
-def built_engine(onnx: Path, version: str, device: Mapping[str, int], options: EngineOptions) -> Path:
-    """The engine file of a graph on this device; built in a process of its own when there is none.
-
-    Raises:
-        EngineError: TensorRT refuses the graph, or building ran out of memory or time; with its last words.
-    """
-    folder = cache_folder(options.cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{onnx.stem}-{engine_key(onnx, version, device, options)}.engine"
-    if target.is_file():
-        return target
-    part = target.with_suffix(f".part{os.getpid()}")
-    command = [sys.executable, "-m", "edgevla.engines.tensorrt", str(onnx), str(part)]
-    command.append(str(options.max_batch))
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"TensorRT did not build {onnx.name} within {BUILD_TIMEOUT_S} s") from error
-    if done.returncode != 0 or not part.is_file():
-        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        part.unlink(missing_ok=True)
-        raise EngineError(f"TensorRT cannot build {onnx.name}: {words}")
-    part.replace(target)
-    return target
+def tensor_found(dtype: Any, shape: Any) -> tuple[str, tuple[int | None, ...]]:
+    """As `check_signature` compares it; -1 is a length that is free."""
+    return DTYPES.get(dtype.name, dtype.name.lower()), tuple(None if d < 0 else int(d) for d in shape)
 
 
-def build_serialized(trt: Any, onnx: Path, configure: Any = None, max_batch: int = 1) -> bytes:
-    """Parses and builds one graph. `trt` is the module: tensorrt, or TensorRT-RTX's bindings (no GPU needed).
-
-    Precision follows the graph's own types (strongly typed), so an fp16 bundle runs in fp16 and nothing else does.
-    """
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flags is None else 1 << int(flags))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)):
-        errors = "; ".join(str(parser.get_error(i)).strip() for i in range(parser.num_errors))
-        raise EngineError(f"TensorRT cannot parse {onnx.name}: {errors}")
-    config = builder.create_builder_config()
-    if max_batch > 1:
-        config.add_optimization_profile(_profile(builder, network, max_batch))
-    if configure is not None:
-        configure(trt, config)
-    serialized = builder.build_serialized_network(network, config)
-    if serialized is None:
-        raise EngineError(f"TensorRT parsed {onnx.name} but cannot build it")
-    return bytes(serialized)
-
-
-def _profile(builder: Any, network: Any, max_batch: int) -> Any:
-    """1 to `max_batch` observations, fastest with the most of them."""
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        place = network.get_input(i)
-        least, most = ([n if d < 0 else d for d in place.shape] for n in (1, max_batch))
-        profile.set_shape(place.name, least, most, most)
-    return profile
-
-
-def _bounded(trt: Any, config: Any) -> None:
-    """Bounded memory: a Jetson shares it with everything else."""
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m edgevla.engines.tensorrt GRAPH.onnx ENGINE MAX_BATCH`: builds one engine and ends."""
-    onnx, target, max_batch = arguments
-    try:
-        made = build_serialized(import_tensorrt(), Path(onnx), _bounded, int(max_batch))
-        Path(target).write_bytes(made)
-    except EngineError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _signature(trt: Any, engine: Any) -> tuple[Found, Found]:
+    """Inputs and outputs of an engine."""
+    inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+    outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        found = tensor_found(engine.get_tensor_dtype(name), engine.get_tensor_shape(name))
+        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        (inputs if is_input else outputs)[name] = found
+    return inputs, outputs

@@ -56,6 +56,9 @@ class OpenpiSource(PolicySource):
             )  # fmt: skip
         return super().fit(run)
 
+    def prepare(self, run: Run) -> None:
+        """The server has done what it needs."""
+
     def _where(self, options: DeployOptions) -> list[str]:
         return [f"--servers={self._server}", f"--keys={self._keys.path}", f"--sha256={self.sha256}"]
 

@@ -9,7 +9,7 @@ import zmq
 
 from edgevla.errors import UsageError
 from edgevla.launch.deployment import DeployOptions
-from edgevla.launch.sources import PolicySource
+from edgevla.launch.sources import PolicySource, Run
 from edgevla.serve.authority import introduced
 from edgevla.serve.pictures import encoding
 from edgevla.serve.remote import Served, look_up
@@ -66,6 +66,9 @@ class ServedSource(PolicySource):
         self._servers, served = found_at(servers, "--policy")
         self.bundle = str(self._servers[0])
         self._hold(str(self._servers[0]), served.manifest, served.sha256, options)
+
+    def prepare(self, run: Run) -> None:
+        """The server has done what it needs."""
 
     def _where(self, options: DeployOptions) -> list[str]:
         return [f"--servers={join(self._servers)}", f"--sha256={self.sha256}", f"--frames={self._frames}"]

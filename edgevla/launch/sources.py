@@ -21,6 +21,7 @@ from edgevla.arguments import Start
 from edgevla.bundle import Fit, fit, load_bundle
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, write_robot
+from edgevla.engines.ahead import Seldom, build_ahead, is_native
 from edgevla.errors import CameraError, EdgeVLAError, EngineError, UsageError
 from edgevla.execution import Async, Execution, Sync, judge_latency
 from edgevla.execution.strategies import drawn_by
@@ -65,6 +66,10 @@ class Run(Protocol):
         """One line for the person. severity, source: as events have them."""
         ...
 
+    def is_over(self) -> bool:
+        """Whether somebody asked for the end."""
+        ...
+
     def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
         """Starts a process of this deployment.
 
@@ -83,7 +88,7 @@ class Run(Protocol):
 
 
 class ActionSource(Protocol):
-    """One source, loaded; the supervisor calls `fit`, `start` and `start_arguments` in this order, once each.
+    """One source, loaded; the supervisor calls `prepare`, `fit`, `start` and `start_arguments` in this order, once each.
 
     name: as the user knows it. bundle: its folder, or the address of who runs it; None without one. cameras: names of
     those it may look through. execution: how its chunks are carried out; final after `start_arguments`. about: for the
@@ -95,6 +100,14 @@ class ActionSource(Protocol):
     cameras: Sequence[str]
     execution: Execution
     about: dict[str, Any]
+
+    def prepare(self, run: Run) -> None:
+        """What takes long and must be over before any process of the arm begins.
+
+        Raises:
+            EdgeVLAError: it cannot be done; nothing was started. NotWaited: `run.is_over` said so.
+        """
+        ...
 
     def fit(self, run: Run) -> list[CameraSettings]:
         """Compares itself with `run.robot`, which answers by now; the cameras to start.
@@ -128,7 +141,7 @@ class PolicySource:
     """Whether what infers draws several chunks for one request."""
 
     def __init__(self, folder: Path, options: DeployOptions) -> None:
-        bundle = load_bundle(folder)
+        bundle = self._loaded = load_bundle(folder)
         self.bundle: str | None = str(folder)
         self._hold(str(folder), bundle.manifest, bundle.sha256, options)
 
@@ -147,6 +160,11 @@ class PolicySource:
         """Tells the policy's process what infers."""
         words = [f"--bundle={self.bundle}", f"--threads={options.threads}"]
         return words + ([f"--provider={options.provider}"] if options.provider else [])
+
+    def prepare(self, run: Run) -> None:
+        """TensorRT's engines, where they lack."""
+        if is_native(run.options.provider or self._manifest.target.provider):
+            build_ahead(self._loaded, Seldom(lambda text: run.say("log", "deploy", text)), run.is_over)
 
     def fit(self, run: Run) -> list[CameraSettings]:
         if run.options.task and self._manifest.prompt is None:
@@ -240,6 +258,9 @@ class DirectSource:
         self.name, self.cameras = name, cameras
         self.about = _about(name)
         self.execution: Execution = Async(every=1)
+
+    def prepare(self, run: Run) -> None:
+        """Nothing."""
 
     def direct_arguments(self, run: Run, fps: float, chunk_size: int, latency_ms: float) -> Start:
         """What the robot is told with `start` where there is no policy.

@@ -1,6 +1,6 @@
 """The supervisor: starts the nodes in order, waits for readiness (never for time), restarts what may be, ends all.
 
-    emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> start -> watch -> stop
+    engines -> emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> start -> watch -> stop
 
 Where the actions come from (a policy, a leader arm, a recording) is its `ActionSource`. It holds nothing of the arm;
 it keeps one end of a pipe whose closing tells guardian and loop that it has gone. Whatever fails in it, `end` is walked
@@ -24,6 +24,7 @@ from edgevla.arguments import Arguments, Start
 from edgevla.board import BoardReader
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRobot
+from edgevla.engines.ahead import NotWaited, Seldom, nobody_builds
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
 from edgevla.launch.asked import Asked
@@ -99,9 +100,14 @@ class Supervisor:
     def prepare(self) -> Start:
         """Everything before torque; what the robot would be told. Raises what a person must act on; `end` cleans up."""
         self._note()
-        if self.options.is_sim:
-            self._start_emulator()
-        self._start_robot()
+        try:
+            self.source.prepare(self)
+            with nobody_builds(Seldom(lambda text: self.say("info", "deploy", text)), self.is_over):
+                if self.options.is_sim:
+                    self._start_emulator()
+                self._start_robot()
+        except NotWaited:
+            raise AskedToStop from None
         self._cameras = self.source.fit(self)
         self._listen()
         self._start_cameras()
@@ -123,6 +129,9 @@ class Supervisor:
         what = f"running {self.source.name} on {self.robot.robot}, "
         what += f"execution {execution_words(self.source.execution)}"
         self.say("info", "deploy", "the arm has its torque, and holds" if arguments.is_held else what)
+
+    def is_over(self) -> bool:
+        return bool(self.asked.by)
 
     @property
     def robot(self) -> AboutRobot:

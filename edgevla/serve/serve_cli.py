@@ -145,12 +145,17 @@ def run(args: argparse.Namespace) -> int:
         from edgevla.serve.pair_cli import show_code
 
         return show_code(args)
+    from edgevla.engines.ahead import NotWaited
+
     plan = plan_from(args)
     authority = authority_of(plan)
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: asked.append(number))
-    hosted = [_host(name, folder, args) for name, folder in plan.folders.items()]
+    try:
+        hosted = [_host(name, folder, args, asked) for name, folder in plan.folders.items() if not asked]
+    except NotWaited:
+        return 0
     if asked:
         return 0
     if args.protocol == "openpi":
@@ -217,14 +222,21 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def _host(name: str, folder: Path, args: argparse.Namespace) -> Hosted:
-    """One policy, loaded and warm."""
+def _host(name: str, folder: Path, args: argparse.Namespace, asked: list[int]) -> Hosted:
+    """One policy, loaded and warm.
+
+    Raises:
+        NotWaited: asked to end before its engines were built.
+    """
     from edgevla.bundle import load_bundle
     from edgevla.engines import EngineOptions
+    from edgevla.engines.ahead import Seldom, build_ahead, is_native
     from edgevla.runner import BundlePolicy
     from edgevla.serve.hosted import Hosted
 
     bundle = load_bundle(folder)
+    if is_native(args.provider or bundle.manifest.target.provider):
+        build_ahead(bundle, Seldom(say), lambda: bool(asked))
     # Whether a lost camera may be done without is the robot's decision: it leaves its picture out, or asks nothing.
     policy = BundlePolicy(
         bundle,

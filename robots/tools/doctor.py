@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevla.errors import BusError, CalibrationError, UsageError
+from edgevla.errors import BusError, CalibrationError, EngineError, UsageError
 
 if TYPE_CHECKING:
     from ..bus.servo_bus import ServoBus
@@ -98,6 +98,8 @@ def environment() -> list[Check]:
         Check("ok" if is_new else "fail", "python", version, "" if is_new else "install Python 3.10 or later")
     ]
     checks.append(_engines())
+    if importlib.util.find_spec("tensorrt") is not None:
+        checks.append(_tensorrt())
     for extra, modules in EXTRAS.items():
         lacks = [m for m in modules if importlib.util.find_spec(m) is None]
         text = f"not installed ({', '.join(lacks)})" if lacks else "installed"
@@ -139,6 +141,21 @@ def _engines() -> Check:
     if not names:
         return Check("warn", "engine", "none: bundles cannot run here", 'pip install "edgevla[cpu]"')
     return Check("ok", "engine", ", ".join(names))
+
+
+def _tensorrt() -> Check:
+    """Loaded, not only found, with the GPU that its engines are built for."""
+    from edgevla.engines.cudart import Cuda
+    from edgevla.engines.tensorrt import import_tensorrt
+
+    from .checkup import Check
+
+    try:
+        version, gpu = import_tensorrt().__version__, Cuda().describe()
+    except EngineError as error:
+        return Check("fail", "tensorrt", str(error), "docs/tensorrt.md")
+    capability = f"compute capability {gpu['major']}.{gpu['minor']}"
+    return Check("ok", "tensorrt", f"{version} on {gpu['name']}, {capability}, driver {gpu['driver']}")
 
 
 def _serial_ports() -> list[Check]:

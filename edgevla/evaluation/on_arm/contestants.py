@@ -52,6 +52,9 @@ class Quiet:
         if severity != "info" or not self._names:
             self._run.say(severity, source, without(text, self._names))
 
+    def is_over(self) -> bool:
+        return self._run.is_over()
+
     def spawn(self, name: str, args: Sequence[str], pass_fds: Sequence[int] = ()) -> Child:
         return self._run.spawn(name, args, pass_fds)
 
@@ -88,6 +91,10 @@ class Contestants:
         self.current = first
         self.execution: Execution = self.sources[first].execution
         self._check_rate()
+
+    def prepare(self, run: Run) -> None:
+        for k, source in enumerate(self.sources):
+            source.prepare(self.quiet(run, k))
 
     def fit(self, run: Run) -> list[CameraSettings]:
         merged: dict[str, CameraSettings] = {}
