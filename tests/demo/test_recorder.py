@@ -285,7 +285,8 @@ def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_
     for refused in (recorder.check_output, lambda: recorder.obey("record")):
         with pytest.raises(
             DatasetError,
-            match="its joints are in degrees, those of this recording in range100; its robot is so101, that of this recording is my",
+            match="its joints are in degrees, those of this recording in range100; its robot is so101, that of this "
+            "recording is my",
         ):
             refused()
     assert (root / "meta/edgevla.json").read_bytes() == before
