@@ -254,9 +254,16 @@ def keys() -> Iterator[Callable[[float], str | None]]:
     before = termios.tcgetattr(stream)
     try:
         tty.setcbreak(stream)
-        yield lambda seconds: stream.read(1).lower() if select.select([stream], [], [], seconds)[0] else None
+        yield lambda seconds: _key(stream.fileno(), seconds)
     finally:
         termios.tcsetattr(stream, termios.TCSADRAIN, before)
+
+
+def _key(fd: int, seconds: float) -> str | None:
+    """Past Python's buffer, in which keys that were typed while an episode was saved would wait for one more."""
+    if not select.select([fd], [], [], seconds)[0]:
+        return None
+    return os.read(fd, 1).decode(errors="replace").lower()
 
 
 class _Lines:

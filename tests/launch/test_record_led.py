@@ -56,7 +56,7 @@ def test_killed_in_the_second_episode_it_loses_only_that_and_is_resumed(window, 
     window.wait_for("REC 0:01 |")
     window.type("p")
     window.wait_for("PAUSED 0:0")
-    window.wait_for(" paused)")
+    window.wait_for(" paused")
     window.type("p")
     window.wait_for("goes on")
     window.wait_for("REC 0:02 |")
