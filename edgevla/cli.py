@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("edgevla.push.push_cli", "bring a bundle and its runtime to a robot's computer, over ssh"),
     "monitor": ("edgevla.monitor.cli", "watch and steer a running deployment"),
     "record": ("edgevla.launch.record_cli", "record a running robot into a LeRobot dataset"),
+    "dataset": ("edgevla.dataset.edit_cli", "delete, merge, split or relabel episodes of a LeRobot dataset"),
     "replay": ("edgevla.launch.replay_cli", "play a recorded episode on a robot"),
     "demo": ("edgevla.demo.cli", "the whole story on a simulated arm, in minutes"),
     "teleop": ("edgevla.robots.teleop", "move a robot by hand with a leader arm"),

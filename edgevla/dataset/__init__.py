@@ -6,6 +6,9 @@
     stated.py   what a recording says of itself         append.py   whether new episodes may join
     facts.py    what a policy must know of its data     check.py    every defect as a sentence
     pictures.py whether pictures show what they should
+    edit.py     delete, merge, split, retask            assemble.py a dataset out of others' episodes
+    source.py   episodes as material for that           cut.py      mp4 files cut by packets
+    whole.py    a folder replaced in one step
 
 Names are imported when first used: `facts` must work where pyarrow and PyAV are not installed.
 """

@@ -53,7 +53,7 @@ def check_joining(root: Path, here: Kind) -> None:
     there = existing_kind(root)
     if there is None:
         return
-    found = list(_differences(there, here))
+    found = list(differences(there, here))
     if found:
         raise DatasetError(
             f"{root} cannot be appended to: {'; '.join(found)}. Record into another folder"
@@ -62,34 +62,35 @@ def check_joining(root: Path, here: Kind) -> None:
         )
 
 
-def _differences(there: Kind, here: Kind) -> Iterator[str]:
+def differences(there: Kind, here: Kind, what: str = "this recording") -> Iterator[str]:
+    """Why episodes of `here` do not belong to `there`, each a clause. what: how `here` is called in it."""
     if there.joint_units != here.joint_units:
-        yield f"its joints are in {_units(there)}, those of this recording in {_units(here)}"
+        yield f"its joints are in {_units(there)}, those of {what} in {_units(here)}"
     names = {here.robot_type, *here.also_called}
     if there.robot_type and here.robot_type and there.robot_type not in names:
-        yield f"its robot is {there.robot_type}, this one is {here.robot_type}"
+        yield f"its robot is {there.robot_type}, that of {what} is {here.robot_type}"
     if there.fps != here.fps:
-        yield f"it has {there.fps:g} fps, this recording {here.fps:g}"
-    yield from _features(there.features, here.features)
+        yield f"it has {there.fps:g} fps, {what} {here.fps:g}"
+    yield from _features(there.features, here.features, what)
 
 
 def _units(kind: Kind) -> str:
     return kind.joint_units or "units that nothing states"
 
 
-def _features(there: Mapping[str, FeatureInfo], here: Mapping[str, FeatureInfo]) -> Iterator[str]:
+def _features(there: Mapping[str, FeatureInfo], here: Mapping[str, FeatureInfo], what: str) -> Iterator[str]:
     for is_camera, word in ((True, "camera"), (False, "column")):
         only_there, only_here = (
             [_name(f) for n, f in one.items() if n not in other and f.is_camera is is_camera]
             for one, other in ((there, here), (here, there))
         )
         if only_there:
-            yield f"it has the {word} {', '.join(only_there)}, which this recording lacks"
+            yield f"it has the {word} {', '.join(only_there)}, which {what} lacks"
         if only_here:
-            yield f"it lacks the {word} {', '.join(only_here)}, which this recording has"
+            yield f"it lacks the {word} {', '.join(only_here)}, which {what} has"
     for name in there:
         if name in here and (difference := _difference(there[name], here[name])):
-            yield f"its {_name(there[name])} {difference[0]}, that of this recording {difference[1]}"
+            yield f"its {_name(there[name])} {difference[0]}, that of {what} {difference[1]}"
 
 
 def _name(feature: FeatureInfo) -> str:

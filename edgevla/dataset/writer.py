@@ -392,7 +392,7 @@ def _locked(writer: DatasetWriter, root: Path) -> Callable[[], object]:
         os.close(folder)
         if isinstance(error, BlockingIOError):
             raise DatasetError(
-                f"another recording into {root} is running; end it, or record elsewhere"
+                f"another recording into {root} is running, or an edit of it; end it, or record elsewhere"
             ) from None
         return lambda: None  # some network file systems know no locks
     return weakref.finalize(writer, os.close, folder)

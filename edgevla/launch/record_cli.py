@@ -1,11 +1,12 @@
-"""Record what a running robot does into a LeRobotDataset v3.0: a policy's rollouts, or a person's teleoperation.
+"""Record into a LeRobotDataset v3.0: a person's demonstrations with a leader arm, or whatever runs already.
 
-    edgevla deploy bundles/act --robot so101        in one terminal (or: edgevla teleop ...)
-    edgevla record datasets/mine --task 'pick up the cube'      in another
+    edgevla record datasets/mine --leader so101_leader --robot so101 --task 'pick up the cube' --episodes 50
+    edgevla record datasets/mine --task 'pick up the cube'      beside a running `edgevla deploy` or `edgevla teleop`
 
-Keys: r record   k keep   d discard   a again (discard, and record anew)   q quit. Without a terminal the same letters
-are read as lines. With --episodes and --seconds it works by itself. A kept episode is on disk at once; a recording
-that is killed loses at most the open one, and recording into the same folder later goes on.
+Keys: r record   k keep   d discard   a again (discard, and record anew)   p pause (what happens until the next p is
+left out)   n next task   q quit. Without a terminal the same letters are read as lines. With --episodes and --seconds
+it works by itself. A kept episode is on disk at once; a recording that is killed loses at most the open one, and
+recording into the same folder later goes on (--resume: up to --episodes in all).
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from edgevla.errors import DatasetError, EdgeVLAError, UsageError, WireError
+from edgevla.errors import UsageError, WireError
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
+from edgevla.launch.record_screen import RecordScreen
 from edgevla.nodes.vitals import ENDS
 from edgevla.vocabulary import NONE, camera_help, pairs
+from edgevla.words import check_task
 
 if TYPE_CHECKING:
-    from edgevla.nodes.recorder import RecorderNode
+    from edgevla.launch.led import Led
 
 PAUSE_S = 2.0
-NO_PAUSE = "! Ctrl-Z is refused: the episode would have a hole. k keeps it, d discards it, q ends"
-KEYS = {"r": "record", "k": "keep", "d": "discard", "a": "again", "q": "quit"}
+NO_PAUSE = (
+    "! Ctrl-Z is refused: the episode would have a hole. p pauses it, k keeps it, d discards it, q ends"
+)
+OF_THE_ARM = ("robot", "leader_port", "leader_calibration", "port", "calibration", "sim", "fps", "log")
+"""Options of the arm that --leader starts."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,14 +48,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", help="instruction of the episodes, in words, where the robot has none of its own"
     )
     parser.add_argument(
+        "--next-task",
+        action="append",
+        default=[],
+        metavar="TASK",
+        help="another instruction, for key n; repeat for more",
+    )
+    parser.add_argument(
         "--camera",
         action="append",
         default=[],
-        metavar="NAME=none",
-        help=camera_help("the robot's camera of that name"),
+        metavar="NAME=SOURCE",
+        help=camera_help(
+            "with --leader: a device, image folder or video; else the robot's camera of that name"
+        ),
     )
     parser.add_argument(
         "--episodes", type=whole(1, 1_000_000), metavar="N", help="stop after so many kept episodes"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a recording: episodes that the dataset holds already count towards --episodes",
     )
     parser.add_argument(
         "--seconds", type=SECONDS, metavar="S", help="length of an episode: keeps it then by itself"
@@ -58,34 +78,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pause",
         type=Number(0, YEAR_S, unit="seconds"),
         metavar="S",
-        help="with --seconds: between episodes (default 2)",
+        help="with --seconds: between episodes, to put the scene back (default 2)",
+    )
+    parser.add_argument(
+        "--bell",
+        action="store_true",
+        help="the terminal's bell: one where an episode begins and in its last seconds before, two where it ends",
     )
     add_run_dir(parser)
+    _add_arm(
+        parser.add_argument_group("the arm that is led; without --leader, what runs already is recorded")
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_arm(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--leader", metavar="PROFILE", help="start this leader arm and its follower: a profile, or a .toml")
+    add("--robot", metavar="PROFILE", help="with --leader: the follower")
+    add("--sim", action="store_true", help="emulate both arms; the leader sways")
+    add("--leader-port", action="append", default=[], metavar="[BUS=]PATH", help="serial port of the leader")
+    add("--port", action="append", default=[], metavar="[BUS=]PATH", help="serial port of the robot")
+    add("--leader-calibration", metavar="ID|FILE", help="LeRobot calibration of the leader")
+    add("--calibration", metavar="ID|FILE", help="LeRobot calibration of the robot")
+    add(
+        "--fps",
+        type=Number(0, 10_000, above=True),
+        metavar="HZ",
+        help="rows per second; default: the robot's",
+    )
+    add("--log", metavar="DIR", type=Path, help="write the arm's log into a new folder there")
+
+
 def run(args: argparse.Namespace) -> int:
+    _check(args)
+    stream = sys.stderr if args.json else sys.stdout
+    screen = RecordScreen(stream, has_bell=args.bell)
+    n_there = _n_there(args.output) if args.resume else 0
+    if args.episodes is not None and n_there >= args.episodes:
+        screen.say(f"{args.output} holds {n_there} episodes already, and {args.episodes} were wanted")
+        return 0
+    obey_signals(lambda: screen.say(NO_PAUSE))
+    if args.leader is None:
+        return _record(args, screen, attach(args), n_there)
+    from edgevla.launch.led import Led
+
+    led = Led(args, screen.say)
+    try:
+        return _record(args, screen, led.start(), n_there, led)
+    finally:
+        screen.close()
+        led.end()
+
+
+def _record(
+    args: argparse.Namespace, screen: RecordScreen, folder: Path, n_there: int, led: Led | None = None
+) -> int:
     import zmq
 
+    from edgevla.launch.record_session import Session
     from edgevla.nodes.recorder import RecorderNode
     from edgevla.session import read_deployment
 
-    _check(args)
-    folder = attach(args)
     deployment = read_deployment(folder)
     running = [n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")]
-    cameras = _cameras(args.camera, running)
-    stream = sys.stderr if args.json else sys.stdout
+    cameras = running if led is not None else _cameras(args.camera, running)
+    names = ", ".join(cameras) or "none"
+    screen.say(f"recording {deployment.robot} into {args.output}; cameras: {names}")
+    if n_there:
+        screen.say(f"{n_there} episodes are there already")
 
-    def say(text: str) -> None:
-        print(text, file=stream, flush=True)
+    def is_alive() -> bool:
+        if led is not None:
+            led.tell()
+            return led.is_alive
+        return folder.is_dir()
 
-    say(f"recording {deployment.robot} into {args.output}; cameras: {', '.join(cameras) or 'none'}")
     ctx = zmq.Context()
     node = RecorderNode(ctx, folder, deployment.session_bytes, args.output, cameras, args.task or "")
-    node.episode_s, node.heard = args.seconds, lambda text: say(f"! {text}")
-    session = Session(node, args, say, lambda: folder.is_dir())
-    obey_signals(lambda: say(NO_PAUSE))
+    node.episode_s, node.heard = args.seconds, lambda text: screen.say(f"! {text}")
+    session = Session(node, args, screen, is_alive, n_there)
     try:
         # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
         with contextlib.suppress(UsageError, WireError):
@@ -93,14 +165,23 @@ def run(args: argparse.Namespace) -> int:
         with keys() as read_key:
             session.run(read_key)
     finally:
+        screen.close()
         node.close()
         ctx.destroy(linger=200)
     if args.json:
         print(json.dumps(session.result()))
     else:
         then = f". Next: edgevla inspect {args.output}" if session.n_kept else ""
-        say(f"{session.n_kept} episodes kept{then}")
-    return 0
+        screen.say(f"{session.n_kept} episodes kept{then}")
+    return 0 if led is None or led.is_alive else 1
+
+
+def _n_there(output: Path) -> int:
+    """Episodes of the dataset in `output`; none where nothing was kept yet."""
+    from edgevla.dataset.append import existing_kind
+    from edgevla.dataset.open import listed_episodes
+
+    return 0 if existing_kind(output) is None else len(listed_episodes(output))
 
 
 def obey_signals(refuse: Callable[[], None]) -> None:
@@ -116,6 +197,25 @@ def _check(args: argparse.Namespace) -> None:
     if args.pause is not None and args.seconds is None:
         raise UsageError("--pause is between episodes of a fixed length: give --seconds too")
     args.pause = PAUSE_S if args.pause is None else args.pause
+    args.next_task = [check_task(text, "--next-task") for text in args.next_task]
+    if args.next_task and not args.task:
+        raise UsageError("--next-task comes after another one: give --task too")
+    if args.leader is None:
+        for name in OF_THE_ARM:
+            if getattr(args, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is of an arm that --leader starts: give --leader too"
+                )
+        return
+    if args.robot is None:
+        raise UsageError("--leader leads a follower: name it with --robot")
+    if args.run_dir is not None:
+        raise UsageError(
+            "--run-dir names an arm that runs already, --leader starts one: leave one of them out"
+        )
+    for name in ("port", "leader_port", "calibration", "leader_calibration"):
+        if args.sim and getattr(args, name):
+            raise UsageError(f"--sim makes its own arm; leave out --{name.replace('_', '-')}")
 
 
 def _cameras(texts: list[str], running: list[str]) -> list[str]:
@@ -141,85 +241,6 @@ def _cameras(texts: list[str], running: list[str]) -> list[str]:
     return [name for name in running if said.get(name) != NONE]
 
 
-class Session:
-    """Drives one recorder node by keys, or by the clock where --seconds is given."""
-
-    def __init__(
-        self,
-        node: RecorderNode,
-        args: argparse.Namespace,
-        say: Callable[[str], None],
-        is_alive: Callable[[], bool],
-    ) -> None:
-        self.node, self.args, self._say, self._is_alive = node, args, say, is_alive
-        self.n_kept, self.n_discarded = 0, 0
-        # With --seconds the clock begins episodes; what fills them is rows, so that their length is exact.
-        self._due_s = time.monotonic() + args.pause if args.seconds else float("inf")
-        self._must_quit = False
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether an episode is open and takes frames."""
-        return self.node.recording is not None and self.node.recording.is_recording
-
-    def run(self, read_key: Callable[[float], str | None]) -> None:
-        """Until q, the wanted number of episodes, or the deployment's end."""
-        if not self.args.seconds:
-            self._say("keys: r record, k keep, d discard, a again, q quit")
-        while not self._must_quit and self._is_alive():
-            key = read_key(0.02)
-            if key is not None and key in KEYS:
-                self._obey(KEYS[key])
-            self.node.step(time.monotonic_ns())
-            self._by_clock()
-            if self.args.episodes is not None and self.n_kept >= self.args.episodes:
-                return
-        if not self._is_alive():
-            self._say("the deployment has ended; an episode that was open is discarded")
-
-    def _by_clock(self) -> None:
-        recording = self.node.recording
-        if self.is_recording and recording is not None and recording.is_full:
-            self._obey("keep")
-            self._due_s = time.monotonic() + self.args.pause
-        elif not self.is_recording and time.monotonic() >= self._due_s:
-            self._due_s = time.monotonic() + self.args.pause
-            self._obey("record")
-
-    def _obey(self, word: str) -> None:
-        try:
-            if word == "quit":
-                if self.is_recording:
-                    self._obey("discard")
-                self._must_quit = True
-                return
-            if word == "again":
-                if self.is_recording:
-                    self._obey("discard")
-                word = "record"
-            if word == "keep" and self.is_recording:
-                self._say("saving the episode ...")
-            self._say(self.node.obey(word))
-            self.n_kept += word == "keep"
-            self.n_discarded += word == "discard"
-        except UsageError as error:
-            self._say(f"! {error}")
-        except EdgeVLAError as error:
-            if self.is_recording or word == "keep" or isinstance(error, DatasetError):
-                raise  # the dataset cannot be written: nothing more to do here
-            self._say(f"! {error}")
-
-    def result(self) -> dict[str, Any]:
-        """What `--json` prints at the end."""
-        recording = self.node.recording
-        return {
-            "output": str(self.args.output),
-            "n_kept": self.n_kept,
-            "n_discarded": self.n_discarded,
-            "counters": {k: int(v) for k, v in (recording.counters if recording else {}).items()},
-        }
-
-
 @contextlib.contextmanager
 def keys() -> Iterator[Callable[[float], str | None]]:
     """A function (seconds to wait) -> key or None; the terminal gives single keys meanwhile, a pipe whole lines."""
@@ -233,9 +254,16 @@ def keys() -> Iterator[Callable[[float], str | None]]:
     before = termios.tcgetattr(stream)
     try:
         tty.setcbreak(stream)
-        yield lambda seconds: stream.read(1).lower() if select.select([stream], [], [], seconds)[0] else None
+        yield lambda seconds: _key(stream.fileno(), seconds)
     finally:
         termios.tcsetattr(stream, termios.TCSADRAIN, before)
+
+
+def _key(fd: int, seconds: float) -> str | None:
+    """Past Python's buffer, in which keys that were typed while an episode was saved would wait for one more."""
+    if not select.select([fd], [], [], seconds)[0]:
+        return None
+    return os.read(fd, 1).decode(errors="replace").lower()
 
 
 class _Lines:

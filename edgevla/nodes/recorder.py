@@ -131,6 +131,24 @@ class RecorderNode:
         self._publisher.event("info", f"episode_{action}", text)
         return text
 
+    def pause(self) -> str:
+        """Leaves out the rows from now on, or takes them again; a sentence.
+
+        Raises:
+            UsageError: nothing is being recorded.
+        """
+        if self.recording is None or not self.recording.is_recording:
+            raise UsageError("there is no episode to pause: none is being recorded")
+        self.recording.is_paused = not self.recording.is_paused
+        if self.recording.is_paused:
+            return f"paused at row {self.recording.writer.n_open_frames}: what happens now is left out"
+        return "goes on"
+
+    @property
+    def fps(self) -> float:
+        """Rows per second; 0 before the first episode."""
+        return self._fps_of_grid
+
     def _set_task(self, task: str) -> str:
         own = self._robot_task()
         if own and own != task:

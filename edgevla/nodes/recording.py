@@ -102,6 +102,9 @@ class Recording:
         self.waiting: deque[State] = deque(maxlen=STATES)
         self.counters: Counter[str] = Counter()
         self.is_recording, self.label = False, ""
+        self.is_paused = False
+        """Moments are counted (`paused_rows`), and no rows are made of them."""
+        self._n_paused = 0
         self.longest: int | None = None
         """Rows after which the episode is full; None: no bound."""
         self.news: deque[tuple[Severity, str, str]] = deque(maxlen=32)
@@ -119,12 +122,18 @@ class Recording:
 
     def state(self, state: State) -> None:
         """Keeps the states of grid moments while recording and while the arm is powered."""
-        if self.is_recording and state.is_grid_moment and np.isfinite(state.goal).all():
+        if not (self.is_recording and state.is_grid_moment and np.isfinite(state.goal).all()):
+            return
+        if self.is_paused:
+            self.counters["paused_rows"] += 1
+            self._n_paused += 1
+        else:
             self.waiting.append(state)
 
     def begin(self, label: str) -> None:
         """label: instruction of the rows for which the robot has none."""
         self.is_recording, self.label, self._grid, self._task = True, label, None, None
+        self.is_paused, self._n_paused = False, 0
         self._first = {}
         self.waiting.clear()
 
@@ -215,7 +224,9 @@ class Recording:
         """Moments that no row was made of: the grid in the dataset has no holes, so they shorten time."""
         index = (state.deadline_ns - state.t0_ns) // state.step_ns
         if self._grid is not None and self._grid[0] == state.t0_ns:
-            self.counters["missed_moments"] += max(0, index - self._grid[1] - 1)
+            missing = index - self._grid[1] - 1
+            self.counters["missed_moments"] += max(0, missing - self._n_paused)
+            self._n_paused = 0 if missing > 0 else self._n_paused
         self._grid = (state.t0_ns, index)
 
     def keep(self) -> int:

@@ -72,7 +72,13 @@ def commands(page: Path) -> list[str]:
 
 @functools.cache
 def options_of(verb: str) -> dict[str, argparse.Action]:
-    return dict(_parser_for(verb)[0]._option_string_actions)
+    parser = _parser_for(verb)[0]
+    options = dict(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for part in action.choices.values():
+                options |= part._option_string_actions
+    return options
 
 
 def faults(command: str) -> Iterator[str]:

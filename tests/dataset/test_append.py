@@ -43,7 +43,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
         {"joint_units": None},
         "its joints are in degrees, those of this recording in units that nothing states",
     ),
-    ({"robot_type": "koch"}, "its robot is so101_follower, this one is koch"),
+    ({"robot_type": "koch"}, "its robot is so101_follower, that of this recording is koch"),
     ({"fps": 25}, "it has 30 fps, this recording 25"),
     (
         {"features": vectors(kit.JOINTS[1:] + kit.JOINTS[:1])},

@@ -13,12 +13,13 @@ from edgevla.cameras import CameraSettings, open_source
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
 from edgevla.dataset.encode import EpisodeEncoder
+from edgevla.dataset.writer import DatasetWriter
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import DatasetError, UsageError
 from edgevla.messages import State
 from edgevla.nodes.camera import CameraNode
 from edgevla.nodes.recorder import RecorderNode
-from edgevla.nodes.recording import features_of, joint_units_of
+from edgevla.nodes.recording import Recording, features_of, joint_units_of
 from edgevla.wire import CommandServer, Publisher, endpoint
 
 SESSION = b"rec-test"
@@ -285,7 +286,8 @@ def test_a_recording_that_does_not_belong_into_the_folder_is_refused_before_the_
     for refused in (recorder.check_output, lambda: recorder.obey("record")):
         with pytest.raises(
             DatasetError,
-            match="its joints are in degrees, those of this recording in range100; its robot is so101, this one is my",
+            match="its joints are in degrees, those of this recording in range100; its robot is so101, that of this "
+            "recording is my",
         ):
             refused()
     assert (root / "meta/edgevla.json").read_bytes() == before
@@ -318,3 +320,20 @@ def test_grid_moments_are_whole_steps():
     t0, step = 1_000_003, 33_333_332
     assert state(0, t0 + 7 * step, t0, step).is_grid_moment
     assert not state(0, t0 + 7 * step + 8_333_333, t0, step).is_grid_moment
+
+
+def test_what_happens_in_a_pause_is_left_out_and_counted_and_no_moment_is_missed(tmp_path):
+    """Moments 0 to 9, of which 3 to 5 are paused and 8 never comes."""
+    features = features_of([joint(NAMES[0], "deg"), joint(NAMES[1], "percent")], [])
+    with DatasetWriter(tmp_path / "set", fps=25, features=features) as writer:
+        recording = Recording(writer, [])
+        recording.begin("wave")
+        for moment in (0, 1, 2, 3, 4, 5, 6, 7, 9):
+            recording.is_paused = moment in (3, 4, 5)
+            recording.state(state(2 * moment, moment * STEP_NS, 0))
+        recording.settle(10**12)
+        recording.keep()
+    assert recording.counters["paused_rows"] == 3
+    assert recording.counters["missed_moments"] == 1
+    moved = open_dataset(tmp_path / "set").columns["observation.state"][:, 0]
+    assert moved.tolist() == [0, 2, 4, 12, 14, 18]

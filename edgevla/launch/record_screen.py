@@ -1,0 +1,71 @@
+"""What a person sees while recording: sentences, and below them one line that is drawn anew, with clock and counts.
+
+Without a terminal there are only the sentences.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+REDRAW_S = 0.2
+CLEAR = "\r\x1b[K"
+BELL = "\a"
+LEFT_OUT = {
+    "paused_rows": "paused",
+    "missed_moments": "missed",
+    "rows_without_picture": "without a picture",
+    "stale_pictures": "with an old picture",
+}
+"""Counters of a recording, in the words that follow a number of rows."""
+
+
+class RecordScreen:
+    """has_bell: whether `ring` makes a sound."""
+
+    def __init__(self, stream: TextIO, *, has_bell: bool) -> None:
+        self._stream, self._has_bell = stream, has_bell
+        self._has_line = stream.isatty()
+        self._shown, self._drawn_s = "", 0.0
+
+    def say(self, text: str) -> None:
+        """A sentence that stays; the line below is drawn again with the next `show`."""
+        self._write(f"{CLEAR if self._shown else ''}{text}\n")
+        self._shown = ""
+
+    def show(self, line: str) -> None:
+        """The line at the bottom, a few times a second at most, cut where the terminal ends."""
+        now = time.monotonic()
+        if not self._has_line or (self._shown and now - self._drawn_s < REDRAW_S):
+            return
+        line = line[: shutil.get_terminal_size().columns - 1]
+        if line != self._shown:
+            self._write(CLEAR + line)
+            self._shown, self._drawn_s = line, now
+
+    def ring(self, n: int = 1) -> None:
+        if self._has_bell:
+            self._write(BELL * n)
+
+    def close(self) -> None:
+        if self._shown:
+            self._write(CLEAR)
+            self._shown = ""
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
+
+
+def clock(seconds: float) -> str:
+    """`1:07`."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def left_out(now: Mapping[str, int], before: Mapping[str, int]) -> str:
+    """`12 paused, 1 missed`: rows since `before` that are not in the episode, or are with a fault; empty: none."""
+    gone = [(now.get(key, 0) - before.get(key, 0), words) for key, words in LEFT_OUT.items()]
+    return ", ".join(f"{n} {words}" for n, words in gone if n > 0)

@@ -1,0 +1,201 @@
+"""A session of recording: one recorder node, driven by keys, or by the clock where episodes have a length.
+
+resetting --r, or the countdown's end--> recording --k, or full--> kept
+                                         |   \\--d, a-----------> discarded (a: and recorded anew)
+                                         p: what happens until the next p is left out
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgevla.arguments import SetTask
+from edgevla.errors import DatasetError, EdgeVLAError, UsageError
+from edgevla.launch.record_screen import RecordScreen, clock, left_out
+
+if TYPE_CHECKING:
+    from edgevla.nodes.recorder import RecorderNode
+
+KEYS = {
+    "r": "record",
+    "k": "keep",
+    "d": "discard",
+    "a": "again",
+    "p": "pause",
+    "n": "next_task",
+    "q": "quit",
+}
+KEYS_HELP = "keys: r record, k keep, d discard, a again, p pause, n next task, q quit"
+COUNTED_S = 3
+"""The last seconds of a countdown are heard."""
+FOREVER = float("inf")
+
+
+class Session:
+    """args: `task`, `next_task`, `episodes`, `seconds`, `pause` of `record`. n_there: episodes that count as kept."""
+
+    def __init__(
+        self,
+        node: RecorderNode,
+        args: argparse.Namespace,
+        screen: RecordScreen,
+        is_alive: Callable[[], bool],
+        n_there: int = 0,
+    ) -> None:
+        self.node, self.args, self._screen, self._is_alive = node, args, screen, is_alive
+        self.n_kept, self.n_discarded, self._n_there = 0, 0, n_there
+        # With --seconds the clock begins episodes; what fills them is rows, so that their length is exact.
+        self._due_s = time.monotonic() + args.pause if args.seconds else FOREVER
+        self._is_held = False
+        self._n_rung = COUNTED_S + 1
+        self._tasks = [args.task or "", *args.next_task]
+        self._before: Mapping[str, int] = {}
+        self._must_quit = False
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether an episode is open and takes frames."""
+        return self.node.recording is not None and self.node.recording.is_recording
+
+    @property
+    def _is_done(self) -> bool:
+        return self.args.episodes is not None and self._n_there + self.n_kept >= self.args.episodes
+
+    def run(self, read_key: Callable[[float], str | None]) -> None:
+        """Until q, the wanted number of episodes, or the deployment's end."""
+        self._screen.say(KEYS_HELP)
+        while not self._must_quit and self._is_alive():
+            key = read_key(0.02)
+            if key is not None and key in KEYS:
+                self._obey(KEYS[key])
+            self.node.step(time.monotonic_ns())
+            self._by_clock()
+            if self._is_done:
+                return
+            self._screen.show(self.line())
+        if not self._is_alive():
+            self._screen.say("the deployment has ended; an episode that was open is discarded")
+
+    # -- the clock ----------------------------------------------------------------------------------------
+
+    def _by_clock(self) -> None:
+        recording = self.node.recording
+        if self.is_recording:
+            if recording is not None and recording.is_full:
+                self._obey("keep")
+            return
+        if self._is_held or self._due_s == FOREVER:
+            return
+        left_s = self._due_s - time.monotonic()
+        if left_s <= 0:
+            self._wait_anew()
+            self._obey("record")
+        elif left_s < self._n_rung - 1:
+            self._n_rung -= 1
+            self._screen.ring()
+
+    def _wait_anew(self) -> None:
+        """The scene is put back meanwhile."""
+        if self.args.seconds:
+            self._due_s, self._n_rung = time.monotonic() + self.args.pause, COUNTED_S + 1
+
+    def line(self) -> str:
+        """The state in one line."""
+        wanted = f"/{self.args.episodes}" if self.args.episodes is not None else ""
+        count = f"{self._n_there + self.n_kept}{wanted} kept"
+        if self.n_discarded:
+            count += f", {self.n_discarded} discarded"
+        if not self.is_recording:
+            return f"{self._waiting()} | {count} | {self._tasks[0] or 'no task'}"
+        recording = self.node.recording
+        assert recording is not None
+        seconds = recording.writer.n_open_frames / (self.node.fps or 1.0)
+        length = f" of {clock(self.args.seconds)}" if self.args.seconds else ""
+        word = "PAUSED" if recording.is_paused else "REC"
+        gone = left_out(recording.counters, self._before)
+        rows = f"{recording.writer.n_open_frames} rows" + (f" ({gone})" if gone else "")
+        return f"{word} {clock(seconds)}{length} | {rows} | {count} | {recording.label or 'no task'}"
+
+    def _waiting(self) -> str:
+        if not self.args.seconds:
+            return "reset: r records"
+        if self._is_held:
+            return "reset: held, p goes on"
+        return f"reset: {max(0.0, self._due_s - time.monotonic()):.0f} s"
+
+    # -- keys ---------------------------------------------------------------------------------------------
+
+    def _obey(self, word: str) -> None:
+        try:
+            self._do(word)
+        except UsageError as error:
+            self._screen.say(f"! {error}")
+        except EdgeVLAError as error:
+            if self.is_recording or word == "keep" or isinstance(error, DatasetError):
+                raise  # the dataset cannot be written: nothing more to do here
+            self._screen.say(f"! {error}")
+
+    def _do(self, word: str) -> None:
+        if word == "quit":
+            if self.is_recording:
+                self._end_episode("discard")
+            self._must_quit = True
+        elif word == "pause":
+            self._pause()
+        elif word == "next_task":
+            self._next_task()
+        elif word in ("keep", "discard"):
+            self._end_episode(word)
+        else:
+            if word == "again" and self.is_recording:
+                self._end_episode("discard")
+            self._screen.say(self.node.obey("record"))
+            assert self.node.recording is not None
+            self._before = Counter(self.node.recording.counters)
+            self._screen.ring()
+
+    def _end_episode(self, word: str) -> None:
+        recording, is_open = self.node.recording, self.is_recording
+        if is_open and word == "keep":
+            self._screen.say("saving the episode ...")
+        text = self.node.obey(word)
+        if word == "keep" and recording is not None:
+            n_rows = recording.counters["rows"] - self._before.get("rows", 0)
+            gone = left_out(recording.counters, self._before)
+            text += f" ({n_rows} rows, {clock(n_rows / self.node.fps)}{'; ' + gone if gone else ''})"
+        self._screen.say(text)
+        self.n_kept += word == "keep"
+        self.n_discarded += word == "discard"
+        self._wait_anew()
+        self._screen.ring(2)
+
+    def _pause(self) -> None:
+        if self.is_recording or not self.args.seconds:
+            self._screen.say(self.node.pause())
+            return
+        self._is_held = not self._is_held
+        if not self._is_held:
+            self._wait_anew()
+        self._screen.say("the countdown is held; p goes on" if self._is_held else "the countdown goes on")
+
+    def _next_task(self) -> None:
+        if len(self._tasks) == 1:
+            raise UsageError("there is no other task; name some with --next-task")
+        tasks = [*self._tasks[1:], self._tasks[0]]
+        text = self.node.obey("set_task", SetTask(tasks[0]))
+        self._tasks = tasks
+        self._screen.say(f"{text}, from the next episode on" if self.is_recording else text)
+
+    def result(self) -> dict[str, Any]:
+        """What `--json` prints at the end."""
+        recording = self.node.recording
+        return {
+            "output": str(self.args.output),
+            "n_kept": self.n_kept,
+            "n_discarded": self.n_discarded,
+            "counters": {k: int(v) for k, v in (recording.counters if recording else {}).items()},
+        }
