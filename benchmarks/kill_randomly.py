@@ -33,6 +33,7 @@ from pathlib import Path
 
 import psutil
 
+from edgevla.flight.reader import entries, is_run
 from edgevla.robots.emulator.servo import GOAL_ENERGISES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "runtime"))
@@ -257,10 +258,8 @@ class Arena:
 
 def _said(run: Deployment) -> str:
     """What was shown, and what the log kept when nobody was left to show it to."""
-    log = run.log_path / "run.jsonl"
-    events = (
-        [line for line in log.read_text().splitlines() if '"type":"event"' in line] if log.exists() else []
-    )
+    log = run.log_path
+    events = [str(e) for e in entries(log) if e["type"] == "event"] if is_run(log) else []
     summary = run.log_path / "summary.json"
     failure = str(json.loads(summary.read_text())["failure"]) if summary.exists() else ""
     return "\n".join([run.output, *events, failure])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
 import signal
 import sys
@@ -31,6 +30,8 @@ from deployment_kit import Deployment, make_bundle, write_fast_profile
 from remote_kit import Server, log_of, verdict_on
 from result_kit import conditions
 from serve_kit import free_port
+
+from edgevla.flight.reader import entries
 
 UNDER_WAY_S, DEAD_S = (0.2, 2.0), (0.0, 2.5)
 """From a new chunk to the kill, from there to the next start: shorter and longer than a chunk, which is one second."""
@@ -70,42 +71,33 @@ class Chunks:
     """The chunks in a log that is being written."""
 
     def __init__(self, run: Deployment) -> None:
-        self._file = (run.log_path / "run.jsonl").open()
-        self._part = ""
+        self._folder = run.log_path
 
     def wait_after(self, t_ns: int) -> None:
         """Until one was made later than that."""
         until = time.monotonic() + GOES_ON_S
         while True:
-            for line in iter(self._file.readline, ""):
-                self._part += line
-                if not self._part.endswith("\n"):
-                    break
-                said, self._part = json.loads(self._part), ""
-                if said["type"] == "chunk" and said["sent_ns"] > t_ns:
-                    return
+            if any(e["type"] == "chunk" and e["sent_ns"] > t_ns for e in entries(self._folder)):
+                return
             assert time.monotonic() < until, f"no new chunk came within {GOES_ON_S:.0f} s"
             time.sleep(0.02)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def killed(server: Server, run: Deployment, n: int, rng: random.Random) -> list[Kill]:
     kills: list[Kill] = []
-    with contextlib.closing(Chunks(run)) as chunks:
-        chunks.wait_after(0)
-        for number in range(1, n + 1):
-            time.sleep(rng.uniform(*UNDER_WAY_S))
-            at_ns = time.monotonic_ns()
-            server.kill()
-            time.sleep(rng.uniform(*DEAD_S))
-            start_ns = time.monotonic_ns()
-            server.start()
-            kills.append(Kill(at_ns, start_ns, time.monotonic_ns()))
-            chunks.wait_after(kills[-1].listening_ns)
-            print(f"{number:4d} after {(time.monotonic_ns() - at_ns) / 1e9:.2f} s", flush=True)
-        time.sleep(1.0)
+    chunks = Chunks(run)
+    chunks.wait_after(0)
+    for number in range(1, n + 1):
+        time.sleep(rng.uniform(*UNDER_WAY_S))
+        at_ns = time.monotonic_ns()
+        server.kill()
+        time.sleep(rng.uniform(*DEAD_S))
+        start_ns = time.monotonic_ns()
+        server.start()
+        kills.append(Kill(at_ns, start_ns, time.monotonic_ns()))
+        chunks.wait_after(kills[-1].listening_ns)
+        print(f"{number:4d} after {(time.monotonic_ns() - at_ns) / 1e9:.2f} s", flush=True)
+    time.sleep(1.0)
     return kills
 
 

@@ -37,6 +37,7 @@ from serve_kit import until
 from wire_kit import HERE, THERE, NoPlaceError, Wire, new_place
 
 from edgevla.bundle import load_bundle
+from edgevla.flight.reader import entries
 from edgevla.serve.keys import machine_keys
 from edgevla.serve.paired import keep
 
@@ -100,7 +101,7 @@ def evaluate(policy: str, args: argparse.Namespace, folder: Path, wire: Wire) ->
     if not (folder / "eval_info.json").exists():
         return _short(made.stderr or made.stdout)
     cell: dict[str, Any] = json.loads((folder / "eval_info.json").read_text())["cells"][0]
-    log = [line for file in folder.glob("deploy/*/*/run.jsonl") for line in _lines(file)]
+    log = [line for file in folder.glob("deploy/*/*/run.flight") for line in _lines(file)]
     chunks = [(x["observed_ns"], x["sent_ns"]) for x in log if x["type"] == "chunk"]
     if not chunks:
         return "no chunk came"
@@ -111,7 +112,7 @@ def evaluate(policy: str, args: argparse.Namespace, folder: Path, wire: Wire) ->
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
-    return [] if log.parent.is_symlink() else [json.loads(line) for line in log.read_text().splitlines()]
+    return [] if log.parent.is_symlink() else list(entries(log.parent))
 
 
 def _news(log: Sequence[dict[str, Any]]) -> str:

@@ -86,7 +86,7 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         cameras=cameras,
         task=args.task or "",
         duration_s=args.duration,
-        log_dir=args.log,
+        log_dir=options.log_place(args),
         calibration=args.calibration,
         sim_task=default_task(follower.world) if follower.world and is_looked_at else None,
         sim_trace=args.sim_trace,

@@ -23,6 +23,15 @@ JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_ro
 T, A, H, W = 10, 6, 24, 32
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_run_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that say no --log leave their folder with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.delenv("STATE_DIRECTORY", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_priority() -> Iterator[None]:
     """A video encoder that root runs leaves its process before all others, also in the next test."""

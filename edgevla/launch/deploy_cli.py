@@ -200,7 +200,7 @@ def options_from(args: argparse.Namespace) -> Any:
         task=task,
         duration_s=args.duration,
         inject_delay_ms=args.inject_delay_ms,
-        log_dir=args.log,
+        log_dir=options.log_place(args),
         provider=args.provider,
         threads=args.threads or 0,
         seed=args.seed,

@@ -1,10 +1,12 @@
 """The files of one run, in a folder of its own, and how many runs are kept.
 
-    DIR/2026-03-01-142501-1a2b3c4d/run.jsonl     its newest lines; run.1.jsonl: those before, of a run of hours
+    DIR/2026-03-01-142501-1a2b3c4d/run.flight    its newest blocks; run.1.flight: those before, of a run of many hours
                                    summary.json
+                                   saved/        moments saved for good (docs/flight-recorder.md)
     DIR/latest                                   link to the newest (a file with its name where links do not work)
 
-Nothing of an earlier run is overwritten. A disk that is full, read-only or gone ends the log, never the run.
+A policy server's log is `run.jsonl`, in lines. Nothing of an earlier run is overwritten.
+A disk that is full, read-only or gone ends the log, never the run.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from pathlib import Path
 
 KEPT_BYTES = 1_000_000_000
 """All runs of one DIR together: the oldest go first, the newest stays whatever its size."""
+KEPT_DAYS = 90
+"""Older runs go first of all. A run with `SAVED` in it never goes, and does not count."""
 PART_BYTES = 150_000_000
-"""Of run.jsonl: about an hour and a half of a six-joint arm. With run.1.jsonl a run holds twice that at most."""
+"""Of one part: more than fifteen hours of a six-joint arm. With the part before, a run holds twice that at most."""
+SAVED = "saved"
 FLUSH_BYTES, FLUSH_S = 1 << 16, 1.0
 LATEST = "latest"
 RUN = re.compile(r"\d{4}-\d\d-\d\d-\d{6}-[0-9a-f]{8}")
@@ -31,13 +36,23 @@ Warn = Callable[[str], None]
 
 
 class LogFiles:
-    """Lines in, never an exception out once it stands. warn: hears at most once that the log has ended.
+    """Lines or blocks in, never an exception out once it stands. warn: hears at most once that the log has ended.
+
+    name: of the file. begin: what makes the beginning of every part, for a format that has one.
 
     Raises:
         OSError: the folder cannot be made, or nothing written into it: known before anything starts.
     """
 
-    def __init__(self, place: Path, session: bytes, warn: Warn) -> None:
+    def __init__(
+        self,
+        place: Path,
+        session: bytes,
+        warn: Warn,
+        name: str = "run.jsonl",
+        begin: Callable[[], bytes] = bytes,
+    ) -> None:
+        self._name, self._begin = name, begin
         self.folder = place / f"{time.strftime('%Y-%m-%d-%H%M%S')}-{session.hex()[:8]}"
         self._warn = warn
         self._fd = -1
@@ -47,13 +62,16 @@ class LogFiles:
         self.folder.mkdir(parents=True)
         self._open()
         link_latest(place, self.folder.name)
-        if n := prune(place, self.folder.name, KEPT_BYTES):
-            warn(f"{n} old run{'s' * (n > 1)} in {place} removed, to keep it below {KEPT_BYTES / 1e9:g} GB")
+        if n := prune(place, self.folder.name, KEPT_BYTES, time.time() - KEPT_DAYS * 86_400):
+            warn(
+                f"{n} old run{'s' * (n > 1)} in {place} removed, to keep it below {KEPT_BYTES / 1e9:g} GB and "
+                f"{KEPT_DAYS} days"
+            )
 
     @property
     def path(self) -> Path:
-        """The file of records, one JSON object a line."""
-        return self.folder / "run.jsonl"
+        """The file of blocks, or of lines."""
+        return self.folder / self._name
 
     @property
     def is_open(self) -> bool:
@@ -62,9 +80,13 @@ class LogFiles:
 
     def write(self, line: str) -> None:
         """One line of JSON, without its end."""
+        self.append(line.encode() + b"\n")
+
+    def append(self, data: bytes) -> None:
+        """A line or block, whole."""
         if not self.is_open:
             return
-        self._pending.append(line.encode() + b"\n")
+        self._pending.append(data)
         self._n_pending += len(self._pending[-1])
         if self._n_pending >= FLUSH_BYTES or time.monotonic() - self._flushed_s >= FLUSH_S:
             self.flush()
@@ -101,18 +123,20 @@ class LogFiles:
     def _open(self) -> None:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._n_written = 0
-        with contextlib.suppress(
-            OSError
-        ):  # not every file system knows locks; then nobody looks for them either
+        with contextlib.suppress(OSError):  # not every file system knows locks; then nobody looks for them
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if head := self._begin():
+            _write_all(self._fd, head)
+            self._n_written = len(head)
 
     def _begin_part(self) -> None:
         self._n_parts += 1
         if self._n_parts == 2:
             self._warn(
-                f"this run's log has reached {2 * PART_BYTES / 1e6:g} MB; from now on its oldest lines are dropped"
+                f"this run's log has reached {2 * PART_BYTES / 1e6:g} MB; from now on its oldest part is dropped"
             )
-        self.path.replace(self.folder / "run.1.jsonl")
+        stem, _, ending = self._name.partition(".")
+        self.path.replace(self.folder / f"{stem}.1.{ending}")
         self._close_file()
         self._open()
 
@@ -152,16 +176,19 @@ def link_latest(place: Path, name: str) -> None:
             part.replace(latest)
 
 
-def prune(place: Path, newest: str, most: int) -> int:
-    """Removes the oldest runs until all together have at most `most` bytes; how many.
+def prune(place: Path, newest: str, most: int, oldest_s: float = 0.0) -> int:
+    """Removes runs that began before `oldest_s`, then the oldest until all have at most `most` bytes; how many.
 
-    The run `newest` stays, and those that are being written by others.
+    The run `newest` stays, those that are being written by others, and those in which something was saved for good,
+    which do not count.
     """
     runs = sorted(path for path in place.iterdir() if RUN.fullmatch(path.name) and path.is_dir())
+    runs = [run for run in runs if not (run / SAVED).exists()]
     sizes = {run: sum(_size(file) for file in run.rglob("*")) for run in runs}
     left, n_removed = sum(sizes.values()), 0
+    oldest = time.strftime("%Y-%m-%d-%H%M%S", time.localtime(oldest_s))
     for run in runs:
-        if left <= most:
+        if left <= most and run.name >= oldest:
             break
         if run.name == newest or _is_written(run):
             continue
@@ -179,8 +206,12 @@ def _size(file: Path) -> int:
 
 
 def _is_written(run: Path) -> bool:
+    return any(_is_locked(file) for file in (*run.glob("run.jsonl"), *run.glob("run.flight")))
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        with (run / "run.jsonl").open("rb") as file:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -6,6 +6,7 @@ All of it is judged before a process is started: one sentence with the allowed r
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +72,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sim-trace", metavar="FILE", type=Path,
         help="with --sim: write every frame on the robot's emulated lines there")  # fmt: skip
     add("--log", metavar="DIR", type=Path,
-        help="write run.jsonl and summary.json into a new folder there; DIR/latest is the newest")  # fmt: skip
+        help="where this run leaves the folder with its log and summary (DIR/latest is the newest); 'none': nowhere; "
+        "default: ~/.local/state/edgevla/runs")  # fmt: skip
     add("--json", action="store_true", help="print the summary as JSON on stdout")
+
+
+def log_place(args: argparse.Namespace) -> Path | None:
+    """Where the run leaves its folder; None: nowhere."""
+    if args.log is None:
+        return default_place()
+    return None if str(args.log) == "none" else Path(args.log)
+
+
+def default_place() -> Path:
+    """Of a unit its state directory, else the user's."""
+    unit = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    if unit:
+        return Path(unit) / "runs"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edgevla/runs"
 
 
 def add_duration(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         is_sim=args.sim,
         ports=args.port,
         calibration=args.calibration,
-        log_dir=args.log,
+        log_dir=options.log_place(args),
         sim_trace=args.sim_trace,
     )
     supervisor = Supervisor(wanted, EpisodeSource(args.dataset, args.episode, args.joint_units), heard)

@@ -1,11 +1,11 @@
-"""The run's log: what was published, as JSON lines, and the figures of the summary.
+"""The run's log: what was published, and the figures of the summary.
 
-    run.jsonl      one line per event, chunk, servo health, look at the machine, and per grid moment of the state; plus
-                   every odd tick
+    run.flight     every tick, event, chunk, servo health, look at the machine, and counters that tell of losses
+                   (edgevla/flight)
     summary.json   the figures
 
-It listens like any monitor; the control loop never waits for a disk. The files are `logfiles.py`'s, the words a person
-reads at the end `summary.py`'s.
+It listens like any monitor; neither the control loop nor the supervisor waits for a disk. The words a person reads at
+the end are `summary.py`'s.
 """
 
 from __future__ import annotations
@@ -20,10 +20,23 @@ from typing import Any
 import numpy as np
 
 from edgevla.board import Board
+from edgevla.descriptions import AboutRobot
+from edgevla.flight.writer import FlightWriter
 from edgevla.launch.emergencies import Emergencies
-from edgevla.launch.logfiles import LogFiles
 from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
+BUSY = (
+    "ticks",
+    "chunks_taken",
+    "inferences",
+    "infer_sent",
+    "frames",
+    "clipped_",
+    "received_",
+    "ring_",
+    "sent_",
+)
+"""Beginnings of counters that say that all goes on, or what every tick says itself."""
 ON_MODES = ("running", "holding", "paused", "homing")
 """The arm has torque, and is not ending."""
 
@@ -113,12 +126,12 @@ class BoardSeries:
 
 
 class RunLog:
-    """Takes messages, writes lines, and knows the figures of the run.
+    """Takes messages, notes them, and knows the figures of the run.
 
     files: None keeps figures only.
     """
 
-    def __init__(self, files: LogFiles | None) -> None:
+    def __init__(self, files: FlightWriter | None) -> None:
         self.files = files
         self._began = time.monotonic()
         self._late, self._latency = Series(), Series()
@@ -138,9 +151,17 @@ class RunLog:
         """Whether the arm was ever switched on."""
         self.emergencies = Emergencies(time.monotonic_ns())
 
+    def know(self, robot: AboutRobot, about: Mapping[str, Any]) -> None:
+        """What the log says of the run from its beginning on."""
+        if self.files is not None:
+            joints, units = [j.name for j in robot.joints], [j.unit for j in robot.joints]
+            speeds = [j.max_velocity for j in robot.joints]
+            told = {**about, "robot": robot.robot, "joints": joints, "units": units, "max_velocity": speeds}
+            self.files.know(plain(told))
+
     def write(self, kind: str, fields: Mapping[str, Any]) -> None:
         if self.files is not None:
-            self.files.write(json.dumps({"type": kind, **plain(fields)}, separators=(",", ":")))
+            self.files.note({"type": kind, **plain(fields)})
 
     def take(self, message: Message[Body]) -> None:
         """One message of any type; what does not belong into a log is ignored."""
@@ -157,8 +178,8 @@ class RunLog:
         if state.mode in ("running", "holding"):
             self._late.add(state.late_ns / 1e6)
             self._note_seam(state)
-        if state.is_grid_moment or state.limited_by.any():
-            self.write("state", {**_said(m), **vars(state)})
+        if self.files is not None:
+            self.files.tick(m)
 
     def _note_seam(self, state: State) -> None:
         """Second difference of what was wanted: where chunks meet, beside what happens within them."""
@@ -179,7 +200,8 @@ class RunLog:
             self._stages.setdefault(stage, Series()).add(spent / 1e6)
         self._latency.add(chunk.timing_ns.total / 1e6)
         self._image_age.add(chunk.image_age_ns / 1e6)
-        fields = {k: v for k, v in vars(chunk).items() if k != "policy"}
+        fields = {k: v for k, v in vars(chunk).items() if k not in ("policy", "timing_ns")}
+        fields["timing_ns"] = {part: spent // 1000 * 1000 for part, spent in vars(chunk.timing_ns).items()}
         self.write("chunk", {**_said(m), "sent_ns": m.header.sent_ns, **fields})
 
     def _on_heartbeat(self, m: Message[Heartbeat]) -> None:
@@ -188,6 +210,10 @@ class RunLog:
         if any(counters.get(name, 0) < value for name, value in known.items()):
             self._restarted[m.source] += 1
         self._counters[m.source] = dict(counters)
+        changed = {k: v for k, v in counters.items() if v and v != known.get(k)}
+        losses = {k: v for k, v in changed.items() if k != "chunks" and not k.startswith(BUSY)}
+        if losses:
+            self.write("counters", {"source": m.source, "observed_ns": m.observed_ns, "counters": losses})
 
     def _on_event(self, m: Message[Event]) -> None:
         event = m.body

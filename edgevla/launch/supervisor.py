@@ -16,6 +16,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
@@ -27,10 +28,11 @@ from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRob
 from edgevla.engines.ahead import NotWaited, Seldom, nobody_builds
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
+from edgevla.flight.writer import FlightWriter
 from edgevla.launch.asked import Asked
 from edgevla.launch.children import Child, how
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
-from edgevla.launch.logfiles import LogFiles
+from edgevla.launch.options import default_place
 from edgevla.launch.processes import camera_args, emulator_args, guardian_args
 from edgevla.launch.runlog import RunLog
 from edgevla.launch.sources import ActionSource
@@ -74,8 +76,7 @@ class Supervisor:
     def __init__(self, options: DeployOptions, source: ActionSource, say: Say) -> None:
         self.options, self.source, self.say = options, source, say
         self.session = new_session()
-        place = options.log_dir
-        self.log = RunLog(None if place is None else LogFiles(place, self.session, self._warn))
+        self.log = RunLog(self._flight_writer(options.log_dir))
         self.asked = Asked(self._step, self._say_safely)
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
@@ -94,6 +95,24 @@ class Supervisor:
         self._board = BoardReader()
         self._look_at = 0.0
         self._was_throttled = False
+
+    def _flight_writer(self, place: Path | None) -> FlightWriter | None:
+        """Where nobody asked for a log, one that cannot be made is no reason not to run.
+
+        Raises:
+            OSError: the place that was asked for.
+        """
+        if place is None:
+            return None
+        try:
+            return FlightWriter(place, self.session, self._warn)
+        except OSError as error:
+            if place != default_place():
+                raise
+            self._warn(
+                f"this run leaves no log: {place}: {error.strerror or error}; --log DIR takes another place"
+            )
+            return None
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -355,6 +374,7 @@ class Supervisor:
         args = [*guardian_args(self.options, self.folder, self._alive_read), *self.place]
         self.spawn("robot", args, [self._alive_read])
         robot = self.about_robot = self.await_ready("robot", "robot", AboutRobot, ROBOT_READY_S, BusError)
+        self.log.know(robot, {**self.source.about, "execution": execution_to(self.source.execution)})
         ports = ", ".join(f"{bus.name} {bus.port}" for bus in robot.buses)
         self.say("info", "deploy", f"robot {robot.robot} answers: {len(robot.joints)} joints, {ports}")
         for sentence in robot.warnings:

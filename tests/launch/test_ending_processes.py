@@ -240,7 +240,7 @@ def test_without_a_terminal_lines_come_as_they_happen_and_plain(deploy):
     assert run.wait_for_end() == 0
     assert "\x1b" not in run.output
     assert "\r" not in run.output
-    assert f"log: {(run.log_path / 'run.jsonl').resolve()}" in run.output
+    assert f"log: {(run.log_path / 'run.flight').resolve()}" in run.output
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 1), (["--unattended"], 75)])

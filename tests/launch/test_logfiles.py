@@ -14,6 +14,8 @@ from edgevla.launch.logfiles import LogFiles, prune
 
 LINE = json.dumps({"type": "state", "position": [0.0] * 20})
 N = 2000
+YEAR = 2000 + 100
+"""Of runs that are not too old whenever this is run."""
 
 
 class Log:
@@ -154,11 +156,11 @@ def test_a_run_of_days_keeps_its_newest_lines_and_says_so_once(tmp_path, monkeyp
     size = sum(path.stat().st_size for path in log.files.folder.iterdir())
     assert size <= 2 * (100_000 + logfiles.FLUSH_BYTES) + 3
     assert len(log.warnings) == 1
-    assert "its oldest lines are dropped" in log.warnings[0]
+    assert "its oldest part is dropped" in log.warnings[0]
 
 
 def old_run(place, day, n_bytes):
-    run = place / f"2026-01-{day:02d}-120000-0123abcd"
+    run = place / f"{YEAR}-01-{day:02d}-120000-0123abcd"
     run.mkdir(parents=True)
     (run / "run.jsonl").write_bytes(b"x" * n_bytes)
     return run
@@ -174,7 +176,21 @@ def test_old_runs_are_removed_by_size_the_oldest_first_and_it_is_said(tmp_path, 
     assert [run.exists() for run in runs] == [True, False, True]
     assert theirs.exists(), "only runs are removed"
     assert log.files.folder.exists()
-    assert log.warnings == [f"1 old run in {tmp_path} removed, to keep it below 2.5e-06 GB"]
+    assert log.warnings == [f"1 old run in {tmp_path} removed, to keep it below 2.5e-06 GB and 90 days"]
+
+
+def test_runs_of_long_ago_are_removed_but_never_what_was_saved_for_good(tmp_path, monkeypatch):
+    old = tmp_path / "2001-01-01-120000-0123abcd"
+    kept = tmp_path / "2001-01-02-120000-0123abcd"
+    for run in (old, kept):
+        run.mkdir()
+        (run / "run.flight").write_bytes(b"x" * 1000)
+    (kept / "saved").mkdir()
+    monkeypatch.setattr(logfiles, "KEPT_BYTES", 500)
+    log = Log(tmp_path)
+    assert not old.exists()
+    assert kept.exists(), "a saved moment stays, and does not count"
+    assert log.warnings == [f"1 old run in {tmp_path} removed, to keep it below 5e-07 GB and 90 days"]
 
 
 def test_the_newest_run_stays_whatever_its_size(tmp_path):

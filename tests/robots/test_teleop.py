@@ -11,6 +11,7 @@ import pytest
 
 from edgevla.cli import main
 from edgevla.errors import ConfigError
+from edgevla.flight.reader import entries
 from edgevla.robots.emulator.trace import read_trace
 from edgevla.robots.leader_node import check_pair
 from edgevla.robots.profile import load_profile
@@ -68,8 +69,7 @@ def test_the_follower_does_as_the_leader_and_is_released_at_the_end(tmp_path, le
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["failure"] is None
     states = []
-    for line in (tmp_path / "log" / "latest" / "run.jsonl").read_text().splitlines():
-        entry = json.loads(line)
+    for entry in entries(tmp_path / "log" / "latest"):
         if entry["type"] == "state" and entry["mode"] == "running":
             states.append(entry)
     position = np.array([s["position"] for s in states], float)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bus_trace import judge
 
+from edgevla.flight.reader import entries
 from edgevla.session import tell_guardian
 
 pytestmark = pytest.mark.realtime
@@ -56,7 +57,7 @@ def test_a_deployment_runs_stops_in_order_and_sums_up(deploy):
     assert summary["inferences"] > 20
     assert summary["ticks_running"] > 300
     assert summary["failure"] is None
-    lines = [json.loads(line) for line in (run.log_path / "run.jsonl").read_text().splitlines()]
+    lines = list(entries(run.log_path))
     states = [line for line in lines if line["type"] == "state" and line["mode"] == "running"]
     np.testing.assert_allclose(states[-1]["position"][:5], [20, -10, 15, -5, 0], atol=3)
     assert {line["type"] for line in lines} >= {"state", "chunk", "event", "servo_health", "summary"}
@@ -210,7 +211,7 @@ def test_a_14_d_policy_drives_the_emulated_aloha_through_two_ports(deploy, tmp_p
     bundle = bundle_maker(tmp_path / "aloha", cameras=(), joints=aloha_joints(), target=target, fps=50.0)
     run = deploy("--duration=4", bundle=bundle, profile="aloha")
     assert run.wait_for_end(60) == 0, run.output
-    lines = [json.loads(line) for line in (run.log_path / "run.jsonl").read_text().splitlines()]
+    lines = list(entries(run.log_path))
     last = [line for line in lines if line["type"] == "state" and line["mode"] == "running"][-1]
     body = [i for i in range(14) if i not in (6, 13)]
     np.testing.assert_allclose(np.array(last["position"])[body], np.array(target)[body], atol=0.05)

@@ -1,6 +1,5 @@
 """`deploy --sim` of tasks with physics: real processes, pseudo-terminals, cameras drawn in a process of their own."""
 
-import json
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgevla.errors import CameraError
+from edgevla.flight.reader import entries
 from edgevla.robots.world.physics import gl
 
 pytestmark = pytest.mark.realtime
@@ -47,7 +47,7 @@ def test_a_task_s_name_puts_the_arms_into_its_world_and_the_policy_sees_it(aloha
         f"--log={tmp_path / 'log'}",
     )  # fmt: skip
     assert code == 0, said
-    run = [json.loads(line) for line in (tmp_path / "log" / "latest" / "run.jsonl").read_text().splitlines()]
+    run = list(entries(tmp_path / "log" / "latest"))
     states = [line for line in run if line.get("type") == "state" and line.get("mode") == "running"]
     assert states[-1]["task"] == "pick up the cube with the right arm and hand it to the left arm"
     reached = np.array(states[-1]["position"])

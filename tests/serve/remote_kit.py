@@ -1,7 +1,6 @@
 """A policy server in a process of its own, and what a deployment that used it must have done whatever became of it."""
 
 import collections
-import json
 import os
 import signal
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from bus_trace import judge
+
+from edgevla.flight.reader import entries
 
 TRAINED_SPEED = [81.0] * 5 + [45.0]
 SERVO_HZ = 120.0
@@ -41,7 +42,7 @@ class Server:
 
 def log_of(run):
     """The lines of a deployment's log."""
-    return [json.loads(line) for line in (run.log_path / "run.jsonl").read_text().splitlines()]
+    return list(entries(run.log_path))
 
 
 def played_twice(log):

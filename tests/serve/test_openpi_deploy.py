@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import signal
 import sys
 import time
@@ -16,6 +15,8 @@ from serve_kit import until
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from bus_trace import judge
 from deployment_kit import Deployment, write_fast_profile
+
+from edgevla.flight.reader import entries
 
 pytestmark = pytest.mark.realtime
 
@@ -65,7 +66,7 @@ def test_a_server_killed_and_a_dead_line_are_waited_for_and_the_rollout_goes_on(
     assert verdict.violations == [], run.output
     assert sorted(verdict.endings.elements()) == ["rest"]
     assert run.left_over() == []
-    lines = [json.loads(entry) for entry in (run.log_path / "run.jsonl").read_text().splitlines()]
+    lines = list(entries(run.log_path))
     answered = collections.Counter(entry["request_id"] for entry in lines if entry["type"] == "chunk")
     assert max(answered.values()) == 1
     states = [entry for entry in lines if entry["type"] == "state" and entry["mode"] == "running"]

@@ -21,6 +21,7 @@ from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.dataset.writer import DatasetWriter
 from edgevla.errors import WireError
+from edgevla.flight.reader import entries
 from edgevla.robots.profile import load_profile
 from edgevla.robots.trials.contest import one
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
@@ -153,8 +154,7 @@ class Deployed:
         return found
 
     def chunks(self) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in (self.log / "latest" / "run.jsonl").read_text().splitlines()]
-        return [line for line in lines if line["type"] == "chunk"]
+        return [line for line in entries(self.log / "latest") if line["type"] == "chunk"]
 
     def words(self) -> str:
         self._errors.flush()
