@@ -1,4 +1,4 @@
-"""Says what is in a dataset, a checkpoint or a policy bundle, and checks all of it.
+"""Says what is in a dataset, a checkpoint or a policy bundle, and checks all of it; or what happened in a run.
 
 Exit code 0: sound (warnings allowed); 1: something is wrong, each said in one sentence, or the checkpoint's actions are
 end-effector poses, which no robot here can follow.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgevla.dataset.reading_options import add_reading_arguments, reading_of
+from edgevla.flight.inspect_options import RUN_OPTIONS, add_run_arguments
 from edgevla.vocabulary import BASE_HELP
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("subject", help="folder of a dataset, checkpoint or bundle, or a dataset's hub id")
+    parser.add_argument(
+        "subject", help="folder of a dataset, checkpoint, bundle or run, or a dataset's hub id"
+    )
     parser.add_argument(
         "--contact-sheet", metavar="PNG", help="dataset: write a picture of frames of every episode"
     )
@@ -36,14 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "on this machine, measured as well",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_run_arguments(parser)
     add_reading_arguments(parser.add_argument_group("how a dataset is read"))
 
 
 def run(args: argparse.Namespace) -> int:
     from edgevla.checkpoints import policy_folder
     from edgevla.errors import UsageError
+    from edgevla.flight.reader import run_folder
 
     path = Path(args.subject).expanduser()
+    if (folder := run_folder(path)) is not None:
+        from edgevla.flight.inspect import inspect_run
+
+        return inspect_run(args, folder)
+    for option in RUN_OPTIONS:
+        if getattr(args, option):
+            raise UsageError(
+                f"--{option.replace('_', '-')} is for runs: {path} is none (no run.flight in it)"
+            )
     is_dataset = (path / "meta/info.json").is_file()
     if not is_dataset and (path.is_dir() or policy_folder(path) is not None):
         for option in ("contact_sheet", "features", "without", "task_from"):

@@ -1,0 +1,105 @@
+"""`edgevla inspect RUN`: what happened in words, the timeline as a picture, and one moment explained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgevla.flight.findings import Finding, find
+from edgevla.flight.reader import Run, entries, load
+from edgevla.flight.story import explain, heading, moment, sentence, told, worst
+
+
+def inspect_run(args: argparse.Namespace, folder: Path) -> int:
+    """
+    Raises:
+        UsageError: the log cannot be read, or knows nothing of the moment.
+    """
+    if args.lines:
+        for entry in entries(folder):
+            print(json.dumps(entry, separators=(",", ":")))
+        return 0
+    run = load(folder)
+    found = find(run)
+    at_ns = None if args.at is None else moment(run, args.at)
+    if args.json:
+        print(json.dumps(_json(run, found), indent=1))
+        return 0
+    print("\n".join(heading(run)))
+    if at_ns is not None:
+        print("\n" + "\n".join(explain(run, at_ns, found)))
+    else:
+        print("\n" + "\n".join(_story(run, found)))
+    picture = _draw(run, found, args.picture, at_ns)
+    if picture:
+        print(f"\n{picture}")
+    return 0
+
+
+def _story(run: Run, found: list[Finding]) -> list[str]:
+    lines = [sentence(run, f) for f in found] or ["nothing was out of the ordinary"]
+    left_out = {
+        f.kind: f.fields["n"] for f in found if f.fields.get("n", 0) > sum(g.kind == f.kind for g in found)
+    }
+    if left_out:
+        names = ", ".join(f"{n} {WORDS.get(kind, kind)}" for kind, n in left_out.items())
+        lines += ["", f"The largest of each kind are told; in all there were {names}."]
+    if summary := worst(run, found):
+        lines += ["", f"The largest jump: {summary}.", "More about a moment: --at MM:SS"]
+    return lines
+
+
+WORDS = {
+    "seam": "seams that jumped",
+    "jump": "jumps within chunks",
+    "measured": "leaps of measured joints",
+    "clip": "times of clipping",
+    "stale": "times without a fresh action",
+    "unread": "times without a position",
+    "late_tick": "times of late ticks",
+    "late_chunk": "late chunks",
+}
+
+
+def _draw(run: Run, found: list[Finding], path: Path | None, at_ns: int | None) -> str:
+    from edgevla.flight.picture import write_picture
+
+    if not run.n_ticks:
+        return ""
+    name = "timeline.png" if at_ns is None else f"timeline-{run.seconds(at_ns):.1f}s.png"
+    place = path or run.folder / name
+    try:
+        write_picture(run, found, place, at_ns)
+    except ModuleNotFoundError:
+        return 'no picture: matplotlib is not installed. Install it with: pip install "edgevla[eval]"'
+    except (OSError, ValueError) as error:
+        print(f"no picture: {place}: {error}; --picture PNG takes another place", file=sys.stderr)
+        return ""
+    return f"picture: {place}"
+
+
+def _json(run: Run, found: list[Finding]) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "path": str(run.folder),
+        "about": run.about,
+        "is_whole": run.is_whole,
+        "begun_ns": run.begun_ns,
+        "wall_ns": run.wall_ns,
+        "n_ticks": run.n_ticks,
+        "findings": [
+            {
+                "kind": f.kind,
+                "at_s": round(float(run.seconds(f.ns)), 3),
+                "until_s": round(float(run.seconds(f.until_ns)), 3),
+                "joint": None if f.joint is None else run.joints[f.joint],
+                "size": round(f.size, 4),
+                "text": told(run, f),
+            }
+            for f in found
+        ],
+        "summary": run.summary,
+    }

@@ -1,0 +1,15 @@
+"""What `edgevla inspect RUN` takes; in a module of its own, because `--help` loads nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+RUN_OPTIONS = ("at", "picture", "lines")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("a run: a folder of --log, or DIR/latest").add_argument
+    add("--at", metavar="MM:SS", help="explain one moment of the run time")
+    add("--picture", metavar="PNG", type=Path, help="where the timeline goes; default: beside the log")
+    add("--lines", action="store_true", help="print all of the log as JSON, a line each, for other programs")

@@ -1,0 +1,207 @@
+"""A run's timeline as one picture: what was out of the ordinary on top, every joint below, on one axis of time."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgevla.flight.findings import LIMIT, RATE, Finding
+from edgevla.flight.reader import Run
+from edgevla.flight.story import UNITS, clock, stamp
+from edgevla.messages import MODES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WANTED, SENT, MEASURED = "#1f77b4", "#ff7f0e", "#222222"
+BAD, WARN, QUIET = "#d62728", "#e08a00", "#999999"
+MODE_COLOURS = {
+    "running": "#9fd3a5",
+    "holding": "#f5d98b",
+    "paused": "#d5d5d5",
+    "homing": "#b8cdea",
+    "emergency": "#e78a86",
+    "stopped": "#ececec",
+    "idle": "#f6f6f6",
+}
+ON = ("running", "holding", "paused", "homing", "emergency")
+LANE_OF = {
+    "stale": "no action",
+    "late_tick": "late",
+    "late_chunk": "late",
+    "chunks": "late",
+    "unread": "bus",
+    "bus": "bus",
+    "lost": "bus",
+}
+CHUNKS = ("#4c78a8", "#9ecae9")
+LANES = ("mode", "chunks", "seams", "clipped", "no action", "late", "bus", "events")
+MOST_POINTS = 6000
+WINDOW_S = 2.0
+N_NUMBERED = 9
+
+
+def write_picture(run: Run, found: list[Finding], path: Path, at_ns: int | None = None) -> None:
+    """PNG. at_ns: only the seconds around a moment.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed. OSError: it cannot be written.
+    """
+    draw(run, found, at_ns).savefig(path, dpi=110)
+
+
+def draw(run: Run, found: list[Finding], at_ns: int | None = None) -> Figure:
+    from matplotlib.figure import Figure
+
+    d = len(run.joints)
+    first, last = _span(run, at_ns)
+    height = 0.95 if d <= 8 else 0.7
+    figure = Figure(figsize=(14, 3.4 + height * d), layout="constrained")
+    ratios = [2.4 / height, *[1.0] * d]
+    axes = np.atleast_1d(figure.subplots(1 + d, 1, sharex=True, height_ratios=ratios))
+    rows = _rows(run, first, last)
+    shown = [f for f in found if f.until_ns >= first and f.ns <= last]
+    numbered = _numbered(shown)
+    _lanes(axes[0], run, rows, shown, first, last)
+    for j in range(d):
+        _joint(axes[1 + j], run, rows, j, numbered)
+    axes[-1].set_xlim(float(run.seconds(first)), float(run.seconds(last)))
+    axes[-1].set_xlabel("run time (s)", fontsize=9)
+    figure.suptitle(_title(run, first, last), fontsize=10, x=0.01, ha="left")
+    if d:
+        handles = axes[1].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
+    figure.align_ylabels(axes)
+    return figure
+
+
+def _span(run: Run, at_ns: int | None) -> tuple[int, int]:
+    if at_ns is not None:
+        return at_ns - round(WINDOW_S * 1e9), at_ns + round(WINDOW_S * 1e9)
+    t = run.ticks["observed_ns"]
+    on = t[np.isin(run.ticks["mode"], [MODES.index(m) for m in ON])]
+    t = on if len(on) else t
+    if not len(t):
+        return run.begun_ns, run.begun_ns + 1_000_000_000
+    return int(t.min()), int(t.max())
+
+
+def _rows(run: Run, first: int, last: int) -> np.ndarray:
+    """Ticks to draw: all, or every so many of a long run."""
+    t = run.ticks["deadline_ns"]
+    rows = np.flatnonzero((t >= first) & (t <= last))
+    return rows[:: max(1, len(rows) // MOST_POINTS)]
+
+
+def _numbered(found: list[Finding]) -> list[tuple[int, Finding]]:
+    """The largest jumps, numbered by time."""
+    jumped = sorted((f for f in found if f.joint is not None and f.kind != "clip"), key=lambda f: -f.size)
+    return list(enumerate(sorted(jumped[:N_NUMBERED], key=lambda f: f.ns), 1))
+
+
+def _title(run: Run, first: int, last: int) -> str:
+    what = [str(run.about.get("robot", "run")), Path(str(run.about.get("bundle", ""))).name]
+    begun = f"begun at {clock(run, run.begun_ns)}, " if run.wall_ns else ""
+    named = ", ".join(part for part in what if part)
+    return f"{named}: {begun}{stamp(run, first)} to {stamp(run, last)} of {run.folder.name}"
+
+
+# -- what was out of the ordinary -------------------------------------------------------------------------------
+
+
+def _lanes(axis: Any, run: Run, rows: np.ndarray, found: list[Finding], first: int, last: int) -> None:
+    place = {lane: len(LANES) - 1 - k for k, lane in enumerate(LANES)}
+    _modes(axis, run, rows, place["mode"])
+    _chunks(axis, run, rows, place["chunks"], last)
+    t = run.ticks
+    inside = (t["deadline_ns"] >= first) & (t["deadline_ns"] <= last)
+    clipped = (
+        inside & ((t["limited_by"] & (LIMIT | RATE)) != 0).any(axis=1) & (t["mode"] == MODES.index("running"))
+    )
+    _ticks(axis, run.seconds(t["deadline_ns"][clipped]), place["clipped"], WARN, 0.8)
+    for f in found:
+        begin, end = float(run.seconds(f.ns)), float(run.seconds(f.until_ns))
+        if f.kind in ("seam", "jump", "measured"):
+            size = 4 + 5 * min(1.0, f.size / 2)
+            axis.plot(begin, place["seams"], "v", color=BAD, ms=size, mec="white", mew=0.5)
+        elif f.kind in LANE_OF:
+            width = max(end - begin, (last - first) / 1e9 / 400)
+            colour = BAD if f.kind in ("stale", "unread") else WARN
+            axis.barh(place[LANE_OF[f.kind]], width, left=begin, height=0.6, color=colour)
+        elif f.kind == "event":
+            colour = {"info": QUIET, "warning": WARN}.get(f.fields["severity"], BAD)
+            axis.plot(begin, place["events"], "o", color=colour, ms=5, mec="white", mew=0.5)
+    axis.set_yticks(list(place.values()), list(place), fontsize=8)
+    axis.set_ylim(-0.6, len(LANES) - 0.4)
+    axis.tick_params(axis="y", length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.hlines(np.arange(len(LANES)) - 0.5, *axis.get_xlim(), color="#eeeeee", lw=0.8, zorder=0)
+
+
+def _modes(axis: Any, run: Run, rows: np.ndarray, y: int) -> None:
+    mode, at = run.ticks["mode"][rows], run.seconds(run.ticks["deadline_ns"][rows])
+    width = float(at[-1] - at[0]) if len(at) else 1.0
+    for i, j in _runs(mode):
+        name = MODES[int(mode[i])]
+        length = at[min(j, len(at) - 1)] - at[i]
+        axis.barh(y, length, left=at[i], height=0.8, color=MODE_COLOURS[name])
+        if length > 0.07 * width:
+            axis.text(at[i] + length / 2, y, name, ha="center", va="center", fontsize=7, color="#333333")
+
+
+def _chunks(axis: Any, run: Run, rows: np.ndarray, y: int, last: int) -> None:
+    """Which chunk was executed when, two shades in turn."""
+    seq, at = run.ticks["chunk_seq"][rows], run.seconds(run.ticks["deadline_ns"][rows])
+    spans = [(i, j) for i, j in _runs(seq) if seq[i] >= 0]
+    width = float(at[-1] - at[0]) if len(at) else 1.0
+    for n, (i, j) in enumerate(spans):
+        length = at[min(j, len(at) - 1)] - at[i]
+        axis.barh(y, length, left=at[i], height=0.6, color=CHUNKS[n % 2])
+        if length > 0.022 * width:
+            ink = "white" if n % 2 == 0 else MEASURED
+            axis.text(at[i] + length / 2, y, str(seq[i]), ha="center", va="center", fontsize=6, color=ink)
+
+
+def _ticks(axis: Any, at: np.ndarray, y: int, colour: str, height: float) -> None:
+    axis.vlines(at, y - height / 2, y + height / 2, color=colour, lw=0.6, alpha=0.6)
+
+
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """[first, after the last) of equal neighbours."""
+    if not len(values):
+        return []
+    cuts = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    return list(pairwise(cuts))
+
+
+# -- joints -------------------------------------------------------------------------------------------------
+
+
+def _joint(axis: Any, run: Run, rows: np.ndarray, j: int, numbered: list[tuple[int, Finding]]) -> None:
+    at = run.seconds(run.ticks["deadline_ns"][rows])
+    position, wanted, goal = (run.ticks[name][rows, j] for name in ("position", "wanted", "goal"))
+    # An end wants the rest pose at once, which would dwarf everything else.
+    wanted = np.where(run.ticks["mode"][rows] == MODES.index("stopped"), np.nan, wanted)
+    axis.plot(at, position, color=MEASURED, lw=2.6, alpha=0.3, label="measured")
+    axis.plot(at, goal, color=SENT, lw=1.1, label="sent")
+    axis.plot(at, wanted, color=WANTED, lw=0.9, label="wanted by the policy")
+    low, high = axis.get_ylim()
+    for number, f in numbered:
+        if f.joint == j:
+            axis.axvline(float(run.seconds(f.ns)), color=BAD, lw=0.8, alpha=0.7)
+            axis.annotate(str(number), (float(run.seconds(f.ns)), 1.0), xycoords=("data", "axes fraction"), fontsize=7,
+                          color="white", ha="center", va="center", annotation_clip=True,
+                          bbox={"boxstyle": "circle,pad=0.15", "fc": BAD, "ec": "white", "lw": 0.6})  # fmt: skip
+    unit = UNITS.get(run.units[j], "").replace(" of 100", "-100..100").strip()
+    name = f"{run.joints[j]}\n({unit})" if unit else run.joints[j]
+    axis.set_ylabel(name, fontsize=8, rotation=0, ha="right", va="center")
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.25)
+    least = {"deg": 2.0, "percent": 2.0, "range100": 2.0, "rad": 0.035}.get(run.units[j], 0.0)
+    if high - low < least:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - least / 2, middle + least / 2)
