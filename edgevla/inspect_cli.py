@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
         return inspect_run(args, folder)
     for option in RUN_OPTIONS:
-        if getattr(args, option):
+        if getattr(args, option) not in (None, False):
             raise UsageError(
                 f"--{option.replace('_', '-')} is for runs: {path} is none (no run.flight in it)"
             )

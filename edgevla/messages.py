@@ -50,6 +50,7 @@ Action = Literal[
     "record",
     "keep",
     "discard",
+    "save",
 ]
 MODES: tuple[Mode, ...] = get_args(Mode)
 

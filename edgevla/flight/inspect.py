@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgevla.errors import UsageError
 from edgevla.flight.findings import Finding, find
+from edgevla.flight.moments import about, moments
 from edgevla.flight.reader import Run, entries, load
 from edgevla.flight.story import explain, heading, moment, sentence, told, worst
 
@@ -21,6 +23,11 @@ def inspect_run(args: argparse.Namespace, folder: Path) -> int:
     if args.lines:
         for entry in entries(folder):
             print(json.dumps(entry, separators=(",", ":")))
+        return 0
+    if args.replay_chunk is not None:
+        return _replay(folder, args.replay_chunk, args.json)
+    if args.save:
+        print(save_now(folder))
         return 0
     run = load(folder)
     found = find(run)
@@ -39,6 +46,66 @@ def inspect_run(args: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
+def _replay(folder: Path, number: int, as_json: bool) -> int:
+    from edgevla.flight.replay import describe, replay
+
+    replayed = replay(folder, number)
+    if as_json:
+        told = {"chunk": number, "bundle": str(replayed.bundle), "engine": replayed.engine}
+        print(
+            json.dumps({**told, "is_equal": replayed.is_equal, "actions": replayed.again.tolist()}, indent=1)
+        )
+    else:
+        print("\n".join(describe(replayed)))
+    return 0 if replayed.is_equal else 1
+
+
+def save_now(folder: Path) -> str:
+    """Asks the policy node of the run that writes this folder.
+
+    Raises:
+        UsageError: the run has ended, or refuses. WireError: it does not answer.
+    """
+    import zmq
+
+    from edgevla.flight.witness import run_folder_of
+    from edgevla.session import deployments, endpoint, read_deployment
+    from edgevla.wire import CommandClient
+
+    run_dir = next((d for d in deployments() if run_folder_of(d) == folder), None)
+    if run_dir is None:
+        raise UsageError(f"no deployment of this user writes {folder} now: --save is for a run that goes on")
+    session = bytes.fromhex(read_deployment(run_dir).session)
+    ctx = zmq.Context()
+    try:
+        client = CommandClient(ctx, endpoint(run_dir, "policy", "commands"), session, "inspect")
+        try:
+            ack = client.request("save")
+        finally:
+            client.close()
+    finally:
+        ctx.destroy(linger=0)
+    if not ack.is_accepted:
+        raise UsageError(ack.reason)
+    return ack.reason
+
+
+def _saved(folder: Path) -> list[str]:
+    """What can be inferred again."""
+    places = moments(folder)
+    if not places:
+        return []
+    notes = [about(place) for place in places]
+    chunks = [entry["chunk"] for note in notes for entry in note.chunks]
+    several = f"{len(places)} moment{'s' * (len(places) > 1)}"
+    return [
+        "",
+        f"saved for good: {several} with what the policy saw",
+        *(f"  {place.relative_to(folder)}: {note.why}" for place, note in zip(places, notes, strict=True)),
+        f"  chunks {min(chunks)} to {max(chunks)} can be inferred again: --replay-chunk N",
+    ]
+
+
 def _story(run: Run, found: list[Finding]) -> list[str]:
     lines = [sentence(run, f) for f in found] or ["nothing was out of the ordinary"]
     left_out = {
@@ -47,6 +114,7 @@ def _story(run: Run, found: list[Finding]) -> list[str]:
     if left_out:
         names = ", ".join(f"{n} {WORDS.get(kind, kind)}" for kind, n in left_out.items())
         lines += ["", f"The largest of each kind are told; in all there were {names}."]
+    lines += _saved(run.folder)
     if summary := worst(run, found):
         lines += ["", f"The largest jump: {summary}.", "More about a moment: --at MM:SS"]
     return lines

@@ -81,6 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true",
         help="check all that is checked before torque, say what would be done, and end; an emulated arm stands in for "
         "the real one, whose port is not opened")  # fmt: skip
+    add("--observations", type=Number(0, 3600, unit="seconds"), default=60.0, metavar="S",
+        help="remember so long what the policy saw; a fault saves its last 30 s (default: 60; 0: none)")  # fmt: skip
     add("--monitor", action="store_true", help="show the monitor in this terminal; leaving it stops")
     add("--unattended", action="store_true",
         help=f"exit code {NOT_YET} where it could not begin and nothing moved, so that systemd tries again")  # fmt: skip
@@ -201,6 +203,7 @@ def options_from(args: argparse.Namespace) -> Any:
         duration_s=args.duration,
         inject_delay_ms=args.inject_delay_ms,
         log_dir=options.log_place(args),
+        observations_s=args.observations,
         provider=args.provider,
         threads=args.threads or 0,
         seed=args.seed,

@@ -42,6 +42,7 @@ class DeployOptions:
     duration_s: float | None = None
     inject_delay_ms: float = 0.0
     log_dir: Path | None = None
+    observations_s: float = 60.0
     provider: str | None = None
     threads: int = 0
     seed: int = 0

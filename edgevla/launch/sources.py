@@ -191,6 +191,7 @@ class PolicySource:
         words = [POLICY, *self._where(o), *run.place, f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--seed={o.seed}", f"--inject-delay-ms={o.inject_delay_ms}"]
         words += [f"--select={drawn_by(self.execution)}"] if self.CAN_SELECT else []
+        words += [f"--observations={o.observations_s}"]
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
 

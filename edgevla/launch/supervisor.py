@@ -28,6 +28,7 @@ from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRob
 from edgevla.engines.ahead import NotWaited, Seldom, nobody_builds
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
+from edgevla.flight.witness import LINK
 from edgevla.flight.writer import FlightWriter
 from edgevla.launch.asked import Asked
 from edgevla.launch.children import Child, how
@@ -346,6 +347,8 @@ class Supervisor:
             Deployment(self.session.hex(), pid, o.robot, self.source.bundle, nodes, o.task, began(pid)),
         )
         announce(self.folder)
+        if self.log.files is not None:
+            (self.folder / LINK).symlink_to(self.log.files.folder.resolve())
 
     @property
     def place(self) -> list[str]:

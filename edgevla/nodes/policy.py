@@ -11,7 +11,7 @@ import contextlib
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,9 +25,10 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.descriptions import AboutPolicy, AboutRobot, read_robot
 from edgevla.engines import EngineOptions
 from edgevla.errors import BundleError, CameraError, EdgeVLAError, WireError
+from edgevla.flight.witness import Witness, run_folder_of
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
-from edgevla.messages import Body, Chunk, Frame, Infer, Message, Severity, State, Timing, holds
+from edgevla.messages import Body, Chunk, Event, Frame, Infer, Message, Severity, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler, StillWatch
 from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
@@ -43,6 +44,7 @@ from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoi
 HEARTBEAT_NS = NS_PER_S // 5
 FRAMES_KEPT = 12
 STATES_KEPT = 400
+EVENTS_KEPT = 64
 WARM_UPS = 3
 LOOK_UP_S = 30.0
 
@@ -80,12 +82,14 @@ class PolicyNode:
         inject_delay_ns: int = 0,
         allow_lost_cameras: bool = False,
         wake: Callable[[], None] = lambda: None,
+        witness: Callable[[Callable[[str], None]], Witness] | None = None,
     ) -> None:
         self._policy, self._fit = policy, fit
         self._inject_delay_ns = inject_delay_ns
         self._step_ns = round(NS_PER_S / policy.manifest.fps)
         streams: dict[type[Body], Stream] = {
-            Frame: ([endpoint(folder, f"camera/{c}") for c in fit.cameras.values()], FRAMES_KEPT)
+            Frame: ([endpoint(folder, f"camera/{c}") for c in fit.cameras.values()], FRAMES_KEPT),
+            Event: (endpoint(folder, "robot"), EVENTS_KEPT),
         }
         if policy.n_moments > 1:
             streams[State] = (endpoint(folder, "robot"), STATES_KEPT)
@@ -106,6 +110,8 @@ class PolicyNode:
         self._told_ns: dict[str, int] = {}
         self.counters: Counter[str] = Counter()
         self._wake = wake
+        self._news: deque[str] = deque()
+        self._witness = None if witness is None else witness(self._news.append)
 
     @property
     def router_socket(self) -> zmq.Socket:
@@ -160,8 +166,7 @@ class PolicyNode:
         if self._running is None and self._done is None and self._waiting is not None:
             request, self._waiting = self._waiting, None
             self._begin(request, now_ns)
-        for command in self._server.poll():
-            command.answer(False, f"the policy node does not know '{command.action}'")
+        self._save(now_ns)
         if now_ns - self._beat_ns >= HEARTBEAT_NS:
             self._beat_ns = now_ns
             counters = {
@@ -171,6 +176,23 @@ class PolicyNode:
                 **self._policy.counters,
             }
             self._publisher.send(heartbeat("ready" if self._server.about else "starting", counters))
+
+    def _save(self, now_ns: int) -> None:
+        """A fault, or somebody who asks, saves for good what was seen and answered."""
+        events = self._inbox.drain(Event)
+        if self._witness is not None:
+            self._witness.hear(events, now_ns)
+        for command in self._server.poll():
+            if command.action != "save":
+                command.answer(False, f"the policy node does not know '{command.action}'")
+            elif self._witness is None:
+                command.answer(
+                    False, "this run keeps no observations; start it without --observations 0 and --log none"
+                )
+            else:
+                command.answer(True, self._witness.save(f"asked for by {command.source}", now_ns))
+        while self._news:
+            self._publisher.event("info", "moment_saved", self._news.popleft())
 
     def wait_ms(self, now_ns: int) -> int:
         """How long nothing is due: until a held-back chunk, at most 20 ms (commands and the heartbeat)."""
@@ -184,6 +206,8 @@ class PolicyNode:
             return
         if request.body.grid_index <= self._last_grid:  # a new rollout: the past is another one's
             self._policy.reset()
+            if self._witness is not None:
+                self._witness.forget()
         self._last_grid = request.body.grid_index
         self._running = self._worker.submit(self._infer, request, now_ns)
         self._running.add_done_callback(lambda _: self._wake())
@@ -223,17 +247,30 @@ class PolicyNode:
         past = {
             n: p for n in self._policy.missing_moments(grid) if (p := self._past(n, grid, moment)) is not None
         }
+        rtc = self._rtc(message)
         assembled_ns = time.monotonic_ns()
         result = self._policy.infer(
             assembled.observation,
             grid_index=grid,
             past=past,
             n_steps=request.n_steps,
-            rtc=self._rtc(message),
+            rtc=rtc,
             chunk_seq=request.request_id,
             wanted=Wanted(request.deadline_ns, request.buffered_ns),
         )
         done_ns = time.monotonic_ns()
+        if self._witness is not None:
+            self._witness.see(
+                request.request_id,
+                grid,
+                moment,
+                assembled.observation,
+                past,
+                self._policy.n_moments,
+                request.n_steps,
+                rtc,
+                result,
+            )
         spent = {"wait": 0, "network": 0, **result.timing_ns}
         spent["wait"] += began - taken_ns + self._inject_delay_ns
         timing = Timing(assemble=assembled_ns - began, **spent)
@@ -285,6 +322,8 @@ class PolicyNode:
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
         self._inbox.stop()
+        if self._witness is not None:
+            self._witness.close()
         for part in (self._publisher, self._router, self._server):
             part.close()
 
@@ -317,6 +356,7 @@ def main() -> int:
     parser.add_argument("--select", type=int, default=1, help="chunks that an inference will draw")
     parser.add_argument("--inject-delay-ms", type=float, default=0.0)
     parser.add_argument("--allow-lost-cameras", action="store_true")
+    parser.add_argument("--observations", type=float, default=0.0, help="seconds of them that are remembered")
     args = parser.parse_args()
     try:
         return _run(args)
@@ -347,6 +387,7 @@ def _run(args: argparse.Namespace) -> int:
             inject_delay_ns=round(args.inject_delay_ms * NS_PER_MS),
             allow_lost_cameras=args.allow_lost_cameras,
             wake=lambda: waker.send(b"", zmq.NOBLOCK),
+            witness=_witness(args, policy),
         )
         closing.callback(node.close)
         first_look = node.first_look([c.name for c in robot.cameras if c.source == "sim"])
@@ -365,6 +406,18 @@ def _run(args: argparse.Namespace) -> int:
                 woken.recv()
             node.step(time.monotonic_ns())
     return 0
+
+
+def _witness(
+    args: argparse.Namespace, policy: Predictor
+) -> Callable[[Callable[[str], None]], Witness] | None:
+    """None where nothing shall be kept."""
+    folder = run_folder_of(args.run_dir)
+    if folder is None or not args.observations:
+        return None
+    bundle = str(Path(args.bundle).resolve()) if args.bundle is not None else args.servers
+    about = (args.observations, bundle, policy.sha256, policy.provider, args.threads)
+    return lambda say: Witness(folder, *about, say)
 
 
 def _predictor(
