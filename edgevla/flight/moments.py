@@ -12,8 +12,10 @@ import json
 import os
 import shutil
 import threading
+import zipfile
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,38 +100,41 @@ class Saver:
     about: Mapping[str, Any]
     memory: Memory
     say: Callable[[str], None]
-    _thread: threading.Thread | None = None
     _n_saved: int = 0
-    _last_ns: int = field(default=-1 << 62)
+    _fault_ns: int = -1 << 62
+    _worker: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "saving", initializer=_give_way)
+    )
 
-    def save(self, why: str, now_ns: int, is_asked: bool = False) -> str:
-        """Begins to; what came of it in words. is_asked: a person's wish is not held back by a save just before."""
-        if self._thread is not None and self._thread.is_alive():
-            return "a moment is being saved already"
-        if not is_asked and now_ns - self._last_ns < SAVED_S * 1e9 / 2:
-            return "a moment was saved just before"
+    def save(self, why: str, now_ns: int, is_fault: bool = False) -> str:
+        """Begins to; what came of it in words. is_fault: what follows from a fault is not saved again."""
+        if is_fault and now_ns - self._fault_ns < SAVED_S * 1e9 / 2:
+            return "the fault before was saved"
         if self._n_saved >= MOST_SAVED:
             return f"{MOST_SAVED} moments of this run are saved; no more are"
         seen = self.memory.since(now_ns - round(SAVED_S * 1e9))
         if not seen:
             return "nothing was inferred in the last half minute"
-        self._last_ns, self._n_saved = now_ns, self._n_saved + 1
-        self._thread = threading.Thread(target=self._write, args=(seen, why, now_ns), name="saving")
-        self._thread.start()
+        self._fault_ns = now_ns if is_fault else self._fault_ns
+        self._n_saved += 1
+        self._worker.submit(self._write, seen, why, now_ns)
         return f"the last {(now_ns - seen[0].observed_ns) / 1e9:.0f} s are being saved"
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        """Waits until all is written."""
+        self._worker.shutdown(wait=True)
 
     def _write(self, seen: Sequence[Seen], why: str, now_ns: int) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
         try:
             place = save(self.folder, seen, {**self.about, "why": why, "saved_ns": now_ns})
         except OSError as error:
             self.say(f"the moment could not be saved: {self.folder}: {error.strerror or error}")
             return
         self.say(f"the last {(now_ns - seen[0].observed_ns) / 1e9:.0f} s are saved for good: {place} ({why})")
+
+
+def _give_way() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def save(folder: Path, seen: Sequence[Seen], about: Mapping[str, Any]) -> Path:
@@ -148,8 +153,7 @@ def save(folder: Path, seen: Sequence[Seen], about: Mapping[str, Any]) -> Path:
     part.mkdir(parents=True)
     chunks = []
     for one in seen:
-        with (part / f"{one.request_id}.npz").open("wb") as file:
-            np.savez_compressed(file, **_arrays(one))
+        _write_arrays(part / f"{one.request_id}.npz", _arrays(one))
         chunks.append(_entry(one))
     with (part / NOTE).open("w") as file:
         json.dump({"format": FORMAT, **about, "chunks": chunks}, file, indent=1)
@@ -157,6 +161,19 @@ def save(folder: Path, seen: Sequence[Seen], about: Mapping[str, Any]) -> Path:
         os.fsync(file.fileno())
     part.rename(place)
     return place
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As numpy's own, but compressed lightly: a robot's processor has other things to do."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name, array in arrays.items():
+            with file.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def is_saving(folder: Path) -> bool:
+    """Whether a moment of this run is being written."""
+    return any((folder / SAVED).glob(".*.part"))
 
 
 def _arrays(one: Seen) -> dict[str, np.ndarray]:

@@ -71,10 +71,10 @@ class Witness:
         """A fault saves what led to it."""
         for event in events:
             if event.body.severity in ("error", "stop"):
-                self._saver.save(f"{event.source}: {event.body.text}", now_ns)
+                self._saver.save(f"{event.source}: {event.body.text}", now_ns, is_fault=True)
 
     def save(self, why: str, now_ns: int) -> str:
-        return self._saver.save(why, now_ns, is_asked=True)
+        return self._saver.save(why, now_ns)
 
     def close(self) -> None:
         self._saver.close()

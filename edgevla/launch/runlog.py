@@ -15,6 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from edgevla.board import Board
 from edgevla.descriptions import AboutRobot
 from edgevla.flight.writer import FlightWriter
 from edgevla.launch.emergencies import Emergencies
+from edgevla.launch.logfiles import Warn
+from edgevla.launch.options import default_place
 from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
 BUSY = (
@@ -54,6 +57,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4) if np.isfinite(value) else None
     return value.hex() if isinstance(value, bytes) else value
+
+
+def open_log(place: Path | None, session: bytes, warn: Warn) -> FlightWriter | None:
+    """Where nobody asked for a log, one that cannot be made is no reason not to run.
+
+    Raises:
+        OSError: the place that was asked for.
+    """
+    if place is None:
+        return None
+    try:
+        return FlightWriter(place, session, warn)
+    except OSError as error:
+        if place != default_place():
+            raise
+        warn(f"this run leaves no log: {place}: {error.strerror or error}; --log DIR takes another place")
+        return None
 
 
 class Series:

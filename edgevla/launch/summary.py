@@ -51,7 +51,7 @@ def describe_summary(s: Mapping[str, Any]) -> str:
     if s["clipped_share"] > RED_LINE:
         lines.append(
             f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
-            f"the policy wanted; {clipped or 'see limited_by in run.jsonl'}"
+            f"the policy wanted; {clipped or 'edgevla inspect tells more'}"
         )
     if board and (board["throttled_share"] or 0) > RED_LINE:
         lines.append(

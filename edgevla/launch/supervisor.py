@@ -16,7 +16,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
@@ -28,14 +27,13 @@ from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRob
 from edgevla.engines.ahead import NotWaited, Seldom, nobody_builds
 from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, WireError
 from edgevla.execution import execution_to
+from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
-from edgevla.flight.writer import FlightWriter
 from edgevla.launch.asked import Asked
 from edgevla.launch.children import Child, how
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
-from edgevla.launch.options import default_place
 from edgevla.launch.processes import camera_args, emulator_args, guardian_args
-from edgevla.launch.runlog import RunLog
+from edgevla.launch.runlog import RunLog, open_log
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 from edgevla.nodes.vitals import AT_ONCE
@@ -57,6 +55,7 @@ STOPPED_S = 40.0
 FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
 SILENT_S = 1.0
 LOOK_S = 1.0
+SAVED_WITHIN_S = 60.0
 LOGGED: Sequence[type[Body]] = (State, Chunk, Heartbeat, Event, ServoHealth)
 A = TypeVar("A", bound=About)
 
@@ -77,7 +76,7 @@ class Supervisor:
     def __init__(self, options: DeployOptions, source: ActionSource, say: Say) -> None:
         self.options, self.source, self.say = options, source, say
         self.session = new_session()
-        self.log = RunLog(self._flight_writer(options.log_dir))
+        self.log = RunLog(open_log(options.log_dir, self.session, self._warn))
         self.asked = Asked(self._step, self._say_safely)
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
@@ -96,24 +95,6 @@ class Supervisor:
         self._board = BoardReader()
         self._look_at = 0.0
         self._was_throttled = False
-
-    def _flight_writer(self, place: Path | None) -> FlightWriter | None:
-        """Where nobody asked for a log, one that cannot be made is no reason not to run.
-
-        Raises:
-            OSError: the place that was asked for.
-        """
-        if place is None:
-            return None
-        try:
-            return FlightWriter(place, self.session, self._warn)
-        except OSError as error:
-            if place != default_place():
-                raise
-            self._warn(
-                f"this run leaves no log: {place}: {error.strerror or error}; --log DIR takes another place"
-            )
-            return None
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -218,7 +199,7 @@ class Supervisor:
         """
         self.asked.is_ending = True  # a terminal that closes from here on is no press of Ctrl-C
         summary: dict[str, Any] = {}
-        steps = [self._ask_to_stop, self._await_release, self._end_robot]
+        steps = [self._ask_to_stop, self._await_release, self._end_robot, self._await_saved]
         steps += [self.children[name].end for name in reversed(self.children)]
         steps += [lambda: summary.update(self.summary()), lambda: self.log.close(summary), *self._closings()]
         for step in steps:
@@ -279,6 +260,15 @@ class Supervisor:
         self._take_messages(0.3)
         if guardian.exit_code and self._is_start_sent and not self.failure:
             self.failure = self._last_words(guardian)
+
+    def _await_saved(self) -> None:
+        """The arm is released: what the policy saw before a fault is given time to reach the disk."""
+        policy, files = self.children.get("policy"), self.log.files
+        if policy is None or files is None:
+            return
+        deadline = time.monotonic() + SAVED_WITHIN_S
+        while policy.is_alive and is_saving(files.folder) and time.monotonic() < deadline:
+            self._take_messages(0.1)
 
     def summary(self) -> dict[str, Any]:
         """The run in figures and words, as `summary.json` has it."""
