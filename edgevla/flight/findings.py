@@ -21,6 +21,7 @@ CLIPPED_BY = {
 }
 N_OF_A_KIND = 5
 """The worst of each kind that are told; the rest is counted."""
+N_NUMBERED = 9
 LEAST_JUMP = 0.25
 """Share of what the joint's top speed allows in one tick, below which a jump is none."""
 MEASURED = 2.5
@@ -50,6 +51,12 @@ def find(run: Run) -> list[Finding]:
     kinds = (jumps, measured, clips, stale, unread, late_ticks, late_chunks, counted, events)
     found = [f for kind in kinds for f in kind(run)]
     return sorted(found, key=lambda f: f.ns)
+
+
+def numbered(found: list[Finding]) -> list[tuple[int, Finding]]:
+    """The largest jumps with their numbers, by time: as the picture and the words name them."""
+    jumped = sorted((f for f in found if f.kind in ("seam", "jump", "measured")), key=lambda f: -f.size)
+    return list(enumerate(sorted(jumped[:N_NUMBERED], key=lambda f: f.ns), 1))
 
 
 def period_ns(run: Run) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.errors import UsageError
-from edgevla.flight.findings import Finding, find
+from edgevla.flight.findings import Finding, find, numbered
 from edgevla.flight.moments import about, moments
 from edgevla.flight.reader import Run, entries, load
 from edgevla.flight.story import explain, heading, moment, sentence, told, worst
@@ -107,7 +107,8 @@ def _saved(folder: Path) -> list[str]:
 
 
 def _story(run: Run, found: list[Finding]) -> list[str]:
-    lines = [sentence(run, f) for f in found] or ["nothing was out of the ordinary"]
+    number = {id(f): f" [{n} in the picture]" for n, f in numbered(found)}
+    lines = [sentence(run, f) + number.get(id(f), "") for f in found] or ["nothing was out of the ordinary"]
     left_out = {
         f.kind: f.fields["n"] for f in found if f.fields.get("n", 0) > sum(g.kind == f.kind for g in found)
     }

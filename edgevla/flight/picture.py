@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevla.flight.findings import LIMIT, RATE, Finding
+from edgevla.flight.findings import LIMIT, RATE, Finding, numbered
 from edgevla.flight.reader import Run
 from edgevla.flight.story import UNITS, clock, stamp
 from edgevla.messages import MODES
@@ -38,10 +38,10 @@ LANE_OF = {
     "lost": "bus",
 }
 CHUNKS = ("#4c78a8", "#9ecae9")
-LANES = ("mode", "chunks", "seams", "clipped", "no action", "late", "bus", "events")
+LANES = ("mode", "chunks", "jumps", "clipped", "no action", "late", "bus", "events")
 MOST_POINTS = 6000
 WINDOW_S = 2.0
-N_NUMBERED = 9
+AFTER_NS = 500_000_000
 
 
 def write_picture(run: Run, found: list[Finding], path: Path, at_ns: int | None = None) -> None:
@@ -64,7 +64,7 @@ def draw(run: Run, found: list[Finding], at_ns: int | None = None) -> Figure:
     axes = np.atleast_1d(figure.subplots(1 + d, 1, sharex=True, height_ratios=ratios))
     rows = _rows(run, first, last)
     shown = [f for f in found if f.until_ns >= first and f.ns <= last]
-    numbered = _numbered(shown)
+    numbered = [(n, f) for n, f in numbered(found) if f in shown]
     _lanes(axes[0], run, rows, shown, first, last)
     for j in range(d):
         _joint(axes[1 + j], run, rows, j, numbered)
@@ -79,14 +79,16 @@ def draw(run: Run, found: list[Finding], at_ns: int | None = None) -> Figure:
 
 
 def _span(run: Run, at_ns: int | None) -> tuple[int, int]:
-    if at_ns is not None:
-        return at_ns - round(WINDOW_S * 1e9), at_ns + round(WINDOW_S * 1e9)
+    """From switching on until shortly after the end, whose cause shall be seen; or around a moment."""
     t = run.ticks["observed_ns"]
-    on = t[np.isin(run.ticks["mode"], [MODES.index(m) for m in ON])]
-    t = on if len(on) else t
     if not len(t):
         return run.begun_ns, run.begun_ns + 1_000_000_000
-    return int(t.min()), int(t.max())
+    begin, end = int(t.min()), int(t.max())
+    if at_ns is not None:
+        around = round(WINDOW_S * 1e9)
+        return max(begin, at_ns - around), min(end, at_ns + around)
+    on = t[np.isin(run.ticks["mode"], [MODES.index(m) for m in ON])]
+    return (int(on.min()), min(end, int(on.max()) + AFTER_NS)) if len(on) else (begin, end)
 
 
 def _rows(run: Run, first: int, last: int) -> np.ndarray:
@@ -94,12 +96,6 @@ def _rows(run: Run, first: int, last: int) -> np.ndarray:
     t = run.ticks["deadline_ns"]
     rows = np.flatnonzero((t >= first) & (t <= last))
     return rows[:: max(1, len(rows) // MOST_POINTS)]
-
-
-def _numbered(found: list[Finding]) -> list[tuple[int, Finding]]:
-    """The largest jumps, numbered by time."""
-    jumped = sorted((f for f in found if f.joint is not None and f.kind != "clip"), key=lambda f: -f.size)
-    return list(enumerate(sorted(jumped[:N_NUMBERED], key=lambda f: f.ns), 1))
 
 
 def _title(run: Run, first: int, last: int) -> str:
@@ -126,20 +122,22 @@ def _lanes(axis: Any, run: Run, rows: np.ndarray, found: list[Finding], first: i
         begin, end = float(run.seconds(f.ns)), float(run.seconds(f.until_ns))
         if f.kind in ("seam", "jump", "measured"):
             size = 4 + 5 * min(1.0, f.size / 2)
-            axis.plot(begin, place["seams"], "v", color=BAD, ms=size, mec="white", mew=0.5)
+            axis.plot(begin, place["jumps"], "v", color=BAD, ms=size, mec="white", mew=0.5)
         elif f.kind in LANE_OF:
             width = max(end - begin, (last - first) / 1e9 / 400)
             colour = BAD if f.kind in ("stale", "unread") else WARN
             axis.barh(place[LANE_OF[f.kind]], width, left=begin, height=0.6, color=colour)
         elif f.kind == "event":
             colour = {"info": QUIET, "warning": WARN}.get(f.fields["severity"], BAD)
-            axis.plot(begin, place["events"], "o", color=colour, ms=5, mec="white", mew=0.5)
+            above = 3 + (colour != QUIET) + (colour == BAD)
+            axis.plot(begin, place["events"], "o", color=colour, ms=5, mec="white", mew=0.5, zorder=above)
     axis.set_yticks(list(place.values()), list(place), fontsize=8)
     axis.set_ylim(-0.6, len(LANES) - 0.4)
     axis.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
-    axis.hlines(np.arange(len(LANES)) - 0.5, *axis.get_xlim(), color="#eeeeee", lw=0.8, zorder=0)
+    for y in range(len(LANES)):
+        axis.axhline(y - 0.5, color="#eeeeee", lw=0.8, zorder=0)
 
 
 def _modes(axis: Any, run: Run, rows: np.ndarray, y: int) -> None:
