@@ -27,7 +27,7 @@ def as_notes(tables: Any) -> Iterator[dict[str, Any]]:
         for table in tables:
             for k, row in enumerate(table["rows"]):
                 found.append((row, {key: values[k] for key, values in table["columns"].items()}))
-        found.sort(key=lambda numbered: numbered[0])
+        found.sort(key=lambda row: row[0])
     except (KeyError, TypeError, IndexError):
         return
     yield from (note for _, note in found)

@@ -64,10 +64,10 @@ def draw(run: Run, found: list[Finding], at_ns: int | None = None) -> Figure:
     axes = np.atleast_1d(figure.subplots(1 + d, 1, sharex=True, height_ratios=ratios))
     rows = _rows(run, first, last)
     shown = [f for f in found if f.until_ns >= first and f.ns <= last]
-    numbered = [(n, f) for n, f in numbered(found) if f in shown]
+    marks = [(n, f) for n, f in numbered(found) if f in shown]
     _lanes(axes[0], run, rows, shown, first, last)
     for j in range(d):
-        _joint(axes[1 + j], run, rows, j, numbered)
+        _joint(axes[1 + j], run, rows, j, marks)
     axes[-1].set_xlim(float(run.seconds(first)), float(run.seconds(last)))
     axes[-1].set_xlabel("run time (s)", fontsize=9)
     figure.suptitle(_title(run, first, last), fontsize=10, x=0.01, ha="left")
@@ -179,7 +179,7 @@ def _runs(values: np.ndarray) -> list[tuple[int, int]]:
 # -- joints -------------------------------------------------------------------------------------------------
 
 
-def _joint(axis: Any, run: Run, rows: np.ndarray, j: int, numbered: list[tuple[int, Finding]]) -> None:
+def _joint(axis: Any, run: Run, rows: np.ndarray, j: int, marks: list[tuple[int, Finding]]) -> None:
     at = run.seconds(run.ticks["deadline_ns"][rows])
     position, wanted, goal = (run.ticks[name][rows, j] for name in ("position", "wanted", "goal"))
     # An end wants the rest pose at once, which would dwarf everything else.
@@ -188,7 +188,7 @@ def _joint(axis: Any, run: Run, rows: np.ndarray, j: int, numbered: list[tuple[i
     axis.plot(at, goal, color=SENT, lw=1.1, label="sent")
     axis.plot(at, wanted, color=WANTED, lw=0.9, label="wanted by the policy")
     low, high = axis.get_ylim()
-    for number, f in numbered:
+    for number, f in marks:
         if f.joint == j:
             axis.axvline(float(run.seconds(f.ns)), color=BAD, lw=0.8, alpha=0.7)
             axis.annotate(str(number), (float(run.seconds(f.ns)), 1.0), xycoords=("data", "axes fraction"), fontsize=7,
