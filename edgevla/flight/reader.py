@@ -164,7 +164,7 @@ def load(folder: Path) -> Run:
     names = tables[0].keys() if tables else _old_ticks([])[0].keys()
     empty = _old_ticks([])[0]
     ticks = {k: np.concatenate([t[k] for t in tables]) if tables else empty[k] for k in names}
-    joints = list(about.get("joints") or [f"joint {k}" for k in range(d)])[:d]
+    joints = list(about.get("joints") or [f"number {k + 1}" for k in range(d)])[:d]
     units = list(about.get("units") or [""] * d)[:d]
     first = headers[0] if headers else {}
     begun = first.get("monotonic_ns")
