@@ -33,7 +33,7 @@ CLOSED_S = 10.0
 
 
 class FlightWriter:
-    """Notes of one run. warn: hears on the caller's thread, within `note` or `close`.
+    """Notes of one run, from any thread. warn: hears on the caller's, within `note` or `close`.
 
     Raises:
         OSError: the folder cannot be made: known before anything starts.
@@ -51,6 +51,7 @@ class FlightWriter:
         self._handed_s = time.monotonic()
         self._queue: queue.Queue[Callable[[], bytes] | None] = queue.Queue(WAITING)
         self._n_lost = 0
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._write, name="flight log", daemon=True)
         self._thread.start()
         self._tell()
@@ -71,19 +72,22 @@ class FlightWriter:
 
     def note(self, entry: Mapping[str, Any]) -> None:
         """Anything that JSON can hold, with a `type`."""
-        self._notes.append(dict(entry))
-        self._turn(is_urgent=entry.get("severity") in ("warning", "error", "stop"))
+        with self._lock:
+            self._notes.append(dict(entry))
+            self._turn(is_urgent=entry.get("severity", "info") != "info")
 
     def tick(self, message: Message[State]) -> None:
-        self._ticks.append(message)
-        self._turn()
+        with self._lock:
+            self._ticks.append(message)
+            self._turn()
 
     def close(self, summary: str) -> None:
         """The rest, and `summary.json` whole or not at all; on a disk that hangs, without."""
         if not self._thread.is_alive():
             return
-        self._hand_notes()
-        self._hand_ticks()
+        with self._lock:
+            self._hand_notes()
+            self._hand_ticks()
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=CLOSED_S)
         self._thread.join(CLOSED_S)

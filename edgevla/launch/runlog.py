@@ -183,6 +183,11 @@ class RunLog:
         if self.files is not None:
             self.files.note({"type": kind, **plain(fields)})
 
+    def hear(self, severity: str, source: str, text: str) -> None:
+        """What no message says: the guardian's words, a process that ended. From any thread."""
+        said = {"source": source, "observed_ns": time.monotonic_ns(), "severity": severity, "code": "said"}
+        self.write("event", {**said, "text": text, "fields": {}})
+
     def take(self, message: Message[Body]) -> None:
         """One message of any type; what does not belong into a log is ignored."""
         handler = getattr(self, f"_on_{message.type}", None)

@@ -357,6 +357,7 @@ class Supervisor:
             self._said_at_once.add(text.removeprefix(AT_ONCE))
             self.say("warning", source, text.removeprefix(AT_ONCE))
         elif self._is_running:
+            self.log.hear("log", source, text.removeprefix(f"{source}: "))
             self.say("log", source, text.removeprefix(f"{source}: "))
 
     def _start_emulator(self) -> None:
@@ -456,6 +457,7 @@ class Supervisor:
     def _say_once(self, child: Child, text: str) -> None:
         if child.told_of_start != child.n_starts:
             child.told_of_start = child.n_starts
+            self.log.hear("error", "deploy", text)
             self.say("error", "deploy", text)
 
     def command(self, action: Action, arguments: Arguments | None = None) -> None:

@@ -146,3 +146,13 @@ def test_the_picture_is_written_beside_the_log(tmp_path, capsys):
     assert main(["inspect", str(folder)]) == 0
     assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
     assert "nothing was out of the ordinary" in capsys.readouterr().out
+
+
+def test_what_the_guardian_said_is_told(tmp_path):
+    from edgevla.flight.writer import FlightWriter
+    from edgevla.launch.runlog import RunLog
+
+    log = RunLog(FlightWriter(tmp_path, b"\1" * 8, pytest.fail))
+    log.hear("log", "robot", "guardian: held, parked and released")
+    log.close({})
+    assert sentences(log.files.folder) == [("event", "robot: guardian: held, parked and released")]
