@@ -202,7 +202,7 @@ def options_from(args: argparse.Namespace) -> Any:
         task=task,
         duration_s=args.duration,
         inject_delay_ms=args.inject_delay_ms,
-        log_dir=options.log_place(args),
+        log_dir=None if args.dry_run else options.log_place(args),
         observations_s=args.observations,
         provider=args.provider,
         threads=args.threads or 0,
