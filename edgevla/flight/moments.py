@@ -196,6 +196,7 @@ def _entry(one: Seen) -> dict[str, Any]:
         "moments": [[grid, seen.task] for grid, seen in one.moments.items()],
         "n_steps": one.n_steps,
         "max_guidance": None if one.rtc is None else one.rtc.max_guidance,
+        "select": 1 if one.rtc is None else one.rtc.select,
         "seed": one.seed,
         "chunk_seq": one.chunk_seq,
     }
@@ -278,7 +279,8 @@ def _seen(place: Path, entry: dict[str, Any]) -> Seen:
             observed[int(grid)] = Observation(arrays[f"{grid}/state"], images, environment, task)
         rtc = None
         if "rtc/committed" in arrays:
-            rtc = RtcInputs(arrays["rtc/committed"], arrays["rtc/weights"], entry["max_guidance"])
+            guidance, select = entry["max_guidance"], entry["select"]
+            rtc = RtcInputs(arrays["rtc/committed"], arrays["rtc/weights"], guidance, select)
         return Seen(
             entry["chunk"],
             entry["grid_index"],

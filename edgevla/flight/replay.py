@@ -51,6 +51,7 @@ def replay(folder: Path, number: int) -> Replayed:
         seed=seen.seed,
         options=EngineOptions(threads=about.threads),
         allow_lost_cameras=True,
+        select=1 if seen.rtc is None else seen.rtc.select,
     )
     result = policy.infer(
         seen.moments[seen.grid_index],

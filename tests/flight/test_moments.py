@@ -41,7 +41,7 @@ def test_memory_is_bounded_in_seconds_and_in_bytes():
 
 
 def test_what_was_saved_comes_back_to_the_bit(tmp_path):
-    rtc = RtcInputs(np.ones((10, 6), np.float32), np.linspace(0, 1, 10, dtype=np.float32), 5.0)
+    rtc = RtcInputs(np.ones((10, 6), np.float32), np.linspace(0, 1, 10, dtype=np.float32), 5.0, 4)
     one = Seen(**{**vars(seen(3)), "rtc": rtc, "n_steps": 4})
     note = {
         "bundle": "b",
@@ -57,6 +57,7 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     about, again = find_chunk(tmp_path, 3)
     assert about.why == "w"
     assert (again.n_steps, again.seed, again.chunk_seq, again.rtc.max_guidance) == (4, 7, 3, 5.0)
+    assert again.rtc.select == 4
     assert again.actions.tobytes() == one.actions.tobytes()
     assert again.moments[3].images[FRONT].tobytes() == one.moments[3].images[FRONT].tobytes()
     assert again.moments[3].task == "go"
