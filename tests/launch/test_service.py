@@ -17,6 +17,7 @@ import pytest
 
 from edgevla.cli import main
 from edgevla.errors import UsageError
+from edgevla.flight.reader import entries
 from edgevla.launch import service_cli, supervisor
 from edgevla.launch.deploy_cli import NOT_YET
 from edgevla.launch.service_cli import quote, unit_text, user_name
@@ -218,7 +219,7 @@ def test_the_unit_s_own_command_runs_is_found_and_stops_in_order(tmp_path, fast_
         assert "\x1b" not in (tmp_path / "journal").read_text()
         summary = json.loads((log / "latest" / "summary.json").read_text())
         assert summary["final_mode"] == "stopped"
-        told = [json.loads(line) for line in (log / "latest" / "run.jsonl").read_text().splitlines()]
+        told = list(entries(log / "latest"))
         looks = [line for line in told if line["type"] == "board"]
         assert looks[0]["memory_total"] > 0
         assert summary["board"]["least_free_bytes"] == min(look["memory_free"] for look in looks)
