@@ -58,7 +58,9 @@ def _after(settings: CameraSettings) -> str:
 
 def encode_jpeg(image: np.ndarray, quality: int = 90) -> np.ndarray:
     """uint8 (H, W, 3) RGB -> uint8 (n,), a JPEG that any viewer shows in these colours."""
-    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    ok, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
     assert ok, "OpenCV encodes any uint8 picture as JPEG"
     return encoded.reshape(-1)
 
