@@ -26,7 +26,7 @@ from edgevla.prompt import groot_template
 from edgevla.types import ACTION, STATE
 
 from ..backbone import backbone_weights, copy_weights, pad_id, read_json, sub_config
-from ..nn import masks
+from ..nn import masks, prefix
 from ..nn.dit import PerEmbodimentLinear
 from ..nn.eagle import ActionHead, Backbone, Unused
 from ..nn.flow import draw_time, euler, guide
@@ -354,13 +354,19 @@ class Groot(Policy):
         step = torch.trunc(tau * self.arch.head["num_timestep_buckets"]).to(torch.int64)
         embodiment = self._embodiments(x)
         weights = head.model.proj_out_1.weight
-        actions = head.action_encoder(x.to(weights.dtype), step, embodiment)
+        clean, is_committed = None, prefix.marked(extras) if self.config.trained_delay else None
+        if is_committed is not None:
+            clean = torch.full_like(step, self.arch.head["num_timestep_buckets"])
+        actions = head.action_encoder(x.to(weights.dtype), step, embodiment, clean, is_committed)
         if head.position_embedding is not None:
             actions = actions + head.position_embedding.weight[:horizon]
         future = head.future_tokens.weight[None].expand(x.shape[0], -1, -1)
         sequence = torch.cat([context["state_token"].to(actions.dtype), future, actions], dim=1)
         bias = masks.bias(context["token_mask"][:, None, :])
-        hidden = head.model(sequence, step, context["cross_kv"], bias)
+        is_clean = None
+        if is_committed is not None:  # state and future tokens keep the step's time
+            is_clean = nn.functional.pad(is_committed, (sequence.shape[1] - horizon, 0))
+        hidden = head.model(sequence, step, context["cross_kv"], bias, clean, is_clean)
         return head.action_decoder(hidden[:, -horizon:], embodiment).to(torch.float32)
 
     # -- training -----------------------------------------------------------------------------------------
@@ -373,13 +379,16 @@ class Groot(Policy):
         a, b = float(head["noise_beta_alpha"]), float(head["noise_beta_beta"])
         beta = draw_time(n, generator, alpha=a, beta=b, scale=1.0, offset=0.0).to(device)
         time = (head["noise_s"] - beta) / head["noise_s"]
-        return {"noise": noise.to(action.device), "time": time.to(action.device)}
+        draws = {"noise": noise, "time": time, **self.draw_delay(n, generator)}
+        return {name: draw.to(action.device) for name, draw in draws.items()}
 
     def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared velocity error over the real dimensions; steps past the episode's end count, as in LeRobot."""
+        """Mean squared velocity error over the real dimensions; steps past the episode's end count, as in LeRobot,
+        committed ones do not."""
         predicted, target = self.velocities(batch, draws)
         error = (predicted - target)[..., : self.config.action_dim] ** 2
-        return error.mean(), {}
+        committed = prefix.drawn(draws, error.shape[1])
+        return error.mean() if committed is None else prefix.mean_of(error, ~committed), {}
 
     def velocities(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Predicted and target velocity, (B, T, W) each."""
@@ -387,7 +396,11 @@ class Groot(Policy):
         context = self.context(pixels, batch["tokens"], batch["token_mask"], batch[STATE])
         noise, time, action = draws["noise"], draws["time"], self.packed_action(batch[ACTION])
         t = time[:, None, None]
-        return self.predict(context, (1 - t) * noise + t * action, time, {}), action - noise
+        x, extras = (1 - t) * noise + t * action, {}
+        committed = prefix.drawn(draws, x.shape[1])
+        if committed is not None:
+            x, extras = prefix.put(x, action, committed), {"rtc:weights": committed.to(x.dtype)}
+        return self.predict(context, x, time, extras), action - noise
 
     # -- graphs -------------------------------------------------------------------------------------------
 
@@ -403,6 +416,12 @@ class Groot(Policy):
         tau_next: Tensor,
         extras: Mapping[str, Tensor],
     ) -> Tensor:
+        if "rtc:weights" in extras and self.config.trained_delay:
+            committed = self.padded(self.committed(extras["rtc:committed"]), x.shape[-1])
+            is_committed = extras["rtc:weights"] > 0.5
+            x = prefix.put(x, committed, is_committed)
+            velocity = self.predict(context, x, tau, extras)
+            return prefix.put(euler(x, velocity, tau, tau_next), committed, is_committed)
         velocity = self.predict(context, x, tau, extras)
         if "rtc:weights" in extras:
             committed = self.padded(self.committed(extras["rtc:committed"]), x.shape[-1])
@@ -468,7 +487,7 @@ class Groot(Policy):
             *(TensorSpec(s.name, s.dtype, s.shape, f"context:{s.name}") for s in context),
             TensorSpec("committed", "float32", (1, horizon, config.action_dim), "rtc:committed"),
             TensorSpec("weights", "float32", (1, horizon), "rtc:weights"),
-            TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),
+            *self.guidance_specs(),
         )
         actions = TensorSpec("actions", "float32", (1, horizon, config.action_dim))
         return {

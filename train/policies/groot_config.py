@@ -125,11 +125,15 @@ class GrootConfig(PolicyConfig):
     dataloader_num_workers: int = 8
     report_to: str = "wandb"
     resume: bool = False
+    rtc_training_max_delay: int = 0
+
+    own_keys: ClassVar[frozenset[str]] = frozenset({"rtc_training_max_delay"})
 
     def validate(self) -> None:
         self.check_sizes("chunk_size", "n_action_steps", "max_state_dim", "max_action_dim")
         if self.input_features and not self.image_features:
             raise CheckpointError("GR00T needs at least one camera among its input features")
+        self.check_trained_delay()
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
@@ -142,6 +146,10 @@ class GrootConfig(PolicyConfig):
         ):
             if size > limit:
                 raise CheckpointError(f"the {what} has {size} values; this GR00T takes at most {limit}")
+
+    @property
+    def trained_delay(self) -> int:
+        return self.rtc_training_max_delay
 
     @property
     def chunk_length(self) -> int:

@@ -50,12 +50,19 @@ class VlaConfig(PolicyConfig):
     scheduler_decay_lr: float = 2.5e-6
     compile_model: bool = False
     compile_mode: str = "max-autotune"
+    rtc_training_max_delay: int = 0
+
+    own_keys: ClassVar[frozenset[str]] = frozenset({"rtc_training_max_delay"})
 
     takes_any_state: ClassVar[bool] = True
 
     @property
     def chunk_length(self) -> int:
         return self.chunk_size
+
+    @property
+    def trained_delay(self) -> int:
+        return self.rtc_training_max_delay
 
     @property
     def rtc_settings(self) -> Mapping[str, Any]:
@@ -70,6 +77,7 @@ class VlaConfig(PolicyConfig):
         self.check_sizes(
             "chunk_size", "n_action_steps", "max_state_dim", "max_action_dim", "tokenizer_max_length"
         )
+        self.check_trained_delay()
         if self.min_period <= 0 or self.max_period <= 0:
             raise CheckpointError(
                 f"{self.type}: min_period {self.min_period} and max_period {self.max_period} must be above 0"
