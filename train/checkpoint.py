@@ -3,7 +3,8 @@
 Reading is strict: what the account of a folder (`account.py`) refuses is not loaded, and a missing or left-over weight
 is an error that lists it. Versions from 0.4 to 0.7 are read, and the folders before 0.4 that kept normalisation among
 the weights; one file or shards. Weights are mapped from the file, never copied twice.
-Writing is atomic, and what is ours goes into `edgevla.json` and `edgevla-policy.json`, since LeRobot refuses unknown keys in its own files.
+Writing is atomic, and what is ours goes into `edgevla.json` and `edgevla-policy.json`, since LeRobot refuses unknown
+keys in its own files.
 """
 
 from __future__ import annotations

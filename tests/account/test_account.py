@@ -411,7 +411,7 @@ def test_a_delay_that_pi05_was_trained_for_is_kept_and_said(tmp_path: Path) -> N
 
     folder = checkpoint("pi05", tmp_path)
     newer = {
-        "rtc_training_max_delay": 10,
+        "rtc_training_max_delay": 7,
         "use_visual_memory": False,
         "use_proprioceptive_memory": False,
         "memory_frames": 6,

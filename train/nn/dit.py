@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .prefix import over_tokens, per_action
+from .commit import over_tokens, per_action
 from .recompute import Recomputed
 from .transformer import attend
 
@@ -87,7 +87,7 @@ class ActionEncoder(nn.Module):
         clean: Tensor | None = None,
         is_clean: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, T, W); step: int64 (B,), the discretised time; clean: that of the actions which is_clean (B, T) marks."""
+        """x: (B, T, W); step: int64 (B,), the discretised time; clean: that of actions which is_clean marks."""
         a = self.W1(x, embodiment)
         other = None if clean is None else self._sinusoid(clean)
         time = over_tokens(per_action(self._sinusoid(step), other, is_clean)).to(a.dtype).expand_as(a)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
-from .prefix import over_tokens, per_action
+from .commit import over_tokens, per_action
 from .recompute import Recomputed
 
 Rope = tuple[Tensor, Tensor]

@@ -168,14 +168,6 @@ class PolicyConfig:
         """Longest committed beginning of a chunk that it is trained for, in actions; plain: none (0)."""
         return 0
 
-    def check_trained_delay(self) -> None:
-        """Raises CheckpointError where nothing of a chunk would be left to learn."""
-        if not 0 <= self.trained_delay < self.chunk_length:
-            raise CheckpointError(
-                f"{self.type}: rtc_training_max_delay is {self.trained_delay}; it must be from 0 (off) to "
-                f"{self.chunk_length - 1}, fewer than the actions of a chunk"
-            )
-
     def pose_space(self, processors: Processors) -> str | None:
         """What makes the actions end-effector poses, which no joint bus can follow; plain: they are joints (None)."""
         return None

@@ -11,7 +11,8 @@ from edgevla.types import ACTION, STATE
 
 from ..nn.siglip import VisionDims
 from ..nn.transformer import TransformerDims
-from .config import PolicyConfig, PolicyFeature
+from .config import PolicyFeature
+from .flow_config import FlowConfig
 
 PUBLISHED_HEAD: dict[str, Any] = {
     "action_dim": 32,
@@ -83,7 +84,7 @@ ONLY: dict[str, Any] = {
 
 
 @dataclass
-class GrootConfig(PolicyConfig):
+class GrootConfig(FlowConfig):
     """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there (groot.md T16)."""
 
     type: ClassVar[str] = "groot"
@@ -125,15 +126,12 @@ class GrootConfig(PolicyConfig):
     dataloader_num_workers: int = 8
     report_to: str = "wandb"
     resume: bool = False
-    rtc_training_max_delay: int = 0
-
-    own_keys: ClassVar[frozenset[str]] = frozenset({"rtc_training_max_delay"})
 
     def validate(self) -> None:
         self.check_sizes("chunk_size", "n_action_steps", "max_state_dim", "max_action_dim")
         if self.input_features and not self.image_features:
             raise CheckpointError("GR00T needs at least one camera among its input features")
-        self.check_trained_delay()
+        self.check_flow()
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
@@ -146,10 +144,6 @@ class GrootConfig(PolicyConfig):
         ):
             if size > limit:
                 raise CheckpointError(f"the {what} has {size} values; this GR00T takes at most {limit}")
-
-    @property
-    def trained_delay(self) -> int:
-        return self.rtc_training_max_delay
 
     @property
     def chunk_length(self) -> int:

@@ -32,7 +32,7 @@ from ..backbone import (
     text_config_of,
     vision_config_of,
 )
-from ..nn import flow, prefix
+from ..nn import commit, flow
 from ..nn.image import resize_with_pad
 from ..nn.siglip import VisionDims, VisionTower
 from ..nn.transformer import Transformer, TransformerDims, project
@@ -402,10 +402,10 @@ class PiPolicy(FlowVla):
         ones do not."""
         error = self.squared_error(batch, draws)
         real = error[..., : self.config.action_dim]
-        committed = prefix.drawn(draws, real.shape[1])
+        committed = commit.drawn(draws, real.shape[1])
 
         def mean(*dim: int) -> Tensor:
-            return real.mean(dim) if committed is None else prefix.mean_of(real, ~committed, dim)
+            return real.mean(dim) if committed is None else commit.mean_of(real, ~committed, dim)
 
         loss = mean(0, 1, 2)
         parts = {"elementwise_loss": error, "loss_per_dim": mean(0, 1), "loss_per_sample": mean(1, 2)}

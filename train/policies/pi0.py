@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgevla.graph import TensorSpec
 
-from ..nn.prefix import over_tokens, per_action
+from ..nn.commit import over_tokens, per_action
 from ..nn.transformer import project
 from . import aloha
 from .pi import PiConfig, PiPolicy

@@ -34,7 +34,7 @@ class Pi05Config(PiConfig):
     type: ClassVar[str] = "pi05"
     pads_state: ClassVar[bool] = False
 
-    own_keys: ClassVar[frozenset[str]] = frozenset()
+    own_keys: ClassVar[frozenset[str]] = PiConfig.own_keys - {"rtc_training_max_delay"}
 
     tokenizer_max_length: int = 200
     normalization_mapping: dict[str, str] = field(

@@ -31,10 +31,10 @@ from ..backbone import (
     token_id,
     vision_config_of,
 )
-from ..nn import flow, prefix
+from ..nn import commit, flow
+from ..nn.commit import over_tokens, per_action
 from ..nn.image import resize_with_pad
 from ..nn.masks import bias
-from ..nn.prefix import over_tokens, per_action
 from ..nn.siglip import VisionDims, VisionTower, pixel_shuffle
 from ..nn.transformer import Transformer, TransformerDims, project
 from ..processors import Processors, Step
@@ -467,7 +467,7 @@ class SmolVla(FlowVla):
         valid = torch.ones(error.shape[:2], dtype=torch.bool, device=error.device)
         if "action_is_pad" in batch:
             valid = ~batch["action_is_pad"]
-        committed = prefix.drawn(draws, error.shape[1])
+        committed = commit.drawn(draws, error.shape[1])
         valid = valid if committed is None else valid & ~committed
         masked = error * valid[..., None]
         parts["losses_after_in_ep_bound"] = parts["losses_after_rm_padding"] = masked.mean()

@@ -25,7 +25,7 @@ from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
 
 from ..backbone import pad_id
-from ..nn import flow, prefix
+from ..nn import commit, flow
 from ..nn.image import to_float
 from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
@@ -125,7 +125,8 @@ class FlowVla(Policy):
         source = generator.device if generator is not None else torch.device("cpu")
         shape = (n, self.config.chunk_size, self.config.max_action_dim)
         noise = torch.randn(shape, generator=generator, device=source)
-        draws = {"noise": noise, "time": self.draw_time(n, generator), **self.draw_delay(n, generator)}
+        time = flow.shift_time(self.draw_time(n, generator), self.config.one_step_time_shift)
+        draws = {"noise": noise, "time": time, **self.draw_delay(n, generator)}
         return {name: draw.to(device) for name, draw in draws.items()}
 
     def draw_time(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -155,9 +156,9 @@ class FlowVla(Policy):
         actions = self.to_network(batch[ACTION], inputs.get("state"))
         x, target = flow.path(actions, draws["noise"], time)
         extras = {}
-        committed = prefix.drawn(draws, x.shape[1])
+        committed = commit.drawn(draws, x.shape[1])
         if committed is not None:
-            x, extras = prefix.put(x, actions, committed), {"rtc:weights": committed.to(x.dtype)}
+            x, extras = commit.put(x, actions, committed), {"rtc:weights": committed.to(x.dtype)}
         return (target - self.predict(self.encode(inputs), x, time, extras)).square()
 
     # -- the three methods --------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class FlowVla(Policy):
         self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
     ) -> Tensor:
         rows = {k.removeprefix("time:"): v for k, v in extras.items() if k.startswith("time:")}
-        is_committed = prefix.marked(extras) if self.config.trained_delay else None
+        is_committed = commit.marked(extras) if self.config.trained_delay else None
         return self.velocity(context, x, rows or self.time(tau), is_committed).to(torch.float32)
 
     def time(self, tau: Tensor) -> dict[str, Tensor]:
@@ -201,9 +202,9 @@ class FlowVla(Policy):
         committed = self.to_network(extras["rtc:committed"], context.get("raw_state"), is_command=True)
         if self.config.trained_delay:
             is_committed = extras["rtc:weights"] > 0.5
-            x = prefix.put(x, committed, is_committed)
+            x = commit.put(x, committed, is_committed)
             v = self.predict(context, x, tau, extras)
-            return prefix.put(flow.euler(x, v, tau, tau_next), committed, is_committed)
+            return commit.put(flow.euler(x, v, tau, tau_next), committed, is_committed)
         v = self.predict(context, x, tau, extras)
         v = flow.guide(x, v, tau, committed, extras["rtc:weights"], extras["rtc:max_guidance"])
         return flow.euler(x, v, tau, tau_next)
@@ -339,7 +340,7 @@ class FlowVla(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        n = self.config.denoise_steps
+        n = 1 if self.config.one_step_time_shift else self.config.denoise_steps
         return Schedule("linear", n, n_steps_allowed=(1, max(100, n)))
 
     @property

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 from edgevla.errors import CheckpointError
 
 from ..processors import Processors
-from .config import Features, PolicyConfig, PolicyFeature
+from .config import Features, PolicyFeature
+from .flow_config import FlowConfig
 from .xvla_actions import ROT6D_STEP, action_space
 
 EMPTY = "observation.images.empty_camera_"
 
 
 @dataclass
-class XVlaConfig(PolicyConfig):
+class XVlaConfig(FlowConfig):
     """LeRobot's fields, 0.4 to 0.6."""
 
     type: ClassVar[str] = "xvla"
@@ -65,14 +66,11 @@ class XVlaConfig(PolicyConfig):
     scheduler_warmup_steps: int = 1000
     scheduler_decay_steps: int = 30000
     scheduler_decay_lr: float = 2.5e-6
-    rtc_training_max_delay: int = 0
-
-    own_keys: ClassVar[frozenset[str]] = frozenset({"rtc_training_max_delay"})
 
     def validate(self) -> None:
         self.check_sizes("chunk_size", "n_action_steps", "num_denoising_steps", "num_heads", "hidden_size")
         self.check_sizes("tokenizer_max_length", "num_domains", "max_state_dim", "resize_imgs_with_padding")
-        self.check_trained_delay()
+        self.check_flow()
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
@@ -90,10 +88,6 @@ class XVlaConfig(PolicyConfig):
         height, width = self.resize_imgs_with_padding or (480, 640)
         for i in range(self.empty_cameras):
             self.input_features.setdefault(f"{EMPTY}{i}", PolicyFeature("VISUAL", (3, height, width)))
-
-    @property
-    def trained_delay(self) -> int:
-        return self.rtc_training_max_delay
 
     @property
     def chunk_length(self) -> int:
