@@ -25,6 +25,7 @@ class Start:
     fps: of the policy. trained_speed: per joint, per second; trained_range: lowest and highest; both in the robot's
     order and units. latency_ms: measured while warming up. max_hz: upper bound of the control loop's rate. is_held: the
     arm gets its torque and stays where it is, until `resume` or `home`. most_drawn: chunks that one inference can draw.
+    trained_delay: actions, the most that `rtc` may commit; None: it guides.
     """
 
     fps: float
@@ -42,6 +43,7 @@ class Start:
     max_hz: float | None
     is_held: bool = False
     most_drawn: UInt = 1
+    trained_delay: UInt | None = None
 
 
 @dataclass(frozen=True)

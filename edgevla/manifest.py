@@ -107,10 +107,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Rtc:
+    """max_delay: actions, the longest committed beginning that a `trained` policy was shown; None: it was shown none."""
+
     mode: Literal["guided", "inpaint", "trained"]
     weights: str
     guidance_end: int
     max_guidance: float
+    max_delay: int | None = None
 
 
 @dataclass(frozen=True)
@@ -537,6 +540,10 @@ def _execution(m: Manifest) -> Iterator[str]:
             yield f"execution '{kind}' is unknown{nearest(str(kind), EXECUTIONS)}"
     if default not in m.execution.allowed:
         yield f"execution '{default}' is the default, but not allowed"
+    if m.rtc is not None and (m.rtc.mode == "trained") != (m.rtc.max_delay is not None):
+        yield f"rtc of mode '{m.rtc.mode}' has max_delay {m.rtc.max_delay}; only 'trained' has one, and always"
+    if m.rtc is not None and m.rtc.max_delay is not None and not 0 < m.rtc.max_delay < m.chunk_size:
+        yield f"rtc.max_delay is {m.rtc.max_delay}; it must be from 1 to {m.chunk_size - 1}, within a chunk"
     if "rtc" in m.execution.allowed and m.rtc is None:
         yield f"execution 'rtc' is allowed, but {m.policy} has no rtc"
     if set(m.target.precision) != set(m.graphs):

@@ -17,6 +17,7 @@ import numpy as np
 from edgevla.bundle import Bundle, check_provider
 from edgevla.engines import EngineOptions, load_graph, to_numpy
 from edgevla.errors import BundleError, EdgeVLAError, EngineError
+from edgevla.execution.commit import check_commitment
 from edgevla.execution.select import nearest
 from edgevla.graph import Graph
 from edgevla.policy import Sampler, initial_noise
@@ -448,6 +449,12 @@ class BundlePolicy:
             n = min(len(rtc.committed), m.chunk_size)
             committed[0, :n] = rtc.committed[:n]
             weights[0, : min(len(rtc.weights), n)] = rtc.weights[:n]
+            if not (np.isfinite(committed).all() and np.isfinite(weights).all()):
+                raise BundleError(
+                    "committed actions or their weights are not finite; nothing was inferred from them"
+                )
+            if m.rtc.max_delay is not None:
+                check_commitment(weights[0], m.rtc.max_delay)
             limit = rtc.max_guidance if rtc.max_guidance is not None else limit
         return {
             "rtc:committed": committed,

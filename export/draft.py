@@ -129,11 +129,14 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
     takers = (
         [i for i in graphs["denoise"].inputs if i.source == "rtc:committed"] if "denoise" in graphs else []
     )
-    if policy.rtc_mode is None or not takers:
+    if policy.rtc_kind is None or not takers:
         return None
+    longest = policy.config.trained_delay
+    if longest:
+        return Rtc("trained", "zeros", longest, 0.0, longest)
     own = policy.config.rtc_settings
     return Rtc(
-        policy.rtc_mode,  # type: ignore[arg-type]
+        policy.rtc_kind,  # type: ignore[arg-type]
         str(own.get("prefix_attention_schedule") or "linear").lower(),
         int(own.get("execution_horizon") or 10),
         float(own.get("max_guidance_weight") or 10.0),

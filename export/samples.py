@@ -89,15 +89,18 @@ def _vector(policy: Policy, feature: str, n: int, generator: np.random.Generator
 
 
 def _guided(samples: list[Sample], manifest: Manifest) -> list[Sample]:
-    """Every second sample is guided towards its own state held still, with weights that fall linearly."""
+    """Every second sample is guided towards its own state held still, with weights that fall linearly; of a trained
+    policy it is the beginning, of every length in turn."""
     state = manifest.state
-    if manifest.rtc is None or manifest.rtc.mode == "trained" or state is None:
+    if manifest.rtc is None or state is None:
         return samples
-    n, width = manifest.chunk_size, manifest.action.shape[0]
+    n, width, longest = manifest.chunk_size, manifest.action.shape[0], manifest.rtc.max_delay
     weights = np.linspace(1, 0, n, dtype=np.float32)
     out = []
     for i, sample in enumerate(samples):
         if i % 2 and state.shape == (width,):
+            if longest is not None:
+                weights = (np.arange(n) < longest - i // 2 % longest).astype(np.float32)
             committed = np.tile(sample.observation.state, (n, 1))
             sample = Sample(sample.observation, sample.grid_index, sample.past, RtcInputs(committed, weights))
         out.append(sample)

@@ -12,6 +12,7 @@ from edgevla.arguments import Arguments, SetTask, Start
 from edgevla.clock import NS_PER_S, Clock
 from edgevla.errors import BusError, EdgeVLAError, UsageError
 from edgevla.execution import Execution, judge_latency
+from edgevla.execution.commit import check_untrained_options
 from edgevla.execution.strategies import check_chunk, drawn_by, kind_of
 from edgevla.messages import Mode, Severity
 from edgevla.presses import Presses
@@ -242,7 +243,14 @@ class Commands:
                 f"select {drawn_by(execution)}: this policy draws {plan.most_drawn} per inference at most"
             )
         latency_ms = max(plan.latency_ms, 1000 * executor.delay_steps / plan.fps)
-        verdict = judge_latency(execution, chunk_size=plan.chunk_size, fps=plan.fps, latency_ms=latency_ms)
+        check_untrained_options(execution, plan.trained_delay)
+        verdict = judge_latency(
+            execution,
+            chunk_size=plan.chunk_size,
+            fps=plan.fps,
+            latency_ms=latency_ms,
+            trained_delay=plan.trained_delay,
+        )
         if verdict.severity == "error":
             raise UsageError(verdict.sentence)
         if verdict.sentence:

@@ -146,6 +146,13 @@ class ControlLoop:
                 self._teller.once(
                     "warning", "chunk_damaged", "a chunk with NaN or of another size was dropped"
                 )
+            if receipt.reason == "overdue":
+                self._teller.once(
+                    "warning",
+                    "chunk_overdue",
+                    f"a chunk came {receipt.delay_steps} steps after its observation, later than the committed "
+                    "actions that it goes on from; it was dropped",
+                )
 
     def _decide(self, tick: Tick) -> Goal:
         """What is wanted at this tick, before safety."""

@@ -35,6 +35,7 @@ class Plan:
     latency_ms: float
     ticks_per_step: int
     most_drawn: int
+    trained_delay: int | None = None
 
     @property
     def step_ns(self) -> int:
@@ -56,6 +57,7 @@ class Plan:
             guidance_end=self.guidance_end,
             max_guidance=self.max_guidance,
             is_gripper=is_gripper,
+            trained_delay=self.trained_delay,
         )
         made.expect_delay(-int(-self.latency_ms * self.fps // 1000))
         return made
@@ -94,6 +96,7 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         latency_ms=start.latency_ms,
         ticks_per_step=max(1, int(limit_hz / fps + 1e-6)),
         most_drawn=start.most_drawn,
+        trained_delay=start.trained_delay,
     )
 
 

@@ -66,7 +66,8 @@ def fields_of(policy: str) -> dict[str, Any]:
     """The settings that a policy reads. Raises CheckpointError: no such policy. ModuleNotFoundError: no torch."""
     from .policies import config_class
 
-    return {f.name: f for f in dataclasses.fields(config_class(policy))}
+    cls = config_class(policy)
+    return {f.name: f for f in dataclasses.fields(cls) if f.name not in cls.own_keys}
 
 
 def _key(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> Entry:
@@ -76,13 +77,6 @@ def _key(policy: str, key: str, value: Any, fields: Mapping[str, Any]) -> Entry:
         return Entry(where, key, reason or "honoured", "used" if reason is None else "no effect")
     other = OTHER_KEYS.get(policy, {}).get(key)
     if other is not None and other.allows(value):
-        if other.is_noted and value:
-            return Entry(
-                where,
-                key,
-                f"config.json: {key} {value!r} ({other.becomes}) is kept on saving and not honoured yet",
-                "noted",
-            )
         return Entry(where, key, other.becomes, "no effect")
     if key.startswith(("optimizer_", "scheduler_")):
         return Entry(where, key, "how LeRobot trains; kept on saving", "no effect")

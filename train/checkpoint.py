@@ -3,7 +3,8 @@
 Reading is strict: what the account of a folder (`account.py`) refuses is not loaded, and a missing or left-over weight
 is an error that lists it. Versions from 0.4 to 0.7 are read, and the folders before 0.4 that kept normalisation among
 the weights; one file or shards. Weights are mapped from the file, never copied twice.
-Writing is atomic, and what is ours goes into `edgevla.json`, since LeRobot refuses unknown keys in its own files.
+Writing is atomic, and what is ours goes into `edgevla.json` and `edgevla-policy.json`, since LeRobot refuses unknown
+keys in its own files.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .adapters import chain
 from .fresh import new_policy as new_policy
 from .legacy import split_legacy
 from .memory import release_pages, without_init
+from .own_keys import with_own_keys, write_own_keys
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
@@ -131,6 +133,7 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         (scratch / CONFIG).write_text(json.dumps(config_to_save(policy), indent=4))
+        write_own_keys(policy.config, scratch)
         if policy.is_adapted:
             lora.save_adapter(policy, scratch)
         else:
@@ -196,7 +199,7 @@ def read_config(folder: Path) -> tuple[PolicyConfig, dict[str, Any]]:
         raise CheckpointError(f"{path} names no policy 'type', so it is not a LeRobot policy config")
     cls = policy_class(data["type"])
     try:
-        config = cls.Config.from_json(data)
+        config = with_own_keys(cls.Config.from_json(data), folder)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} has a value of an unexpected form: {error!r}") from error
     return config, data

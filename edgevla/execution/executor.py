@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgevla.execution.blend import blended
+from edgevla.execution.commit import Commitments
 from edgevla.execution.ensemble import ensemble
 from edgevla.execution.rtc import rtc_weights
 from edgevla.execution.strategies import (
@@ -50,7 +51,8 @@ class Goal:
 class Receipt:
     """What became of a chunk that arrived.
 
-    reason: `taken`, `late` (nothing of it is left, or a newer one is there), `unasked`, `damaged`.
+    reason: `taken`, `late` (nothing of it is left, or a newer one is there), `overdue` (later than the committed actions
+    that it goes on from), `unasked`, `damaged`.
     grid_index: where action 0 stands. n_skipped: actions already past. delay_steps: observation to first usable action.
     """
 
@@ -93,8 +95,11 @@ class Executor:
         guidance_end: int = 0,
         max_guidance: float = 10.0,
         is_gripper: Sequence[bool] | None = None,
+        trained_delay: int | None = None,
     ) -> None:
+        """trained_delay: actions, the longest beginning that `rtc` may commit; None: the policy is guided instead."""
         self.execution = execution
+        self._commitments = None if trained_delay is None else Commitments(trained_delay)
         self.ticks_per_step, self.chunk_size, self.n_joints, self.fps = (
             ticks_per_step,
             chunk_size,
@@ -144,6 +149,8 @@ class Executor:
         """A request has left at a grid moment."""
         self._last_asked = tick // self.ticks_per_step
         self._asked[request_id] = self._last_asked
+        if self._commitments is not None:
+            self._commitments.asked(request_id)
 
     def give_up(self, request_id: int) -> None:
         """Its deadline has passed: the next grid moment may ask again."""
@@ -169,6 +176,9 @@ class Executor:
                 committed[0] = sent
         if not isinstance(self.execution, Rtc):
             return committed, rtc_weights("linear", self.delay_steps, rest, rest, self.chunk_size), 0.0
+        if self._commitments is not None:
+            n_committed = self._commitments.choose(self.delay_steps, rest)
+            return committed, (np.arange(self.chunk_size) < n_committed).astype(np.float32), 0.0
         end = self._guidance[0] if self.execution.guidance_end is None else self.execution.guidance_end
         limit = self._guidance[1] if self.execution.max_guidance is None else self.execution.max_guidance
         weights = rtc_weights(self.execution.weights, self.delay_steps, end, rest, self.chunk_size)
@@ -204,10 +214,15 @@ class Executor:
                 self._lead_in = (tick - 1, last_goal)
             return Receipt("taken", next_moment, 0, delay)
         held = _Held(chunk.actions, observed, len(chunk.actions), chunk.seq)
-        if was_asked:
+        commitments = self._commitments if isinstance(self.execution, Rtc) else None
+        n_committed = None if commitments is None else commitments.of(request_id)
+        # A chunk without a beginning may be the first of all, slower than any after it.
+        if was_asked and (commitments is None or n_committed is not None):
             self._delays.append(delay)
         if observed + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].anchor):
             return Receipt("late", observed, min(delay, held.n), delay)
+        if n_committed is not None and delay > n_committed:
+            return Receipt("overdue", observed, 0, delay)
         moment = tick // self.ticks_per_step
         if n_blend and self._chunks:
             held = replace(held, actions=self._joined(held, max(moment, observed), next_moment))
@@ -231,6 +246,8 @@ class Executor:
         """Forgets all chunks and requests: pause, stop, a new task."""
         self._chunks.clear()
         self._asked.clear()
+        if self._commitments is not None:
+            self._commitments.clear()
         self._last_asked = None
         self._lead_in = None
 

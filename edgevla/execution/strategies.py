@@ -168,11 +168,14 @@ class LatencyVerdict:
     sentence: str
 
 
-def judge_latency(execution: Execution, *, chunk_size: int, fps: float, latency_ms: float) -> LatencyVerdict:
+def judge_latency(
+    execution: Execution, *, chunk_size: int, fps: float, latency_ms: float, trained_delay: int | None = None
+) -> LatencyVerdict:
     """Whether a strategy can work with a measured latency; if not, `sync` in its place, and a sentence that says so.
 
     The rule (specs/closed_loop.md 3): chunk >= 2 * delay + launch period, in steps. Below it chunks do not overlap any
-    more and the arm waits; with delay >= chunk no action is left when a chunk arrives.
+    more and the arm waits; with delay >= chunk no action is left when a chunk arrives. trained_delay: steps, the longest
+    that an `rtc` by training bears.
     """
     if isinstance(execution, Sync):
         return LatencyVerdict(execution, "info", "")
@@ -194,6 +197,13 @@ def judge_latency(execution: Execution, *, chunk_size: int, fps: float, latency_
             Sync(),
             "error",
             f"'rtc' cannot work: {figures}, and it needs delay <= chunk - delay; {instead}",
+        )
+    if isinstance(execution, Rtc) and trained_delay is not None and delay > trained_delay:
+        return LatencyVerdict(
+            Sync(),
+            "error",
+            f"'rtc' cannot work: {figures}, and this policy was trained for delays of at most {trained_delay}; running "
+            "'sync' instead. Use a faster engine, or train with a larger rtc_training_max_delay",
         )
     if chunk_size < 2 * delay + period:
         return LatencyVerdict(

@@ -16,6 +16,7 @@ from edgevla.cameras import CameraSettings
 from edgevla.descriptions import AboutRobot
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, execution_from, execution_to
+from edgevla.execution.commit import check_untrained_options
 from edgevla.execution.strategies import KINDS, check_chunk, drawn_by
 from edgevla.manifest import Manifest
 from edgevla.seam_methods import missing_for_select, most_drawn
@@ -126,6 +127,7 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
     n = drawn_by(execution)
     if n > 1 and (missing := missing_for_select(manifest, n)) is not None:
         raise UsageError(f"--select {n}: this bundle cannot draw {n} chunks per inference: {missing}")
+    check_untrained_options(execution, manifest.rtc.max_delay if manifest.rtc else None)
     return execution
 
 
@@ -179,6 +181,7 @@ def start_arguments(
         latency_ms=latency_ms,
         max_hz=options.servo_hz,
         most_drawn=most_drawn(m),
+        trained_delay=m.rtc.max_delay if m.rtc else None,
     )
 
 

@@ -279,7 +279,7 @@ class RunLog:
             "stages_ms": {name: series.figures() for name, series in self._stages.items()},
             "image_age_ms": self._image_age.figures(),
             "stale_actions": robot.get("actions_skipped", 0),
-            "late_chunks": robot.get("chunks_late", 0) + robot.get("chunks_unasked", 0),
+            "late_chunks": sum(robot.get(f"chunks_{why}", 0) for why in ("late", "unasked", "overdue")),
             "unanswered_requests": robot.get("infer_expired", 0),
             "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
             "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,

@@ -146,6 +146,7 @@ class ClosedLoop:
         servo_hz: float | None = None,
         trained_speed: Sequence[float] | None = None,
         guidance_end: int = 10,
+        trained_delay: int | None = None,
         seed: int = 0,
     ) -> None:
         self.profile = profile or load_profile("so101")
@@ -173,6 +174,7 @@ class ClosedLoop:
             trained_range=None,
             latency_ms=0.0,
             max_hz=servo_hz,
+            trained_delay=trained_delay,
         )
 
     def step(self) -> State:

@@ -104,7 +104,13 @@ class Contestant:
         m = policy.manifest
         self.options = options_of(conditions, cell, m, self.task)
         chosen = chosen_execution(m, self.options)
-        self.verdict = judge_latency(chosen, chunk_size=m.chunk_size, fps=m.fps, latency_ms=cell.delay_ms)
+        self.verdict = judge_latency(
+            chosen,
+            chunk_size=m.chunk_size,
+            fps=m.fps,
+            latency_ms=cell.delay_ms,
+            trained_delay=m.rtc.max_delay if m.rtc else None,
+        )
         self.cameras = cameras_of(m, self.task, conditions.cameras)
         for camera in self.cameras.values():
             painter.open(*camera)

@@ -38,7 +38,13 @@ class Inspection:
         for warning in found.warnings:
             yield f"{cell.label}: {warning}"
         chosen = chosen_execution(m, options)
-        verdict = judge_latency(chosen, chunk_size=m.chunk_size, fps=m.fps, latency_ms=cell.delay_ms)
+        verdict = judge_latency(
+            chosen,
+            chunk_size=m.chunk_size,
+            fps=m.fps,
+            latency_ms=cell.delay_ms,
+            trained_delay=m.rtc.max_delay if m.rtc else None,
+        )
         if verdict.sentence:
             yield f"{cell.label}, {cell.delay_ms:g} ms: {verdict.sentence}"
         start = start_arguments(m, found, options, verdict.execution, cell.delay_ms)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .commit import over_tokens, per_action
 from .recompute import Recomputed
 from .transformer import attend
 
@@ -77,12 +79,23 @@ class ActionEncoder(nn.Module):
         self.W2 = PerEmbodimentLinear(n, 2 * width, width)
         self.W3 = PerEmbodimentLinear(n, width, width)
 
-    def forward(self, x: Tensor, step: Tensor, embodiment: Tensor) -> Tensor:
-        """x: (B, T, W); step: int64 (B,), the discretised time."""
+    def forward(
+        self,
+        x: Tensor,
+        step: Tensor,
+        embodiment: Tensor,
+        clean: Tensor | None = None,
+        is_clean: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, T, W); step: int64 (B,), the discretised time; clean: that of actions which is_clean marks."""
         a = self.W1(x, embodiment)
-        angle = angles(step, self.width // 2, self.width // 2)
-        time = torch.cat([angle.sin(), angle.cos()], dim=-1).to(a.dtype)[:, None].expand_as(a)
+        other = None if clean is None else self._sinusoid(clean)
+        time = over_tokens(per_action(self._sinusoid(step), other, is_clean)).to(a.dtype).expand_as(a)
         return self.W3(F.silu(self.W2(torch.cat([a, time], dim=-1), embodiment)), embodiment)
+
+    def _sinusoid(self, step: Tensor) -> Tensor:
+        angle = angles(step, self.width // 2, self.width // 2)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 # -- attention blocks -----------------------------------------------------------------------------------------
@@ -148,13 +161,26 @@ class DiTDims:
         return self.heads * self.head_dim
 
 
+class Times(NamedTuple):
+    """Embedded times of a sequence: (B, width); clean: that of the tokens which is_clean, bool (B, L), marks."""
+
+    now: Tensor
+    clean: Tensor | None = None
+    is_clean: Tensor | None = None
+
+    def modulate(self, linear: nn.Module) -> Tensor:
+        """One row for all tokens, or two chosen by the mask: (B, 1 or L, ...)."""
+        clean = None if self.clean is None else linear(F.silu(self.clean))
+        return over_tokens(per_action(linear(F.silu(self.now)), clean, self.is_clean))
+
+
 class _AdaNorm(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 2 * width)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        scale, shift = self.linear(F.silu(time))[:, None].chunk(2, dim=-1)
+    def forward(self, x: Tensor, time: Times) -> Tensor:
+        scale, shift = time.modulate(self.linear).chunk(2, dim=-1)
         return F.layer_norm(x, x.shape[-1:], eps=1e-5) * (1 + scale) + shift
 
 
@@ -171,7 +197,7 @@ class DiTBlock(nn.Module):
         self.final = nn.Dropout(dims.dropout)
 
     def forward(
-        self, x: Tensor, time: Tensor, kv: tuple[Tensor, Tensor] | None, bias: Tensor | None
+        self, x: Tensor, time: Times, kv: tuple[Tensor, Tensor] | None, bias: Tensor | None
     ) -> Tensor:
         normed = self.norm1(x, time)
         keys, values = kv if kv is not None else self.attn1.keys_values(normed)
@@ -217,9 +243,19 @@ class DiT(Recomputed):
         rows = [torch.stack(block.attn1.keys_values(features)) for block in blocks if block.is_cross]
         return torch.stack(rows)
 
-    def forward(self, x: Tensor, step: Tensor, cross_kv: Tensor, bias: Tensor | None) -> Tensor:
-        """step: int64 (B,); cross_kv as above; bias: float32 (B, 1, 1, L) for the cross blocks' keys."""
-        time = self.timestep_encoder(step)
+    def forward(
+        self,
+        x: Tensor,
+        step: Tensor,
+        cross_kv: Tensor,
+        bias: Tensor | None,
+        clean: Tensor | None = None,
+        is_clean: Tensor | None = None,
+    ) -> Tensor:
+        """step: int64 (B,); cross_kv as above; bias: float32 (B, 1, 1, L) for the cross blocks' keys; clean: the step of
+        the tokens that is_clean, bool (B, L), marks."""
+        encode = self.timestep_encoder
+        time = Times(encode(step), None if clean is None else encode(clean), is_clean)
         n_cross = 0
         for block in self.transformer_blocks:
             kv = None
@@ -227,7 +263,7 @@ class DiT(Recomputed):
                 kv = (cross_kv[n_cross, 0].to(x.dtype), cross_kv[n_cross, 1].to(x.dtype))
                 n_cross += 1
             x = self.call(block, x, time, kv, bias)
-        shift, scale = self.proj_out_1(F.silu(time))[:, None].chunk(2, dim=-1)
+        shift, scale = time.modulate(self.proj_out_1).chunk(2, dim=-1)
         return self.proj_out_2(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
 
 

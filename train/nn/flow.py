@@ -41,6 +41,11 @@ def draw_time(
     return unit * scale + offset
 
 
+def shift_time(time: Tensor, shift: float) -> Tensor:
+    """Times pushed towards 1 (noise), as in arXiv 2606.05737: 1/2 becomes shift / (shift + 1). 0: as they are."""
+    return shift * time / (1 + (shift - 1) * time) if shift else time
+
+
 def time_embedding(time: Tensor, width: int, min_period: float, max_period: float) -> Tensor:
     """(B,) -> float32 (B, width): sines, then cosines, of geometrically spaced periods.
 

@@ -151,21 +151,33 @@ class SoftPromptedTransformer(Recomputed):
         w, b = self.action_encoder.weights(domain)
         return proprio[:, None] @ w[:, self.action_width : self.action_width + proprio.shape[-1]] + b
 
-    def forward(self, x: Tensor, proprio: Tensor, tau: Tensor, tokens: Tensor, domain: Tensor) -> Tensor:
-        """x: (B, T, W); proprio: (B, 1, width) as encoded; tau: (B,); tokens as conditioned. Gives (B, T, W)."""
+    def forward(
+        self,
+        x: Tensor,
+        proprio: Tensor,
+        tau: Tensor,
+        tokens: Tensor,
+        domain: Tensor,
+        is_clean: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, T, W); proprio: (B, 1, width) as encoded; tau: (B,); tokens as conditioned. Gives (B, T, W).
+
+        is_clean: bool (B, T), the actions whose time is 0.
+        """
         horizon = x.shape[1]
         w, _ = self.action_encoder.weights(domain)
-        time = self._time(tau).to(x.dtype)[:, None]
-        actions = (
-            x @ w[:, : self.action_width]
-            + time @ w[:, -self.dim_time :]
-            + proprio
-            + self.pos_emb[:, :horizon]
-        )
+        time = self._encoded_time(tau, x, w)
+        if is_clean is not None:
+            time = torch.where(is_clean[..., None], self._encoded_time(torch.zeros_like(tau), x, w), time)
+        actions = x @ w[:, : self.action_width] + time + proprio + self.pos_emb[:, :horizon]
         h = torch.cat([actions, tokens.to(actions.dtype), *self.prompts(domain)], dim=1)
         for block in self.blocks:
             h = self.call(block, h)
         return self.action_decoder(self.norm(h[:, :horizon]), domain)
+
+    def _encoded_time(self, tau: Tensor, like: Tensor, w: Tensor) -> Tensor:
+        """(B,) -> (B, 1, width): the time through its rows of the action encoder."""
+        return self._time(tau).to(like.dtype)[:, None] @ w[:, -self.dim_time :]
 
     def _time(self, tau: Tensor) -> Tensor:
         half = self.dim_time // 2

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
 
+from .commit import over_tokens, per_action
 from .recompute import Recomputed
 
 Rope = tuple[Tensor, Tensor]
@@ -142,8 +143,9 @@ class AdaRMSNorm(nn.Module):
         return project(self.dense, condition)
 
     def forward(self, x: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """modulation: (B, 3 * width) for all tokens, or (B, L, 3 * width)."""
         assert modulation is not None
-        scale, shift, gate = modulation[:, None].to(torch.float32).chunk(3, dim=-1)
+        scale, shift, gate = over_tokens(modulation).to(torch.float32).chunk(3, dim=-1)
         return (_unit_rms(x, self.eps) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
 
 
@@ -335,16 +337,24 @@ class Transformer(Recomputed):
         bias: Tensor | None,
         past: Tensor | None = None,
         modulation: Tensor | None = None,
+        clean: Tensor | None = None,
+        is_clean: Tensor | None = None,
     ) -> Tensor:
         """(B, L, width) -> the same, after the final norm.
 
-        past: a prefix's kv. modulation: (B, 2 * layers + 1, 3 * width), as from `modulations`.
+        past: a prefix's kv. modulation: (B, 2 * layers + 1, 3 * width), as from `modulations`. clean: another one, for
+        the tokens that is_clean, bool (B, L), marks.
         """
+
+        def row(i: int) -> Tensor:
+            assert modulation is not None
+            return per_action(modulation[:, i], None if clean is None else clean[:, i], is_clean)
+
         x = x.to(self.dtype)
         for i, layer in enumerate(self.layers):
-            rows = () if modulation is None else (modulation[:, 2 * i], modulation[:, 2 * i + 1])
+            rows = () if modulation is None else (row(2 * i), row(2 * i + 1))
             x, _, _ = self.call(layer, x, rope, bias, None if past is None else past[i], rows)
-        return self.norm(x, None if modulation is None else modulation[:, -1])[0]
+        return self.norm(x, None if modulation is None else row(-1))[0]
 
     def modulations(self, condition: Tensor) -> Tensor:
         """Scale, shift and gate of all adaptive norms: (B, C) -> (B, 2 * layers + 1, 3 * width), in running order."""

@@ -26,6 +26,7 @@ from edgevla.prompt import PromptBuilder
 from edgevla.types import STATE
 
 from ..backbone import tokenizer_folder
+from ..nn import commit
 from ..nn.recompute import Recomputed
 from ..processors import Processors, Stats, normalizing_processors
 from .config import PolicyConfig
@@ -143,7 +144,25 @@ class Policy(nn.Module, ABC):
         return None
 
     rtc_mode: ClassVar[str | None] = None
-    """`guided`, `inpaint`, `trained` or None (graphs.md 1.5)."""
+    """`guided`, `inpaint` or None (graphs.md 1.5): what it does untrained."""
+
+    @property
+    def rtc_kind(self) -> str | None:
+        """`rtc_mode`, or `trained` where training has shown it committed beginnings (train/nn/commit.py)."""
+        return "trained" if self.config.trained_delay else self.rtc_mode
+
+    def guidance_specs(self) -> tuple[TensorSpec, ...]:
+        """The limit of guidance, which a trained policy has no use for."""
+        return (
+            ()
+            if self.config.trained_delay
+            else (TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),)
+        )
+
+    def draw_delay(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """`delay`, int64 (n,), of a policy that is trained for committed beginnings; nothing for others."""
+        longest = self.config.trained_delay
+        return {"delay": commit.draw_delay(n, longest, generator)} if longest else {}
 
     @property
     def pose_space(self) -> str | None:

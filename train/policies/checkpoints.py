@@ -96,15 +96,10 @@ class OtherKey:
 
     becomes: str
     allows: Callable[[Any], bool] = lambda value: True
-    is_noted: bool = False
 
 
 def _is_off(value: Any) -> bool:
     return value in (None, False)
-
-
-def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
 
 
 _MEMORY = "of the memory, which is off"
@@ -115,9 +110,6 @@ OTHER_KEYS: dict[str, dict[str, OtherKey]] = {
         "memory_frames": OtherKey(_MEMORY),
         "memory_stride": OtherKey(_MEMORY),
         "memory_temporal_attention_every": OtherKey(_MEMORY),
-        "rtc_training_max_delay": OtherKey(
-            "trained for a committed beginning of the chunk", _is_count, is_noted=True
-        ),
     },
     "smolvla": {
         "fine_tune_vision_encoder": OtherKey("how LeRobot trains"),

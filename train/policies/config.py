@@ -163,6 +163,11 @@ class PolicyConfig:
         """LeRobot's `rtc_config`: `execution_horizon`, `max_guidance_weight`, ...; plain: none are written down."""
         return {}
 
+    @property
+    def trained_delay(self) -> int:
+        """Longest committed beginning of a chunk that it is trained for, in actions; plain: none (0)."""
+        return 0
+
     def pose_space(self, processors: Processors) -> str | None:
         """What makes the actions end-effector poses, which no joint bus can follow; plain: they are joints (None)."""
         return None
@@ -189,7 +194,7 @@ class PolicyConfig:
         """
         from ..account_config import account_of_keys
 
-        fields = {f.name: f for f in dataclasses.fields(cls)}
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in cls.own_keys}
         for entry in account_of_keys(cls.type, data, fields):
             if entry.verdict == "refused":
                 raise CheckpointError(entry.becomes)
@@ -213,10 +218,15 @@ class PolicyConfig:
     newer_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
     """Fields that an older LeRobot refuses: written only where the loaded config had them or they say something."""
 
+    own_keys: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no LeRobot knows for this policy: they are kept in a file of our own (`train/own_keys.py`)."""
+
     def to_json(self) -> dict[str, Any]:
         """The flat JSON that LeRobot reads back; only LeRobot's own keys."""
         data: dict[str, Any] = {"type": self.type}
         for f in dataclasses.fields(self):
+            if f.name in self.own_keys:
+                continue
             value = getattr(self, f.name)
             if f.name in ("input_features", "output_features"):
                 value = {k: {"type": v.type, "shape": list(v.shape)} for k, v in value.items()}

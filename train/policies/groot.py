@@ -26,10 +26,10 @@ from edgevla.prompt import groot_template
 from edgevla.types import ACTION, STATE
 
 from ..backbone import backbone_weights, copy_weights, pad_id, read_json, sub_config
-from ..nn import masks
+from ..nn import commit, masks
 from ..nn.dit import PerEmbodimentLinear
 from ..nn.eagle import ActionHead, Backbone, Unused
-from ..nn.flow import draw_time, euler, guide
+from ..nn.flow import draw_time, euler, guide, shift_time
 from ..nn.resize import byte_resize_matrix, resize_bytes
 from ..processors import Processors, Stats, Step, flatten_stats, unflatten_stats
 from .base import Batch, Policy, Untouched
@@ -138,13 +138,13 @@ class Groot(Policy):
     def _keep_unused(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Places for weights that the file holds and nothing uses: SigLIP's pooling head, an untied output head."""
         eagle = self.backbone.eagle_model
-        for owner, prefix in (
+        for owner, root in (
             (eagle.vision_model.vision_model, "backbone.eagle_model.vision_model.vision_model.head."),
             (eagle.language_model, "backbone.eagle_model.language_model.lm_head."),
         ):
-            found = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
+            found = {k.removeprefix(root): s for k, s in shapes.items() if k.startswith(root)}
             if found:
-                owner.add_module(prefix.split(".")[-2], Unused(found))
+                owner.add_module(root.split(".")[-2], Unused(found))
         self._freeze()
 
     @classmethod
@@ -354,13 +354,19 @@ class Groot(Policy):
         step = torch.trunc(tau * self.arch.head["num_timestep_buckets"]).to(torch.int64)
         embodiment = self._embodiments(x)
         weights = head.model.proj_out_1.weight
-        actions = head.action_encoder(x.to(weights.dtype), step, embodiment)
+        clean, is_committed = None, commit.marked(extras) if self.config.trained_delay else None
+        if is_committed is not None:
+            clean = torch.full_like(step, self.arch.head["num_timestep_buckets"])
+        actions = head.action_encoder(x.to(weights.dtype), step, embodiment, clean, is_committed)
         if head.position_embedding is not None:
             actions = actions + head.position_embedding.weight[:horizon]
         future = head.future_tokens.weight[None].expand(x.shape[0], -1, -1)
         sequence = torch.cat([context["state_token"].to(actions.dtype), future, actions], dim=1)
         bias = masks.bias(context["token_mask"][:, None, :])
-        hidden = head.model(sequence, step, context["cross_kv"], bias)
+        is_clean = None
+        if is_committed is not None:  # state and future tokens keep the step's time
+            is_clean = nn.functional.pad(is_committed, (sequence.shape[1] - horizon, 0))
+        hidden = head.model(sequence, step, context["cross_kv"], bias, clean, is_clean)
         return head.action_decoder(hidden[:, -horizon:], embodiment).to(torch.float32)
 
     # -- training -----------------------------------------------------------------------------------------
@@ -373,13 +379,21 @@ class Groot(Policy):
         a, b = float(head["noise_beta_alpha"]), float(head["noise_beta_beta"])
         beta = draw_time(n, generator, alpha=a, beta=b, scale=1.0, offset=0.0).to(device)
         time = (head["noise_s"] - beta) / head["noise_s"]
-        return {"noise": noise.to(action.device), "time": time.to(action.device)}
+        time = (
+            1 - shift_time(1 - time, self.config.one_step_time_shift)
+            if self.config.one_step_time_shift
+            else time
+        )
+        draws = {"noise": noise, "time": time, **self.draw_delay(n, generator)}
+        return {name: draw.to(action.device) for name, draw in draws.items()}
 
     def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared velocity error over the real dimensions; steps past the episode's end count, as in LeRobot."""
+        """Mean squared velocity error over the real dimensions; steps past the episode's end count, as in LeRobot,
+        committed ones do not."""
         predicted, target = self.velocities(batch, draws)
         error = (predicted - target)[..., : self.config.action_dim] ** 2
-        return error.mean(), {}
+        committed = commit.drawn(draws, error.shape[1])
+        return error.mean() if committed is None else commit.mean_of(error, ~committed), {}
 
     def velocities(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Predicted and target velocity, (B, T, W) each."""
@@ -387,7 +401,11 @@ class Groot(Policy):
         context = self.context(pixels, batch["tokens"], batch["token_mask"], batch[STATE])
         noise, time, action = draws["noise"], draws["time"], self.packed_action(batch[ACTION])
         t = time[:, None, None]
-        return self.predict(context, (1 - t) * noise + t * action, time, {}), action - noise
+        x, extras = (1 - t) * noise + t * action, {}
+        committed = commit.drawn(draws, x.shape[1])
+        if committed is not None:
+            x, extras = commit.put(x, action, committed), {"rtc:weights": committed.to(x.dtype)}
+        return self.predict(context, x, time, extras), action - noise
 
     # -- graphs -------------------------------------------------------------------------------------------
 
@@ -403,6 +421,12 @@ class Groot(Policy):
         tau_next: Tensor,
         extras: Mapping[str, Tensor],
     ) -> Tensor:
+        if "rtc:weights" in extras and self.config.trained_delay:
+            committed = self.padded(self.committed(extras["rtc:committed"]), x.shape[-1])
+            is_committed = extras["rtc:weights"] > 0.5
+            x = commit.put(x, committed, is_committed)
+            velocity = self.predict(context, x, tau, extras)
+            return commit.put(euler(x, velocity, tau, tau_next), committed, is_committed)
         velocity = self.predict(context, x, tau, extras)
         if "rtc:weights" in extras:
             committed = self.padded(self.committed(extras["rtc:committed"]), x.shape[-1])
@@ -432,7 +456,8 @@ class Groot(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule("linear", int(self.arch.head["num_inference_timesteps"]), start=0.0, end=1.0)
+        n = 1 if self.config.one_step_time_shift else int(self.arch.head["num_inference_timesteps"])
+        return Schedule("linear", n, start=0.0, end=1.0)
 
     @property
     def sample_shape(self) -> tuple[int, int]:
@@ -468,7 +493,7 @@ class Groot(Policy):
             *(TensorSpec(s.name, s.dtype, s.shape, f"context:{s.name}") for s in context),
             TensorSpec("committed", "float32", (1, horizon, config.action_dim), "rtc:committed"),
             TensorSpec("weights", "float32", (1, horizon), "rtc:weights"),
-            TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),
+            *self.guidance_specs(),
         )
         actions = TensorSpec("actions", "float32", (1, horizon, config.action_dim))
         return {

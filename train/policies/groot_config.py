@@ -11,7 +11,8 @@ from edgevla.types import ACTION, STATE
 
 from ..nn.siglip import VisionDims
 from ..nn.transformer import TransformerDims
-from .config import PolicyConfig, PolicyFeature
+from .config import PolicyFeature
+from .flow_config import FlowConfig
 
 PUBLISHED_HEAD: dict[str, Any] = {
     "action_dim": 32,
@@ -83,7 +84,7 @@ ONLY: dict[str, Any] = {
 
 
 @dataclass
-class GrootConfig(PolicyConfig):
+class GrootConfig(FlowConfig):
     """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there (groot.md T16)."""
 
     type: ClassVar[str] = "groot"
@@ -130,6 +131,7 @@ class GrootConfig(PolicyConfig):
         self.check_sizes("chunk_size", "n_action_steps", "max_state_dim", "max_action_dim")
         if self.input_features and not self.image_features:
             raise CheckpointError("GR00T needs at least one camera among its input features")
+        self.check_flow()
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"

@@ -32,7 +32,7 @@ from ..backbone import (
     text_config_of,
     vision_config_of,
 )
-from ..nn import flow
+from ..nn import commit, flow
 from ..nn.image import resize_with_pad
 from ..nn.siglip import VisionDims, VisionTower
 from ..nn.transformer import Transformer, TransformerDims, project
@@ -388,25 +388,27 @@ class PiPolicy(FlowVla):
         context: Mapping[str, Tensor],
         suffix: Tensor,
         starts: list[bool],
-        modulation: Tensor | None = None,
+        *modulation: Tensor | None,
     ) -> Tensor:
-        """Suffix embeddings -> velocity of the actions, the last T of them."""
+        """Suffix embeddings -> velocity of the actions, the last T of them. modulation: as the expert takes it."""
         rope, bias = self.after_prefix(context["prefix_mask"], starts)
-        out = self.expert(suffix, rope, bias, context["kv"], modulation)
+        out = self.expert(suffix, rope, bias, context["kv"], *modulation)
         return self.action_out_proj(out[:, -self.config.chunk_size :].to(self.action_out_proj.weight.dtype))
 
     # -- loss and pipelines -------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared velocity error over the real action dimensions; padded steps count, as in LeRobot."""
+        """Mean squared velocity error over the real action dimensions; padded steps count, as in LeRobot, committed
+        ones do not."""
         error = self.squared_error(batch, draws)
         real = error[..., : self.config.action_dim]
-        loss = real.mean()
-        parts = {
-            "elementwise_loss": error,
-            "loss_per_dim": real.mean((0, 1)),
-            "loss_per_sample": real.mean((1, 2)),
-        }
+        committed = commit.drawn(draws, real.shape[1])
+
+        def mean(*dim: int) -> Tensor:
+            return real.mean(dim) if committed is None else commit.mean_of(real, ~committed, dim)
+
+        loss = mean(0, 1, 2)
+        parts = {"elementwise_loss": error, "loss_per_dim": mean(0, 1), "loss_per_sample": mean(1, 2)}
         return loss, {**{k: v.detach() for k, v in parts.items()}, "loss": loss.detach()}
 
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgevla.graph import TensorSpec
 
+from ..nn.commit import over_tokens, per_action
 from ..nn.transformer import project
 from . import aloha
 from .pi import PiConfig, PiPolicy
@@ -81,19 +82,26 @@ class Pi0(PiPolicy):
             TensorSpec("state_padded", "float32", (1, self.config.max_state_dim)),
         )
 
-    def time(self, tau: Tensor) -> dict[str, Tensor]:
+    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
         return {"time_embedding": self.time_embedding(tau)}
 
     def embed_suffix(self, x: Tensor, state: Tensor, time_embedding: Tensor) -> Tensor:
-        """[state, a_1 ... a_T]: (B, T + 1, width)."""
+        """[state, a_1 ... a_T]: (B, T + 1, width). time_embedding: (B, width), or (B, T, width)."""
         actions = project(self.action_in_proj, x)
-        times = time_embedding.to(actions.dtype)[:, None].expand_as(actions)
+        times = over_tokens(time_embedding).to(actions.dtype).expand_as(actions)
         fused = F.silu(project(self.action_time_mlp_in, torch.cat([actions, times], dim=-1)))
         fused = project(self.action_time_mlp_out, fused)
         return torch.cat([project(self.state_proj, state)[:, None], fused], dim=1)
 
-    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        suffix = self.embed_suffix(x, context["state_padded"], rows["time_embedding"])
+    def velocity(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        rows: Mapping[str, Tensor],
+        is_committed: Tensor | None = None,
+    ) -> Tensor:
+        times = per_action(rows["time_embedding"], rows.get("clean_time_embedding"), is_committed)
+        suffix = self.embed_suffix(x, context["state_padded"], times)
         # The state sees no action; actions see the state and each other.
         starts = [True, True] + [False] * (x.shape[1] - 1)
         return self.run_expert(context, suffix, starts)

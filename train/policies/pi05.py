@@ -34,10 +34,20 @@ class Pi05Config(PiConfig):
     type: ClassVar[str] = "pi05"
     pads_state: ClassVar[bool] = False
 
+    own_keys: ClassVar[frozenset[str]] = PiConfig.own_keys - {"rtc_training_max_delay"}
+
     tokenizer_max_length: int = 200
     normalization_mapping: dict[str, str] = field(
         default_factory=lambda: {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "QUANTILES"}
     )
+
+    def to_json(self) -> dict[str, Any]:
+        """`rtc_training_max_delay` is LeRobot's own key here since 0.7, and only where it says something: older ones
+        refuse it."""
+        data = super().to_json()
+        if not self.rtc_training_max_delay:
+            del data["rtc_training_max_delay"]
+        return data
 
 
 class Pi05(PiPolicy):
@@ -66,7 +76,7 @@ class Pi05(PiPolicy):
             return None
         return name.replace("model.action_time_mlp_", "model.time_mlp_")
 
-    def time(self, tau: Tensor) -> dict[str, Tensor]:
+    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
         """Scale, shift and gate of all norms of the expert: (B, 2 * layers + 1, 3 * width)."""
         hidden = F.silu(project(self.time_mlp_in, self.time_embedding(tau)))
         return {"modulation": self.expert.modulations(F.silu(project(self.time_mlp_out, hidden)))}
@@ -74,9 +84,16 @@ class Pi05(PiPolicy):
     def embed_suffix(self, x: Tensor) -> Tensor:
         return project(self.action_in_proj, x)
 
-    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    def velocity(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        rows: Mapping[str, Tensor],
+        is_committed: Tensor | None = None,
+    ) -> Tensor:
         starts = [True] + [False] * (x.shape[1] - 1)
-        return self.run_expert(context, self.embed_suffix(x), starts, rows["modulation"])
+        modulation = rows["modulation"], rows.get("clean_modulation"), is_committed
+        return self.run_expert(context, self.embed_suffix(x), starts, *modulation)
 
     # -- prompt -------------------------------------------------------------------------------------------
 

@@ -31,7 +31,8 @@ from ..backbone import (
     token_id,
     vision_config_of,
 )
-from ..nn import flow
+from ..nn import commit, flow
+from ..nn.commit import over_tokens, per_action
 from ..nn.image import resize_with_pad
 from ..nn.masks import bias
 from ..nn.siglip import VisionDims, VisionTower, pixel_shuffle
@@ -421,25 +422,33 @@ class SmolVla(FlowVla):
             pair.dtype
         )
 
-    def time(self, tau: Tensor) -> dict[str, Tensor]:
+    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
         c = self.config
         return {
             "time_embedding": flow.time_embedding(tau, self.dims.expert.width, c.min_period, c.max_period)
         }
 
     def embed_suffix(self, x: Tensor, time_embedding: Tensor) -> Tensor:
+        """time_embedding: (B, width), or (B, T, width)."""
         actions = project(self.action_in_proj, x)
-        times = time_embedding.to(actions.dtype)[:, None].expand_as(actions)
+        times = over_tokens(time_embedding).to(actions.dtype).expand_as(actions)
         fused = F.silu(project(self.action_time_mlp_in, torch.cat([actions, times], dim=-1)))
         return project(self.action_time_mlp_out, fused)
 
-    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+    def velocity(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        rows: Mapping[str, Tensor],
+        is_committed: Tensor | None = None,
+    ) -> Tensor:
         kv, real = context["kv"], context["prefix_mask"]
         n, length = x.shape[:2]
         after_prefix = self.after_prefix(real, [True] * length)
         order = torch.arange(length, device=x.device)[None]
         restarted = self.expert.rope(order), bias(real[:, None].expand(n, length, real.shape[1]))
-        h = self.embed_suffix(x, rows["time_embedding"]).to(self.expert.dtype)
+        times = per_action(rows["time_embedding"], rows.get("clean_time_embedding"), is_committed)
+        h = self.embed_suffix(x, times).to(self.expert.dtype)
         for i in range(self.dims.expert.depth):
             layer = self.expert.layer(i)
             if self.is_cross(i):
@@ -451,13 +460,15 @@ class SmolVla(FlowVla):
     # -- loss and conventions -----------------------------------------------------------------------------
 
     def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared velocity error over the real action dimensions of steps inside the episode."""
+        """Mean squared velocity error over the real action dimensions of steps inside the episode, not committed."""
         error = self.squared_error(batch, draws)
         parts = {"elementwise_loss": error, "losses_after_forward": error.mean()}
         error = error[..., : self.config.action_dim]
         valid = torch.ones(error.shape[:2], dtype=torch.bool, device=error.device)
         if "action_is_pad" in batch:
             valid = ~batch["action_is_pad"]
+        committed = commit.drawn(draws, error.shape[1])
+        valid = valid if committed is None else valid & ~committed
         masked = error * valid[..., None]
         parts["losses_after_in_ep_bound"] = parts["losses_after_rm_padding"] = masked.mean()
         n = error.shape[-1]

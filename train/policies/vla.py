@@ -25,7 +25,7 @@ from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
 
 from ..backbone import pad_id
-from ..nn import flow
+from ..nn import commit, flow
 from ..nn.image import to_float
 from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
@@ -92,12 +92,18 @@ class FlowVla(Policy):
         """P for these cameras and this many prompt tokens."""
 
     @abstractmethod
-    def time(self, tau: Tensor) -> dict[str, Tensor]:
+    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
         """Everything that depends on the time alone, by name: float32 (B, ...)."""
 
     @abstractmethod
-    def velocity(self, context: Mapping[str, Tensor], x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        """The expert alone. rows: as from `time`."""
+    def velocity(
+        self,
+        context: Mapping[str, Tensor],
+        x: Tensor,
+        rows: Mapping[str, Tensor],
+        is_committed: Tensor | None = None,
+    ) -> Tensor:
+        """The expert alone. rows: as from `time`. is_committed: bool (B, T), actions that take the clean rows."""
 
     @property
     def expert_every(self) -> int:
@@ -119,7 +125,9 @@ class FlowVla(Policy):
         source = generator.device if generator is not None else torch.device("cpu")
         shape = (n, self.config.chunk_size, self.config.max_action_dim)
         noise = torch.randn(shape, generator=generator, device=source)
-        return {"noise": noise.to(device), "time": self.draw_time(n, generator).to(device)}
+        time = flow.shift_time(self.draw_time(n, generator), self.config.one_step_time_shift)
+        draws = {"noise": noise, "time": time, **self.draw_delay(n, generator)}
+        return {name: draw.to(device) for name, draw in draws.items()}
 
     def draw_time(self, n: int, generator: torch.Generator | None) -> Tensor:
         """(n,) times to train at."""
@@ -143,11 +151,15 @@ class FlowVla(Policy):
         return inputs
 
     def squared_error(self, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
-        """(B, T, W): (target velocity - predicted)^2, padded action dimensions included."""
-        inputs = self.inputs(batch)
+        """(B, T, W): (target velocity - predicted)^2, padded action dimensions included, committed actions too."""
+        inputs, time = self.inputs(batch), draws["time"]
         actions = self.to_network(batch[ACTION], inputs.get("state"))
-        x, target = flow.path(actions, draws["noise"], draws["time"])
-        return (target - self.predict(self.encode(inputs), x, draws["time"], {})).square()
+        x, target = flow.path(actions, draws["noise"], time)
+        extras = {}
+        committed = commit.drawn(draws, x.shape[1])
+        if committed is not None:
+            x, extras = commit.put(x, actions, committed), {"rtc:weights": committed.to(x.dtype)}
+        return (target - self.predict(self.encode(inputs), x, time, extras)).square()
 
     # -- the three methods --------------------------------------------------------------------------------
 
@@ -166,7 +178,16 @@ class FlowVla(Policy):
         self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
     ) -> Tensor:
         rows = {k.removeprefix("time:"): v for k, v in extras.items() if k.startswith("time:")}
-        return self.velocity(context, x, rows or self.time(tau)).to(torch.float32)
+        is_committed = commit.marked(extras) if self.config.trained_delay else None
+        return self.velocity(context, x, rows or self.time(tau), is_committed).to(torch.float32)
+
+    def time(self, tau: Tensor) -> dict[str, Tensor]:
+        """`time_rows`; where actions may be committed also those of the clean time, 0, as `clean_<name>`."""
+        rows = self.time_rows(tau)
+        if not self.config.trained_delay:
+            return rows
+        clean = self.time_rows(torch.zeros_like(tau))
+        return {**rows, **{f"clean_{name}": row for name, row in clean.items()}}
 
     def denoise(
         self,
@@ -176,10 +197,16 @@ class FlowVla(Policy):
         tau_next: Tensor,
         extras: Mapping[str, Tensor],
     ) -> Tensor:
+        if "rtc:weights" not in extras:
+            return flow.euler(x, self.predict(context, x, tau, extras), tau, tau_next)
+        committed = self.to_network(extras["rtc:committed"], context.get("raw_state"), is_command=True)
+        if self.config.trained_delay:
+            is_committed = extras["rtc:weights"] > 0.5
+            x = commit.put(x, committed, is_committed)
+            v = self.predict(context, x, tau, extras)
+            return commit.put(flow.euler(x, v, tau, tau_next), committed, is_committed)
         v = self.predict(context, x, tau, extras)
-        if "rtc:weights" in extras:
-            committed = self.to_network(extras["rtc:committed"], context.get("raw_state"), is_command=True)
-            v = flow.guide(x, v, tau, committed, extras["rtc:weights"], extras["rtc:max_guidance"])
+        v = flow.guide(x, v, tau, committed, extras["rtc:weights"], extras["rtc:max_guidance"])
         return flow.euler(x, v, tau, tau_next)
 
     def decode(self, x: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
@@ -301,7 +328,7 @@ class FlowVla(Policy):
             *(dataclasses.replace(s, source=f"time:{s.name}") for s in times),
             TensorSpec("committed", "float32", (1, config.chunk_size, config.action_dim), "rtc:committed"),
             TensorSpec("weights", "float32", (1, config.chunk_size), "rtc:weights"),
-            TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),
+            *self.guidance_specs(),
         ]
         actions = TensorSpec("actions", "float32", (1, config.chunk_size, config.action_dim))
         return {
@@ -313,7 +340,7 @@ class FlowVla(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        n = self.config.denoise_steps
+        n = 1 if self.config.one_step_time_shift else self.config.denoise_steps
         return Schedule("linear", n, n_steps_allowed=(1, max(100, n)))
 
     @property

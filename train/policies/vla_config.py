@@ -14,13 +14,14 @@ from edgevla.types import ACTION, STATE
 
 from ..processors import Processors, Step
 from .config import PolicyConfig
+from .flow_config import FlowConfig
 
 RELATIVE = ("relative_actions_processor", "delta_actions_processor")
 """LeRobot's names of the step that subtracts the state from the actions: since 0.6, and in 0.5."""
 
 
 @dataclass
-class VlaConfig(PolicyConfig):
+class VlaConfig(FlowConfig):
     """Fields that these policies' configs have in common, with LeRobot's names.
 
     `compile_model` and `compile_mode` only travel along: graphs are compiled by the export.
@@ -70,6 +71,7 @@ class VlaConfig(PolicyConfig):
         self.check_sizes(
             "chunk_size", "n_action_steps", "max_state_dim", "max_action_dim", "tokenizer_max_length"
         )
+        self.check_flow()
         if self.min_period <= 0 or self.max_period <= 0:
             raise CheckpointError(
                 f"{self.type}: min_period {self.min_period} and max_period {self.max_period} must be above 0"

@@ -25,7 +25,9 @@ from edgevla.policy import Schedule
 from edgevla.types import ACTION, STATE
 
 from ..backbone import backbone_weights, copy_weights, pad_id, read_json
+from ..nn import commit
 from ..nn.florence import Florence, FlorenceDims, is_newer_layout, published_names
+from ..nn.flow import shift_time
 from ..nn.image import resize_with_pad
 from ..nn.normalize import Normalizers
 from ..nn.rotation import rot6d_to_axis_angle
@@ -76,6 +78,11 @@ class XVla(Policy):
         self.normalizers = Normalizers(config, processors)
         step = processors.step(DOMAIN_STEP)
         self.domain = int(step.number("domain_id", 0)) if step is not None else 0
+        if config.trained_delay and self._is_pose_output:
+            raise CheckpointError(
+                f"rtc_training_max_delay is {config.trained_delay}, but this X-VLA's actions leave {ROT6D_STEP} as axis "
+                "and angle, which cannot be committed; set rtc_training_max_delay=0"
+            )
         if not 0 <= self.domain < config.num_domains:
             raise CheckpointError(
                 f"policy_preprocessor.json: domain_id is {self.domain}; "
@@ -294,7 +301,10 @@ class XVla(Policy):
         """Clean actions (B, T, W), before the action space's output map."""
         domain = self.domains(x.shape[0], extras.get("setting:domain_id"))
         hidden = self.space.hide(x).to(context["tokens"].dtype)
-        return self.transformer(hidden, context["proprio"], tau, context["tokens"], domain).to(torch.float32)
+        is_committed = commit.marked(extras) if self.config.trained_delay else None
+        return self.transformer(hidden, context["proprio"], tau, context["tokens"], domain, is_committed).to(
+            torch.float32
+        )
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -303,11 +313,13 @@ class XVla(Policy):
         device = generator.device if generator is not None else action.device
         noise = torch.randn((action.shape[0], *self.sample_shape), generator=generator, device=device)
         u = torch.rand(1, generator=generator, device=device)
-        return {"noise": noise.to(action.device), "u": u.to(action.device)}
+        draws = {"noise": noise, "u": u, **self.draw_delay(action.shape[0], generator)}
+        return {name: draw.to(action.device) for name, draw in draws.items()}
 
     def times(self, u: Tensor, batch: int) -> Tensor:
-        """One uniform draw (1,) spread evenly over the batch."""
-        return (u + torch.arange(batch, device=u.device) / batch) % (1 - 1e-5)
+        """One uniform draw (1,) spread evenly over the batch, and shifted where it is trained for one step."""
+        even = (u + torch.arange(batch, device=u.device) / batch) % (1 - 1e-5)
+        return shift_time(even, self.config.one_step_time_shift)
 
     def target(self, action: Tensor) -> Tensor:
         """Raw (B, T, A) -> normalised, cut or zero-padded to the chunk and the network's width."""
@@ -316,9 +328,13 @@ class XVla(Policy):
         return F.pad(x, (0, width - x.shape[-1], 0, horizon - x.shape[1]))
 
     def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the action space's terms; steps past the episode's end count like the others, as in LeRobot."""
+        """Sum of the action space's terms; steps past the episode's end count like the others, as in LeRobot, committed
+        ones do not."""
         predicted, _, _ = self.training_prediction(batch, draws)
-        parts = self.space.losses(predicted, self.target(batch[ACTION]))
+        target, committed = self.target(batch[ACTION]), commit.drawn(draws, predicted.shape[1])
+        if committed is not None:  # each term is a mean, so what it does not see does not count
+            predicted, target = predicted[~committed][None], target[~committed][None]
+        parts = self.space.losses(predicted, target)
         return torch.stack(list(parts.values())).sum(), parts
 
     def training_prediction(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -327,9 +343,13 @@ class XVla(Policy):
         time = self.times(draws["u"], n)
         t = time[:, None, None]
         x_t = t * draws["noise"] + (1 - t) * target
+        committed, extras = commit.drawn(draws, x_t.shape[1]), {}
+        if committed is not None:
+            x_t, extras = commit.put(x_t, target, committed), {"rtc:weights": committed.to(x_t.dtype)}
         domain = self.domains(n, batch.get(self.config.domain_feature_key or "", batch.get("domain_id")))
         context = self.context(self.views(batch), batch["tokens"], batch.get(STATE), domain)
-        return self.predict(context, x_t, time, {"setting:domain_id": domain}), self.space.hide(x_t), time
+        extras["setting:domain_id"] = domain
+        return self.predict(context, x_t, time, extras), self.space.hide(x_t), time
 
     # -- graphs -------------------------------------------------------------------------------------------
 
@@ -347,10 +367,20 @@ class XVla(Policy):
         tau_next: Tensor,
         extras: Mapping[str, Tensor],
     ) -> Tensor:
+        t = tau_next[:, None, None]
+        if "rtc:weights" in extras and self.config.trained_delay:
+            # Gripper channels enter as they were taught and leave as logits.
+            taught = self.normalizers.command(ACTION, extras["rtc:committed"])
+            entering, leaving = (
+                F.pad(c, (0, x.shape[-1] - c.shape[-1])) for c in (taught, self.space.inverse_output(taught))
+            )
+            is_committed = extras["rtc:weights"] > 0.5
+            predicted = self.predict(context, commit.put(x, entering, is_committed), tau, extras)
+            step = t * extras["noise:initial"] + (1 - t) * predicted
+            return commit.put(step, leaving, is_committed)
         predicted = self.predict(context, x, tau, extras)
         if "rtc:weights" in extras:
             predicted = self._inpainted(predicted, extras["rtc:committed"], extras["rtc:weights"])
-        t = tau_next[:, None, None]
         return t * extras["noise:initial"] + (1 - t) * predicted
 
     def _inpainted(self, predicted: Tensor, committed: Tensor, weights: Tensor) -> Tensor:
@@ -381,7 +411,7 @@ class XVla(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule("linear", self.config.num_denoising_steps)
+        return Schedule("linear", 1 if self.config.one_step_time_shift else self.config.num_denoising_steps)
 
     @property
     def sample_shape(self) -> tuple[int, int]:

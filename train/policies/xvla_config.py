@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 from edgevla.errors import CheckpointError
 
 from ..processors import Processors
-from .config import Features, PolicyConfig, PolicyFeature
+from .config import Features, PolicyFeature
+from .flow_config import FlowConfig
 from .xvla_actions import ROT6D_STEP, action_space
 
 EMPTY = "observation.images.empty_camera_"
 
 
 @dataclass
-class XVlaConfig(PolicyConfig):
+class XVlaConfig(FlowConfig):
     """LeRobot's fields, 0.4 to 0.6."""
 
     type: ClassVar[str] = "xvla"
@@ -69,6 +70,7 @@ class XVlaConfig(PolicyConfig):
     def validate(self) -> None:
         self.check_sizes("chunk_size", "n_action_steps", "num_denoising_steps", "num_heads", "hidden_size")
         self.check_sizes("tokenizer_max_length", "num_domains", "max_state_dim", "resize_imgs_with_padding")
+        self.check_flow()
         if self.n_action_steps > self.chunk_size:
             raise CheckpointError(
                 f"n_action_steps {self.n_action_steps} exceeds chunk_size {self.chunk_size}"
