@@ -12,7 +12,6 @@ terminal has no room for a second column, or shows each part as one line.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +21,7 @@ ONE_ARM, ONE_ARM_WIDE, TWO_ARMS = 50, 64, 104
 LEAST_SIDE = 29
 """Columns that a table needs beside another."""
 TALL = 3
-"""Rows of a joint where there are plenty: its last ten seconds can be read like a plot."""
+"""Rows of a joint where there are plenty (of two arms one less): its last ten seconds can be read like a plot."""
 BESIDE = 5
 """Rows that a table needs below the cameras."""
 NARROW, LOW, TINY = 76, 20, 10
@@ -135,9 +134,10 @@ def _wide(body: Box, content: Content) -> Boxes:
     arms = Box(body.x, body.y, body.width, _joint_rows(body.width, content))
     indented = Box(arms.x + 1, arms.y, arms.width - 1, arms.height)
     below = Box(body.x, arms.bottom, body.width, body.height - arms.height)
-    if below.height < 20:
+    least = ONE_ARM - 4 if below.height < 20 else ONE_ARM + 8
+    if below.height < 20 and content.n_cameras > 2:
         return {"joints": indented, **_strip(below, content)}
-    return {"joints": indented, **_columns(below, content, ONE_ARM + 8, has_joints=False)}
+    return {"joints": indented, **_columns(below, content, least, has_joints=False)}
 
 
 def _strip(body: Box, content: Content) -> Boxes:
@@ -157,7 +157,7 @@ def _strip(body: Box, content: Content) -> Boxes:
 
 def _columns(body: Box, content: Content, least: int, *, has_joints: bool) -> Boxes:
     """Tables on the left, cameras on the right and what they leave room for, events in the rows that are left."""
-    n_events = 4 if body.height < 24 else 7
+    n_events = 3 if body.height < 16 else 4 if body.height < 24 else 7
     is_small = body.width < 100
     side_height = body.height - n_events if is_small else body.height  # else events stay on the left
     grid = _grid(content.n_cameras, body.width - least - 1, side_height)
@@ -166,8 +166,9 @@ def _columns(body: Box, content: Content, least: int, *, has_joints: bool) -> Bo
     if not grid.n:
         side = max(side, body.width - max(least, body.width // 2) - 1)
     left = body.width - side - 1
+    tall = 1 if body.height <= 50 else TALL if len(content.joints) == 1 else 2
     wanted = {
-        "joints": max(content.joints) * (TALL if body.height > 50 else 1) + 1 if has_joints else 0,
+        "joints": max(content.joints) * tall + 1 if has_joints else 0,
         "chunks": 4 if body.height < 24 else 8 if body.height < 45 else 13,
         "latency": 2 if body.height < 24 else 3,
         "loop": 2 if body.height < 24 else 3,
@@ -219,7 +220,7 @@ def _grid(n: int, width: int, height: int, columns: int | None = None) -> Grid:
         rows = -(-n // c)
         wide = min((width + 1) // c - 1, (height // rows - 1) * 8 // 3)
         if wide > best.width:
-            best = Grid(c, wide, math.ceil(wide * 3 / 8) + 1, n)
+            best = Grid(c, wide, wide * 3 // 4 // 2 + 1, n)
     return best
 
 

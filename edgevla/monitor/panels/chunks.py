@@ -154,8 +154,8 @@ def _jump(model: MonitorModel, seam: Seam, *, is_named: bool = True) -> str:
     if seam.joint >= len(joints):
         return f"{seam.jump:.2g}"
     joint = joints[seam.joint]
-    unit = {"deg": "°", "percent": "%"}.get(joint.unit, f" {joint.unit}" if joint.unit else "")
-    words = f"{seam.jump:.1f}" if seam.jump >= 10 else f"{seam.jump:.2g}" if seam.jump >= 0.001 else "0"
+    unit = {"deg": "°", "percent": "%", "unit": ""}.get(joint.unit, f" {joint.unit}" if joint.unit else "")
+    words = f"{seam.jump:.{1 if seam.jump >= 1 else 2 if seam.jump >= 0.1 or unit == '°' else 3}f}"
     return f"{words}{unit} {clean(joint.name)}" if is_named else f"{words}{unit}"
 
 
@@ -174,7 +174,7 @@ def _latency(model: MonitorModel, width: int, height: int) -> list[Row]:
     inference, age = percentiles(model.inference_ms), percentiles(model.image_age_ms)
     if not parts or inference is None:
         return [title("latency", width), ((" no inference yet", "dim italic"),)][:height]
-    said = [(f"inference {spread(inference, 1)} ms", "")]
+    said = [(f"infer {spread(inference, 1)} ms", "")]
     if age is not None:
         said.append((f"· picture {spread(age, 0)} ms", "dim"))
     head = title("latency", width, *said)

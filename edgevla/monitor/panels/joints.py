@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from edgevla.monitor.history import History, spark_width, sparkline
+from edgevla.monitor.history import WIDTHS, History, spark_width, sparkline
 from edgevla.monitor.model import JointRow, MonitorModel
 from edgevla.monitor.panels.marks import HEAD, measured, old_title, short_name
 from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, fitted
@@ -20,6 +20,10 @@ SIDES = ("left", "right")
 LATE_MS = 100
 LEAST_ARM = 38
 """Columns that an arm needs beside another, and a joint's whole name beside its numbers."""
+SUFFIXED_ALWAYS = ("percent",)
+TIGHT = 34
+"""Columns beside the names: fewer, and numbers are as short as they can be."""
+WITH_LIMITS, LEAST_BAR = 92, 4
 TALL = 3
 """Rows that a joint's last ten seconds take at most."""
 NAME = 10
@@ -87,29 +91,32 @@ def _beside(rows: Sequence[Row], each: int) -> Row:
 
 
 def _columns(joints: Sequence[JointRow], label: str, width: int) -> Columns:
-    units = {joint.unit for joint in joints}
-    span = max((joint.high - joint.low for joint in joints), default=100.0)
-    digits = 1 if span > 20 else 2
-    number = 8 if span > 20 else 7
-    name = max([NAME, *(len(_name(joint, label)) + 1 for joint in joints)]) if width >= LEAST_ARM else NAME
-    limit = 7 if width >= 92 else 0
+    """Where it is tight, degrees are whole and their unit stands in the title."""
+    name = max(NAME, *(len(_name(joint, label)) for joint in joints))
+    is_small = max(joint.high - joint.low for joint in joints) < 20  # radians, metres
+    is_tight = width - name < TIGHT
+    digits = (2 if is_small else 1) if not is_tight or is_small else 0
+    number = (6 if is_tight else 8) if is_small else (5 if is_tight else 8)
+    name = min(name, max(NAME, width - 2 * number)) + (not is_tight)
+    limit = 7 if width >= WITH_LIMITS else 0
     left = width - name - 2 * number - 2 * limit - 2
-    spark = spark_width(max(8, min(40, left * 2 // 5))) if left >= 14 else 0
-    bar = min(left - spark - (1 if spark else 0), 60)
-    suffixed = all(UNITS.get(unit) for unit in units)
-    unit = "" if suffixed else next((u for u in sorted(units) if u and not UNITS.get(u)), "")
-    return Columns(name, number, digits, limit, max(0, bar), spark, unit)
+    spark = spark_width(max(WIDTHS[-1], left * 2 // 5)) if left >= LEAST_BAR + WIDTHS[-1] else 0
+    bar = max(0, left - spark + (not spark))
+    units = [unit for joint in joints if (unit := joint.unit) and (is_tight or not UNITS.get(unit))]
+    words = [unit for unit in dict.fromkeys(units) if unit not in SUFFIXED_ALWAYS]
+    return Columns(name, number, digits, limit, bar, spark, words[0] if words else "")
 
 
 def _arm(
     model: MonitorModel, arm: Arm, standing: Standing, width: int, height: int, now_ns: int
 ) -> list[Row]:
     c = _columns(arm.joints, arm.label, width)
-    first = f"{arm.label} arm" if arm.label else "joint"
-    words = f"{first:<{c.name}}{'present':>{c.number}}{'goal':>{c.number}} "
+    first = (arm.label if c.unit else f"{arm.label} arm") if arm.label else "joint"
+    first = column(f"{first} ({c.unit})" if c.unit else first, c.name)
+    words = f"{first}{'present' if c.number > 7 else 'now':>{c.number}}{'goal':>{c.number}} "
     if c.limit:
         words += f"{'min':>{c.limit - 1}} "
-    words += column("range" + (f" ({c.unit})" if c.unit else ""), c.bar)
+    words += f"{'range' if c.bar > 4 else '':<{c.bar}}"
     words += f" {'max':<{c.limit - 1}}" if c.limit else ""
     words += f" {'10 s':<{c.spark}}" if c.spark else ""
     head: Row = ((words, HEAD),) if standing.is_live else old_title(words, c.name, model.state_ns, now_ns)
@@ -127,16 +134,16 @@ def _joint(joint: JointRow, arm: Arm, c: Columns, tall: int, present: History, n
     """tall: rows of its last ten seconds; the numbers stand in the first one."""
     old, limited = "red" if joint.age_ms > LATE_MS else "", "bold red" if joint.limited_by else ""
     name = _name(joint, arm.label)
-    unit = UNITS.get(joint.unit, "")
+    unit = "" if joint.unit == c.unit else UNITS.get(joint.unit, "")
     cells: list[Cell] = [
-        (column(name if len(name) < c.name else short_name(name, c.name - 1), c.name), ""),
+        (column(name if len(name) <= c.name else short_name(name, c.name), c.name), ""),
         (_number(joint.present, unit, c), old),
         (_number(joint.goal, unit, c), limited),
         (" ", ""),
     ]
     if c.limit:
         cells.append((f"{measured(joint.low, c.limit - 1, c.digits)} ", "dim"))
-    cells += joint_bar(joint, c.bar) if c.bar >= 4 else [(" " * c.bar, "")]
+    cells += joint_bar(joint, c.bar) if c.bar >= LEAST_BAR else [(" " * c.bar, "")]
     if c.limit:
         cells.append((f" {measured(joint.high, 0, c.digits):<{c.limit - 1}}", "dim"))
     if not c.spark:
@@ -149,8 +156,8 @@ def _joint(joint: JointRow, arm: Arm, c: Columns, tall: int, present: History, n
 
 
 def _number(value: float, unit: str, c: Columns) -> str:
-    text = f"{value:.{c.digits}f}{unit}" if math.isfinite(value) else "-"
-    return f"{text.replace('-0.0°', '0.0°'):>{c.number}}"
+    text = f"{round(value, c.digits) + 0.0:.{c.digits}f}{unit}" if math.isfinite(value) else "-"  # no -0.0
+    return f"{text:>{c.number}}"
 
 
 def joint_bar(joint: JointRow, cells: int) -> list[Cell]:

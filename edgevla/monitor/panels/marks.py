@@ -35,7 +35,7 @@ def joined(cells: list[tuple[Cell, ...]], width: int, gap: str = "  ") -> Row:
 
 
 def measured(value: float, width: int, digits: int) -> str:
-    return f"{value:{width}.{digits}f}" if math.isfinite(value) else f"{'-':>{width}}"
+    return f"{round(value, digits) + 0.0:{width}.{digits}f}" if math.isfinite(value) else f"{'-':>{width}}"
 
 
 def rate(per_s: float) -> str:

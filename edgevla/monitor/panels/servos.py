@@ -7,8 +7,8 @@ from edgevla.monitor.panels.marks import HEAD, joined, measured, old_title, shor
 from edgevla.monitor.rates import NOTEWORTHY
 from edgevla.monitor.rows import OLD, Cell, Row, clean, column
 
-COMPACT, RICH = 38, 60
-"""Widths from which voltage and retries, and all rates, have room."""
+COMPACT, RICH = 25, 43
+"""Cells beside the name from which voltage and retries, and all rates, have room."""
 BAND_C = 5
 """Servos within so many degrees of each other keep the order of the profile: no row jumps for nothing."""
 
@@ -20,8 +20,9 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
         return [_worst(model, shown, width, now_ns)]
     name = 13 if width < 46 else max([13, *(len(s.name) + 1 for s in shown)])
     words = f"{'servo':<{name}} °C"
-    words += "    V load on retry/s" if width >= COMPACT else " load on"
-    words += " damaged/s  late/s" if width >= RICH else ""
+    room = width - name
+    words += "    V load on retry/s" if room >= COMPACT else " load on"
+    words += " damaged/s  late/s" if room >= RICH else ""
     rows = [servo_row(servo, width, name) for servo in shown[: height - 1]]
     if len(shown) > len(rows) and rows:
         more = f"  {len(shown) - len(rows)} more"
@@ -31,7 +32,7 @@ def servos(model: MonitorModel, width: int, height: int, now_ns: int) -> list[Ro
     if model.is_health_old(now_ns):
         return [old_title(words, name, model.health_ns, now_ns), *map(_aged_but_torque, rows)]
     said = _lines(model, width)
-    if sum(len(text) for text, _ in said) + len(words) <= width:
+    if not said or sum(len(text) for text, _ in said) + len(words) <= width:
         return [((words, HEAD), *said), *rows]
     return [((words, HEAD),), said, *rows]
 
@@ -52,12 +53,13 @@ def servo_row(servo: ServoRow, width: int, name: int) -> Row:
         (column(clean(words), name), style),
         (f" {measured(servo.temperature_c, 2, 0)}", style),
     ]
-    if width >= COMPACT:
+    room = width - name
+    if room >= COMPACT:
         cells.append((f" {measured(servo.voltage_v, 4, 1)}", ""))
     cells += [(f" {measured(servo.load_percent, 3, 0)}%", style), (" " + on, on_style)]
-    if width >= COMPACT:
+    if room >= COMPACT:
         cells.append(_rate(servo.trouble.retries, 7))
-    if width >= RICH:
+    if room >= RICH:
         cells += [_rate(servo.trouble.corrupt, 10), _rate(servo.trouble.stale, 8)]
     return tuple(cells)
 
