@@ -24,6 +24,8 @@ TALL = 3
 """Rows of a joint where there are plenty (of two arms one less): its last ten seconds can be read like a plot."""
 BESIDE = 5
 """Rows that a table needs below the cameras."""
+SMALL = 110
+"""Columns below which the events have the whole width."""
 NARROW, LOW, TINY = 76, 20, 10
 ENLARGED_EVENTS = 5
 
@@ -51,7 +53,16 @@ class Box:
         return self.y + self.height
 
 
-GIVE_WAY = (("servos", 9), ("chunks", 5), ("latency", 2), ("loop", 2), ("servos", 3), ("chunks", 3))
+GIVE_WAY = (
+    ("servos", 9),
+    ("chunks", 5),
+    ("latency", 2),
+    ("loop", 2),
+    ("servos", 3),
+    ("chunks", 3),
+    ("loop", 1),
+    ("servos", 1),
+)
 """Which tables lose rows where there are too few, and down to how many."""
 INDENTED = ("joints", "servos")
 """Tables that begin with a line of heads; the others begin with a rule, which has its own indent."""
@@ -157,48 +168,64 @@ def _strip(body: Box, content: Content) -> Boxes:
 
 def _columns(body: Box, content: Content, least: int, *, has_joints: bool) -> Boxes:
     """Tables on the left, cameras on the right and what they leave room for, events in the rows that are left."""
+    wanted = _wanted(body, content, has_joints=has_joints)
     n_events = 3 if body.height < 16 else 4 if body.height < 24 else 7
-    is_small = body.width < 100
+    is_small = body.width < SMALL
     side_height = body.height - n_events if is_small else body.height  # else events stay on the left
     grid = _grid(content.n_cameras, body.width - least - 1, side_height)
+    if not grid.n:
+        return _without_cameras(body, wanted, n_events)
     free = side_height - grid.total_height
     side = max(grid.total_width, 0 if free < BESIDE else LEAST_SIDE if is_small else 40)
-    if not grid.n:
-        side = max(side, body.width - max(least, body.width // 2) - 1)
-    left = body.width - side - 1
-    tall = 1 if body.height <= 50 else TALL if len(content.joints) == 1 else 2
-    wanted = {
-        "joints": max(content.joints) * tall + 1 if has_joints else 0,
-        "chunks": 4 if body.height < 24 else 8 if body.height < 45 else 13,
-        "latency": 2 if body.height < 24 else 3,
-        "loop": 2 if body.height < 24 else 3,
-        "servos": content.n_servos + 2,  # one for a line's trouble
-    }
-    movable = ("servos", "loop", "latency") if grid.n else ("servos",)
     beside = {}
-    for name in movable:
+    for name in ("servos", "loop", "latency"):
         if free >= min(BESIDE, wanted[name]) and (side >= 38 or name == "servos"):
             beside[name] = min(free, wanted.pop(name))
             free -= beside[name]
-    tables = {name: rows for name, rows in wanted.items() if rows}
-    column = body.height - n_events
-    for name, least_rows in GIVE_WAY:
-        over = sum(tables.values()) - column
-        if over > 0 and tables.get(name, 0) > least_rows:
-            tables[name] = max(least_rows, tables[name] - over)
-    if is_small:
-        tables["chunks"] += max(0, column - sum(tables.values()))
     boxes = _cameras(grid, body.width - side + (side - grid.total_width) // 2, body.y)
     boxes |= _stack(body.width - side, body.y + grid.total_height, side, beside)
-    boxes |= _stack(body.x, body.y, left, tables)
+    tables = _fitted(wanted, body.height - n_events)
+    if is_small:
+        tables["chunks"] += body.height - n_events - sum(tables.values())
+    boxes |= _stack(body.x, body.y, body.width - side - 1, tables)
     y = body.y + sum(tables.values())
-    if grid.n or is_small:
-        boxes["events"] = Box(body.x, y, body.width if is_small else left, max(0, body.bottom - y))
-        return boxes
-    tables["chunks"] += body.bottom - y
-    y = body.y + sum(beside.values())
-    events = Box(body.width - side, y, side, body.bottom - y)
-    return boxes | _stack(body.x, body.y, left, tables) | {"events": events}
+    boxes["events"] = Box(body.x, y, body.width if is_small else body.width - side - 1, body.bottom - y)
+    return boxes
+
+
+def _without_cameras(body: Box, wanted: dict[str, int], n_events: int) -> Boxes:
+    """One column, or two where both are wide enough: then the events have the rest of the second one."""
+    if body.width < SMALL:
+        tables = _fitted(wanted, body.height - n_events)
+        return _stack(body.x, body.y, body.width, tables | {"events": body.height - sum(tables.values())})
+    left = body.width // 2
+    second = {name: wanted.pop(name) for name in ("servos", "latency", "loop")}
+    second["events"] = body.height - sum(second.values())
+    wanted["chunks"] += body.height - sum(wanted.values())
+    return _stack(body.x, body.y, left, wanted) | _stack(left + 1, body.y, body.width - left - 1, second)
+
+
+def _wanted(body: Box, content: Content, *, has_joints: bool) -> dict[str, int]:
+    """Rows of each table where there is room enough."""
+    is_low = body.height < 24
+    tall = 1 if body.height <= 50 else TALL if len(content.joints) == 1 else 2
+    return {
+        **({"joints": max(content.joints) * tall + 1} if has_joints else {}),
+        "chunks": 4 if is_low else 8 if body.height < 45 else 13,
+        "latency": 2 if is_low else 3,
+        "loop": 2 if is_low else 3,
+        "servos": content.n_servos + 2,  # one for a line's trouble
+    }
+
+
+def _fitted(wanted: dict[str, int], room: int) -> dict[str, int]:
+    """So many rows of them that they fit."""
+    tables = dict(wanted)
+    for name, least_rows in GIVE_WAY:
+        over = sum(tables.values()) - room
+        if over > 0 and tables.get(name, 0) > least_rows:
+            tables[name] = max(least_rows, tables[name] - over)
+    return tables
 
 
 def _stack(x: int, y: int, width: int, heights: dict[str, int]) -> Boxes:

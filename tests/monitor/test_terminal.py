@@ -167,7 +167,7 @@ def test_a_signal_leaves_a_sane_terminal_and_the_reason(robot, watch, number):
 
 def test_a_failure_leaves_a_sane_terminal_and_the_reason(robot, watch):
     break_it = (
-        "import edgevla.monitor.panels as p\n"
+        "import edgevla.monitor.panels.servos as p\n"
         "calls = []\n"
         "def broken(*a, f=p.servos):\n"
         "    calls.append(1)\n"

@@ -14,6 +14,8 @@ from edgevla.monitor.standing import ALARM, Standing, duration
 STYLES = {"info": "", "warning": "yellow", "error": "bold red", "stop": ALARM}
 MARKS = {"info": " ", "warning": "!", "error": "‼", "stop": "‼"}
 """What the colours say, for who sees none."""
+INDENT = 11
+"""Of the rows that go on: below what stands after the clock."""
 WRAPPED = 4
 """Rows of one sentence at most."""
 
@@ -54,7 +56,7 @@ def _sentence(sentence: Sentence, width: int) -> list[Row]:
     source = clean(sentence.source)
     often = f" ({sentence.n} times)" if sentence.n > 1 else ""
     first = f"{clock} {MARKS[sentence.severity]} {source}: "
-    indent = min(len(first), max(2, width // 4))
+    indent = min(len(first), INDENT)
     text = clean(sentence.text) + often
     lines = textwrap.wrap(
         text, max(8, width), initial_indent=" " * len(first), subsequent_indent=" " * indent,
