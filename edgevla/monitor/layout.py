@@ -179,7 +179,10 @@ def _columns(body: Box, content: Content, least: int, *, has_joints: bool) -> Bo
     side = max(grid.total_width, 0 if free < BESIDE else LEAST_SIDE if is_small else 40)
     beside = {}
     for name in ("servos", "loop", "latency"):
-        if free >= min(BESIDE, wanted[name]) and (side >= 38 or name == "servos"):
+        needed = wanted[name]
+        room = body.height - n_events - sum(wanted.values()) + needed
+        is_better = free >= needed - 1 or (name == "servos" and free >= max(room, BESIDE))
+        if is_better and (side >= 38 or name == "servos"):
             beside[name] = min(free, wanted.pop(name))
             free -= beside[name]
     boxes = _cameras(grid, body.width - side + (side - grid.total_width) // 2, body.y)
@@ -211,7 +214,7 @@ def _wanted(body: Box, content: Content, *, has_joints: bool) -> dict[str, int]:
     tall = 1 if body.height <= 50 else TALL if len(content.joints) == 1 else 2
     return {
         **({"joints": max(content.joints) * tall + 1} if has_joints else {}),
-        "chunks": 4 if is_low else 8 if body.height < 45 else 13,
+        "chunks": 4 if is_low else 8 if body.height < 45 else 13 if body.height < 55 else 20,
         "latency": 2 if is_low else 3,
         "loop": 2 if is_low else 3,
         "servos": content.n_servos + 2,  # one for a line's trouble

@@ -222,11 +222,8 @@ def _tick(parts: Sequence[bytes]) -> Tick | None:
     """The time of a state that is not shown, read past the codec; None where it cannot be read."""
     try:
         header = msgpack.unpackb(parts[1])
-        numbers = (int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns"))
-        seq = header["chunk_seq"]
-        is_from_chunk = isinstance(seq, int)
-        return Tick(
-            *numbers, seq if is_from_chunk else None, float(header["action_index"]), bytes(header["goal"])
-        )
+        tick, t0, deadline, late = (int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns"))
+        seq = header["chunk_seq"] if isinstance(header["chunk_seq"], int) else None
+        return Tick(tick, t0, deadline, late, seq, float(header["action_index"]), bytes(header["goal"]))
     except (ValueError, TypeError, KeyError, IndexError):
         return None

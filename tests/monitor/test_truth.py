@@ -17,7 +17,7 @@ def on_column(watcher):
     """What the column `on` says, per servo in the order of the profile; on the screen the worst come first."""
     lines = watcher.screen.split("\n")
     at = next((line.index(TORQUE) for line in lines if TORQUE in line), 0)
-    said = {line[at - 27 : at - 14].strip(): line[at : at + 3].strip() for line in lines if at}
+    said = {line[max(0, at - 28) : at - 14].strip(): line[at : at + 3].strip() for line in lines if at}
     return [said[name] for name in SO101 if name in said]
 
 

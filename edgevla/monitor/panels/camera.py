@@ -20,7 +20,7 @@ def picture(model: MonitorModel, camera: str, room: int, now_ns: int) -> tuple[b
         return newest.jpeg, f"{duration(age_ns)} old", True
     beat = model.beat(f"camera/{camera}")
     fps = beat.per_s("frames")
-    parts = [f"{fps:.0f} fps"] if fps is not None else []
+    parts = [f"{fps:.0f} fps"] if fps is not None and "frames" in beat.now else []
     parts.append(f"{duration(age_ns)} old")
     if lost := beat.per_s("dropped"):
         parts.append(f"{rate(lost)} dropped")

@@ -89,7 +89,7 @@ def _line(model: MonitorModel, width: int) -> Row:
         parts.append(((f"skipped {newest.n_skipped}", ""),))
     if (seam := model.timeline.newest_seam) is not None:
         parts.append(((f"seam {_jump(model, seam)}", ""),))
-    return joined(parts, width)
+    return ((" ", ""), *joined(parts, width - 1))
 
 
 def _timeline(model: MonitorModel, tracks: Sequence[Track], width: int, now_ns: int) -> list[Row]:

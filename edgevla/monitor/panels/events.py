@@ -14,7 +14,7 @@ from edgevla.monitor.standing import ALARM, Standing, duration
 STYLES = {"info": "", "warning": "yellow", "error": "bold red", "stop": ALARM}
 MARKS = {"info": " ", "warning": "!", "error": "‼", "stop": "‼"}
 """What the colours say, for who sees none."""
-INDENT = 11
+INDENT = 12
 """Of the rows that go on: below what stands after the clock."""
 WRAPPED = 4
 """Rows of one sentence at most."""
@@ -25,7 +25,7 @@ def events(model: MonitorModel, standing: Standing, width: int, height: int, now
     said = model.said
     silent = model.silent(now_ns) if standing.is_live else {}
     quiet: list[Row] = [
-        ((f"{clean(source)} has been silent for {duration(age)}", "bold red"),)
+        ((f" {clean(source)} has been silent for {duration(age)}", "bold red"),)
         for source, age in silent.items()
     ]
     room = max(0, height - 1 - len(quiet))
@@ -55,7 +55,7 @@ def _sentence(sentence: Sentence, width: int) -> list[Row]:
     clock = time.strftime("%H:%M:%S", time.localtime(sentence.clock_s))
     source = clean(sentence.source)
     often = f" ({sentence.n} times)" if sentence.n > 1 else ""
-    first = f"{clock} {MARKS[sentence.severity]} {source}: "
+    first = f" {clock} {MARKS[sentence.severity]} {source}: "
     indent = min(len(first), INDENT)
     text = clean(sentence.text) + often
     lines = textwrap.wrap(
@@ -63,7 +63,7 @@ def _sentence(sentence: Sentence, width: int) -> list[Row]:
         max_lines=WRAPPED, placeholder=" …",
     )  # fmt: skip
     style = STYLES[sentence.severity]
-    head: Row = ((f"{clock} ", "dim"), (f"{MARKS[sentence.severity]} ", style), (f"{source}: ", "dim"))
+    head: Row = ((f" {clock} ", "dim"), (f"{MARKS[sentence.severity]} ", style), (f"{source}: ", "dim"))
     rows: list[Row] = [
         (*head, (line[len(first) :], style)) if i == 0 else ((line[:indent], ""), (line[indent:], style))
         for i, line in enumerate(lines)

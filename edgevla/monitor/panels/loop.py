@@ -29,10 +29,10 @@ def loop(model: MonitorModel, standing: Standing, width: int, height: int, now_n
     figures: tuple[Cell, ...] = ((f"late {spread(late, 2)} ms", style),)
     board = board_cells(model.board)
     if height == 1:
-        stages = ((f"infer {percentiles(model.inference_ms).p50:.0f} ms", ""),) if model.inference_ms else ()
-        row = joined(
-            [speed, ((f"late p99 {late.p99:.1f} ms" if late else "", style),), lost, stages, *board], width
-        )
+        infer = percentiles(model.inference_ms)
+        stages = ((f"infer {infer.p50:.0f} ms", ""),) if infer else ()
+        lateness = ((f"late p99 {late.p99:.1f} ms" if late else "", style),)
+        row = ((" ", ""), *joined([speed, lateness, lost, stages, *board], width - 1))
         return [row if standing.is_live else aged(row)]
     line = _lateness(model, width, now_ns, style)
     if height == 2:
