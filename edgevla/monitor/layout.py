@@ -169,7 +169,7 @@ def _strip(body: Box, content: Content) -> Boxes:
 def _columns(body: Box, content: Content, least: int, *, has_joints: bool) -> Boxes:
     """Tables on the left, cameras on the right and what they leave room for, events in the rows that are left."""
     wanted = _wanted(body, content, has_joints=has_joints)
-    n_events = 3 if body.height < 16 else 4 if body.height < 24 else 7
+    n_events = 3 if body.height < 16 else 4 if body.height < 30 else 7
     is_small = body.width < SMALL
     side_height = body.height - n_events if is_small else body.height  # else events stay on the left
     grid = _grid(content.n_cameras, body.width - least - 1, side_height)

@@ -12,6 +12,7 @@ from edgevla.monitor.rows import Cell, Row, aged, clean
 from edgevla.monitor.standing import Standing
 
 LATE_MS = 10
+WIDE = 50
 FLAT_MS = 1.0
 """A smaller lateness is drawn as none."""
 BUSY = 0.9
@@ -26,7 +27,7 @@ def loop(model: MonitorModel, standing: Standing, width: int, height: int, now_n
     missed = model.beat("robot").per_s("deadline_misses")
     speed: tuple[Cell, ...] = (("loop ", "bold"), (f"{hz:.1f} Hz" if hz else "-", ""))
     lost: tuple[Cell, ...] = ((f"missed {rate(missed or 0)}", "yellow" if missed else "dim"),)
-    figures: tuple[Cell, ...] = ((f"late {spread(late, 2)} ms", style),)
+    figures: tuple[Cell, ...] = ((f"late {spread(late, 2 if width >= WIDE else 1)} ms", style),)
     board = board_cells(model.board)
     if height == 1:
         infer = percentiles(model.inference_ms)
