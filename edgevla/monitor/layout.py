@@ -188,8 +188,8 @@ def _columns(body: Box, content: Content, least: int, *, has_joints: bool) -> Bo
     boxes = _cameras(grid, body.width - side + (side - grid.total_width) // 2, body.y)
     boxes |= _stack(body.width - side, body.y + grid.total_height, side, beside)
     tables = _fitted(wanted, body.height - n_events)
-    if is_small:
-        tables["chunks"] += body.height - n_events - sum(tables.values())
+    spare = body.height - n_events - sum(tables.values())
+    tables["chunks"] += spare if is_small else spare // 2
     boxes |= _stack(body.x, body.y, body.width - side - 1, tables)
     y = body.y + sum(tables.values())
     boxes["events"] = Box(body.x, y, body.width if is_small else body.width - side - 1, body.bottom - y)
