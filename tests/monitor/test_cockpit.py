@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from monitor_kit import Robot
 
 from edgevla.messages import Event
+
+
+def press(watcher, key):
+    """As a hand does: what follows another key at once is a paste."""
+    time.sleep(0.4)
+    watcher.write(key)
 
 
 @pytest.fixture
@@ -38,13 +46,13 @@ def test_every_part_is_on_the_screen(four_cameras, watch, size):
 def test_a_camera_is_enlarged_and_given_back(four_cameras, watch):
     watcher = watch(four_cameras, (120, 40))
     watcher.wait_for("2 low")
-    watcher.write("2")
+    press(watcher, "2")
     watcher.wait_until(lambda: "shoulder_pan" not in watcher.screen, "one camera has the screen")
     watcher.wait_for("2 low")
     assert "RUNNING" in watcher.screen
-    watcher.write("c")
+    press(watcher, "c")
     watcher.wait_for("3 left_wrist")
-    watcher.write("\x1b")
+    press(watcher, "\x1b")
     watcher.wait_for("shoulder_pan")
     assert four_cameras.heard == []
 
@@ -57,25 +65,25 @@ def test_events_are_searched_while_a_word_is_typed_and_none_of_it_moves_the_arm(
     watcher.wait_for("the elbow is hot")
     for _ in range(6):
         robot.say(Event("info", "x", "something else", {}))
-    watcher.write("/")
+    press(watcher, "/")
     watcher.wait_for("search ❯")
     for letter in "hot":
-        watcher.write(letter)
+        press(watcher, letter)
     watcher.wait_for("with “hot”: 1 of")
     assert "sentence" not in watcher.screen
-    watcher.write("\x1b")
+    press(watcher, "\x1b")
     watcher.wait_for("sentence 29")
-    watcher.write("\x1b[5~")  # page up
+    press(watcher, "\x1b[5~")  # page up
     watcher.wait_for("10 newer below")
     assert robot.heard == []
 
 
 def test_help_names_all_keys_and_the_state_stays(robot, watch):
     watcher = watch(robot, (80, 24))
-    watcher.write("?")
+    press(watcher, "?")
     for words in ("F12 ctrl+e", "space", "PageUp", "the signs", "RUNNING"):
         watcher.wait_for(words)
-    watcher.write("?")
+    press(watcher, "?")
     watcher.wait_for("shoulder_pan")
 
 
