@@ -16,8 +16,8 @@ from textual import events
 from textual.app import App, ComposeResult
 
 from edgevla.arguments import Arguments, SetTask
+from edgevla.board import BoardReader
 from edgevla.messages import Action
-from edgevla.monitor.board import BoardReader
 from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Act, Keyboard
 from edgevla.monitor.layout import Boxes, Content, arrange
 from edgevla.monitor.model import MonitorModel

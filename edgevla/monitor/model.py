@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevla.board import Board
 from edgevla.descriptions import AboutJoint, AboutPolicy, AboutRobot
 from edgevla.messages import (
     Body,
@@ -27,7 +28,6 @@ from edgevla.messages import (
     State,
     Thumbnail,
 )
-from edgevla.monitor.board import Board
 from edgevla.monitor.chunks import Timeline
 from edgevla.monitor.history import Counters, History
 from edgevla.monitor.outside import Outside

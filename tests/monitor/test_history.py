@@ -1,14 +1,12 @@
-"""The last ten seconds as sparklines and rates, the board, and what was said."""
+"""The last ten seconds as sparklines and rates, and what was said."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgevla.monitor.board import BoardReader
 from edgevla.monitor.history import N_SAMPLES, SAMPLE_NS, Counters, History, sparkline
 from edgevla.monitor.said import Said
 
@@ -63,53 +61,6 @@ def test_rates_are_of_the_last_ten_seconds_and_of_one_process() -> None:
     assert counters.share("late", "ticks") == pytest.approx(0.02)
     counters.take({"late": 1, "ticks": 10}, 31 * SECOND)
     assert counters.per_s("late") is None, "another process"
-
-
-def board(root: Path) -> None:
-    (root / "proc").mkdir()
-    (root / "proc/loadavg").write_text("1.50 1.2 1.0 2/345 678\n")
-    (root / "proc/meminfo").write_text("MemTotal:  4194304 kB\nMemFree: 10 kB\nMemAvailable:  1048576 kB\n")
-    (root / "proc/stat").write_text("cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 1 2 3 4\n")
-    for i, (kind, milli) in enumerate((("cpu-thermal", 61_500), ("gpu-thermal", 58_000), ("off", -256_000))):
-        zone = root / f"sys/class/thermal/thermal_zone{i}"
-        zone.mkdir(parents=True)
-        (zone / "type").write_text(f"{kind}\n")
-        (zone / "temp").write_text(f"{milli}\n")
-
-
-def test_the_board_says_load_memory_and_its_hottest_zone(tmp_path: Path) -> None:
-    board(tmp_path)
-    reader = BoardReader(tmp_path)
-    first = reader.read()
-    assert first.load == 1.5
-    assert first.busy is None, "a share needs two looks"
-    assert (first.memory_used, first.memory_total) == (3 << 30, 4 << 30)
-    assert first.hottest == ("cpu", 61.5)
-    assert first.is_throttled is None, "this board does not say"
-    (tmp_path / "proc/stat").write_text("cpu  175 0 100 825 0 0 0 0 0 0\n")
-    assert reader.read().busy == pytest.approx(0.75)
-
-
-def test_throttling_is_told_by_a_count_that_grows_or_by_flags(tmp_path: Path) -> None:
-    board(tmp_path)
-    count = tmp_path / "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
-    count.parent.mkdir(parents=True)
-    count.write_text("5\n")
-    reader = BoardReader(tmp_path)
-    assert reader.read().is_throttled is False, "of before"
-    count.write_text("6\n")
-    assert reader.read().is_throttled is True
-    flags = tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled"
-    flags.parent.mkdir(parents=True)
-    flags.write_text("50000\n")
-    assert reader.read().is_throttled is False, "it was, and is not any more"
-    flags.write_text("50005\n")
-    assert reader.read().is_throttled is True
-
-
-def test_a_machine_that_tells_nothing_is_no_failure(tmp_path: Path) -> None:
-    told = BoardReader(tmp_path).read()
-    assert (told.load, told.busy, told.memory_total, told.hottest, told.is_throttled) == (None,) * 5
 
 
 def test_events_are_searched_by_all_words_and_scrolled() -> None:

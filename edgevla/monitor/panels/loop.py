@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevla.monitor.board import HOT_C, Board
+from edgevla.board import Board
 from edgevla.monitor.history import spark_width, sparkline
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.panels.chunks import spread
@@ -15,7 +15,7 @@ LATE_MS = 10
 WIDE = 50
 FLAT_MS = 1.0
 """A smaller lateness is drawn as none."""
-BUSY = 0.9
+BUSY, HOT_C = 0.9, 80.0
 GIB = 1 << 30
 
 
@@ -64,6 +64,8 @@ def board_cells(board: Board) -> list[tuple[Cell, ...]]:
     if board.busy is not None:
         style = "yellow" if board.busy > BUSY else ""
         found.append(((f"cpu {board.busy:.0%}", style),))
+    if board.gpu_busy is not None:
+        found.append(((f"gpu {board.gpu_busy:.0%}", ""),))
     if board.hottest is not None:
         name, celsius = board.hottest
         found.append(
