@@ -20,6 +20,7 @@ from edgevla.monitor.rows import Lines, Row, clean, fitted, style_of
 
 VISIBLE = 12
 """Of 255: a smaller change of a pixel is not drawn."""
+SHADES = " ░▒▓█"
 ROUNDING = 8
 """Colours are multiples of this."""
 
@@ -85,6 +86,13 @@ def _style(colours: bytes) -> Style:
     return Style(color=Color.from_rgb(*colours[:3]), bgcolor=Color.from_rgb(*colours[3:]))
 
 
+def shaded(cells: np.ndarray, width: int) -> list[Strip]:
+    """uint8 (rows, columns, 2, 3) without colours: one of five shades per character."""
+    levels = (cells.mean(axis=(2, 3)) * len(SHADES) / 256).astype(int)
+    lines = ["".join(SHADES[level] for level in row) for row in levels.tolist()]
+    return [Strip([Segment(line)], len(line)).adjust_cell_length(width) for line in lines]
+
+
 class Camera(Lines):
     """One camera: its name, and its newest picture. An old picture is grey, and its age stands beside the name."""
 
@@ -127,7 +135,7 @@ class Camera(Lines):
         self.strips = [head, *self._blocks.strips]
 
     def _draw(self, jpeg: bytes | None, is_old: bool, width: int, height: int) -> None:
-        if jpeg is None or os.environ.get("NO_COLOR"):
+        if jpeg is None:
             return
         image = decoded(jpeg)
         self._is_readable = image is not None
@@ -135,5 +143,8 @@ class Camera(Lines):
             return
         if is_old:
             image = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
-        if regions := self._blocks.show(fit(image, width, height), width):
+        if os.environ.get("NO_COLOR"):
+            self._blocks.strips = shaded(fit(image, width, height), width)
+            self.refresh(Region(0, 1, width, height))
+        elif regions := self._blocks.show(fit(image, width, height), width):
             self.refresh(*(region.translate((0, 1)) for region in regions))

@@ -87,8 +87,9 @@ def test_help_names_all_keys_and_the_state_stays(robot, watch):
     watcher.wait_for("shoulder_pan")
 
 
-def test_without_colours_everything_can_be_read(robot, watch):
-    watcher = watch(robot, (120, 40), NO_COLOR="1")
+def test_without_colours_everything_can_be_read(four_cameras, watch):
+    watcher = watch(four_cameras, (120, 40), NO_COLOR="1")
+    watcher.wait_until(lambda: watcher.screen.count("░" * 8) > 20, "pictures in shades")
     watcher.wait_until(lambda: "on retry/s" in watcher.screen, "the servos")
     assert watcher.colours <= {"default"}
     assert watcher.style_of("RUNNING").reverse
