@@ -1,6 +1,6 @@
 """What the monitor costs: per cent of a core, and bytes to the terminal, beside a deployment that says a lot.
 
-    python benchmarks/monitor_cost.py [--seconds 20] [--size 120x40 ...] [--state-hz 200] [--cameras 4]
+    python benchmarks/monitor_cost.py [--seconds 20] [--size 120x40 ...] [--state-hz 200] [--cameras 4] [--arms 2]
 
 The deployment is synthetic: two processes with the real sockets, one robot with state at 200 Hz, health at 2 Hz and a
 policy's chunks, one with four cameras whose thumbnails (a moving arm before a still table, and a sensor's noise) come
@@ -32,42 +32,52 @@ import zmq
 
 from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.messages import Chunk, Heartbeat, Servo, ServoHealth, State, Thumbnail, Timing
-from edgevla.session import Deployment, endpoint, new_session, run_dir, write_deployment
+from edgevla.session import Deployment, began, endpoint, new_session, run_dir, write_deployment
 from edgevla.wire import CommandServer, Publisher
 
-SIZES = ("80x24", "120x40", "200x50")
+SIZES = ("80x24", "120x40", "200x60")
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+SEVEN = (*JOINTS[:5], "wrist_rotate", "gripper")
 SETTLE_S = 3.0
 
 
-def robot(folder: Path, session: bytes, hz: float) -> None:
+def joint_names(n_arms: int) -> tuple[str, ...]:
+    """Six joints of one arm, or seven of each of two."""
+    return JOINTS if n_arms == 1 else tuple(f"{side}_{name}" for side in ("left", "right") for name in SEVEN)
+
+
+def robot(folder: Path, session: bytes, hz: float, names: tuple[str, ...]) -> None:
     """State at `hz`, health at 2 Hz, heartbeats at 5 Hz, a chunk every half second."""
     ctx = zmq.Context()
     server = CommandServer(ctx, endpoint(folder, "robot", "commands"), session, "robot")
-    joints = tuple(
-        AboutJoint(f"{name}.pos", "deg", -100.0, 100.0, 90.0, False, None, None) for name in JOINTS
-    )
-    server.about = AboutRobot("robot", "so101", joints, (), hz, (), ())
+    joints = tuple(AboutJoint(f"{name}.pos", "deg", -100.0, 100.0, 90.0, False, None, None) for name in names)
+    server.about = AboutRobot("robot", "synthetic", joints, (), hz, (), ())
     publisher = Publisher(ctx, endpoint(folder, "robot"), session, "robot")
     policy = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
     t0, period_ns = time.monotonic_ns(), round(1e9 / hz)
     for tick in range(1 << 40):
         deadline = t0 + tick * period_ns
         time.sleep(max(0, deadline - time.monotonic_ns()) / 1e9)
-        publisher.send(state(tick, deadline, t0, hz))
+        publisher.send(state(tick, deadline, t0, hz, len(names)))
         for request in server.poll():
             request.answer(True)
         if tick % round(hz / 5) == 0:
             for node in (publisher, policy):
-                node.send(Heartbeat(os.getpid(), "running", {}, 0))
+                counters = {
+                    "ticks_running": tick,
+                    "chunks_taken": round(2 * tick / hz),
+                    "ticks_clipped": tick // 200,
+                }
+                node.send(Heartbeat(os.getpid(), "running", counters, 60 << 20))
         if tick % round(hz / 2) == 0:
-            publisher.send(ServoHealth(tuple(servo(i) for i in range(len(JOINTS)))))
-            policy.send(chunk(), [np.zeros((30, len(JOINTS)), np.float32)])
+            publisher.send(ServoHealth(tuple(servo(i, name) for i, name in enumerate(names))))
+            policy.send(chunk(), [np.zeros((30, len(names)), np.float32)], deadline - 20_000_000)
 
 
-def state(tick: int, deadline: int, t0: int, hz: float) -> State:
-    position = (60 * np.sin(tick / hz + np.arange(len(JOINTS)))).astype(np.float32)
-    n = len(JOINTS)
+def state(tick: int, deadline: int, t0: int, hz: float, n: int) -> State:
+    """A chunk is used for half a second, from a tenth of a second after it came."""
+    position = (60 * np.sin(tick / hz + np.arange(n))).astype(np.float32)
+    in_use = (tick / hz - 0.1) * 2
     return State(
         tick=tick,
         deadline_ns=deadline,
@@ -80,16 +90,16 @@ def state(tick: int, deadline: int, t0: int, hz: float) -> State:
         wanted=position + 1,
         goal=position + 1,
         limited_by=np.zeros(n, np.uint16),
-        chunk_seq=tick // 100,
-        action_index=float(tick % 100) / 4,
-        n_actions_left=30 - tick % 30,
+        chunk_seq=int(in_use) if in_use > 0 else None,
+        action_index=3 + 15 * (in_use % 1),
+        n_actions_left=27 - int(15 * (in_use % 1)),
         reason="",
     )
 
 
-def servo(i: int) -> Servo:
+def servo(i: int, name: str) -> Servo:
     load = float(np.random.default_rng().normal(20, 5))
-    return Servo(i + 1, "main", JOINTS[i], 35.0 + i, 7.4, load, None, 0, True, 0, 0, 0)
+    return Servo(i + 1, "main", name, 35.0 + i, 7.4, load, None, 0, True, 0, 0, 0)
 
 
 def chunk() -> Chunk:
@@ -106,7 +116,9 @@ def cameras(folder: Path, session: bytes, names: list[str]) -> None:
         Publisher(ctx, endpoint(folder, f"camera/{name}"), session, f"camera/{name}") for name in names
     ]
     table, random = still_life(), np.random.default_rng(0)
+    n_frames = 0
     while True:
+        n_frames += 6
         for name, publisher in zip(names, publishers, strict=True):
             picture = table.copy()
             where = (int(80 + 50 * np.sin(time.monotonic())), 60)
@@ -114,7 +126,7 @@ def cameras(folder: Path, session: bytes, names: list[str]) -> None:
             noisy = np.clip(picture + random.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
             jpeg = np.asarray(cv2.imencode(".jpg", noisy)[1]).reshape(-1)
             publisher.send(Thumbnail(name, 120, 160), [jpeg])
-            publisher.send(Heartbeat(os.getpid(), "running", {}, 0))
+            publisher.send(Heartbeat(os.getpid(), "running", {"frames": n_frames}, 50 << 20))
         time.sleep(0.2)
 
 
@@ -128,15 +140,19 @@ def still_life() -> np.ndarray:
 
 
 @contextlib.contextmanager
-def deployment(hz: float, n_cameras: int) -> Iterator[Path]:
+def deployment(hz: float, n_cameras: int, n_arms: int = 1) -> Iterator[Path]:
     """The run directory of two processes that publish."""
     session = new_session()
     folder = run_dir(session)
     names = [f"cam{i}" for i in range(n_cameras)]
     nodes = ["robot", "policy", *(f"camera/{name}" for name in names)]
-    write_deployment(folder, Deployment(session.hex(), os.getpid(), "so101", "bundles/sort", nodes))
+    me = os.getpid()
+    note = Deployment(
+        session.hex(), me, "synthetic", "bundles/sort", nodes, "sort the bolts", began(me), "async"
+    )
+    write_deployment(folder, note)
     processes = [
-        multiprocessing.Process(target=robot, args=(folder, session, hz), daemon=True),
+        multiprocessing.Process(target=robot, args=(folder, session, hz, joint_names(n_arms)), daemon=True),
         multiprocessing.Process(target=cameras, args=(folder, session, names), daemon=True),
     ]
     for process in processes:
@@ -198,10 +214,11 @@ def main() -> int:
     )
     parser.add_argument("--state-hz", type=float, default=200.0)
     parser.add_argument("--cameras", type=int, default=4)
+    parser.add_argument("--arms", type=int, default=1, choices=(1, 2))
     args = parser.parse_args()
     print(f"{'terminal':<10} {'% of a core':>12} {'kB/s':>8}")
     for size in args.size or SIZES:
-        with deployment(args.state_hz, args.cameras) as folder:
+        with deployment(args.state_hz, args.cameras, args.arms) as folder:
             per_cent, kb_per_s = measure(folder, size, args.seconds)
         print(f"{size:<10} {per_cent:>12.1f} {kb_per_s:>8.0f}", flush=True)
     return 0

@@ -162,6 +162,7 @@ class Deployment:
 
     session: hex. nodes: names of all nodes that publish. supervisor_pid: whoever wrote the note. supervisor_since:
     when that process began, in clock ticks after boot, because numbers of processes are used again; 0: not known.
+    execution: how chunks become goals, in words; empty before that was decided.
     """
 
     session: str
@@ -171,6 +172,7 @@ class Deployment:
     nodes: list[str] = field(default_factory=list)
     task: str = ""
     supervisor_since: int = 0
+    execution: str = ""
 
     @property
     def bundle_name(self) -> str:

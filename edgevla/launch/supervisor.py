@@ -118,6 +118,7 @@ class Supervisor:
     def start(self) -> None:
         """Everything up to a moving arm. Raises as `prepare`, and where the robot refuses; `end` cleans up."""
         arguments = self.prepare()
+        self._write_note(execution_words(self.source.execution))
         self._is_start_sent = True
         self._speed_caps = speed_caps(self.robot, arguments.trained_speed)
         try:
@@ -330,15 +331,16 @@ class Supervisor:
 
     def _note(self) -> None:
         deployments()  # removes what killed ones left behind
-        nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
-        pid, o = os.getpid(), self.options
-        write_deployment(
-            self.folder,
-            Deployment(self.session.hex(), pid, o.robot, self.source.bundle, nodes, o.task, began(pid)),
-        )
+        self._write_note()
         announce(self.folder)
         if self.log.files is not None:
             (self.folder / LINK).symlink_to(self.log.files.folder.resolve())
+
+    def _write_note(self, execution: str = "") -> None:
+        nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
+        me, o, session = os.getpid(), self.options, self.session.hex()
+        made = Deployment(session, me, o.robot, self.source.bundle, nodes, o.task, began(me), execution)
+        write_deployment(self.folder, made)
 
     @property
     def place(self) -> list[str]:

@@ -14,23 +14,44 @@ from typing import Concatenate, ParamSpec, Protocol
 
 from textual import events
 from textual.app import App, ComposeResult
-from textual.containers import Horizontal
 
 from edgevla.arguments import Arguments, SetTask
+from edgevla.board import BoardReader
 from edgevla.messages import Action
-from edgevla.monitor import panels
 from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Act, Keyboard
+from edgevla.monitor.layout import Boxes, Content, arrange
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
+from edgevla.monitor.panels.camera import picture
+from edgevla.monitor.panels.chunks import chunks, latency
+from edgevla.monitor.panels.events import events as said
+from edgevla.monitor.panels.header import header
+from edgevla.monitor.panels.joints import arms, joints
+from edgevla.monitor.panels.keys import field, help_page, keys
+from edgevla.monitor.panels.loop import loop
+from edgevla.monitor.panels.servos import servos
 from edgevla.monitor.pictures import Camera
 from edgevla.monitor.rows import Panel, Row
 from edgevla.monitor.standing import Standing
 from edgevla.monitor.terminal import Terminal, TerminalClosed
 
 REFRESH_S = 0.25
-TURNS = {"timing": 3, "servos": 3, "camera": 2}
-"""Drawn every so many refreshes; what is not here, at every one."""
-PANELS = ("header", "joints", "timing", "servos", "events", "field", "keys")
+TURNS = {"latency": 2, "loop": 2, "servos": 3, "camera": 2, "outside": 2, "board": 4}
+"""Due every so many refreshes; what is not here, at every one."""
+Rows = Callable[[MonitorModel, Standing, int, int, int], Sequence[Row]]
+TABLES: dict[str, Rows] = {
+    "joints": joints,
+    "chunks": chunks,
+    "latency": latency,
+    "loop": loop,
+    "servos": lambda model, _, width, height, now: servos(model, width, height, now),
+    "events": said,
+    "header": lambda model, standing, width, _, now: header(model, standing, width, now),
+    "help": lambda _, __, width, ___, ____: help_page(width),
+}
+PANELS = (*TABLES, "keys", "field")
+PAGE = 10
+"""Events that a key scrolls by."""
 INTERRUPTED = 130
 SENT_BY: dict[str, Action] = {"h": "home", "s": "stop", "ctrl+r": "clear_stop"}
 """Keys whose command is always the same; the emergency's and the field's are `Keyboard`'s."""
@@ -113,11 +134,26 @@ class MonitorApp(App[None]):
             "ctrl+l": lambda: self.screen.refresh(),
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
         }
-        self.keyboard = Keyboard(self._keys)
+        self._views: dict[str, Callable[[], object]] = {
+            "?": self._toggle_help,
+            "c": self._next_camera,
+            "escape": self._back,
+            "up": lambda: self.model.said.scroll(1),
+            "down": lambda: self.model.said.scroll(-1),
+            "pageup": lambda: self.model.said.scroll(PAGE),
+            "pagedown": lambda: self.model.said.scroll(-PAGE),
+            "end": lambda: self.model.said.look_for(self.model.said.words),
+            **{str(n): partial(self._enlarge, n - 1) for n in range(1, 10)},
+        }
+        self.keyboard = Keyboard(self._keys, search_key="/", views=self._views)
         self.reason = ""
         self._panels = {name: Panel(id=name) for name in PANELS}
         self._cameras = [Camera(name) for name in self.model.cameras]
         self._turn, self._word = 0, ""
+        self._board = BoardReader()
+        self._enlarged: int | None = None
+        self._is_help = False
+        self._boxes: Boxes = {}
         self._n_interrupts = 0
         self.is_left = False
         self.failure: Exception | None = None
@@ -125,18 +161,13 @@ class MonitorApp(App[None]):
         self._loop_of_app: asyncio.AbstractEventLoop | None = None
 
     def compose(self) -> ComposeResult:
-        yield self._panels["header"]
-        with Horizontal(id="upper"):
-            yield self._panels["joints"]
-            yield Horizontal(*self._cameras, id="cameras")
-        with Horizontal(id="middle"):
-            yield self._panels["timing"]
-            yield self._panels["servos"]
-        yield self._panels["events"]
-        yield self._panels["field"]
-        yield self._panels["keys"]
+        yield from self._cameras
+        yield from self._panels.values()
 
     def on_mount(self) -> None:
+        self.model.say(
+            "info", "watching; what was said before stands in the deployment's own terminal or log"
+        )
         self._loop_of_app = asyncio.get_running_loop()
         self.call_after_refresh(self.refresh_now)
         self.set_interval(REFRESH_S, self.refresh_now)
@@ -154,6 +185,8 @@ class MonitorApp(App[None]):
         self.link.poll(self.model)
         if self._is_due("outside"):
             self.model.outside = self.link.look(self.model.outside)
+        if self._is_due("board"):
+            self.model.board = self._board.read()
         if not self.model.outside.is_supervisor_alive and self.link.is_ours:
             self.leave(
                 "the deployment's supervisor has died; the arm is held, parked and released by itself", 1
@@ -168,33 +201,79 @@ class MonitorApp(App[None]):
         model, standing = self.model, self.model.standing(now)
         if standing.word != self._word:  # then everything else is news, too
             self._turn, self._word = 0, standing.word
-        self._draw("header", lambda w, h: panels.header(model, standing, w))
-        self._draw("joints", lambda w, h: panels.joints(model, standing, h, now))
-        self._draw("timing", lambda w, h: panels.timing(model, standing, w, now))
-        self._draw("servos", lambda w, h: panels.servos(model, w, h, now))
-        self._draw("events", lambda w, h: panels.events(model, standing, w, h, now))
-        self._draw("keys", lambda w, h: [self._named_keys(standing, w)])
-        if (line := self.keyboard.field) is not None:
-            self._draw("field", lambda w, h: panels.field(line, model.task, w))
+        self._place()
+        for name, rows in TABLES.items():
+            if name in self._boxes and self._is_due(name):
+                box = self._boxes[name]
+                self._panels[name].show(rows(model, standing, box.width, box.height, now))
+        self._panels["keys"].show([self._named_keys(standing)])
         for phase, camera in enumerate(self._cameras):
-            if self._is_due("camera", phase):
-                camera.show(*panels.picture(model, camera.camera, now))
+            if camera.box is not None and self._is_due("camera", phase):
+                camera.show(phase + 1, *picture(model, camera.camera, camera.room, now))
 
-    def _draw(self, name: str, rows: Callable[[int, int], Sequence[Row]]) -> None:
-        if self._is_due(name):
-            panel = self._panels[name]
-            panel.show(rows(*panel.outer_size))
+    def _place(self) -> None:
+        """Everything to its place, where the terminal or what there is to show has changed."""
+        model = self.model
+        shown = [len(arm.joints) for arm in arms(model.joints)]
+        content = Content(
+            joints=tuple(shown) if any(shown) else (6,),
+            n_servos=model.n_servos or 6,
+            n_cameras=len(self._cameras),
+            enlarged=self._enlarged,
+            is_help=self._is_help,
+        )
+        boxes = arrange(*self.size, content)
+        if boxes is self._boxes:
+            return
+        self._boxes, self._turn = boxes, 0
+        for name, panel in self._panels.items():
+            is_shown = name != "field" or self.keyboard.field is not None
+            panel.stand(boxes.get(name) if is_shown else None)
+        for i, camera in enumerate(self._cameras):
+            camera.stand(boxes.get(f"camera {i}"))
+        self.screen.refresh(layout=True)
 
-    def _named_keys(self, standing: Standing, width: int) -> Row:
+    def _named_keys(self, standing: Standing) -> Row:
         leaves = "stop and leave" if self.link.is_ours else "leave"
-        is_typing = self.keyboard.field is not None
-        return panels.keys(self.model, standing, width, is_typing=is_typing, leaves=leaves)
+        is_close = self._is_help or self._enlarged is not None or bool(self.model.said.words)
+        return keys(
+            self.model, standing, self.size.width, typing=self._typing, leaves=leaves, is_close=is_close
+        )
+
+    @property
+    def _typing(self) -> str:
+        if self.keyboard.field is None:
+            return ""
+        return "search" if self.keyboard.is_searching else "task"
 
     def on_resize(self, event: events.Resize) -> None:
         self._turn = 0
-        self.screen.set_class(event.size.width < 76, "narrow")
-        self.screen.set_class(event.size.height < 22, "low")
-        self.screen.set_class(event.size.height < 10, "tiny")
+        self.call_after_refresh(self.refresh_now)
+
+    # -- the view ------------------------------------------------------------------------------------------------
+
+    def _toggle_help(self) -> None:
+        self._is_help = not self._is_help
+
+    def _next_camera(self) -> None:
+        """The first one, the next one, and after the last one all parts again."""
+        following = 0 if self._enlarged is None else self._enlarged + 1
+        self._enlarge(following if following < len(self._cameras) else None)
+
+    def _enlarge(self, camera: int | None) -> None:
+        """The same one again: all parts."""
+        if camera is None or camera < len(self._cameras):
+            self._enlarged = None if camera == self._enlarged else camera
+            self._is_help = False
+
+    def _back(self) -> None:
+        """Towards the screen with all parts: one step."""
+        if self._is_help:
+            self._is_help = False
+        elif self._enlarged is not None:
+            self._enlarged = None
+        else:
+            self.model.said.look_for("")
 
     # -- keys ----------------------------------------------------------------------------------------------------
 
@@ -224,8 +303,13 @@ class MonitorApp(App[None]):
             elif act.kind == "task":
                 self.link.command("set_task", SetTask(act.text))
                 self.model.say("info", f"sent: task “{act.text}”")
+            elif act.kind == "search":
+                self.model.said.look_for(act.text)
             elif act.kind == "notice":
                 self.model.say("warning", act.text)
+            elif act.text in self._views:
+                self._views[act.text]()
+                self._show(time.monotonic_ns())
             else:
                 self._keys[act.text]()
         self._show_field()
@@ -233,9 +317,14 @@ class MonitorApp(App[None]):
     def _show_field(self) -> None:
         """Open or shut, as the keyboard has it, and drawn at once: who types looks at it."""
         panel, line = self._panels["field"], self.keyboard.field
-        panel.display = line is not None
-        if line is not None:
-            panel.show(panels.field(line, self.model.task, panel.outer_size.width))
+        panel.stand(self._boxes.get("field") if line is not None else None)
+        if line is None or panel.box is None:
+            return
+        if self.keyboard.is_searching and line.text != self.model.said.words:
+            self.model.said.look_for(line.text)
+            self._show(time.monotonic_ns())
+        current = "" if self.keyboard.is_searching else self.model.task
+        panel.show(field(line, self._typing, current, panel.box.width))
 
     def _steer(self, action: Action) -> None:
         self.link.command(action)

@@ -6,6 +6,7 @@ Attaches to the deployment of this user; where several run, it asks. Leaving the
   ctrl+r   clears the emergency stop: the arm is paused, and moves when it is resumed
   space    pause, resume        h  home        s  stop: to rest, then released
   t        type a task, or paste it: all that follows is text; Enter sends it, Escape leaves
+  c, 1..9  one camera large     /  search the events; up, down, PageUp, PageDown scroll them     ?  all keys
   q        leave (ctrl+c too; in `edgevla deploy --monitor` ctrl+c is the deployment's: rest, freeze, let go)
 
 A key that is held down is one press. What is pasted outside of the task, or typed before there is a screen, is obeyed by

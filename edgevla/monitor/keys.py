@@ -1,6 +1,6 @@
 """What typing means: commands, text, or neither. Pure: keys with their times in, `Act`s out; no screen, no sockets.
 
-    main    a key alone is a command; one key opens the field
+    main    a key alone is a command; two keys open the field, for a task or for words to search
     field   from that key on everything is text, until Enter (and a moment of silence) or Escape
     stray   keys faster than fingers: text that was pasted where no text belongs. Nobody's, until there is silence
 
@@ -38,9 +38,9 @@ STRAY_WORDS = "text came where none belongs: no key in it was obeyed; for a task
 
 @dataclass(frozen=True)
 class Act:
-    """What is to be done. text: the command's key, the task, or the sentence of a notice."""
+    """What is to be done. text: the command's key, the task, the words to search, or the sentence of a notice."""
 
-    kind: Literal["command", "emergency", "task", "notice"]
+    kind: Literal["command", "emergency", "task", "search", "notice"]
     text: str = ""
 
 
@@ -88,8 +88,8 @@ class _Waiting:
 class Keyboard:
     """commands: keys that mean something on the main screen, beside the field's and the emergency's.
 
-    field: the line that is being typed; None on the main screen. suggestion: for the next one. field_key: opens the
-    field; empty: there is none.
+    field: the line that is being typed; None on the main screen. suggestion: for the next one. field_key, search_key:
+    open the field; empty: there is none. views: keys that only look: they act at once, and as often as they come.
     """
 
     def __init__(
@@ -98,9 +98,13 @@ class Keyboard:
         clock: Callable[[], int] = time.monotonic_ns,
         field_key: str = FIELD,
         stray_words: str = STRAY_WORDS,
+        search_key: str = "",
+        views: Collection[str] = (),
     ) -> None:
         self._clock, self._field_key, self._stray_words = clock, field_key, stray_words
+        self._search_key, self._views = search_key, frozenset(views)
         self.field: TaskLine | None = None
+        self.is_searching = False
         self.suggestion = ""
         self._emergency = Presses()
         self._presses = {key: Presses() for key in commands}
@@ -144,7 +148,10 @@ class Keyboard:
             self._waiting = None
         if self._enter_ns is not None and now - self._enter_ns >= SETTLE_NS:
             text = self.field.text.strip() if self.field else ""
-            acts += [Act("task", text)] if text else []
+            if self.is_searching:
+                acts.append(Act("search", text))
+            elif text:
+                acts.append(Act("task", text))
             self._close()
         return acts
 
@@ -164,16 +171,21 @@ class Keyboard:
         if key == self._field_key:
             self.field = TaskLine(self.suggestion)
             return []
-        return self._wait(key, at_ns)
+        if self._search_key and key == self._search_key:
+            self.field, self.is_searching = TaskLine(), True
+            return []
+        return [Act("command", key)] if key in self._views else self._wait(key, at_ns)
 
     def _into_field(self, key: str, character: str | None, at_ns: int) -> list[Act]:
         assert self.field is not None
         if key in ("enter", "ctrl+j"):
             self._enter_ns = self._clock()
         elif key == "escape":
+            was_searching = self.is_searching
             self._close()
             # What follows at once was meant for the field; a hand needs longer for the next key.
             self._stray_until_ns, self._is_stray_text = at_ns + LONE_NS, True
+            return [Act("search")] if was_searching else []
         elif key == "ctrl+c":
             return self._wait(key, at_ns)
         elif character:
@@ -191,7 +203,7 @@ class Keyboard:
         self.field.insert(text)
 
     def _close(self) -> None:
-        self.field, self._enter_ns = None, None
+        self.field, self._enter_ns, self.is_searching = None, None, False
 
     # -- presses -----------------------------------------------------------------------------------------------
 

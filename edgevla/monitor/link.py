@@ -15,13 +15,14 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgpack
 import zmq
 
 from edgevla.arguments import Arguments
 from edgevla.codec import decode
-from edgevla.descriptions import AboutRobot
+from edgevla.descriptions import About, AboutPolicy, AboutRobot
 from edgevla.errors import WireError
 from edgevla.messages import (
     NAMES,
@@ -46,6 +47,8 @@ STREAMS = (State, ServoHealth, Chunk, Thumbnail, Heartbeat, Event)
 STATE = NAMES[State].encode()
 QUEUE = 4096
 """Messages that wait while the screen does not ask: some fifteen seconds."""
+POLICY_ASKED_S = 1.0
+A = TypeVar("A", bound=About)
 Commands = queue.SimpleQueue[tuple[Action, Arguments | None] | None]
 News = Callable[[MonitorModel], object]
 """What a thread has to tell the model."""
@@ -87,6 +90,9 @@ class DeploymentLink:
                 ("emergencies", (self._emergencies, False)),
             )
         ]
+        self._is_closing = threading.Event()
+        if "policy" in deployment.nodes:
+            self._threads.append(threading.Thread(target=self._meet_policy, name="policy", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -136,6 +142,7 @@ class DeploymentLink:
             os.kill(self._note.supervisor_pid, signal.SIGINT)
 
     def close(self) -> None:
+        self._is_closing.set()
         self._commands.put(None)
         self._emergencies.put(None)
         for thread in self._threads:
@@ -163,14 +170,23 @@ class DeploymentLink:
             client.close()
 
     def _describe(self, client: CommandClient) -> bool:
-        try:
-            about = client.describe(AboutRobot, timeout_s=0.5)
-        except WireError:
-            return False
+        about = _described(client, AboutRobot)
         if about is None:
             return False
         self._news.put(lambda model: model.describe(about))
         return True
+
+    def _meet_policy(self) -> None:
+        """Asks the policy's node what it is, until it knows; no command waits for that."""
+        address = endpoint(self._folder, "policy", "commands")
+        client = CommandClient(self._ctx, address, self._session, "monitor")
+        try:
+            while (about := _described(client, AboutPolicy)) is None:
+                if self._is_closing.wait(POLICY_ASKED_S):
+                    return
+            self._news.put(lambda model: model.describe_policy(about))
+        finally:
+            client.close()
 
     def _send(self, client: CommandClient, action: Action, arguments: Arguments | None) -> None:
         words = action.replace("_", " ")
@@ -194,10 +210,20 @@ class DeploymentLink:
         self._news.put(lambda model: model.say(severity, text))
 
 
+def _described(client: CommandClient, cls: type[A]) -> A | None:
+    """What a node tells of itself; None: not yet."""
+    try:
+        return client.describe(cls, timeout_s=0.5)
+    except WireError:
+        return None
+
+
 def _tick(parts: Sequence[bytes]) -> Tick | None:
     """The time of a state that is not shown, read past the codec; None where it cannot be read."""
     try:
         header = msgpack.unpackb(parts[1])
-        return Tick(*(int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns")))
+        tick, t0, deadline, late = (int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns"))
+        seq = header["chunk_seq"] if isinstance(header["chunk_seq"], int) else None
+        return Tick(tick, t0, deadline, late, seq, float(header["action_index"]), bytes(header["goal"]))
     except (ValueError, TypeError, KeyError, IndexError):
         return None

@@ -6,12 +6,16 @@ percentiles; panels read it. So what a screen shows can be tested without a scre
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from edgevla.descriptions import AboutJoint, AboutRobot
+import numpy as np
+
+from edgevla.board import Board
+from edgevla.descriptions import AboutJoint, AboutPolicy, AboutRobot
 from edgevla.messages import (
     Body,
     Chunk,
@@ -24,13 +28,14 @@ from edgevla.messages import (
     State,
     Thumbnail,
 )
+from edgevla.monitor.chunks import Timeline
+from edgevla.monitor.history import Counters, History
 from edgevla.monitor.outside import Outside
 from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
+from edgevla.monitor.said import Said
 from edgevla.monitor.standing import Heard, Standing, judge
 
 WINDOW_CHUNKS = 60
-REPEATS = 4
-"""Something that comes and goes says the same few sentences over and over: one line each, and a number."""
 MOVING = ("running", "holding", "homing")
 HEALTH_OLD_NS = 1_500_000_000
 """Health comes twice a second; three missing ones are no accident."""
@@ -50,6 +55,7 @@ class JointRow:
     goal: float
     age_ms: float
     limited_by: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,16 +77,6 @@ class ServoRow:
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One sentence among the events. n: how often it was said in a row, or alternating with a few others."""
-
-    severity: Severity
-    source: str
-    text: str
-    n: int = 1
-
-
-@dataclass(frozen=True)
 class Picture:
     jpeg: bytes
     observed_ns: int
@@ -88,26 +84,37 @@ class Picture:
 
 @dataclass
 class MonitorModel:
-    """Everything the screen shows. Times are monotonic ns."""
+    """Everything the screen shows. Times are monotonic ns.
+
+    execution: how chunks become goals, in words. policy: what the policy's node told of itself. beats: per node, its
+    counters. present, late: the last ten seconds of the joints' positions, and of the loop's lateness in ms.
+    """
 
     robot: str = ""
     bundle: str = ""
     task: str = ""
     cameras: Sequence[str] = ()
+    execution: str = ""
+    policy: AboutPolicy | None = None
     outside: Outside = field(default_factory=Outside)
+    board: Board = field(default_factory=Board)
     state: State | None = None
     state_ns: int | None = None
     health_ns: int | None = None
     chunk_ns: int | None = None
     queue_size: int = 0
-    n_late_ticks: int = 0
-    events: deque[Sentence] = field(default_factory=lambda: deque(maxlen=200))
+    said: Said = field(default_factory=Said)
     pictures: dict[str, Picture] = field(default_factory=dict)
     last_heard_ns: dict[str, int] = field(default_factory=dict)
     clockwork: Clockwork = field(default_factory=Clockwork)
     inference_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     image_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     stage_ms: dict[str, float] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
+    beats: dict[str, Counters] = field(default_factory=dict)
+    rss_bytes: dict[str, int] = field(default_factory=dict)
+    present: History = field(default_factory=History)
+    late: History = field(default_factory=lambda: History(np.fmax))
     _joints: dict[str, AboutJoint] = field(default_factory=dict)
     _servos: Sequence[Servo] = ()
     _released_ns: int = 0
@@ -125,19 +132,36 @@ class MonitorModel:
         self.robot = about.robot
         self._joints = {joint.name: joint for joint in about.joints}
 
+    def describe_policy(self, about: AboutPolicy) -> None:
+        self.policy = about
+
+    @property
+    def engine(self) -> str:
+        """What runs the policy, in words; empty before it has said so."""
+        if self.policy is None:
+            return ""
+        manifest = self.policy.manifest if isinstance(self.policy.manifest, dict) else {}
+        precision = (manifest.get("target") or {}).get("precision") or {}
+        return " ".join([self.policy.provider, *sorted({str(p) for p in precision.values()})])
+
     def ticks(self, ticks: Sequence[Tick]) -> None:
         """Ticks whose state is not shown, because a newer one has come; they count for rate and lateness."""
         for tick in ticks:
-            self.clockwork.take(tick)
+            self._take(tick)
 
-    def say(self, severity: Severity, text: str, source: str = "monitor") -> None:
-        said = Sentence(severity, source, text)
-        for before in list(self.events)[-REPEATS:]:
-            if (before.source, before.text) == (source, text):
-                self.events.remove(before)
-                said = replace(said, n=before.n + 1)
-                break
-        self.events.append(said)
+    def _take(self, tick: Tick) -> None:
+        self.clockwork.take(tick)
+        self.timeline.take(tick)
+        self.late.take(np.array([tick.late_ns / 1e6]), tick.deadline_ns + tick.late_ns)
+
+    def say(self, severity: Severity, text: str, source: str = "monitor", at_ns: int | None = None) -> None:
+        """at_ns: when it was said, monotonic; None: now."""
+        ago_ns = 0 if at_ns is None else time.monotonic_ns() - at_ns
+        self.said.say(severity, source, text, time.time() - ago_ns / 1e9)
+
+    def beat(self, node: str) -> Counters:
+        """What a node counts; nothing where it was not heard."""
+        return self.beats.get(node) or Counters()
 
     # -- what is true now --------------------------------------------------------------------------------------
 
@@ -184,7 +208,12 @@ class MonitorModel:
             goal=float(s.goal[i]),
             age_ms=float(s.position_age_us[i]) / 1e3,
             limited_by=int(s.limited_by[i]),
+            index=i,
         )
+
+    @property
+    def n_servos(self) -> int:
+        return len(self._servos)
 
     def servos(self, now_ns: int) -> list[ServoRow]:
         """All servos; torque as it is known now, which may be less than what was said last."""
@@ -231,8 +260,20 @@ class MonitorModel:
     # -- one method per message type -----------------------------------------------------------------------------
 
     def _on_state(self, state: State, message: Message[Body]) -> None:
-        self.clockwork.take(Tick(state.tick, state.t0_ns, state.deadline_ns, state.late_ns))
+        self._take(
+            Tick(
+                state.tick,
+                state.t0_ns,
+                state.deadline_ns,
+                state.late_ns,
+                state.chunk_seq,
+                state.action_index,
+                np.asarray(state.goal, "<f4").tobytes(),
+            )
+        )
         self.state, self.state_ns = state, message.header.sent_ns
+        self.task = state.task or self.task
+        self.present.take(np.asarray(state.position, float), message.header.sent_ns)
         if state.mode in MOVING and message.header.sent_ns > self._released_ns:  # started again
             self._released_ns, self._is_unconfirmed = 0, False
         self.queue_size = max(self.queue_size, state.n_actions_left)
@@ -241,23 +282,27 @@ class MonitorModel:
         self._servos, self.health_ns = health.servos, message.header.sent_ns
         self._trouble.take(health.servos, message.header.sent_ns)
 
-    def _on_chunk(self, chunk: Chunk, message: Message[Body]) -> None:
+    def _on_chunk(self, chunk: Chunk, message: Message[Any]) -> None:
+        self.timeline.arrived(message)
         self.stage_ms = {name: ns / 1e6 for name, ns in vars(chunk.timing_ns).items()}
         self.inference_ms.append(chunk.timing_ns.total / 1e6)
         self.image_age_ms.append(chunk.image_age_ns / 1e6)
         self.chunk_ns = message.header.sent_ns
-        self.task, self.queue_size = chunk.task, chunk.n_valid
+        self.task, self.queue_size = chunk.task or self.task, chunk.n_valid
 
     def _on_thumbnail(self, thumbnail: Thumbnail, message: Message[Body]) -> None:
         self.pictures[thumbnail.camera] = Picture(message.payloads[0].tobytes(), message.observed_ns)
 
     def _on_heartbeat(self, heartbeat: Heartbeat, message: Message[Body]) -> None:
         self.last_heard_ns[message.source] = message.header.sent_ns
-        if message.source == "robot":
-            self.n_late_ticks = heartbeat.counters.get("deadline_misses", self.n_late_ticks)
+        self.rss_bytes[message.source] = heartbeat.rss_bytes
+        beats = self.beats.setdefault(message.source, Counters())
+        beats.take(heartbeat.counters, message.header.sent_ns)
 
     def _on_event(self, event: Event, message: Message[Body]) -> None:
-        self.say(event.severity, event.text, message.source)
+        self.say(event.severity, event.text, message.source, message.header.sent_ns)
+        if event.code == "execution":
+            self.execution = event.text.removeprefix("execution: ")
         if message.source == "robot" and event.code in ("released", "torque_unconfirmed"):
             self._released_ns = message.header.sent_ns
             self._is_unconfirmed |= event.code == "torque_unconfirmed"

@@ -16,10 +16,11 @@ from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 
-from edgevla.monitor.rows import Lines, clean, column, style_of
+from edgevla.monitor.rows import Lines, Row, clean, fitted, style_of
 
 VISIBLE = 12
 """Of 255: a smaller change of a pixel is not drawn."""
+SHADES = " ░▒▓█"
 ROUNDING = 8
 """Colours are multiples of this."""
 
@@ -85,6 +86,13 @@ def _style(colours: bytes) -> Style:
     return Style(color=Color.from_rgb(*colours[:3]), bgcolor=Color.from_rgb(*colours[3:]))
 
 
+def shaded(cells: np.ndarray, width: int) -> list[Strip]:
+    """uint8 (rows, columns, 2, 3) without colours: one of five shades per character."""
+    levels = (cells.mean(axis=(2, 3)) * len(SHADES) / 256).astype(int)
+    lines = ["".join(SHADES[level] for level in row) for row in levels.tolist()]
+    return [Strip([Segment(line)], len(line)).adjust_cell_length(width) for line in lines]
+
+
 class Camera(Lines):
     """One camera: its name, and its newest picture. An old picture is grey, and its age stands beside the name."""
 
@@ -92,31 +100,42 @@ class Camera(Lines):
         super().__init__()
         self.camera = name
         self._blocks = HalfBlocks()
-        self._title: tuple[str, str] = ("", "")
+        self._title: Row = ()
         self._shown: tuple[object, ...] = ()
         self._is_readable = True
 
-    def show(self, jpeg: bytes | None, note: str, is_old: bool) -> None:
-        """jpeg: None before the first picture. note: stands after the name."""
-        width, height = self.outer_size
-        if width < 1 or height < 2:
+    @property
+    def room(self) -> int:
+        """Cells beside number and name."""
+        return 0 if self.box is None else self.box.width - len(self.camera) - 3
+
+    def show(self, number: int, jpeg: bytes | None, note: str, is_old: bool) -> None:
+        """number: the key that enlarges it. jpeg: None before the first picture. note: stands after the name."""
+        if self.box is None or self.box.width < 1 or self.box.height < 2:
             return
+        width, height = self.box.width, self.box.height
         shown = (jpeg, is_old, width, height)
         if shown != self._shown:
             if shown[2:] != self._shown[2:]:
-                self._blocks, self._title = HalfBlocks(), ("", "")
+                self._blocks, self._title = HalfBlocks(), ()
                 self.refresh()
             self._shown = shown
             self._draw(jpeg, is_old, width, height - 1)
-        words = f"{clean(self.camera)} {note if self._is_readable else 'cannot be read'}".rstrip()
-        title = (column(words, width), "red" if is_old or not self._is_readable else "bold dim")
+        is_bad = is_old or not self._is_readable
+        title: Row = (
+            (f"{number} ", "dim"),
+            (clean(self.camera), "bold"),
+            (f" {note if self._is_readable else 'cannot be read'}", "bold red" if is_bad else "dim"),
+        )
+        title = fitted(title, width)
         if title != self._title:
             self._title = title
             self.refresh(Region(0, 0, width, 1))
-        self.strips = [Strip([Segment(title[0], style_of(title[1]))], width), *self._blocks.strips]
+        head = Strip([Segment(text, style_of(style)) for text, style in title], width)
+        self.strips = [head, *self._blocks.strips]
 
     def _draw(self, jpeg: bytes | None, is_old: bool, width: int, height: int) -> None:
-        if jpeg is None or os.environ.get("NO_COLOR"):
+        if jpeg is None:
             return
         image = decoded(jpeg)
         self._is_readable = image is not None
@@ -124,5 +143,8 @@ class Camera(Lines):
             return
         if is_old:
             image = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
-        if regions := self._blocks.show(fit(image, width, height), width):
+        if os.environ.get("NO_COLOR"):
+            self._blocks.strips = shaded(fit(image, width, height), width)
+            self.refresh(Region(0, 1, width, height))
+        elif regions := self._blocks.show(fit(image, width, height), width):
             self.refresh(*(region.translate((0, 1)) for region in regions))

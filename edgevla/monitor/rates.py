@@ -26,12 +26,15 @@ MUTE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Tick:
-    """The time of one tick; fields as in `state`."""
+    """The time of one tick and what its goal is from; fields as in `state`. goal: little-endian float32."""
 
     tick: int
     t0_ns: int
     deadline_ns: int
     late_ns: int
+    chunk_seq: int | None = None
+    action_index: float = 0.0
+    goal: bytes = b""
 
 
 @dataclass(frozen=True)

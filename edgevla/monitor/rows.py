@@ -16,6 +16,8 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from edgevla.monitor.layout import Box
+
 Cell = tuple[str, str]
 Row = tuple[Cell, ...]
 OLD = "dim"
@@ -64,11 +66,25 @@ def style_of(words: str) -> Style:
 
 
 class Lines(Widget):
-    """A widget that is its lines, drawn once and kept: no borders, no background, no styles of a sheet to work out."""
+    """A widget that is its lines, drawn once and kept: no borders, no background, no styles of a sheet to work out.
+
+    box: where it stands; None: nowhere.
+    """
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
         self.strips: list[Strip] = []
+        self.box: Box | None = None
+
+    def stand(self, box: Box | None) -> None:
+        """From now on in this place."""
+        if box == self.box:
+            return
+        self.box = box
+        self.display = box is not None and box.width > 0 and box.height > 0
+        if box is not None:
+            self.styles.offset = (box.x, box.y)
+            self.styles.width, self.styles.height = box.width, box.height
 
     def render_lines(self, crop: Region) -> list[Strip]:
         """The lines of the part that is visible, and empty ones below them."""
@@ -83,13 +99,17 @@ class Panel(Lines):
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id)
         self._rows: list[Row] = []
+        self._drawn = (0, 0)
 
     def show(self, rows: Sequence[Row]) -> None:
         """These rows, from the top; what is below them is empty."""
-        width, height = self.outer_size
+        if self.box is None:
+            return
+        width, height = self.box.width, self.box.height
         wanted = [fitted(row, width) for row in rows[:height]]
         wanted += [fitted((), width)] * (height - len(wanted))
-        if len(wanted) != len(self._rows):
+        if (width, height) != self._drawn:
+            self._drawn = (width, height)
             self._rows, self.strips = [()] * height, [Strip.blank(width)] * height
         changed = [y for y, (old, new) in enumerate(zip(self._rows, wanted, strict=True)) if old != new]
         for y in changed:

@@ -123,6 +123,7 @@ class Robot:
         self._publishers = {n: Publisher(self._ctx, endpoint(self.folder, n), session, n) for n in nodes}
         self._period_s = 1 / hz
         self._saying: list[Body] = []
+        self._n_beats = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -172,7 +173,9 @@ class Robot:
 
     def _beat(self) -> None:
         for node, publisher in self._publishers.items():
-            publisher.send(Heartbeat(os.getpid(), "running", {}, 0))
+            self._n_beats += 1
+            counters = {"frames": 6 * self._n_beats} if node.startswith("camera/") else {}
+            publisher.send(Heartbeat(os.getpid(), "running", counters, 0))
             if node.startswith("camera/"):
                 publisher.send(Thumbnail(node.removeprefix("camera/"), 120, 160), [jpeg((0, 0, 255))])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgevla.monitor.keys import MAX_TEXT, Keyboard, TaskLine
+from edgevla.monitor.keys import MAX_TEXT, Act, Keyboard, TaskLine
 
 MS = 1_000_000
 COMMANDS = ("space", "h", "s", "q", "ctrl+r", "ctrl+c")
@@ -262,3 +262,37 @@ def test_a_pasted_novel_is_cut_and_control_characters_are_left_out() -> None:
     assert line.text == "a[31mbc d e"
     line.insert("x" * 10_000)
     assert len(line.text) == MAX_TEXT
+
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def looking() -> Keyboard:
+    return Keyboard(("space", "h", "s"), clock=lambda: 10**12, search_key="/", views=("?", "up", "c"))
+
+
+def test_a_key_that_only_looks_acts_at_once_and_as_often_as_it_comes() -> None:
+    keyboard = looking()
+    for i in range(5):
+        assert keyboard.key("up", None, i * 30_000_000) == [Act("command", "up")]
+
+
+def test_nothing_in_the_words_that_are_searched_is_a_command_but_the_emergency_keys() -> None:
+    keyboard = looking()
+    second = 10**9
+    assert keyboard.key("slash", "/", second) == []
+    for i, letter in enumerate("shec"):
+        assert keyboard.key(letter, letter, (2 + i) * second) == []
+    assert keyboard.is_searching
+    assert keyboard.field is not None
+    assert keyboard.field.text == "shec"
+    assert keyboard.key("f12", None, 8 * second) == [Act("emergency")]
+    assert keyboard.key("escape", "\x1b", 9 * second) == [Act("search")]
+    assert not keyboard.is_searching
+
+
+def test_a_looking_key_in_stray_text_is_not_obeyed_either() -> None:
+    keyboard = looking()
+    keyboard.key("x", "x", 10**9)
+    assert [act.kind for act in keyboard.key("c", "c", 10**9 + 1_000_000)] == ["notice"]
+    assert keyboard.key("question_mark", "?", 10**9 + 2_000_000) == []

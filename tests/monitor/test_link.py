@@ -35,7 +35,7 @@ def until(
 
 
 def texts(model: MonitorModel) -> list[str]:
-    return [line.text for line in model.events]
+    return [line.text for line in model.said]
 
 
 def test_it_learns_the_robot_hears_events_and_gets_answers(

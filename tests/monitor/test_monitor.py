@@ -13,10 +13,10 @@ import pytest
 from monitor_kit import SO101, about, chunk, health, jpeg, servo, state
 
 from edgevla.messages import Body, Event, Header, Heartbeat, Message, ServoHealth, Thumbnail
-from edgevla.monitor import panels
 from edgevla.monitor.app import MonitorApp
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
+from edgevla.monitor.panels.servos import servos
 
 ALOHA = tuple(f"{side}_{j}" for side in ("left", "right") for j in (*SO101, "wrist_rotate"))
 
@@ -106,7 +106,7 @@ def test_the_screen_says_what_the_arm_does_at_80_by_24() -> None:
         assert expected in screen
     for expected in (
         "90.0 Hz",
-        "p50 2.00",
+        "p50 2.0",
         "p50 10.0",
         "12/30",
         "71",
@@ -131,9 +131,11 @@ def test_no_size_breaks_a_row(size: tuple[int, int]) -> None:
 
 def test_fourteen_joints_fit_into_80_by_24() -> None:
     screen = drive(ScriptedLink(messages(ALOHA), ALOHA))
-    assert "l sho_lif" in screen
-    assert "r wri_rot" in screen
-    assert screen.count("14.5") == 14
+    assert "left (deg)" in screen
+    assert "right (deg)" in screen
+    assert screen.count("shoulder_lift") == 2
+    assert screen.count("wrist_rotate") == 2
+    assert screen.count(" 12   14 ─") == 14, "whole degrees, where it is tight"
 
 
 def test_nothing_heard_yet_is_said_so() -> None:
@@ -291,14 +293,15 @@ def test_a_servo_that_gives_no_values_is_not_known_to_have_torque() -> None:
 
 def test_trouble_of_a_whole_line_is_said_once_and_of_a_servo_in_its_row() -> None:
     script = [message for message in messages() if message.type != "servo_health"]
-    servos = health().servos
+    healthy = health().servos
     for i in range(11):
-        counted = [replace(s, n_retries=10 * i + (5 * i if s.name == "gripper" else 0)) for s in servos]
+        counted = [replace(s, n_retries=10 * i + (5 * i if s.name == "gripper" else 0)) for s in healthy]
         script.append(said("robot", ServoHealth(tuple(counted)), age_s=5 - i / 2))
-    shown = panels.servos(model_of(script), 78, 8, script[-1].header.sent_ns)
+    shown = servos(model_of(script), 78, 8, script[-1].header.sent_ns)
     lines = ["".join(text for text, _ in row) for row in shown]
-    assert "line main: 20 retries/s" in lines[0]
-    rows = {line[:13].strip(): line[13:] for line in lines[2:]}
+    assert "line main: 20 retries/s" in lines[1]
+    assert lines[2].startswith("gripper"), "the worst first"
+    rows = {line[:14].strip(): line[14:] for line in lines[2:]}
     assert "10.0" in rows["gripper"]
     assert all(not any(rate in rows[name] for rate in ("10.0", "20.0", "30.0")) for name in SO101[:5])
 

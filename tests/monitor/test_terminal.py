@@ -129,7 +129,9 @@ def test_a_screen_on_which_little_changes_writes_little(robot, watch):
     settle(1.5)
     before = len(watcher.raw)
     time.sleep(2.0)
-    assert len(watcher.raw) - before < 4000, "bytes in two seconds"
+    assert len(watcher.raw) - before < 10_000, (
+        "bytes in two seconds; the last ten seconds of the joints still fill up"
+    )
 
 
 # -- every end ----------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_a_signal_leaves_a_sane_terminal_and_the_reason(robot, watch, number):
 
 def test_a_failure_leaves_a_sane_terminal_and_the_reason(robot, watch):
     break_it = (
-        "import edgevla.monitor.panels as p\n"
+        "import edgevla.monitor.panels.servos as p\n"
         "calls = []\n"
         "def broken(*a, f=p.servos):\n"
         "    calls.append(1)\n"

@@ -14,11 +14,11 @@ TORQUE = "on retry/s"
 
 
 def on_column(watcher):
-    """What the column `on` says, per servo."""
+    """What the column `on` says, per servo in the order of the profile; on the screen the worst come first."""
     lines = watcher.screen.split("\n")
     at = next((line.index(TORQUE) for line in lines if TORQUE in line), 0)
-    rows = [line for line in lines if line[at - 27 : at - 14].strip() in SO101]
-    return [row[at : at + 3].strip() for row in rows]
+    said = {line[max(0, at - 28) : at - 14].strip(): line[at : at + 3].strip() for line in lines if at}
+    return [said[name] for name in SO101 if name in said]
 
 
 def test_a_robot_that_falls_silent_is_lost_and_its_old_figures_are_grey(robot, watch):
