@@ -14,7 +14,7 @@ VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13
 RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/launch tests/monitor tests/demo \
-                   tests/evaluation tests/trials tests/serve
+                   tests/evaluation tests/trials tests/serve tests/flight
 PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 NOT_RUN := .not-run
