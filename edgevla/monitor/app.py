@@ -84,6 +84,10 @@ class Link(Protocol):
         """Sends a command; never blocks. Its answer comes by `poll`."""
         ...
 
+    def save(self) -> None:
+        """Asks the policy to keep for good what it saw lately; answered as a command is."""
+        ...
+
     def interrupt(self) -> None:
         """Presses ctrl+c where the deployment was started."""
         ...
@@ -132,6 +136,7 @@ class MonitorApp(App[None]):
             "q": self._quit,
             "ctrl+c": self._interrupt,
             "ctrl+l": lambda: self.screen.refresh(),
+            "m": self._save,
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
         }
         self._views: dict[str, Callable[[], object]] = {
@@ -329,6 +334,10 @@ class MonitorApp(App[None]):
     def _steer(self, action: Action) -> None:
         self.link.command(action)
         self.model.say("info", f"sent: {action.replace('_', ' ')}")
+
+    def _save(self) -> None:
+        self.link.save()
+        self.model.say("info", "sent: save what the policy saw in the last seconds")
 
     def _pause(self) -> None:
         """Resumes only what is known to be paused now: an arm that holds would start by itself."""

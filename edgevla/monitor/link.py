@@ -14,6 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,6 +84,7 @@ class DeploymentLink:
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._commands: Commands = queue.SimpleQueue()
         self._emergencies: Commands = queue.SimpleQueue()
+        self._to_policy: Commands = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._steer_by, args=args, name=name, daemon=True)
             for name, args in (
@@ -90,8 +92,8 @@ class DeploymentLink:
                 ("emergencies", (self._emergencies, False)),
             )
         ]
-        self._is_closing = threading.Event()
-        if "policy" in deployment.nodes:
+        self.has_policy = "policy" in deployment.nodes
+        if self.has_policy:
             self._threads.append(threading.Thread(target=self._meet_policy, name="policy", daemon=True))
         for thread in self._threads:
             thread.start()
@@ -137,14 +139,21 @@ class DeploymentLink:
         self._is_guardian_told = tell_guardian(self._folder)
         self._emergencies.put((action, arguments))
 
+    def save(self) -> None:
+        """Asks the policy's node to keep for good what it saw lately."""
+        if self.has_policy:
+            self._to_policy.put(("save", None))
+        else:
+            self._tell("warning", "no policy runs here whose observations could be saved")
+
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._note.supervisor_pid, signal.SIGINT)
 
     def close(self) -> None:
-        self._is_closing.set()
         self._commands.put(None)
         self._emergencies.put(None)
+        self._to_policy.put(None)
         for thread in self._threads:
             thread.join(timeout=3)
         self._socket.close()
@@ -177,14 +186,21 @@ class DeploymentLink:
         return True
 
     def _meet_policy(self) -> None:
-        """Asks the policy's node what it is, until it knows; no command waits for that."""
+        """Asks the policy's node what it is, until it knows, and for what it is to save."""
         address = endpoint(self._folder, "policy", "commands")
         client = CommandClient(self._ctx, address, self._session, "monitor")
+        about = None
         try:
-            while (about := _described(client, AboutPolicy)) is None:
-                if self._is_closing.wait(POLICY_ASKED_S):
+            while True:
+                if about is None and (about := _described(client, AboutPolicy)) is not None:
+                    self._news.put(partial(MonitorModel.describe_policy, about=about))
+                try:
+                    item = self._to_policy.get(timeout=POLICY_ASKED_S if about is None else None)
+                except queue.Empty:
+                    continue
+                if item is None:
                     return
-            self._news.put(lambda model: model.describe_policy(about))
+                self._send(client, *item)
         finally:
             client.close()
 
@@ -195,7 +211,11 @@ class DeploymentLink:
         except WireError as error:
             self._tell("error", self._unanswered(action) or str(error))
         else:
-            text = f"{words}: accepted" if ack.is_accepted else f"{words} was refused: {ack.reason}"
+            text = (
+                f"{words}: {ack.reason or 'accepted'}"
+                if ack.is_accepted
+                else f"{words} was refused: {ack.reason}"
+            )
             self._tell("info" if ack.is_accepted else "warning", text)
 
     def _unanswered(self, action: Action) -> str:

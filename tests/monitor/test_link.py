@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 from monitor_kit import Robot
 
 from edgevla.errors import WireError
 from edgevla.messages import Event
 from edgevla.monitor.link import DeploymentLink
 from edgevla.monitor.model import MonitorModel
-from edgevla.session import EMERGENCY_STOP, guardian_socket
+from edgevla.session import EMERGENCY_STOP, endpoint, guardian_socket
+from edgevla.wire import CommandServer
 
 
 @pytest.fixture
@@ -52,6 +54,27 @@ def test_it_learns_the_robot_hears_events_and_gets_answers(
     link.command("home")
     until(link, model, lambda: "home was refused: the arm is paused" in texts(model))
     assert robot.actions() == ["pause", "home"]
+
+
+def test_a_moment_is_saved_by_the_policy_s_node(
+    robot: Robot, linked: tuple[DeploymentLink, MonitorModel]
+) -> None:
+    link, model = linked
+    ctx = zmq.Context()
+    server = CommandServer(ctx, endpoint(robot.folder, "policy", "commands"), link._session, "policy")
+    asked: list[str] = []
+
+    def policy() -> bool:
+        for command in server.poll():
+            asked.append(command.action)
+            command.answer(True, "saving the last 30 s")
+        return "save: saving the last 30 s" in texts(model)
+
+    link.save()
+    until(link, model, policy)
+    assert asked == ["save"]
+    server.close()
+    ctx.destroy(linger=0)
 
 
 def test_every_tick_counts_though_only_the_newest_state_is_decoded(

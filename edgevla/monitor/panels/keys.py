@@ -27,6 +27,7 @@ HELP = (
         ("/", "search the events; Enter keeps what was found, Escape shows all"),
         ("up down", "scroll the events by one; PageUp, PageDown by ten; End: the newest"),
         ("?", "this page"),
+        ("m", "saves this moment for good: what the policy saw and answered in the last 30 seconds"),
         ("ctrl+l", "draws the screen anew"),
         ("q", "leaves; the robot stays as it is, unless `deploy --monitor` started this monitor"),
         ("ctrl+c", "leaves; under `deploy --monitor`: to rest, emergency stop, let go"),
@@ -63,7 +64,7 @@ def keys(
     else:
         pause = "resume" if standing.is_live and model.mode == "paused" else "pause"
         named = [emergency, ("space", pause), ("s", "stop"), ("?", "keys"), ("q", leaves), ("t", "task")]
-        named += [*view, ("h", "home"), ("/", "search")]
+        named += [*view, ("h", "home"), ("m", "save moment"), ("/", "search")]
     cells: list[Cell] = []
     for key, does in named:
         is_grave = does in ("EMERGENCY", "LETS GO")
