@@ -125,3 +125,9 @@ def how(code: int | None) -> str:
     if code is None:
         return "no exit code"
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def without_prefix(sentence: str) -> str:
+    """`robot: ...` as a process printed it, without the name that is said anyway."""
+    head, _, tail = sentence.partition(": ")
+    return tail if tail and " " not in head else sentence

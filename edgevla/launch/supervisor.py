@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import zmq
 
 from edgevla.arguments import Arguments, Start
-from edgevla.board import BoardReader
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import About, AboutCameraNode, AboutEmulator, AboutRobot
 from edgevla.engines.ahead import NotWaited, Seldom, nobody_builds
@@ -30,7 +29,8 @@ from edgevla.execution import execution_to
 from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
 from edgevla.launch.asked import Asked
-from edgevla.launch.children import Child, how
+from edgevla.launch.board_watch import BoardWatch
+from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
 from edgevla.launch.processes import camera_args, emulator_args, guardian_args
 from edgevla.launch.runlog import RunLog, open_log
@@ -54,7 +54,6 @@ ROBOT_READY_S, CAMERAS_READY_S, EMULATOR_READY_S = 30.0, 20.0, 30.0
 STOPPED_S = 40.0
 FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
 SILENT_S = 1.0
-LOOK_S = 1.0
 SAVED_WITHIN_S = 60.0
 LOGGED: Sequence[type[Body]] = (State, Chunk, Heartbeat, Event, ServoHealth)
 A = TypeVar("A", bound=About)
@@ -92,9 +91,7 @@ class Supervisor:
         self._said_at_once: set[str] = set()
         self._is_start_sent = False
         self._speed_caps: dict[str, str] = {}
-        self._board = BoardReader()
-        self._look_at = 0.0
-        self._was_throttled = False
+        self._board = BoardWatch(self.log, say)
 
     # -- the story ----------------------------------------------------------------------------------------------
 
@@ -165,7 +162,7 @@ class Supervisor:
             if until is not None and time.monotonic() >= until:
                 return
             self._take_messages(0.05)
-            self._look_at_board()
+            self._board.look()
             guardian = self.children["robot"]
             if not guardian.is_alive:
                 self.failure = self._guardian_s_end()
@@ -175,21 +172,6 @@ class Supervisor:
                 return
             for child in self.children.values():
                 self._revive(child)
-
-    def _look_at_board(self) -> None:
-        """Once a second; that it is throttled is said once, how long is in the summary."""
-        now = time.monotonic()
-        if now < self._look_at:
-            return
-        self._look_at = now + LOOK_S
-        board = self._board.read()
-        self.log.note_board(board)
-        if board.is_throttled and not self._was_throttled:
-            heat = f", {board.hottest[0]} at {board.hottest[1]:.0f} °C" if board.hottest else ""
-            self.say(
-                "warning", "deploy", f"the machine is throttled{heat}: everything takes longer from here on"
-            )
-            self._was_throttled = True
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -399,7 +381,7 @@ class Supervisor:
                 self._take_messages(0.0)
                 if not child.is_alive:
                     kind = UsageError if child.exit_code == UsageError.exit_code else error
-                    raise kind(_without_prefix(child.last_sentence()))
+                    raise kind(without_prefix(child.last_sentence()))
                 if self.asked.by:
                     raise AskedToStop
                 with contextlib.suppress(WireError):
@@ -486,7 +468,7 @@ class Supervisor:
         """Why the robot's processes ended: the loop's own reason, else what the guardian said."""
         self._take_messages(0.3)
         own = [text for text in guardian.sentences if text.startswith("guardian: ")]
-        return self.log.last_stop or _without_prefix((own or [*guardian.sentences, "it did not say why"])[0])
+        return self.log.last_stop or without_prefix((own or [*guardian.sentences, "it did not say why"])[0])
 
     def _await_rest(self, guardian: Child) -> None:
         """Until the arm is released, or nobody is left who could: the loop outlives a killed guardian, and is heard."""
@@ -515,9 +497,3 @@ class Supervisor:
 
 def _camera_child(is_sim: bool) -> str:
     return "sim_camera" if is_sim else "camera"
-
-
-def _without_prefix(sentence: str) -> str:
-    """`robot: ...` as the node printed it, without the name that is said anyway."""
-    head, _, tail = sentence.partition(": ")
-    return tail if tail and " " not in head else sentence
