@@ -50,8 +50,8 @@ def missing_for_guided(m: Manifest) -> str | None:
 
 def missing_for_trained(m: Manifest) -> str | None:
     if m.rtc is None:
-        return f"{m.policy} is not trained for it"
-    return None if m.rtc.mode == "trained" else "its checkpoint is not trained for it"
+        return f"{m.policy} has no trained form"
+    return None if m.rtc.mode == "trained" else "train with --set rtc_training_max_delay=N"
 
 
 SEAM_METHODS = (
