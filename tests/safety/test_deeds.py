@@ -180,6 +180,11 @@ def test_an_execution_is_changed_if_the_bundle_allows_and_the_policy_is_fast_eno
     is_accepted, reason = loop.obey("set_execution", Rtc(guidance_end=99))
     assert not is_accepted
     assert "99" in reason
+    loop = Loop().start(most_drawn=4)
+    assert loop.obey("set_execution", Async(select=4)) == (True, "")
+    refused = (False, "select 5: this policy draws 4 per inference at most")
+    assert loop.obey("set_execution", Async(select=5)) == refused
+    assert loop.commands.rollout.executor.execution == Async(select=4)
 
 
 @pytest.mark.parametrize("measured", ["while warming up", "while running"])
