@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from edgevla.dataset.stated import Stated
 
 
+DATASET_OPTIONS = ("contact_sheet", "features", "without", "task_from")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "subject", help="folder of a dataset, checkpoint, bundle or run, or a dataset's hub id"
@@ -52,17 +55,12 @@ def run(args: argparse.Namespace) -> int:
     if (folder := run_folder(path)) is not None:
         from edgevla.flight.inspect import inspect_run
 
+        _refuse(args, (*DATASET_OPTIONS, "base", "device"), f"not for runs, and {path} is one")
         return inspect_run(args, folder)
-    for option in RUN_OPTIONS:
-        if getattr(args, option) not in (None, False):
-            raise UsageError(
-                f"--{option.replace('_', '-')} is for runs: {path} is none (no run.flight in it)"
-            )
+    _refuse(args, RUN_OPTIONS, f"for runs: {path} is none (no run.flight in it)")
     is_dataset = (path / "meta/info.json").is_file()
     if not is_dataset and (path.is_dir() or policy_folder(path) is not None):
-        for option in ("contact_sheet", "features", "without", "task_from"):
-            if getattr(args, option):
-                raise UsageError(f"--{option.removesuffix('s').replace('_', '-')} is for datasets")
+        _refuse(args, DATASET_OPTIONS, "for datasets")
         if (path / "manifest.json").is_file():
             if args.base:
                 raise UsageError("--base is for adapters (LoRA), not for bundles")
@@ -72,13 +70,26 @@ def run(args: argparse.Namespace) -> int:
         if not (path / "meta").is_dir():
             raise UsageError(
                 f"{path} is neither a dataset (meta/info.json), nor a checkpoint (config.json), nor a bundle "
-                "(manifest.json)"
+                "(manifest.json), nor a run (run.flight); name a folder that holds one of these"
             )
     if args.base:
         raise UsageError("--base is for adapters (LoRA), not for datasets")
     if args.device:
         raise UsageError("--device is for checkpoints and bundles, not for datasets")
     return _inspect_dataset(args)
+
+
+def _refuse(args: argparse.Namespace, options: tuple[str, ...], what_they_are: str) -> None:
+    """
+    Raises:
+        UsageError: one of these options is given; what is not done is said, not passed over.
+    """
+    from edgevla.errors import UsageError
+
+    for option in options:
+        if getattr(args, option) not in (None, False, ""):
+            name = "feature" if option == "features" else option.replace("_", "-")
+            raise UsageError(f"--{name} is {what_they_are}")
 
 
 def _describe(function: str, as_json: bool, *subject: Path | str) -> int:

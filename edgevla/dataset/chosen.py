@@ -22,6 +22,8 @@ def parse_episodes(text: str, n_episodes: int, *, what: str = "--episodes") -> l
             raise UsageError(f"{what} '{text}' is not of the form 0,2-5 or 0:40")
         first = int(low or 0)
         last = first + 1 if not between else int(high or n_episodes) + (between == "-")
+        if between and first >= last and high:
+            raise UsageError(f"{what} '{text}' names no episodes: {part.strip()} ends before it begins")
         if not first < last <= n_episodes:
             raise UsageError(
                 f"{what} '{text}' names episodes outside 0 ... {n_episodes - 1}, all that the dataset has"

@@ -34,6 +34,7 @@ def delete(root: Path, episodes: str, out: Path | None, say: Say) -> str:
         UsageError: unknown episodes, or all of them. DatasetError: it cannot be edited.
     """
     root = root.resolve()
+    _check_outside(out, [root])
     with kept_still(root, is_changed=out is None):
         n = n_listed(root)
         gone = parse_episodes(episodes, n, what="delete")
@@ -54,6 +55,7 @@ def merge(root: Path, others: Sequence[Path], out: Path, say: Say) -> str:
         DatasetError: they do not fit each other; every difference is named.
     """
     roots = [path.resolve() for path in (root, *others)]
+    _check_outside(out, roots)
     with contextlib.ExitStack() as stack:
         for path in dict.fromkeys(roots):
             stack.enter_context(kept_still(path, is_changed=False))
@@ -71,6 +73,7 @@ def split(root: Path, specs: Sequence[str], out: Path, say: Say) -> str:
         UsageError: a spec that cannot be understood, an episode in two of them.
     """
     root = root.resolve()
+    _check_outside(out, [root])
     with kept_still(root, is_changed=False):
         n = n_listed(root)
         chosen = parse_split(specs, n)
@@ -91,6 +94,7 @@ def retask(root: Path, task: str, episodes: str | None, out: Path | None, say: S
     if not task.strip():
         raise UsageError("retask needs an instruction in words, and was given none")
     root = root.resolve()
+    _check_outside(out, [root])
     with kept_still(root, is_changed=out is None):
         n = n_listed(root)
         chosen = list(range(n)) if episodes is None else parse_episodes(episodes, n, what="retask")
@@ -112,7 +116,9 @@ def parse_split(specs: Sequence[str], n_episodes: int) -> dict[str, list[int]]:
     for spec in specs:
         found = re.fullmatch(r"([\w.-]*\w)=(.+)", spec)
         if found is None:
-            raise UsageError(f"split '{spec}' is not of the form NAME=0:40 or NAME=80%")
+            raise UsageError(
+                f"split '{spec}' is not of the form NAME=0:40 or NAME=80%, NAME of letters, digits, _ . and -"
+            )
         name, text = found.groups()
         if name in chosen:
             raise UsageError(f"split names '{name}' twice")
@@ -130,6 +136,17 @@ def parse_split(specs: Sequence[str], n_episodes: int) -> dict[str, list[int]]:
             raise UsageError(f"split '{spec}' is no whole episode of the {n_episodes} that there are")
         chosen[name] = numbers
     return chosen
+
+
+def _check_outside(out: Path | None, roots: Sequence[Path]) -> None:
+    """A dataset in a dataset would be carried along by every later edit of the outer one.
+
+    Raises:
+        UsageError: it would be made in one of its sources.
+    """
+    for root in roots:
+        if out is not None and root in out.resolve().parents:
+            raise UsageError(f"-o {out} lies in the dataset {root}; name a folder outside of it")
 
 
 # -- how ------------------------------------------------------------------------------------------------------

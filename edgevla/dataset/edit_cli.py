@@ -84,15 +84,8 @@ def _edit(args: argparse.Namespace) -> str:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from edgevla.inspect_cli import run as inspect
+    from edgevla import inspect_cli
 
-    words = argparse.Namespace(
-        subject=str(args.dataset),
-        contact_sheet=None,
-        base="",
-        json=args.json,
-        features=None,
-        without=None,
-        task_from=None,
-    )
-    return inspect(words)
+    parser = argparse.ArgumentParser()  # inspect's own, so that an option it gains is here with its default
+    inspect_cli.add_arguments(parser)
+    return inspect_cli.run(parser.parse_args(["--json"] * args.json + ["--", str(args.dataset)]))

@@ -34,7 +34,7 @@ def inspect_run(args: argparse.Namespace, folder: Path) -> int:
     at_ns = None if args.at is None else moment(run, args.at)
     if args.json:
         print(json.dumps(_json(run, found), indent=1))
-        return 0
+        return 1 if args.picture and not _draw(run, found, args.picture, at_ns) else 0
     print("\n".join(heading(run)))
     if at_ns is not None:
         print("\n" + "\n".join(explain(run, at_ns, found)))
@@ -43,7 +43,7 @@ def inspect_run(args: argparse.Namespace, folder: Path) -> int:
     picture = _draw(run, found, args.picture, at_ns)
     if picture:
         print(f"\n{picture}")
-    return 0
+    return 1 if args.picture and not picture else 0
 
 
 def _replay(folder: Path, number: int, as_json: bool) -> int:

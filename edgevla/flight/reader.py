@@ -44,7 +44,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """All that was noted, as the messages' fields with a `type`, part after part; within a block in order of time.
 
     Raises:
-        UsageError: there is no log, or it is of a newer format.
+        UsageError: there is no log, nothing of it can be read, or it is of a newer format.
     """
     for content in _blocks(folder):
         if content.get("kind") == "header":
@@ -68,17 +68,22 @@ def _surely_entries(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _blocks(folder: Path) -> Iterator[dict[str, Any]]:
     if not is_run(folder):
         raise UsageError(f"{folder} holds no run: neither run.flight nor run.jsonl; name a folder of --log")
-    for name in PARTS:
-        path = folder / name
-        if not path.is_file():
-            continue
+    paths = [folder / name for name in PARTS if (folder / name).is_file()]
+    is_empty = True
+    for path in paths:
         for content in unpack(path.read_bytes()):
             if content.get("kind") == "header" and content.get("format") != FORMAT:
                 raise UsageError(
                     f"{path} has the log format {content.get('format')}, this EdgeVLA reads {FORMAT}; read it with the "
                     f"EdgeVLA that wrote it ({content.get('edgevla')})"
                 )
+            is_empty = False
             yield content
+    if paths and is_empty:
+        raise UsageError(
+            f"{folder}: nothing of its log can be read: it is damaged or empty (or the run begins just now); take it from "
+            "a copy, or name another run"
+        )
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -128,7 +133,8 @@ class Run:
 def load(folder: Path) -> Run:
     """
     Raises:
-        UsageError: there is no log, it is of a newer format, or of something else than a robot's run.
+        UsageError: there is no log, nothing of it can be read, it is of a newer format, or of something else than a
+            robot's run.
     """
     is_old = not any((folder / name).is_file() for name in PARTS)
     headers: list[dict[str, Any]] = []

@@ -248,14 +248,26 @@ def test_pictures_in_the_table_go_with_their_rows(tmp_path):
         (["retask", " "], 2, "needs an instruction"),
         (["delete", "0", "-o", "HERE"], 1, "exists already"),
         (["merge", "nowhere", "-o", "out"], 1, "nowhere"),
+        (["merge", "HERE", "-o", "HERE/all"], 2, "name a folder outside of it"),
+        (["split", "my part=50%", "-o", "out"], 2, "NAME of letters, digits, _ . and -"),
+        (["delete", "3-1"], 2, "'3-1' names no episodes: 3-1 ends before"),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence_and_changes_nothing(recorded, copy_of, capsys, words, code, said):
     root = copy_of(recorded)
     before = contents(root)
-    assert main(["dataset", str(root), *[str(root) if w == "HERE" else w for w in words]]) == code
+    assert main(["dataset", str(root), *[w.replace("HERE", str(root)) for w in words]]) == code
     assert said in capsys.readouterr().err
     assert contents(root) == before
+
+
+def test_check_says_what_inspect_says(recorded, capsys):
+    assert main(["inspect", str(recorded)]) == 0
+    expected = capsys.readouterr().out
+    assert main(["dataset", str(recorded), "check"]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["dataset", str(recorded), "check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "dataset"
 
 
 def test_an_older_version_is_refused_with_the_way_to_convert_it(so101_v21):

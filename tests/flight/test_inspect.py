@@ -134,6 +134,32 @@ def test_options_of_runs_are_refused_elsewhere(tmp_path, capsys):
     assert "--at is for runs" in capsys.readouterr().err
 
 
+def test_what_a_run_does_not_answer_is_refused_not_passed_over(tmp_path, capsys):
+    folder = str(made(tmp_path))
+    for words in (["--device", "rpi5"], ["--contact-sheet", "x.png"], ["--base", "x"], ["--feature", "a=b"]):
+        assert main(["inspect", folder, *words]) == 2
+        assert f"{words[0]} is not for runs" in capsys.readouterr().err
+    assert main(["inspect", folder, "--at", "0:01", "--replay-chunk", "3"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 4096, b"EVB1 and no more"])
+def test_a_log_of_which_nothing_is_left_is_not_called_quiet(tmp_path, capsys, content):
+    folder = made(tmp_path)
+    (folder / "run.flight").write_bytes(content)
+    for words in ([], ["--lines"], ["--json"]):
+        assert main(["inspect", str(folder), *words]) == 2
+        assert "nothing of its log can be read" in capsys.readouterr().err
+
+
+def test_a_picture_that_was_asked_for_and_cannot_be_written_is_a_failure(tmp_path, capsys):
+    folder = str(made(tmp_path))
+    assert main(["inspect", folder, "--picture", str(tmp_path / "no/such/x.png")]) == 1
+    assert "takes another place" in capsys.readouterr().err
+    assert main(["inspect", folder, "--json", "--picture", str(tmp_path / "x.png")]) == 0
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 def test_the_lines_are_json_for_other_programs(tmp_path, capsys):
     assert main(["inspect", str(made(tmp_path, n=10)), "--lines"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
