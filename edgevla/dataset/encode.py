@@ -272,6 +272,6 @@ def join_videos(sources: Sequence[Path], target: Path, fps: float) -> int:
                         count += 1
     except (av.FFmpegError, OSError) as error:
         raise DatasetError(
-            f"joining {[s.name for s in sources]} failed: {error}", file=str(target)
+            f"{target} could not be written: {error.strerror or error}", file=str(target)
         ) from error
     return count

@@ -16,8 +16,10 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     stream = sys.stderr if args.json else sys.stdout
     screen = RecordScreen(stream, has_bell=args.bell)
+    _check_place(args.output)
     n_there = _n_there(args.output) if args.resume else 0
     if args.episodes is not None and n_there >= args.episodes:
         screen.say(f"{args.output} holds {n_there} episodes already, and {args.episodes} were wanted")
@@ -146,7 +149,7 @@ def _record(
     names = ", ".join(cameras) or "none"
     screen.say(f"recording {deployment.robot} into {args.output}; cameras: {names}")
     if n_there:
-        screen.say(f"{n_there} episodes are there already")
+        screen.say(f"{_count(n_there)} there already")
 
     def is_alive() -> bool:
         if led is not None:
@@ -171,9 +174,38 @@ def _record(
     if args.json:
         print(json.dumps(session.result()))
     else:
-        then = f". Next: edgevla inspect {args.output}" if session.n_kept else ""
-        screen.say(f"{session.n_kept} episodes kept{then}")
+        then = f". Next: edgevla inspect {shlex.quote(str(args.output))}" if session.n_kept else ""
+        screen.say(f"{_count(session.n_kept)} kept{then}")
     return 0 if led is None or led.is_alive else 1
+
+
+def _count(n: int) -> str:
+    return f"{n} episode{'s' * (n != 1)}"
+
+
+def _check_place(output: Path) -> None:
+    """Before an arm moves, not when the first episode begins.
+
+    Raises:
+        DatasetError: nothing can be written there.
+    """
+    from edgevla.errors import DatasetError
+
+    place = output.absolute()
+    if place.exists() and not place.is_dir():
+        raise DatasetError(f"{output} is a file; name a folder to record into", file=str(output))
+    if place.is_dir() and any(place.iterdir()) and not (place / "meta/info.json").exists():
+        raise DatasetError(
+            f"{output} is not empty and not a dataset; record into a new folder", file=str(output)
+        )
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise DatasetError(
+            f"{there} takes no files: {error.strerror or error}; record into another folder", file=str(there)
+        ) from error
 
 
 def _n_there(output: Path) -> int:

@@ -134,8 +134,13 @@ class Session:
             self._do(word)
         except UsageError as error:
             self._screen.say(f"! {error}")
-        except EdgeVLAError as error:
-            if self.is_recording or word == "keep" or isinstance(error, DatasetError):
+        except (EdgeVLAError, OSError) as error:
+            if word == "keep":
+                raise DatasetError(
+                    f"the open episode is lost: {str(error).rstrip('.')}. Those that were kept before are whole. "
+                    "Check the room on the disk, then go on with the same command and --resume"
+                ) from error
+            if self.is_recording or isinstance(error, DatasetError | OSError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._screen.say(f"! {error}")
 

@@ -1,10 +1,14 @@
 """`edgevla record --leader`: one command in one terminal starts two emulated arms, records, and brings them to rest."""
 
+import argparse
+import errno
 import json
 import os
 import re
 import signal
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +18,9 @@ from deployment_kit import Terminal
 
 from edgevla.cli import main
 from edgevla.dataset import check_dataset, open_dataset
+from edgevla.errors import DatasetError
+from edgevla.launch.record_screen import RecordScreen
+from edgevla.launch.record_session import Session
 from edgevla.nodes.vitals import ENDS, STOPS
 
 FAST = ["--leader=so101_leader", "--robot=so101", "--sim"]
@@ -76,10 +83,10 @@ def test_killed_in_the_second_episode_it_loses_only_that_and_is_resumed(window, 
     assert left == [], "nobody moves an arm whose recording was killed"
 
     window.type(f"{start} --episodes=2 --seconds=1 --pause=1; echo again=$?\n")
-    window.wait_for("1 episodes are there already", timeout_s=90)
+    window.wait_for("1 episode there already", timeout_s=90)
     window.wait_for("reset: ")
     window.wait_for("recording episode 1: wave", timeout_s=60)
-    window.wait_for("1 episodes kept. Next: edgevla inspect", timeout_s=60)
+    window.wait_for("1 episode kept. Next: edgevla inspect", timeout_s=60)
     window.wait_for("again=0", timeout_s=90)
     assert descendants(window) == []
 
@@ -122,6 +129,39 @@ def test_a_pair_that_does_not_fit_is_the_recording_s_own_sentence(capfd, tmp_pat
     said = capfd.readouterr()
     assert "edgevla record: so101_leader cannot lead aloha" in said.err
     assert "cannot lead" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("a file", "is a file; name a folder"),
+        ("a file/set", "takes no files"),
+        ("full of else", "is not empty and not a dataset"),
+        ("/proc/set", "takes no files"),
+    ],
+)
+def test_a_place_that_takes_no_recording_is_refused_before_an_arm_starts(capfd, tmp_path, place, said):
+    (tmp_path / "a file").touch()
+    (tmp_path / "full of else").mkdir()
+    (tmp_path / "full of else/diary.txt").touch()
+    assert main(["record", str(tmp_path / place), *FAST]) == 1
+    told = capfd.readouterr()
+    assert said in told.err
+    assert told.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a file", "full of else"]
+
+
+def test_an_episode_that_the_disk_does_not_take_is_said_with_what_is_whole(capsys):
+    def obey(word):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    node = SimpleNamespace(recording=SimpleNamespace(is_recording=True, counters=Counter()), obey=obey)
+    args = argparse.Namespace(seconds=None, pause=2.0, episodes=None, task="wave", next_task=[])
+    session = Session(node, args, RecordScreen(sys.stdout, has_bell=False), lambda: True)
+    with pytest.raises(
+        DatasetError, match=r"open episode is lost: .*No space left.*before are whole.*--resume"
+    ):
+        session._obey("keep")
 
 
 def test_a_recording_that_has_all_its_episodes_starts_no_arm(capsys, tmp_path):
