@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from edgevla.cli import VERBS, _parser_for
 
-    options = {verb: _parser_for(verb)[0]._actions for verb in VERBS}
+    options = {verb: list(_with_those_below(_parser_for(verb)[0]._actions)) for verb in VERBS}
     if args.shell == "fish":
         print("\n".join(fish({verb: summary for verb, (_, summary) in VERBS.items()}, options)))
     else:
@@ -33,9 +33,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _with_those_below(actions: Sequence[argparse.Action]) -> Iterator[argparse.Action]:
+    """A verb's own, then the options of its subcommands, such as `edgevla dataset DIR delete -o`."""
+    yield from actions
+    known = {option for action in actions for option in action.option_strings}
+    for action in actions:
+        for parser in action.choices.values() if isinstance(action, argparse._SubParsersAction) else ():
+            for below in parser._actions:
+                if below.option_strings and known.isdisjoint(below.option_strings):
+                    known.update(below.option_strings)
+                    yield below
+
+
 def values_of(action: argparse.Action) -> list[str]:
     """What may stand behind an option, or as a positional; empty where that is no closed list."""
-    if action.dest == "robot":  # or a path, which the shell completes
+    if action.dest in ("robot", "leader"):  # or a path, which the shell completes
         names: list[str] = importlib.import_module("edgevla.robots.profile").profile_names()
         return names
     return [str(choice) for choice in action.choices or ()]
@@ -50,13 +62,15 @@ def bash(options: Options, is_zsh: bool = False) -> Iterator[str]:
     yield f"        1,*) words={shlex.quote(' '.join(['help', *options]))} ;;"
     yield f"        2,help,*) words={shlex.quote(' '.join(options))} ;;"
     for verb, actions in options.items():
+        place = 2
         for action in actions:
             values = shlex.quote(" ".join(values_of(action)))
             if action.option_strings and values_of(action):
                 patterns = "|".join(f"*,{verb},{option}" for option in action.option_strings)
                 yield f"        {patterns}) words={values} ;;"
             elif values_of(action):
-                yield f"        2,{verb},*) words={values} ;;"
+                yield f"        {place},{verb},*) words={values} ;;"
+            place += not action.option_strings
     yield from ("    esac", '    [ -n "$words" ] || case "${COMP_WORDS[1]},$word" in')
     for verb, actions in options.items():
         names = shlex.quote(" ".join(option for action in actions for option in action.option_strings))

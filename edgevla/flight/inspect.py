@@ -95,14 +95,23 @@ def _saved(folder: Path) -> list[str]:
     places = moments(folder)
     if not places:
         return []
-    notes = [about(place) for place in places]
+    notes, lines = [], []
+    for place in places:
+        try:
+            notes.append(about(place))
+            lines.append(f"  {place.relative_to(folder)}: {notes[-1].why}")
+        except UsageError as error:  # the story of the run is no worse for it
+            lines.append(f"  ! {error}")
     chunks = [entry["chunk"] for note in notes for entry in note.chunks]
     several = f"{len(places)} moment{'s' * (len(places) > 1)}"
+    again = (
+        [f"  chunks {min(chunks)} to {max(chunks)} can be inferred again: --replay-chunk N"] if chunks else []
+    )
     return [
         "",
         f"saved for good: {several} with what the policy saw",
-        *(f"  {place.relative_to(folder)}: {note.why}" for place, note in zip(places, notes, strict=True)),
-        f"  chunks {min(chunks)} to {max(chunks)} can be inferred again: --replay-chunk N",
+        *lines,
+        *again,
     ]
 
 

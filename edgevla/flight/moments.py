@@ -246,13 +246,20 @@ def find_chunk(folder: Path, number: int) -> tuple[About, Seen]:
     Raises:
         UsageError: nothing was saved, not this chunk, or its file is damaged.
     """
-    known: list[int] = []
+    known: set[int] = set()
+    damaged: UsageError | None = None
     for place in moments(folder):
-        note = about(place)
+        try:
+            note = about(place)
+        except UsageError as error:  # another moment may have the chunk
+            damaged = error
+            continue
         for entry in note.chunks:
-            known.append(entry["chunk"])
+            known.add(entry["chunk"])
             if entry["chunk"] == number:
                 return note, _seen(place, entry)
+    if damaged is not None:
+        raise damaged
     if not known:
         raise UsageError(
             f"no observations of {folder} were saved for good: a fault saves the last {SAVED_S:g} s, and so does "

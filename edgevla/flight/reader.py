@@ -81,8 +81,8 @@ def _blocks(folder: Path) -> Iterator[dict[str, Any]]:
             yield content
     if paths and is_empty:
         raise UsageError(
-            f"{folder}: nothing of its log can be read: it is damaged or empty (or the run begins just now); take it from "
-            "a copy, or name another run"
+            f"{folder}: nothing of its log can be read: it is damaged or empty (or the run begins just now); "
+            "take it from a copy, or name another run"
         )
 
 

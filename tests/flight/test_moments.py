@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from log_kit import tick, write_log
 
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
@@ -66,6 +67,29 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     (place / "3.npz").write_bytes(b"PK rubbish")
     with pytest.raises(UsageError, match=r"3\.npz is damaged"):
         find_chunk(tmp_path, 3)
+
+
+def test_a_damaged_moment_hides_neither_the_others_nor_the_run(tmp_path, capsys):
+    folder = write_log(tmp_path, [tick(0), tick(1)])
+    note = {
+        "bundle": "b",
+        "sha256": "s",
+        "provider": "cpu",
+        "threads": 1,
+        "engine": "e",
+        "why": "w",
+        "saved_ns": 1,
+    }
+    place = save(folder, [seen(2)], note)
+    save(folder, [seen(2), seen(3)], note)
+    (place / "moment.json").write_text('{"for')
+    assert find_chunk(folder, 2)[1].request_id == 2
+    with pytest.raises(UsageError, match=r"moment-00/moment\.json is damaged"):
+        find_chunk(folder, 9)
+    assert main(["inspect", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "moment-00/moment.json is damaged" in said
+    assert "chunks 2 to 3 can be inferred again" in said
 
 
 def test_a_run_without_saved_moments_says_how_one_comes_about(tmp_path):
