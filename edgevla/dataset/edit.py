@@ -23,6 +23,7 @@ from edgevla.dataset.store import MIB
 from edgevla.dataset.tables import read_numbered_texts
 from edgevla.dataset.whole import kept_still, made_beside
 from edgevla.errors import DatasetError, UsageError
+from edgevla.words import check_task
 
 Say = Callable[[str], None]
 
@@ -89,10 +90,9 @@ def retask(root: Path, task: str, episodes: str | None, out: Path | None, say: S
     """All rows of these episodes (None: of all) get the instruction `task`.
 
     Raises:
-        UsageError: no words, or unknown episodes.
+        UsageError: no words, what no policy can read, or unknown episodes.
     """
-    if not task.strip():
-        raise UsageError("retask needs an instruction in words, and was given none")
+    task = check_task(task, "the instruction")
     root = root.resolve()
     _check_outside(out, [root])
     with kept_still(root, is_changed=out is None):

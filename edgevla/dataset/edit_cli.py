@@ -64,8 +64,19 @@ def run(args: argparse.Namespace) -> int:
         raise DatasetError(f"there is no dataset folder {args.dataset}", file=str(args.dataset))
     if args.act == "check":
         return _check(args)
+    stands_in_it = _stands_in(args.dataset)
     print(_edit(args))
+    if stands_in_it and not _stands_in(args.dataset):
+        print('this shell still stands in the old folder, which is removed: cd "$PWD"', file=sys.stderr)
     return 0
+
+
+def _stands_in(folder: Path) -> bool:
+    """Whether the current folder is this one or lies in it; not, once it is removed."""
+    try:
+        return Path.cwd().is_relative_to(folder.resolve())
+    except FileNotFoundError:
+        return False
 
 
 def _edit(args: argparse.Namespace) -> str:

@@ -233,7 +233,9 @@ def read_info(root: Path) -> Info:
             file=INFO,
         ) from None
     except (ValueError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON: {error}", file=INFO) from error
+        raise DatasetError(
+            f"{path} cannot be read as JSON: {error}; restore it from a copy", file=INFO
+        ) from error
     if not isinstance(raw, dict):
         raise DatasetError(f"{path} holds a {type(raw).__name__}, expected a JSON object", file=INFO)
     version = _version(root, raw)

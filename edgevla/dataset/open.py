@@ -181,7 +181,8 @@ def _episode_rows_v3(root: Path, findings: Findings) -> list[dict[str, Any]]:
     numbers = [row["episode_index"] for row in rows]
     if numbers != list(range(len(rows))):
         findings.error(
-            f"the episode table of {root} lists episodes {numbers[:5]} ...; expected 0, 1, 2, ...",
+            f"the episode table of {root} lists episodes {numbers[:5]} ...; expected 0, 1, 2, ...: a tool "
+            "took some out, or a recording was killed; restore meta/episodes from a copy",
             file="meta/episodes",
         )
     return rows

@@ -245,7 +245,9 @@ def test_pictures_in_the_table_go_with_their_rows(tmp_path):
         (["delete", "4"], 2, "outside 0 ... 3"),
         (["delete", "x"], 2, "not of the form"),
         (["delete", "0:4"], 2, "leaves no episode"),
-        (["retask", " "], 2, "needs an instruction"),
+        (["retask", " "], 2, "the instruction is empty"),
+        (["retask", "put it\nthere"], 2, "the instruction holds a control character"),
+        (["retask", "on and " * 1000], 2, "at most 1000 are taken"),
         (["delete", "0", "-o", "HERE"], 1, "exists already"),
         (["merge", "nowhere", "-o", "out"], 1, "nowhere"),
         (["merge", "HERE", "-o", "HERE/all"], 2, "name a folder outside of it"),
@@ -259,6 +261,17 @@ def test_what_cannot_be_done_is_a_sentence_and_changes_nothing(recorded, copy_of
     assert main(["dataset", str(root), *[w.replace("HERE", str(root)) for w in words]]) == code
     assert said in capsys.readouterr().err
     assert contents(root) == before
+
+
+def test_who_stands_in_a_dataset_that_is_replaced_hears_how_to_go_on(recorded, copy_of, capsys, monkeypatch):
+    root = copy_of(recorded)
+    monkeypatch.chdir(root / "meta")
+    assert main(["dataset", str(root), "delete", "0"]) == 0
+    assert 'cd "$PWD"' in capsys.readouterr().err
+    monkeypatch.chdir(root)
+    assert main(["dataset", ".", "check"]) == 0
+    assert main(["dataset", ".", "delete", "0"]) == 0
+    assert 'cd "$PWD"' in capsys.readouterr().err
 
 
 def test_check_says_what_inspect_says(recorded, capsys):
