@@ -220,8 +220,17 @@ def lines(subject: Subject, on: Device, found: list[Plan], measured: float | Non
         yield f"  {plan.precision:<12}{_words(plan, subject)}"
     if measured is not None:
         stored = next((p for p in found if p.precision == subject.stored), None)
-        share = f": {stored.chunk_ms / measured:.0%} of what is possible" if stored is not None else ""
+        share = "" if stored is None else f": {_share(stored.chunk_ms / measured)}"
         yield f"measured      {measured:.3g} ms per chunk here, as exported ({subject.stored}){share}"
+
+
+def _share(share: float) -> str:
+    if share <= 1:
+        return f"{share:.0%} of what is possible"
+    return (
+        "faster than that, so this machine's peak was measured too low (other programs, or NumPy with fewer threads); "
+        "measure again on an idle machine"
+    )
 
 
 def _times(subject: Subject, graph: str) -> str:

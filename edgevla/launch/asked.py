@@ -19,6 +19,9 @@ REFUSED = (
 )
 
 
+NOT_ON = "the arm has not been switched on"
+
+
 class Steps:
     """The steps of Ctrl-C: 1 to rest, 2 frozen, 3 let go.
 
@@ -48,14 +51,20 @@ class Steps:
 class Asked:
     """Takes the process's signals. by: the name of the signal that asked first; empty while none has.
 
-    on_step: (1, 2 or 3) -> None, for every step of Ctrl-C. say: (severity, source, sentence).
+    on_step: (1, 2 or 3) -> None, for every step of Ctrl-C. say: (severity, source, sentence). is_on: whether the arm was
+    switched on, as far as the one who is asked knows.
     """
 
-    def __init__(self, on_step: Callable[[int], None], say: Callable[[str, str, str], None]) -> None:
+    def __init__(
+        self,
+        on_step: Callable[[int], None],
+        say: Callable[[str, str, str], None],
+        is_on: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.by = ""
         self.is_ending = False
         self.steps = Steps()
-        self._on_step, self._say = on_step, say
+        self._on_step, self._say, self._is_on = on_step, say, is_on
         self._stops = Presses()
 
     def obey_signals(self) -> None:
@@ -97,7 +106,8 @@ class Asked:
             return
         self.by = by
         self.steps.press(time.monotonic_ns())
-        self._say("info", "deploy", f"{words}: the arm moves to rest and is released")
+        then = "the arm moves to rest and is released" if self._is_on() else NOT_ON
+        self._say("info", "deploy", f"{words}: {then}")
 
     def _end_by(self, number: int) -> None:
         """By a signal that nobody sends on purpose: an orderly end all the same."""

@@ -28,7 +28,7 @@ from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, Wire
 from edgevla.execution import execution_to
 from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
-from edgevla.launch.asked import Asked
+from edgevla.launch.asked import NOT_ON, Asked
 from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
@@ -76,7 +76,7 @@ class Supervisor:
         self.options, self.source, self.say = options, source, say
         self.session = new_session()
         self.log = RunLog(open_log(options.log_dir, self.session, self._warn))
-        self.asked = Asked(self._step, self._say_safely)
+        self.asked = Asked(self._step, self._say_safely, lambda: self._is_start_sent)
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
         self.children: dict[str, Child] = {}
@@ -116,6 +116,8 @@ class Supervisor:
         """Everything up to a moving arm. Raises as `prepare`, and where the robot refuses; `end` cleans up."""
         arguments = self.prepare()
         self._write_note(execution_words(self.source.execution))
+        if self.asked.by:  # while the last process answered
+            raise AskedToStop
         self._is_start_sent = True
         self._speed_caps = speed_caps(self.robot, arguments.trained_speed)
         try:
@@ -288,7 +290,7 @@ class Supervisor:
             tell_guardian(self.folder)
         if not self._is_start_sent:
             again = " already" if step > 1 else ""
-            self.say("info", "deploy", f"stopping{again}: the arm has not been switched on")
+            self.say("info", "deploy", f"stopping{again}: {NOT_ON}")
         elif step == 1:
             self.say(
                 "info",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_what_comes_too_late_is_said() -> None:
     assert planner.plans(subject(Work(10**9, 10**6)), SMALL)[0].works == ("ensemble", "async", "rtc")
     unknown = subject(Work(10**9, 10**6), fps=None)
     assert "no control rate" in list(planner.lines(unknown, SMALL, planner.plans(unknown, SMALL)))[4]
+
+
+def test_what_runs_faster_than_the_bound_says_that_the_peak_was_measured_too_low() -> None:
+    small = replace(subject(Work(10**9, 10**6)), stored="fp32")
+    found = planner.plans(small, SMALL)
+    bound = next(plan.chunk_ms for plan in found if plan.precision == small.stored)
+    *_, slower = planner.lines(small, SMALL, found, bound * 2)
+    *_, faster = planner.lines(small, SMALL, found, bound / 2)
+    assert slower.endswith("50% of what is possible")
+    assert "peak was measured too low" in faster
 
 
 def test_every_device_says_where_its_figures_are_from() -> None:

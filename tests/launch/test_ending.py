@@ -15,6 +15,7 @@ import pytest
 
 from edgevla.descriptions import AboutRobot
 from edgevla.launch import supervisor as launched
+from edgevla.launch.asked import Asked
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.foreground import carry_out
 from edgevla.launch.sources import DirectSource
@@ -217,6 +218,24 @@ def test_what_cannot_begin_is_an_error_and_nothing_is_left(world, monkeypatch):
         run(world, contextlib.nullcontext())
     assert world.commands == []
     assert world.ended >= {"robot", "inbox"}
+
+
+@pytest.mark.parametrize("ask", [lambda asked: asked.end("SIGTERM", "asked to terminate"), Asked.press])
+def test_who_is_asked_to_end_while_the_last_process_answers_does_not_switch_the_arm_on(
+    world, monkeypatch, ask
+):
+    start = Source.start
+
+    def asked_meanwhile(self, supervisor):
+        ask(supervisor.asked)
+        return start(self, supervisor)
+
+    monkeypatch.setattr(Source, "start", asked_meanwhile)
+    _, summary, said = run(world, contextlib.nullcontext())
+    assert world.commands == []
+    assert not summary["was_on"]
+    assert summary["failure"] is None
+    assert any("the arm has not been switched on" in words[2] for words in said)
 
 
 def test_a_robot_that_refuses_to_start_is_not_waited_for(world, monkeypatch):
