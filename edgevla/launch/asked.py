@@ -19,6 +19,7 @@ REFUSED = (
 )
 
 
+TO_REST = "the arm moves to rest and is released"
 NOT_ON = "the arm has not been switched on"
 
 
@@ -106,8 +107,7 @@ class Asked:
             return
         self.by = by
         self.steps.press(time.monotonic_ns())
-        then = "the arm moves to rest and is released" if self._is_on() else NOT_ON
-        self._say("info", "deploy", f"{words}: {then}")
+        self._say("info", "deploy", f"{words}: {TO_REST if self._is_on() else NOT_ON}")
 
     def _end_by(self, number: int) -> None:
         """By a signal that nobody sends on purpose: an orderly end all the same."""

@@ -28,7 +28,7 @@ from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, Wire
 from edgevla.execution import execution_to
 from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
-from edgevla.launch.asked import NOT_ON, Asked
+from edgevla.launch.asked import NOT_ON, TO_REST, Asked
 from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
@@ -292,11 +292,7 @@ class Supervisor:
             again = " already" if step > 1 else ""
             self.say("info", "deploy", f"stopping{again}: {NOT_ON}")
         elif step == 1:
-            self.say(
-                "info",
-                "deploy",
-                "stopping: the arm moves to rest and is released (Ctrl-C again: emergency stop)",
-            )
+            self.say("info", "deploy", f"stopping: {TO_REST} (Ctrl-C again: emergency stop)")
         else:
             self.say("stop", "deploy", f"emergency stop: the arm is {FROZEN if step == 2 else 'released'}")
 
