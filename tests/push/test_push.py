@@ -288,6 +288,26 @@ def test_a_login_shell_that_chatters_is_listened_past(push, robot, bundle, tmp_p
     assert push(bundle, *COPY, python=noisy)["copied"]["n_sent"] == 4
 
 
+def test_a_login_shell_that_ends_is_no_cut_line(push, robot, bundle, tmp_path):
+    closed = tmp_path / "closed"
+    closed.write_text('#!/bin/sh\necho "This account is not available."\nexit 1\n')
+    closed.chmod(0o755)
+    said = push(bundle, *COPY, python=closed, code=1)
+    assert "ended before our program began (This account is not available.); mend it" in said
+    assert "goes on where it was" not in said
+
+
+def test_a_login_shell_that_waits_is_said(push, robot, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgevla.push.line.SILENT_S", 0.1)
+    told = tmp_path / "told"
+    monkeypatch.setattr("edgevla.push.line.tell", lambda words, out: told.write_text(words))
+    waits = tmp_path / "waits"
+    waits.write_text(f'#!/bin/sh\nuntil [ -s {told} ]; do sleep 0.05; done\nexec {sys.executable} "$@"\n')
+    waits.chmod(0o755)
+    assert push(bundle, *COPY, python=waits)["copied"]["n_sent"] == 4
+    assert "nothing heard for 0.1 s: ssh waits for you, or the login shell there" in told.read_text()
+
+
 def test_where_nothing_may_be_written(push, robot, bundle, tmp_path):
     taken = robot.folder / "edgevla/bundles"
     taken.parent.mkdir(parents=True)
