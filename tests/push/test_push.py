@@ -229,6 +229,33 @@ def test_a_later_runtime_is_kept_and_engines_add_up(tmp_path):
     place.close()
 
 
+def test_a_first_runtime_for_the_same_bundle_does_not_take_the_place_of_the_version_before(tmp_path):
+    """Copied alone twice, then pushed whole: one word still goes back to the first bundle."""
+    place = there.Place(str(tmp_path / "to"))
+    for version in ("act-1", "act-2"):
+        (place.versions / version).mkdir()
+        place.switch("act", version, None, None)
+    (place.runtimes / "run").mkdir()
+    assert place.switch("act", "act-2", "run", "cpu")["before"] == "act-1"
+    assert (place.versions / "act-1").is_dir()
+    assert place.rollback()["version"] == "act-1"
+    assert place.state["runtime"] == "run", "there was none before"
+    place.close()
+
+
+def test_going_back_takes_the_engine_along(tmp_path):
+    place = there.Place(str(tmp_path / "to"))
+    for n, engine in enumerate(("cpu", "gpu")):
+        (place.versions / f"act-{n}").mkdir()
+        (place.runtimes / engine).mkdir()
+        place.switch("act", f"act-{n}", engine, engine)
+    place.rollback()
+    assert place.plan_runtime("0.1.0", "cpu", "a" * 64)["engine"] == "cpu", "what was undone adds nothing"
+    place.rollback()
+    assert place.plan_runtime("0.1.0", "cpu", "a" * 64)["engine"] == "gpu"
+    place.close()
+
+
 def test_a_folder_without_wheels_is_refused(push, robot, bundle, tmp_path):
     empty = tmp_path / "wheels"
     empty.mkdir()
