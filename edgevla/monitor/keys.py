@@ -34,7 +34,9 @@ INSISTING = 3
 MODIFIED = ("alt+", "ctrl+", "super+", "hyper+", "meta+")
 """Keys with these write nothing, whatever character they carry."""
 REPEAT_WORDS = "{} pressed again at once is the same press; for another one lift the key for a second"
-FULL_WORDS = f"the line is full: what goes beyond {MAX_TEXT} characters was left out; look at its end before Enter sends it"
+FULL_WORDS = (
+    f"the line is full: all beyond {MAX_TEXT} characters was left out; look at its end before Enter sends it"
+)
 STRAY_WORDS = "text came where none belongs: no key in it was obeyed; for a task press t first"
 
 

@@ -33,7 +33,8 @@ LAST_WORDS = (
      "with its name, then ssh there once by hand"),
     ("Host key verification failed", "ssh does not know its key; ssh there once by hand, and compare what it shows"),
     ("Permission denied (", "ssh's keys do not open it; ssh-copy-id brings yours there"),
-    ("Could not resolve hostname", "no machine of this name is known here; check the name, or use its address"),
+    ("Could not resolve hostname", "no machine of this name is known here; check the name, or use its address "
+     "(a port belongs into ~/.ssh/config)"),
     ("Connection refused", "no ssh server listens there; sudo apt install openssh-server on it"),
     ("timed out", "nothing answers there; is it switched on, and in this network?"),
     ("No route to host", "there is no way to it; is it switched on, and in this network?"),

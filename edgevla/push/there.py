@@ -276,7 +276,9 @@ class Place:
     def _present(self, name: str) -> dict[str, Any]:
         """What a rollback would bring back. bundle: None where there is none of this name."""
         state = self.state
-        return {"name": name, "bundle": state["bundles"].get(name)} | {k: state[k] for k in ("runtime", "engine")}
+        return {"name": name, "bundle": state["bundles"].get(name)} | {
+            k: state[k] for k in ("runtime", "engine")
+        }
 
     def current(self, name: str) -> dict[str, Any]:
         before = self.state["before"] or {}

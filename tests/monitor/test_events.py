@@ -8,7 +8,9 @@ from rich.cells import cell_len
 from edgevla.monitor.panels.events import WRAPPED, wrapped
 
 
-@pytest.mark.parametrize("text", ["put the cube 把它放到盒子里 🚀 into the box", "把它放到盒子里把它放到盒子里"])
+@pytest.mark.parametrize(
+    "text", ["put the cube 把它放到盒子里 🚀 into the box", "把它放到盒子里把它放到盒子里"]
+)
 def test_nothing_of_a_sentence_of_wide_characters_is_lost(text: str) -> None:
     lines = wrapped(text, 11, 17)
     assert cell_len(lines[0]) <= 11

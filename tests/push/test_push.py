@@ -287,6 +287,7 @@ def test_nobody_listens_and_no_such_machine(push, robot, bundle, free_port):
     assert "no ssh server listens there" in push(bundle, *COPY, ssh=robot.ssh(port=free_port), code=1)
     said = push(bundle, "nowhere.invalid", "--copy-only", code=1)
     assert "no machine of this name is known here" in said
+    assert "a port belongs into ~/.ssh/config" in said
     assert "cannot be run here" in push(bundle, *COPY, ssh="/no/such/ssh", code=1)
 
 

@@ -65,7 +65,8 @@ def _sentence(sentence: Sentence, width: int) -> list[Row]:
     style = STYLES[sentence.severity]
     head: Row = ((f" {clock} ", "dim"), (f"{MARKS[sentence.severity]} ", style), (f"{source}: ", "dim"))
     rows: list[Row] = [
-        (*head, (line, style)) if i == 0 else ((" " * indent, ""), (line, style)) for i, line in enumerate(lines)
+        (*head, (line, style)) if i == 0 else ((" " * indent, ""), (line, style))
+        for i, line in enumerate(lines)
     ]
     return rows or [head]
 
