@@ -64,7 +64,7 @@ def certify(
         )
     actions, passed = action_parity(policy, exported.bundle, ours, np.stack(theirs), LOOSER)
     said = pipeline.describe()
-    return PipelineParity(f"{said} and torch's network; {origin}", len(samples), actions, passed)
+    return PipelineParity(f"{said} and torch's network ({origin})", len(samples), actions, passed)
 
 
 @contextlib.contextmanager

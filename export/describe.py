@@ -24,6 +24,7 @@ from edgevla.seam_methods import seam_words
 from edgevla.train.account import account_of
 from edgevla.train.adapters import ADAPTER_WEIGHTS, chain, strange_layers, summary
 from edgevla.train.header import Weight, read_header
+from edgevla.train.own_keys import read_own_keys
 from edgevla.train.policies import config_class
 from edgevla.train.policies.config import features_of
 from edgevla.train.processors import POST, PRE, Processors
@@ -98,6 +99,7 @@ def describe_checkpoint(path: str | Path, base: str = "", device: str = "") -> R
         "chunk": {
             k: config[k] for k in ("chunk_size", "horizon", "n_action_steps", "n_obs_steps") if k in config
         },
+        "own_settings": None if problems else read_own_keys(folder),
         "export": _export_sizes(weights),
         "account": [vars(entry) for entry in account.entries],
         "notes": account.notes,
@@ -316,6 +318,9 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     lines.append(f"actions       {_actions(d['action_space'], d['chunk'])}")
     units = d["joint_units"] or "not stated: export will ask for --joint-units"
     lines.append(f"joint units   {units}" + (f", {d['fps']:g} Hz" if d["fps"] else ""))
+    if d["own_settings"]:
+        said = ", ".join(f"{key} {value}" for key, value in d["own_settings"].items())
+        lines.append(f"trained with  {said} (edgevla-policy.json; LeRobot runs it as an ordinary policy)")
     lines += [f"warning: {sentence}" for sentence in d["never_moved"]]
     for precision, size in d["export"].items():
         lines.append(

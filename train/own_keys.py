@@ -28,6 +28,24 @@ def write_own_keys(config: PolicyConfig, folder: Path) -> None:
         (folder / OWN_KEYS).write_text(json.dumps(said, indent=2) + "\n")
 
 
+def read_own_keys(folder: Path) -> dict[str, Any]:
+    """What the folder's file says, unchecked; empty where there is none.
+
+    Raises:
+        CheckpointError: an unreadable file.
+    """
+    path = folder / OWN_KEYS
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{path} holds no settings; copy the checkpoint again")
+    return dict(data)
+
+
 def with_own_keys(config: C, folder: Path) -> C:
     """`config` with what the folder's file says, checked again.
 
@@ -35,14 +53,9 @@ def with_own_keys(config: C, folder: Path) -> C:
         CheckpointError: an unreadable file, a key that this policy does not have, a value of another form.
     """
     path = folder / OWN_KEYS
-    if not path.is_file():
+    data = read_own_keys(folder)
+    if not data:
         return config
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
-    if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path} holds no settings; copy the checkpoint again")
     made = dataclasses.replace(config, **{key: _value(config, key, data[key], path) for key in data})
     made.validate()
     return made

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgevla.presses import Presses
+from edgevla.words import LONGEST_TASK
 
 LONE_NS = 60_000_000
 """Fingers are slower than this: what comes closer together is one paste."""
@@ -23,7 +24,7 @@ SETTLE_NS = 200_000_000
 """Enter is the end of the text when this long nothing follows; before, it was the line break of a paste."""
 STRAY_NS = 300_000_000
 """Stray text ends with a silence this long; a slow line breaks a paste into pieces."""
-MAX_TEXT = 400
+MAX_TEXT = LONGEST_TASK
 EMERGENCY = ("f12", "ctrl+e")
 """No text contains them: they work everywhere."""
 EMERGENCY_ON_MAIN = ("e", "alt+e")  # Escape and `e` in a hurry arrive as the second
@@ -33,6 +34,9 @@ INSISTING = 3
 MODIFIED = ("alt+", "ctrl+", "super+", "hyper+", "meta+")
 """Keys with these write nothing, whatever character they carry."""
 REPEAT_WORDS = "{} pressed again at once is the same press; for another one lift the key for a second"
+FULL_WORDS = (
+    f"the line is full: all beyond {MAX_TEXT} characters was left out; look at its end before Enter sends it"
+)
 STRAY_WORDS = "text came where none belongs: no key in it was obeyed; for a task press t first"
 
 
@@ -45,15 +49,17 @@ class Act:
 
 
 class TaskLine:
-    """One line of text that is being edited. suggestion: what the key `up` brings back."""
+    """One line of text that is being edited. suggestion: what the key `up` brings back. is_cut: there was no room."""
 
     def __init__(self, suggestion: str = "") -> None:
         self.text, self.cursor, self.suggestion = "", 0, suggestion
+        self.is_cut = False
 
     def insert(self, text: str) -> None:
         """At the cursor. What breaks a line becomes a space, what cannot be shown is left out."""
         text = text.replace("\r\n", "\n")
         text = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in text)
+        self.is_cut |= len(text) > MAX_TEXT - len(self.text)
         text = text[: MAX_TEXT - len(self.text)]
         self.text = self.text[: self.cursor] + text + self.text[self.cursor :]
         self.cursor += len(text)
@@ -136,8 +142,7 @@ class Keyboard:
         self._last, self._waiting = ("", at_ns), None
         if self.field is None:
             return [Act("notice", self._stray_words)]
-        self._write(text)
-        return []
+        return self._write(text)
 
     def due(self) -> list[Act]:
         """What has waited long enough; to be asked LONE_NS and SETTLE_NS after every key."""
@@ -189,18 +194,21 @@ class Keyboard:
         elif key == "ctrl+c":
             return self._wait(key, at_ns)
         elif character:
-            self._write(character)
+            return self._write(character)
         else:
             self._enter_ns = None
             self.field.edit(key)
         return []
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str) -> list[Act]:
+        """Where the line is full that is said, once."""
         assert self.field is not None
+        was_cut = self.field.is_cut
         if self._enter_ns is not None:  # it did not end the text, then
             self.field.insert(" ")
             self._enter_ns = None
         self.field.insert(text)
+        return [Act("notice", FULL_WORDS)] if self.field.is_cut and not was_cut else []
 
     def _close(self) -> None:
         self.field, self._enter_ns, self.is_searching = None, None, False

@@ -11,6 +11,7 @@ import contextlib
 import sys
 import time
 import traceback
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -358,6 +359,7 @@ def main() -> int:
     parser.add_argument("--allow-lost-cameras", action="store_true")
     parser.add_argument("--observations", type=float, default=0.0, help="seconds of them that are remembered")
     args = parser.parse_args()
+    warnings.formatwarning = _sentence
     try:
         return _run(args)
     except EdgeVLAError as error:
@@ -366,6 +368,13 @@ def main() -> int:
     except Exception:  # the edge of the process: the robot holds, the supervisor starts us again
         traceback.print_exc()
         return 1
+
+
+def _sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning for who reads the deployment's log: what happened, without the place in our source."""
+    return f"{message}\n"
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -10,25 +10,31 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgevla.errors import RemoteError, UsageError
+from edgevla.progress import tell
 from edgevla.push.there import BLOCK, GREETING
 
 HOST = re.compile(r"(?:[A-Za-z0-9_][\w.+-]*@)?[A-Za-z0-9_\[][\w.:%\]-]*", re.ASCII)
 OPTIONS = ("-T", "-o", "ConnectTimeout=20", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
 MOST_NOISE = 1 << 16
 """Bytes that a login shell may say before our program speaks."""
+SILENT_S = 30.0
+"""Then it is said that nothing was heard: a login shell may wait for something that nobody sees."""
 OLDEST = (3, 10)
 LAST_WORDS = (
     ("REMOTE HOST IDENTIFICATION HAS CHANGED", "its key is another one than last time; if you know why: ssh-keygen -R "
      "with its name, then ssh there once by hand"),
     ("Host key verification failed", "ssh does not know its key; ssh there once by hand, and compare what it shows"),
     ("Permission denied (", "ssh's keys do not open it; ssh-copy-id brings yours there"),
-    ("Could not resolve hostname", "no machine of this name is known here; check the name, or use its address"),
+    ("Could not resolve hostname", "no machine of this name is known here; check the name, or use its address "
+     "(a port belongs into ~/.ssh/config)"),
     ("Connection refused", "no ssh server listens there; sudo apt install openssh-server on it"),
     ("timed out", "nothing answers there; is it switched on, and in this network?"),
     ("No route to host", "there is no way to it; is it switched on, and in this network?"),
@@ -83,13 +89,23 @@ class RobotLine:
             raise
 
     def _await_greeting(self) -> None:
-        """A login shell may speak before our program does."""
-        noise = 0
-        while (line := self._read()) and noise < MOST_NOISE:
-            if GREETING.encode() in line:
-                return
-            noise += len(line)
-        raise self._failure()
+        """A login shell may speak before our program does, or wait, or end."""
+        words = (
+            f"{self.host}: nothing heard for {SILENT_S:g} s: ssh waits for you, or the login shell there for "
+            "something; Ctrl-C ends it"
+        )
+        silence = threading.Timer(SILENT_S, tell, [words, sys.stderr])
+        silence.daemon = True
+        silence.start()
+        noise = b""
+        try:
+            while (line := self._read()) and len(noise) < MOST_NOISE:
+                if GREETING.encode() in line:
+                    return
+                noise += line
+        finally:
+            silence.cancel()
+        raise self._failure(noise.decode(errors="replace"))
 
     def ask(self, do: str, **fields: Any) -> Any:
         """One question, its answer.
@@ -163,16 +179,16 @@ class RobotLine:
                 return said["ok"]
         raise self._failure()
 
-    def _failure(self) -> RemoteError:
-        """Why ssh ended, or the program on the other side."""
+    def _failure(self, noise: str | None = None) -> RemoteError:
+        """Why ssh ended, or the program on the other side. noise: all that was heard; None: our program had begun."""
         code = self._ssh.wait()
         self._stderr.seek(0)
         said = self._stderr.read().decode(errors="replace")
-        return RemoteError(f"{self.host}: {failure_words(code, said, self._python)}", host=self.host)
+        return RemoteError(f"{self.host}: {failure_words(code, said, self._python, noise)}", host=self.host)
 
 
-def failure_words(code: int, said: str, python: str) -> str:
-    """A sentence out of ssh's exit code and its standard error."""
+def failure_words(code: int, said: str, python: str, noise: str | None = None) -> str:
+    """A sentence out of ssh's exit code and its standard error. noise: what came instead of our program's greeting."""
     for words, sentence in LAST_WORDS:
         if words in said:
             return sentence
@@ -184,6 +200,11 @@ def failure_words(code: int, said: str, python: str) -> str:
         )
     if code in (126, 127):
         return f"it has no '{python}'; sudo apt install python3 python3-venv there, or name one with --python"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in f"{noise or ''}\n{said}".splitlines() if line.strip()]
     last = f" ({lines[-1]})" if lines else ""
+    if noise is not None and code not in (0, 255):
+        return (
+            f"its login shell or {python} ended before our program began{last}; mend it until "
+            f"`ssh HOST {python} -V` says its version, then push again"
+        )
     return f"the line was cut{last}; push again: it goes on where it was"

@@ -246,9 +246,10 @@ class Place:
                 f"{mine} is not of edgevla's making; move it away, or choose another folder with --to"
             )
         state = self.state
-        before = {"name": name, "bundle": state["bundles"].get(name), "runtime": state["runtime"]}
+        before = self._present(name)
         runtime = key or state["runtime"]
-        if (before["bundle"], before["runtime"]) != (version, runtime):
+        is_the_same = before["bundle"] == version and before["runtime"] in (None, runtime)
+        if not is_the_same:  # a first runtime for the same bundle leaves nothing to go back to
             state["before"] = before
         state["bundles"][name], state["runtime"], state["engine"] = (
             version,
@@ -265,11 +266,19 @@ class Place:
         if before is None or before["bundle"] is None:
             raise Refusal(f"there is no version before the present one in {self.root}; nothing was changed")
         name = before["name"]
-        state["before"] = {"name": name, "bundle": state["bundles"][name], "runtime": state["runtime"]}
+        state["before"] = self._present(name)
         state["bundles"][name] = before["bundle"]
-        state["runtime"] = before["runtime"] or state["runtime"]
+        if before["runtime"] is not None:
+            state["runtime"], state["engine"] = before["runtime"], before.get("engine", state["engine"])
         self._settle()
         return self.current(name)
+
+    def _present(self, name: str) -> dict[str, Any]:
+        """What a rollback would bring back. bundle: None where there is none of this name."""
+        state = self.state
+        return {"name": name, "bundle": state["bundles"].get(name)} | {
+            k: state[k] for k in ("runtime", "engine")
+        }
 
     def current(self, name: str) -> dict[str, Any]:
         before = self.state["before"] or {}

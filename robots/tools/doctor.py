@@ -118,7 +118,10 @@ def disk(root: Path) -> list[Check]:
     from .jetpack import RELEASE, is_jetson, jetpack
 
     if not is_jetson(root):
-        raise UsageError(f"--root {root}: there is no {RELEASE}, so it is no Jetson's disk")
+        raise UsageError(
+            f"--root {root}: there is no {RELEASE}, so it is no Jetson's disk; name the folder where "
+            "its root partition is mounted"
+        )
     return jetpack(root)
 
 

@@ -181,7 +181,9 @@ def test_the_bundle_says_what_it_was_held_against(exported: Exported) -> None:
     assert parity is not None
     assert parity.pipeline is not None
     assert parity.pipeline.passed
-    said = "the saved pipeline (4 steps before the network, 2 after it) and torch's network; synthetic inputs"
+    said = (
+        "the saved pipeline (4 steps before the network, 2 after it) and torch's network (synthetic inputs)"
+    )
     assert parity.pipeline.compared_with == said
     lines, data, code = describe_bundle(folder)
     assert code == 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgevla.monitor.keys import MAX_TEXT, Act, Keyboard, TaskLine
+from edgevla.monitor.keys import FULL_WORDS, MAX_TEXT, Act, Keyboard, TaskLine
+from edgevla.words import LONGEST_TASK
 
 MS = 1_000_000
 COMMANDS = ("space", "h", "s", "q", "ctrl+r", "ctrl+c")
@@ -262,6 +263,19 @@ def test_a_pasted_novel_is_cut_and_control_characters_are_left_out() -> None:
     assert line.text == "a[31mbc d e"
     line.insert("x" * 10_000)
     assert len(line.text) == MAX_TEXT
+
+
+@pytest.mark.parametrize("pastes", [True, False])
+def test_what_finds_no_room_is_said_once_and_a_task_as_long_as_deploy_takes_fits(pastes: bool) -> None:
+    typist = Typist()
+    typist.slowly("t")
+    write = typist.paste if pastes else typist.burst
+    write("x" * LONGEST_TASK)
+    assert typist.notices == []
+    write("yz")
+    assert typist.notices == [FULL_WORDS]
+    typist.burst("\r").wait(300)
+    assert typist.done == [("task", "x" * LONGEST_TASK)]
 
 
 # -- looking ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from edgevla.messages import Body, Event, Header, Heartbeat, Message, ServoHealt
 from edgevla.monitor.app import MonitorApp
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
+from edgevla.monitor.panels.chunks import chunks
 from edgevla.monitor.panels.servos import servos
+from edgevla.monitor.standing import Standing
 
 ALOHA = tuple(f"{side}_{j}" for side in ("left", "right") for j in (*SO101, "wrist_rotate"))
 
@@ -249,6 +251,17 @@ def model_of(script: Sequence[Message[Body]]) -> MonitorModel:
     for message in script:
         model.apply(message)
     return model
+
+
+def test_a_chunk_that_was_dropped_as_overdue_counts_as_late() -> None:
+    model = model_of(messages())
+    for n in (0, 2):
+        counters = {"chunks_taken": 9 + n, "chunks_late": n, "chunks_overdue": 2 * n}
+        model.apply(said("robot", Heartbeat(1, "running", counters, 0)))
+    standing = Standing("RUNNING", "", is_live=True)
+    for height in (1, 8):
+        first = "".join(text for text, _ in chunks(model, standing, 100, height, time.monotonic_ns())[0])
+        assert "6 late" in first or "late 6" in first
 
 
 def torque(model: MonitorModel, age_s: float = 0.0) -> list[bool | None]:

@@ -229,6 +229,33 @@ def test_a_later_runtime_is_kept_and_engines_add_up(tmp_path):
     place.close()
 
 
+def test_a_first_runtime_for_the_same_bundle_does_not_take_the_place_of_the_version_before(tmp_path):
+    """Copied alone twice, then pushed whole: one word still goes back to the first bundle."""
+    place = there.Place(str(tmp_path / "to"))
+    for version in ("act-1", "act-2"):
+        (place.versions / version).mkdir()
+        place.switch("act", version, None, None)
+    (place.runtimes / "run").mkdir()
+    assert place.switch("act", "act-2", "run", "cpu")["before"] == "act-1"
+    assert (place.versions / "act-1").is_dir()
+    assert place.rollback()["version"] == "act-1"
+    assert place.state["runtime"] == "run", "there was none before"
+    place.close()
+
+
+def test_going_back_takes_the_engine_along(tmp_path):
+    place = there.Place(str(tmp_path / "to"))
+    for n, engine in enumerate(("cpu", "gpu")):
+        (place.versions / f"act-{n}").mkdir()
+        (place.runtimes / engine).mkdir()
+        place.switch("act", f"act-{n}", engine, engine)
+    place.rollback()
+    assert place.plan_runtime("0.1.0", "cpu", "a" * 64)["engine"] == "cpu", "what was undone adds nothing"
+    place.rollback()
+    assert place.plan_runtime("0.1.0", "cpu", "a" * 64)["engine"] == "gpu"
+    place.close()
+
+
 def test_a_folder_without_wheels_is_refused(push, robot, bundle, tmp_path):
     empty = tmp_path / "wheels"
     empty.mkdir()
@@ -260,6 +287,7 @@ def test_nobody_listens_and_no_such_machine(push, robot, bundle, free_port):
     assert "no ssh server listens there" in push(bundle, *COPY, ssh=robot.ssh(port=free_port), code=1)
     said = push(bundle, "nowhere.invalid", "--copy-only", code=1)
     assert "no machine of this name is known here" in said
+    assert "a port belongs into ~/.ssh/config" in said
     assert "cannot be run here" in push(bundle, *COPY, ssh="/no/such/ssh", code=1)
 
 
@@ -286,6 +314,26 @@ def test_a_login_shell_that_chatters_is_listened_past(push, robot, bundle, tmp_p
     noisy.write_text(f'#!/bin/sh\necho "Welcome {{}}"\necho hint >&2\nexec {sys.executable} "$@"\n')
     noisy.chmod(0o755)
     assert push(bundle, *COPY, python=noisy)["copied"]["n_sent"] == 4
+
+
+def test_a_login_shell_that_ends_is_no_cut_line(push, robot, bundle, tmp_path):
+    closed = tmp_path / "closed"
+    closed.write_text('#!/bin/sh\necho "This account is not available."\nexit 1\n')
+    closed.chmod(0o755)
+    said = push(bundle, *COPY, python=closed, code=1)
+    assert "ended before our program began (This account is not available.); mend it" in said
+    assert "goes on where it was" not in said
+
+
+def test_a_login_shell_that_waits_is_said(push, robot, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgevla.push.line.SILENT_S", 0.1)
+    told = tmp_path / "told"
+    monkeypatch.setattr("edgevla.push.line.tell", lambda words, out: told.write_text(words))
+    waits = tmp_path / "waits"
+    waits.write_text(f'#!/bin/sh\nuntil [ -s {told} ]; do sleep 0.05; done\nexec {sys.executable} "$@"\n')
+    waits.chmod(0o755)
+    assert push(bundle, *COPY, python=waits)["copied"]["n_sent"] == 4
+    assert "nothing heard for 0.1 s: ssh waits for you, or the login shell there" in told.read_text()
 
 
 def test_where_nothing_may_be_written(push, robot, bundle, tmp_path):

@@ -140,7 +140,10 @@ def test_a_tree_that_tells_nothing_more_is_no_crash(orin):
 
 def test_a_disk_that_is_no_jetson_s_and_an_arm_on_a_disk_are_refused(tmp_path, capsys):
     assert main(["doctor", "--root", str(tmp_path)]) == 2
-    assert "so it is no Jetson's disk" in capsys.readouterr().err
+    assert (
+        "so it is no Jetson's disk; name the folder where its root partition is mounted"
+        in capsys.readouterr().err
+    )
     assert main(["doctor", "--root", str(tmp_path), "--robot", "so101"]) == 2
 
 

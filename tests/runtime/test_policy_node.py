@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 
 import cv2
@@ -259,3 +261,14 @@ def test_a_lost_camera_yields_a_sentence_and_no_chunk(bench):
     setup.show(3)
     setup.ask(request=1, grid=1)
     assert setup.until(lambda: setup.inbox.newest(Chunk)).body.request_id == 1
+
+
+def test_a_warning_reaches_the_log_as_a_sentence():
+    words = ["--bundle=b", "--run-dir=d", "--session=s", "--robot-json=r"]
+    program = (
+        "import sys, warnings; from edgevla.nodes import policy\n"
+        "policy._run = lambda args: warnings.warn('the prompt was cut', stacklevel=1) or 0\n"
+        f"sys.argv[1:] = {words}; sys.exit(policy.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "the prompt was cut\n"

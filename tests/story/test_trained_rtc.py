@@ -64,6 +64,8 @@ def test_resume_keeps_it_and_the_bundle_says_it(work: Path, capsys: pytest.Captu
     assert (manifest.rtc.mode, manifest.rtc.max_delay) == ("trained", LONGEST)
     assert manifest.parity is not None
     assert manifest.parity.passed
+    assert main(["inspect", str(work / "run")]) == 0
+    assert f"trained with  rtc_training_max_delay {LONGEST} (edgevla-policy.json" in capsys.readouterr().out
     assert main(["inspect", str(work / "bundle")]) == 0
     said = capsys.readouterr().out
     assert "trained: a new chunk goes on from up to 3 committed actions (delays to 100 ms)" in said

@@ -19,6 +19,8 @@ LEAST_MS = 0.05
 NOTE, NAMED = 31, 46
 """Cells of the words beside the time: without the name of the joint that bends most, and with it."""
 WIDE = 90
+LATE = ("chunks_late", "chunks_overdue")
+"""Counts of chunks of which nothing was used, because they came too late."""
 STAGES: dict[str, Cell] = {
     "camera": ("█", "blue"),
     "assemble": ("▓", "magenta"),
@@ -53,7 +55,7 @@ def _title(model: MonitorModel, width: int) -> Row:
     per_s = robot.per_s("chunks_taken")
     if per_s is not None:
         said.append((rate(per_s), ""))
-    for words, names in (("late", ["chunks_late"]), ("unanswered", ["infer_expired"])):
+    for words, names in (("late", LATE), ("unanswered", ("infer_expired",))):
         n = robot.grown(*names)
         said.append((f"{n} {words}", "bold red" if n else "dim"))
     skipped = robot.per_s("actions_skipped")
@@ -79,7 +81,7 @@ def _line(model: MonitorModel, width: int) -> Row:
     """All of it in one row, where there is no room for more."""
     newest = next((t for t in reversed(model.timeline.tracks) if t.first_ns is not None), None)
     robot = model.beat("robot")
-    late = robot.grown("chunks_late", "infer_expired")
+    late = robot.grown(*LATE, "infer_expired")
     parts: list[tuple[Cell, ...]] = [
         (("chunks", "bold"), (f" {rate(robot.per_s('chunks_taken') or 0)}", "")),
         tuple((f" {text}" if i else text, style) for i, (text, style) in enumerate(queue(model, 4))),

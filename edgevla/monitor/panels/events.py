@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
+from functools import lru_cache
+
+from rich.cells import cell_len
 
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.panels.marks import title
-from edgevla.monitor.rows import Cell, Row, clean
+from edgevla.monitor.rows import Cell, Row, clean, column
 from edgevla.monitor.said import Sentence
 from edgevla.monitor.standing import ALARM, Standing, duration
 
@@ -58,14 +60,37 @@ def _sentence(sentence: Sentence, width: int) -> list[Row]:
     first = f" {clock} {MARKS[sentence.severity]} {source}: "
     indent = min(len(first), INDENT)
     text = clean(sentence.text) + often
-    lines = textwrap.wrap(
-        text, max(8, width), initial_indent=" " * len(first), subsequent_indent=" " * indent,
-        max_lines=WRAPPED, placeholder=" …",
-    )  # fmt: skip
+    room = max(8, width)
+    lines = wrapped(text, max(1, room - cell_len(first)), max(1, room - indent))
     style = STYLES[sentence.severity]
     head: Row = ((f" {clock} ", "dim"), (f"{MARKS[sentence.severity]} ", style), (f"{source}: ", "dim"))
     rows: list[Row] = [
-        (*head, (line[len(first) :], style)) if i == 0 else ((line[:indent], ""), (line[indent:], style))
+        (*head, (line, style)) if i == 0 else ((" " * indent, ""), (line, style))
         for i, line in enumerate(lines)
     ]
     return rows or [head]
+
+
+@lru_cache(maxsize=256)
+def wrapped(text: str, first: int, rest: int) -> tuple[str, ...]:
+    """Whole words where they fit, the first line in `first` cells, WRAPPED lines at most: a wide character takes two."""
+    lines = [""]
+
+    def fits(more: str) -> bool:
+        return cell_len(lines[-1] + more) <= (first if len(lines) == 1 else rest)
+
+    for word in text.split():
+        gap = " " if lines[-1] else ""
+        if not fits(gap + word) and cell_len(word) <= rest:
+            lines.append(word)
+            continue
+        for character in gap + word:
+            if not fits(character):
+                lines.append("")
+            lines[-1] += character
+        if len(lines) > WRAPPED:
+            break
+    if len(lines) > WRAPPED:
+        lines = lines[:WRAPPED]
+        lines[-1] = column(lines[-1] + " …", min(rest, cell_len(lines[-1]) + 2))
+    return tuple(lines)
