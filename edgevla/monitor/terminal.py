@@ -38,6 +38,15 @@ class Terminal(LinuxDriver):
         self._file = _Output()  # type: ignore[assignment]
         self._awake_s = 0.0
 
+    def _get_terminal_size(self) -> tuple[int, int]:
+        """What the terminal says. COLUMNS and LINES, which shells leave in the environment, know of no resizing."""
+        for descriptor in (self._file.fileno(), self.fileno):
+            with contextlib.suppress(OSError):
+                size = os.get_terminal_size(descriptor)
+                if size.columns > 0 and size.lines > 0:
+                    return size.columns, size.lines
+        return super()._get_terminal_size()
+
     def start_application_mode(self) -> None:
         """What was typed before there was a screen was typed blind, for the shell perhaps: no key of it is obeyed."""
         with contextlib.suppress(termios.error):

@@ -115,6 +115,14 @@ def test_space_pauses_a_robot_that_holds(robot, watch):
     robot.wait_for("resume")
 
 
+def test_the_terminal_s_own_size_counts_not_what_a_shell_left_in_the_environment(robot, watch):
+    watcher = watch(robot, (120, 40), COLUMNS="80", LINES="24")
+    watcher.wait_until(
+        lambda: len(watcher.screen.rstrip().split("\n")) == 40, "keys on the last of forty lines"
+    )
+    assert max(map(len, (line.rstrip() for line in watcher.screen.split("\n")))) > 100
+
+
 def test_bytes_that_are_no_text_do_no_harm(robot, watch):
     watcher = watch(robot)
     watcher.write(b"\xff\xfe\xc3\x28")
