@@ -40,7 +40,7 @@ class Terminal(LinuxDriver):
 
     def _get_terminal_size(self) -> tuple[int, int]:
         """What the terminal says. COLUMNS and LINES, which shells leave in the environment, know of no resizing."""
-        for descriptor in (self._file.fileno(), self.fileno):
+        for descriptor in (_Output().fileno(), self.fileno):
             with contextlib.suppress(OSError):
                 size = os.get_terminal_size(descriptor)
                 if size.columns > 0 and size.lines > 0:
