@@ -97,10 +97,9 @@ def _stale(run: Run, f: Finding, x: dict[str, Any]) -> str:
 def _unread(run: Run, f: Finding, x: dict[str, Any]) -> str:
     names = [run.joints[j] for j in x["joints"]]
     who = "any joint" if len(names) == len(run.joints) > 1 else ", ".join(names)
-    return (
-        f"no new position of {who} in {x['ticks']} tick{'s' * (x['ticks'] != 1)} ({_spent(f)}, up to "
-        f"{x['age_ms']:.0f} ms old): goals were withheld"
-    )
+    ticks = "1 tick" if x["ticks"] == 1 else f"{x['ticks']} ticks"
+    old = f", the last known one {x['age_ms']:.0f} ms old" if x["age_ms"] >= 1 else ""
+    return f"no new position of {who} in {ticks}{old}: goals were withheld"
 
 
 def _late_tick(run: Run, f: Finding, x: dict[str, Any]) -> str:

@@ -49,9 +49,10 @@ def describe_summary(s: Mapping[str, Any]) -> str:
     if s["losses"]:
         lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
     if s["clipped_share"] > RED_LINE:
+        wanted = "the policy wanted" if s["inferences"] else "it was told"
         lines.append(
             f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
-            f"the policy wanted; {clipped or 'edgevla inspect tells more'}"
+            f"{wanted}; {clipped or 'edgevla inspect tells more'}"
         )
     if board and (board["throttled_share"] or 0) > RED_LINE:
         lines.append(
