@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla import __version__
 from edgevla.checkpoints import run_name
-from edgevla.errors import UsageError
+from edgevla.errors import CheckpointError, UsageError
 from edgevla.graph import GraphSpec
 from edgevla.manifest import (
     Batch,
@@ -26,6 +26,7 @@ from edgevla.manifest import (
     Sample,
     Setting,
     Target,
+    Work,
 )
 from edgevla.strict import read
 from edgevla.train.adapters import chain
@@ -98,8 +99,16 @@ def draft_manifest(
         trained_camera_look=meaning.trained_camera_look,
         trained_still=meaning.trained_still,
         still_joints=options.still_joints,
-        work=count(policy),
+        work=_work(policy),
     )
+
+
+def _work(policy: Policy) -> dict[str, Work] | None:
+    """None for a policy of somebody's own that cannot be followed without values; tracing says why, if it matters."""
+    try:
+        return count(policy)
+    except CheckpointError:
+        return None
 
 
 def precision_of(graph: str, options: ExportOptions) -> str:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from edgevla.errors import CheckpointError
 from edgevla.manifest import Work
 from edgevla.train.policies.base import Policy
 
@@ -59,8 +60,15 @@ class _Counter(TorchDispatchMode):
 def count(policy: Policy) -> dict[str, Work]:
     """By graph, of one run of it for one observation; `time` is a table in every bundle and no work. Products and
     convolutions alone are counted, as 2 per multiplication with its addition.
+
+    Raises:
+        CheckpointError: a policy of somebody's own, whose graphs cannot be followed without values.
     """
-    return dict(_counted(policy))
+    try:
+        return dict(_counted(policy))
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{policy.policy_type}: its arithmetic cannot be counted: {reason}") from error
 
 
 def _counted(policy: Policy) -> Iterator[tuple[str, Work]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgevla.bundle import Bundle, load_bundle, write_manifest
 from edgevla.cli import main
-from edgevla.export import planner
+from edgevla.export import draft, planner
 from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.export.trace import Method, example_input
@@ -71,6 +72,19 @@ def test_arithmetic_is_what_the_exported_graph_holds(bundle: Bundle) -> None:
             turned = any(x.name == "transA" and x.i for x in node.attribute)
             flops += 2 * size * shapes[a][0 if turned else -1]
     assert bundle.manifest.work["encode"].flops == pytest.approx(flops, rel=0.01)
+
+
+def test_a_policy_that_looks_at_values_is_exported_without_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(GOLDENS / "diffusion/checkpoint")
+    decode = type(policy).decode
+
+    def looks(self: Any, x: torch.Tensor, extras: Any) -> torch.Tensor:
+        return decode(self, x * 2 if x.sum().item() > 1e9 else x, extras)
+
+    monkeypatch.setattr(type(policy), "decode", looks)
+    assert draft._work(policy) is None
+    monkeypatch.undo()
+    assert draft._work(policy) == count(policy)
 
 
 def test_the_bound_is_the_larger_of_arithmetic_and_reading() -> None:
