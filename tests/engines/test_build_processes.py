@@ -155,9 +155,17 @@ def test_deploy_builds_before_anything_of_the_arm_begins(
     assert first.returncode == 130
     assert "stopped before the arm was switched on" in out
     assert is_free(cache)
-    second = command(*words)
+    second = command(*words, STANDIN_GATE=f"encode={gate}")
+    assert second.stdout is not None
+    said = second.stdout.readline()
+    while "building encode (1 of 2)" not in said:
+        line = second.stdout.readline()
+        assert line, said
+        said += line
+    gate.touch()
     out, err = second.communicate(timeout=PATIENCE_S)
-    assert out.index("building encode (1 of 2)") < out.index("robot so101 answers"), err
+    out = said + out
+    assert out.index("building encode (1 of 2)") < out.index("robot so101 answers"), out + err
     assert (
         out.index("robot so101 answers") < out.index("policy ready on tensorrt") < out.index("torque is off")
     )
