@@ -1,4 +1,4 @@
-"""Each fault of the catalogue (hardware specification, section 5) on an emulated arm: what the arm did, what was read.
+"""Each fault of the catalogue on an emulated arm: what the arm did, what was read.
 
     python benchmarks/fault_catalogue.py [--case WORDS] [--firmware plain] [--out FILE.md]
 

@@ -1,4 +1,4 @@
-"""What commands take with them: one dataclass per command that has arguments (graphs.md 2.2).
+"""What commands take with them: one dataclass per command that has arguments (docs/formats.md#types).
 
 The asked node's socket reads them and refuses what does not fit, with the sentence as the answer; so a node gets its
 arguments checked. Fields are added as `messages.py` says.

@@ -1,7 +1,8 @@
 """The policy bundle on disk: read, verified, compared with a robot, refused with a sentence that names the thing.
 
 A bundle is a folder: `manifest.json`, ONNX graphs (weights beside them where large), tokenizer files, `report.html`.
-It is self-contained and relocatable. See graphs.md 3 and `edgevla/manifest.py` for the manifest's keys.
+It is self-contained and relocatable. See docs/formats.md#the-bundle and `edgevla/manifest.py`
+for the manifest's keys.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Bundle:
         return self.folder / relative
 
     def fits(self, robot: AboutRobot) -> Fit:
-        """Compares features with a robot's `describe` (graphs.md 2.2).
+        """Compares features with a robot's `describe`.
 
         Raises:
             BundleError: joints, units, cameras or a rate that do not fit; names them.

@@ -1,4 +1,4 @@
-"""What nodes tell of themselves: the contents of `describe`, one dataclass per node (graphs.md 2.2).
+"""What nodes tell of themselves: the contents of `describe`, one dataclass per node (docs/formats.md#types).
 
 A node answers with its own class; whoever asks says which class it expects, and reads the answer into it. Fields are
 added as `messages.py` says.

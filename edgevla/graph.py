@@ -1,7 +1,7 @@
 """What a graph takes and gives, and the closed vocabulary of where an input's value comes from.
 
 Shared by torch policies, the exporter, the manifest and the runtime's sampler: all bind values to inputs by
-*source*, never by name, so none of them knows a policy by name (graphs.md 1.1).
+*source*, never by name, so none of them knows a policy by name (docs/formats.md#where-an-inputs-value-comes-from).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`manifest.json` of a policy bundle as frozen dataclasses: every key of schema 1, and what must agree (graphs.md 3).
+"""`manifest.json` of a policy bundle as frozen dataclasses: every key of schema 1, and what must agree.
 
 Reading refuses unknown keys, sources outside the closed vocabulary, paths that leave the folder, and parts that
-contradict each other, each with one sentence. Writing gives back the JSON that was read.
+contradict each other, each with one sentence. Writing gives back the JSON that was read. What the keys mean:
+docs/formats.md#keys-of-the-manifest.
 """
 
 from __future__ import annotations

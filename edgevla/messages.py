@@ -1,4 +1,4 @@
-"""Every message of a deployment as a frozen dataclass, whose annotations are the wire's schema (graphs.md 2.2).
+"""Every message of a deployment as a frozen dataclass, whose annotations are the wire's schema (docs/formats.md).
 
 A message is a `Header` (who says it, when), a body (one of the classes below) and payloads (pixels or actions). What an
 annotation allows is in `edgevla.strict`; an array inside a body is little-endian msgpack `bin` on the wire, and numpy
@@ -323,7 +323,7 @@ class Heartbeat(Body):
 
 @dataclass(frozen=True)
 class Command(Body):
-    """Answered by `Ack`. arguments: see `orders.py`; the node that is asked reads them, so that it can say why not."""
+    """Answered by `Ack`. arguments: see `arguments.py`; the asked node reads them, so that it can say why not."""
 
     action: Action
     arguments: Plain

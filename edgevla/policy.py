@@ -1,4 +1,4 @@
-"""A policy as the runtime sees it: encode once, denoise over a schedule, decode (graphs.md 1.1).
+"""A policy as the runtime sees it: encode once, denoise over a schedule, decode (docs/formats.md#one-sampler).
 
     context = encode(observation)
     x       = context.pop("x", noise)                      # ACT's encode already yields the chunk

@@ -19,7 +19,7 @@ from edgevla.types import ENVIRONMENT_STATE, STATE, Observation
 
 @dataclass(frozen=True)
 class RtcInputs:
-    """Real-time chunking, policy units and order (graphs.md 1.5).
+    """Real-time chunking, policy units and order (docs/formats.md#real-time-chunking).
 
     committed: float32 (<= T, A), what will have been commanded from the observation's moment on.
     weights: float32 (T,). max_guidance: None takes the manifest's. select: above 1, so many chunks are drawn without

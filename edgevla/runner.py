@@ -105,7 +105,7 @@ class BundlePolicy:
     def _open(self, options: EngineOptions) -> dict[str, Graph]:
         graphs = {}
         for name, graph in self.manifest.graphs.items():
-            # What depends on tau alone runs once per step count, on the CPU, in double where it must (G12).
+            # What depends on tau alone runs once per step count, on the CPU, in double where it must.
             provider = "cpu" if name == "time" else self.provider
             keep = name in ("encode", "denoise") and provider != "cpu"
             path = self.bundle.path(graph.file)

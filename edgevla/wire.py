@@ -1,7 +1,8 @@
 """Sockets between processes. What arrives is a `Message` or is counted under `wire_<reason>` and dropped.
 
     Publisher -> Inbox                 streams; the inbox is a thread that empties sockets into bounded rings, so
-                                       "newest only" is made by the receiver (graphs.md 2.1 says why)
+                                       "newest only" is made by the receiver
+                                       (docs/decisions.md#the-newest-by-the-receiver)
     CommandClient <-> CommandServer    commands and `describe`, each answered
     Dealer <-> Router                  the same without the answer: `infer`
 

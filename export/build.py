@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from edgevla.dataset.facts import DatasetFacts
 
 QUANTISED_SAMPLES = 64
-"""Frames on which a quantised bundle is judged, at least (design.md 2)."""
+"""Frames on which a quantised bundle is judged, at least."""
 
 Say = Callable[[str], None]
 

@@ -26,7 +26,7 @@ from edgevla.types import ACTION
 from .samples import Sample, action_range
 
 ACTION_SHARE = {"fp32": 1e-5, "fp16": 1e-3}
-"""Tolerance of an action, as a share of the joint's range (design.md 2)."""
+"""Tolerance of an action, as a share of the joint's range."""
 STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
 """Tolerance of a stage's outputs, as a share of their largest value."""
 NO_NUMBER = 1e30

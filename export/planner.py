@@ -24,7 +24,7 @@ DEVICES = Path(__file__).with_name("devices.toml")
 THIS = "this"
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
-"""ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB (specs/export.md 8)."""
+"""ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB of memory."""
 SYSTEM_BYTES = 2e9
 """What the system, cameras and EdgeVLA's other processes keep of a device's memory."""
 MEASURED_INT8, MEASURED_RUNS = 4, 5

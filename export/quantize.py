@@ -1,4 +1,4 @@
-"""int8 files, each made for one runtime (specs/export.md 4).
+"""int8 files, each made for one runtime.
 
 cpu, transformers        dynamic: weights int8, activations on the fly; no calibration, about 2.7 times faster
 cpu, ResNet policies     static: U8 activations, S8 weights per channel; needs calibration frames; about 2 times

@@ -1,4 +1,4 @@
-"""A policy's methods as ONNX graphs: one graph per method, static shapes, raw inputs (specs/export.md 2, 10).
+"""A policy's methods as ONNX graphs: one graph per method, static shapes, raw inputs (docs/formats.md#the-graphs).
 
 Traced is `run_method`, the very call that training's sampler makes, so the graph cannot differ in what it is fed.
 """

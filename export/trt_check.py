@@ -43,7 +43,7 @@ def build(path: Path, spec: GraphSpec, max_batch: int = 1) -> int:
 
 
 def check_bundle(folder: Path) -> dict[str, int]:
-    """Graph name -> engine bytes, for every graph that TensorRT would run (`time` runs on the CPU, graphs.md G12)."""
+    """Graph name -> engine bytes, for every graph that TensorRT would run (`time` runs on the CPU)."""
     manifest = load_bundle(folder).manifest
     most = manifest.batch.max
     return {name: build(folder / g.file, g, most) for name, g in manifest.graphs.items() if name != "time"}

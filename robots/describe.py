@@ -1,4 +1,4 @@
-"""What the robot node tells of its robot: joints, cameras, rates, buses (`describe` of graphs.md 2.2)."""
+"""What the robot node tells of its robot: joints, cameras, rates, buses (its `describe`)."""
 
 from __future__ import annotations
 

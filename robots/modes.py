@@ -186,7 +186,7 @@ MODES: dict[State, Mode] = {
     State.PARKED: "stopped",
     State.STOPPED: "stopped",
 }
-"""As the wire has them (graphs.md 2.2); an ending is `emergency` while the stop is latched, else `stopped`."""
+"""As the wire has them; an ending is `emergency` while the stop is latched, else `stopped`."""
 
 
 class Machine:
@@ -231,7 +231,7 @@ class Machine:
 
     @property
     def mode(self) -> Mode:
-        """The state as the wire has it (graphs.md 2.2)."""
+        """The state as the wire has it."""
         if self._state is State.ENDING:
             return "emergency" if self._is_latched else "stopped"
         return MODES[self._state]

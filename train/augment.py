@@ -1,4 +1,4 @@
-"""Random changes of camera frames in training: LeRobot's six with its ranges (common.md 9), on uint8 by OpenCV.
+"""Random changes of camera frames in training: LeRobot's six with its ranges, on uint8 by OpenCV.
 
 One draw per camera and sample: all frames of a window change alike, different cameras independently. Geometry and
 blending follow torchvision's definitions (grey = 0.299 R + 0.587 G + 0.114 B; sharpness blends with a 3x3 blur).

@@ -1,4 +1,4 @@
-"""LeRobot's checkpoint folder, read and written: config.json, model.safetensors, the two pipelines (common.md 4).
+"""LeRobot's checkpoint folder, read and written: config.json, model.safetensors, the two pipelines.
 
 Reading is strict: what the account of a folder (`account.py`) refuses is not loaded, and a missing or left-over weight
 is an error that lists it. Versions from 0.4 to 0.7 are read, and the folders before 0.4 that kept normalisation among

@@ -44,7 +44,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """How every group's learning rate moves. Formulas: common.md 7 for the first three, xvla.md 6.2 for `two_phase`.
+    """How every group's learning rate moves. Formulas: docs/policies.md#learning-rates; of `two_phase`: #x-vla.
 
     decay_lr: rate at the end of `cosine_decay_with_warmup`, for a group at the optimizer's `lr`.
     freeze_steps, final_ratio: `two_phase` only; rate zero for groups `frozen_first`, share of the peak at the end.

@@ -72,7 +72,7 @@ def dataset_stats(dataset: Dataset, rename_map: Mapping[str, str] | None = None)
 def relative_stats(
     dataset: Dataset, mask: np.ndarray, chunk_size: int, rename_map: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Statistics of actions as their distance from the state at which they are predicted (common.md 3.3, 5.4).
+    """Statistics of actions as their distance from the state at which they are predicted.
 
     Over the chunks of all frames, as far as their episodes go; of frames evenly spaced where those are many.
     mask: (A,), 1 where an action is relative.

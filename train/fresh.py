@@ -90,7 +90,7 @@ def fresh_config(
 
 
 def policy_features(features: Mapping[str, Mapping[str, Any]]) -> Features:
-    """Dataset features -> policy features, in the dataset's order (common.md 2.1; the first rule that fits holds).
+    """Dataset features -> policy features, in the dataset's order (docs/policies.md#features).
 
     Raises:
         CheckpointError: a camera whose shape is not (height, width, 3) or (3, height, width).

@@ -1,4 +1,4 @@
-"""Checkpoints before LeRobot 0.4: normalisation statistics among the weights, no pipeline files (common.md 4.3)."""
+"""Checkpoints before LeRobot 0.4: normalisation statistics among the weights, no pipeline files."""
 
 from __future__ import annotations
 

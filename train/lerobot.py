@@ -1,4 +1,4 @@
-"""`train_config.json`: what LeRobot wants to know about a run, with keys that 0.4 to 0.6 all accept (common.md 4.1)."""
+"""`train_config.json`: what LeRobot wants to know about a run, with keys that 0.4 to 0.6 all accept."""
 
 from __future__ import annotations
 

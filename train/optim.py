@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules of the published presets (common.md 7, xvla.md 6).
+"""Optimizers and learning-rate schedules of the published presets (docs/policies.md#learning-rates).
 
 Rates move by one multiplier per parameter group and step, through torch's LambdaLR, because LeRobot's checkpoints
 hold exactly that scheduler's state.

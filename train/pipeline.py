@@ -1,8 +1,8 @@
 """LeRobot's pipelines, run as LeRobot runs them: step by step, in numpy, from the saved files alone.
 
 This is the other side of the exporter's certificate, so it shares no arithmetic with the policies: what they fold into
-their graphs is written here once more, from the definition of each step (common.md 2.2 and 5). A step that it does not
-know is an error. Frames come as a camera gives them; LeRobot divides them by 255 before the first step.
+their graphs is written here once more, from the definition of each step (docs/pipelines.md, docs/policies.md). A step
+that it does not know is an error. Frames come as a camera gives them; LeRobot divides them by 255 before the first step.
 """
 
 from __future__ import annotations

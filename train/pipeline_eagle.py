@@ -1,4 +1,4 @@
-"""What GR00T N1.5's Eagle steps do with pictures and text, in numpy (groot.md 5.4): for `pipeline.py`.
+"""What GR00T N1.5's Eagle steps do with pictures and text, in numpy: for `pipeline.py`.
 
 Pictures are stretched as bytes, bicubically and antialiased, the way torchvision resizes bytes: columns before rows,
 weights in whole numbers, each pass rounded. One tile per picture.

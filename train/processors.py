@@ -1,4 +1,4 @@
-"""LeRobot's processor pipelines on disk: two lists of named steps beside a checkpoint (common.md 5).
+"""LeRobot's processor pipelines on disk: two lists of named steps beside a checkpoint (docs/pipelines.md).
 
 A pipeline is kept as it was read, step by step, so that saving gives back what was loaded; policies ask it for
 what they need (statistics, prompt settings, domain id, ...). Nothing is computed here: the arithmetic of every

@@ -1,4 +1,4 @@
-"""A run on disk: LeRobot's directory layout, written whole or not at all, and read back to the bit (common.md 8.1).
+"""A run on disk: LeRobot's directory layout, written whole or not at all, and read back to the bit.
 
 Where its parts lie, `edgevla/checkpoints.py` says. A checkpoint is written into a hidden folder beside its place,
 flushed to disk, and renamed: whatever dies, and whenever, `last` leads to a complete checkpoint.

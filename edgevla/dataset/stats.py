@@ -1,4 +1,4 @@
-"""Statistics of a dataset's features: read, merged over episodes, rebuilt from the data, distrusted (spec section 6).
+"""Statistics of a dataset's features: read, merged over episodes, rebuilt from the data, distrusted.
 
 Vectors reduce over rows to (D,); cameras over frames and pixels to (3, 1, 1) in [0, 1] units. `std` is the
 population's. Merged quantiles are no quantiles of the whole (until August 2026 LeRobot took weighted means of the
@@ -113,7 +113,7 @@ def sample_rows(n_rows: int) -> np.ndarray:
 
 
 def merge(parts: Sequence[Stats]) -> Stats:
-    """Statistics of the union (spec 6.3). Exact but for quantiles, of which the outermost are taken, as LeRobot does."""
+    """Statistics of the union. Exact but for quantiles, of which the outermost are taken, as LeRobot does."""
     merged: Stats = {}
     for feature in dict.fromkeys(name for part in parts for name in part):
         having = [p[feature] for p in parts if all(s in p.get(feature, {}) for s in BASIC)]

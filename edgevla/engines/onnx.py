@@ -1,7 +1,7 @@
 """ONNX Runtime: one session per graph, few threads and no spinning, and no silent step down to the CPU.
 
 Why these settings: with as many threads as cores, spinning workers steal the control loop's core and slow
-inference itself (specs/export.md 8, measured on two cores).
+inference itself (measured on two cores).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The `time` graph as a table: its outputs for every time of one schedule, computed at export.
 
-TensorRT has no float64, which the time embedding needs (graphs.md G12), and a Jetson may have no onnxruntime to run
-it; the rows for a bundle's step count are few, so it carries them.
+TensorRT has no float64, which the time embedding needs (docs/policies.md#flow-matching), and a Jetson may have no
+onnxruntime to run it; the rows for a bundle's step count are few, so it carries them.
 """
 
 from __future__ import annotations

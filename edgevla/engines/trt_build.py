@@ -62,7 +62,7 @@ class Job:
 
 
 def graphs_of(bundle: Bundle) -> dict[str, Path]:
-    """Name -> ONNX file of what TensorRT runs: `time` runs on the CPU (graphs.md G12), a table needs no engine."""
+    """Name -> ONNX file of what TensorRT runs: `time` runs on the CPU, in float64, a table needs no engine."""
     return {
         name: bundle.path(graph.file)
         for name, graph in bundle.manifest.graphs.items()

@@ -16,7 +16,7 @@ from edgevla.errors import UsageError
 
 
 def rtc_weights(kind: str, delay: int, guidance_end: int, rest: int, chunk_size: int) -> np.ndarray:
-    """float32 (chunk_size,). Source: specs/policies/common.md 11, LeRobot's prefix weights.
+    """float32 (chunk_size,). Source: LeRobot's prefix weights (src/lerobot/policies/rtc).
 
     kind: `zeros`, `ones`, `linear`, `exp`. delay: inference delay in steps. guidance_end: where guidance ends.
     rest: steps of the old chunk from the observation's moment on; 0 gives zeros, the plain step.

@@ -173,9 +173,9 @@ def judge_latency(
 ) -> LatencyVerdict:
     """Whether a strategy can work with a measured latency; if not, `sync` in its place, and a sentence that says so.
 
-    The rule (specs/closed_loop.md 3): chunk >= 2 * delay + launch period, in steps. Below it chunks do not overlap any
-    more and the arm waits; with delay >= chunk no action is left when a chunk arrives. trained_delay: steps, the longest
-    that an `rtc` by training bears.
+    The rule (docs/executions.md#the-rule): chunk >= 2 * delay + launch period, in steps. Below it chunks do not overlap
+    any more and the arm waits; with delay >= chunk no action is left when a chunk arrives. trained_delay: steps, the
+    longest that an `rtc` by training bears.
     """
     if isinstance(execution, Sync):
         return LatencyVerdict(execution, "info", "")

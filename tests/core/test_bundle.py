@@ -1,4 +1,4 @@
-"""A policy bundle is read as graphs.md says, or refused with one sentence that names the thing."""
+"""A policy bundle is read as docs/formats.md#the-bundle says, or refused with one sentence that names the thing."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from headings import anchors
 
 from edgevla import errors
 from edgevla.cli import VERBS, _parser_for
@@ -121,13 +122,6 @@ def test_the_pages_show_every_verb() -> None:
 
 
 # -- links ----------------------------------------------------------------------------------------------------
-
-
-def anchors(page: Path) -> set[str]:
-    """Of the page's headings, as GitHub and the site make them."""
-    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", h.strip().lower()).replace(" ", "-") for h in headings}
 
 
 def links(page: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Smaller numbers: float16 and int8 bundles, judged by design.md 2, each for its target."""
+"""Smaller numbers: float16 and int8 bundles, judged by the tolerances of export/parity.py, each for its target."""
 
 from __future__ import annotations
 

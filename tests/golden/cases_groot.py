@@ -28,7 +28,7 @@ class Cases(Adapter):
         return policy
 
     def prompt(self, tasks: list[str], observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The reference gives the first task of a batch to all of it (groot.md T4)."""
+        """The reference gives the first task of a batch to all of it (docs/policies.md#gr00t-n15)."""
         n = next(iter(observation.values())).shape[0]
         builder = PromptBuilder.from_recipe(self.policy.prompt_recipe() or {}, self.folder)
         prompt = builder.build(tasks[:1] * n)
@@ -109,7 +109,7 @@ class Cases(Adapter):
         }
 
     def queued_rows(self, n: int) -> tuple[Tensor, Tensor]:
-        """LeRobot's queue keeps the last `n_action_steps` of a chunk (its bug, groot.md T10); ours the first."""
+        """LeRobot's queue keeps the last `n_action_steps` of a chunk (docs/policies.md#gr00t-n15); ours the first."""
         horizon = self.policy.sample_shape[0]
         n_queue = min(horizon, int(self.policy.config.n_action_steps))
         sampler, rows, robot_rows = self.policy.sampler(), [], []

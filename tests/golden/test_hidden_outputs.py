@@ -80,7 +80,7 @@ def passes(fixture: Fixture, folder: Path) -> Adapter:
 
 
 def test_smolvla_for_aloha_as_the_network_sees_it(tmp_path: Path) -> None:
-    """smolvla.md 3.7, on normalised values: joints flipped, a gripper's travel becomes an angle."""
+    """docs/policies.md#aloha-for-pi, on normalised values: joints flipped, a gripper's travel becomes an angle."""
     wide = {"max_state_dim": 16, "max_action_dim": 16, "adapt_to_pi_aloha": True}
     norms = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
     policy = tiny("smolvla", tmp_path, 14, 14, **wide, normalization_mapping=norms)

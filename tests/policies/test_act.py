@@ -98,7 +98,7 @@ SWITCHES = {
 
 
 def keys_of_spec(config: ActConfig) -> set[str]:
-    """The names of act.md section 2, written down independently of the modules (without the trunk's)."""
+    """The names in LeRobot's checkpoints, written down independently of the modules (without the trunk's)."""
 
     def linear(name: str) -> set[str]:
         return {f"{name}.weight", f"{name}.bias"}
@@ -311,7 +311,7 @@ def test_cameras_with_one_last_name_get_two_input_names():
 
 
 def test_the_published_size_is_the_published_size():
-    """act.md section 2: A = S = 14, E = 7, one camera, defaults."""
+    """LeRobot 0.6's own network: A = S = 14, E = 7, one camera, defaults."""
     features = {
         "observation.images.top": {
             "dtype": "video",

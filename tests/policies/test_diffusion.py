@@ -414,7 +414,7 @@ def test_windows_reach_back_to_the_first_observation():
 
 
 def test_the_published_pusht_layout():
-    """diffusion.md section 2.2: lerobot/diffusion_pusht, 213 tensors, 262,709,026 parameters."""
+    """lerobot/diffusion_pusht on the hub: 213 tensors, 262,709,026 parameters."""
     shapes = {
         "observation.image": {
             "dtype": "video",

@@ -1,4 +1,4 @@
-"""GR00T N1.5: what its specification promises, on the recorded tiny checkpoint and on hand-made numbers."""
+"""GR00T N1.5: what docs/policies.md#gr00t-n15 says, on the recorded tiny checkpoint and on hand-made numbers."""
 
 from __future__ import annotations
 

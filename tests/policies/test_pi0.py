@@ -216,7 +216,7 @@ def test_what_is_frozen(make_vla: MakeVla) -> None:
 
 
 def test_published_sizes() -> None:
-    """pi0.md 2 and pi05.md 2: tensors, and parameters without the copy of the embedding."""
+    """docs/policies.md#pi0, #pi05: tensors, and parameters without the copy of the embedding."""
     features = {"output_features": {"action": {"type": "ACTION", "shape": [6]}}}
     for cls, config_cls, tensors, parameters in (
         (Pi0, Pi0Config, 778, 3_501_372_176),

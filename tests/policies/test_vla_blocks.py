@@ -32,7 +32,7 @@ DIMS = TransformerDims(width=32, depth=3, mlp=48, heads=6, kv_heads=2, head_dim=
 
 
 def test_pi0_example_of_the_specification() -> None:
-    """2 image and 3 language tokens, the last padded, a state and 3 actions (common.md 10.4)."""
+    """2 image and 3 language tokens, the last padded, a state and 3 actions (docs/policies.md#masks)."""
     real = torch.tensor([[True] * 4 + [False] + [True] * 4])
     starts = [False] * 5 + [True, True, False, False]
     assert masks.position_ids(real).tolist() == [[0, 1, 2, 3, 3, 4, 5, 6, 7]]

@@ -1,4 +1,4 @@
-"""X-VLA: what its specification promises, on the recorded tiny checkpoint and on hand-made numbers."""
+"""X-VLA: what docs/policies.md#x-vla says, on the recorded tiny checkpoint and on hand-made numbers."""
 
 from __future__ import annotations
 

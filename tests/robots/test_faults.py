@@ -496,7 +496,7 @@ def test_rescue_goes_on_with_the_servos_that_answer(bench):
 
 @pytest.mark.parametrize(("name", "expected_us"), [("so101", 880), ("aloha", 1620)])
 def test_a_cycle_takes_the_wire_s_time_and_little_more(bench, name, expected_us):
-    """Positions only, as in the specification's table, plus 30 us of turn-around per answer."""
+    """Positions only, plus 30 us of turn-around per answer."""
     made = running(bench, name)
     for bus in made.robot.buses.values():
         bus.tick_block = type(bus.tick_block)((bus.registers["present_position"],))

@@ -15,7 +15,7 @@ LOW, HIGH = 823, 3297
 
 
 def reference_to_unit(tick: int, low: int, high: int, drive_mode: int, mode: str) -> float:
-    """hardware.md 3.3, written out for one number."""
+    """LeRobot's degrees and ranges of Feetech servos, written out for one number."""
     if mode == "degrees":
         return (tick - (low + high) / 2) * 360 / 4095
     bounded = min(high, max(low, tick))

@@ -1,4 +1,4 @@
-"""The published numbers: presets and schedules, against the tables of the specification."""
+"""The published numbers: presets and schedules, against LeRobot's."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_the_run_is_described_in_lerobots_words(trained: Path) -> None:
     assert data["dataset"]["image_transforms"] == {"enable": True}
     assert data["optimizer"]["type"] == "adamw"
     assert data["scheduler"] is None
-    # Every key is one of LeRobot's TrainPipelineConfig (common.md 4.1): its parser refuses others.
+    # Every key is one of LeRobot's TrainPipelineConfig (src/lerobot/configs/train.py): its parser refuses others.
     known = (
         "dataset env policy output_dir job_name resume seed cudnn_deterministic num_workers batch_size steps "
     )

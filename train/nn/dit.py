@@ -2,7 +2,7 @@
 
 Names are those of the checkpoint (diffusers'). Even DiT blocks attend to the vision-language features only, odd blocks
 to their own tokens. Two orders differ on purpose: a block's modulation is (scale, shift), the output's (shift, scale);
-the time embedding is [cos, sin] over half - 1, the action's sinusoid [sin, cos] over half (groot.md T7, T8).
+the time embedding is [cos, sin] over half - 1, the action's sinusoid [sin, cos] over half (docs/policies.md#gr00t-n15).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Florence-2's encoder half: DaViT, the image projector, and BART's text encoder.
 
 Names are those of the published checkpoints (LeRobot up to 0.5); `NEWER_NAMES` maps the transformers library's layout
-onto them. Everything has fixed sizes and no masks, so it traces to plain products (xvla.md 3.1, 3.2).
+onto them. Everything has fixed sizes and no masks, so it traces to plain products. Source: arXiv 2311.06242.
 """
 
 from __future__ import annotations

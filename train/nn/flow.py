@@ -2,7 +2,8 @@
 
     x_t = t * noise + (1 - t) * data          u = noise - data          loss = (u - v)^2
 
-Everything is elementwise; what the network sees and what the solver does is written here once (common.md 10 and 11).
+Everything is elementwise; what the network sees and what the solver does is written here once
+(docs/policies.md#flow-matching, #real-time-chunking).
 """
 
 from __future__ import annotations

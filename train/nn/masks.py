@@ -1,7 +1,7 @@
 """Who may attend to whom, as plain tensors: block masks, position ids, and the additive bias made from a mask.
 
 A sequence is a row of tokens, each real or padding. Some tokens *start a block*: earlier tokens see neither them nor
-what follows. Query i may attend key j iff block(j) <= block(i) and both are real (common.md 10.4).
+what follows. Query i may attend key j iff block(j) <= block(i) and both are real (docs/policies.md#masks).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Normalisation as LeRobot defines it, as a module whose constants the exporter folds into the graph (common.md 2.2)."""
+"""Normalisation as LeRobot defines it, as a module whose constants the exporter folds into the graph.
+
+The formulas: docs/policies.md#normalisation.
+"""
 
 from __future__ import annotations
 

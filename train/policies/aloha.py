@@ -1,4 +1,6 @@
-"""Between ALOHA's 14 joint values and the convention Pi0 was trained in (`adapt_to_pi_aloha`; smolvla.md 3.7).
+"""Between ALOHA's 14 joint values and the convention Pi0 was trained in (`adapt_to_pi_aloha`).
+
+Which maps, and who applies them where: docs/policies.md#aloha-for-pi.
 
 Two arms of six joints and a gripper. Some joints are flipped; grippers change from linear travel to an angle. LeRobot's
 SmolVLA applies these maps to normalised values, between normaliser and network; openpi's Pi0 to radians, outside both.

@@ -102,7 +102,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Context of one moment. `inputs` is keyed by source (graphs.md 1.1): `camera:<feature>`, `state`, ..."""
+        """Context of one moment. `inputs` is keyed by source (docs/formats.md): `camera:<feature>`, `state`, ..."""
 
     def predict(
         self, context: Mapping[str, Tensor], x: Tensor, tau: Tensor, extras: Mapping[str, Tensor]
@@ -144,7 +144,7 @@ class Policy(nn.Module, ABC):
         return None
 
     rtc_mode: ClassVar[str | None] = None
-    """`guided`, `inpaint` or None (graphs.md 1.5): what it does untrained."""
+    """`guided`, `inpaint` or None (docs/formats.md#real-time-chunking): what it does untrained."""
 
     @property
     def rtc_kind(self) -> str | None:
@@ -175,7 +175,7 @@ class Policy(nn.Module, ABC):
         return {}
 
     def prompt_recipe(self) -> dict[str, Any] | None:
-        """The manifest's `prompt` block (graphs.md 3), or None for policies without language."""
+        """The manifest's `prompt` block, or None for policies without language."""
         return None
 
     @property
@@ -249,7 +249,7 @@ class Policy(nn.Module, ABC):
 
     @classmethod
     def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
-        """LeRobot's pipelines for a fresh policy (common.md 5.3): rename, batch, device, normalise; and back."""
+        """LeRobot's pipelines for a fresh policy (docs/pipelines.md): rename, batch, device, normalise; and back."""
         return normalizing_processors(config, stats)
 
     @property

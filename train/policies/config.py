@@ -1,7 +1,7 @@
 """Policy configurations with LeRobot's field names, and the rules that turn features into inputs.
 
 A checkpoint's `config.json` decides everything; defaults serve training from scratch. Reading is tolerant (an
-unknown key is a warning), writing is strict (LeRobot refuses unknown keys). common.md 2 and 4.1.
+unknown key is a warning), writing is strict (LeRobot refuses unknown keys).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PolicyConfig:
     pretrained_path: str | None = None
     pretrained_revision: str | None = None
 
-    # -- features (common.md 2.1) -------------------------------------------------------------------------
+    # -- features -----------------------------------------------------------------------------------------
 
     @property
     def image_features(self) -> Features:

@@ -46,11 +46,11 @@ EMBODIMENTS = {
     "unitree_g1": 3,
 }
 N_TEXT_TOKENS = 64
-"""Room for the instruction in exported prompts; a longer one is refused with its length (graphs.md G8)."""
+"""Room for the instruction in exported prompts; a longer one is refused with its length (docs/policies.md#gr00t-n15)."""
 
 
 class MinMax(nn.Module):
-    """Dataset min..max to -1..1; a constant dimension becomes 0 and comes back as its constant (groot.md 5.3, 5.5)."""
+    """Dataset min..max to -1..1; a constant dimension becomes 0 and comes back as its constant."""
 
     low: Tensor | None
     high: Tensor | None

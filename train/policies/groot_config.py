@@ -85,7 +85,7 @@ ONLY: dict[str, Any] = {
 
 @dataclass
 class GrootConfig(FlowConfig):
-    """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there (groot.md T16)."""
+    """LeRobot's fields (0.4, 0.5); many are parsed, kept and unused, as there."""
 
     type: ClassVar[str] = "groot"
     takes_any_state: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""What Pi0 and Pi0.5 share: PaliGemma as the prefix, a Gemma expert over its keys and values (pi0.md, pi05.md).
+"""What Pi0 and Pi0.5 share: PaliGemma as the prefix, a Gemma expert over its keys and values (docs/policies.md#pi0).
 
     prefix  [camera 1 (256 tokens), ..., language]         all see each other
     suffix  Pi0: [state, actions ...]   Pi0.5: [actions ...]         actions see prefix, state and each other
@@ -313,7 +313,7 @@ class PiPolicy(FlowVla):
 
     @classmethod
     def repair_keys(cls, weights: dict[str, Tensor], config: PolicyConfig) -> dict[str, Tensor]:
-        """pi0.md 2.4: names without `model.`; what they are in the sibling."""
+        """Names without `model.`; what they are in the sibling."""
         repaired = {}
         for name, tensor in weights.items():
             name = name if name.startswith("model.") else f"model.{name}"

@@ -391,7 +391,7 @@ class FlowVla(Policy):
 
     @classmethod
     def default_processors(cls, config: PolicyConfig, stats: Stats) -> Processors:
-        """rename, to_batch, newline, tokenizer, device, normalizer; and back (common.md 5.3)."""
+        """rename, to_batch, newline, tokenizer, device, normalizer; and back."""
         assert isinstance(config, VlaConfig)
         processors = normalizing_processors(config, stats)
         rename, to_batch, device, normalizer = processors.pre

@@ -99,7 +99,7 @@ def relative_mask(config: PolicyConfig, processors: Processors) -> Tensor | None
     """float32 (A,): 1 where actions are relative to the state; None when the checkpoint's actions are absolute.
 
     A dimension is excluded when any of `exclude_joints` is part of its name, without regard to case; unknown names
-    exclude nothing (common.md 5.4).
+    exclude nothing (docs/policies.md#relative-actions).
     """
     step = processors.step(*RELATIVE)
     after = processors.post_step("absolute_actions_processor")

@@ -112,7 +112,7 @@ class XVlaConfig(FlowConfig):
 
     @property
     def real_cameras(self) -> Features:
-        """Cameras without the placeholders, which LeRobot stores among the features and counts again (xvla.md X10)."""
+        """Cameras without the placeholders, which LeRobot stores among the features and counts again."""
         return {k: f for k, f in self.image_features.items() if not k.startswith(EMPTY)}
 
     @property
