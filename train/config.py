@@ -44,7 +44,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """How every group's learning rate moves. Formulas: docs/policies.md#learning-rates; of `two_phase`: #x-vla.
+    """How every group's learning rate moves. Formulas: docs/policies.md#learning-rates, #x-vla (`two_phase`).
 
     decay_lr: rate at the end of `cosine_decay_with_warmup`, for a group at the optimizer's `lr`.
     freeze_steps, final_ratio: `two_phase` only; rate zero for groups `frozen_first`, share of the peak at the end.
