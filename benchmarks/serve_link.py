@@ -150,7 +150,8 @@ def cuts(args: argparse.Namespace, folder: Path, wire: Wire) -> str:
         run.close()
     came = [x["sent_ns"] for x in log if x["type"] == "chunk"]
     spent = [min(t for t in came if t > at) - at for at in back]
-    grids = {x["t0_ns"] for x in log if x["type"] == "state" and x["mode"] == "running"}
+    running = [x for x in log if x["type"] == "state" and x["mode"] == "running"]
+    grids = {x["t0_ns"] for x in running[1:]}  # the first heard `start`, in the grid before
     said = dict.fromkeys(re.findall(r"^.*policy server.*$", run.output, re.MULTILINE))
     words = "\n".join(f"    {line.strip()}" for line in list(said)[:6])
     return PULLED.format(cut_s=CUT_S, n=len(back), median=np.median(spent) / 1e9, worst=max(spent) / 1e9,

@@ -127,7 +127,7 @@ def test_a_camera_that_the_policy_does_not_have(bundle):
     ("options", "words"),
     [
         (["--execution=rtc"], "cannot run 'rtc'"),
-        (["--execution=async", "--decay=0.1"], "unknown key 'decay'; known: every"),
+        (["--execution=async", "--decay=0.1"], "unknown key 'decay'; known: blend, every, select"),
         (["--port=/dev/ttyX"], "leave out --port"),
         (["--duration=-1"], "must be positive"),
         (["--duration=nan"], "must be positive"),

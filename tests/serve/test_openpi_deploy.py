@@ -70,7 +70,9 @@ def test_a_server_killed_and_a_dead_line_are_waited_for_and_the_rollout_goes_on(
     answered = collections.Counter(entry["request_id"] for entry in lines if entry["type"] == "chunk")
     assert max(answered.values()) == 1
     states = [entry for entry in lines if entry["type"] == "state" and entry["mode"] == "running"]
-    assert states[-1]["t0_ns"] == states[0]["t0_ns"], "the same rollout"
+    assert states[-1]["t0_ns"] == states[1]["t0_ns"], (
+        "the same rollout"
+    )  # the first heard `start`, in the grid before
     assert abs(states[-1]["position"][0] - 20) < 3, "20 degrees, which the server said in radians"
     assert abs(states[-1]["position"][5] - 40) < 3, "0.6 there, where 1 is closed"
 
