@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from edgevla.errors import DatasetError
@@ -265,11 +265,23 @@ def _template(path: Path, raw: Mapping[str, Any], key: str, usual: str) -> str:
         ("episode_chunk", "episode_index") if usual in (V2_DATA, V2_VIDEO) else V3_NUMBERS, 0
     )
     try:
-        template.format(video_key="", **numbers)
+        filled = template.format(video_key="", **numbers)
     except (AttributeError, LookupError, ValueError) as error:
         raise DatasetError(
             f"{path} says {key} = {template!r}; expected a path like {usual}", file=INFO
         ) from error
+    videos = [
+        str(k)
+        for k, f in raw.get("features", {}).items()
+        if isinstance(f, dict) and f.get("dtype") == "video"
+    ]
+    for name in (filled, *(videos if key == "video_path" else ())):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DatasetError(
+                f"{path} says {key} = {template!r}, which leads out of the dataset's folder"
+                f"{'' if name == filled else f' for the camera {name!r}'}; expected a path like {usual}",
+                file=INFO,
+            )
     return str(template)
 
 

@@ -285,6 +285,11 @@ def test_dictionaries_of_names() -> None:
         ({"storage_format": "lance"}, "lance"),
         ({"fps": 0}, "fps = 0"),
         ({"data_path": "data/{episode_index:06d}.parquet"}, "data_path = .* expected a path like"),
+        (
+            {"data_path": "../other/file-{file_index:03d}.parquet"},
+            "data_path = .* leads out of the dataset's folder",
+        ),
+        ({"video_path": "/tmp/{video_key}/file-{file_index:03d}.mp4"}, "video_path = .* leads out of"),
         ({"video_path": 3}, "video_path = 3"),
         ({"chunks_size": "many"}, "chunks_size = 'many'"),
         ({"features": {}}, "no features"),
