@@ -24,17 +24,22 @@ class ProgressLine:
     ) -> None:
         self.n_all, self.what, self.out, self.clock = n_all, what, out, clock
         self._begun = self._shown_at = clock()
+        self._is_over = False
 
     def show(self, done: int, remark: str = "") -> None:
         """remark: follows the rest."""
         if self.out is None:
             return
         now, is_terminal = self.clock(), self.out.isatty()
+        if done >= self.n_all:
+            if self._is_over and not is_terminal:
+                return
+            self._is_over = True
         if now - self._shown_at < (0.2 if is_terminal else 10.0) and done < self.n_all:
             return
         self._shown_at = now
         rate = done / max(now - self._begun, 1e-9)
-        line = f"{done} of {self.n_all} {self.what}, {rate:.3g} a second"
+        line = f"{done} of {self.n_all} {self.what}, {rate:{'.0f' if rate >= 100 else '.3g'}} a second"
         if 0 < done < self.n_all:
             line += f", {duration((self.n_all - done) / rate)} left"
         line += f", {remark}" if remark else ""
