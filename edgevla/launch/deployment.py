@@ -155,9 +155,11 @@ def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
         raise UsageError(f"--servo-hz {o.servo_hz:g} is slower than the policy's {m.fps:g} Hz")
 
 
-def execution_words(execution: Execution) -> str:
-    """An execution with its options, as a person would type them."""
+def execution_words(execution: Execution, trained_delay: int | None = None) -> str:
+    """An execution with its options, as a person would type them. trained_delay: of a policy that nothing guides."""
     options = execution_to(execution)
+    if trained_delay is not None:
+        options.pop("weights", None)
     return options.pop("kind") + "".join(f" {k}={v}" for k, v in options.items())
 
 

@@ -32,7 +32,7 @@ def rehearse(supervisor: Supervisor, *, as_json: bool) -> int:
             "robot": supervisor.robot.robot,
             "policy": supervisor.source.name,
             "cameras": {c.name: f"{c.source} {c.width}x{c.height}" for c in supervisor.cameras},
-            "execution": execution_words(supervisor.source.execution),
+            "execution": execution_words(supervisor.source.execution, start.trained_delay),
             "fps": start.fps,
             "latency_ms": round(start.latency_ms, 1),
             "task": start.task,

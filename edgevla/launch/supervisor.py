@@ -115,7 +115,7 @@ class Supervisor:
     def start(self) -> None:
         """Everything up to a moving arm. Raises as `prepare`, and where the robot refuses; `end` cleans up."""
         arguments = self.prepare()
-        self._write_note(execution_words(self.source.execution))
+        self._write_note(execution_words(self.source.execution, arguments.trained_delay))
         if self.asked.by:  # while the last process answered
             raise AskedToStop
         self._is_start_sent = True
@@ -128,7 +128,7 @@ class Supervisor:
             raise
         self._is_running = True
         what = f"running {self.source.name} on {self.robot.robot}, "
-        what += f"execution {execution_words(self.source.execution)}"
+        what += f"execution {execution_words(self.source.execution, arguments.trained_delay)}"
         self.say("info", "deploy", "the arm has its torque, and holds" if arguments.is_held else what)
 
     def is_over(self) -> bool:

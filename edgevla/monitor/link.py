@@ -48,7 +48,7 @@ STREAMS = (State, ServoHealth, Chunk, Thumbnail, Heartbeat, Event)
 STATE = NAMES[State].encode()
 QUEUE = 4096
 """Messages that wait while the screen does not ask: some fifteen seconds."""
-POLICY_ASKED_S = 1.0
+ASKED_S = 0.2
 A = TypeVar("A", bound=About)
 Commands = queue.SimpleQueue[tuple[Action, Arguments | None] | None]
 News = Callable[[MonitorModel], object]
@@ -86,15 +86,15 @@ class DeploymentLink:
         self._emergencies: Commands = queue.SimpleQueue()
         self._to_policy: Commands = queue.SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._steer_by, args=args, name=name, daemon=True)
+            threading.Thread(target=self._ask_by, args=args, name=name, daemon=True)
             for name, args in (
-                ("commands", (self._commands, True)),
-                ("emergencies", (self._emergencies, False)),
+                ("commands", ("robot", self._commands, AboutRobot)),
+                ("emergencies", ("robot", self._emergencies, None)),
+                ("policy", ("policy", self._to_policy, AboutPolicy)),
             )
+            if args[0] in deployment.nodes
         ]
         self.has_policy = "policy" in deployment.nodes
-        if self.has_policy:
-            self._threads.append(threading.Thread(target=self._meet_policy, name="policy", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -159,43 +159,18 @@ class DeploymentLink:
         self._socket.close()
         self._ctx.destroy(linger=0)
 
-    def _steer_by(self, commands: Commands, describes: bool) -> None:
-        """Owns a command socket: learns what the robot is (if it `describes`), then sends one command at a time."""
-        address = endpoint(self._folder, "robot", "commands")
-        client = CommandClient(self._ctx, address, self._session, "monitor")
-        is_described = not describes
+    def _ask_by(
+        self, node: str, commands: Commands, about: type[AboutRobot] | type[AboutPolicy] | None
+    ) -> None:
+        """Owns a command socket: learns what the node is, where `about` says so, and sends one command at a time."""
+        client = CommandClient(self._ctx, endpoint(self._folder, node, "commands"), self._session, "monitor")
+        told: About | None = None
         try:
             while True:
-                if not is_described:
-                    is_described = self._describe(client)
+                if about is not None and told is None and (told := _described(client, about)) is not None:
+                    self._news.put(partial(MonitorModel.describe, about=told))
                 try:
-                    item = commands.get(timeout=None if is_described else 0.2)
-                except queue.Empty:
-                    continue
-                if item is None:
-                    return
-                self._send(client, *item)
-        finally:
-            client.close()
-
-    def _describe(self, client: CommandClient) -> bool:
-        about = _described(client, AboutRobot)
-        if about is None:
-            return False
-        self._news.put(lambda model: model.describe(about))
-        return True
-
-    def _meet_policy(self) -> None:
-        """Asks the policy's node what it is, until it knows, and for what it is to save."""
-        address = endpoint(self._folder, "policy", "commands")
-        client = CommandClient(self._ctx, address, self._session, "monitor")
-        about = None
-        try:
-            while True:
-                if about is None and (about := _described(client, AboutPolicy)) is not None:
-                    self._news.put(partial(MonitorModel.describe_policy, about=about))
-                try:
-                    item = self._to_policy.get(timeout=POLICY_ASKED_S if about is None else None)
+                    item = commands.get(timeout=None if about is None or told is not None else ASKED_S)
                 except queue.Empty:
                     continue
                 if item is None:

@@ -127,13 +127,13 @@ class MonitorModel:
         if handler is not None:
             handler(message.body, message)
 
-    def describe(self, about: AboutRobot) -> None:
-        """What the robot is, as it says itself."""
+    def describe(self, about: AboutRobot | AboutPolicy) -> None:
+        """What a node is, as it says itself."""
+        if isinstance(about, AboutPolicy):
+            self.policy = about
+            return
         self.robot = about.robot
         self._joints = {joint.name: joint for joint in about.joints}
-
-    def describe_policy(self, about: AboutPolicy) -> None:
-        self.policy = about
 
     @property
     def engine(self) -> str:

@@ -6,6 +6,7 @@ import pytest
 from edgevla.errors import BundleError, UsageError
 from edgevla.execution import Async, Executor, Rtc, Sync, judge_latency
 from edgevla.execution.commit import check_commitment, check_untrained_options, rtc_words
+from edgevla.launch.deployment import execution_words
 from edgevla.robots.trials.closed_loop import ClosedLoop
 from edgevla.types import ActionChunk
 
@@ -217,3 +218,8 @@ def test_in_the_loop_chunks_follow_one_another_without_a_seam_and_late_ones_are_
     assert len({s.chunk_seq for s in states if s.chunk_seq is not None}) > 6
     steps = np.diff(wanted[5:], axis=0)
     np.testing.assert_allclose(steps, 0.05, atol=2e-3)
+
+
+def test_what_guides_nothing_is_not_said_of_it() -> None:
+    assert execution_words(Rtc()) == "rtc weights=linear"
+    assert execution_words(Rtc(), trained_delay=4) == "rtc"
