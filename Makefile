@@ -42,10 +42,10 @@ types: $(VENV_TEST)/ready
 	$(VENV_TEST)/bin/mypy
 	$(VENV_TEST)/bin/mypy examples/*.py
 
-# One thread per worker: two workers on two cores, no oversubscription. Tests with real deadlines run after them, alone; what
-# fails there is run once more and listed as RERUN: on a shared machine a neighbour may have taken the core.
+# One thread per worker: two workers on two cores, no oversubscription. Tests with real deadlines run after them, alone. What
+# fails is run once more and listed as RERUN: on a shared machine a neighbour may have taken the core.
 test-torch: $(VENV_TEST)/ready
-	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/pytest -n 2 --dist loadfile -m "not realtime and not hardware" $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/pytest -n 2 --dist loadfile -m "not realtime and not hardware" --reruns 1 -rR $(ARGS)
 	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/pytest -m realtime --reruns 1 -rR $(ARGS) $(if $(ARGS),|| test $$? = 5)
 
 # The safety core: every branch is tested, and of small errors put into it a fixed sample is noticed. All of them, by hand:
@@ -67,7 +67,7 @@ test-runtime-%: $(VENV_TEST)/ready
 	else echo "  the runtime's tests on Python $*" | tee -a $(NOT_RUN); fi
 
 runtime-%: .venv-runtime-%/ready
-	.venv-runtime-$*/bin/pytest -n 2 --dist loadfile -m "not realtime" $(RUNTIME_TESTS) $(ARGS)
+	.venv-runtime-$*/bin/pytest -n 2 --dist loadfile -m "not realtime" --reruns 1 -rR $(RUNTIME_TESTS) $(ARGS)
 	$(if $(filter $*,$(firstword $(RUNTIME_PYTHONS))),.venv-runtime-$*/bin/pytest -m realtime --reruns 1 -rR $(PROCESS_TESTS) $(ARGS) $(if $(ARGS),|| test $$? = 5))
 
 # Tests that draw simulated physics skip themselves where OpenGL is missing; that is written down as well.
