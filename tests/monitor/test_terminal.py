@@ -137,7 +137,7 @@ def test_a_screen_on_which_little_changes_writes_little(robot, watch):
     settle(1.5)
     before = len(watcher.raw)
     time.sleep(2.0)
-    # Six to eleven thousand here, for the last ten seconds of the joints still fill up; the first screen alone is some 20,000.
+    # Six to eleven thousand here, for the last ten seconds of the joints still fill up; the first screen is some 20,000.
     assert len(watcher.raw) - before < 30_000, "bytes in two seconds"
 
 
