@@ -39,9 +39,13 @@ class Glimpse:
         return self.seen.moments[self.seen.grid_index].images
 
 
-def kept(folder: Path) -> tuple[dict[int, tuple[Path, dict[str, Any]]], list[str]]:
+Kept = tuple[Path, dict[str, Any]]
+"""A saved observation: its moment's folder, and its entry there."""
+
+
+def kept(folder: Path) -> tuple[dict[int, Kept], list[str]]:
     """Chunk -> where its observation is and what the moment notes of it; and what is damaged, in sentences."""
-    found: dict[int, tuple[Path, dict[str, Any]]] = {}
+    found: dict[int, Kept] = {}
     damaged = []
     for place in moments(folder):
         try:
@@ -85,7 +89,8 @@ def told(run: Run, ns: int, shown: Sequence[Glimpse]) -> list[str]:
 
 def _when(run: Run, ns: int, glimpse: Glimpse) -> str:
     seen = glimpse.seen
-    return f"at {stamp(run, seen.observed_ns)}, {max(0, ns - seen.observed_ns) / 1e9:.2f} s before, for chunk {seen.request_id}"
+    before = max(0, ns - seen.observed_ns) / 1e9
+    return f"at {stamp(run, seen.observed_ns)}, {before:.2f} s before, for chunk {seen.request_id}"
 
 
 def draw_glimpses(figure: SubFigure, run: Run, ns: int, shown: Sequence[Glimpse]) -> None:

@@ -71,7 +71,7 @@ def draw(run: Run, found: list[Finding], at_ns: int | None = None, shown: Sequen
     if at_ns is None or not seen:
         _timeline(figure, run, found, at_ns, height, seen)
         return figure
-    left, right = figure.subfigures(1, 2, width_ratios=[TIMELINE_WIDTH, beside])
+    (left, right), *_ = figure.subfigures(1, 2, squeeze=False, width_ratios=[TIMELINE_WIDTH, beside])
     _timeline(left, run, found, at_ns, height, seen)
     draw_glimpses(right, run, at_ns, seen)
     return figure
