@@ -6,19 +6,19 @@ All keys go through `Keyboard`, none through Textual's bindings: no widget can h
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, wraps
-from typing import Concatenate, ParamSpec, Protocol
+from functools import partial
+from typing import Protocol
 
 from textual import events
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 
 from edgevla.arguments import Arguments, SetTask
 from edgevla.board import BoardReader
 from edgevla.messages import Action
-from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Act, Keyboard
+from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
+from edgevla.monitor.keys import Act, Keyboard
 from edgevla.monitor.layout import Boxes, Content, arrange
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
@@ -33,7 +33,6 @@ from edgevla.monitor.panels.servos import servos
 from edgevla.monitor.pictures import Camera
 from edgevla.monitor.rows import Panel, Row
 from edgevla.monitor.standing import Standing
-from edgevla.monitor.terminal import Terminal, TerminalClosed
 
 REFRESH_S = 0.25
 TURNS = {"latency": 2, "loop": 2, "servos": 3, "camera": 2, "outside": 2, "board": 4}
@@ -52,7 +51,6 @@ TABLES: dict[str, Rows] = {
 PANELS = (*TABLES, "keys", "field")
 PAGE = 10
 """Events that a key scrolls by."""
-INTERRUPTED = 130
 SENT_BY: dict[str, Action] = {"h": "home", "s": "stop", "ctrl+r": "clear_stop"}
 """Keys whose command is always the same; the emergency's and the field's are `Keyboard`'s."""
 STEPS = (
@@ -95,40 +93,14 @@ class Link(Protocol):
     def close(self) -> None: ...
 
 
-P = ParamSpec("P")
+class MonitorApp(KeyboardApp):
+    """Watches and steers one deployment. has_fleet: whether a key goes back to the page of all of them.
 
-
-def _or_leave(
-    method: Callable[Concatenate[MonitorApp, P], None],
-) -> Callable[Concatenate[MonitorApp, P], None]:
-    """A mistake of ours ends the monitor in order: the terminal comes first, and the robot needs no monitor."""
-
-    @wraps(method)
-    def guarded(app: MonitorApp, *args: P.args, **options: P.kwargs) -> None:
-        try:
-            if not app.is_left:
-                method(app, *args, **options)
-        except Exception as error:
-            app.failure = error
-            app.leave(
-                f"a mistake of the monitor itself ({type(error).__name__}: {error}); {app.how_it_stands()}", 1
-            )
-
-    return guarded
-
-
-class MonitorApp(App[None]):
-    """Watches and steers one deployment.
-
-    reason: why the screen was left, to be said afterwards. failure: the exception that made it, a mistake of ours.
+    goes_back: whether that key ended it.
     """
 
-    CSS_PATH = "monitor.tcss"
-    ENABLE_COMMAND_PALETTE = False
-    AUTO_FOCUS = None
-
-    def __init__(self, link: Link) -> None:
-        super().__init__(driver_class=Terminal, ansi_color=True)
+    def __init__(self, link: Link, has_fleet: bool = False) -> None:
+        super().__init__()
         self.link = link
         self.model = MonitorModel(link.robot, link.bundle, cameras=link.cameras)
         self._keys: dict[str, Callable[[], object]] = {
@@ -150,8 +122,10 @@ class MonitorApp(App[None]):
             "end": lambda: self.model.said.look_for(self.model.said.words),
             **{str(n): partial(self._enlarge, n - 1) for n in range(1, 10)},
         }
+        self.has_fleet, self.goes_back = has_fleet, False
+        if has_fleet:
+            self._keys["b"] = self._to_fleet
         self.keyboard = Keyboard(self._keys, search_key="/", views=self._views)
-        self.reason = ""
         self._panels = {name: Panel(id=name) for name in PANELS}
         self._cameras = [Camera(name) for name in self.model.cameras]
         self._turn, self._word = 0, ""
@@ -160,10 +134,6 @@ class MonitorApp(App[None]):
         self._is_help = False
         self._boxes: Boxes = {}
         self._n_interrupts = 0
-        self.is_left = False
-        self.failure: Exception | None = None
-        self._asked_to_leave: tuple[str, int] | None = None
-        self._loop_of_app: asyncio.AbstractEventLoop | None = None
 
     def compose(self) -> ComposeResult:
         yield from self._cameras
@@ -173,17 +143,16 @@ class MonitorApp(App[None]):
         self.model.say(
             "info", "watching; what was said before stands in the deployment's own terminal or log"
         )
-        self._loop_of_app = asyncio.get_running_loop()
         self.call_after_refresh(self.refresh_now)
         self.set_interval(REFRESH_S, self.refresh_now)
-        self._leave_as_asked()
+        self.begin()
 
     def on_unmount(self) -> None:
         self.link.close()
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
-    @_or_leave
+    @or_leave
     def refresh_now(self) -> None:
         """Takes in what arrived and draws what is due."""
         now = time.monotonic_ns()
@@ -242,7 +211,13 @@ class MonitorApp(App[None]):
         leaves = "stop and leave" if self.link.is_ours else "leave"
         is_close = self._is_help or self._enlarged is not None or bool(self.model.said.words)
         return keys(
-            self.model, standing, self.size.width, typing=self._typing, leaves=leaves, is_close=is_close
+            self.model,
+            standing,
+            self.size.width,
+            typing=self._typing,
+            leaves=leaves,
+            is_close=is_close,
+            has_fleet=self.has_fleet,
         )
 
     @property
@@ -282,26 +257,12 @@ class MonitorApp(App[None]):
 
     # -- keys ----------------------------------------------------------------------------------------------------
 
-    async def on_event(self, event: events.Event) -> None:
-        """Keys and pastes go no further; the rest is Textual's."""
-        at_ns = int(event.time * 1e9)
-        if isinstance(event, events.Key):
-            self._typed(lambda: self.keyboard.key(event.key, event.character, at_ns))
-        elif isinstance(event, events.Paste):
-            self._typed(lambda: self.keyboard.paste(event.text, at_ns))
-        else:
-            await super().on_event(event)
-
-    @_or_leave
-    def _typed(self, press: Callable[[], list[Act]]) -> None:
+    def typed(self, press: Callable[[], list[Act]]) -> None:
         self.keyboard.suggestion = self.model.task
-        self._do(press())
-        loop = asyncio.get_running_loop()
-        for wait_ns in (LONE_NS, SETTLE_NS):
-            loop.call_later(wait_ns / 1e9 + 0.001, lambda: self._do(self.keyboard.due()))
+        super().typed(press)
 
-    @_or_leave
-    def _do(self, acts: Iterable[Act]) -> None:
+    @or_leave
+    def do(self, acts: Iterable[Act]) -> None:
         for act in acts:
             if act.kind == "emergency":
                 self._steer("emergency_stop")
@@ -366,22 +327,15 @@ class MonitorApp(App[None]):
             return f"{robot} goes on: {standing.word.lower()}"
         return f"{robot} {standing.word}: {standing.sentence}"
 
-    def leave(self, reason: str, code: int = 0) -> None:
-        """Gives the terminal back; the first reason counts. From the app's own thread."""
-        if not self.is_left:
-            self.is_left, self.reason = True, reason
-            self.exit(return_code=code)
-
-    def leave_soon(self, why: str, code: int) -> None:
-        """The same from anywhere, a signal's handler for one. A deployment's own monitor leaves the words to it."""
-        self._asked_to_leave = (why, code)
-        if self._loop_of_app is not None:
-            self._loop_of_app.call_soon_threadsafe(self._leave_as_asked)
+    def parting(self, why: str) -> str:
+        return f"{why}; {self.how_it_stands()}"
 
     def _leave_as_asked(self) -> None:
-        if self._asked_to_leave is not None:
-            why, code = self._asked_to_leave
-            self.leave("" if self.link.is_ours else f"{why}; {self.how_it_stands()}", code)
+        """A deployment's own monitor leaves the words to it."""
+        if self.asked_to_leave is not None and self.link.is_ours:
+            self.leave("", self.asked_to_leave[1])
+        super()._leave_as_asked()
 
-    def on_terminal_closed(self, _: TerminalClosed) -> None:
-        self.leave(f"the terminal was closed; {self.how_it_stands()}", 1)
+    def _to_fleet(self) -> None:
+        self.goes_back = True
+        self.leave("")

@@ -1,12 +1,14 @@
 """Watch and steer a running deployment in this terminal.
 
-Attaches to the deployment of this user; where several run, it asks. Leaving the monitor leaves the robot as it is.
+Attaches to the deployment of this user; where several run, a page shows a line for each: up, down and Enter (or its
+number) open one, and b comes back. No key of that page acts on a robot. Leaving the monitor leaves the robot as it is.
 
   e        emergency stop: the arm freezes; once more, after a pause, lets go (F12 and ctrl+e: also while typing)
   ctrl+r   clears the emergency stop: the arm is paused, and moves when it is resumed
   space    pause, resume        h  home        s  stop: to rest, then released
   t        type a task, or paste it: all that follows is text; Enter sends it, Escape leaves
   c, 1..9  one camera large     /  search the events; up, down, PageUp, PageDown scroll them     ?  all keys
+  b        back to the page of all deployments
   q        leave (ctrl+c too; in `edgevla deploy --monitor` ctrl+c is the deployment's: rest, freeze, let go)
 
 A key that is held down is one press. What is pasted outside of the task, or typed before there is a screen, is obeyed by
@@ -20,15 +22,17 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgevla.errors import UsageError
-from edgevla.launch.attach import add_run_dir, attach
+from edgevla.errors import UsageError, WireError
+from edgevla.launch.attach import add_run_dir
 from edgevla.launch.options import check_texts
 from edgevla.nodes.vitals import ENDS
+from edgevla.session import deployments, find_deployment
 
 if TYPE_CHECKING:
-    from edgevla.monitor.app import MonitorApp
+    from edgevla.monitor.base import KeyboardApp
 
 INTERRUPTED = 130
 ESCAPE_MS = "50"
@@ -37,25 +41,66 @@ ESCAPE_MS = "50"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_dir(parser)
+    parser.add_argument(
+        "--fleet", action="store_true", help="begin with the page of all deployments, however many run"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     check_texts(args)
+    if args.fleet and args.run_dir is not None:
+        raise UsageError("--fleet shows all deployments and --run-dir names one; leave one of them out")
     check_terminal()
-    folder = attach(args)
+    is_page = args.fleet or (args.run_dir is None and len(deployments()) > 1)
+    folder = None if is_page else find_deployment(args.run_dir)
     os.environ.setdefault("ESCDELAY", ESCAPE_MS)
-    from edgevla.monitor.app import MonitorApp
-    from edgevla.monitor.link import DeploymentLink
-
-    app = MonitorApp(DeploymentLink(folder))
-    obey_signals(app)
-    app.run(mouse=False)
+    app = show(folder)
     if app.failure is not None and args.verbose:
         raise app.failure
     if app.reason:
         with contextlib.suppress(OSError):
             print(f"edgevla monitor: {app.reason}", file=sys.stderr)
     return app.return_code or 0
+
+
+def show(folder: Path | None) -> KeyboardApp:
+    """One screen after the other; the one that was left. folder: of the deployment to begin with; None: all of them.
+
+    Raises:
+        WireError: `folder` describes no deployment.
+    """
+    from edgevla.monitor.app import MonitorApp
+    from edgevla.monitor.fleet import Fleet
+    from edgevla.monitor.fleet_app import FleetApp
+    from edgevla.monitor.link import DeploymentLink
+
+    fleet, at, notice = Fleet(), folder, ""
+    cockpit = None if folder is None else DeploymentLink(folder)
+    left: KeyboardApp | None = None
+    while True:
+        if cockpit is not None:
+            app = MonitorApp(cockpit, has_fleet=not cockpit.is_ours)
+            _run(app, left)
+            if not app.goes_back:
+                return app
+            cockpit, left, notice = None, app, ""
+        page = FleetApp(fleet, at, notice)
+        _run(page, left)
+        if page.chosen is None:
+            return page
+        at, left = page.chosen, page
+        try:
+            cockpit = DeploymentLink(at)
+        except WireError as error:  # it ended just now
+            notice = str(error)
+
+
+def _run(app: KeyboardApp, before: KeyboardApp | None) -> None:
+    """A signal that came while one screen gave way to the next one ends that one."""
+    obey_signals(app)
+    if before is not None and before.asked_to_leave is not None:
+        app.leave_soon(*before.asked_to_leave)
+    app.run(mouse=False)
 
 
 def check_terminal() -> None:
@@ -72,7 +117,7 @@ def check_terminal() -> None:
         )
 
 
-def obey_signals(app: MonitorApp) -> None:
+def obey_signals(app: KeyboardApp) -> None:
     """Whoever ends the monitor gets the terminal back as it was."""
     reasons: dict[int, str] = {
         signal.SIGTERM: "asked to terminate",

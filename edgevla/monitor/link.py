@@ -28,6 +28,7 @@ from edgevla.errors import WireError
 from edgevla.messages import (
     NAMES,
     Action,
+    Body,
     Chunk,
     Event,
     Heartbeat,
@@ -55,17 +56,19 @@ News = Callable[[MonitorModel], object]
 """What a thread has to tell the model."""
 
 
-class DeploymentLink:
-    """Attaches to the deployment in a run directory.
+class Listener:
+    """Hears what a deployment's nodes say, and asks nothing of them. streams: what of it.
+
+    robot, bundle, cameras, is_ours: as of `Link`.
 
     Raises:
         WireError: the directory describes no deployment.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, streams: Sequence[type[Body]]) -> None:
         deployment = read_deployment(folder)
-        self._folder, self._session = folder, deployment.session_bytes
-        self._note = deployment
+        self.folder, self._session = folder, deployment.session_bytes
+        self.note = deployment
         self.is_ours = os.getppid() == deployment.supervisor_pid
         self.robot = Path(deployment.robot).stem
         self.bundle = deployment.bundle_name
@@ -75,34 +78,14 @@ class DeploymentLink:
         self._ctx = zmq.Context()
         self._socket = make_socket(self._ctx, zmq.SUB, hwm=QUEUE)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        for stream in STREAMS:
+        for stream in streams:
             self._socket.setsockopt(zmq.SUBSCRIBE, NAMES[stream].encode())
         for node in deployment.nodes:
             self._socket.connect(endpoint(folder, node))
         self._refusals: set[str] = set()
-        self._is_guardian_told = False
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._commands: Commands = queue.SimpleQueue()
-        self._emergencies: Commands = queue.SimpleQueue()
-        self._to_policy: Commands = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._ask_by, args=args, name=name, daemon=True)
-            for name, args in (
-                ("commands", ("robot", self._commands, AboutRobot)),
-                ("emergencies", ("robot", self._emergencies, None)),
-                ("policy", ("policy", self._to_policy, AboutPolicy)),
-            )
-            if args[0] in deployment.nodes
-        ]
-        self.has_policy = "policy" in deployment.nodes
-        for thread in self._threads:
-            thread.start()
-
-    # -- what is said --------------------------------------------------------------------------------------------
 
     def poll(self, model: MonitorModel) -> None:
-        while not self._news.empty():
-            self._news.get()(model)
+        """Tells the model what was said since the last call."""
         states: list[list[bytes]] = []
         for _ in range(QUEUE):
             try:
@@ -128,7 +111,48 @@ class DeploymentLink:
         model.apply(message)
 
     def look(self, before: Outside) -> Outside:
-        return outside.look(self._folder, self._note, before)
+        """What is true past the sockets."""
+        return outside.look(self.folder, self.note, before)
+
+    def close(self) -> None:
+        """Hears nothing more."""
+        self._socket.close()
+        self._ctx.destroy(linger=0)
+
+
+class DeploymentLink(Listener):
+    """Attaches to the deployment in a run directory: all that it says, and commands.
+
+    Raises:
+        WireError: the directory describes no deployment.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, STREAMS)
+        nodes = self.note.nodes
+        self._is_guardian_told = False
+        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._commands: Commands = queue.SimpleQueue()
+        self._emergencies: Commands = queue.SimpleQueue()
+        self._to_policy: Commands = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._ask_by, args=args, name=name, daemon=True)
+            for name, args in (
+                ("commands", ("robot", self._commands, AboutRobot)),
+                ("emergencies", ("robot", self._emergencies, None)),
+                ("policy", ("policy", self._to_policy, AboutPolicy)),
+            )
+            if args[0] in nodes
+        ]
+        self.has_policy = "policy" in nodes
+        for thread in self._threads:
+            thread.start()
+
+    def poll(self, model: MonitorModel) -> None:
+        """What was said, and what came of commands."""
+        while not self._news.empty():
+            self._news.get()(model)
+        super().poll(model)
 
     # -- what is asked -------------------------------------------------------------------------------------------
 
@@ -136,7 +160,7 @@ class DeploymentLink:
         if action != "emergency_stop":
             self._commands.put((action, arguments))
             return
-        self._is_guardian_told = tell_guardian(self._folder)
+        self._is_guardian_told = tell_guardian(self.folder)
         self._emergencies.put((action, arguments))
 
     def save(self) -> None:
@@ -148,7 +172,7 @@ class DeploymentLink:
 
     def interrupt(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._note.supervisor_pid, signal.SIGINT)
+            os.kill(self.note.supervisor_pid, signal.SIGINT)
 
     def close(self) -> None:
         self._commands.put(None)
@@ -156,14 +180,13 @@ class DeploymentLink:
         self._to_policy.put(None)
         for thread in self._threads:
             thread.join(timeout=3)
-        self._socket.close()
-        self._ctx.destroy(linger=0)
+        super().close()
 
     def _ask_by(
         self, node: str, commands: Commands, about: type[AboutRobot] | type[AboutPolicy] | None
     ) -> None:
         """Owns a command socket: learns what the node is, where `about` says so, and sends one command at a time."""
-        client = CommandClient(self._ctx, endpoint(self._folder, node, "commands"), self._session, "monitor")
+        client = CommandClient(self._ctx, endpoint(self.folder, node, "commands"), self._session, "monitor")
         told: About | None = None
         try:
             while True:

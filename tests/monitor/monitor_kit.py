@@ -128,6 +128,10 @@ class Robot:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def is_called(self, name: str) -> None:
+        """What it says of itself."""
+        self._server.about = replace(about(), robot=name)
+
     def say(self, body: Body) -> None:
         """One message of the robot's, from its own thread."""
         self._saying.append(body)

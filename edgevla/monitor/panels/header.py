@@ -17,7 +17,7 @@ def header(model: MonitorModel, standing: Standing, width: int, now_ns: int) -> 
     """The state in one line that is always true; a sentence that is too long for it takes the second one."""
     first: list[Cell] = [
         (f" {clean(model.robot) or 'no robot yet'} ", "bold"),
-        (f" {standing.word} ", _badge(standing)),
+        (f" {standing.word} ", badge(standing)),
     ]
     taken = sum(cell_len(text) for text, _ in first)
     sources = joined(_sources(model, now_ns), max(0, width - taken - 2))
@@ -31,7 +31,7 @@ def header(model: MonitorModel, standing: Standing, width: int, now_ns: int) -> 
     return [tuple(line), ((" ", ""), (column(sentence, width - 1), alarm or "bold"))]
 
 
-def _badge(standing: Standing) -> str:
+def badge(standing: Standing) -> str:
     """The word stands on its colour: seen from across the room, and in reverse where there are no colours."""
     return standing.style if " on " in standing.style else f"{standing.style} reverse"
 

@@ -29,7 +29,7 @@ HELP = (
         ("?", "this page"),
         ("m", "saves this moment for good: what the policy saw and answered in the last 30 seconds"),
         ("ctrl+l", "draws the screen anew"),
-        ("q", "leaves; the robot stays as it is, unless `deploy --monitor` started this monitor"),
+        ("q  b", "leave; b: to all robots; the robot stays as it is, unless `deploy --monitor` started this monitor"),
         ("ctrl+c", "leaves; under `deploy --monitor`: to rest, emergency stop, let go"),
     )),
 )  # fmt: skip
@@ -47,24 +47,32 @@ SIGNS = (
 
 
 def keys(
-    model: MonitorModel, standing: Standing, width: int, *, typing: str, leaves: str, is_close: bool
+    model: MonitorModel,
+    standing: Standing,
+    width: int,
+    *,
+    typing: str,
+    leaves: str,
+    is_close: bool,
+    has_fleet: bool = False,
 ) -> Row:
     """The most important first; what does not fit is left out. typing: `task`, `search` or empty. leaves: what `q` does
-    here. is_close: whether Escape goes back to all parts."""
+    here. is_close: whether Escape goes back to all parts. has_fleet: whether `b` goes back to all deployments."""
     emergency, leave = ("e", "EMERGENCY"), ("q", leaves)
+    fleet = [("b", "all robots")] if has_fleet else []
     view = [("Esc", "back")] if is_close else [("c", "camera")] if model.cameras else []
     if typing == "task":
         named = [("F12 ctrl+e", "EMERGENCY"), ("Enter", "sends"), ("Esc", "leaves"), ("up", "the last task")]
     elif typing:
         named = [("F12 ctrl+e", "EMERGENCY"), ("Enter", "keeps"), ("Esc", "shows all")]
     elif standing.word in AT_REST:
-        named = [emergency, leave, ("/", "search"), ("?", "keys")]
+        named = [emergency, leave, *fleet, ("/", "search"), ("?", "keys")]
     elif standing.is_live and model.mode == "emergency":
         named = [("e", "LETS GO"), ("ctrl+r", "clears the stop"), leave, ("?", "keys")]
     else:
         pause = "resume" if standing.is_live and model.mode == "paused" else "pause"
         named = [emergency, ("space", pause), ("s", "stop"), ("?", "keys"), ("q", leaves), ("t", "task")]
-        named += [*view, ("h", "home"), ("m", "save moment"), ("/", "search")]
+        named += [*fleet, *view, ("h", "home"), ("m", "save moment"), ("/", "search")]
     cells: list[Cell] = []
     for key, does in named:
         is_grave = does in ("EMERGENCY", "LETS GO")

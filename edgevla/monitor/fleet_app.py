@@ -1,0 +1,124 @@
+"""The screen that shows all deployments; choosing one ends it. It asks nothing of a robot: a list whose lines come and
+go is no place for keys that act on one of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from textual import events
+from textual.app import ComposeResult
+
+from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
+from edgevla.monitor.fleet import Deployed, Fleet
+from edgevla.monitor.keys import Act, Keyboard
+from edgevla.monitor.layout import Box
+from edgevla.monitor.panels.fleet import NOTHING_ACTS, fleet, fleet_keys
+from edgevla.monitor.rows import Panel
+
+REFRESH_S = 0.25
+NOTICE_NS = 6_000_000_000
+STEERS_NOTHING = f"{NOTHING_ACTS}: open its cockpit with Enter, and press e there"
+
+
+class FleetApp(KeyboardApp):
+    """chosen: the run directory of the deployment that is to be opened; None: the monitor was left.
+
+    opened: the deployment that was open before, where the choice begins. notice: to be said at once.
+    """
+
+    def __init__(self, seen: Fleet, opened: Path | None = None, notice: str = "") -> None:
+        super().__init__()
+        self.fleet = seen
+        self.chosen: Path | None = None
+        self._at: Path | None = opened
+        self._commands: dict[str, Callable[[], object]] = {
+            "enter": self._open,
+            "q": lambda: self.leave(""),
+            "ctrl+c": lambda: self.leave("left; no robot was asked anything", INTERRUPTED),
+            "ctrl+l": lambda: self.screen.refresh(),
+            **{str(n): partial(self._open, n - 1) for n in range(1, 10)},
+        }
+        self._views: dict[str, Callable[[], object]] = {
+            "up": partial(self._move, -1),
+            "down": partial(self._move, 1),
+        }
+        self.keyboard = Keyboard(
+            self._commands, field_key="", views=self._views, stray_words="pasted text is obeyed by nobody"
+        )
+        self._panels = {name: Panel(id=name) for name in ("fleet", "keys")}
+        self._notice, self._notice_ns = notice, time.monotonic_ns()
+
+    def compose(self) -> ComposeResult:
+        yield from self._panels.values()
+
+    def on_mount(self) -> None:
+        self.call_after_refresh(self.refresh_now)
+        self.set_interval(REFRESH_S, self.refresh_now)
+        self.begin()
+
+    def on_unmount(self) -> None:
+        self.fleet.close()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.call_after_refresh(self.refresh_now)
+
+    # -- what is shown -----------------------------------------------------------------------------------------
+
+    @or_leave
+    def refresh_now(self) -> None:
+        """Takes in what arrived and draws it."""
+        self.fleet.look(time.monotonic_ns())
+        self._show()
+
+    def _show(self) -> None:
+        now, (width, height) = time.monotonic_ns(), self.size
+        self._panels["fleet"].stand(Box(0, 0, width, max(0, height - 1)))
+        self._panels["keys"].stand(Box(0, height - 1, width, 1))
+        lines = self.fleet.lines
+        self._panels["fleet"].show(fleet(lines, self._index, width, height - 1, now))
+        notice = self._notice if now - self._notice_ns < NOTICE_NS else ""
+        self._panels["keys"].show([fleet_keys(notice, width)])
+
+    @property
+    def _index(self) -> int:
+        """Of the chosen line; where it has gone, of the first one."""
+        return next((i for i, line in enumerate(self.fleet.lines) if line.folder == self._at), 0)
+
+    # -- keys ----------------------------------------------------------------------------------------------------
+
+    @or_leave
+    def do(self, acts: Iterable[Act]) -> None:
+        for act in acts:
+            if act.kind == "emergency":
+                self._say(STEERS_NOTHING)
+            elif act.kind == "notice":
+                self._say(act.text)
+            else:
+                {**self._commands, **self._views}[act.text]()
+
+    def _move(self, by: int) -> None:
+        lines = self.fleet.lines
+        if lines:
+            self._at = lines[min(len(lines) - 1, max(0, self._index + by))].folder
+            self._show()
+
+    def _open(self, number: int | None = None) -> None:
+        lines: list[Deployed] = self.fleet.lines
+        index = self._index if number is None else number
+        if index >= len(lines):
+            return
+        line = lines[index]
+        self._at = line.folder
+        if line.listener is None:
+            self._say(f"{line.model.robot} has ended: there is nothing to open")
+            return
+        self.chosen = line.folder
+        self.leave("")
+
+    def _say(self, notice: str) -> None:
+        self._notice, self._notice_ns = notice, time.monotonic_ns()
+        self._show()
