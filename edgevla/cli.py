@@ -92,8 +92,17 @@ def _overview() -> str:
     )
 
 
+def open_standard_streams() -> None:
+    """Where whoever started this has closed them, as some daemons do: else the next file, a servo's port for one, would
+    get their numbers, and with them every word that a library writes to its standard error."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and turns its outcome into an exit code."""
+    open_standard_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["help"] and argv[1:]:  # `edgevla help deploy` is `edgevla deploy --help`
         argv = [argv[1], "--help"]
@@ -126,6 +135,12 @@ def main(argv: list[str] | None = None) -> int:
         if verbose:
             raise
         print(f"edgevla {verb}: {_missing_module(error)}", file=sys.stderr)
+        return 1
+    except RecursionError:
+        if verbose:
+            raise
+        what = "a file that was read is nested thousands of levels deep, which no dataset, checkpoint or bundle is"
+        print(f"edgevla {verb}: {what}; fetch it again (--verbose says where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nedgevla {verb}: interrupted", file=sys.stderr)

@@ -431,6 +431,8 @@ def _features(m: Manifest) -> Iterator[str]:
             yield f"camera '{name}' must be uint8 (H, W, 3), not {f.dtype} {f.shape}"
         if f.kind == "camera" and f.encoding != "rgb8":
             yield f"camera '{name}' has encoding {f.encoding!r}, expected 'rgb8'"
+        if f.kind in ("state", "environment_state", "action") and f.dtype != "float32":
+            yield f"'{name}' has dtype {f.dtype!r}, expected 'float32'"
         if f.kind in ("state", "action") and not len(f.shape) == 1 == len(
             {f.shape[0], len(f.names), len(f.units)}
         ):
@@ -451,6 +453,12 @@ def _features(m: Manifest) -> Iterator[str]:
             sizes = {len(value.q01), len(value.q99)} if isinstance(value, Range) else {len(value)}
             if name not in m.features or sizes != {m.features[name].shape[0]}:
                 yield f"{block} of '{name}' does not fit the feature"
+            if isinstance(value, Range) and any(
+                low > high for low, high in zip(value.q01, value.q99, strict=True)
+            ):
+                yield f"{block} of '{name}' has a q01 above its q99"
+            if not isinstance(value, Range) and min(value, default=0) < 0:
+                yield f"{block} of '{name}' has the speed {min(value)}"
     for name, still in (m.trained_still or {}).items():
         if name != STATE or name not in m.features or len(still) != m.features[name].shape[0]:
             yield f"trained_still of '{name}' does not fit the feature"
@@ -481,6 +489,8 @@ def _graphs(m: Manifest) -> Iterator[str]:
             yield f"graph '{name}' lacks the key 'file'"
         for spec in graph.inputs:
             yield from _input(m, name, spec, context, rows)
+        if not graph.outputs:
+            yield f"graph '{name}' yields nothing"
     batch = m.graphs["decode"].outputs[0].shape[:1]
     wanted = (*batch, m.chunk_size, *m.features[ACTION].shape)
     if m.graphs["decode"].outputs[0].shape != wanted:
