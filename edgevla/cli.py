@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "emulate": ("edgevla.robots.emulator.cli", "servos behind a pseudo-terminal, real protocol"),
     "inspect": ("edgevla.inspect_cli", "say what is in a dataset, checkpoint or bundle, and check it"),
+    "view": ("edgevla.view.view_cli", "draw episodes of a dataset or a run; export for Rerun and Foxglove"),
     "service": ("edgevla.launch.service_cli", "let systemd run a deployment, from boot on"),
     "doctor": ("edgevla.robots.tools.doctor", "find out what is wrong with a robot's ports and servos"),
     "completion": ("edgevla.completion_cli", "let bash, zsh or fish complete all this"),

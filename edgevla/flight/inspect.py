@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgevla.errors import UsageError
 from edgevla.flight.findings import Finding, find, numbered
+from edgevla.flight.frames import Glimpse, glimpses
+from edgevla.flight.frames import told as told_glimpses
 from edgevla.flight.moments import about, moments
 from edgevla.flight.reader import Run, entries, load
 from edgevla.flight.story import explain, heading, moment, sentence, told, worst
@@ -32,15 +35,17 @@ def inspect_run(args: argparse.Namespace, folder: Path) -> int:
     run = load(folder)
     found = find(run)
     at_ns = None if args.at is None else moment(run, args.at)
+    shown, damaged = ([], []) if at_ns is None else glimpses(run, at_ns)
     if args.json:
         print(json.dumps(_json(run, found), indent=1))
-        return 1 if args.picture and not _draw(run, found, args.picture, at_ns) else 0
+        return 1 if args.picture and not _draw(run, found, args.picture, at_ns, shown) else 0
     print("\n".join(heading(run)))
     if at_ns is not None:
-        print("\n" + "\n".join(explain(run, at_ns, found)))
+        seen = [*told_glimpses(run, at_ns, shown), *(f"! {words}" for words in damaged)]
+        print("\n" + "\n".join([*explain(run, at_ns, found), "", *seen]))
     else:
         print("\n" + "\n".join(_story(run, found)))
-    picture = _draw(run, found, args.picture, at_ns)
+    picture = _draw(run, found, args.picture, at_ns, shown)
     if picture:
         print(f"\n{picture}")
     return 1 if args.picture and not picture else 0
@@ -142,7 +147,9 @@ WORDS = {
 }
 
 
-def _draw(run: Run, found: list[Finding], path: Path | None, at_ns: int | None) -> str:
+def _draw(
+    run: Run, found: list[Finding], path: Path | None, at_ns: int | None, shown: Sequence[Glimpse]
+) -> str:
     from edgevla.flight.picture import write_picture
 
     if not run.n_ticks:
@@ -150,7 +157,7 @@ def _draw(run: Run, found: list[Finding], path: Path | None, at_ns: int | None) 
     name = "timeline.png" if at_ns is None else f"timeline-{run.seconds(at_ns):.1f}s.png"
     place = path or run.folder / name
     try:
-        write_picture(run, found, place, at_ns)
+        write_picture(run, found, place, at_ns, shown)
     except ModuleNotFoundError:
         return 'no picture: matplotlib is not installed. Install it with: pip install "edgevla[eval]"'
     except (OSError, ValueError) as error:

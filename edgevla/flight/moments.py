@@ -257,7 +257,7 @@ def find_chunk(folder: Path, number: int) -> tuple[About, Seen]:
         for entry in note.chunks:
             known.add(entry["chunk"])
             if entry["chunk"] == number:
-                return note, _seen(place, entry)
+                return note, read_seen(place, entry)
     if damaged is not None:
         raise damaged
     if not known:
@@ -270,7 +270,12 @@ def find_chunk(folder: Path, number: int) -> tuple[About, Seen]:
     )
 
 
-def _seen(place: Path, entry: dict[str, Any]) -> Seen:
+def read_seen(place: Path, entry: dict[str, Any]) -> Seen:
+    """One of the inferences that a moment's note lists.
+
+    Raises:
+        UsageError: its file is missing or damaged.
+    """
     path = place / f"{entry['chunk']}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:

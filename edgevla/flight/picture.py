@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgevla.flight.findings import LIMIT, RATE, Finding, numbered
+from edgevla.flight.frames import Glimpse, draw_glimpses
 from edgevla.flight.reader import Run
 from edgevla.flight.story import UNITS, clock, stamp
 from edgevla.messages import MODES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 WANTED, SENT, MEASURED = "#1f77b4", "#ff7f0e", "#222222"
+SEEN = "#6a3d9a"
 BAD, WARN, QUIET = "#d62728", "#e08a00", "#999999"
 MODE_COLOURS = {
     "running": "#9fd3a5",
@@ -40,26 +43,50 @@ LANE_OF = {
 CHUNKS = ("#4c78a8", "#9ecae9")
 LANES = ("mode", "chunks", "jumps", "clipped", "no action", "late", "bus", "events")
 MOST_POINTS = 6000
+TIMELINE_WIDTH, PICTURE_WIDTH = 14.0, 4.2
+"""Inches; the second of each observation beside the timeline."""
 WINDOW_S = 2.0
 AFTER_NS = 500_000_000
 
 
-def write_picture(run: Run, found: list[Finding], path: Path, at_ns: int | None = None) -> None:
-    """PNG. at_ns: only the seconds around a moment.
+def write_picture(
+    run: Run, found: list[Finding], path: Path, at_ns: int | None = None, shown: Sequence[Glimpse] = ()
+) -> None:
+    """PNG. at_ns: only the seconds around a moment. shown: what the policy saw then, drawn beside them.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed. OSError: it cannot be written.
     """
-    draw(run, found, at_ns).savefig(path, dpi=110)
+    draw(run, found, at_ns, shown).savefig(path, dpi=110)
 
 
-def draw(run: Run, found: list[Finding], at_ns: int | None = None) -> Figure:
+def draw(run: Run, found: list[Finding], at_ns: int | None = None, shown: Sequence[Glimpse] = ()) -> Figure:
     from matplotlib.figure import Figure
 
     d = len(run.joints)
-    first, last = _span(run, at_ns)
     height = 0.95 if d <= 8 else 0.7
-    figure = Figure(figsize=(14, 3.4 + height * d), layout="constrained")
+    seen = [glimpse for glimpse in shown if glimpse.images]
+    beside = PICTURE_WIDTH * len(seen)
+    figure = Figure(figsize=(TIMELINE_WIDTH + beside, 3.4 + height * d), layout="constrained")
+    if at_ns is None or not seen:
+        _timeline(figure, run, found, at_ns, height, seen)
+        return figure
+    (left, right), *_ = figure.subfigures(1, 2, squeeze=False, width_ratios=[TIMELINE_WIDTH, beside])
+    _timeline(left, run, found, at_ns, height, seen)
+    draw_glimpses(right, run, at_ns, seen)
+    return figure
+
+
+def _timeline(
+    figure: Figure | SubFigure,
+    run: Run,
+    found: list[Finding],
+    at_ns: int | None,
+    height: float,
+    beside: Sequence[Glimpse],
+) -> None:
+    d = len(run.joints)
+    first, last = _span(run, at_ns)
     ratios = [2.4 / height, *[1.0] * d]
     axes = np.atleast_1d(figure.subplots(1 + d, 1, sharex=True, height_ratios=ratios))
     rows = _rows(run, first, last)
@@ -75,7 +102,21 @@ def draw(run: Run, found: list[Finding], at_ns: int | None = None) -> Figure:
         handles = axes[1].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     figure.align_ylabels(axes)
-    return figure
+    if at_ns is not None:
+        _mark_moment(axes, run, at_ns, beside)
+
+
+def _mark_moment(axes: np.ndarray, run: Run, at_ns: int, shown: Sequence[Glimpse]) -> None:
+    """A line through all at the moment; where what stands beside was seen, its letter on the edge."""
+    for axis in axes:
+        axis.axvline(float(run.seconds(at_ns)), color=MEASURED, lw=1.0, ls=(0, (4, 3)))
+    for glimpse in shown:
+        at = float(run.seconds(glimpse.seen.observed_ns))
+        for axis in axes:
+            axis.axvline(at, color=SEEN, lw=0.9, ls=":")
+        axes[0].annotate(glimpse.letter, (at, 1.0), xycoords=("data", "axes fraction"), fontsize=8,
+                         color="white", ha="center", va="center", annotation_clip=True,
+                         bbox={"boxstyle": "circle,pad=0.2", "fc": SEEN, "ec": "white", "lw": 0.6})  # fmt: skip
 
 
 def _span(run: Run, at_ns: int | None) -> tuple[int, int]:
