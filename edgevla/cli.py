@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("edgevla.train.cli", "train a policy on a LeRobot dataset"),
     "export": ("edgevla.export.cli", "compile a checkpoint into a policy bundle"),
     "build": ("edgevla.launch.build_cli", "build a bundle's TensorRT engines, ahead of its deployment"),
+    "bench": ("edgevla.bench_cli", "measure how fast a bundle infers on this machine, and what that allows"),
     "eval": ("edgevla.evaluation.cli", "compare what policies would do with what was recorded"),
     "deploy": ("edgevla.launch.deploy_cli", "run a bundle on a robot, real or emulated"),
     "serve": ("edgevla.serve.serve_cli", "let robots use policies that run on this machine"),

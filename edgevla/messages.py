@@ -47,6 +47,8 @@ Action = Literal[
     "set_task",
     "set_execution",
     "reset",
+    "lead",
+    "hand_back",
     "record",
     "keep",
     "discard",
@@ -159,7 +161,8 @@ class State(Body):
 
     deadline_ns: when the tick was due. t0_ns, step_ns: the grid of the rollout. wanted: by the executor, None: nothing.
     goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: of the newest
-    chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none.
+    chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none. is_led: a person
+    drives by the leader arm, in the policy's place; its chunks have no number here.
     """
 
     tick: UInt
@@ -178,6 +181,7 @@ class State(Body):
     n_actions_left: UInt
     reason: str
     task: str = ""
+    is_led: bool = False
 
     @property
     def is_grid_moment(self) -> bool:

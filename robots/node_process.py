@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .arm import Robot
 from .bus.port import SerialPort
 from .calibration import find_calibration
 from .describe import describe
+from .links import Driver
 from .node import ControlLoop
 from .profile import Profile, load_profile
 
@@ -41,13 +43,23 @@ from .profile import Profile, load_profile
 class ZmqLinks:
     """The loop's `Links` over ZeroMQ and pipes."""
 
-    def __init__(self, folder: Path, session: bytes, lease_fd: int | None, watched: dict[str, int]) -> None:
-        """watched: what it means when a pipe closes -> its descriptor."""
+    def __init__(
+        self,
+        folder: Path,
+        session: bytes,
+        lease_fd: int | None,
+        watched: dict[str, int],
+        drivers: Sequence[Driver] = ("policy",),
+    ) -> None:
+        """watched: what it means when a pipe closes -> its descriptor. drivers: whom chunks may be asked of."""
         self._ctx = zmq.Context()
         self._publisher = Publisher(self._ctx, endpoint(folder, "robot"), session, "robot")
         self.server = CommandServer(self._ctx, endpoint(folder, "robot", "commands"), session, "robot")
-        self._dealer = Dealer(self._ctx, endpoint(folder, "policy", "infer"), session, "robot")
-        self._inbox = Inbox(self._ctx, {Chunk: (endpoint(folder, "policy"), 8)}, session)
+        self._dealers = {
+            name: Dealer(self._ctx, endpoint(folder, name, "infer"), session, "robot") for name in drivers
+        }
+        self._asked: Driver = "policy"
+        self._inbox = Inbox(self._ctx, {Chunk: ([endpoint(folder, name) for name in drivers], 8)}, session)
         self._lease_fd, self._watched = lease_fd, dict(watched)
         self.must_end = False
         for fd in [*watched.values(), *([] if lease_fd is None else [lease_fd])]:
@@ -77,7 +89,10 @@ class ZmqLinks:
         return self._inbox.drain(Chunk)
 
     def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        return self._dealer.send(request, payloads, observed_ns) is not None
+        return self._dealers[self._asked].send(request, payloads, observed_ns) is not None
+
+    def turn_to(self, driver: Driver) -> None:
+        self._asked = driver
 
     def publish(self, body: Body, observed_ns: int | None = None) -> None:
         self._publisher.send(body, (), observed_ns)
@@ -91,13 +106,15 @@ class ZmqLinks:
                 os.write(self._lease_fd, byte)
 
     def counters(self) -> dict[str, int]:
-        return {**self._inbox.counters, **self._dealer.counters, **self.server.counters}
+        dealers = sum((dealer.counters for dealer in self._dealers.values()), Counter[str]())
+        return {**self._inbox.counters, **dealers, **self.server.counters}
 
     def close(self) -> None:
         self._inbox.stop()
         self._publisher.close()
         self.server.close()
-        self._dealer.close()
+        for dealer in self._dealers.values():
+            dealer.close()
         self._ctx.term()
 
 
@@ -127,6 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lease-fd", type=int)
     parser.add_argument("--guardian-fd", type=int)
     parser.add_argument("--alive-fd", type=int)
+    parser.add_argument("--has-leader", action="store_true", help="a leader arm may take the policy's place")
 
 
 def main() -> int:
@@ -156,6 +174,7 @@ def _run(args: argparse.Namespace) -> int:
         bytes.fromhex(args.session),
         args.lease_fd,
         {name: fd for name, fd in watched.items() if fd is not None},
+        ("policy", "leader") if args.has_leader else ("policy",),
     )
     signal.signal(signal.SIGTERM, lambda *_: setattr(links, "must_end", True))
     robot = open_robot(profile, args.port_fd, args.calibration)

@@ -31,6 +31,7 @@ class DeployOptions:
     """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source.
 
     has_stand_in: with is_sim, only the servos are emulated; cameras are the robot's own (`--dry-run`).
+    leader: profile of a leader arm by which a person may take the policy's place.
     """
 
     robot: str
@@ -54,6 +55,14 @@ class DeployOptions:
     may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
+    leader: str | None = None
+    leader_ports: Sequence[str] = ()
+    leader_calibration: str | None = None
+
+    @property
+    def drivers(self) -> list[str]:
+        """Nodes that answer with chunks."""
+        return ["policy"] if self.leader is None else ["policy", "leader"]
 
 
 def camera_names(manifest: Manifest) -> list[str]:

@@ -208,7 +208,7 @@ class RunLog:
 
     def _note_seam(self, state: State) -> None:
         """Second difference of what was wanted: where chunks meet, beside what happens within them."""
-        if state.wanted is None:
+        if state.wanted is None or state.is_led:
             self._past.clear()
             return
         self._past = [*self._past[-2:], (state.tick, state.chunk_seq, state.wanted)]
@@ -220,6 +220,8 @@ class RunLog:
 
     def _on_chunk(self, m: Message[Chunk]) -> None:
         chunk = m.body
+        if m.source == "leader":  # a hand, beside the policy: states tell when it drives
+            return
         self.n_chunks += 1
         for stage, spent in vars(chunk.timing_ns).items():
             self._stages.setdefault(stage, Series()).add(spent / 1e6)
@@ -282,6 +284,8 @@ class RunLog:
             "late_chunks": sum(robot.get(f"chunks_{why}", 0) for why in ("late", "unasked", "overdue")),
             "unanswered_requests": robot.get("infer_expired", 0),
             "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
+            "takeovers": robot.get("takeovers", 0),
+            "led_share": round(robot.get("ticks_led", 0) / running, 4) if running else 0.0,
             "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,
             "clipped_by": {k: v for k, v in sorted(robot.items()) if k.startswith("clipped_") and v},
             "seam_jump": self._seam.figures(),

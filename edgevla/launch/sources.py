@@ -4,6 +4,7 @@
     ServedSource      edgevla deploy     launch/served.py
     EpisodeSource     edgevla replay     launch/episode.py
     LeaderSource      edgevla teleop     robots/leader_source.py
+    LedSource         deploy --leader    robots/led_source.py
 
 Each is a process `policy` that answers every `infer` with a `chunk`. The supervisor, the robot node, the guardian,
 safety, cameras, the recorder and the monitor see no difference.
@@ -89,18 +90,32 @@ class Run(Protocol):
 
 
 class ActionSource(Protocol):
-    """One source, loaded; the supervisor calls `prepare`, `fit`, `start` and `start_arguments` in this order, once each.
+    """One source, loaded. The supervisor calls `prepare`, `fit`, `start`, `start_arguments` in this order, once each."""
 
-    name: as the user knows it. bundle: its folder, or the address of who runs it; None without one. cameras: names of
-    those it may look through. execution: how its chunks are carried out; final after `start_arguments`. about: for the
-    run's summary.
-    """
+    @property
+    def name(self) -> str:
+        """As the user knows it."""
+        ...
 
-    name: str
-    bundle: str | None
-    cameras: Sequence[str]
-    execution: Execution
-    about: dict[str, Any]
+    @property
+    def bundle(self) -> str | None:
+        """Its folder, or the address of who runs it; None without one."""
+        ...
+
+    @property
+    def cameras(self) -> Sequence[str]:
+        """Names of those it may look through."""
+        ...
+
+    @property
+    def execution(self) -> Execution:
+        """How its chunks are carried out; final after `start_arguments`."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the run's summary."""
+        ...
 
     def prepare(self, run: Run) -> None:
         """What takes long and must be over before any process of the arm begins.

@@ -39,6 +39,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         f"  {'bus':<16} {bus['retries']} retries, {bus['corrupt']} damaged answers, {bus['stale']} stale values",
         f"  {'clipped':<16} {s['clipped_share']:.2%} of ticks" + (f": {clipped}" if clipped else ""),
     ]
+    if s.get("takeovers"):
+        lines.append(f"  {'led by hand':<16} {s['takeovers']} times, {s['led_share']:.1%} of the time")
     if s["seam_jump"]:
         seam, within = s["seam_jump"], s["within_chunk"] or {"p95": 0.0}
         lines.append(

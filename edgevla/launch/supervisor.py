@@ -317,7 +317,7 @@ class Supervisor:
             (self.folder / LINK).symlink_to(self.log.files.folder.resolve())
 
     def _write_note(self, execution: str = "") -> None:
-        nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
+        nodes = ["robot", *self.options.drivers, *(f"camera/{name}" for name in self.source.cameras)]
         me, o, session = os.getpid(), self.options, self.session.hex()
         made = Deployment(session, me, o.robot, self.source.bundle, nodes, o.task, began(me), execution)
         write_deployment(self.folder, made)
@@ -395,7 +395,7 @@ class Supervisor:
     # -- while running ----------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        nodes = ["robot", "policy", *(f"camera/{c.name}" for c in self._cameras)]
+        nodes = ["robot", *self.options.drivers, *(f"camera/{c.name}" for c in self._cameras)]
         publishers = [endpoint(self.folder, node) for node in nodes]
         robot = endpoint(self.folder, "robot")
         ends: dict[type[Body], str] = {

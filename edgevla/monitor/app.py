@@ -65,7 +65,8 @@ STEPS = (
 class Link(Protocol):
     """What connects a monitor with a deployment; tests put a scripted one here.
 
-    cameras: names of those that the deployment has. is_ours: whether the deployment started this monitor: it ends with
+    cameras: names of those that the deployment has. has_leader: whether a leader arm may take the policy's place.
+    is_ours: whether the deployment started this monitor: it ends with
     it, and ctrl+c is meant for it.
     """
 
@@ -73,6 +74,7 @@ class Link(Protocol):
     bundle: str
     cameras: Sequence[str]
     is_ours: bool
+    has_leader: bool
 
     def poll(self, model: MonitorModel) -> None:
         """Tells the model what was said since the last call. Never blocks."""
@@ -137,6 +139,7 @@ class MonitorApp(App[None]):
             "ctrl+c": self._interrupt,
             "ctrl+l": lambda: self.screen.refresh(),
             "m": self._save,
+            **({"l": self._change_driver} if link.has_leader else {}),
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
         }
         self._views: dict[str, Callable[[], object]] = {
@@ -240,9 +243,17 @@ class MonitorApp(App[None]):
 
     def _named_keys(self, standing: Standing) -> Row:
         leaves = "stop and leave" if self.link.is_ours else "leave"
+        is_led = self.model.state is not None and self.model.state.is_led
+        driver = ("hand back" if is_led else "take over") if self.link.has_leader else ""
         is_close = self._is_help or self._enlarged is not None or bool(self.model.said.words)
         return keys(
-            self.model, standing, self.size.width, typing=self._typing, leaves=leaves, is_close=is_close
+            self.model,
+            standing,
+            self.size.width,
+            typing=self._typing,
+            leaves=leaves,
+            is_close=is_close,
+            driver=driver,
         )
 
     @property
@@ -343,6 +354,10 @@ class MonitorApp(App[None]):
         """Resumes only what is known to be paused now: an arm that holds would start by itself."""
         standing = self.model.standing(time.monotonic_ns())
         self._steer("resume" if standing.is_live and self.model.mode == "paused" else "pause")
+
+    def _change_driver(self) -> None:
+        state = self.model.state
+        self._steer("hand_back" if state is not None and state.is_led else "lead")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class DeploymentLink:
             )
             if args[0] in deployment.nodes
         ]
-        self.has_policy = "policy" in deployment.nodes
+        self.has_policy, self.has_leader = (name in deployment.nodes for name in ("policy", "leader"))
         for thread in self._threads:
             thread.start()
 

@@ -186,6 +186,7 @@ class MonitorModel:
             on,
             has_released=self._released_ns > 0,
             is_unconfirmed=self._is_unconfirmed,
+            is_led=self.state.is_led,
         )
 
     @property
@@ -283,6 +284,8 @@ class MonitorModel:
         self._trouble.take(health.servos, message.header.sent_ns)
 
     def _on_chunk(self, chunk: Chunk, message: Message[Any]) -> None:
+        if message.source == "leader":  # a hand, beside the policy
+            return
         self.timeline.arrived(message)
         self.stage_ms = {name: ns / 1e6 for name, ns in vars(chunk.timing_ns).items()}
         self.inference_ms.append(chunk.timing_ns.total / 1e6)

@@ -27,6 +27,7 @@ TAKEN = {
 }
 """States of a guardian that has the arm in its hands -> the header's word, and what it does."""
 ALARM = "bold white on red"
+LED = "the leader drives, not the policy"
 SWITCH_OFF = "switch the arm's power off"
 
 
@@ -49,7 +50,7 @@ class Heard:
 
     age_ns: of its newest state, None before the first. on: names of the servos that had torque in its newest health,
     None before the first. has_released: whether it said that it is done with the arm. is_unconfirmed: and that it could
-    not confirm it of all.
+    not confirm it of all. is_led: whether a person drives by the leader arm, in the policy's place.
     """
 
     mode: str = ""
@@ -58,6 +59,7 @@ class Heard:
     on: tuple[str, ...] | None = None
     has_released: bool = False
     is_unconfirmed: bool = False
+    is_led: bool = False
 
     @property
     def is_fresh(self) -> bool:
@@ -116,7 +118,12 @@ def _speaking(heard: Heard) -> Standing:
             )
         word = "PARKED" if heard.has_released else "STOPPING"
         return Standing(word, "bold yellow", heard.reason, is_live=True)
-    return Standing(heard.mode.upper(), MODES.get(heard.mode, "bold"), heard.reason, is_live=True)
+    word, style = heard.mode.upper(), MODES.get(heard.mode, "bold")
+    if not heard.is_led:
+        return Standing(word, style, heard.reason, is_live=True)
+    if heard.mode == "running":
+        return Standing("LED BY HAND", "bold magenta", LED, is_live=True)
+    return Standing(word, style, f"{heard.reason}; {LED}" if heard.reason else LED, is_live=True)
 
 
 def _silent(heard: Heard, outside: Outside) -> Standing:

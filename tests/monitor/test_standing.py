@@ -32,6 +32,15 @@ def test_a_loop_that_speaks_is_believed() -> None:
     assert (said.word, said.sentence, said.is_live) == ("HOLDING", "no chunk for 3 s", True)
 
 
+@pytest.mark.parametrize(
+    ("mode", "word"), [("running", "LED BY HAND"), ("paused", "PAUSED"), ("holding", "HOLDING")]
+)
+def test_who_drives_is_said_in_every_mode(mode: str, word: str) -> None:
+    said = standing(Heard(mode, "", 0, is_led=True), guardian=guardian("watching"))
+    assert (said.word, said.sentence) == (word, "the leader drives, not the policy")
+    assert "leader" not in standing(Heard(mode, "", 0), guardian=guardian("watching")).sentence
+
+
 def test_a_silence_is_lost_after_half_a_second_and_says_how_long() -> None:
     assert standing(Heard("running", "", FRESH_NS - 1)).word == "RUNNING"
     said = standing(SILENT, guardian=guardian("watching"))
