@@ -1,5 +1,4 @@
-"""Weights of parts that no LeRobot knows, in a file of our own: in its `model.safetensors` it refuses what is not its own.
-"""
+"""Weights of parts that no LeRobot knows, in a file of our own: LeRobot refuses strangers in `model.safetensors`."""
 
 from __future__ import annotations
 

@@ -315,7 +315,8 @@ def _check_one_step(config: TrainConfig, trained: PolicyConfig, settings: Mappin
         how = next(k for k in ("snapflow_weight", "one_step_time_shift") if getattr(trained, k))
         raise UsageError(
             f"--from {config.start} denoises in one step already ({how}={getattr(trained, how):g}), so it has no "
-            "several steps to learn from; name the policy that it was trained from, or leave the recipe out to fine-tune it"
+            "several steps to learn from; name the policy that it was trained from, or leave the recipe out to "
+            "fine-tune it"
         )
     if trained.snapflow_weight and not settings["snapflow_weight"]:
         raise UsageError(
