@@ -121,7 +121,7 @@ def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> Subject
             'pip install "edgevla[train]", or ask about a bundle'
         ) from None
     policy = load_policy(folder, base=base)
-    kinds = ("sync", "ensemble", "async", *(["rtc"] if policy.rtc_mode is not None else []))
+    kinds = ("sync", "ensemble", "async", *(["rtc"] if policy.rtc_kind is not None else []))
     chunk = policy.graphs()["decode"].outputs[0].shape[1]
     n_steps = policy.schedule.n_steps if policy.schedule is not None else 0
     return Subject(count(policy), n_steps, chunk, fps, kinds)

@@ -29,6 +29,7 @@ from .steps import MODES, features_in
 from .weight_files import (
     ADAPTER,
     PREFIXES,
+    own_weight_files,
     read_weights_header,
     unread_weights,
     values_not_finite,
@@ -200,7 +201,7 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
         except CheckpointError as error:
             yield Entry("weights", "names", str(error), "refused")
             return
-    files = weight_files(folder)
+    files = [*weight_files(folder), *own_weight_files(folder)]
     odd = values_not_finite(files, PREFIXES)
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""

@@ -33,6 +33,7 @@ from .fresh import new_policy as new_policy
 from .legacy import split_legacy
 from .memory import release_pages, without_init
 from .own_keys import with_own_keys, write_own_keys
+from .own_weights import read_own_weights, write_own_weights
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
@@ -80,6 +81,7 @@ def load_policy(
     folder = checkpoint_folder(path)
     account_of(folder, with_weights=False).require(for_training=True)
     config, data = read_config(folder)
+    begins = not config.has_own_parts
     own_keys = {"type", *(f.name for f in dataclasses.fields(config))}
     keys, extras = tuple(data), {k: v for k, v in data.items() if k not in own_keys}
     cls = policy_class(config.type)
@@ -96,6 +98,7 @@ def load_policy(
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     with without_init():
         policy = build_policy(config, processors, shapes, folder)
+    weights |= read_own_weights(policy, whole, begins=begins)
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
     policy.config_keys, policy.config_extras = keys, extras
     for adapter in reversed(adapters):
@@ -138,6 +141,7 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
             lora.save_adapter(policy, scratch)
         else:
             save_weights(policy.saved_weights(), scratch / WEIGHTS)
+            write_own_weights(policy, scratch)
         policy.processors.save(scratch)
         for name, source in _companions(policy).items():
             shutil.copytree(

@@ -19,7 +19,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
+from edgevla.checkpoints import (
+    CHECKPOINTS,
+    CONFIG,
+    LAST,
+    PRETRAINED,
+    find_checkpoint,
+    policy_folder,
+    run_of,
+    step_of,
+)
 from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
 from edgevla.vocabulary import BASE_HELP, camera_help, once, pairs, short_name
@@ -36,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     what = parser.add_argument_group("what")
     *most, last = policy_names()
-    what.add_argument("--policy", help=f"{', '.join(most)} or {last}")
+    what.add_argument(
+        "--policy", help=f"{', '.join(most)} or {last} (default: that of a checkpoint in --from)"
+    )
     what.add_argument(
         "--list-settings",
         action="store_true",
@@ -219,8 +230,10 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
     import dataclasses
 
     from .claim import claimed_anew
-    from .config import TrainConfig
+    from .config import TrainConfig, read_recipe
+    from .policies import ALIASES
 
+    given["policy"] = given.get("policy") or _policy_of(given.get("start", ""))
     for name in ("policy", "dataset"):
         if not given.get(name):
             raise UsageError(f"--{name} is missing: edgevla train --policy act --dataset PATH_OR_REPO")
@@ -228,6 +241,8 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
     _known(policy)
     recipe = given.pop("recipe", None) or policy
     overrides = _overrides(given)
+    if "policy" not in read_recipe(recipe):  # it is for several
+        overrides["policy"] = ALIASES.get(policy, policy)
     config = TrainConfig.resolve(recipe, overrides)
     config = dataclasses.replace(config, settings=_typed(policy, config))
     kind = config.scheduler.type
@@ -236,6 +251,16 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
         option = "--" + idle[0].replace("_", "-")
         raise UsageError(f"{option} does nothing under the schedule '{kind}'; choose another with --schedule")
     return config, claimed_anew(config.output, policy), None
+
+
+def _policy_of(start: str) -> str:
+    """The type of the policy that a run starts from, where it lies here and says so; else nothing."""
+    folder = policy_folder(Path(start).expanduser()) if start else None
+    try:
+        said = json.loads((folder / CONFIG).read_text()) if folder is not None else {}
+    except (OSError, ValueError):
+        return ""
+    return str(said.get("type") or "") if isinstance(said, dict) else ""
 
 
 def _known(policy: str) -> None:
@@ -257,8 +282,27 @@ def _typed(named: str, config: Any) -> dict[str, Any]:
     cls = policy_class(named)
     if ALIASES.get(named, named) != config.policy:
         raise UsageError(f"--policy {named} was asked for, but the recipe is for {config.policy}")
+    _check_recipe(named, config)
     # TOML has no null; read back, "none" becomes None for a field that may be.
     return {k: "none" if v is None else v for k, v in own_settings(cls.Config, config.settings).items()}
+
+
+def _check_recipe(named: str, config: Any) -> None:
+    """Raises UsageError where a recipe for several policies sets what this one does not have."""
+    import dataclasses
+
+    from .config import read_recipe
+    from .policies import POLICIES, config_class, policy_class
+
+    def lacks(cls: Any) -> list[str]:
+        fields = {f.name for f in dataclasses.fields(cls)}
+        return [key for key in read_recipe(config.recipe).get("settings", {}) if key not in fields]
+
+    if missing := lacks(policy_class(named).Config):
+        able = [name for name in POLICIES if not lacks(config_class(name))]
+        raise UsageError(
+            f"--recipe {config.recipe} sets {missing[0]}, which {named} does not have; it is for {', '.join(able)}"
+        )
 
 
 def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Place, Path]:

@@ -93,6 +93,9 @@ MEANINGS = {
     "time_sampling_beta_beta": "beta of the same",
     "time_sampling_scale": "scale of the times drawn",
     "time_sampling_offset": "offset of the times drawn",
+    "rtc_training_max_delay": "longest committed beginning of a chunk that it is trained for; 0: none",
+    "one_step_time_shift": "trained for one denoise step by times nearer to noise, 3 to 4; 0: not",
+    "snapflow_weight": "trained for one denoise step by its own two half steps (--recipe snapflow: 0.1); 0: not",
     "use_relative_actions": "actions are differences from the state",
     "relative_exclude_joints": "joints whose actions stay absolute",
     # X-VLA

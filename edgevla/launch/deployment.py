@@ -19,7 +19,7 @@ from edgevla.execution import Execution, execution_from, execution_to
 from edgevla.execution.commit import check_untrained_options
 from edgevla.execution.strategies import KINDS, check_chunk, drawn_by
 from edgevla.manifest import Manifest
-from edgevla.seam_methods import missing_for_select, most_drawn
+from edgevla.seam_methods import is_one_step, missing_for_select, most_drawn
 from edgevla.vocabulary import NONE
 
 TRAINED_SPEED_MARGIN = 1.5
@@ -131,6 +131,11 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         raise UsageError(
             f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
         )
+    if kind == "rtc" and "rtc" not in kinds_allowed(manifest, options):
+        raise UsageError(
+            "'rtc' guides many small denoise steps, and a single one it would throw too far; choose --execution async, "
+            "or more --n-steps"
+        )
     execution = execution_from({**base, **given, "kind": kind})
     check_chunk(execution, manifest.chunk_size, manifest.n_action_steps)
     n = drawn_by(execution)
@@ -138,6 +143,12 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         raise UsageError(f"--select {n}: this bundle cannot draw {n} chunks per inference: {missing}")
     check_untrained_options(execution, manifest.rtc.max_delay if manifest.rtc else None)
     return execution
+
+
+def kinds_allowed(m: Manifest, options: DeployOptions) -> tuple[str, ...]:
+    """Executions that the bundle takes with these options: guidance needs more than one denoise step."""
+    missing = m.rtc is not None and m.rtc.mode == "guided" and is_one_step(m, options.n_steps)
+    return tuple(kind for kind in m.execution.allowed if kind != "rtc" or not missing)
 
 
 def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
@@ -182,7 +193,7 @@ def start_arguments(
         chunk_size=m.chunk_size,
         n_action_steps=m.n_action_steps,
         execution=execution,
-        allowed=m.execution.allowed,
+        allowed=kinds_allowed(m, options),
         task=options.task or (m.prompt.default_task if m.prompt else None) or "",
         n_steps=options.n_steps,
         guidance_end=m.rtc.guidance_end if m.rtc else 0,

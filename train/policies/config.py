@@ -164,6 +164,11 @@ class PolicyConfig:
         return {}
 
     @property
+    def has_own_parts(self) -> bool:
+        """Whether its network has parts that no LeRobot knows (`Policy.own_modules`); plain: it has none."""
+        return False
+
+    @property
     def trained_delay(self) -> int:
         """Longest committed beginning of a chunk that it is trained for, in actions; plain: none (0)."""
         return 0
