@@ -206,9 +206,12 @@ def read_deployment(folder: Path) -> Deployment:
 
 
 def began(pid: int) -> int:
-    """When a process began, in clock ticks after boot; 0: it has ended, or this is not Linux."""
+    """When a process began, in clock ticks after boot; 0: it has ended, or this is not Linux.
+
+    Asked of its main thread: of its own `/proc/PID/stat` an emulated process is told another beginning than the others are.
+    """
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        after_name = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return 0
     return 0 if after_name[0] in "ZX" else int(after_name[19])
