@@ -154,8 +154,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class ActionParity:
-    """Robot units. tolerance_per_joint: what each joint is judged by; None: quantised, judged by `min_cosine`, of the
-    worst sample. range_per_joint: how far each joint goes in training.
+    """Robot units, over all actions of all chunks. Each joint is judged by its largest difference (`tolerance`), and by
+    what 99 of 100 actions stay within (`p99_tolerance`). range_per_joint: how far each joint goes in training.
+
+    Bundles that were written before the rule counted joints have no p99; quantised ones had no tolerance either, and
+    were judged by `min_cosine`, of the worst sample.
     """
 
     max_abs_per_joint: tuple[float, ...]
@@ -163,6 +166,8 @@ class ActionParity:
     min_cosine: float | None = None
     mean_abs_per_joint: tuple[float, ...] | None = None
     range_per_joint: tuple[float, ...] | None = None
+    p99_abs_per_joint: tuple[float, ...] | None = None
+    p99_tolerance_per_joint: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,34 @@ class Parity:
     passed: bool
     pipeline: PipelineParity | None = None
     batch: BatchParity | None = None
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """A layer that stays float32 in a bundle of lower precision. layer: graph and place in the network. alone: what it
+    costs when it alone is lowered, as a multiple of the rule's limit; null where time ran out before.
+    """
+
+    layer: str
+    n_weights: int
+    alone: float | None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What the search for a lower precision found, on `n_samples` frames. n_layers, n_weights: that could be lowered.
+
+    kept: of them, what stays float32. parts: what each part of the network costs when it alone is lowered, and
+    everything: all of it, as multiples of the rule's limit. in_time: whether all was measured that there was to measure.
+    """
+
+    n_layers: int
+    n_weights: int
+    kept: tuple[KeptLayer, ...]
+    parts: dict[str, float]
+    everything: float
+    n_samples: int
+    in_time: bool
 
 
 @dataclass(frozen=True)
@@ -313,6 +346,7 @@ class Manifest:
     trained_still: dict[str, tuple[float | None, ...]] | None = None
     still_joints: Literal["trained", "live"] = "trained"
     work: dict[str, Work] | None = None
+    lowered: Lowered | None = None
 
     @property
     def cameras(self) -> list[str]:

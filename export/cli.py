@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 def _summary(done: Exported) -> list[str]:
     from .build import chunk_ms
     from .certified import certificate_words
-    from .verdict import on_the_arm, rule
+    from .verdict import kept_words, on_the_arm, rule
 
     m = done.bundle.manifest
     parity, latency = m.parity, m.latency
@@ -145,9 +145,10 @@ def _summary(done: Exported) -> list[str]:
     lines = [
         f"{m.policy} '{m.name}': {size:.1f} MB, {m.fps:g} Hz, chunks of {m.chunk_size}, for {m.target.provider} "
         f"in {'/'.join(dict.fromkeys(m.target.precision.values()))}",
-        f"computes {verdict}: {rule(parity)}",
+        f"computes {verdict}: {rule(m)}",
         f"against torch: {on_the_arm(m)}",
     ]
+    lines += [f"precision: {kept_words(m)}"] if m.lowered is not None else []
     lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if parity.batch is not None:
         b = parity.batch

@@ -50,7 +50,7 @@ FLOAT_GRAPHS = ("decode", "time")
 def draft_manifest(
     policy: Policy, folder: Path, facts: DatasetFacts | None, meaning: Meaning, options: ExportOptions
 ) -> Manifest:
-    """The manifest before its files exist."""
+    """The manifest before its files exist, of float32 graphs."""
     graphs = policy.graphs()
     schedule = policy.schedule
     if schedule is not None and options.n_steps is not None:
@@ -89,7 +89,7 @@ def draft_manifest(
             options.target,
             trace.OPSET,
             trace.IR_VERSION,
-            {n: precision_of(n, options) for n in graphs},
+            dict.fromkeys(graphs, "fp32"),
         ),
         parity=None,
         latency=None,
@@ -109,11 +109,6 @@ def _work(policy: Policy) -> dict[str, Work] | None:
         return count(policy)
     except CheckpointError:
         return None
-
-
-def precision_of(graph: str, options: ExportOptions) -> str:
-    """Of one graph: some are float32 whatever was asked for."""
-    return "fp32" if graph in FLOAT_GRAPHS else options.precision
 
 
 def _plain(setting: dict[str, Any]) -> dict[str, Any]:

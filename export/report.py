@@ -14,7 +14,7 @@ from edgevla.manifest import Latency, Manifest, Percentiles
 
 from .certified import certificate_words
 from .features import Meaning
-from .parity import MIN_COSINE, Comparison, chunk_ms
+from .parity import Comparison, chunk_ms
 from .verdict import rule
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write_report(
 ) -> None:
     """The page for people; what programs need is in the manifest."""
     m = manifest
-    judged = html.escape(rule(comparison.parity))
+    judged = html.escape(rule(m))
     verdict = (
         f'<p class="good">The exported graphs compute what torch computes: {judged}.</p>'
         if comparison.parity.passed
@@ -104,17 +104,7 @@ def _joint_table(m: Manifest, comparison: Comparison) -> str:
             m.action.names, m.action.units, means, a.max_abs_per_joint, ranges, strict=True
         )
     ]
-    if a.tolerance_per_joint is not None:
-        head += ["tolerance", "within"]
-        for row, largest, tolerance in zip(rows, a.max_abs_per_joint, a.tolerance_per_joint, strict=True):
-            row += [f"{tolerance:.3g}", "yes" if largest <= tolerance else "NO"]
-        words = "Each joint is judged by its tolerance, a share of its range."
-    else:
-        words = (
-            f"Quantised: no joint is judged by itself. The rule is the cosine between both chunks, at least "
-            f"{MIN_COSINE} in the worst sample. What these differences do beside the policy's own errors: "
-            "<code>edgevla eval CHECKPOINT BUNDLE --dataset D</code>."
-        )
+    words = ""
     reference = html.escape(comparison.parity.reference)
     return (
         f"<p>{comparison.parity.n_samples} samples; reference: {reference}. {words}</p>{_table(head, rows)}"
