@@ -10,7 +10,7 @@ from edgevla.arguments import Start
 from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
 from edgevla.errors import ConfigError
 from edgevla.execution import Async, Sync
-from edgevla.robots.rollout import Rollout, plan_from
+from edgevla.robots.rollout import Rollout, led, plan_from
 
 D = 2
 START = Start(
@@ -281,3 +281,30 @@ def test_whoever_goes_elsewhere_forgets_its_silence():
     assert not course.rollout.is_starved
     course.answer(course.ask(90), 90, grid=30)
     assert course.rollout.goal_at(course.tick(90))[1] == 0
+
+
+def test_a_leader_is_followed_on_the_policy_s_grid_within_the_profile_s_caps_alone():
+    made = plan(
+        trained_speed=(1.0, 2.0),
+        trained_range=((0.0, 1.0), (2.0, 3.0)),
+        trained_delay=2,
+        most_drawn=8,
+        leader_ms=4.0,
+    )
+    assert made.leader_ms == 4.0
+    assert plan().leader_ms is None
+    hand = led(made, 4.0)
+    assert (hand.fps, hand.period_ns, hand.ticks_per_step, hand.task) == (30.0, made.period_ns, 3, "go")
+    assert (hand.trained_speed, hand.trained_range, hand.trained_delay) == (None, None, None)
+    assert (hand.execution, hand.allowed, hand.n_action_steps) == (Async(every=1), ("async",), 1)
+    assert (hand.latency_ms, hand.most_drawn) == (4.0, 1)
+    assert hand.chunk_size == 15, "half a second"
+    assert led(replace(made, fps=1.0), 4.0).chunk_size == 2
+
+
+def test_a_rollout_counts_on_where_another_one_has_counted_to():
+    made = Rollout(plan(), [False] * D, 3)
+    made.restart(8)
+    assert (made._first_request, made.next_request) == (8, 8)
+    made.restart(5)
+    assert (made._first_request, made.next_request) == (8, 8)
