@@ -48,6 +48,7 @@ REASONS = {
     Event.LEAD: "the leader drives",
     Event.HAND_BACK: "the policy drives",
 }
+UNTOUCHED = "asked to stop: the arm was never touched"
 SIGNALS = {
     "guardian_gone": "the guardian has died",
     "supervisor_gone": "the supervisor has gone",
@@ -82,7 +83,10 @@ class Commands:
                 reason = self.emergency_stop()
             elif action in COMMANDS:
                 event = COMMANDS[action]
-                reason = self.machine.fire(event, REASONS.get(event, ""), arguments)
+                words = (
+                    UNTOUCHED if self.body.robot.is_shadow and event is Event.STOP else REASONS.get(event, "")
+                )
+                reason = self.machine.fire(event, words, arguments)
             else:
                 reason = f"the robot node does not know '{action}'"
         except EdgeVLAError as error:
@@ -193,7 +197,7 @@ class Commands:
         body = self.body
         plan = plan_from(start, body.robot.max_hz, len(body.profile.joints))
         # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
-        self._links.lease(STOPPING)
+        self._links.lease(RELEASED if body.robot.is_shadow else STOPPING)
         try:
             body.energise(plan)
         except BusError:
@@ -270,6 +274,8 @@ class Commands:
             self.rollout.forget()
 
     def _go_home(self, _: str, __: Arguments | None) -> None:
+        if self.body.robot.is_shadow:
+            raise UsageError("cannot move home: a shadow run moves nothing")
         self._halt("", None)
 
     def _set_task(self, _: str, arguments: SetTask) -> None:
@@ -339,12 +345,15 @@ class Commands:
     def _unfreeze(self, _: str, __: Arguments | None) -> State:
         self._presses.forget()
         if not self.body.is_torque_on:
-            return State.IDLE
+            return State.PAUSED if self.body.is_shadowing else State.IDLE
         return State.PARKED if self.body.is_reduced else State.PAUSED
 
     def _abandon(self, _: str, __: Arguments | None) -> None:
         """No line, or none that matters: what can be said of torque is said."""
         self._ending = None
+        if self.body.robot.is_shadow:
+            self.body.switch_off()
+            return
         self._links.lease(STOPPING)
         if unreached := self.body.lost():
             self._links.event("error", "torque_unconfirmed", unconfirmed(unreached))
@@ -352,6 +361,8 @@ class Commands:
     def _end(self, kind: Kind) -> State:
         """Begins an ending; an arm without torque is at its end already."""
         self._halt("", None)
+        if self.body.is_shadowing:
+            self.body.switch_off()
         if not self.body.is_torque_on:
             return State.STOPPED
         body = self.body

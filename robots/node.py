@@ -105,10 +105,11 @@ class ControlLoop:
         self._take_chunks(tick)
         decided = self._decide(tick)
         goal, bits = self._make_safe(decided)
-        reading = self._exchange(goal, tick)
-        findings = self._judge(goal)
+        sent = None if self.robot.is_shadow else goal
+        reading = self._exchange(sent, tick)
+        findings = self._judge(sent)
         self._ask(tick, reading, goal)
-        self._tell(tick, reading, decided, goal, bits, findings)
+        self._tell(tick, reading, decided, sent, bits, findings)
 
     def _count(self, tick: Tick) -> None:
         if tick.number == 0:
@@ -317,6 +318,7 @@ class ControlLoop:
             reason=self.machine.reason,
             task="" if self._commands.rollout is None else self._commands.rollout.task,
             is_led=is_led,
+            is_shadow=self.robot.is_shadow,
         )
         self.links.publish(state, reading.observed_ns)
         self.links.lease(self._commands.lease)

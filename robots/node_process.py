@@ -118,8 +118,10 @@ class ZmqLinks:
         self._ctx.term()
 
 
-def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | None) -> Robot:
-    """The connected robot, torque off. port_fds: `BUS=FD=NAME` each.
+def open_robot(
+    profile: Profile, port_fds: Sequence[str], calibration: str | None, is_shadow: bool = False
+) -> Robot:
+    """The connected robot, torque off. port_fds: `BUS=FD=NAME` each. is_shadow: as `Robot`.
 
     Raises:
         BusError, CalibrationError: with the cure in the sentence.
@@ -129,7 +131,9 @@ def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | Non
     for text in port_fds:
         bus, fd, name = text.split("=", 2)
         ports[bus] = SerialPort(int(fd), name, bauds[bus])
-    robot = Robot(profile, ports, find_calibration(profile, calibration), say=tell_at_once)
+    robot = Robot(
+        profile, ports, find_calibration(profile, calibration), say=tell_at_once, is_shadow=is_shadow
+    )
     robot.connect()
     return robot
 
@@ -144,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lease-fd", type=int)
     parser.add_argument("--guardian-fd", type=int)
     parser.add_argument("--alive-fd", type=int)
+    parser.add_argument("--shadow", action="store_true", help="write nothing into the servos")
     parser.add_argument("--has-leader", action="store_true", help="a leader arm may take the policy's place")
 
 
@@ -177,7 +182,7 @@ def _run(args: argparse.Namespace) -> int:
         ("policy", "leader") if args.has_leader else ("policy",),
     )
     signal.signal(signal.SIGTERM, lambda *_: setattr(links, "must_end", True))
-    robot = open_robot(profile, args.port_fd, args.calibration)
+    robot = open_robot(profile, args.port_fd, args.calibration, args.shadow)
     loop = ControlLoop(profile, robot, links, MonotonicClock())
     links.server.about = describe(profile, robot)
     freeze_garbage()

@@ -5,6 +5,7 @@
   edgevla deploy bundles/act --robot so101 --dry-run      everything up to torque, without the arm
   edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...        a policy that `edgevla serve` runs
   edgevla deploy --policy ws://127.0.0.1:8000 --keys map.toml --robot ...   one that an openpi server runs
+  edgevla deploy bundles/act --robot so101 --shadow ...   what it would do, beside an arm that nobody touches
   edgevla deploy bundles/act --robot so101 --leader so101_leader ...        with a leader arm, to take over by hand
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
@@ -81,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
     add("--sim-task", metavar="NAME",
         help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: the robot's first)")  # fmt: skip
+    add("--shadow", action="store_true",
+        help="everything runs but the arm: nothing is written into its servos, it stays limp. Move it by hand: monitor, "
+        "log and summary hold what the policy would do against what the arm does")  # fmt: skip
     add("--dry-run", action="store_true",
         help="check all that is checked before torque, say what would be done, and end; an emulated arm stands in for "
         "the real one, whose port is not opened")  # fmt: skip
@@ -229,6 +233,7 @@ def options_from(args: argparse.Namespace) -> Any:
         may_be_blind=args.allow_blind_cameras,
         sim_task=sim_task,
         sim_trace=args.sim_trace,
+        is_shadow=args.shadow,
         leader=args.leader,
         leader_ports=args.leader_port,
         leader_calibration=args.leader_calibration,
@@ -240,6 +245,8 @@ def check_leader(args: argparse.Namespace) -> None:
     Raises:
         UsageError: options of a leader arm that is not there, or is emulated.
     """
+    if args.shadow and args.leader is not None:
+        raise UsageError("--shadow moves nothing, and --leader is there to move: leave one of them out")
     for name in ("leader_port", "leader_calibration"):
         option = f"--{name.replace('_', '-')}"
         if getattr(args, name) and args.leader is None:
@@ -253,7 +260,7 @@ def check_rehearsal(args: argparse.Namespace) -> None:
     Raises:
         UsageError: an option that has no effect where nothing runs. BusError: a port that is not there.
     """
-    for name in ("monitor", "unattended", "log", "duration", "sim_trace", "leader"):
+    for name in ("monitor", "unattended", "log", "duration", "sim_trace", "leader", "shadow"):
         if getattr(args, name):
             raise UsageError(f"--dry-run runs nothing; leave out --{name.replace('_', '-')}")
     for text in args.port:

@@ -31,7 +31,7 @@ class DeployOptions:
     """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source.
 
     has_stand_in: with is_sim, only the servos are emulated; cameras are the robot's own (`--dry-run`).
-    leader: profile of a leader arm by which a person may take the policy's place.
+    is_shadow: nothing is sent to the arm. leader: profile of a leader arm by which a person may take the policy's place.
     """
 
     robot: str
@@ -55,6 +55,7 @@ class DeployOptions:
     may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
+    is_shadow: bool = False
     leader: str | None = None
     leader_ports: Sequence[str] = ()
     leader_calibration: str | None = None

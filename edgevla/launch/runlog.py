@@ -26,6 +26,7 @@ from edgevla.flight.writer import FlightWriter
 from edgevla.launch.emergencies import Emergencies
 from edgevla.launch.logfiles import Warn
 from edgevla.launch.options import default_place
+from edgevla.launch.shadow import Shadow
 from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
 BUSY = (
@@ -161,6 +162,8 @@ class RunLog:
         self._restarted: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._board = BoardSeries()
+        self._shadow = Shadow()
+        self._joints: tuple[list[str], list[str]] = ([], [])
         self._past: list[tuple[int, int | None, np.ndarray]] = []
         self.n_chunks = 0
         self.last_mode = ""
@@ -173,8 +176,8 @@ class RunLog:
 
     def know(self, robot: AboutRobot, about: Mapping[str, Any]) -> None:
         """What the log says of the run from its beginning on."""
+        joints, units = self._joints = [j.name for j in robot.joints], [j.unit for j in robot.joints]
         if self.files is not None:
-            joints, units = [j.name for j in robot.joints], [j.unit for j in robot.joints]
             speeds = [j.max_velocity for j in robot.joints]
             told = {**about, "robot": robot.robot, "joints": joints, "units": units, "max_velocity": speeds}
             self.files.know(plain(told))
@@ -200,6 +203,7 @@ class RunLog:
         self.heard_of_robot = time.monotonic()
         self.was_on = self.was_on or state.mode in ON_MODES
         self.emergencies.see_mode(state.mode, m.observed_ns)
+        self._shadow.take(state)
         if state.mode in ("running", "holding"):
             self._late.add(state.late_ns / 1e6)
             self._note_seam(state)
@@ -284,6 +288,7 @@ class RunLog:
             "late_chunks": sum(robot.get(f"chunks_{why}", 0) for why in ("late", "unasked", "overdue")),
             "unanswered_requests": robot.get("infer_expired", 0),
             "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
+            "shadow": self._shadow.figures(*self._joints),
             "takeovers": robot.get("takeovers", 0),
             "led_share": round(robot.get("ticks_led", 0) / running, 4) if running else 0.0,
             "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,

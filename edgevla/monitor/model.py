@@ -187,6 +187,7 @@ class MonitorModel:
             has_released=self._released_ns > 0,
             is_unconfirmed=self._is_unconfirmed,
             is_led=self.state.is_led,
+            is_shadow=self.state.is_shadow,
         )
 
     @property
@@ -206,7 +207,7 @@ class MonitorModel:
             low=about.min if about else -100.0,
             high=about.max if about else 100.0,
             present=float(s.position[i]),
-            goal=float(s.goal[i]),
+            goal=float((s.wanted if s.is_shadow and s.wanted is not None else s.goal)[i]),
             age_ms=float(s.position_age_us[i]) / 1e3,
             limited_by=int(s.limited_by[i]),
             index=i,

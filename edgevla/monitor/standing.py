@@ -28,6 +28,7 @@ TAKEN = {
 """States of a guardian that has the arm in its hands -> the header's word, and what it does."""
 ALARM = "bold white on red"
 LED = "the leader drives, not the policy"
+SHADOW = "nothing is sent to the arm; ┃ is what the policy would do"
 SWITCH_OFF = "switch the arm's power off"
 
 
@@ -51,6 +52,7 @@ class Heard:
     age_ns: of its newest state, None before the first. on: names of the servos that had torque in its newest health,
     None before the first. has_released: whether it said that it is done with the arm. is_unconfirmed: and that it could
     not confirm it of all. is_led: whether a person drives by the leader arm, in the policy's place.
+    is_shadow: whether nothing is sent to the arm.
     """
 
     mode: str = ""
@@ -60,6 +62,7 @@ class Heard:
     has_released: bool = False
     is_unconfirmed: bool = False
     is_led: bool = False
+    is_shadow: bool = False
 
     @property
     def is_fresh(self) -> bool:
@@ -119,11 +122,13 @@ def _speaking(heard: Heard) -> Standing:
         word = "PARKED" if heard.has_released else "STOPPING"
         return Standing(word, "bold yellow", heard.reason, is_live=True)
     word, style = heard.mode.upper(), MODES.get(heard.mode, "bold")
-    if not heard.is_led:
-        return Standing(word, style, heard.reason, is_live=True)
-    if heard.mode == "running":
-        return Standing("LED BY HAND", "bold magenta", LED, is_live=True)
-    return Standing(word, style, f"{heard.reason}; {LED}" if heard.reason else LED, is_live=True)
+    if heard.mode == "running" and (heard.is_led or heard.is_shadow):
+        word, style = ("SHADOW", "bold blue") if heard.is_shadow else ("LED BY HAND", "bold magenta")
+    elif heard.is_shadow:
+        word = f"SHADOW {word}"
+    more = [SHADOW] if heard.is_shadow else [LED] if heard.is_led else []
+    reason = [heard.reason] if heard.reason and (heard.mode != "running" or not more) else []
+    return Standing(word, style, "; ".join([*reason, *more]), is_live=True)
 
 
 def _silent(heard: Heard, outside: Outside) -> Standing:

@@ -150,7 +150,8 @@ class RecorderNode:
     @property
     def is_led(self) -> bool:
         """Whether a person drives now, in the policy's place."""
-        return self._state is not None and self._state.is_led
+        state = self._newest_state()
+        return state is not None and state.is_led
 
     @property
     def fps(self) -> float:
@@ -166,13 +167,19 @@ class RecorderNode:
 
     def _robot_task(self) -> str:
         """The instruction that the robot has now; empty: none."""
-        newest = self.inbox.newest(State)
-        state = self._state if newest is None else newest.body
+        state = self._newest_state()
         return state.task if state is not None else ""
+
+    def _newest_state(self) -> State | None:
+        newest = self.inbox.newest(State)
+        return self._state if newest is None else newest.body
 
     def _record(self, label: str) -> str:
         if self.recording is not None and self.recording.is_recording:
             raise UsageError("an episode is already being recorded; keep or discard it first")
+        state = self._newest_state()
+        if state is not None and state.is_shadow:
+            raise UsageError("a shadow run sends nothing to the arm, so there are no actions to record")
         recording = self.prepare()
         recording.begin(label)
         task = self._robot_task() or label

@@ -136,8 +136,8 @@ class ClosedLoop:
 
     policy: see `Policy`. delay_ticks: from the request to the tick at which its chunk is heard, or `Delays`. look:
     images by feature name at the moment of a request. world: stepped with the arm. arm: one that is there, with its
-    clock, instead of a new one. servo_hz: bound of the loop's rate; the profile's otherwise. The rest is what a bundle's
-    manifest would say.
+    clock, instead of a new one. servo_hz: bound of the loop's rate; the profile's otherwise. is_shadow: as
+    `Robot`. The rest is what a bundle's manifest would say.
     """
 
     def __init__(
@@ -158,11 +158,14 @@ class ClosedLoop:
         guidance_end: int = 10,
         trained_delay: int | None = None,
         seed: int = 0,
+        is_shadow: bool = False,
     ) -> None:
         self.profile = profile or load_profile("so101")
         self.arm = arm or EmulatedRobot(self.profile, VirtualClock(NS_PER_S), seed, world=world)
         self.clock = self.arm.clock
-        self.robot = Robot(self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock)
+        self.robot = Robot(
+            self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock, is_shadow=is_shadow
+        )
         self.robot.connect()
         delays = delay_ticks if callable(delay_ticks) else lambda _: delay_ticks
         self.links = DirectLinks(policy, delays, look)

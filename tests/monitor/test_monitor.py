@@ -180,6 +180,14 @@ def test_a_key_changes_who_drives_where_there_is_a_leader(is_led: bool, action: 
     assert ("hand back" if is_led else "take over") in screen
 
 
+def test_a_shadow_shows_what_the_policy_would_do_beside_where_the_arm_is() -> None:
+    wanted, nothing = np.full(6, 33.5, np.float32), np.full(6, np.nan, np.float32)
+    screen = drive(ScriptedLink(messages(mode="running", is_shadow=True, wanted=wanted, goal=nothing)), ())
+    assert "SHADOW" in screen
+    assert "33.5" in screen
+    assert "12.5" in screen
+
+
 def test_space_never_resumes_what_is_not_known_to_be_paused_now() -> None:
     link = ScriptedLink(messages(mode="paused"))
     link.is_silent = True

@@ -41,6 +41,13 @@ def test_who_drives_is_said_in_every_mode(mode: str, word: str) -> None:
     assert "leader" not in standing(Heard(mode, "", 0), guardian=guardian("watching")).sentence
 
 
+@pytest.mark.parametrize(("mode", "word"), [("running", "SHADOW"), ("paused", "SHADOW PAUSED")])
+def test_a_shadow_is_called_so(mode: str, word: str) -> None:
+    said = standing(Heard(mode, "", 0, is_shadow=True), guardian=guardian("watching"))
+    assert said.word == word
+    assert "nothing is sent to the arm" in said.sentence
+
+
 def test_a_silence_is_lost_after_half_a_second_and_says_how_long() -> None:
     assert standing(Heard("running", "", FRESH_NS - 1)).word == "RUNNING"
     said = standing(SILENT, guardian=guardian("watching"))

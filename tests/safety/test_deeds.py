@@ -293,3 +293,63 @@ def test_a_paused_arm_stays_paused_whoever_shall_drive():
     assert (loop.state, loop.commands.driver) == (State.PAUSED, "leader")
     loop.obey("hand_back")
     assert (loop.state, loop.commands.driver) == (State.PAUSED, "policy")
+
+
+# -- a shadow run --------------------------------------------------------------------------------------------------
+
+
+def shadow():
+    loop = Loop()
+    loop.arm.robot.is_shadow = True
+    loop.start()
+    assert (loop.state, loop.arm.is_torque_on, loop.arm.is_shadowing) == (State.RUNNING, False, True)
+    return loop
+
+
+def test_a_shadow_never_tells_the_guardian_of_torque():
+    loop = Loop()
+    loop.arm.robot.is_shadow = True
+    loop.obey("start", START)
+    assert (loop.leases, loop.commands.lease, loop.commands.is_held) == ([RELEASED], RELEASED, False)
+
+
+def test_a_shadow_has_no_way_home_and_goes_on():
+    loop = shadow()
+    assert loop.obey("home") == (False, "cannot move home: a shadow run moves nothing")
+    assert loop.state is State.RUNNING
+
+
+def test_a_shadow_ends_at_once_and_says_that_nothing_was_touched():
+    loop = shadow()
+    assert loop.obey("stop") == (True, "")
+    assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
+    assert loop.commands.machine.reason == "asked to stop: the arm was never touched"
+    assert loop.obey("stop") == (True, "")
+
+
+def test_a_shadow_that_was_stopped_in_an_emergency_is_paused_when_it_is_cleared():
+    loop = shadow()
+    loop.press()
+    assert loop.state is State.EMERGENCY
+    assert loop.obey("clear_stop") == (True, "")
+    assert loop.state is State.PAUSED
+    loop.obey("stop")
+    loop.press()
+    loop.obey("clear_stop")
+    assert loop.state is State.IDLE, "nothing was under way"
+
+
+def test_a_shadow_that_is_pressed_twice_has_ended():
+    loop = shadow()
+    loop.press()
+    loop.press()
+    assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
+
+
+def test_a_shadow_whose_line_is_gone_has_nothing_to_confirm():
+    loop = shadow()
+    loop.arm.robot.is_cut_off, loop.arm.unreached = True, ["elbow"]
+    loop.leases.clear()
+    loop.commands.line_gone("the adapter was unplugged")
+    assert (loop.state, loop.leases, loop.told("torque_unconfirmed")) == (State.STOPPED, [], [])
+    assert not loop.arm.is_shadowing
