@@ -109,12 +109,8 @@ class BundlePolicy:
             provider = "cpu" if name == "time" else self.provider
             keep = name in ("encode", "denoise") and provider != "cpu"
             path = self.bundle.path(graph.file)
-            graphs[name] = load_graph(
-                path,
-                graph,
-                provider=provider,
-                options=replace(options, keep_on_device=keep, max_batch=self.manifest.batch.max),
-            )
+            settings = replace(options, keep_on_device=keep, max_batch=self.manifest.batch.max)
+            graphs[name] = load_graph(path, graph, provider=provider, options=settings)
         return graphs
 
     # -- what the node asks -------------------------------------------------------------------------------
