@@ -242,7 +242,7 @@ class Commands:
             raise UsageError("no leader arm belongs to this deployment; start it with --leader")
         self._policy = self.rollout
         self.n_takeovers += 1
-        self._drive(self._new_rollout(led(plan, plan.leader_ms), 0), "leader")
+        self._drive(self._new_rollout(led(plan, plan.leader_ms), self.rollout.next_request), "leader")
 
     def _hand_back(self, _: str, __: Arguments | None) -> None:
         if self._policy is not None:

@@ -324,6 +324,14 @@ def test_a_shadow_ends_at_once_and_says_that_nothing_was_touched():
     assert loop.obey("stop") == (True, "")
     assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
     assert loop.commands.machine.reason == "asked to stop: the arm was never touched"
+    loop = shadow()
+    loop.obey("pause")
+    assert loop.commands.machine.reason == "asked to"
+    loop = Loop().start()
+    loop.obey("stop")
+    assert loop.commands.machine.reason == "asked to stop: to the rest pose, then released"
+    loop = shadow()
+    loop.obey("stop")
     assert loop.obey("stop") == (True, "")
 
 
