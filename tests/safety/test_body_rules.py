@@ -472,11 +472,11 @@ def test_a_range_of_no_width_is_left_by_more_than_a_thousandth():
 
 
 def test_a_shadow_makes_goals_from_where_the_arm_is_and_writes_nothing():
-    body, robot, _ = make(is_on=False, is_shadow=True)
+    body, robot, clock = make(is_on=False, is_shadow=True)
     assert body.bend(np.zeros(D), False)[0] is None
     body.energise(plan())
     assert [deed[0] for deed in robot.did] == ["exchange"]
-    assert robot.did[0][1] is None
+    assert robot.did[0][1:] == (None, clock.now_ns() + plan().period_ns)
     assert (body.is_torque_on, body.is_shadowing) == (False, True)
     assert body.last_goal == near(*[10.0] * D)
     goal, _ = body.bend(np.full(D, 10.001, np.float32), False)
