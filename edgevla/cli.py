@@ -144,6 +144,12 @@ def main(argv: list[str] | None = None) -> int:
         what = "a file that was read is nested thousands of levels deep, which no dataset, checkpoint or bundle is"
         print(f"edgevla {verb}: {what}; fetch it again (--verbose says where)", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if verbose or "home directory" not in str(error):  # Path.expanduser has no class of its own for it
+            raise
+        what = "a path begins with '~' and a user that this machine does not know, or nobody's home is known here"
+        print(f"edgevla {verb}: {what}; write the path in full, or set HOME", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nedgevla {verb}: interrupted", file=sys.stderr)
         return 130
