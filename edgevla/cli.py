@@ -145,10 +145,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"edgevla {verb}: {what}; fetch it again (--verbose says where)", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if verbose or "home directory" not in str(error):  # Path.expanduser has no class of its own for it
+        if verbose or (words := _of_a_path(error)) is None:
             raise
-        what = "a path begins with '~' and a user that this machine does not know, or nobody's home is known here"
-        print(f"edgevla {verb}: {what}; write the path in full, or set HOME", file=sys.stderr)
+        print(f"edgevla {verb}: {words}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nedgevla {verb}: interrupted", file=sys.stderr)
@@ -163,6 +162,16 @@ def main(argv: list[str] | None = None) -> int:
         cure = "check the path, its permissions, and the room on the disk"
         print(f"edgevla {verb}: {where}{error.strerror or error}; {cure}", file=sys.stderr)
         return 1
+
+
+def _of_a_path(error: RuntimeError) -> str | None:
+    """What pathlib has no class of its own for; None: it is something else."""
+    if "home directory" in str(error):
+        what = "a path begins with '~' and a user that this machine does not know, or nobody's home is known here"
+        return f"{what}; write the path in full, or set HOME"
+    if "Symlink loop" in str(error):  # Python up to 3.12
+        return f"{error}: the link leads to itself; remove it, or name what it should lead to"
+    return None
 
 
 EXTRA_OF_MODULE = {

@@ -147,7 +147,9 @@ def _impossible(statistic: str, found: Mapping[str, np.ndarray]) -> str | None:
     if statistic == "std" and (values < 0).any():
         return "is negative"
     if statistic == "std" and spread is not None and spread.shape == values.shape:
-        return "is 0 where the minimum and the maximum differ" if ((values == 0) & (spread > 0)).any() else None
+        return (
+            "is 0 where the minimum and the maximum differ" if ((values == 0) & (spread > 0)).any() else None
+        )
     if statistic in LOWER_OF and spread is not None and (spread < 0).any():
         return f"is below its '{LOWER_OF[statistic][0]}'"
     return None
