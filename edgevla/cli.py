@@ -144,6 +144,11 @@ def main(argv: list[str] | None = None) -> int:
         what = "a file that was read is nested thousands of levels deep, which no dataset, checkpoint or bundle is"
         print(f"edgevla {verb}: {what}; fetch it again (--verbose says where)", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if verbose or (words := _of_a_path(error)) is None:
+            raise
+        print(f"edgevla {verb}: {words}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nedgevla {verb}: interrupted", file=sys.stderr)
         return 130
@@ -157,6 +162,16 @@ def main(argv: list[str] | None = None) -> int:
         cure = "check the path, its permissions, and the room on the disk"
         print(f"edgevla {verb}: {where}{error.strerror or error}; {cure}", file=sys.stderr)
         return 1
+
+
+def _of_a_path(error: RuntimeError) -> str | None:
+    """What pathlib has no class of its own for; None: it is something else."""
+    if "home directory" in str(error):
+        what = "a path begins with '~' and a user that this machine does not know, or nobody's home is known here"
+        return f"{what}; write the path in full, or set HOME"
+    if "Symlink loop" in str(error):  # Python up to 3.12
+        return f"{error}: the link leads to itself; remove it, or name what it should lead to"
+    return None
 
 
 EXTRA_OF_MODULE = {

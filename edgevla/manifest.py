@@ -488,7 +488,7 @@ def _features(m: Manifest) -> Iterator[str]:
             if name not in m.features or sizes != {m.features[name].shape[0]}:
                 yield f"{block} of '{name}' does not fit the feature"
             if isinstance(value, Range) and any(
-                low > high for low, high in zip(value.q01, value.q99, strict=True)
+                low > high + 1e-3 * (1 + abs(high)) for low, high in zip(value.q01, value.q99, strict=True)
             ):
                 yield f"{block} of '{name}' has a q01 above its q99"
             if not isinstance(value, Range) and min(value, default=0) < 0:

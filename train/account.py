@@ -136,7 +136,9 @@ def account_of_features(config: Mapping[str, Any]) -> Iterator[Entry]:
         for name, feature in features_in(config, key).items():
             kind, shape = feature.get("type"), feature.get("shape")
             for stranger in sorted(set(feature) - {"type", "shape"}):
-                said = f"config.json: feature '{name}' says {stranger} = {feature[stranger]!r}, which is unknown"
+                said = (
+                    f"config.json: feature '{name}' says {stranger} = {feature[stranger]!r}, which is unknown"
+                )
                 yield refused(key, f"{name}.{stranger}", said)
             if kind not in KINDS:
                 yield refused(

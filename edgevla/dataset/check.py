@@ -331,9 +331,7 @@ def _frame_numbers(
     return numbers
 
 
-def _is_shared(
-    shown: Sequence[tuple[int, int, int]], camera: str, file: str, findings: Findings
-) -> bool:
+def _is_shared(shown: Sequence[tuple[int, int, int]], camera: str, file: str, findings: Findings) -> bool:
     """Whether two episodes have the same frames: one of them shows what the other's arm did. shown: (first frame, last
     frame, episode)."""
     for (_, last, one), (first, _, other) in pairwise(sorted(shown)):
@@ -395,7 +393,7 @@ def _check_names(dataset: Dataset, findings: Findings) -> None:
         )
     for name in (n for n in (STATE, ACTION) if n in columns and columns[n].ndim > 2):
         findings.warn(
-            f"'{name}' has shape {list(columns[name].shape[1:])}; policies take one row of numbers, so none can train on "
+            f"'{name}' has shape {list(columns[name].shape[1:])}; policies take one row of numbers, so none trains on "
             "this",
             feature=name,
         )

@@ -185,7 +185,7 @@ def _record(
         # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
         with contextlib.suppress(UsageError, WireError):
             node.check_output()
-        with keys() as read_key:
+        with keys(screen.say) as read_key:
             session.run(read_key)
     finally:
         screen.close()
@@ -303,7 +303,7 @@ def _cameras(texts: list[str], running: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def keys() -> Iterator[Callable[[float], str | None]]:
+def keys(say: Callable[[str], None]) -> Iterator[Callable[[float], str | None]]:
     """A function (seconds to wait) -> key or None; the terminal gives single keys meanwhile, a pipe whole lines."""
     stream = sys.stdin
     if not stream.isatty():
@@ -312,19 +312,15 @@ def keys() -> Iterator[Callable[[float], str | None]]:
     import termios
     import tty
 
+    from edgevla.launch.record_keys import TypedKeys
+    from edgevla.launch.record_session import KEYS
+
     before = termios.tcgetattr(stream)
     try:
         tty.setcbreak(stream)
-        yield lambda seconds: _key(stream.fileno(), seconds)
+        yield TypedKeys(stream.fileno(), KEYS, say).read
     finally:
         termios.tcsetattr(stream, termios.TCSADRAIN, before)
-
-
-def _key(fd: int, seconds: float) -> str | None:
-    """Past Python's buffer, in which keys that were typed while an episode was saved would wait for one more."""
-    if not select.select([fd], [], [], seconds)[0]:
-        return None
-    return os.read(fd, 1).decode(errors="replace").lower()
 
 
 class _Lines:

@@ -361,7 +361,10 @@ def test_statistics_kept_by_dataset_are_named_where_the_policys_are_missing(tmp_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t["action.std"].__imul__(-1), "its 'std' in policy_preprocessor.json, step 'normalizer_processor' is neg"),
+        (
+            lambda t: t["action.std"].__imul__(-1),
+            "its 'std' in policy_preprocessor.json, step 'normalizer_processor' is neg",
+        ),
         (lambda t: t["action.std"].__imul__(0), "is 0 where the minimum and the maximum differ"),
     ],
 )

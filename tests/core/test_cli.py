@@ -95,6 +95,20 @@ def test_a_file_that_is_nested_without_end_is_a_sentence(
     assert "nested thousands of levels deep" in capsys.readouterr().err
 
 
+def test_the_home_of_nobody_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "~nobody-of-this-name/runs"]) == 1
+    assert "a user that this machine does not know" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert main(["serve", str(loop)]) == 1
+    assert str(loop) in capsys.readouterr().err
+
+
 def test_no_file_gets_the_number_of_a_standard_stream_that_was_closed(tmp_path: Path) -> None:
     """A daemon that closes them all; what is opened next would be written to by whoever writes to standard error."""
     code = (

@@ -36,8 +36,12 @@ def test_a_number_beyond_float32_is_damage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "value", "said"),
-    [("int64", 1.5, "holds 1.5, which is no int64"), ("uint8", 300, "holds 300, which is no uint8")]
-    + [("int8", -200, "holds -200, which is no int8"), ("bool", 7, "holds 7, which is no bool")],
+    [
+        ("int64", 1.5, "holds 1.5, which is no int64"),
+        ("uint8", 300, "holds 300, which is no uint8"),
+        ("int8", -200, "holds -200, which is no int8"),
+        ("bool", 7, "holds 7, which is no bool"),
+    ],
 )
 def test_a_value_that_its_dtype_cannot_hold_is_not_cut_to_fit(
     tmp_path: Path, dtype: str, value: float, said: str
