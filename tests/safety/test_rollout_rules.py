@@ -10,7 +10,7 @@ from edgevla.arguments import Start
 from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
 from edgevla.errors import ConfigError
 from edgevla.execution import Async, Sync
-from edgevla.robots.rollout import Rollout, plan_from
+from edgevla.robots.rollout import Rollout, led, plan_from
 from edgevla.types import ActionChunk
 
 D = 2
@@ -155,6 +155,7 @@ def test_how_far_ahead_a_policy_may_be_told_of_is_the_executors():
     executor.asked(0, 0)
     executor.receive(ActionChunk(np.ones((5, D), np.float32), 0, 3), 0, 0, None)
     assert executor.state_for(3, there, None)[0] == 2
+    assert led(made, 10.0).future_offset == 0, "a person is asked where the arm is"
 
 
 def test_only_the_valid_rows_are_executed():
