@@ -316,6 +316,8 @@ class Manifest:
     trained_still: by feature, per element what it always was in the training data, null where it moved; left out where
         all of them moved. still_joints: what the policy is told of such elements, that value or what is measured.
     work: by graph; left out by exports before it was counted.
+    future_offset: steps; the state may be where the arm will be up to so much later, and action 0 belongs there then;
+        left out where the policy knows the present state only.
     """
 
     schema: int
@@ -347,6 +349,7 @@ class Manifest:
     still_joints: Literal["trained", "live"] = "trained"
     work: dict[str, Work] | None = None
     lowered: Lowered | None = None
+    future_offset: int = 0
 
     @property
     def cameras(self) -> list[str]:
@@ -591,8 +594,24 @@ def _execution(m: Manifest) -> Iterator[str]:
         yield f"rtc.max_delay is {m.rtc.max_delay}; it must be from 1 to {m.chunk_size - 1}, within a chunk"
     if "rtc" in m.execution.allowed and m.rtc is None:
         yield f"execution 'rtc' is allowed, but {m.policy} has no rtc"
+    yield from _future(m)
     if set(m.target.precision) != set(m.graphs):
         yield f"target.precision must name the graphs {', '.join(m.graphs)}"
+
+
+def _future(m: Manifest) -> Iterator[str]:
+    if not m.future_offset:
+        return
+    if not 0 < m.future_offset < m.chunk_size:
+        yield f"future_offset is {m.future_offset}; it must be from 0 (none) to {m.chunk_size - 1}, within a chunk"
+    state, action = m.state, m.action
+    if state is None or (state.names, state.units) != (action.names, action.units):
+        yield f"future_offset {m.future_offset} tells goals as states, but '{STATE}' and '{ACTION}' are not of one kind"
+    if m.n_obs_steps != 1:
+        yield f"future_offset is {m.future_offset}, but the policy looks at {m.n_obs_steps} moments"
+    for kind in ("rtc", "ensemble"):
+        if kind in m.execution.allowed:
+            yield f"execution '{kind}' is allowed, but chunks of future states begin where the last one leads to"
 
 
 def _files(m: Manifest) -> Iterator[str]:

@@ -238,7 +238,8 @@ class Infer(Body):
     """The robot asks for the chunk of one grid moment; `observed_ns` is that moment.
 
     state: (S,) of that moment, robot units. n_steps: of the denoise loop, None: the bundle's. buffered_ns: how long the
-    arm still has actions, 0: it has none. Payload: with `rtc` the committed actions (T, A), robot units.
+    arm still has actions, 0: it has none. ahead: the state is of so many steps later, and action 0 belongs there
+    (policies of future states). Payload: with `rtc` the committed actions (T, A), robot units.
     """
 
     request_id: UInt
@@ -249,6 +250,7 @@ class Infer(Body):
     n_steps: UInt | None
     rtc: Guidance | None
     buffered_ns: UInt = 0
+    ahead: UInt = 0
 
     PAYLOADS: ClassVar[Payloads] = Payloads(0, 1, ("float32",))
 
@@ -283,7 +285,7 @@ class Chunk(Body):
     """The answer to one `infer`. Payload: float32 (T, A), robot units, joints in profile order.
 
     grid_index: of action 0. n_valid: rows that may be executed. policy: sha256 of its manifest. image_age_ns: of the
-    oldest picture it saw.
+    oldest picture it saw. ahead: steps from the request's moment to action 0, as the request had it.
     """
 
     request_id: UInt
@@ -298,6 +300,7 @@ class Chunk(Body):
     image_age_ns: Int
     state_age_ns: Int
     timing_ns: Timing
+    ahead: UInt = 0
 
     PAYLOADS: ClassVar[Payloads] = Payloads(1, 1, ("float32",))
 

@@ -248,6 +248,7 @@ class ControlLoop:
         self._hold_or_run(tick)
         if self._is_stale or self.wants_new_grid or not rollout.executor.wants_chunk(tick.number):
             return
+        ahead, state = rollout.executor.state_for(tick.number, reading.position, goal)
         rtc = rollout.executor.committed(tick.number, goal)
         deadline = rollout.deadline_ns(now)
         request = Infer(
@@ -255,10 +256,11 @@ class ControlLoop:
             grid_index=tick.number // rollout.plan.ticks_per_step,
             deadline_ns=deadline,
             task=rollout.task,
-            state=reading.position,
+            state=state,
             n_steps=rollout.plan.n_steps,
             rtc=None if rtc is None else Guidance(rtc[1], rtc[2], rollout.executor.n_drawn),
             buffered_ns=rollout.buffered_ns(tick),
+            ahead=ahead,
         )
         if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):
             self.counters["infer_unsent"] += 1

@@ -37,6 +37,7 @@ class Plan:
     most_drawn: int
     trained_delay: int | None = None
     leader_ms: float | None = None
+    future_offset: int = 0
 
     @property
     def step_ns(self) -> int:
@@ -59,6 +60,7 @@ class Plan:
             max_guidance=self.max_guidance,
             is_gripper=is_gripper,
             trained_delay=self.trained_delay,
+            future_offset=self.future_offset,
         )
         made.expect_delay(-int(-self.latency_ms * self.fps // 1000))
         return made
@@ -99,6 +101,7 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         most_drawn=start.most_drawn,
         trained_delay=start.trained_delay,
         leader_ms=start.leader_ms,
+        future_offset=start.future_offset,
     )
 
 
@@ -115,6 +118,7 @@ def led(plan: Plan, leader_ms: float) -> Plan:
         latency_ms=leader_ms,
         most_drawn=1,
         trained_delay=None,
+        future_offset=0,
     )
 
 
@@ -209,7 +213,7 @@ class Rollout:
             return None
         steps = self.plan.ticks_per_step
         actions = message.payloads[0][: answer.n_valid]
-        chunk = ActionChunk(actions, answer.grid_index * steps, steps, message.seq)
+        chunk = ActionChunk(actions, answer.grid_index * steps, steps, message.seq, answer.ahead)
         receipt = self.executor.receive(chunk, request, tick.number, last_goal)
         self.answered_ns = tick.deadline_ns
         return receipt

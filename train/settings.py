@@ -24,6 +24,7 @@ MEANINGS = {
     "chunk_size": "actions that one inference predicts",
     "max_state_dim": "width that the state is padded to",
     "max_action_dim": "width that actions are padded to",
+    "future_state_max_offset": "trained for states of up to so many steps later; 0: the present one alone",
     "dtype": "of the weights: float32 or bfloat16",
     "tokenizer_max_length": "tokens that the prompt is padded or cut to",
     "empty_cameras": "places for cameras that are not there",

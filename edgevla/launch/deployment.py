@@ -19,7 +19,7 @@ from edgevla.execution import Execution, execution_from, execution_to
 from edgevla.execution.commit import check_untrained_options
 from edgevla.execution.strategies import KINDS, check_chunk, drawn_by
 from edgevla.manifest import Manifest
-from edgevla.seam_methods import is_one_step, missing_for_select, most_drawn
+from edgevla.seam_methods import FUTURE_INSTEAD, is_one_step, missing_for_select, most_drawn
 from edgevla.vocabulary import NONE
 
 TRAINED_SPEED_MARGIN = 1.5
@@ -129,8 +129,9 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         base.setdefault("n_action_steps", manifest.n_action_steps)
     if kind in KINDS and kind not in manifest.execution.allowed:
         allowed = ", ".join(manifest.execution.allowed)
+        why = f": {FUTURE_INSTEAD}" if manifest.future_offset else ""
         raise UsageError(
-            f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
+            f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}{why}"
         )
     if kind == "rtc" and "rtc" not in kinds_allowed(manifest, options):
         raise UsageError(
@@ -205,6 +206,7 @@ def start_arguments(
         max_hz=options.servo_hz,
         most_drawn=most_drawn(m),
         trained_delay=m.rtc.max_delay if m.rtc else None,
+        future_offset=m.future_offset,
     )
 
 

@@ -25,7 +25,7 @@ from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, wr
 from edgevla.engines.ahead import Seldom, build_ahead, is_native
 from edgevla.errors import CameraError, EdgeVLAError, EngineError, UsageError
 from edgevla.execution import Async, Execution, Sync, judge_latency
-from edgevla.execution.commit import rtc_words
+from edgevla.execution.commit import future_words, rtc_words
 from edgevla.execution.strategies import drawn_by
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import (
@@ -244,6 +244,8 @@ class PolicySource:
         longest = m.rtc.max_delay if m.rtc else None
         if m.rtc is not None:
             run.say("info", "deploy", f"real-time chunking {rtc_words(m.rtc.mode, longest, m.fps)}")
+        if m.future_offset:
+            run.say("info", "deploy", f"future state: {future_words(m.future_offset, m.fps)}")
         verdict = judge_latency(
             self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms, trained_delay=longest
         )

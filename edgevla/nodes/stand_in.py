@@ -38,7 +38,7 @@ def answer_to(
     """The chunk where no policy ran."""
     return Chunk(
         request_id=request.request_id,
-        grid_index=request.grid_index,
+        grid_index=request.grid_index + request.ahead,
         step_ns=step_ns,
         n_valid=n_valid,
         policy=policy,
@@ -49,6 +49,7 @@ def answer_to(
         image_age_ns=0,
         state_age_ns=state_age_ns,
         timing_ns=timing_ns,
+        ahead=request.ahead,
     )
 
 

@@ -157,6 +157,7 @@ class ClosedLoop:
         trained_speed: Sequence[float] | None = None,
         guidance_end: int = 10,
         trained_delay: int | None = None,
+        future_offset: int = 0,
         seed: int = 0,
         is_shadow: bool = False,
     ) -> None:
@@ -188,6 +189,7 @@ class ClosedLoop:
             latency_ms=0.0,
             max_hz=servo_hz,
             trained_delay=trained_delay,
+            future_offset=future_offset,
         )
 
     def step(self) -> State:

@@ -11,6 +11,7 @@ from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
 from edgevla.errors import ConfigError
 from edgevla.execution import Async, Sync
 from edgevla.robots.rollout import Rollout, led, plan_from
+from edgevla.types import ActionChunk
 
 D = 2
 START = Start(
@@ -114,10 +115,10 @@ class Course:
         self.rollout.has_asked(tick, deadline)
         return self.rollout.next_request - 1
 
-    def answer(self, request, number, grid=0, rows=5, n_valid=None, seq=11, last=None):
+    def answer(self, request, number, grid=0, rows=5, n_valid=None, seq=11, last=None, ahead=0):
         actions = np.arange(rows, dtype=np.float32)[:, None] * np.ones(D, np.float32)
         body = SimpleNamespace(
-            request_id=request, grid_index=grid, n_valid=rows if n_valid is None else n_valid
+            request_id=request, grid_index=grid, n_valid=rows if n_valid is None else n_valid, ahead=ahead
         )
         message = SimpleNamespace(body=body, payloads=[actions], seq=seq)
         return self.rollout.take(message, self.tick(number), last)
@@ -138,6 +139,23 @@ def test_a_chunk_of_a_later_moment_begins_there():
     course = Course()
     course.answer(course.ask(6), 6, grid=2)
     assert course.rollout.goal_at(course.tick(9))[0].wanted[0] == 1.0
+
+
+def test_a_chunk_that_looked_ahead_is_as_late_as_its_request_is_old():
+    course = Course()
+    receipt = course.answer(course.ask(0), 6, grid=3, ahead=3)
+    assert (receipt.reason, receipt.grid_index, receipt.n_skipped) == ("taken", 3, 0)
+    assert receipt.delay_steps == 2, "asked at 0, there before moment 2"
+
+
+def test_how_far_ahead_a_policy_may_be_told_of_is_the_executors():
+    made = plan(future_offset=2, latency_ms=100.0)
+    assert (made.future_offset, plan().future_offset) == (2, 0)
+    executor, there = made.executor([False] * D), np.zeros(D, np.float32)
+    executor.asked(0, 0)
+    executor.receive(ActionChunk(np.ones((5, D), np.float32), 0, 3), 0, 0, None)
+    assert executor.state_for(3, there, None)[0] == 2
+    assert led(made, 10.0).future_offset == 0, "a person is asked where the arm is"
 
 
 def test_only_the_valid_rows_are_executed():

@@ -1,7 +1,11 @@
-"""One denoise step out of several, by the verbs that a person types: train, the second phase, resume, export."""
+"""One denoise step out of several, by the verbs that a person types: train, the second phase, resume, export.
+
+The teacher is also trained for future states, which the second phase keeps: one bundle is both.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,6 +17,7 @@ from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.errors import UsageError
 from edgevla.launch.deployment import DeployOptions, chosen_execution
+from edgevla.manifest import Manifest
 from edgevla.robots.trials.demonstrate import Plan, demonstrate
 from edgevla.runner import BundlePolicy
 from edgevla.seam_methods import seam_words
@@ -25,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode leaves neighbou
 from every_policy import BACKBONES, export_words, run_verb, train_words
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-POLICY, CHUNK = "smolvla", 8
+POLICY, CHUNK, OFFSET = "smolvla", 8, 3
 QUICK = ["--steps", "1", "--batch-size", "2", "--device", "cpu", "--threads", "1", "--cache", "ram"]
 QUICK += ["--no-tensorboard"]
 
@@ -37,7 +42,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demonstrate(root / "data", Plan("follow_cube", 1, n_steps=20))
     torch.manual_seed(0)
     write_tiny_backbone(root / "vlm", BACKBONES[POLICY], width=16, depth=2)
-    settings = [f"chunk_size={CHUNK}", f"n_action_steps={CHUNK}"]
+    settings = [f"chunk_size={CHUNK}", f"n_action_steps={CHUNK}", f"future_state_max_offset={OFFSET}"]
     words = train_words(POLICY, root / "data", root / "teacher", root / "vlm", settings=settings)
     run_verb([*words, "--steps", "1", "--batch-size", "2"])
     run_verb(phase(root, "teacher", "student"))
@@ -77,13 +82,31 @@ def test_what_it_was_trained_for_is_said_and_guidance_is_refused(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(work / "student")]) == 0
-    assert "trained with  snapflow_weight 0.1 (edgevla-policy.json" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"trained with  future_state_max_offset {OFFSET}, snapflow_weight 0.1 (edgevla-policy.json" in said
     m = load_bundle(work / "bundle").manifest
-    words = seam_words(m)
+    assert (m.future_offset, m.execution.default, m.execution.allowed) == (
+        OFFSET,
+        {"kind": "async"},
+        ("sync", "async"),
+    )
+    assert main(["inspect", str(work / "bundle")]) == 0
+    said = capsys.readouterr().out
+    assert (
+        f"a new chunk begins where the arm will be when it comes, up to {OFFSET} steps ahead (delays to 100"
+        in said
+    )
+    assert "future state (--execution async); not " in seam_words(m)
+    with pytest.raises(UsageError, match="cannot run 'rtc'; it allows sync, async: its chunks begin where"):
+        chosen_execution(m, DeployOptions("so101", execution={"kind": "rtc"}))
+
+
+def test_a_bundle_of_one_step_says_what_it_lacks_for_rtc(work: Path) -> None:
+    told = json.loads((work / "bundle/manifest.json").read_text())
+    del told["future_offset"]
+    words = seam_words(Manifest.from_json(told))
     assert "guided rtc (it corrects many small denoise steps" in words
     assert "trained rtc (train with --set rtc_training_max_delay=N)" in words
-    with pytest.raises(UsageError, match="cannot run 'rtc'; it allows sync, ensemble, async"):
-        chosen_execution(m, DeployOptions("so101", execution={"kind": "rtc"}))
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,10 @@ class Policy(nn.Module, ABC):
 
     @property
     def rtc_kind(self) -> str | None:
-        """`rtc_mode`, or `trained` where training has shown it committed beginnings (train/nn/commit.py)."""
+        """`rtc_mode`, or `trained` where training has shown it committed beginnings (train/nn/commit.py); None also for
+        one of future states, whose chunks begin behind all that is committed."""
+        if self.config.future_state_max_offset:
+            return None
         return "trained" if self.config.trained_delay else self.rtc_mode
 
     def draw_delay(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:

@@ -23,9 +23,9 @@ class FlowConfig(PolicyConfig):
     one_step_time_shift: float = 0.0
     snapflow_weight: float = 0.0
 
-    own_keys: ClassVar[frozenset[str]] = frozenset(
-        {"rtc_training_max_delay", "one_step_time_shift", "snapflow_weight"}
-    )
+    own_keys: ClassVar[frozenset[str]] = PolicyConfig.own_keys | {
+        "rtc_training_max_delay", "one_step_time_shift", "snapflow_weight",
+    }  # fmt: skip
 
     @property
     def trained_delay(self) -> int:
@@ -44,6 +44,7 @@ class FlowConfig(PolicyConfig):
         """Raises CheckpointError where nothing of a chunk would be left to learn, or no time to learn it at."""
         longest, shift = self.rtc_training_max_delay, self.one_step_time_shift
         weight = self.snapflow_weight
+        self.check_future_state()
         if not 0 <= longest < self.chunk_length:
             raise CheckpointError(
                 f"{self.type}: rtc_training_max_delay is {longest}; it must be from 0 (off) to {self.chunk_length - 1}, "
