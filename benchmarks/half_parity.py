@@ -33,7 +33,8 @@ HEAD = """# float16 graphs against float32 torch
 Written by `python benchmarks/half_parity.py`: ONNX Runtime, CPU. Worst joint of {n} observations, as a share of that
 joint's range (allowed: 5e-3, and 1e-3 for 99 of 100 actions); float32 layers: what the search keeps; worst
 part: the largest error of a graph's output as a share of its allowance. The goldens' weights are random, so a chunk
-amplifies errors that a trained policy pulls together: below them, the policies of policies_closed_loop.md on {frames} frames of their data set.
+amplifies errors that a trained policy pulls together: below them, the policies of
+policies_closed_loop.md on {frames} frames of their data set.
 
 | golden | float32 | float16 | accepted | float32 layers | worst part |
 | --- | --- | --- | --- | --- | --- |

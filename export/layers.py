@@ -68,9 +68,20 @@ def _parts(layers: Sequence[str]) -> dict[str, str]:
     part = {name: name.split(".")[0] for name in layers}
     while part and len(set(part.values())) < LEAST_PARTS:
         largest, _ = Counter(part.values()).most_common(1)[0]
-        depth = largest.count(".") + 2
-        split = {n: ".".join(n.split(".")[:depth]) for n, p in part.items() if p == largest}
-        if set(split.values()) == {largest} or any(p.split(".")[-1].isdigit() for p in split.values()):
+        split = _branches([name for name, p in part.items() if p == largest], largest.count(".") + 1)
+        if not split:
             break
         part |= split
     return part
+
+
+def _branches(layers: Sequence[str], depth: int) -> dict[str, str]:
+    """Where layers that agree in their first `depth` names next differ; empty: not before a number."""
+    names = {layer: layer.split(".") for layer in layers}
+    while True:
+        nexts = {n[depth] if len(n) > depth else "" for n in names.values()}
+        if "" in nexts or any(n.isdigit() for n in nexts):
+            return {}
+        depth += 1
+        if len(nexts) > 1:
+            return {layer: ".".join(n[:depth]) for layer, n in names.items()}
