@@ -131,10 +131,10 @@ def failures(parity: Parity, names: Sequence[str]) -> list[str]:
 
 
 def _action_failures(a: ActionParity, names: Sequence[str], other: str) -> list[str]:
-    usual = (a.p99_abs_per_joint, a.p99_tolerance_per_joint, "of 99 % of its actions")
-    most = (a.max_abs_per_joint, a.tolerance_per_joint, "at most")
+    usual = (a.p99_abs_per_joint, a.p99_tolerance_per_joint, "in 99 % of its actions, ")
+    most = (a.max_abs_per_joint, a.tolerance_per_joint, "")
     return [
-        f"joint {name} differs by {error:.3g}{other} ({kind}), tolerance {tolerance:.3g}"
+        f"joint {name} differs by {error:.3g}{other}, {kind}tolerance {tolerance:.3g}"
         for errors, tolerances, kind in (most, usual)
         for name, error, tolerance in zip(names, errors or (), tolerances or (), strict=False)
         if not error <= tolerance
