@@ -126,12 +126,12 @@ def _joints(m: Manifest) -> str:
             ]
         )
     numbers = [*range(2, 9)]
+    reach = "At 30 cm: how far 99 of 100 actions move what is 30 cm from the joint. "
     if not any(row[8] for row in rows):  # no joint is an angle
-        head, rows, numbers = [*head[:8], head[9]], [[*r[:8], r[9]] for r in rows], numbers[:-1]
+        head, rows, numbers, reach = [*head[:8], head[9]], [[*r[:8], r[9]] for r in rows], numbers[:-1], ""
     note = (
-        f"{m.parity.n_samples} observations, all {m.chunk_size} actions of each chunk. At 30 cm: how far 99 of 100 "
-        "actions move what is 30 cm from the joint. What a difference does beside the policy's own errors, only driving "
-        "shows: "
+        f"{m.parity.n_samples} observations, all {m.chunk_size} actions of each chunk. {reach}What a difference does beside "
+        "the policy's own errors, only driving shows: "
         "<code>edgevla eval BUNDLE --task</code>, or <code>edgevla eval CHECKPOINT BUNDLE --dataset D</code>."
     )
     said = html.escape(meaning_words(m))
@@ -145,7 +145,7 @@ def _lowered(m: Manifest) -> str:
     parts = [[name, _bar(score), f"{score:.2g}"] for name, score in found.parts.items()]
     parts.append(["everything", _bar(found.everything), f"{found.everything:.2g}"])
     head = ["lowered alone", "", "of the limit"]
-    out = f"<p>In this bundle {html.escape(kept_words(m))}.</p>{_table(head, parts, numbers=[2], markup=[1])}"
+    out = f"<p>Precision: {html.escape(kept_words(m))}.</p>{_table(head, parts, numbers=[2], markup=[1])}"
     if found.kept:
         rows = [
             [k.layer, f"{k.n_weights:,}", "not measured" if k.alone is None else f"{k.alone:.2g}"]
@@ -154,7 +154,8 @@ def _lowered(m: Manifest) -> str:
         head = ["stays float32", "weights", "alone, of the limit"]
         out += f"<details><summary>All that stays float32</summary>{_table(head, rows, numbers=[1, 2])}</details>"
     return (
-        out + f"<p class=note>Measured on {found.n_samples} frames; the grey bar is what the rule allows.</p>"
+        out
+        + f"<p class=note>Measured on {found.n_samples} frames, others may cost more; the grey bar is what the rule allows.</p>"
     )
 
 
