@@ -130,8 +130,8 @@ def _joints(m: Manifest) -> str:
     if not any(row[8] for row in rows):  # no joint is an angle
         head, rows, numbers, reach = [*head[:8], head[9]], [[*r[:8], r[9]] for r in rows], numbers[:-1], ""
     note = (
-        f"{m.parity.n_samples} observations, all {m.chunk_size} actions of each chunk. {reach}What a difference does beside "
-        "the policy's own errors, only driving shows: "
+        f"{m.parity.n_samples} observations, all {m.chunk_size} actions of each chunk. {reach}What a difference does "
+        "beside the policy's own errors, only driving shows: "
         "<code>edgevla eval BUNDLE --task</code>, or <code>edgevla eval CHECKPOINT BUNDLE --dataset D</code>."
     )
     said = html.escape(meaning_words(m))
@@ -153,10 +153,10 @@ def _lowered(m: Manifest) -> str:
         ]
         head = ["stays float32", "weights", "alone, of the limit"]
         out += f"<details><summary>All that stays float32</summary>{_table(head, rows, numbers=[1, 2])}</details>"
-    return (
-        out
-        + f"<p class=note>Measured on {found.n_samples} frames, others may cost more; the grey bar is what the rule allows.</p>"
+    note = (
+        f"Measured on {found.n_samples} frames, others may cost more; the grey bar is what the rule allows."
     )
+    return f"{out}<p class=note>{note}</p>"
 
 
 def _bar(score: float) -> str:
