@@ -17,7 +17,7 @@ import onnx_ir as ir
 SCOPES = "pkg.torch.onnx.name_scopes"
 CONTEXT = "context"
 """Of fp16: what stands between `encode` and `denoise`, which is no layer but is rounded like one."""
-LEAST_PARTS = 3
+LEAST_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,24 @@ def _layer(node: ir.Node) -> str:
 
 
 def _parts(layers: Sequence[str]) -> dict[str, str]:
-    """Layer -> part: the tree's first branches; where they are fewer than three, the largest branches once more."""
+    """Layer -> part: the tree's first branches; where they are few, the largest branches once more."""
     part = {name: name.split(".")[0] for name in layers}
-    while len(set(part.values())) < LEAST_PARTS:
+    while part and len(set(part.values())) < LEAST_PARTS:
         largest, _ = Counter(part.values()).most_common(1)[0]
-        depth = largest.count(".") + 2
-        split = {n: ".".join(n.split(".")[:depth]) for n, p in part.items() if p == largest}
-        if set(split.values()) == {largest}:
+        split = _branches([name for name, p in part.items() if p == largest], largest.count(".") + 1)
+        if not split:
             break
         part |= split
     return part
+
+
+def _branches(layers: Sequence[str], depth: int) -> dict[str, str]:
+    """Where layers that agree in their first `depth` names next differ; empty: not before a number."""
+    names = {layer: layer.split(".") for layer in layers}
+    while True:
+        nexts = {n[depth] if len(n) > depth else "" for n in names.values()}
+        if "" in nexts or any(n.isdigit() for n in nexts):
+            return {}
+        depth += 1
+        if len(nexts) > 1:
+            return {layer: ".".join(n[:depth]) for layer, n in names.items()}

@@ -30,14 +30,15 @@ from .gate import LIMITS, worst_share
 from .half import HEAVY, is_half_context, to_half
 from .layers import CONTEXT, Layer, layers_of
 from .options import ExportOptions
+from .parity import NO_NUMBER
 from .quantize import Quantizer
 from .samples import Sample, action_range
 from .search import Found, Say, Search
 
 SEARCHED = 16
 """Frames that the search measures on; the rule is then asked of all."""
-GOALS = (0.7, 0.4)
-"""Multiples of the limit that the search aims at: below it, since other frames differ more; a second time if they did."""
+GOALS = (1.0, 0.7, 0.4)
+"""Multiples of the limit that the search aims at, one after the other where other frames then differ more."""
 CALLS_PER_SAMPLE = 4
 """Runs of a graph that calibration sees, per frame: of many denoise steps some of each time."""
 
@@ -81,7 +82,9 @@ class Lowering:
             is_calibrated = is_static(policy, options)
             calls = self._calls(samples) if is_calibrated else {}
             self._quantizers = {
-                n: Quantizer(self._float(n), self.folder, options.target, calls.get(n, ()), options.max_batch > 1)
+                n: Quantizer(
+                    self._float(n), self.folder, options.target, calls.get(n, ()), options.max_batch > 1
+                )
                 for n in self.names
             }
         self.reference = self._chunks(self._floats, bundle.manifest)
@@ -96,8 +99,9 @@ class Lowering:
         self.search.goal = goal
         found = self.search.run()
         if len(found.kept) == len(self.layers):
-            worst = sorted(found.alone, key=lambda name: -found.alone[name])[:3]
-            said = "; ".join(f"{name} alone costs {found.alone[name]:.2g} times the limit" for name in worst)
+            alone = found.layers or found.parts
+            worst = sorted(alone, key=lambda name: -alone[name])[:3]
+            said = "; ".join(f"{name} alone costs {alone[name]:.2g} times the limit" for name in worst)
             raise ParityError(
                 f"nothing of {self.bundle.manifest.policy} can be {self.options.precision} within the rule: {said}. "
                 "Nothing was written; --precision fp32 loses nothing"
@@ -114,8 +118,12 @@ class Lowering:
                 (self.bundle.folder / file).unlink(missing_ok=True)
             graphs[name] = self._write(name, kept, self.bundle.folder)
             precision[name] = "fp32" if self._is_whole(name, kept) else self.options.precision
-        m = replace(m, graphs=graphs, target=replace(m.target, precision=precision), lowered=self._record(found))
-        files = tuple(f for f in list_files(self.bundle.folder) if not f.path.startswith(f"{self.folder.name}/"))
+        m = replace(
+            m, graphs=graphs, target=replace(m.target, precision=precision), lowered=self._record(found)
+        )
+        files = tuple(
+            f for f in list_files(self.bundle.folder) if not f.path.startswith(f"{self.folder.name}/")
+        )
         return write_manifest(self.bundle.folder, replace(m, files=files))
 
     def close(self) -> None:
@@ -238,14 +246,13 @@ class Lowering:
             n_layers=len(self.layers),
             n_weights=sum(layer.weights for layer in self.layers),
             kept=tuple(
-                KeptLayer(str(layer), layer.weights, _finite(found.alone.get(str(layer)))) for layer in kept
+                KeptLayer(
+                    str(k), k.weights, _finite(found.layers[str(k)]) if str(k) in found.layers else None
+                )
+                for k in kept
             ),
-            parts={
-                p: _finite(found.alone[p]) or 0.0
-                for p in dict.fromkeys(layer.part for layer in self.layers)
-                if p in found.alone
-            },
-            everything=_finite(found.everything) or 0.0,
+            parts={name: _finite(score) for name, score in found.parts.items()},
+            everything=_finite(found.everything),
             n_samples=len(self.samples),
             in_time=found.in_time,
         )
@@ -270,6 +277,6 @@ def _infer(runner: BundlePolicy, sample: Sample, seq: int) -> np.ndarray:
     ).actions
 
 
-def _finite(score: float | None) -> float | None:
+def _finite(score: float) -> float:
     """Four digits; JSON knows no infinity."""
-    return None if score is None else float(f"{min(score, 1e30):.4g}")
+    return float(f"{min(score, NO_NUMBER):.4g}")

@@ -1,8 +1,8 @@
 """int8 files, each made for one runtime.
 
 cpu         products on the fly (dynamic: weights int8, per channel; needs no calibration); convolutions static (U8
-            activations, S8 weights per channel, from calibration frames), after ONNX Runtime's own basic optimisation has
-            folded their normalisations and the attention's split weights
+            activations, S8 weights per channel, from calibration frames), after ONNX Runtime's own basic optimisation
+            has folded their normalisations and the attention's split weights
 cpu, many   products static as well: what is scaled on the fly is scaled by all that share one inference
 tensorrt    static: S8S8 symmetric, biases left alone, the one form that TensorRT takes
 """

@@ -26,14 +26,14 @@ SAY_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Found:
-    """kept: layers that are not lowered. alone: what each part or layer costs when it alone is lowered, as far as it was
-    measured. everything: the score with nothing kept; score: with `kept`. in_time: whether all was measured.
+    """kept: layers that are not lowered. parts, layers: what each costs when it alone is lowered, as far as it was
+    measured, by name. everything: the score with nothing kept. in_time: whether all was measured.
     """
 
     kept: frozenset[Layer]
-    alone: dict[str, float]
+    parts: dict[str, float]
+    layers: dict[str, float]
     everything: float
-    score: float
     in_time: bool
 
 
@@ -46,6 +46,7 @@ class Search:
     limit_s: float = SEARCH_S
     clock: Callable[[], float] = time.monotonic
     _known: dict[frozenset[Layer], float] = field(default_factory=dict)
+    _parts: dict[str, float] = field(default_factory=dict)
     _alone: dict[str, float] = field(default_factory=dict)
     _in_time: bool = True
 
@@ -65,10 +66,10 @@ class Search:
             parts.setdefault(layer.part, []).append(layer)
         for name, own in parts.items():
             if self._has_time():
-                self._alone[name] = self._score(frozenset(self.layers) - frozenset(own))
-                self.say(f"{name} lowered alone: {_times(self._alone[name])} the limit")
+                self._parts[name] = self._score(frozenset(self.layers) - frozenset(own))
+                self.say(f"{name} lowered alone: {_times(self._parts[name])} the limit")
         broken: list[Layer] = []
-        for name in _worst_first(parts, self._alone):
+        for name in _worst_first(parts, self._parts):
             broken += parts[name]
             if self._score(frozenset(broken)) <= self.goal:
                 break
@@ -108,8 +109,7 @@ class Search:
         return self._known[kept]
 
     def _found(self, kept: frozenset[Layer]) -> Found:
-        everything = self._score(frozenset())
-        return Found(kept, dict(self._alone), everything, self._score(kept), self._in_time)
+        return Found(kept, dict(self._parts), dict(self._alone), self._score(frozenset()), self._in_time)
 
 
 def _worst_first(names: Iterable[str], alone: dict[str, float]) -> list[str]:

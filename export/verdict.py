@@ -1,16 +1,21 @@
-"""By which rule a bundle was judged, with its margin, what stays in float32 and why, and what the difference means for the
-arm: one wording for all who tell it (the summary, the report, the refusal).
+"""By which rule a bundle was judged, with its margin, what stays in float32 and why, and what the difference means for
+the arm: one wording for all who tell it (the summary, the report, the refusal).
 """
 
 from __future__ import annotations
 
+import math
+
 from edgevla.joint_units import joint_name
 from edgevla.manifest import KeptLayer, Manifest
+from edgevla.types import ACTION
 
 from .gate import percent
 from .parity import failures
 
 NAMED = 3
+REACH_M, SERVO_STEP_DEG = 0.3, 360 / 4096
+"""How far from a joint a difference is told in millimetres; a step of a 12-bit servo."""
 
 
 def rule(m: Manifest) -> str:
@@ -64,10 +69,47 @@ def on_the_arm(m: Manifest, most: int = NAMED) -> str:
     return "; ".join(said)
 
 
+def reach_mm(difference: float, unit: str) -> float | None:
+    """How far it moves what is 30 cm from the joint; None: it is no angle."""
+    turned = {"deg": math.radians(difference), "rad": difference}.get(unit)
+    return None if turned is None else 1e3 * REACH_M * turned
+
+
+def meaning_words(m: Manifest) -> str:
+    """What 99 of 100 actions differ by, in things that one can picture: of the joint that moves the hand most by it."""
+    assert m.parity is not None
+    a = m.parity.actions
+    usual, width = a.p99_abs_per_joint, a.range_per_joint
+    assert usual is not None
+    assert width is not None
+    share = max(u / w for u, w in zip(usual, width, strict=True))
+    said = f"99 of 100 actions differ by at most {percent(share)} of a joint's range"
+    reach = [reach_mm(u, unit) or 0.0 for u, unit in zip(usual, m.action.units, strict=True)]
+    joint = max(range(len(reach)), key=lambda j: reach[j])
+    if reach[joint] > 0:
+        steps = reach[joint] / (1e3 * REACH_M * math.radians(SERVO_STEP_DEG))
+        said += (
+            f", and move what is {100 * REACH_M:.0f} cm from a joint by at most {reach[joint]:.2g} mm "
+            f"({joint_name(m.action.names[joint])}, {usual[joint]:.2g} {m.action.units[joint]}, {steps:.2g} steps of a "
+            "12-bit servo)"
+        )
+    speed = (m.trained_speed_p999 or {}).get(ACTION, ())
+    if reach[joint] > 0 and len(speed) > joint and speed[joint] > 0:
+        said += f". At the fastest in training that joint moves as far in {1e3 * usual[joint] / speed[joint]:.2g} ms"
+    return said + "."
+
+
+def precision_words(m: Manifest) -> str:
+    """`int8`, or `int8 and fp32` where some layers were kept."""
+    lower = [p for p in dict.fromkeys(m.target.precision.values()) if p != "fp32"]
+    kept = m.lowered is not None and bool(m.lowered.kept)
+    return " and ".join([*lower, *(["fp32"] if kept or not lower else [])])
+
+
 def kept_words(m: Manifest) -> str:
     """What of a lower precision stayed float32 and why; empty for float32 bundles.
 
-    `int8 but for 2 of 18 layers (3 % of the weights), which stay float32: encode/action_head (alone 2.1 times the limit)`
+    `int8 but for 2 of 18 layers (3 % of the weights), which stay float32: encode/action_head (alone 2 times the limit)`
     """
     found = m.lowered
     if found is None:
@@ -77,12 +119,10 @@ def kept_words(m: Manifest) -> str:
         return f"all {found.n_layers} layers are {precision}"
     share = sum(k.n_weights for k in found.kept) / max(found.n_weights, 1)
     worst = sorted(found.kept, key=lambda k: -(k.alone or 0.0))
-    named = "; ".join(map(cost_words, worst[:NAMED])) + ("; ..." if len(worst) > NAMED else "")
+    named = "; ".join(map(cost_words, worst[:NAMED])) + ("; and others" if len(worst) > NAMED else "")
     late = "" if found.in_time else "; time ran out, so layers that were not measured are among them"
-    return (
-        f"{precision} but for {len(found.kept)} of {found.n_layers} layers ({percent(share)} of the weights), which stay "
-        f"float32: {named}{late}"
-    )
+    number = f"{len(found.kept)} of {found.n_layers} layers ({percent(share)} of the weights)"
+    return f"{precision} but for {number}, which stay float32: {named}{late}"
 
 
 def cost_words(kept: KeptLayer) -> str:
