@@ -38,6 +38,7 @@ from edgevla.launch.deployment import (
 )
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
+from edgevla.prompt import check_extra
 from edgevla.seam_methods import ONE_PER_REQUEST, seam_words
 
 POLICY = "edgevla.nodes.policy"
@@ -151,6 +152,7 @@ class PolicySource:
 
     Raises:
         BundleError, UsageError: the bundle is damaged, or cannot be carried out as the options say.
+        MissingExtraError: it reads text, and what cuts text into tokens is not installed.
     """
 
     CAN_SELECT = True
@@ -159,6 +161,7 @@ class PolicySource:
     def __init__(self, folder: Path, options: DeployOptions) -> None:
         bundle = self._loaded = load_bundle(folder)
         self.bundle: str | None = str(folder)
+        check_extra(bundle.manifest.prompt)
         self._hold(str(folder), bundle.manifest, bundle.sha256, options)
 
     def _hold(self, name: str, manifest: Manifest, sha256: str, options: DeployOptions) -> None:
