@@ -315,6 +315,25 @@ def _none_runs() -> str:
     return "no deployment is running; start one with: edgevla deploy --robot so101 --sim"
 
 
+# -- what is made before the robot's processes begin -----------------------------------------------------------
+
+
+def write_preparing(folder: Path, text: str) -> None:
+    """Says to whoever looks on how far the supervisor is with what takes minutes: TensorRT's engines. Empty: it is done."""
+    with contextlib.suppress(OSError):  # a folder that has gone is nobody's fault
+        part = folder / "preparing.part"
+        part.write_text(text)
+        part.replace(folder / "preparing")
+
+
+def read_preparing(folder: Path) -> str:
+    """Empty where nothing is being made."""
+    try:
+        return (folder / "preparing").read_text()
+    except (OSError, ValueError):
+        return ""
+
+
 # -- the guardian ----------------------------------------------------------------------------------------------
 
 

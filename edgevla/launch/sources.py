@@ -40,6 +40,7 @@ from edgevla.look import Oddity
 from edgevla.manifest import Manifest
 from edgevla.prompt import check_extra
 from edgevla.seam_methods import ONE_PER_REQUEST, seam_words
+from edgevla.session import write_preparing
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
@@ -183,7 +184,16 @@ class PolicySource:
     def prepare(self, run: Run) -> None:
         """TensorRT's engines, where they lack."""
         if is_native(run.options.provider or self._manifest.target.provider):
-            build_ahead(self._loaded, Seldom(lambda text: run.say("log", "deploy", text)), run.is_over)
+            seldom = Seldom(lambda text: run.say("log", "deploy", text))
+
+            def tell(text: str) -> None:
+                seldom(text)
+                write_preparing(run.folder, text)
+
+            try:
+                build_ahead(self._loaded, tell, run.is_over)
+            finally:
+                write_preparing(run.folder, "")
 
     def fit(self, run: Run) -> list[CameraSettings]:
         if run.options.task and self._manifest.prompt is None:
