@@ -5,8 +5,9 @@ Two steps; the second wants no torch, and is run by another machine's Python (`m
     .venv-test/bin/python benchmarks/arm_runs.py write WORK       # exports every policy's recorded checkpoint, runs it
     build/arm64/venv/bin/python benchmarks/arm_runs.py read WORK  # runs them again, and compares
 
-`read` prints a line per thing and ends with 1 when one failed: chunks further than 1e-5 of a joint's range from `write`'s,
-a bundle that is not sound, a simulated arm that was not driven. The arm is a slow one: an emulated computer keeps 20 Hz.
+`read` prints a line per thing and ends with 1 when one failed: chunks further than 1e-5 of a joint's range from
+`write`'s, a bundle that is not sound, a simulated arm that was not driven. The arm is a slow one: an emulated computer
+keeps 20 Hz.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ def guidance(policy: BundlePolicy, rng: np.random.Generator) -> RtcInputs:
 def read(work: Path) -> int:
     print(f"Python {platform.python_version()} on {platform.machine()}")
     recorded = np.load(work / "chunks.npz")
-    tasks: list[tuple[str, Any]] = [(f"{n}: chunks", lambda n=n: compared(work, n, recorded[n])) for n in recorded]
+    tasks: list[tuple[str, Any]] = [
+        (f"{n}: chunks", lambda n=n: compared(work, n, recorded[n])) for n in recorded
+    ]
     tasks += [(f"{name}: inspect", lambda name=name: inspected(work / "bundles" / name)) for name in recorded]
     tasks.append(("deploy --sim", lambda: driven(work)))
     n_failed = 0
