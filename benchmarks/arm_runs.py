@@ -42,6 +42,15 @@ SLOW = {
 }
 """An SO-101 that waits for a computer as slow as an emulated one, which shares its cores with the emulated servos."""
 
+PATIENT = """
+import sys
+from edgevla.cli import main
+from edgevla.launch import supervisor
+supervisor.ROBOT_READY_S = supervisor.CAMERAS_READY_S = supervisor.EMULATOR_READY_S = 300.0
+sys.exit(main(sys.argv[1:]))
+"""
+"""`edgevla`, which waits longer for its processes: emulated ones take seconds to begin, on a busy machine a minute."""
+
 
 # -- here ---------------------------------------------------------------------------------------------------------
 
@@ -136,9 +145,9 @@ def compared(work: Path, name: str, theirs: np.ndarray) -> str:
     return f"{len(theirs)} within {off.max():.1e} of a joint's range"
 
 
-def edgevla(*words: object, timeout_s: float = 60) -> str:
-    command = [sys.executable, "-m", "edgevla", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+def edgevla(*words: object) -> str:
+    command = [sys.executable, "-c", PATIENT, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode != 0:
         raise ValueError(f"edgevla {words[0]} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return done.stdout
@@ -150,7 +159,7 @@ def inspected(bundle: Path) -> str:
 
 def driven(work: Path) -> str:
     words = ("deploy", work / "arm", "--robot", work / "slow.toml", "--sim", "--duration", "4", "--json")
-    summary = json.loads(edgevla(*words, "--log", work / "log", timeout_s=500))
+    summary = json.loads(edgevla(*words, "--log", work / "log"))
     if summary["inferences"] < 2 or summary["failure"] is not None:
         raise ValueError(f"{summary['inferences']} inferences, failure: {summary['failure']}")
     return f"{summary['inferences']} inferences"
