@@ -158,6 +158,15 @@ def inspected(bundle: Path) -> str:
 
 
 def driven(work: Path) -> str:
+    """Once more where it failed, as tests are: on a shared machine a neighbour may have taken the core."""
+    try:
+        return deployed(work)
+    except ValueError as error:
+        print(f"RERUN   deploy --sim: {error}", flush=True)
+        return deployed(work)
+
+
+def deployed(work: Path) -> str:
     words = ("deploy", work / "arm", "--robot", work / "slow.toml", "--sim", "--duration", "4", "--json")
     summary = json.loads(edgevla(*words, "--log", work / "log"))
     if summary["inferences"] < 2 or summary["failure"] is not None:
