@@ -17,9 +17,21 @@ RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/lau
                    tests/evaluation tests/trials tests/serve tests/flight
 PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
+# 64-bit ARM, emulated: all tests of the robot's half but of the project's own pages and packaging, and of them what CI runs. The
+# wheel is tested, not the tree: Python must not look into the folder that it is started in.
+ARM            := build/arm64
+ARM_RUN        := PYTHONPATH= PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(ARM)/venv/bin/python
+ARM_TESTS      := tests/core tests/robots tests/runtime tests/monitor tests/dataset \
+                  $(patsubst %,--ignore=tests/%.py,core/test_packaging core/test_citations core/test_docs core/test_stands_alone \
+                  robots/test_adapters)
+ARM_PART_TESTS := $(patsubst %,tests/core/test_%.py,bundle runner strict prompt) \
+                  $(patsubst %,tests/runtime/test_%.py,wire safety execution) \
+                  $(patsubst %,tests/robots/test_%.py,codecs protocols emulated_servos units profile calibration)
+
 NOT_RUN := .not-run
 
-.PHONY: demo test wheel lint types test-torch safety test-runtime drawing programs test-lerobot test-openpi clean
+.PHONY: demo test wheel lint types test-torch safety test-runtime drawing programs test-arm test-arm-part arm-part arm-runs \
+        test-lerobot test-openpi clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/edgevla demo $(ARGS)
@@ -31,7 +43,7 @@ wheel:
 	@ls dist/edgevla-*.whl
 
 # What this machine could not run is said at the end, and is no success of that part.
-test: lint types test-torch safety test-runtime drawing programs
+test: lint types test-torch safety test-runtime drawing programs test-arm-part
 	@if [ -s $(NOT_RUN) ]; then echo "Passed, but NOT RUN here:"; cat $(NOT_RUN); else echo "All was run, and passed."; fi
 
 lint: $(VENV_TEST)/ready
@@ -81,6 +93,29 @@ programs:
 	echo "  the tests of edgevla push (apt-get install openssh-server)" | tee -a $(NOT_RUN)
 	@command -v gst-launch-1.0 >/dev/null || \
 	echo "  real GStreamer pipelines (apt-get install gstreamer1.0-tools gstreamer1.0-plugins-base)" | tee -a $(NOT_RUN)
+
+# The wheel on 64-bit ARM, emulated (.ci/arm-python): what every policy computes there, beside what it computes here, and tests.
+# By hand: all of it. Where the emulator is not to be had that is written down; what fails in it is a failure.
+test-arm: arm-runs
+	$(ARM_RUN) -m pytest -n 2 --dist loadfile -m "not realtime and not hardware" --reruns 1 -rR $(ARM_TESTS) $(ARGS)
+
+test-arm-part:
+	@if sh .ci/arm-python $(ARM); then $(MAKE) --no-print-directory arm-part; \
+	else echo "  the runtime on 64-bit ARM (apt-get and Debian's mirror bring the emulator)" | tee -a $(NOT_RUN); fi
+
+arm-part: arm-runs
+	$(ARM_RUN) -m pytest -n 2 --dist loadfile -m "not realtime" --reruns 1 -rR $(ARM_PART_TESTS) $(ARGS)
+
+arm-runs: $(VENV_TEST)/ready $(ARM)/ready wheel
+	sh .ci/arm-install $(ARM) --no-deps "$$(ls -t dist/edgevla-*.whl | head -1)"
+	rm -rf $(ARM)/runs
+	OMP_NUM_THREADS=1 $(VENV_TEST)/bin/python -W ignore benchmarks/arm_runs.py write $(ARM)/runs
+	$(ARM_RUN) benchmarks/arm_runs.py read $(ARM)/runs
+
+$(ARM)/ready: pyproject.toml .ci/arm-python .ci/arm-install | wheel
+	sh .ci/arm-python $(ARM)
+	sh .ci/arm-install $(ARM) "$$(ls -t dist/edgevla-*.whl | head -1)[dev-runtime]"
+	touch $@
 
 # By hand: LeRobot itself opens what we write. It wants Python 3.12 and 3 GB of torch, in an environment of its own.
 test-lerobot: $(VENV_TEST)/ready .venv-lerobot/ready

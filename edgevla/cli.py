@@ -186,6 +186,7 @@ EXTRA_OF_MODULE = {
     "pyarrow": "record",
     "av": "record",
     "onnxruntime": "cpu",
+    "tokenizers": "language",
 }
 
 

@@ -158,9 +158,7 @@ class Inbox:
     streams: class of the body -> `Stream`. What overflows a ring is the oldest.
     """
 
-    def __init__(
-        self, ctx: zmq.Context, streams: Mapping[type[Body], Stream], session: bytes | None
-    ) -> None:
+    def __init__(self, ctx: zmq.Context, streams: Mapping[type[Body], Stream], session: bytes | None) -> None:
         self._receiver = _Receiver(session)
         self._sizes = {cls: size for cls, (_, size) in streams.items()}
         self._rings: dict[tuple[type[Body], str], deque[tuple[int, Message[Body]]]] = {}
@@ -202,7 +200,7 @@ class Inbox:
             self._socket.close()
 
     def _empty(self) -> None:
-        while not self._stopping.is_set():  # on a slow machine more may arrive than is read: it would never end
+        while not self._stopping.is_set():  # more may arrive than a slow machine reads
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:

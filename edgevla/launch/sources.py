@@ -38,7 +38,9 @@ from edgevla.launch.deployment import (
 )
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
+from edgevla.prompt import check_extra
 from edgevla.seam_methods import ONE_PER_REQUEST, seam_words
+from edgevla.session import write_preparing
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
@@ -151,6 +153,7 @@ class PolicySource:
 
     Raises:
         BundleError, UsageError: the bundle is damaged, or cannot be carried out as the options say.
+        MissingExtraError: it reads text, and what cuts text into tokens is not installed.
     """
 
     CAN_SELECT = True
@@ -159,6 +162,7 @@ class PolicySource:
     def __init__(self, folder: Path, options: DeployOptions) -> None:
         bundle = self._loaded = load_bundle(folder)
         self.bundle: str | None = str(folder)
+        check_extra(bundle.manifest.prompt)
         self._hold(str(folder), bundle.manifest, bundle.sha256, options)
 
     def _hold(self, name: str, manifest: Manifest, sha256: str, options: DeployOptions) -> None:
@@ -180,7 +184,16 @@ class PolicySource:
     def prepare(self, run: Run) -> None:
         """TensorRT's engines, where they lack."""
         if is_native(run.options.provider or self._manifest.target.provider):
-            build_ahead(self._loaded, Seldom(lambda text: run.say("log", "deploy", text)), run.is_over)
+            seldom = Seldom(lambda text: run.say("log", "deploy", text))
+
+            def tell(text: str) -> None:
+                seldom(text)
+                write_preparing(run.folder, text)
+
+            try:
+                build_ahead(self._loaded, tell, run.is_over)
+            finally:
+                write_preparing(run.folder, "")
 
     def fit(self, run: Run) -> list[CameraSettings]:
         if run.options.task and self._manifest.prompt is None:

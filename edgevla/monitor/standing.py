@@ -140,6 +140,8 @@ def _silent(heard: Heard, outside: Outside) -> Standing:
         )
     if is_guardian_dead:
         return Standing("ENDED", "bold", f"the robot's processes have ended; {heard.last}")
+    if heard.age_ns is None and outside.preparing:
+        return Standing("BUILDING", "bold cyan", outside.preparing)
     if heard.age_ns is None:
         return Standing("NO ROBOT YET", "bold", "waiting for its first word")
     return Standing(
