@@ -121,7 +121,7 @@ def backbone_folder(name: str) -> Path:
         return fetch(name, patterns=["*.json", "*.safetensors", "*.txt"])
     except HubError as error:
         raise CheckpointError(
-            f"the backbone '{name}' is neither a folder here nor to be had from the hub: {error}; --from takes the folder"
+            f"the backbone '{name}' is neither a folder here nor to be had from the hub: {error} (--from)"
         ) from error
 
 
