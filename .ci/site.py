@@ -1,5 +1,5 @@
-"""A hook of mkdocs. Pages link to files of the repository that are none of the site's, such as measurements: there the link
-is left out and the file's name said.
+"""A hook of mkdocs. Pages link to files of the repository that are none of the site's, such as measurements: there the
+link is left out and the file's name said.
 """
 
 from __future__ import annotations
