@@ -50,6 +50,7 @@ def _download(repo_id: str, root: str | Path | None) -> Path:
             continue
         except HubError as error:
             raise DatasetError(
-                f"'{repo_id}' is neither a folder here nor a dataset that the hub gives us: {error}", file=repo_id
+                f"'{repo_id}' is neither a folder here nor a dataset that the hub gives us: {error}",
+                file=repo_id,
             ) from error
     raise DatasetError(f"dataset '{repo_id}' on the hub has none of the revisions {', '.join(REVISIONS)}")

@@ -25,7 +25,7 @@ REASONS = {
 }
 MARKER = re.compile(r"<!-- not run(?:, (?P<words>.+))?: (?P<reason>.+) -->")
 BLOCK = re.compile(r"(?P<above>(?:^ *<!-- not run[^\n]*\n)*)^ *```bash\n(?P<body>.*?)^ *```", re.S | re.M)
-PROGRAMS = "edgevla|make|pip|python3?|sudo|torchrun|accelerate|journalctl|pre-commit|source"
+PROGRAMS = "edgevla|pytest|make|pip|python3?|sudo|torchrun|accelerate|journalctl|pre-commit|source"
 STRAY = re.compile(rf"^ {{4,}}(?:\S*/bin/)?(?:{PROGRAMS}) [a-z.-]")
 
 
@@ -58,9 +58,13 @@ def commands(page: Path) -> Iterator[Command]:
             yield Command(page.name, line, words, marker["reason"] if marker else None)
         for marker in markers:
             if marker not in used or marker["reason"] not in REASONS:
-                raise ValueError(f"{page.name}: {marker[0]} is of no command, or for none of {', '.join(REASONS)}")
-    if n_markers != text.count("<!-- not run"):
-        raise ValueError(f"{page.name}: a marker stands above no block of commands, or is not one: {MARKER.pattern}")
+                raise ValueError(
+                    f"{page.name}: {marker[0]} is of no command, or for none of {', '.join(REASONS)}"
+                )
+    if n_markers != len(re.findall(r"^ *<!-- not run", text, flags=re.M)):
+        raise ValueError(
+            f"{page.name}: a marker stands above no block of commands, or is not one: {MARKER.pattern}"
+        )
 
 
 def logical_lines(body: str, first: int) -> Iterator[tuple[int, str]]:
