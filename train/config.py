@@ -195,7 +195,7 @@ def recipe_lines() -> list[str]:
         text = (RECIPES / f"{name}.toml").read_text()
         comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
         first = re.split(NEXT_SENTENCE, comments)[0].rstrip(".")
-        lines.append(f"  {name:<18} {read_recipe(name)['policy']:<10} {first}")
+        lines.append(f"  {name:<18} {read_recipe(name).get('policy', 'any'):<10} {first}")
     return ["preset             of         what", *lines]
 
 

@@ -18,6 +18,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 REASONS = {
     "another machine": "a robot's or a server's, over ssh or the network",
     "board": "a Jetson, a GPU, TensorRT or a camera's hardware",
+    "extra": "needs a package that the tests do not install",
     "long": "minutes to hours; a shorter form of it is run by a test of its own",
     "network": "asks a package index",
     "person": "somebody answers questions or presses keys",

@@ -43,7 +43,7 @@ CALIBRATIONS = {
     "so101_bimanual": "pair",
     "so101_leader_bimanual": "pair",
 }
-BUNDLES = {"bundles/act-int8": "act", "bundles/smolvla": "flow"}
+BUNDLES = {"bundles/act-int8": "act", "bundles/smolvla": "flow", "bundles/pi0": "flow"}
 
 
 # -- datasets -------------------------------------------------------------------------------------------------
