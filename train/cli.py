@@ -1,7 +1,8 @@
 """Train a policy on a LeRobot dataset, or go on with a run that was interrupted.
 
     edgevla train --policy act --dataset datasets/so101
-    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front
+    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front \\
+        --camera camera2=none --camera camera3=none
     edgevla train --resume runs/act-1124-1800
 
 Learning rates, batch size and the like come from the policy's published preset (train/recipes/*.toml), unless an

@@ -84,8 +84,8 @@ def into_hub(hub: Path, name: str, folder: Path, revision: str) -> None:
 # -- training at a size of seconds --------------------------------------------------------------------------------
 
 
-def tiny_words(policy: str, *, is_fresh: bool) -> list[str]:
-    """What the policy itself declares to be a size for tests, and two steps of it."""
+def tiny_words(policy: str | None) -> list[str]:
+    """Two steps, and of a fresh policy what it declares itself to be a size for tests."""
     words = [
         "--steps",
         "2",
@@ -99,9 +99,9 @@ def tiny_words(policy: str, *, is_fresh: bool) -> list[str]:
         "ram",
         "--no-tensorboard",
     ]
-    cls = policy_class(policy)
-    if not is_fresh:
+    if policy is None:
         return words
+    cls = policy_class(policy)
     for key, value in cls.tiny.items():
         said = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
         words += ["--set", f"{key}={said}"]
@@ -110,7 +110,7 @@ def tiny_words(policy: str, *, is_fresh: bool) -> list[str]:
 
 def train(policy: str, dataset: Path, run: Path, *more: str) -> Path:
     words = ["train", "--policy", policy, "--dataset", str(dataset), "--output", str(run)]
-    assert main([*words, *tiny_words(policy, is_fresh=True), *more]) == 0
+    assert main([*words, *tiny_words(policy), *more]) == 0
     return run / "checkpoints/last/pretrained_model"
 
 
@@ -126,8 +126,10 @@ def given(folder: Path, make_bundle: Callable[[Path, str], None]) -> None:
     backbone = write_tiny_backbone(folder / "made/backbone", "smolvlm")
     two = write_dataset(folder / "made/two", "camera1", "camera3", n_episodes=1)
     base = train("smolvla", two, folder / "made/base", "--from", str(backbone))
-    into_hub(hub, "models--lerobot--smolvla_base", base, "main")
     into_hub(hub, "models--me--smolvla_cubes", base, "main")
+    three = write_dataset(folder / "made/three", "camera1", "camera2", "camera3", n_episodes=1)
+    base = train("smolvla", three, folder / "made/base3", "--from", str(backbone))
+    into_hub(hub, "models--lerobot--smolvla_base", base, "main")
     cubes = train("smolvla", made["front"], folder / "runs/smolvla", "--from", str(backbone))
     shutil.copytree(cubes, folder / "checkpoints/smolvla_cubes")
     train(
@@ -252,7 +254,10 @@ def shortened(words: list[str]) -> list[str]:
         words = without(words, "--steps")
         if "--resume" in words:
             return [*words, "--steps", "3"]
-        return [*words, *tiny_words(value(words, "--policy"), is_fresh=not starts_from_policy(words))]
+        policy = (
+            None if "--from" in words else value(words, "--policy")
+        )  # else sizes are those of what it starts from
+        return [*words, *tiny_words(policy)]
     if verb == "export":
         # After two steps of training int8 is no copy of anything.
         may_differ = (
@@ -266,11 +271,6 @@ def shortened(words: list[str]) -> list[str]:
             words = without(words, option)
         return [*words, "--episodes", "1", "--seconds", "0.3", "--pause", "0"]
     return words
-
-
-def starts_from_policy(words: list[str]) -> bool:
-    """Its sizes are then those of the policy that it starts from."""
-    return "--from" in words
 
 
 def value(words: list[str], option: str) -> str:

@@ -164,8 +164,8 @@ class Reader:
         words = on_emulated_arms(shortened(words), self.arms) if words else []
         self._make_room(words)
         if verb == "serve" and "--bind" not in words:
-            port = "8000" if "openpi" in words else "5599"
-            words += ["--bind", f"tcp://127.0.0.1:{self._ports[port]}"]
+            scheme, port = ("ws", "8000") if "openpi" in words else ("tcp", "5599")
+            words += ["--bind", f"{scheme}://127.0.0.1:{self._ports[port]}"]
         if verb == "service":
             words[1:1] = ["--unit-dir", str(self.folder)]
         if verb in ("serve", "emulate"):
