@@ -1,6 +1,6 @@
 # The two commands of the README. Each makes its own environment from nothing but python3 and make.
 #   make demo    the whole story on a simulated arm        make test    all that CI runs
-#   make wheel   what pip installs, in dist/
+#   make wheel   what pip installs, in dist/          make lock   renews the versions that both install (.ci/constraints-*)
 # Variables: PYTHON (default: python3, or another supported one), TORCH (what pip installs first), ARGS (passed on to
 # pytest / the demo), MUTANTS (how many small errors `make safety` puts into the safety core).
 
@@ -10,6 +10,7 @@ ARGS   ?=
 MUTANTS ?= 150
 OPENPI      := openpi-client==0.1.2 typing_extensions
 LEROBOT     := lerobot[dataset,diffusion,pi,smolvla,xvla]==0.6.1
+LOCKS       := $(wildcard .ci/constraints-*.txt)
 VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13
@@ -30,7 +31,7 @@ ARM_PART_TESTS := $(patsubst %,tests/core/test_%.py,bundle runner strict prompt)
 
 NOT_RUN := .not-run
 
-.PHONY: demo test wheel lint types test-torch safety test-runtime drawing programs test-arm test-arm-part arm-part arm-runs \
+.PHONY: demo test wheel lock lint types test-torch safety test-runtime drawing programs test-arm test-arm-part arm-part arm-runs \
         test-lerobot test-openpi clean
 
 demo: $(VENV)/ready
@@ -41,6 +42,10 @@ wheel:
 	sh .ci/venv $(PYTHON) build/venv-wheel
 	build/venv-wheel/bin/pip wheel --quiet --no-deps --wheel-dir dist .
 	@ls dist/edgevla-*.whl
+
+# Newest versions: make lock ARGS=--upgrade
+lock:
+	TORCH='$(TORCH)' sh .ci/lock $(ARGS)
 
 # What this machine could not run is said at the end, and is no success of that part.
 test: lint types test-torch safety test-runtime drawing programs test-arm-part
@@ -136,22 +141,22 @@ test-openpi: $(VENV_TEST)/ready .venv-openpi/ready
 	sh .ci/install .venv-openpi $(OPENPI)
 	touch $@
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml $(LOCKS)
 	sh .ci/venv $(PYTHON) $(VENV)
-	sh .ci/install $(VENV) $(TORCH)
-	sh .ci/install $(VENV) -e '.[cpu,train]'
+	sh .ci/install --locked $(VENV) $(TORCH)
+	sh .ci/install --locked $(VENV) -e '.[cpu,train]'
 	touch $@
 
-$(VENV_TEST)/ready: pyproject.toml
+$(VENV_TEST)/ready: pyproject.toml $(LOCKS)
 	sh .ci/venv $(PYTHON) $(VENV_TEST)
-	sh .ci/install $(VENV_TEST) $(TORCH)
-	sh .ci/install $(VENV_TEST) -e '.[dev]'
+	sh .ci/install --locked $(VENV_TEST) $(TORCH)
+	sh .ci/install --locked $(VENV_TEST) -e '.[dev]'
 	touch $@
 
 # The wheel, not the tree: what a robot would install.
-.venv-runtime-%/ready: pyproject.toml
+.venv-runtime-%/ready: pyproject.toml $(LOCKS)
 	sh .ci/venv "$$(sh .ci/find-python $*)" .venv-runtime-$*
-	sh .ci/install .venv-runtime-$* -e '.[dev-runtime]'
+	sh .ci/install --locked .venv-runtime-$* -e '.[dev-runtime]'
 	touch $@
 
 clean:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,11 +128,15 @@ def run(args: argparse.Namespace) -> int:
     done = export_checkpoint(
         args.checkpoint, target, options, lambda text: print(text, file=stream, flush=True)
     )
-    print(json.dumps(_as_json(done), indent=2) if args.json else "\n".join(_summary(done)))
+    print(
+        json.dumps(_as_json(done), indent=2)
+        if args.json
+        else "\n".join(_summary(done, args.robot or "so101"))
+    )
     return 0
 
 
-def _summary(done: Exported) -> list[str]:
+def _summary(done: Exported, robot: str) -> list[str]:
     from .build import chunk_ms
     from .certified import certificate_words
     from .verdict import kept_words, on_the_arm, rule
@@ -161,7 +166,7 @@ def _summary(done: Exported) -> list[str]:
         )
     lines += [
         f"written to {done.bundle.folder} (see report.html)",
-        f"next: edgevla deploy {done.bundle.folder} --robot so101",
+        f"next: {shlex.join(['edgevla', 'deploy', str(done.bundle.folder), '--robot', robot])}",
     ]
     return lines
 

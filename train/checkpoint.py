@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edgevla.checkpoints import CONFIG, policy_folder
 from edgevla.dataset.facts import FACTS
 from edgevla.errors import CheckpointError
+from edgevla.hub import HubError, fetch
 
 from . import lora
 from .account import account_of
@@ -175,16 +176,12 @@ def checkpoint_folder(path: str | Path) -> Path:
         raise CheckpointError(
             f"checkpoint {name} does not exist; give a folder or a hub id like lerobot/act_aloha"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.model", "*/*.txt", "*/*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return fetch(name, patterns=patterns)
+    except HubError as error:
         raise CheckpointError(
-            f"checkpoint {name} is no folder here and could not be fetched from the hub: {reason}"
+            f"checkpoint {name} is no folder here and could not be fetched from the hub: {error}"
         ) from error
 
 

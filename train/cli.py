@@ -1,7 +1,8 @@
 """Train a policy on a LeRobot dataset, or go on with a run that was interrupted.
 
     edgevla train --policy act --dataset datasets/so101
-    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front
+    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front \\
+        --camera camera2=none --camera camera3=none
     edgevla train --resume runs/act-1124-1800
 
 Learning rates, batch size and the like come from the policy's published preset (train/recipes/*.toml), unless an
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -54,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="say what can be set of --policy, with defaults and meaning, and end",
     )
+    what.add_argument(
+        "--list-recipes", action="store_true", default=False, help="say which presets --recipe knows, and end"
+    )
     what.add_argument("--dataset", metavar="PATH|REPO", help="LeRobot dataset: a folder or a hub id")
     what.add_argument("--root", metavar="DIR", help="where a hub dataset lies or is put")
     what.add_argument(
@@ -70,7 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, to the bit on CPU")
     what.add_argument(
-        "--recipe", metavar="NAME|FILE", help="preset other than the policy's own; TOML like train/recipes/"
+        "--recipe",
+        metavar="NAME|FILE",
+        help="preset other than the policy's own: act_small for small machines, others by --list-recipes, "
+        "or a TOML file like train/recipes/",
     )
     what.add_argument(
         "--output", metavar="DIR", help="the run's folder (default runs/<policy>-<date>-<time>)"
@@ -166,6 +174,11 @@ def run(args: argparse.Namespace) -> int:
     for name in ("verbose", "verb"):
         given.pop(name, None)
     as_json = given.pop("json")
+    if given.pop("list_recipes"):
+        from .config import recipe_lines
+
+        print("\n".join(recipe_lines()))
+        return 0
     if given.pop("list_settings"):
         return _list_settings(given)
     return train_command(given, as_json)
@@ -420,19 +433,24 @@ def _warn_of_room(job: Any, done: int, say: Any) -> None:
         say(f"WARNING: {each} about {gigabytes(need)}, and {gigabytes(free)} are free for {job.run}")
 
 
+def _export_of(checkpoint: Path, config: Any) -> str:
+    """The next command. With the dataset graphs are compared on real frames, and int8 is possible."""
+    return shlex.join(["edgevla", "export", str(checkpoint), "--dataset", config.root or config.dataset])
+
+
 def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:
     import signal
 
     job = prepared.job
     last = job.run / CHECKPOINTS / LAST
-    resume, export = f"edgevla train --resume {job.run}", f"edgevla export {last}"
+    resume, export = f"edgevla train --resume {job.run}", _export_of(last, job.config)
     if outcome.signal is not None:
         name = signal.Signals(outcome.signal).name
         say(f"{name}: step {outcome.step} of {job.config.steps} is saved. Go on with:\n  {resume}")
     else:
         say(f"Done: {last}, loss {job.log.last.get('loss', float('nan')):.4g}, curve {job.run / 'loss.png'}.")
         if job.config.merge_lora and job.worker.rank == 0:
-            export = f"edgevla export {prepared.save_merged()}"
+            export = _export_of(prepared.save_merged(), job.config)
         say(f"Next:\n  {export}")
     if as_json:
         result = {
