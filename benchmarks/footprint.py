@@ -49,7 +49,9 @@ def compiled_by_use(site: Path, bundle: Path) -> int:
     edgevla = [str(site.parents[2] / "bin" / "edgevla")]
     deploy = ["deploy", str(bundle), "--robot", "so101", "--sim", "--duration", "2"]
     for words in (["doctor"], [*deploy, "--log", str(bundle.parent / "log")]):
-        subprocess.run([*edgevla, *words], cwd=bundle.parent, check=True, capture_output=True, env=may_compile)
+        subprocess.run(
+            [*edgevla, *words], cwd=bundle.parent, check=True, capture_output=True, env=may_compile
+        )
     return compiled(site)
 
 
