@@ -6,9 +6,9 @@ again; an evaluation that was cut off goes on. Hours of CPU; run, from the proje
 
     nice -n 10 python benchmarks/closed_loop_suite.py WORK [--studies conveyor,jump] [--episodes 200] [--seeds 0,1,2]
 
-    --tables     only writes benchmarks/results/closed_loop_suite.md from what is there
+    --tables     only writes the results from what is there
 
-Results: benchmarks/results/closed_loop_suite.md.
+Results: benchmarks/results/closed_loop_suite.md, and docs/closed-loop.png.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
+from closed_loop_picture import draw
 
 RESULTS = Path(__file__).parent / "results"
 DELAYS_MS = (0, 100, 200, 300, 500)
 DELAYS_OF = {"fp32": DELAYS_MS, "int8": (0, 200)}
 CONTROLS = ("none", "black", "zero-state", "misaligned")
 CONTROL_DELAY_MS = 200
+BLENDS = (0, 5, 10)
+PICTURE = Path(__file__).parents[1] / "docs" / "closed-loop.png"
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,14 @@ class Suite:
         words = ["--task", study.task, "--episodes", str(self.n_episodes)]
         bundles = self._bundles(study, seed)
         for precision, bundle in bundles.items():
-            more = ["--execution", ",".join(study.executions)]
-            more += ["--delay-ms", ",".join(str(ms) for ms in DELAYS_OF[precision])]
+            more = ["--execution", _listed(study.executions), "--delay-ms", _listed(DELAYS_OF[precision])]
             self._eval([str(bundle), *words, *more], f"{name}-{seed}-{precision}")
+        words = [str(bundles["fp32"]), *words, "--execution", "async"]
+        more = ["--blend", _listed(BLENDS), "--delay-ms", _listed(DELAYS_MS)]
+        self._eval([*words, *more], f"{name}-{seed}-seams")
         if seed == 0:
-            more = [
-                "--execution",
-                "async",
-                "--delay-ms",
-                str(CONTROL_DELAY_MS),
-                "--control",
-                ",".join(CONTROLS),
-            ]
-            self._eval([str(bundles["fp32"]), *words, *more], f"{name}-controls")
+            more = ["--delay-ms", str(CONTROL_DELAY_MS), "--control", _listed(CONTROLS)]
+            self._eval([*words, *more], f"{name}-controls")
 
     def _bundles(self, study: Study, seed: int) -> dict[str, Path]:
         """By precision."""
@@ -105,16 +103,8 @@ class Suite:
         for precision in DELAYS_OF:
             bundle = self.work / "bundles" / f"{made}-{seed}-{precision}"
             if not (bundle / "manifest.json").exists():
-                words = [
-                    "export",
-                    str(run),
-                    "-o",
-                    str(bundle),
-                    "--dataset",
-                    str(data),
-                    "--precision",
-                    precision,
-                ]
+                words = ["export", str(run), "-o", str(bundle), "--dataset", str(data)]
+                words += ["--precision", precision]
                 # What the gate says of int8 is one question; what it does in closed loop is the one that is asked here.
                 words += ["--allow-parity-failure"] if precision == "int8" else []
                 self._run("edgevla", words, f"export-{made}-{seed}-{precision}")
@@ -126,16 +116,8 @@ class Suite:
             from every_policy import train_words
             from policies_closed_loop import LR, backbone_of
 
-            more = [
-                "--steps",
-                str(study.steps),
-                "--batch-size",
-                "16",
-                "--lr",
-                LR["xvla"],
-                "--seed",
-                str(seed),
-            ]
+            more = ["--steps", str(study.steps), "--batch-size", "16"]
+            more += ["--lr", LR["xvla"], "--seed", str(seed)]
             more += ["--schedule", "cosine", "--warmup", str(study.steps // 10), "--grad-clip", "1.0"]
             return train_words("xvla", data, run, backbone_of("xvla", self.work), *more)
         words = ["train", "--policy", "act", "--recipe", study.recipe, "--dataset", str(data)]
@@ -157,6 +139,10 @@ class Suite:
                 [sys.executable, "-m", module, *words],
                 stdout=out, stderr=subprocess.STDOUT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ",".join(str(value) for value in values)
 
 
 # -- tables -------------------------------------------------------------------------------------------------
@@ -228,12 +214,24 @@ interval over episodes. p: exact McNemar against the first row, the same places.
 def write_tables(work: Path) -> None:
     about = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "machine": platform.machine()}
     lines = [WORDS.format(**about)]
+    drawn: dict[str, list[dict[str, Any]]] = {}
     for name in STUDIES:
         for folder in sorted((work / "evals").glob(f"{name}-[0-9c]*")):
             info = read_evaluation(folder)
-            if info is not None:
-                lines += [f"## {folder.name}", "", f"`{info['command']}`", "", *table(info), ""]
+            if info is None:
+                continue
+            command = info["command"].replace(f"{work}/", "")
+            lines += [f"## {folder.name}", "", f"`{command}`", "", *table(info), ""]
+            if folder.name.endswith(("-fp32", "-seams")):
+                drawn.setdefault(name, []).extend(_once(info["cells"], folder.name.endswith("-seams")))
     (RESULTS / "closed_loop_suite.md").write_text("\n".join(lines))
+    if drawn:
+        draw(drawn, PICTURE)
+
+
+def _once(cells: list[dict[str, Any]], is_blended: bool) -> list[dict[str, Any]]:
+    """Plain `async` stands in both evaluations; of the blends, the one that has a colour of its own."""
+    return [cell for cell in cells if cell["blend"] == (10 if is_blended else 0)]
 
 
 def main() -> int:

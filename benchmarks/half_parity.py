@@ -31,12 +31,13 @@ RESULTS = Path(__file__).parent / "results" / "half_parity.md"
 HEAD = """# float16 graphs against float32 torch
 
 Written by `python benchmarks/half_parity.py`: ONNX Runtime, CPU. Worst joint of {n} observations, as a share of that
-joint's range (allowed: 1e-3); worst part: the largest error of a graph's output as a share of its allowance. The
-goldens' weights are random, so a chunk amplifies errors that a trained policy pulls together: below them, the policies
-of policies_closed_loop.md on {frames} frames of their data set.
+joint's range (allowed: 5e-3, and 1e-3 for 99 of 100 actions); float32 layers: what the search keeps; worst
+part: the largest error of a graph's output as a share of its allowance. The goldens' weights are random, so a chunk
+amplifies errors that a trained policy pulls together: below them, the policies of
+policies_closed_loop.md on {frames} frames of their data set.
 
-| golden | float32 | float16 | accepted | worst part |
-| --- | --- | --- | --- | --- |
+| golden | float32 | float16 | accepted | float32 layers | worst part |
+| --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -46,16 +47,17 @@ def measure(name: str, folder: Path, scratch: Path, options: ExportOptions) -> s
         options = replace(options, precision=precision, n_timed=1, allow_parity_failure=True)
         done = export_policy(load_policy(folder, adapt=in_float32), folder, scratch / precision, options)
         parity = done.bundle.manifest.parity
-        allowed = np.asarray(parity.actions.tolerance_per_joint)
-        tolerance = {"fp32": 1e-5, "fp16": 1e-3}[precision]
-        shares[precision] = float((np.asarray(parity.actions.max_abs_per_joint) / allowed).max()) * tolerance
+        actions = parity.actions
+        shares[precision] = float(np.divide(actions.max_abs_per_joint, actions.range_per_joint).max())
+    kept = done.bundle.manifest.lowered
     worst = max(parity.stages, key=lambda name: parity.stages[name].max_abs / parity.stages[name].tolerance)
     stage = parity.stages[worst]
     cells = [
         name,
         f"{shares['fp32']:.1e}",
         f"{shares['fp16']:.1e}",
-        "yes" if shares["fp16"] <= 1e-3 and stage.max_abs <= stage.tolerance else "no",
+        "yes" if parity.passed else "no",
+        f"{len(kept.kept)} of {kept.n_layers}",
         f"{worst} {stage.max_abs / stage.tolerance:.2f}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -25,7 +25,9 @@ class Start:
     fps: of the policy. trained_speed: per joint, per second; trained_range: lowest and highest; both in the robot's
     order and units. latency_ms: measured while warming up. max_hz: upper bound of the control loop's rate. is_held: the
     arm gets its torque and stays where it is, until `resume` or `home`. most_drawn: chunks that one inference can draw.
-    trained_delay: actions, the most that `rtc` may commit; None: it guides.
+    trained_delay: actions, the most that `rtc` may commit; None: it guides. leader_ms: how long a leader arm takes to
+    answer, which may take the policy's place; None: there is none. future_offset: steps, the farthest ahead that the
+    policy takes a state from.
     """
 
     fps: float
@@ -44,6 +46,8 @@ class Start:
     is_held: bool = False
     most_drawn: UInt = 1
     trained_delay: UInt | None = None
+    leader_ms: float | None = None
+    future_offset: UInt = 0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("edgevla.train.cli", "train a policy on a LeRobot dataset"),
     "export": ("edgevla.export.cli", "compile a checkpoint into a policy bundle"),
     "build": ("edgevla.launch.build_cli", "build a bundle's TensorRT engines, ahead of its deployment"),
+    "bench": ("edgevla.bench_cli", "measure how fast a bundle infers on this machine, and what that allows"),
     "eval": ("edgevla.evaluation.cli", "compare what policies would do with what was recorded"),
     "deploy": ("edgevla.launch.deploy_cli", "run a bundle on a robot, real or emulated"),
     "serve": ("edgevla.serve.serve_cli", "let robots use policies that run on this machine"),
@@ -93,8 +94,17 @@ def _overview() -> str:
     )
 
 
+def open_standard_streams() -> None:
+    """Where whoever started this has closed them, as some daemons do: else the next file, a servo's port for one, would
+    get their numbers, and with them every word that a library writes to its standard error."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb and turns its outcome into an exit code."""
+    open_standard_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["help"] and argv[1:]:  # `edgevla help deploy` is `edgevla deploy --help`
         argv = [argv[1], "--help"]
@@ -128,6 +138,17 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"edgevla {verb}: {_missing_module(error)}", file=sys.stderr)
         return 1
+    except RecursionError:
+        if verbose:
+            raise
+        what = "a file that was read is nested thousands of levels deep, which no dataset, checkpoint or bundle is"
+        print(f"edgevla {verb}: {what}; fetch it again (--verbose says where)", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if verbose or (words := _of_a_path(error)) is None:
+            raise
+        print(f"edgevla {verb}: {words}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nedgevla {verb}: interrupted", file=sys.stderr)
         return 130
@@ -143,6 +164,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def _of_a_path(error: RuntimeError) -> str | None:
+    """What pathlib has no class of its own for; None: it is something else."""
+    if "home directory" in str(error):
+        what = "a path begins with '~' and a user that this machine does not know, or nobody's home is known here"
+        return f"{what}; write the path in full, or set HOME"
+    if "Symlink loop" in str(error):  # Python up to 3.12
+        return f"{error}: the link leads to itself; remove it, or name what it should lead to"
+    return None
+
+
 EXTRA_OF_MODULE = {
     "torch": "train",
     "safetensors": "train",
@@ -155,6 +186,7 @@ EXTRA_OF_MODULE = {
     "pyarrow": "record",
     "av": "record",
     "onnxruntime": "cpu",
+    "tokenizers": "language",
 }
 
 

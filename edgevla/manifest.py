@@ -154,8 +154,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class ActionParity:
-    """Robot units. tolerance_per_joint: what each joint is judged by; None: quantised, judged by `min_cosine`, of the
-    worst sample. range_per_joint: how far each joint goes in training.
+    """Robot units, over all actions of all chunks. Each joint is judged by its largest difference (`tolerance`), and by
+    what 99 of 100 actions stay within (`p99_tolerance`). range_per_joint: how far each joint goes in training.
+
+    Bundles that were written before the rule counted joints have no p99; quantised ones had no tolerance either, and
+    were judged by `min_cosine`, of the worst sample.
     """
 
     max_abs_per_joint: tuple[float, ...]
@@ -163,6 +166,8 @@ class ActionParity:
     min_cosine: float | None = None
     mean_abs_per_joint: tuple[float, ...] | None = None
     range_per_joint: tuple[float, ...] | None = None
+    p99_abs_per_joint: tuple[float, ...] | None = None
+    p99_tolerance_per_joint: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,34 @@ class Parity:
     passed: bool
     pipeline: PipelineParity | None = None
     batch: BatchParity | None = None
+
+
+@dataclass(frozen=True)
+class KeptLayer:
+    """A layer that stays float32 in a bundle of lower precision. layer: graph and place in the network. alone: what it
+    costs when it alone is lowered, as a multiple of the rule's limit; null where time ran out before.
+    """
+
+    layer: str
+    n_weights: int
+    alone: float | None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What the search for a lower precision found, on `n_samples` frames. n_layers, n_weights: that could be lowered.
+
+    kept: of them, what stays float32. parts: what each part of the network costs when it alone is lowered, and
+    everything: all of it, as multiples of the rule's limit. in_time: whether all was measured that there was to measure.
+    """
+
+    n_layers: int
+    n_weights: int
+    kept: tuple[KeptLayer, ...]
+    parts: dict[str, float]
+    everything: float
+    n_samples: int
+    in_time: bool
 
 
 @dataclass(frozen=True)
@@ -283,6 +316,8 @@ class Manifest:
     trained_still: by feature, per element what it always was in the training data, null where it moved; left out where
         all of them moved. still_joints: what the policy is told of such elements, that value or what is measured.
     work: by graph; left out by exports before it was counted.
+    future_offset: steps; the state may be where the arm will be up to so much later, and action 0 belongs there then;
+        left out where the policy knows the present state only.
     """
 
     schema: int
@@ -313,6 +348,8 @@ class Manifest:
     trained_still: dict[str, tuple[float | None, ...]] | None = None
     still_joints: Literal["trained", "live"] = "trained"
     work: dict[str, Work] | None = None
+    lowered: Lowered | None = None
+    future_offset: int = 0
 
     @property
     def cameras(self) -> list[str]:
@@ -431,6 +468,8 @@ def _features(m: Manifest) -> Iterator[str]:
             yield f"camera '{name}' must be uint8 (H, W, 3), not {f.dtype} {f.shape}"
         if f.kind == "camera" and f.encoding != "rgb8":
             yield f"camera '{name}' has encoding {f.encoding!r}, expected 'rgb8'"
+        if f.kind in ("state", "environment_state", "action") and f.dtype != "float32":
+            yield f"'{name}' has dtype {f.dtype!r}, expected 'float32'"
         if f.kind in ("state", "action") and not len(f.shape) == 1 == len(
             {f.shape[0], len(f.names), len(f.units)}
         ):
@@ -451,6 +490,12 @@ def _features(m: Manifest) -> Iterator[str]:
             sizes = {len(value.q01), len(value.q99)} if isinstance(value, Range) else {len(value)}
             if name not in m.features or sizes != {m.features[name].shape[0]}:
                 yield f"{block} of '{name}' does not fit the feature"
+            if isinstance(value, Range) and any(
+                low > high + 1e-3 * (1 + abs(high)) for low, high in zip(value.q01, value.q99, strict=True)
+            ):
+                yield f"{block} of '{name}' has a q01 above its q99"
+            if not isinstance(value, Range) and min(value, default=0) < 0:
+                yield f"{block} of '{name}' has the speed {min(value)}"
     for name, still in (m.trained_still or {}).items():
         if name != STATE or name not in m.features or len(still) != m.features[name].shape[0]:
             yield f"trained_still of '{name}' does not fit the feature"
@@ -481,6 +526,8 @@ def _graphs(m: Manifest) -> Iterator[str]:
             yield f"graph '{name}' lacks the key 'file'"
         for spec in graph.inputs:
             yield from _input(m, name, spec, context, rows)
+        if not graph.outputs:
+            yield f"graph '{name}' yields nothing"
     batch = m.graphs["decode"].outputs[0].shape[:1]
     wanted = (*batch, m.chunk_size, *m.features[ACTION].shape)
     if m.graphs["decode"].outputs[0].shape != wanted:
@@ -547,8 +594,24 @@ def _execution(m: Manifest) -> Iterator[str]:
         yield f"rtc.max_delay is {m.rtc.max_delay}; it must be from 1 to {m.chunk_size - 1}, within a chunk"
     if "rtc" in m.execution.allowed and m.rtc is None:
         yield f"execution 'rtc' is allowed, but {m.policy} has no rtc"
+    yield from _future(m)
     if set(m.target.precision) != set(m.graphs):
         yield f"target.precision must name the graphs {', '.join(m.graphs)}"
+
+
+def _future(m: Manifest) -> Iterator[str]:
+    if not m.future_offset:
+        return
+    if not 0 < m.future_offset < m.chunk_size:
+        yield f"future_offset is {m.future_offset}; it must be from 0 (none) to {m.chunk_size - 1}, within a chunk"
+    state, action = m.state, m.action
+    if state is None or (state.names, state.units) != (action.names, action.units):
+        yield f"future_offset {m.future_offset} tells goals as states, but '{STATE}' and '{ACTION}' are not of one kind"
+    if m.n_obs_steps != 1:
+        yield f"future_offset is {m.future_offset}, but the policy looks at {m.n_obs_steps} moments"
+    for kind in ("rtc", "ensemble"):
+        if kind in m.execution.allowed:
+            yield f"execution '{kind}' is allowed, but chunks of future states begin where the last one leads to"
 
 
 def _files(m: Manifest) -> Iterator[str]:

@@ -47,6 +47,8 @@ Action = Literal[
     "set_task",
     "set_execution",
     "reset",
+    "lead",
+    "hand_back",
     "record",
     "keep",
     "discard",
@@ -159,7 +161,9 @@ class State(Body):
 
     deadline_ns: when the tick was due. t0_ns, step_ns: the grid of the rollout. wanted: by the executor, None: nothing.
     goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: of the newest
-    chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none.
+    chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none. is_led: a person
+    drives by the leader arm, in the policy's place; its chunks have no number here. is_shadow: nothing is sent, whatever
+    is wanted.
     """
 
     tick: UInt
@@ -178,6 +182,8 @@ class State(Body):
     n_actions_left: UInt
     reason: str
     task: str = ""
+    is_led: bool = False
+    is_shadow: bool = False
 
     @property
     def is_grid_moment(self) -> bool:
@@ -232,7 +238,8 @@ class Infer(Body):
     """The robot asks for the chunk of one grid moment; `observed_ns` is that moment.
 
     state: (S,) of that moment, robot units. n_steps: of the denoise loop, None: the bundle's. buffered_ns: how long the
-    arm still has actions, 0: it has none. Payload: with `rtc` the committed actions (T, A), robot units.
+    arm still has actions, 0: it has none. ahead: the state is of so many steps later, and action 0 belongs there
+    (policies of future states). Payload: with `rtc` the committed actions (T, A), robot units.
     """
 
     request_id: UInt
@@ -243,6 +250,7 @@ class Infer(Body):
     n_steps: UInt | None
     rtc: Guidance | None
     buffered_ns: UInt = 0
+    ahead: UInt = 0
 
     PAYLOADS: ClassVar[Payloads] = Payloads(0, 1, ("float32",))
 
@@ -277,7 +285,7 @@ class Chunk(Body):
     """The answer to one `infer`. Payload: float32 (T, A), robot units, joints in profile order.
 
     grid_index: of action 0. n_valid: rows that may be executed. policy: sha256 of its manifest. image_age_ns: of the
-    oldest picture it saw.
+    oldest picture it saw. ahead: steps from the request's moment to action 0, as the request had it.
     """
 
     request_id: UInt
@@ -292,6 +300,7 @@ class Chunk(Body):
     image_age_ns: Int
     state_age_ns: Int
     timing_ns: Timing
+    ahead: UInt = 0
 
     PAYLOADS: ClassVar[Payloads] = Payloads(1, 1, ("float32",))
 

@@ -8,6 +8,7 @@ but GR00T, whose template depends on the cameras.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,12 @@ def groot_template(n_cameras: int, tokens_per_image: int) -> str:
     return GROOT_TEMPLATE.replace("{images}", images)
 
 
+def check_extra(recipe: PromptRecipe | None) -> None:
+    """Raises MissingExtraError where a policy that reads text cannot."""
+    if recipe is not None and importlib.util.find_spec("tokenizers") is None:
+        raise MissingExtraError("language", "tokenizers", "the policy reads its task as text")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """tokens: int64 (B, L). mask: bool (B, L), true where a token is real."""
@@ -83,6 +90,7 @@ class PromptBuilder:
 
         Raises:
             BundleError: a recipe that says something unknown, or a tokenizer file that is missing or unreadable.
+            MissingExtraError: the tokenizer is not installed.
         """
         if not isinstance(recipe, PromptRecipe):
             try:
@@ -92,10 +100,9 @@ class PromptBuilder:
         path = folder / recipe.tokenizer.file
         if not path.is_file():
             raise BundleError(f"the tokenizer {path} is missing")
-        try:
-            from tokenizers import Tokenizer
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("cpu", "tokenizers", "the policy takes language") from error
+        check_extra(recipe)
+        from tokenizers import Tokenizer
+
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception

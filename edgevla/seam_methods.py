@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from edgevla.manifest import Manifest
 
 USUAL_DRAWN = 8
+FUTURE_INSTEAD = "its chunks begin where the one before leads to instead"
+TRAIN_RTC = "train with --set rtc_training_max_delay=N"
 ONE_PER_REQUEST = "a policy server makes one chunk per request; deploy the bundle itself for it"
 
 
@@ -42,16 +44,36 @@ def most_drawn(m: Manifest) -> int:
     return 1 if m.sample is None else m.batch.max
 
 
-def missing_for_guided(m: Manifest) -> str | None:
-    if m.rtc is None:
-        return f"{m.policy} has no guided form"
-    return "its checkpoint is trained for a committed prefix instead" if m.rtc.mode == "trained" else None
+def missing_for_guided(m: Manifest, n_steps: int | None = None) -> str | None:
+    """n_steps: of the denoise loop; None: the bundle's. X-VLA's form (`inpaint`) is none of small steps."""
+    mode = None if m.rtc is None else m.rtc.mode
+    if m.future_offset:
+        return FUTURE_INSTEAD
+    if mode == "trained":
+        return "its checkpoint is trained for a committed prefix instead"
+    if mode != "inpaint" and is_one_step(m, n_steps):
+        return "it corrects many small denoise steps, and this takes one, which it would throw too far"
+    return f"{m.policy} has no guided form" if mode is None else None
+
+
+def is_one_step(m: Manifest, n_steps: int | None = None) -> bool:
+    """Whether flow matching gets by with a single denoise step here. n_steps: that was asked for."""
+    flow = m.schedule is not None and m.schedule.kind == "linear"
+    return flow and m.schedule is not None and (n_steps or m.schedule.n_steps) == 1
 
 
 def missing_for_trained(m: Manifest) -> str | None:
-    if m.rtc is None:
+    if m.future_offset:
+        return FUTURE_INSTEAD
+    if m.rtc is None and not is_one_step(m):
         return f"{m.policy} has no trained form"
-    return None if m.rtc.mode == "trained" else "train with --set rtc_training_max_delay=N"
+    if m.rtc is None:
+        return TRAIN_RTC
+    return None if m.rtc.mode == "trained" else TRAIN_RTC
+
+
+def missing_for_future(m: Manifest) -> str | None:
+    return None if m.future_offset else "train with --set future_state_max_offset=N"
 
 
 SEAM_METHODS = (
@@ -59,6 +81,7 @@ SEAM_METHODS = (
     SeamMethod("select", "--execution async --select N", missing_for_select, ONE_PER_REQUEST),
     SeamMethod("guided rtc", "--execution rtc", missing_for_guided),
     SeamMethod("trained rtc", "--execution rtc", missing_for_trained),
+    SeamMethod("future state", "--execution async", missing_for_future),
 )
 
 

@@ -206,9 +206,12 @@ def read_deployment(folder: Path) -> Deployment:
 
 
 def began(pid: int) -> int:
-    """When a process began, in clock ticks after boot; 0: it has ended, or this is not Linux."""
+    """When a process began, in clock ticks after boot; 0: it has ended, or this is not Linux.
+
+    Asked of its main thread: in its own `/proc/PID/stat` an emulated process reads another beginning than others do.
+    """
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        after_name = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return 0
     return 0 if after_name[0] in "ZX" else int(after_name[19])
@@ -310,6 +313,25 @@ def _none_runs() -> str:
             f"with sudo -u {owner}"
         )
     return "no deployment is running; start one with: edgevla deploy --robot so101 --sim"
+
+
+# -- what is made before the robot's processes begin -----------------------------------------------------------
+
+
+def write_preparing(folder: Path, text: str) -> None:
+    """Says to whoever looks on how far TensorRT's engines are, which take minutes. Empty: they are there."""
+    with contextlib.suppress(OSError):  # a folder that has gone is nobody's fault
+        part = folder / "preparing.part"
+        part.write_text(text)
+        part.replace(folder / "preparing")
+
+
+def read_preparing(folder: Path) -> str:
+    """Empty where nothing is being made."""
+    try:
+        return (folder / "preparing").read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 # -- the guardian ----------------------------------------------------------------------------------------------

@@ -82,10 +82,12 @@ class ActionChunk:
     """Actions a policy predicted from one observation.
 
     actions: float32 (chunk_size, D), robot units, joints in profile order.
-    tick: control tick of the observation; action j belongs to tick `tick + j * ticks_per_step`.
+    tick: control tick of action 0; action j belongs to tick `tick + j * ticks_per_step`. ahead: steps from the
+    observation to action 0; 0 but for policies of future states.
     """
 
     actions: np.ndarray
     tick: int
     ticks_per_step: int = 1
     seq: int = 0
+    ahead: int = 0

@@ -156,23 +156,15 @@ class Inbox:
     """A thread that empties subscriptions into bounded rings, one per (class, source).
 
     streams: class of the body -> `Stream`. What overflows a ring is the oldest.
-    on_message: called in the thread for every accepted message (a screen's worker, a test).
     """
 
-    def __init__(
-        self,
-        ctx: zmq.Context,
-        streams: Mapping[type[Body], Stream],
-        session: bytes | None,
-        on_message: Callable[[Message[Body]], None] | None = None,
-    ) -> None:
+    def __init__(self, ctx: zmq.Context, streams: Mapping[type[Body], Stream], session: bytes | None) -> None:
         self._receiver = _Receiver(session)
         self._sizes = {cls: size for cls, (_, size) in streams.items()}
         self._rings: dict[tuple[type[Body], str], deque[tuple[int, Message[Body]]]] = {}
         self._lock = threading.Lock()
         self._arrived = 0
         self._arrival = threading.Event()
-        self._on_message = on_message
         self._stopping = threading.Event()
         self._socket = make_socket(ctx, zmq.SUB, hwm=0)  # the rings bound it; a bound here keeps the oldest
         self._socket.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -208,7 +200,7 @@ class Inbox:
             self._socket.close()
 
     def _empty(self) -> None:
-        while True:
+        while not self._stopping.is_set():  # more may arrive than a slow machine reads
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -226,8 +218,6 @@ class Inbox:
             self._arrived += 1
             ring.append((self._arrived, message))
         self._arrival.set()
-        if self._on_message is not None:
-            self._on_message(message)
 
     def newest(self, cls: type[B], source: str | None = None) -> Message[B] | None:
         """The newest message of a class (of one source); it stays in its ring."""
@@ -257,9 +247,9 @@ class Inbox:
         return arrived
 
     def stop(self) -> None:
-        """Ends its thread and closes its sockets."""
+        """Ends its thread, which closes the socket: nobody destroys the context under it."""
         self._stopping.set()
-        self._thread.join(timeout=2)
+        self._thread.join()
 
 
 class Dealer:

@@ -1,5 +1,5 @@
-"""A checkpoint becomes a bundle: features decided, graphs traced, compared with torch, timed, described; then, and
-only then, moved to its place in one step. A killed export leaves nothing there.
+"""A checkpoint becomes a bundle: features decided, graphs traced, lowered, compared with torch, timed, described; then,
+and only then, moved to its place in one step. A killed export leaves nothing there.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from edgevla.train.state import replace_folder
 from . import trace
 from .batches import compare_batches
 from .certificate import certify
-from .draft import draft_manifest, precision_of
+from .draft import draft_manifest
 from .features import Meaning, decide
-from .half import is_half_context, to_half
+from .lowering import GOALS, Lowering, is_static
 from .options import ExportOptions
-from .parity import Comparison, chunk_ms, compare, measure, torch_policy
+from .parity import Comparison, chunk_ms, compare, measure
 from .samples import Sample, dataset_samples, synthetic_samples
+from .search import SEARCH_S
 
 if TYPE_CHECKING:
     from edgevla.dataset import Dataset
@@ -92,9 +93,9 @@ def export_policy(
 ) -> Exported:
     """As `export_checkpoint`, of a policy that was loaded from `folder`, in float32."""
     check_target(target)
-    if _is_calibrated(policy, options) and options.dataset is None:
+    if is_static(policy, options) and options.dataset is None:
         raise UsageError("int8 of this policy is calibrated on real frames; give --dataset PATH")
-    if options.max_batch > 1 and options.precision == "int8" and not _is_calibrated(policy, options):
+    if options.max_batch > 1 and options.precision == "int8" and not is_static(policy, options):
         raise UsageError(
             f"int8 of {policy.policy_type} for {options.target} is scaled by all that one inference sees, so robots "
             "that share it would move each other's arms; leave --max-batch out, or take --precision fp32"
@@ -119,12 +120,8 @@ def export_policy(
         manifest = replace(manifest, files=list_files(scratch))
         bundle = write_manifest(scratch, manifest)
         samples, where = _samples(policy, dataset, meaning, manifest, options, say)
-        if options.precision == "int8":
-            say("quantising")
-            bundle = _quantise(policy, bundle, samples, options)
-        runner, where = _runner(bundle, where, say)
-        say(f"comparing with torch on {len(samples)} samples ({where})")
-        comparison = compare(policy, bundle, runner, samples, where)
+        bundle, runner, comparison, where = _compared(policy, bundle, samples, where, options, say)
+        _judge(replace(bundle.manifest, parity=comparison.parity), options)
         comparison = _certified(comparison, policy, folder, runner, meaning, where, options, say)
         if options.max_batch > 1:
             comparison = _batched(comparison, policy, runner, say)
@@ -143,6 +140,39 @@ def export_policy(
         scratch.chmod(0o755)
         replace_folder(scratch, target)
     return Exported(load_bundle(target, verify=False), comparison, meaning, speedup)
+
+
+def _compared(
+    policy: Policy,
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    where: str,
+    options: ExportOptions,
+    say: Say,
+) -> tuple[Bundle, BundlePolicy, Comparison, str]:
+    """The bundle in its precision, as a runner, held against torch. A precision that passes on the frames of the search
+    and fails on the rest is searched for once more, with more room.
+    """
+    if options.precision == "fp32":
+        return bundle, *_against_torch(policy, bundle, samples, where, options, say)
+    say(f"finding out what may be {options.precision} (up to {SEARCH_S / 60:.0f} minutes)")
+    with contextlib.closing(Lowering(policy, bundle, samples, options, say)) as lowering:
+        for goal in GOALS:
+            found = lowering.find(goal)
+            bundle = lowering.write(found)
+            runner, comparison, told = _against_torch(policy, bundle, samples, where, options, say)
+            if comparison.parity.passed or not found.in_time:
+                break
+    return bundle, runner, comparison, told
+
+
+def _against_torch(
+    policy: Policy, bundle: Bundle, samples: Sequence[Sample], where: str, options: ExportOptions, say: Say
+) -> tuple[BundlePolicy, Comparison, str]:
+    runner, where = _runner(bundle, where, say)
+    say(f"comparing with torch on {len(samples)} samples ({where})")
+    to_the_end = options.allow_parity_failure
+    return runner, compare(policy, bundle, runner, samples, where, to_the_end), where
 
 
 def _certified(
@@ -256,11 +286,6 @@ def _samples(
 def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: ExportOptions) -> Manifest:
     policy.bake()
     graphs = dict(manifest.graphs)
-    half: set[str] = set()
-    if options.precision == "fp16":
-        half = {
-            o.name for o in graphs["encode"].outputs if o.name != "x" and is_half_context(o.shape, o.dtype)
-        }
     axes: dict[str, int] = {}
     for name, graph in policy.graphs().items():
         if name == "time" and options.target == "tensorrt":
@@ -272,18 +297,8 @@ def _write_graphs(policy: Policy, manifest: Manifest, scratch: Path, options: Ex
             found = trace.batch_axes(policy, name, model)
             graph = replace(graph, outputs=tuple(replace(o, batch_axis=found[o.name]) for o in graph.outputs))
             axes |= found if name == "encode" else {}
-        entry = replace(graphs[name], inputs=graph.inputs, outputs=graph.outputs)
-        if precision_of(name, options) == "fp16":
-            inputs = [i.name for i in graph.inputs if (i.source or "").removeprefix("context:") in half]
-            outputs = [o.name for o in graph.outputs if name == "encode" and o.name in half]
-            to_half(model, inputs, outputs)
-            entry = replace(
-                entry,
-                inputs=tuple(replace(i, dtype="float16") if i.name in inputs else i for i in graph.inputs),
-                outputs=tuple(replace(o, dtype="float16") if o.name in outputs else o for o in graph.outputs),
-            )
         file, data = trace.save(model, scratch, name)
-        graphs[name] = replace(entry, file=file, data=data)
+        graphs[name] = replace(graphs[name], inputs=graph.inputs, outputs=graph.outputs, file=file, data=data)
         del model
     return replace(manifest, graphs=graphs)
 
@@ -313,33 +328,6 @@ def copy_tokenizer(policy: Policy, manifest: Manifest, scratch: Path) -> None:
     place = scratch / manifest.prompt.tokenizer.file
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, place)
-
-
-def _is_calibrated(policy: Policy, options: ExportOptions) -> bool:
-    return options.precision == "int8" and (bool(policy.trunks()) or options.target == "tensorrt")
-
-
-def _quantise(policy: Policy, bundle: Bundle, samples: Sequence[Sample], options: ExportOptions) -> Bundle:
-    """int8 for the heavy graphs; ResNet policies and TensorRT are calibrated on the samples."""
-    from .quantize import quantize
-
-    is_static = _is_calibrated(policy, options)
-    calls: dict[str, list[dict[str, np.ndarray]]] = {}
-    if is_static:
-        reference, recorders = torch_policy(policy, bundle)
-        for i, s in enumerate(samples):
-            reference.infer(s.observation, grid_index=s.grid_index, past=s.past, rtc=s.rtc, chunk_seq=i)
-        calls = {name: [inputs for inputs, _ in r.calls[: 4 * len(samples)]] for name, r in recorders.items()}
-    for name, graph in bundle.manifest.graphs.items():
-        if precision_of(name, options) == "int8":
-            quantize(bundle.path(graph.file), options.target, calls.get(name))
-    graphs = {
-        name: replace(g, data=f"{g.file}.data" if bundle.path(f"{g.file}.data").is_file() else None)
-        for name, g in bundle.manifest.graphs.items()
-    }
-    return write_manifest(
-        bundle.folder, replace(bundle.manifest, graphs=graphs, files=list_files(bundle.folder))
-    )
 
 
 def _judge(manifest: Manifest, options: ExportOptions) -> None:

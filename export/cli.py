@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,14 +128,18 @@ def run(args: argparse.Namespace) -> int:
     done = export_checkpoint(
         args.checkpoint, target, options, lambda text: print(text, file=stream, flush=True)
     )
-    print(json.dumps(_as_json(done), indent=2) if args.json else "\n".join(_summary(done)))
+    print(
+        json.dumps(_as_json(done), indent=2)
+        if args.json
+        else "\n".join(_summary(done, args.robot or "so101"))
+    )
     return 0
 
 
-def _summary(done: Exported) -> list[str]:
+def _summary(done: Exported, robot: str) -> list[str]:
     from .build import chunk_ms
     from .certified import certificate_words
-    from .verdict import on_the_arm, rule
+    from .verdict import kept_words, on_the_arm, rule
 
     m = done.bundle.manifest
     parity, latency = m.parity, m.latency
@@ -145,9 +150,10 @@ def _summary(done: Exported) -> list[str]:
     lines = [
         f"{m.policy} '{m.name}': {size:.1f} MB, {m.fps:g} Hz, chunks of {m.chunk_size}, for {m.target.provider} "
         f"in {'/'.join(dict.fromkeys(m.target.precision.values()))}",
-        f"computes {verdict}: {rule(parity)}",
+        f"computes {verdict}: {rule(m)}",
         f"against torch: {on_the_arm(m)}",
     ]
+    lines += [f"precision: {kept_words(m)}"] if m.lowered is not None else []
     lines.append(f"from raw frames to robot units it {certificate_words(parity)}")
     if parity.batch is not None:
         b = parity.batch
@@ -160,7 +166,7 @@ def _summary(done: Exported) -> list[str]:
         )
     lines += [
         f"written to {done.bundle.folder} (see report.html)",
-        f"next: edgevla deploy {done.bundle.folder} --robot so101",
+        f"next: {shlex.join(['edgevla', 'deploy', str(done.bundle.folder), '--robot', robot])}",
     ]
     return lines
 

@@ -18,7 +18,7 @@ from edgevla.checkpoints import policy_folder
 from edgevla.dataset.facts import DatasetFacts, read_facts
 from edgevla.dataset.still import still_sentences, still_values
 from edgevla.errors import BundleError, CheckpointError
-from edgevla.execution.commit import rtc_words
+from edgevla.execution.commit import future_words, rtc_words
 from edgevla.manifest import Manifest
 from edgevla.seam_methods import seam_words
 from edgevla.train.account import account_of
@@ -395,6 +395,8 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
     ]
     longest = None if m.rtc is None else m.rtc.max_delay
     lines.append(f"real-time     {rtc_words(None if m.rtc is None else m.rtc.mode, longest, m.fps)}")
+    if m.future_offset:
+        lines.append(f"future state  {future_words(m.future_offset, m.fps)}")
     if m.schedule is not None:
         low, high = m.schedule.n_steps_allowed
         lines.append(f"denoise       {m.schedule.n_steps} steps ({m.schedule.kind}; {low} to {high} allowed)")

@@ -32,6 +32,7 @@ from edgevla.strict import read
 from edgevla.train.adapters import chain
 from edgevla.train.policies.base import Policy
 from edgevla.train.weight_files import weights_sha256
+from edgevla.types import ACTION, STATE
 
 from . import trace
 from .features import Meaning
@@ -50,7 +51,7 @@ FLOAT_GRAPHS = ("decode", "time")
 def draft_manifest(
     policy: Policy, folder: Path, facts: DatasetFacts | None, meaning: Meaning, options: ExportOptions
 ) -> Manifest:
-    """The manifest before its files exist."""
+    """The manifest before its files exist, of float32 graphs."""
     graphs = policy.graphs()
     schedule = policy.schedule
     if schedule is not None and options.n_steps is not None:
@@ -89,7 +90,7 @@ def draft_manifest(
             options.target,
             trace.OPSET,
             trace.IR_VERSION,
-            {n: precision_of(n, options) for n in graphs},
+            dict.fromkeys(graphs, "fp32"),
         ),
         parity=None,
         latency=None,
@@ -100,7 +101,22 @@ def draft_manifest(
         trained_still=meaning.trained_still,
         still_joints=options.still_joints,
         work=_work(policy),
+        future_offset=_future_offset(policy, meaning),
     )
+
+
+def _future_offset(policy: Policy, meaning: Meaning) -> int:
+    """Raises UsageError: goals that are no states of this robot."""
+    offset = policy.config.future_state_max_offset
+    state, action = (meaning.features.get(name) for name in (STATE, ACTION))
+    if offset and (
+        state is None or action is None or (state.names, state.units) != (action.names, action.units)
+    ):
+        raise UsageError(
+            f"this policy was trained with future_state_max_offset={offset}, which tells it goals as states, but "
+            f"'{STATE}' and '{ACTION}' do not name the same joints in the same units; train it without"
+        )
+    return offset
 
 
 def _work(policy: Policy) -> dict[str, Work] | None:
@@ -109,11 +125,6 @@ def _work(policy: Policy) -> dict[str, Work] | None:
         return count(policy)
     except CheckpointError:
         return None
-
-
-def precision_of(graph: str, options: ExportOptions) -> str:
-    """Of one graph: some are float32 whatever was asked for."""
-    return "fp32" if graph in FLOAT_GRAPHS else options.precision
 
 
 def _plain(setting: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +166,8 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
 def _execution(policy: Policy, chunk: int, rtc: Rtc | None) -> Execution:
     n = min(chunk, policy.config.n_action_steps)
     decay = policy.config.ensemble_decay
+    if policy.config.future_state_max_offset:  # chunks begin where the one before leads to
+        return Execution({"kind": "async"}, ("sync", "async"), 0.01)
     default: dict[str, Any] = {"kind": "sync", "n_action_steps": n}
     if decay is not None:
         default = {"kind": "ensemble"}

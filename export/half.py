@@ -5,6 +5,7 @@
     others    norms, softmax, sines, tables float32, their inputs cast back
 
     heavy, but float32 all the same:
+    kept      layers that the search found to break the rule (export/search.py)
     exact     what leads to a sine, a cosine or a rounding: angles of time and positions, a picture's resize to
               whole grey levels (half moves some of them by a level)
     door      a small first product of an input, or last one before an output: x, state and pixels in, velocity out
@@ -17,7 +18,7 @@ weights' own rounding, spread over all layers: benchmarks/results/half_parity.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,20 +54,25 @@ def is_half_context(shape: Sequence[int], dtype: str) -> bool:
     return dtype == "float32" and len(shape) > 2
 
 
-def to_half(model: ir.Model, half_inputs: Sequence[str], half_outputs: Sequence[str]) -> None:
-    """Rewrites a float32 model in place. half_inputs, half_outputs: graph values that become float16."""
-    _Rewrite(model).run(set(half_inputs), set(half_outputs))
+def to_half(
+    model: ir.Model, half_inputs: Sequence[str], half_outputs: Sequence[str], keep: Collection[str] = ()
+) -> None:
+    """Rewrites a float32 model in place. half_inputs, half_outputs: graph values that become float16. keep: names of
+    nodes that stay float32 although they are heavy.
+    """
+    _Rewrite(model, keep).run(set(half_inputs), set(half_outputs))
 
 
 class _Rewrite:
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, keep: Collection[str]) -> None:
         self.graph = model.graph
+        self._named = {node for node in model.graph if node.name in keep}
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._constants: dict[int, ir.Value] = {}
         self._kept: set[ir.Node] = set()
 
     def run(self, half_inputs: set[str], half_outputs: set[str]) -> None:
-        self._kept = self._exact() | self._door(half_inputs, half_outputs)
+        self._kept = self._exact() | self._door(half_inputs, half_outputs) | self._named
         for value in self.graph.inputs:
             if value.name in half_inputs:
                 value.dtype = HALF

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from edgevla.bundle import Bundle
 from edgevla.errors import UsageError
-from edgevla.execution.strategies import execution_from, judge_latency
+from edgevla.execution import in_time
 from edgevla.manifest import Manifest, Work
 from edgevla.robots.toml_tables import tomllib
 from edgevla.strict import nearest, read
@@ -121,7 +121,7 @@ def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> Subject
             'pip install "edgevla[train]", or ask about a bundle'
         ) from None
     policy = load_policy(folder, base=base)
-    kinds = ("sync", "ensemble", "async", *(["rtc"] if policy.rtc_mode is not None else []))
+    kinds = ("sync", "ensemble", "async", *(["rtc"] if policy.rtc_kind is not None else []))
     chunk = policy.graphs()["decode"].outputs[0].shape[1]
     n_steps = policy.schedule.n_steps if policy.schedule is not None else 0
     return Subject(count(policy), n_steps, chunk, fps, kinds)
@@ -138,7 +138,11 @@ def _plan(subject: Subject, on: Device, precision: str) -> Plan:
         n_bytes = int(n_bytes * (2 if precision == "fp16" else 1) * CPU_MEMORY_FACTOR)
     memory = n_bytes + RUNTIME_BYTES
     spent = sum(ms.values())
-    works = tuple(kind for kind in subject.kinds if _works(kind, subject, spent))
+    works = (
+        ()
+        if subject.fps is None
+        else in_time(subject.kinds, chunk_size=subject.chunk_size, fps=subject.fps, latency_ms=spent)
+    )
     return Plan(precision, ms, memory, memory + SYSTEM_BYTES <= on.memory * 1e9, works)
 
 
@@ -150,15 +154,6 @@ def _bound_ms(work: Work, on: Device, precision: str) -> float:
     arithmetic = work.flops / (on.peak[precision] * 1e12)
     reading = work.weights * BYTES[precision] / (on.bandwidth * 1e9)
     return max(arithmetic, reading) * 1e3
-
-
-def _works(kind: str, subject: Subject, ms: float) -> bool:
-    if kind == "sync" or subject.fps is None:
-        return False
-    verdict = judge_latency(
-        execution_from({"kind": kind}), chunk_size=subject.chunk_size, fps=subject.fps, latency_ms=ms
-    )
-    return verdict.severity == "info"
 
 
 # -- this machine --------------------------------------------------------------------------------------------------
@@ -197,9 +192,10 @@ def _least_s(call: Any) -> float:
 
 def measured_ms(bundle: Bundle) -> float:
     """Of one chunk, by the bundle's own engine on this machine; the median of a few."""
+    from edgevla.bench import measure
     from edgevla.runner import BundlePolicy
 
-    return float(sorted(BundlePolicy(bundle).warm_up(MEASURED_RUNS))[MEASURED_RUNS // 2]) / 1e6
+    return measure(BundlePolicy(bundle), MEASURED_RUNS).chunk.p50_ms
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -220,11 +216,12 @@ def lines(subject: Subject, on: Device, found: list[Plan], measured: float | Non
         yield f"  {plan.precision:<12}{_words(plan, subject)}"
     if measured is not None:
         stored = next((p for p in found if p.precision == subject.stored), None)
-        share = "" if stored is None else f": {_share(stored.chunk_ms / measured)}"
+        share = "" if stored is None else f": {share_words(stored.chunk_ms / measured)}"
         yield f"measured      {measured:.3g} ms per chunk here, as exported ({subject.stored}){share}"
 
 
-def _share(share: float) -> str:
+def share_words(share: float) -> str:
+    """share: the bound over what was measured."""
     if share <= 1:
         return f"{share:.0%} of what is possible"
     return (

@@ -58,6 +58,7 @@ class Robot:
     """See the module.
 
     ports: by bus name, an open `Port` or an inherited descriptor. calibration: None takes what the servos hold.
+    is_shadow: nothing is written into the servos, so there is no torque; they are read as they are.
     say: is told at once what a person beside the arm must know while it happens; it is in `warnings`, too.
     """
 
@@ -68,7 +69,9 @@ class Robot:
         calibration: Calibration | None = None,
         clock: Clock | None = None,
         say: Callable[[str], None] = lambda _: None,
+        is_shadow: bool = False,
     ) -> None:
+        self.is_shadow = is_shadow
         self.profile, self.calibration = profile, calibration
         self._say = say
         self.clock: Clock = clock or MonotonicClock()
@@ -113,13 +116,20 @@ class Robot:
         """
         for line in self._lines:
             line.line.greet()
-        if found := handshake.energised(self.buses, self.profile):
+        found = handshake.energised(self.buses, self.profile)
+        if found and self.is_shadow:
+            raise BusError(
+                f"{self.profile.name}: torque is on ({', '.join(found)}), and a shadow run touches nothing; end whoever "
+                "drives the arm, or switch its power off and on, then start again"
+            )
+        if found:
             handshake.let_down(self.rescue, found, self._tell)
         self._torque.is_on = False
         try:
             self._connect()
         except BusError as error:
-            unreached = [] if error.fields.get("is_unplugged") else self.set_torque(False)
+            is_left = self.is_shadow or error.fields.get("is_unplugged")
+            unreached = [] if is_left else self.set_torque(False)
             more = [words for line in self._lines if (words := handshake.others_on(line.line))]
             if unreached and len(unreached) < sum(len(line.order) for line in self._lines):
                 more.append(f"Torque could not be confirmed off on {', '.join(unreached)}")
@@ -136,7 +146,8 @@ class Robot:
         for line in self._lines:
             self._tune_adapter(line.line)
             self._warn(handshake.check_motors(line.line, line.bus, self.profile))
-            self._warn(line.line.ensure_answers())
+            if not self.is_shadow:
+                self._warn(line.line.ensure_answers())
             if self.profile.rates.watchdog_ms:
                 self._warn(*line.line.quirks())
         lines = self.buses
@@ -147,10 +158,12 @@ class Robot:
                 handshake.check_calibration(lines, self.profile, self.calibration)
         for line in self._lines:
             handshake.check_health(line.line, line.bus, self.profile.limits)
-            self._warn(*handshake.configure(line.line, line.bus))
-            handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
+            if not self.is_shadow:
+                self._warn(*handshake.configure(line.line, line.bus))
+                handshake.align_shadows(line.line, line.bus, self.profile.limits.pair_ticks)
             self._warn(line.line.probe_reading())
-            self._warn(handshake.probe_joined(line.line))
+            if not self.is_shadow:
+                self._warn(handshake.probe_joined(line.line))
             if line.line.echoes:
                 self._warn(
                     f"{line.line.port.name} returns what is sent (echo); that is taken out, but costs time"

@@ -40,6 +40,8 @@ class Body:
             if abs(asked - got) > 1e-3
         ]
         self.is_torque_on = False
+        self.is_shadowing = False
+        """Whether a plan is followed in thought: goals are made and bent, and none is sent."""
         self._is_reduced = False
         self.filter = self._make_filter(None)
         self._watch = self._make_watch()
@@ -57,6 +59,11 @@ class Body:
         self._period_ns = plan.period_ns
         self.filter, self._watch = self._make_filter(plan), self._make_watch()
         self._grip.forget()
+        if self.robot.is_shadow:
+            self.reading = self.robot.exchange(None, self._clock.now_ns() + self._period_ns)
+            self.filter.begin(self.robot.present_goal())
+            self.is_shadowing = True
+            return
         try:
             unreached = self.robot.set_torque(True)
         except BusError:
@@ -79,6 +86,9 @@ class Body:
 
     def switch_off(self) -> Sequence[str]:
         """Torque off on every servo; the motors for which it could not be confirmed."""
+        if self.robot.is_shadow:
+            self.is_shadowing = False
+            return []
         unreached = self.robot.set_torque(False)
         self.is_torque_on = self._is_reduced = False
         return unreached
@@ -126,7 +136,7 @@ class Body:
     def approach(self) -> None:
         """The next wanted goal may be far from the last one: it is gone to slowly."""
         if self.filter.last_goal is not None:
-            self.filter.begin(self.filter.last_goal)
+            self.filter.begin(self.robot.present_goal() if self.is_shadowing else self.filter.last_goal)
 
     @property
     def is_approaching(self) -> bool:
@@ -165,8 +175,8 @@ class Body:
         )
 
     def bend(self, wanted: np.ndarray | None, is_slow: bool) -> tuple[np.ndarray | None, np.ndarray]:
-        """float32 (D,) goal that may be sent, None while torque is off; uint16 (D,) reasons."""
-        if not self.is_torque_on or self.filter.last_goal is None:
+        """float32 (D,) goal that may be sent (in a shadow: might), None while torque is off; uint16 (D,) reasons."""
+        if not (self.is_torque_on or self.is_shadowing) or self.filter.last_goal is None:
             return None, np.zeros(len(self.profile.joints), np.uint16)
         wanted, held_back = self._grip.bend(wanted, self.filter.last_goal)
         goal, bits = self.filter.allow(wanted, is_slow, self.robot.withheld)

@@ -20,10 +20,10 @@ from edgevla.presses import Presses
 from .body import Body
 from .ending import Ending, Kind
 from .lease import TERMINATED_GRACE_S
-from .links import PARKED, RELEASED, RUNNING, STOPPING, Links
+from .links import PARKED, RELEASED, RUNNING, STOPPING, Driver, Links
 from .modes import Event, Machine, State
 from .rescue import unconfirmed
-from .rollout import Plan, Rollout, plan_from
+from .rollout import Plan, Rollout, led, plan_from
 from .telling import Teller
 
 COMMANDS = {
@@ -37,13 +37,18 @@ COMMANDS = {
     "set_task": Event.SET_TASK,
     "set_execution": Event.SET_EXECUTION,
     "reset": Event.RESET,
+    "lead": Event.LEAD,
+    "hand_back": Event.HAND_BACK,
 }
 REASONS = {
     Event.PAUSE: "asked to",
     Event.HOME: "moving slowly to the home pose",
     Event.STOP: "asked to stop: to the rest pose, then released",
     Event.CLEAR_STOP: "emergency stop cleared",
+    Event.LEAD: "the leader drives",
+    Event.HAND_BACK: "the policy drives",
 }
+UNTOUCHED = "asked to stop: the arm was never touched"
 SIGNALS = {
     "guardian_gone": "the guardian has died",
     "supervisor_gone": "the supervisor has gone",
@@ -60,11 +65,14 @@ class Commands:
         self.body, self._links, self._clock, self._tell = body, links, clock, tell
         self.machine = Machine(self._do, self._show)
         self.rollout: Rollout | None = None
+        """Of whoever drives."""
+        self._policy: Rollout | None = None
+        """The policy's own, while a leader drives."""
         self._wants_new_grid = False
         self._ending: Ending | None = None
         self._presses = Presses()
         self._terminated_ns: int | None = None
-        self.n_emergencies = 0
+        self.n_emergencies = self.n_takeovers = 0
 
     # -- what comes -----------------------------------------------------------------------------------------------
 
@@ -75,7 +83,10 @@ class Commands:
                 reason = self.emergency_stop()
             elif action in COMMANDS:
                 event = COMMANDS[action]
-                reason = self.machine.fire(event, REASONS.get(event, ""), arguments)
+                words = (
+                    UNTOUCHED if self.body.robot.is_shadow and event is Event.STOP else REASONS.get(event, "")
+                )
+                reason = self.machine.fire(event, words, arguments)
             else:
                 reason = f"the robot node does not know '{action}'"
         except EdgeVLAError as error:
@@ -163,6 +174,11 @@ class Commands:
         return None if self.rollout is None else self.rollout.plan
 
     @property
+    def driver(self) -> Driver:
+        """Whose chunks move the arm, whenever it runs."""
+        return "policy" if self._policy is None else "leader"
+
+    @property
     def lease(self) -> bytes:
         """What the guardian is told with every tick."""
         if not self.body.is_torque_on:
@@ -181,7 +197,7 @@ class Commands:
         body = self.body
         plan = plan_from(start, body.robot.max_hz, len(body.profile.joints))
         # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
-        self._links.lease(STOPPING)
+        self._links.lease(RELEASED if body.robot.is_shadow else STOPPING)
         try:
             body.energise(plan)
         except BusError:
@@ -206,9 +222,42 @@ class Commands:
 
     def _follow(self, plan: Plan, start: Start) -> State | None:
         first = 0 if self.rollout is None else self.rollout.next_request
-        self.rollout = Rollout(plan, [joint.is_gripper for joint in self.body.profile.joints], first)
+        if self._policy is not None:
+            self._policy = None
+            self._links.turn_to("policy")
+        self.rollout = self._new_rollout(plan, first)
         self._restart("", None)
         return State.PAUSED if start.is_held else None
+
+    def _new_rollout(self, plan: Plan, first_request: int) -> Rollout:
+        return Rollout(plan, [joint.is_gripper for joint in self.body.profile.joints], first_request)
+
+    def _lead(self, _: str, __: Arguments | None) -> None:
+        """A person takes over with the leader arm."""
+        assert self.rollout is not None
+        plan = self.rollout.plan
+        if self._policy is not None:
+            return
+        if plan.leader_ms is None:
+            raise UsageError("no leader arm belongs to this deployment; start it with --leader")
+        self._policy = self.rollout
+        self.n_takeovers += 1
+        self._drive(self._new_rollout(led(plan, plan.leader_ms), self.rollout.next_request), "leader")
+
+    def _hand_back(self, _: str, __: Arguments | None) -> None:
+        if self._policy is not None:
+            policy, self._policy = self._policy, None
+            self._drive(policy, "policy")
+
+    def _drive(self, rollout: Rollout, driver: Driver) -> None:
+        """On the same grid. What was asked for before is nobody's; the first goal may be far, and is gone to slowly."""
+        assert self.rollout is not None
+        rollout.restart(self.rollout.next_request)
+        rollout.task, rollout.answered_ns = self.rollout.task, self._clock.now_ns()
+        self.rollout = rollout
+        self._links.turn_to(driver)
+        self.body.follow(rollout.plan)
+        self._links.event("info", "driver", f"the {driver} drives")
 
     def _restart(self, _: str, __: Arguments | None) -> None:
         """A new grid: chunks of before are nobody's, and its first goal may be far away."""
@@ -225,6 +274,8 @@ class Commands:
             self.rollout.forget()
 
     def _go_home(self, _: str, __: Arguments | None) -> None:
+        if self.body.robot.is_shadow:
+            raise UsageError("cannot move home: a shadow run moves nothing")
         self._halt("", None)
 
     def _set_task(self, _: str, arguments: SetTask) -> None:
@@ -235,6 +286,8 @@ class Commands:
     def _set_execution(self, _: str, execution: Execution) -> None:
         assert self.rollout is not None
         plan, executor = self.rollout.plan, self.rollout.executor
+        if self._policy is not None:
+            raise UsageError("the leader drives; hand back to the policy first, its execution is as it was")
         if kind_of(execution) not in plan.allowed:
             raise UsageError(f"this bundle allows {', '.join(plan.allowed)}, not {kind_of(execution)}")
         check_chunk(execution, plan.chunk_size, plan.n_action_steps)
@@ -292,12 +345,15 @@ class Commands:
     def _unfreeze(self, _: str, __: Arguments | None) -> State:
         self._presses.forget()
         if not self.body.is_torque_on:
-            return State.IDLE
+            return State.PAUSED if self.body.is_shadowing else State.IDLE
         return State.PARKED if self.body.is_reduced else State.PAUSED
 
     def _abandon(self, _: str, __: Arguments | None) -> None:
         """No line, or none that matters: what can be said of torque is said."""
         self._ending = None
+        if self.body.robot.is_shadow:
+            self.body.switch_off()
+            return
         self._links.lease(STOPPING)
         if unreached := self.body.lost():
             self._links.event("error", "torque_unconfirmed", unconfirmed(unreached))
@@ -305,6 +361,8 @@ class Commands:
     def _end(self, kind: Kind) -> State:
         """Begins an ending; an arm without torque is at its end already."""
         self._halt("", None)
+        if self.body.is_shadowing:
+            self.body.switch_off()
         if not self.body.is_torque_on:
             return State.STOPPED
         body = self.body

@@ -53,6 +53,9 @@ class Guardian:
 
     now_s = staticmethod(time.monotonic)
 
+    is_shadow = False
+    """Whether the arm is never touched, whatever happens."""
+
     def __init__(self, profile: Profile, ports: dict[str, SerialPort], run_dir: Path, alive_fd: int | None):
         self.profile, self.ports, self.run_dir, self.alive_fd = profile, ports, run_dir, alive_fd
         self.poll_s = min(0.02, profile.escalation.lease_ms / 4000)
@@ -82,6 +85,10 @@ class Guardian:
         if why := self.watch(lease_read):
             self.loop.kill()
             self.loop.wait()
+            if self.is_shadow:
+                say(f"{why}; the arm is as it was")
+                self.note("released", why)
+                return TOOK_OVER
             self.take_over(Rescue(self.profile, self.ports), why)
             return TOOK_OVER
         if (code := self.loop.wait()) < 0:
@@ -167,6 +174,7 @@ def main() -> int:
     parser.add_argument("--run-dir", required=True, type=Path)
     parser.add_argument("--port", action="append", default=[], metavar="[BUS=]PATH")
     parser.add_argument("--alive-fd", type=int)
+    parser.add_argument("--shadow", action="store_true", help="as `edgevla deploy` has it")
     args, rest = parser.parse_known_args()
     leave_signals_to_the_supervisor()
     try:
@@ -175,11 +183,13 @@ def main() -> int:
     except EdgeVLAError as error:
         say(str(error))
         return error.exit_code
+    guardian.is_shadow = args.shadow
     grace_s = TERMINATED_GRACE_S if args.alive_fd is not None else 0.0
     signal.signal(signal.SIGTERM, lambda *_: guardian.lease.terminate(guardian.now_s() + grace_s))
     signal.signal(END, lambda *_: guardian.lease.must_end(guardian.now_s()))
     loop_args = [f"--robot={args.robot}", f"--run-dir={args.run_dir}", *rest]
     loop_args += [] if args.alive_fd is None else [f"--alive-fd={args.alive_fd}"]
+    loop_args += ["--shadow"] if args.shadow else []
     return guardian.run(loop_args)
 
 

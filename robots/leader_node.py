@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import zmq
@@ -24,11 +25,11 @@ from edgevla.nodes.vitals import stop_when_asked, tell_at_once
 
 from .arm import Robot
 from .calibration import find_calibration
+from .links import Driver
 from .ports import open_ports
 from .profile import Profile, load_profile
+from .rollout import held_actions
 
-HOLD_S = 0.5
-"""Length of a chunk: longer than any hiccup, shorter than anybody would want a lost leader to be followed."""
 BUDGET_NS = 12 * NS_PER_MS
 STALE_US = 100_000
 WARM_UPS = 20
@@ -50,17 +51,16 @@ def check_pair(leader: Profile, follower: Profile) -> None:
             )
 
 
-def chunk_size(fps: float) -> int:
-    return max(2, round(HOLD_S * fps))
-
-
 class LeaderNode(StandIn):
-    """Reads the leader when it is asked. folder: the run directory of the deployment. fps: rate of the grid."""
+    """Reads the leader when it is asked. folder: the run directory of the deployment. fps: rate of the grid.
+
+    node: `policy`, or `leader` where there is a policy, too.
+    """
 
     def __init__(
-        self, ctx: zmq.Context, folder: Path | str, session: bytes, leader: Robot, fps: float
+        self, ctx: zmq.Context, folder: Path | str, session: bytes, leader: Robot, fps: float, node: Driver
     ) -> None:
-        super().__init__(ctx, folder, session, "the leader")
+        super().__init__(ctx, folder, session, "the leader", node)
         self._leader, self._fps, self._name = leader, fps, f"leader {leader.profile.name}"
         self._told_ns = 0
 
@@ -84,7 +84,7 @@ class LeaderNode(StandIn):
             self.counters["leader_stale"] += 1
             self._tell(f"the leader has not been read for {age_us / 1000:.0f} ms; the follower holds")
             return
-        actions = np.tile(self._leader.present_goal().astype(np.float32), (chunk_size(self._fps), 1))
+        actions = np.tile(self._leader.present_goal().astype(np.float32), (held_actions(self._fps), 1))
         timing = replace(NO_TIME, encode=time.monotonic_ns() - begun)
         age_ns = age_us * 1000
         self.send_chunk(request, actions, self._name, self._fps, state_age_ns=age_ns, timing_ns=timing)
@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--fps", type=float, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--session", required=True)
+    parser.add_argument("--node", choices=get_args(Driver), default="policy")
     args = parser.parse_args()
     try:
         return _run(args)
@@ -123,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     node = None
     try:
         leader.connect()
-        node = LeaderNode(ctx, args.run_dir, bytes.fromhex(args.session), leader, args.fps)
+        node = LeaderNode(ctx, args.run_dir, bytes.fromhex(args.session), leader, args.fps, args.node)
         node.warm_up()
         node.serve(stopping)
     except BusError as error:

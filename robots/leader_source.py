@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from edgevla.arguments import Start
 from edgevla.cameras import CameraSettings
@@ -14,52 +15,39 @@ from edgevla.launch.sources import DirectSource, Run
 from edgevla.vocabulary import NONE
 
 from .describe import about_camera
-from .leader_node import check_pair, chunk_size
+from .leader_node import check_pair
+from .links import Driver
 from .profile import Profile
+from .rollout import held_actions
 
 SIM_SWAY = 0.25
 """Share of its range by which an emulated leader moves to and fro."""
 READY_S = 30.0
 
 
-class LeaderSource(DirectSource):
-    """ports: `[BUS=]PATH` texts of the leader. calibration: its id or file. fps: how often its pose is taken.
+@dataclass(frozen=True)
+class LeaderArm:
+    """A leader arm, and the processes that it consists of. ports: `[BUS=]PATH` texts. calibration: its id or file."""
 
-    Raises:
-        ConfigError: the two arms do not fit.
-    """
+    profile: Profile
+    ports: Sequence[str] = ()
+    calibration: str | None = None
 
-    def __init__(
-        self,
-        leader: Profile,
-        follower: Profile,
-        ports: Sequence[str],
-        calibration: str | None,
-        options: DeployOptions,
-        fps: float | None = None,
-    ) -> None:
-        check_pair(leader, follower)
-        self._leader, self._ports, self._calibration = leader, ports, calibration
-        self._fps = float(fps or follower.rates.record_hz)
-        self._settings = _camera_settings(follower, options)
-        super().__init__(f"leader {leader.name}", [camera.name for camera in self._settings])
+    def start(self, run: Run, fps: float, driver: Driver) -> float:
+        """In the policy's place, or beside it; its latency in ms. fps: of the grid.
 
-    def fit(self, run: Run) -> list[CameraSettings]:
-        for camera in self._settings:
-            run.say("info", "teleop", f"camera {camera.name}: {camera.source}")
-        return self._settings
-
-    def start(self, run: Run) -> float:
-        ports, calibration = self._ports, self._calibration
+        Raises:
+            BusError: it does not answer.
+        """
+        ports, calibration = self.ports, self.calibration
         if run.options.is_sim:
             ports, calibration = [self._emulate(run)], "nominal"
-        words = ["edgevla.robots.leader_node", f"--leader={self._leader.path}", f"--fps={self._fps}"]
-        words += run.place
-        words += [f"--port={text}" for text in ports]
+        words = ["edgevla.robots.leader_node", f"--leader={self.profile.path}", f"--fps={fps}"]
+        words += [f"--node={driver}", *run.place, *(f"--port={text}" for text in ports)]
         words += [f"--calibration={calibration}"] if calibration else []
-        run.spawn("policy", words)
-        about = run.await_ready("policy", "policy", AboutPolicy, READY_S, BusError)
-        run.say("info", "teleop", f"{about.provider} answers in {about.latency_ms:.1f} ms")
+        run.spawn(driver, words)
+        about = run.await_ready(driver, driver, AboutPolicy, READY_S, BusError)
+        run.say("info", driver, f"{about.provider} answers in {about.latency_ms:.1f} ms")
         return about.latency_ms
 
     def _emulate(self, run: Run) -> str:
@@ -67,20 +55,49 @@ class LeaderSource(DirectSource):
         links = run.folder / "leader"
         words = [
             "edgevla.robots.emulator.cli",
-            str(self._leader.path),
+            str(self.profile.path),
             f"--link={links}/",
             f"--sway={SIM_SWAY}",
         ]
         emulator = run.spawn("leader_emulator", words)
         until = time.monotonic() + READY_S
-        while not all((links / bus.name).exists() for bus in self._leader.buses):
+        while not all((links / bus.name).exists() for bus in self.profile.buses):
             if time.monotonic() > until or not emulator.is_alive:
                 raise BusError(emulator.last_sentence())
             time.sleep(0.05)
         return str(links)
 
+
+class LeaderSource(DirectSource):
+    """fps: how often the leader's pose is taken.
+
+    Raises:
+        ConfigError: the two arms do not fit.
+    """
+
+    def __init__(
+        self,
+        leader: LeaderArm,
+        follower: Profile,
+        options: DeployOptions,
+        fps: float | None = None,
+    ) -> None:
+        check_pair(leader.profile, follower)
+        self._leader = leader
+        self._fps = float(fps or follower.rates.record_hz)
+        self._settings = _camera_settings(follower, options)
+        super().__init__(f"leader {leader.profile.name}", [camera.name for camera in self._settings])
+
+    def fit(self, run: Run) -> list[CameraSettings]:
+        for camera in self._settings:
+            run.say("info", "teleop", f"camera {camera.name}: {camera.source}")
+        return self._settings
+
+    def start(self, run: Run) -> float:
+        return self._leader.start(run, self._fps, "policy")
+
     def start_arguments(self, run: Run, latency_ms: float) -> Start:
-        return self.direct_arguments(run, self._fps, chunk_size(self._fps), latency_ms)
+        return self.direct_arguments(run, self._fps, held_actions(self._fps), latency_ms)
 
 
 def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSettings]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # the guardian imports this: no numpy
     import numpy as np
 
     from edgevla.messages import Body, Chunk, Infer, Message, Severity
 
+Driver = Literal["policy", "leader"]
 RUNNING, STOPPING, PARKED, RELEASED = b"r", b"s", b"p", b"x"
 """Bytes of the lease. STOPPING: torque is on or being switched, servo by servo. PARKED: torque is on, reduced, and is to
 be left so. RELEASED: torque is off."""
@@ -32,6 +33,10 @@ class Links(Protocol):
 
     def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
         """Asks for the chunk of the grid moment at `observed_ns`; whether somebody is there to hear it."""
+        ...
+
+    def turn_to(self, driver: Driver) -> None:
+        """Whom `ask` asks from now on; the policy at first."""
         ...
 
     def publish(self, body: Body, observed_ns: int | None = None) -> None:

@@ -51,13 +51,15 @@ class State(str, Enum):
 
 
 class Event(str, Enum):
-    """What may come. The first ten are commands; then what happens to the processes, to the servos, and by itself."""
+    """What may come. The first twelve are commands; then what happens to the processes, to the servos, and by itself."""
 
     START = "start"
     PAUSE = "pause"
     RESUME = "resume"
     HOME = "home"
     RESET = "reset"
+    LEAD = "lead"
+    HAND_BACK = "hand_back"
     SET_TASK = "set_task"
     SET_EXECUTION = "set_execution"
     STOP = "stop"
@@ -116,6 +118,11 @@ def _all(states: tuple[State, ...], cell: Cell) -> dict[State, Cell]:
     return dict.fromkeys(states, cell)
 
 
+def _driven_by(deed: str) -> dict[State, Cell]:
+    """Whoever drives from now on begins at once; a paused arm stays so."""
+    return _all((State.RUNNING, State.HOLDING), Cell(deed, State.RUNNING)) | {State.PAUSED: Cell(deed)}
+
+
 _BEGIN = Cell("begin", State.RUNNING)
 _CHANGE = Cell("change_plan", State.RUNNING)
 _HALT = Cell("halt", State.PAUSED)
@@ -142,6 +149,8 @@ TABLE: dict[Event, dict[State, Cell]] = {
     ),
     Event.SET_TASK: _row("change the task", _all(UNDER_WAY, Cell("set_task"))),
     Event.SET_EXECUTION: _row("change the execution", _all(UNDER_WAY, Cell("set_execution"))),
+    Event.LEAD: _row("follow the leader", _driven_by("lead")),
+    Event.HAND_BACK: _row("follow the policy", _driven_by("hand_back")),
     Event.STOP: _row(
         "stop",
         _all(UNDER_WAY, _REST)

@@ -105,10 +105,11 @@ class ControlLoop:
         self._take_chunks(tick)
         decided = self._decide(tick)
         goal, bits = self._make_safe(decided)
-        reading = self._exchange(goal, tick)
-        findings = self._judge(goal)
+        sent = None if self.robot.is_shadow else goal
+        reading = self._exchange(sent, tick)
+        findings = self._judge(sent)
         self._ask(tick, reading, goal)
-        self._tell(tick, reading, decided, goal, bits, findings)
+        self._tell(tick, reading, decided, sent, bits, findings)
 
     def _count(self, tick: Tick) -> None:
         if tick.number == 0:
@@ -128,6 +129,7 @@ class ControlLoop:
             is_accepted, reason = self._commands.obey(request.action, request.arguments)
             request.answer(is_accepted, reason)
         self.counters["emergency_stops"] = self._commands.n_emergencies
+        self.counters["takeovers"] = self._commands.n_takeovers
 
     def _take_chunks(self, tick: Tick) -> None:
         rollout = self._commands.rollout
@@ -140,7 +142,7 @@ class ControlLoop:
             self.counters[f"chunks_{receipt.reason}"] += 1
             self.counters["actions_skipped"] += receipt.n_skipped if receipt.is_taken else 0
             if answered_ns and tick.deadline_ns - answered_ns > SILENT_POLICY_NS:
-                self.links.event("info", "policy_back", "the policy answers again")
+                self.links.event("info", "policy_back", f"the {self._commands.driver} answers again")
                 self._teller.again("policy_silent")
             if receipt.reason == "damaged":
                 self._teller.once(
@@ -170,6 +172,7 @@ class ControlLoop:
             self._approach_after(silent_ns, goal)
         self.counters["ticks_running"] += 1
         self.counters["ticks_starved"] += rollout.is_starved
+        self.counters["ticks_led"] += self._commands.driver == "leader"
         return goal
 
     def _decide_homing(self) -> Goal:
@@ -245,6 +248,7 @@ class ControlLoop:
         self._hold_or_run(tick)
         if self._is_stale or self.wants_new_grid or not rollout.executor.wants_chunk(tick.number):
             return
+        ahead, state = rollout.executor.state_for(tick.number, reading.position, goal)
         rtc = rollout.executor.committed(tick.number, goal)
         deadline = rollout.deadline_ns(now)
         request = Infer(
@@ -252,10 +256,11 @@ class ControlLoop:
             grid_index=tick.number // rollout.plan.ticks_per_step,
             deadline_ns=deadline,
             task=rollout.task,
-            state=reading.position,
+            state=state,
             n_steps=rollout.plan.n_steps,
             rtc=None if rtc is None else Guidance(rtc[1], rtc[2], rollout.executor.n_drawn),
             buffered_ns=rollout.buffered_ns(tick),
+            ahead=ahead,
         )
         if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):
             self.counters["infer_unsent"] += 1
@@ -271,7 +276,7 @@ class ControlLoop:
             return
         silent_ns = tick.deadline_ns - max(rollout.answered_ns, self._t0_ns)
         if not self.wants_new_grid and silent_ns > SILENT_POLICY_NS and rollout.is_starved:
-            words = "the policy does not answer; the arm holds its last goal"
+            words = f"the {self._commands.driver} does not answer; the arm holds its last goal"
             self._teller.once("warning", "policy_silent", words)
             self._hold(tick, f"no chunk for {silent_ns / NS_PER_S:.0f} s")
             return
@@ -296,6 +301,7 @@ class ControlLoop:
         for finding in findings:
             bits = bits if finding.bits is None else bits | finding.bits
         nothing = np.full(len(self.profile.joints), np.nan, np.float32)
+        is_led = self._commands.driver == "leader"
         state = messages.State(
             tick=tick.number,
             deadline_ns=tick.deadline_ns,
@@ -308,11 +314,13 @@ class ControlLoop:
             wanted=decided.wanted,
             goal=nothing if goal is None else goal,
             limited_by=bits,
-            chunk_seq=decided.chunk_seq,
+            chunk_seq=None if is_led else decided.chunk_seq,
             action_index=decided.action_index,
             n_actions_left=decided.n_left,
             reason=self.machine.reason,
             task="" if self._commands.rollout is None else self._commands.rollout.task,
+            is_led=is_led,
+            is_shadow=self.robot.is_shadow,
         )
         self.links.publish(state, reading.observed_ns)
         self.links.lease(self._commands.lease)

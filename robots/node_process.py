@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .arm import Robot
 from .bus.port import SerialPort
 from .calibration import find_calibration
 from .describe import describe
+from .links import Driver
 from .node import ControlLoop
 from .profile import Profile, load_profile
 
@@ -41,13 +43,23 @@ from .profile import Profile, load_profile
 class ZmqLinks:
     """The loop's `Links` over ZeroMQ and pipes."""
 
-    def __init__(self, folder: Path, session: bytes, lease_fd: int | None, watched: dict[str, int]) -> None:
-        """watched: what it means when a pipe closes -> its descriptor."""
+    def __init__(
+        self,
+        folder: Path,
+        session: bytes,
+        lease_fd: int | None,
+        watched: dict[str, int],
+        drivers: Sequence[Driver] = ("policy",),
+    ) -> None:
+        """watched: what it means when a pipe closes -> its descriptor. drivers: whom chunks may be asked of."""
         self._ctx = zmq.Context()
         self._publisher = Publisher(self._ctx, endpoint(folder, "robot"), session, "robot")
         self.server = CommandServer(self._ctx, endpoint(folder, "robot", "commands"), session, "robot")
-        self._dealer = Dealer(self._ctx, endpoint(folder, "policy", "infer"), session, "robot")
-        self._inbox = Inbox(self._ctx, {Chunk: (endpoint(folder, "policy"), 8)}, session)
+        self._dealers = {
+            name: Dealer(self._ctx, endpoint(folder, name, "infer"), session, "robot") for name in drivers
+        }
+        self._asked: Driver = "policy"
+        self._inbox = Inbox(self._ctx, {Chunk: ([endpoint(folder, name) for name in drivers], 8)}, session)
         self._lease_fd, self._watched = lease_fd, dict(watched)
         self.must_end = False
         for fd in [*watched.values(), *([] if lease_fd is None else [lease_fd])]:
@@ -77,7 +89,10 @@ class ZmqLinks:
         return self._inbox.drain(Chunk)
 
     def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        return self._dealer.send(request, payloads, observed_ns) is not None
+        return self._dealers[self._asked].send(request, payloads, observed_ns) is not None
+
+    def turn_to(self, driver: Driver) -> None:
+        self._asked = driver
 
     def publish(self, body: Body, observed_ns: int | None = None) -> None:
         self._publisher.send(body, (), observed_ns)
@@ -91,18 +106,22 @@ class ZmqLinks:
                 os.write(self._lease_fd, byte)
 
     def counters(self) -> dict[str, int]:
-        return {**self._inbox.counters, **self._dealer.counters, **self.server.counters}
+        dealers = sum((dealer.counters for dealer in self._dealers.values()), Counter[str]())
+        return {**self._inbox.counters, **dealers, **self.server.counters}
 
     def close(self) -> None:
         self._inbox.stop()
         self._publisher.close()
         self.server.close()
-        self._dealer.close()
+        for dealer in self._dealers.values():
+            dealer.close()
         self._ctx.term()
 
 
-def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | None) -> Robot:
-    """The connected robot, torque off. port_fds: `BUS=FD=NAME` each.
+def open_robot(
+    profile: Profile, port_fds: Sequence[str], calibration: str | None, is_shadow: bool = False
+) -> Robot:
+    """The connected robot, torque off. port_fds: `BUS=FD=NAME` each. is_shadow: as `Robot`.
 
     Raises:
         BusError, CalibrationError: with the cure in the sentence.
@@ -112,7 +131,9 @@ def open_robot(profile: Profile, port_fds: Sequence[str], calibration: str | Non
     for text in port_fds:
         bus, fd, name = text.split("=", 2)
         ports[bus] = SerialPort(int(fd), name, bauds[bus])
-    robot = Robot(profile, ports, find_calibration(profile, calibration), say=tell_at_once)
+    robot = Robot(
+        profile, ports, find_calibration(profile, calibration), say=tell_at_once, is_shadow=is_shadow
+    )
     robot.connect()
     return robot
 
@@ -127,6 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lease-fd", type=int)
     parser.add_argument("--guardian-fd", type=int)
     parser.add_argument("--alive-fd", type=int)
+    parser.add_argument("--shadow", action="store_true", help="write nothing into the servos")
+    parser.add_argument("--has-leader", action="store_true", help="a leader arm may take the policy's place")
 
 
 def main() -> int:
@@ -156,9 +179,10 @@ def _run(args: argparse.Namespace) -> int:
         bytes.fromhex(args.session),
         args.lease_fd,
         {name: fd for name, fd in watched.items() if fd is not None},
+        ("policy", "leader") if args.has_leader else ("policy",),
     )
     signal.signal(signal.SIGTERM, lambda *_: setattr(links, "must_end", True))
-    robot = open_robot(profile, args.port_fd, args.calibration)
+    robot = open_robot(profile, args.port_fd, args.calibration, args.shadow)
     loop = ControlLoop(profile, robot, links, MonotonicClock())
     links.server.about = describe(profile, robot)
     freeze_garbage()

@@ -4,7 +4,7 @@ plan while it is carried out: which requests are out, and what the chunks say ab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from edgevla.arguments import Start
 from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
 from edgevla.errors import ConfigError
-from edgevla.execution import Execution, Executor, Goal, Receipt, Sync
+from edgevla.execution import Async, Execution, Executor, Goal, Receipt, Sync
 from edgevla.messages import Chunk, Message
 from edgevla.types import ActionChunk
 
@@ -36,6 +36,8 @@ class Plan:
     ticks_per_step: int
     most_drawn: int
     trained_delay: int | None = None
+    leader_ms: float | None = None
+    future_offset: int = 0
 
     @property
     def step_ns(self) -> int:
@@ -58,6 +60,7 @@ class Plan:
             max_guidance=self.max_guidance,
             is_gripper=is_gripper,
             trained_delay=self.trained_delay,
+            future_offset=self.future_offset,
         )
         made.expect_delay(-int(-self.latency_ms * self.fps // 1000))
         return made
@@ -97,7 +100,31 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         ticks_per_step=max(1, int(limit_hz / fps + 1e-6)),
         most_drawn=start.most_drawn,
         trained_delay=start.trained_delay,
+        leader_ms=start.leader_ms,
+        future_offset=start.future_offset,
     )
+
+
+def led(plan: Plan, leader_ms: float) -> Plan:
+    """The same grid with a leader arm in the policy's place, followed as in teleoperation: the profile's caps alone."""
+    return replace(
+        plan,
+        chunk_size=held_actions(plan.fps),
+        n_action_steps=1,
+        execution=Async(every=1),
+        allowed=("async",),
+        trained_speed=None,
+        trained_range=None,
+        latency_ms=leader_ms,
+        most_drawn=1,
+        trained_delay=None,
+        future_offset=0,
+    )
+
+
+def held_actions(fps: float) -> int:
+    """Actions of a chunk that holds a leader's pose."""
+    return max(2, round(HOLD_S * fps))
 
 
 def _per_joint(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -109,6 +136,8 @@ def _per_joint(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray | N
     return np.asarray(values, np.float32)
 
 
+HOLD_S = 0.5
+"""Length of a leader's chunk: longer than any hiccup, shorter than anybody would want a lost leader to be followed."""
 LEAST_DEADLINE_NS = NS_PER_S
 """A request is given at least this long; else four times what an inference took while warming up."""
 SILENT_NS, SILENT_SYNC_NS = NS_PER_S // 5, NS_PER_S // 2
@@ -132,8 +161,9 @@ class Rollout:
         self._starved_from_ns: int | None = None
         self._has_flowed = False
 
-    def restart(self) -> None:
-        self._first_request = self._next_request
+    def restart(self, first_request: int = 0) -> None:
+        """first_request: where another rollout has counted on meanwhile."""
+        self._first_request = self._next_request = max(self._next_request, first_request)
         self._pending.clear()
         self.answered_ns = 0
         self.forget()
@@ -183,7 +213,7 @@ class Rollout:
             return None
         steps = self.plan.ticks_per_step
         actions = message.payloads[0][: answer.n_valid]
-        chunk = ActionChunk(actions, answer.grid_index * steps, steps, message.seq)
+        chunk = ActionChunk(actions, answer.grid_index * steps, steps, message.seq, answer.ahead)
         receipt = self.executor.receive(chunk, request, tick.number, last_goal)
         self.answered_ns = tick.deadline_ns
         return receipt

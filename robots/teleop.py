@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """The follower's deployment, with the leader arm where the policy would be."""
     from edgevla.launch.supervisor import Supervisor
 
-    from .leader_source import LeaderSource
+    from .leader_source import LeaderArm, LeaderSource
     from .profile import load_profile
 
     options.check_arguments(args)
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             f"--fps {args.fps:g} must be above 0 and at most {most}, the rate of {follower.name}"
         )
     wanted = _options(args, follower)
-    source = LeaderSource(leader, follower, args.leader_port, args.leader_calibration, wanted, args.fps)
+    arm = LeaderArm(leader, args.leader_port, args.leader_calibration)
+    source = LeaderSource(arm, follower, wanted, args.fps)
     shown = Screen(to_stderr=args.json)
     return report(args, carry_out(Supervisor(wanted, source, shown)), shown)
 

@@ -25,10 +25,11 @@ from .adapters import is_adapter
 from .entries import Entry
 from .policies.config import features_of
 from .processors import Processors, Stats
-from .steps import features_in
+from .steps import MODES, features_in
 from .weight_files import (
     ADAPTER,
     PREFIXES,
+    own_weight_files,
     read_weights_header,
     unread_weights,
     values_not_finite,
@@ -36,6 +37,8 @@ from .weight_files import (
 )
 
 KINDS = ("VISUAL", "STATE", "ENV", "ACTION", "REWARD", "LANGUAGE")
+PLAIN_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "BOOL")
+"""Of weights, and of buffers that count or mask."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,15 @@ def account_of_features(config: Mapping[str, Any]) -> Iterator[Entry]:
     for key in ("input_features", "output_features"):
         features_of(config, key)
     used = used_features(config)
+    yield from _of_mapping(config.get("normalization_mapping"))
     for key in ("input_features", "output_features"):
         for name, feature in features_in(config, key).items():
             kind, shape = feature.get("type"), feature.get("shape")
+            for stranger in sorted(set(feature) - {"type", "shape"}):
+                said = (
+                    f"config.json: feature '{name}' says {stranger} = {feature[stranger]!r}, which is unknown"
+                )
+                yield refused(key, f"{name}.{stranger}", said)
             if kind not in KINDS:
                 yield refused(
                     key,
@@ -156,6 +165,13 @@ def account_of_features(config: Mapping[str, Any]) -> Iterator[Entry]:
                 yield Entry(key, name, f"'{name}': {said}", "no effect" if quiet else "noted")
 
 
+def _of_mapping(mapping: Any) -> Iterator[Entry]:
+    for kind, mode in mapping.items() if isinstance(mapping, Mapping) else ():
+        if kind not in KINDS or str(mode) not in MODES:
+            said = f"config.json: normalization_mapping says {kind} = {mode!r}, which LeRobot does not have"
+            yield refused("normalization_mapping", str(kind), said)
+
+
 # -- weights --------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +184,15 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
             )
         yield Entry("weights", ADAPTER, "factors, added to their base's weights", "used")
         return
+    packed = [name for name, weight in header.items() if weight.dtype not in PLAIN_DTYPES]
+    if packed:
+        yield refused(
+            "weights",
+            packed[0],
+            f"the weights in {folder} are quantised ({packed[0]} is {header[packed[0]].dtype}), and nothing here knows "
+            "their scales; save the policy in float32 or bfloat16",
+        )
+        return
     try:
         from .skeleton import parameters
     except ModuleNotFoundError:
@@ -178,7 +203,7 @@ def account_of_weights(folder: Path, header: Mapping[str, Any]) -> Iterator[Entr
         except CheckpointError as error:
             yield Entry("weights", "names", str(error), "refused")
             return
-    files = weight_files(folder)
+    files = [*weight_files(folder), *own_weight_files(folder)]
     odd = values_not_finite(files, PREFIXES)
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""

@@ -18,6 +18,10 @@ from .processors import POST, PRE, Processors, Stats, Step, unflatten_stats
 from .steps import MODES, PACK, PLAIN, STATISTICS, UNPACK, features_in, pipelines_of
 
 EMPTY_CAMERA = "observation.images.empty_camera_"
+ROUNDING = 1e-3
+"""Of a value: so far histograms and sums in float32 may put the ends of a range that is none."""
+LOWER_OF = {"max": ("min", "max"), "q99": ("q01", "q99"), "q90": ("q10", "q90")}
+"""The end of a range -> its ends."""
 
 
 def used_features(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _of_modes(where: str, used: Mapping[str, Any], modes: Mapping[str, str], sta
             )
             continue
         for statistic in MODES[mode]:
-            why = _unusable(found.get(statistic), feature)
+            why = _unusable(found.get(statistic), feature) or _impossible(statistic, found)
             if why is not None:
                 said = f"'{name}' is normalised by {mode}, and its '{statistic}' in {where} {why}"
                 yield refused(where, f"{name}.{statistic}", said, in_training=False)
@@ -134,6 +138,25 @@ def _unusable(values: np.ndarray | None, feature: Mapping[str, Any]) -> str | No
         return f"has shape {list(values.shape)}, where {list(sizes[0])} is expected"
     if not np.isfinite(np.asarray(values, np.float64)).all():
         return "holds values that are not finite"
+    return None
+
+
+def _impossible(statistic: str, found: Mapping[str, np.ndarray]) -> str | None:
+    """What no data have: a network would be fed its inputs mirrored, or multiplied by a hundred million."""
+    values = found[statistic]
+    noise = ROUNDING * (1 + np.abs(values))
+    low, high = (found.get(k) for k in LOWER_OF.get(statistic, ("min", "max")))
+    spread = high - low if low is not None and high is not None and low.shape == high.shape else None
+    if statistic == "std" and (values < 0).any():
+        return "is negative"
+    if statistic == "std" and spread is not None and spread.shape == values.shape:
+        return (
+            "is 0 where the minimum and the maximum differ"
+            if ((values == 0) & (spread > noise)).any()
+            else None
+        )
+    if statistic in LOWER_OF and spread is not None and (spread < -noise).any():
+        return f"is below its '{LOWER_OF[statistic][0]}'"
     return None
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevla.errors import CheckpointError
+from edgevla.hub import HubError, fetch
 
 from .processors import Processors
 
@@ -116,15 +117,11 @@ def backbone_folder(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        return fetch(name, patterns=["*.json", "*.safetensors", "*.txt"])
+    except HubError as error:
         raise CheckpointError(
-            f"the backbone '{name}' is neither a folder here nor to be had from the hub; give its folder with --from"
+            f"the backbone '{name}' is neither a folder here nor to be had from the hub: {error} (--from)"
         ) from error
 
 
@@ -198,20 +195,16 @@ def tokenizer_folder(processors: Processors, extra: Mapping[str, Path], name: st
 
 
 def _fetch_tokenizer(name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    files = ("tokenizer_config.json", "tokenizer.json")
-    for local_only in (True, False):
-        try:
-            return [Path(hf_hub_download(name, file, local_files_only=local_only)) for file in files][
-                -1
-            ].parent
-        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-            cause = error
+    try:
+        folder = fetch(name, patterns=["tokenizer_config.json", "tokenizer.json"])
+        if (folder / "tokenizer.json").is_file():
+            return folder
+        cause = HubError("its repository holds no tokenizer.json")
+    except HubError as error:
+        cause = error
     raise CheckpointError(
         f"the tokenizer '{name}' is neither in the checkpoint folder (tokenizer/tokenizer.json) nor to be had from "
-        "the hub; copy it there"
+        f"the hub: {cause}; copy it there"
     ) from cause
 
 

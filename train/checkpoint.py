@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edgevla.checkpoints import CONFIG, policy_folder
 from edgevla.dataset.facts import FACTS
 from edgevla.errors import CheckpointError
+from edgevla.hub import HubError, fetch
 
 from . import lora
 from .account import account_of
@@ -33,6 +34,7 @@ from .fresh import new_policy as new_policy
 from .legacy import split_legacy
 from .memory import release_pages, without_init
 from .own_keys import with_own_keys, write_own_keys
+from .own_weights import read_own_weights, write_own_weights
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
@@ -80,6 +82,7 @@ def load_policy(
     folder = checkpoint_folder(path)
     account_of(folder, with_weights=False).require(for_training=True)
     config, data = read_config(folder)
+    begins = not config.has_own_parts
     own_keys = {"type", *(f.name for f in dataclasses.fields(config))}
     keys, extras = tuple(data), {k: v for k, v in data.items() if k not in own_keys}
     cls = policy_class(config.type)
@@ -96,6 +99,7 @@ def load_policy(
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
     with without_init():
         policy = build_policy(config, processors, shapes, folder)
+    weights |= read_own_weights(policy, whole, begins=begins)
     _assign(policy, weights, aliases, folder, is_mapped=n_bytes > MAPPED_BYTES)
     policy.config_keys, policy.config_extras = keys, extras
     for adapter in reversed(adapters):
@@ -138,6 +142,7 @@ def save_policy(policy: Policy, folder: str | Path, facts: Facts | None = None) 
             lora.save_adapter(policy, scratch)
         else:
             save_weights(policy.saved_weights(), scratch / WEIGHTS)
+            write_own_weights(policy, scratch)
         policy.processors.save(scratch)
         for name, source in _companions(policy).items():
             shutil.copytree(
@@ -171,16 +176,12 @@ def checkpoint_folder(path: str | Path) -> Path:
         raise CheckpointError(
             f"checkpoint {name} does not exist; give a folder or a hub id like lerobot/act_aloha"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     patterns = ["*.json", "*.safetensors", "*/*.json", "*/*.model", "*/*.txt", "*/*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return fetch(name, patterns=patterns)
+    except HubError as error:
         raise CheckpointError(
-            f"checkpoint {name} is no folder here and could not be fetched from the hub: {reason}"
+            f"checkpoint {name} is no folder here and could not be fetched from the hub: {error}"
         ) from error
 
 

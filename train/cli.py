@@ -1,7 +1,8 @@
 """Train a policy on a LeRobot dataset, or go on with a run that was interrupted.
 
     edgevla train --policy act --dataset datasets/so101
-    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front
+    edgevla train --policy smolvla --dataset me/so101_pick --from lerobot/smolvla_base --camera camera1=front \\
+        --camera camera2=none --camera camera3=none
     edgevla train --resume runs/act-1124-1800
 
 Learning rates, batch size and the like come from the policy's published preset (train/recipes/*.toml), unless an
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,7 +21,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from edgevla.checkpoints import CHECKPOINTS, LAST, PRETRAINED, find_checkpoint, run_of, step_of
+from edgevla.checkpoints import (
+    CHECKPOINTS,
+    CONFIG,
+    LAST,
+    PRETRAINED,
+    find_checkpoint,
+    policy_folder,
+    run_of,
+    step_of,
+)
 from edgevla.dataset.reading_options import add_reading_arguments
 from edgevla.errors import UsageError
 from edgevla.vocabulary import BASE_HELP, camera_help, once, pairs, short_name
@@ -36,12 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     what = parser.add_argument_group("what")
     *most, last = policy_names()
-    what.add_argument("--policy", help=f"{', '.join(most)} or {last}")
+    what.add_argument(
+        "--policy", help=f"{', '.join(most)} or {last} (default: that of a checkpoint in --from)"
+    )
     what.add_argument(
         "--list-settings",
         action="store_true",
         default=False,
         help="say what can be set of --policy, with defaults and meaning, and end",
+    )
+    what.add_argument(
+        "--list-recipes", action="store_true", default=False, help="say which presets --recipe knows, and end"
     )
     what.add_argument("--dataset", metavar="PATH|REPO", help="LeRobot dataset: a folder or a hub id")
     what.add_argument("--root", metavar="DIR", help="where a hub dataset lies or is put")
@@ -59,7 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, to the bit on CPU")
     what.add_argument(
-        "--recipe", metavar="NAME|FILE", help="preset other than the policy's own; TOML like train/recipes/"
+        "--recipe",
+        metavar="NAME|FILE",
+        help="preset other than the policy's own: act_small for small machines, others by --list-recipes, "
+        "or a TOML file like train/recipes/",
     )
     what.add_argument(
         "--output", metavar="DIR", help="the run's folder (default runs/<policy>-<date>-<time>)"
@@ -155,6 +174,11 @@ def run(args: argparse.Namespace) -> int:
     for name in ("verbose", "verb"):
         given.pop(name, None)
     as_json = given.pop("json")
+    if given.pop("list_recipes"):
+        from .config import recipe_lines
+
+        print("\n".join(recipe_lines()))
+        return 0
     if given.pop("list_settings"):
         return _list_settings(given)
     return train_command(given, as_json)
@@ -219,8 +243,10 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
     import dataclasses
 
     from .claim import claimed_anew
-    from .config import TrainConfig
+    from .config import TrainConfig, read_recipe
+    from .policies import ALIASES
 
+    given["policy"] = given.get("policy") or _policy_of(given.get("start", ""))
     for name in ("policy", "dataset"):
         if not given.get(name):
             raise UsageError(f"--{name} is missing: edgevla train --policy act --dataset PATH_OR_REPO")
@@ -228,6 +254,8 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
     _known(policy)
     recipe = given.pop("recipe", None) or policy
     overrides = _overrides(given)
+    if "policy" not in read_recipe(recipe):  # it is for several
+        overrides["policy"] = ALIASES.get(policy, policy)
     config = TrainConfig.resolve(recipe, overrides)
     config = dataclasses.replace(config, settings=_typed(policy, config))
     kind = config.scheduler.type
@@ -236,6 +264,16 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
         option = "--" + idle[0].replace("_", "-")
         raise UsageError(f"{option} does nothing under the schedule '{kind}'; choose another with --schedule")
     return config, claimed_anew(config.output, policy), None
+
+
+def _policy_of(start: str) -> str:
+    """The type of the policy that a run starts from, where it lies here and says so; else nothing."""
+    folder = policy_folder(Path(start).expanduser()) if start else None
+    try:
+        said = json.loads((folder / CONFIG).read_text()) if folder is not None else {}
+    except (OSError, ValueError):
+        return ""
+    return str(said.get("type") or "") if isinstance(said, dict) else ""
 
 
 def _known(policy: str) -> None:
@@ -257,8 +295,27 @@ def _typed(named: str, config: Any) -> dict[str, Any]:
     cls = policy_class(named)
     if ALIASES.get(named, named) != config.policy:
         raise UsageError(f"--policy {named} was asked for, but the recipe is for {config.policy}")
+    _check_recipe(named, config)
     # TOML has no null; read back, "none" becomes None for a field that may be.
     return {k: "none" if v is None else v for k, v in own_settings(cls.Config, config.settings).items()}
+
+
+def _check_recipe(named: str, config: Any) -> None:
+    """Raises UsageError where a recipe for several policies sets what this one does not have."""
+    import dataclasses
+
+    from .config import read_recipe
+    from .policies import POLICIES, config_class, policy_class
+
+    def lacks(cls: Any) -> list[str]:
+        fields = {f.name for f in dataclasses.fields(cls)}
+        return [key for key in read_recipe(config.recipe).get("settings", {}) if key not in fields]
+
+    if missing := lacks(policy_class(named).Config):
+        able = [name for name in POLICIES if not lacks(config_class(name))]
+        raise UsageError(
+            f"--recipe {config.recipe} sets {missing[0]}, which {named} does not have; it is for {', '.join(able)}"
+        )
 
 
 def _resuming(resumed: str, given: dict[str, Any]) -> tuple[Any, Place, Path]:
@@ -376,19 +433,24 @@ def _warn_of_room(job: Any, done: int, say: Any) -> None:
         say(f"WARNING: {each} about {gigabytes(need)}, and {gigabytes(free)} are free for {job.run}")
 
 
+def _export_of(checkpoint: Path, config: Any) -> str:
+    """The next command. With the dataset graphs are compared on real frames, and int8 is possible."""
+    return shlex.join(["edgevla", "export", str(checkpoint), "--dataset", config.root or config.dataset])
+
+
 def _conclude(prepared: Any, outcome: Any, say: Any, as_json: bool) -> int:
     import signal
 
     job = prepared.job
     last = job.run / CHECKPOINTS / LAST
-    resume, export = f"edgevla train --resume {job.run}", f"edgevla export {last}"
+    resume, export = f"edgevla train --resume {job.run}", _export_of(last, job.config)
     if outcome.signal is not None:
         name = signal.Signals(outcome.signal).name
         say(f"{name}: step {outcome.step} of {job.config.steps} is saved. Go on with:\n  {resume}")
     else:
         say(f"Done: {last}, loss {job.log.last.get('loss', float('nan')):.4g}, curve {job.run / 'loss.png'}.")
         if job.config.merge_lora and job.worker.rank == 0:
-            export = f"edgevla export {prepared.save_merged()}"
+            export = _export_of(prepared.save_merged(), job.config)
         say(f"Next:\n  {export}")
     if as_json:
         result = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ else:
 
 OWN_CONFIG = "edgevla-train.toml"
 RECIPES = Path(__file__).parent / "recipes"
+NEXT_SENTENCE = re.compile(r"(?<!et al)\. ")
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,17 @@ class TrainConfig:
 def recipe_names() -> list[str]:
     """The published presets that come along."""
     return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def recipe_lines() -> list[str]:
+    """Every preset that comes along in a line: its name, its policy, and the first sentence of its file."""
+    lines = []
+    for name in recipe_names():
+        text = (RECIPES / f"{name}.toml").read_text()
+        comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
+        first = re.split(NEXT_SENTENCE, comments)[0].rstrip(".")
+        lines.append(f"  {name:<18} {read_recipe(name).get('policy', 'any'):<10} {first}")
+    return ["preset             of         what", *lines]
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class TrainingData:
         check_features(dataset, config, self._source, self.absent_cameras)
         _check_content(dataset, self._source)
         _check_labels(dataset, config, self._source)
+        _check_future(dataset, config, self._source)
         self.positions = sample_positions(dataset, config.drop_n_last_frames)
 
     def __len__(self) -> int:
@@ -181,9 +182,11 @@ class TrainingData:
         """
         config, dataset = self.config, self.dataset
         arrays: dict[str, np.ndarray] = {}
+        offsets = self._offsets(rows, augment_seed)
         for name, source in self._source.items():
             deltas = config.action_indices if name == ACTION else config.observation_indices
-            window, is_pad = (rows, None) if deltas is None else dataset.window(rows, deltas)
+            begin = rows + offsets if name == ACTION else rows
+            window, is_pad = (begin, None) if deltas is None else dataset.window(begin, deltas)
             if name in self.cameras:
                 arrays[name] = self._frames(source, name, window, augment_seed)
             else:
@@ -192,16 +195,36 @@ class TrainingData:
                     arrays[name] = arrays[name][..., None]
             if is_pad is not None:
                 arrays[f"{name}_is_pad"] = is_pad
+        self._tell_future(arrays, rows, offsets)
         tasks = [dataset.task(int(row)) for row in rows]
         if self.tokenize is not None:
-            state = self._source.get(STATE)
-            raw = None if state is None else np.asarray(dataset.columns[state], np.float32)[rows]
-            arrays.update(self.tokenize(tasks, raw))
+            state = arrays.get(STATE)
+            is_windowed = config.observation_indices is not None
+            arrays.update(self.tokenize(tasks, state[:, -1] if state is not None and is_windowed else state))
         if self.absent_cameras:
             present = [name in self.cameras for name in config.image_features]
             arrays["camera_present"] = np.tile(np.array(present), (len(rows), 1))
         tensors: dict[str, Any] = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in arrays.items()}
         return {**tensors, "task": tasks}
+
+    def _offsets(self, rows: np.ndarray, seed: Sequence[int] | None) -> np.ndarray:
+        """Per sample, how many steps later its state and its chunk are than its pictures; within its episode. A policy
+        that is trained for future states sees 0 up to its most, each as often; zeros for any other."""
+        most = self.config.future_state_max_offset
+        if not most:
+            return np.zeros_like(rows)
+        drawn = rows % (most + 1)
+        if seed is not None:
+            drawn = np.random.default_rng(list(seed)).integers(0, most + 1, len(rows))
+        return np.minimum(drawn, self.dataset.episode_bounds(rows)[1] - 1 - rows)
+
+    def _tell_future(self, arrays: dict[str, np.ndarray], rows: np.ndarray, offsets: np.ndarray) -> None:
+        """In the place of a state what will have been reached so many steps later: the goal given one step before."""
+        moved = np.flatnonzero(offsets)
+        if len(moved):
+            goals = np.asarray(self.dataset.columns[self._source[ACTION]], np.float32)
+            reached = goals[rows[moved] + offsets[moved] - 1]
+            arrays[STATE][moved] = reached.reshape(len(moved), *arrays[STATE].shape[1:])
 
     def _frames(
         self, source: str, name: str, window: np.ndarray, augment_seed: Sequence[int] | None
@@ -343,6 +366,24 @@ def _check_labels(dataset: Dataset, config: PolicyConfig, sources: Mapping[str, 
                 feature=feature,
                 episode=episode,
             )
+
+
+def _check_future(dataset: Dataset, config: PolicyConfig, sources: Mapping[str, str]) -> None:
+    """Whether a goal can be told as a state.
+
+    Raises:
+        DatasetError: a policy of future states, and state and action are not of the same joints.
+    """
+    if not config.future_state_max_offset:
+        return
+    state, action = (dataset.info.features.get(sources.get(name, "")) for name in (STATE, ACTION))
+    if state is None or action is None or (state.names, state.shape) != (action.names, action.shape):
+        raise DatasetError(
+            f"future_state_max_offset={config.future_state_max_offset} tells goals as states, but in {dataset.root} "
+            f"'{STATE}' ({', '.join(state.names) if state else 'none'}) and '{ACTION}' "
+            f"({', '.join(action.names) if action else 'none'}) do not name the same joints; leave it out",
+            feature=STATE,
+        )
 
 
 def _check_content(dataset: Dataset, sources: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from edgevla.dataset.stats import IMAGENET
 from edgevla.errors import CheckpointError, ConfigError, UsageError
+from edgevla.hub import why_unreachable
 from edgevla.strict import nearest
 from edgevla.types import ACTION, ENVIRONMENT_STATE
 
@@ -164,15 +165,16 @@ def find_trunk_weights(backbone: str, wanted: str) -> Path | None:
     found = sorted(cache.glob(f"{backbone}-*.pth")) if cache.is_dir() else []
     if found:
         return found[0]
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
 
     version = "tv2_in1k" if wanted.endswith("V2") else "tv_in1k"
     file = (f"timm/{backbone}.{version}", "model.safetensors")
     with contextlib.suppress(Exception):
         return Path(hf_hub_download(*file, local_files_only=True))
+    if (reason := why_unreachable()) is not None:
+        _LOG.info("no ImageNet weights from the hub: %s", reason)
+        return None
     try:
-        # Without a network a download would try for half a minute; this asks once.
-        get_hf_file_metadata(hf_hub_url(*file), timeout=5)
         return Path(hf_hub_download(*file))
     except Exception as error:  # the hub's client raises many kinds; none of them may stop a training
         _LOG.info("no ImageNet weights from the hub: %s", error)

@@ -184,6 +184,11 @@ def _switch(config: TrainConfig, policy: Policy) -> None:
 
 
 def _add_lora(config: TrainConfig, policy: Policy) -> None:
+    if policy.config.has_own_parts:
+        raise UsageError(
+            "LoRA's files hold factors alone, and a policy with snapflow_weight has a part beside them that learns, "
+            "too; leave --lora out"
+        )
     targets = config.lora_targets or policy.lora_targets
     if not targets:
         raise UsageError(f"{config.policy} has no usual LoRA layers; name them with --lora-targets REGEX")

@@ -24,6 +24,7 @@ MEANINGS = {
     "chunk_size": "actions that one inference predicts",
     "max_state_dim": "width that the state is padded to",
     "max_action_dim": "width that actions are padded to",
+    "future_state_max_offset": "trained for states of up to so many steps later; 0: the present one alone",
     "dtype": "of the weights: float32 or bfloat16",
     "tokenizer_max_length": "tokens that the prompt is padded or cut to",
     "empty_cameras": "places for cameras that are not there",
@@ -93,6 +94,9 @@ MEANINGS = {
     "time_sampling_beta_beta": "beta of the same",
     "time_sampling_scale": "scale of the times drawn",
     "time_sampling_offset": "offset of the times drawn",
+    "rtc_training_max_delay": "longest committed beginning of a chunk that it is trained for; 0: none",
+    "one_step_time_shift": "trained for one denoise step by times nearer to noise, 3 to 4; 0: not",
+    "snapflow_weight": "trained for one denoise step by its own two half steps (--recipe snapflow: 0.1); 0: not",
     "use_relative_actions": "actions are differences from the state",
     "relative_exclude_joints": "joints whose actions stay absolute",
     # X-VLA

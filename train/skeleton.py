@@ -14,12 +14,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from edgevla.errors import CheckpointError
 
 from .checkpoint import build_policy, read_config
+from .header import read_header
 from .memory import without_init
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.checkpoints import DROPPED
 from .processors import Processors
-from .weight_files import PREFIXES, read_weights_header, weight_files
+from .weight_files import PREFIXES, own_weight_files, read_weights_header, weight_files
 
 
 def parameters(folder: Path, whole: Path | None = None) -> dict[str, tuple[int, bool]]:
@@ -42,6 +43,8 @@ def parameters(folder: Path, whole: Path | None = None) -> dict[str, tuple[int, 
     shapes = {n.removeprefix(cls.Prefix): tuple(w.shape) for n, w in weights.items()}
     with _without_memory():
         policy = build_policy(config, Processors.load(folder), shapes, folder)
+    for file in own_weight_files(whole or folder):
+        shapes |= {name: tuple(w.shape) for name, w in read_header(file).items()}
     _check(policy, shapes, path)
     return {cls.Prefix + n: (p.numel(), p.requires_grad) for n, p in policy.named_parameters()}
 

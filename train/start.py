@@ -39,6 +39,7 @@ from .fresh import fresh_config, imagenet_stats, new_policy, policy_features
 from .policies import policy_class
 from .policies.base import Policy
 from .policies.config import PolicyConfig
+from .policies.flow_config import FlowConfig
 from .policies.vla_config import set_relative
 from .processors import NORMALIZERS, UNNORMALIZERS, Processors, Stats, flatten_stats
 
@@ -125,6 +126,11 @@ def _check_start(
         raise UsageError(f"--from-scratch and --from {config.start} contradict each other; leave one out")
     if config.from_scratch and backbone is None:
         raise UsageError(f"{config.policy} has no backbone to start without; leave --from-scratch out")
+    if settings.get("snapflow_weight") and not is_trained:
+        raise UsageError(
+            "snapflow_weight (--recipe snapflow) is a second phase, in which a trained policy distils itself; name it "
+            "with --from RUN"
+        )
     if config.start:
         return
     if config.domain_id is not None:
@@ -262,6 +268,7 @@ def _adapt(
     check_sizes_of(dataset, [c for c in dataset.cameras if c not in cameras.unused])
     cls = policy_class(config.policy)
     settings = _with_names(cls.Config, settings, dataset)
+    _check_one_step(config, policy_config, settings)
     features = policy_features(dataset_features(dataset, cameras.rename))
     inputs = dict(policy_config.input_features)
     if cls.needs_every_camera:  # what is trained without a camera may run without it
@@ -298,6 +305,24 @@ def _adapt(
     _set_rename(processors, checkpoints_rename(dataset, cameras.rename))
     _set_domain(processors, config, adapted)
     return adapted, cameras
+
+
+def _check_one_step(config: TrainConfig, trained: PolicyConfig, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError where a second phase does not follow from what the policy was trained for."""
+    if not isinstance(trained, FlowConfig) or "snapflow_weight" not in settings:
+        return
+    if settings["snapflow_weight"] and trained.denoises_once:
+        how = next(k for k in ("snapflow_weight", "one_step_time_shift") if getattr(trained, k))
+        raise UsageError(
+            f"--from {config.start} denoises in one step already ({how}={getattr(trained, how):g}), so it has no "
+            "several steps to learn from; name the policy that it was trained from, or leave the recipe out to "
+            "fine-tune it"
+        )
+    if trained.snapflow_weight and not settings["snapflow_weight"]:
+        raise UsageError(
+            f"--from {config.start} has learned to denoise in one step, and snapflow_weight=0 would not undo it; start "
+            "from the policy that it was trained from"
+        )
 
 
 def _with_names(cls: type[PolicyConfig], settings: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

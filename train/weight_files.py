@@ -31,6 +31,8 @@ PREFIXES = (
 )
 """Of statistics among the weights, before LeRobot 0.4; never given any, they are infinite."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OWN_WEIGHTS = "edgevla-policy.safetensors"
+"""Parts of the network that no LeRobot knows (`own_weights.py`), beside its own file."""
 _POINTER = b"version https://git-lfs"
 _PICKLES = ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "pytorch_model.bin.index.json")
 _WRAPPERS = {"_orig_mod": "torch.compile", "module": "data-parallel training", "_fsdp_wrapped_module": "FSDP"}
@@ -173,11 +175,17 @@ def _not_finite(file: Path) -> Iterator[str]:
                     break
 
 
+def own_weight_files(folder: Path) -> list[Path]:
+    """The file of parts that no LeRobot knows, where there is one."""
+    path = folder / OWN_WEIGHTS
+    return [path] if path.is_file() else []
+
+
 def weights_sha256(folder: Path) -> str:
     """Of one file its own; of several, that of their names and digests."""
     from edgevla.bundle import sha256_of
 
-    files = [folder / ADAPTER] if is_adapter(folder) else weight_files(folder)
+    files = [folder / ADAPTER] if is_adapter(folder) else [*weight_files(folder), *own_weight_files(folder)]
     if len(files) == 1:
         return sha256_of(files[0])
     lines = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,13 @@ def check_values(dataset: Dataset, findings: Findings, features: Sequence[str] |
                 f"feature '{name}' has {n} elements and {len(feature.names)} names; the names are not used",
                 feature=name,
             )
+        twice = sorted({joint for joint in feature.names if feature.names.count(joint) > 1})
+        if twice and name in (STATE, ACTION):
+            findings.warn(
+                f"feature '{name}' names {', '.join(twice)} more than once; a robot's joints are found by name, so what "
+                "is trained on it cannot be exported: correct the names in meta/info.json",
+                feature=name,
+            )
 
 
 def _check_finite(dataset: Dataset, findings: Findings, features: Sequence[str] | None) -> None:
@@ -93,7 +101,8 @@ def _check_finite(dataset: Dataset, findings: Findings, features: Sequence[str] 
         values = dataset.columns.get(name)
         if values is None or not np.issubdtype(values.dtype, np.floating):
             continue
-        is_bad = ~np.isfinite(values.reshape(len(values), -1))
+        with np.errstate(over="ignore"):  # policies compute in float32
+            is_bad = ~np.isfinite(values.reshape(len(values), -1).astype(np.float32))
         for episode, rows in _by_episode(dataset, np.flatnonzero(is_bad.any(1))):
             row = int(rows[0])
             element = int(is_bad[row].argmax())
@@ -283,24 +292,33 @@ def _check_video(
             file=file,
             feature=camera,
         )
+    shown: list[tuple[int, int, int]] = []
     for episode in episodes:
-        if not _has_frames(dataset, camera, file, episode, findings):
+        numbers = _frame_numbers(dataset, camera, file, episode, findings)
+        if numbers is None:
             return
+        if len(numbers):
+            shown.append((int(numbers.min()), int(numbers.max()), episode.index))
+    if _is_shared(shown, camera, file, findings):
+        return
     try:
         dataset.frame(camera, episodes[-1].to_index - 1)
     except DatasetError as error:
         findings.error(str(error), file=file, feature=camera, episode=episodes[-1].index)
 
 
-def _has_frames(dataset: Dataset, camera: str, file: str, episode: Episode, findings: Findings) -> bool:
+def _frame_numbers(
+    dataset: Dataset, camera: str, file: str, episode: Episode, findings: Findings
+) -> np.ndarray | None:
+    """The file's frame for each of the episode's rows; None after a finding, empty where times are no numbers."""
     rows = np.arange(episode.from_index, episode.to_index)
     if not np.isfinite(dataset.columns["timestamp"][rows]).all():
-        return True  # said already
+        return np.zeros(0, np.int64)  # said already
     try:
         numbers = np.concatenate([n for _, _, n in dataset.locate(camera, rows)])
     except DatasetError as error:
         findings.error(str(error), file=file, feature=camera, episode=episode.index)
-        return False
+        return None
     if len(np.unique(numbers)) < len(numbers):
         findings.error(
             f"episode {episode.index}, camera '{camera}': {len(numbers)} rows share {len(np.unique(numbers))} frames of "
@@ -309,8 +327,25 @@ def _has_frames(dataset: Dataset, camera: str, file: str, episode: Episode, find
             feature=camera,
             episode=episode.index,
         )
-        return False
-    return True
+        return None
+    return numbers
+
+
+def _is_shared(shown: Sequence[tuple[int, int, int]], camera: str, file: str, findings: Findings) -> bool:
+    """Whether two episodes have the same frames: one of them shows what the other's arm did. shown: (first frame, last
+    frame, episode)."""
+    for (_, last, one), (first, _, other) in pairwise(sorted(shown)):
+        if first <= last:
+            low, high = sorted((one, other))
+            findings.error(
+                f"episodes {low} and {high}, camera '{camera}': both have frame {first} of {file}, so one of them shows "
+                "the other's pictures; correct from_timestamp in meta/episodes, or take only the right one: --episodes",
+                file=file,
+                feature=camera,
+                episode=high,
+            )
+            return True
+    return False
 
 
 def _check_pictures(dataset: Dataset, camera: str, findings: Findings) -> None:
@@ -356,7 +391,13 @@ def _check_names(dataset: Dataset, findings: Findings) -> None:
             f"no feature is named '{STATE}'; if that is '{alike[0]}', say --feature {STATE}={alike[0]}",
             feature=STATE,
         )
-    if STATE in columns:
+    for name in (n for n in (STATE, ACTION) if n in columns and columns[n].ndim > 2):
+        findings.warn(
+            f"'{name}' has shape {list(columns[name].shape[1:])}; policies take one row of numbers, so none trains on "
+            "this",
+            feature=name,
+        )
+    if STATE in columns and columns[STATE].ndim <= 2:
         units = state_units(dataset)
         still = still_values(statistics.vector_stats(columns[STATE]), units)
         for sentence in still_sentences(still, feature_names(dataset, STATE), units):

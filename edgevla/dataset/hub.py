@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from edgevla.errors import DatasetError, MissingExtraError
+from edgevla.hub import HubError, fetch
 
 REVISIONS = ("v3.0", "v2.1", "v2.0", "main")
 """Tags LeRobot gives its dataset repositories; untagged ones are read from `main`."""
@@ -35,7 +36,6 @@ def _is_repo_id(text: str) -> bool:
 
 def _download(repo_id: str, root: str | Path | None) -> Path:
     try:
-        import huggingface_hub
         from huggingface_hub.errors import RevisionNotFoundError
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -43,16 +43,14 @@ def _download(repo_id: str, root: str | Path | None) -> Path:
         ) from error
     for revision in REVISIONS:
         try:
-            folder = huggingface_hub.snapshot_download(
+            return fetch(
                 repo_id, repo_type="dataset", revision=revision, local_dir=None if root is None else str(root)
             )
-            return Path(folder)
         except RevisionNotFoundError:
             continue
-        except Exception as error:  # the hub client raises many kinds; all mean that the data is not here
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except HubError as error:
             raise DatasetError(
-                f"'{repo_id}' is neither a folder here nor a dataset that the hub gives us: {reason}",
+                f"'{repo_id}' is neither a folder here nor a dataset that the hub gives us: {error}",
                 file=repo_id,
             ) from error
     raise DatasetError(f"dataset '{repo_id}' on the hub has none of the revisions {', '.join(REVISIONS)}")

@@ -30,6 +30,8 @@ USED = (STATE, ENVIRONMENT_STATE, ACTION)
 """Features of numbers that policies can use."""
 _NUMERIC = re.compile(r"bool_?|u?int(8|16|32|64)?|float(16|32|64)?|double|half")
 _AGE_PREFIX = "camera_age_ms."
+INTERVENTION = "intervention"
+"""Column, bool (1,): whether a person drove in the policy's place at the row; LeRobot's rollouts name it so."""
 
 
 def camera_age_key(camera: str) -> str:

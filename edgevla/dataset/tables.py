@@ -182,14 +182,18 @@ def _to_numpy(table: pa.Table, feature: FeatureInfo, file: str) -> np.ndarray:
         raise DatasetError(
             f"{file}: feature '{feature.name}' has empty cells", file=file, feature=feature.name
         )
-    if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f" and not np.isfinite(array).all():
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(dtype, copy=False)
+    if dtype.kind in "iub" and not np.array_equal(cast, array):
+        odd = array[cast != array][0]
         raise DatasetError(
-            f"{file}: feature '{feature.name}' holds values that are no whole numbers",
+            f"{file}: feature '{feature.name}' holds {odd}, which is no {feature.dtype}, as meta/info.json calls it; "
+            "correct its dtype there",
             file=file,
             feature=feature.name,
         )
     shape = (n,) if feature.shape == (1,) else (n, *feature.shape)
-    return np.ascontiguousarray(array.reshape(shape).astype(dtype, copy=False))
+    return np.ascontiguousarray(cast.reshape(shape))
 
 
 def flat_values(column: pa.Array) -> pa.Array:

@@ -9,6 +9,8 @@ from edgevla.execution.strategies import (
     Sync,
     execution_from,
     execution_to,
+    highest_hz,
+    in_time,
     judge_latency,
 )
 
@@ -23,5 +25,7 @@ __all__ = [
     "Sync",
     "execution_from",
     "execution_to",
+    "highest_hz",
+    "in_time",
     "judge_latency",
 ]

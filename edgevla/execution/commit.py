@@ -82,6 +82,15 @@ def check_untrained_options(execution: Execution, longest: int | None) -> None:
             )
 
 
+def future_words(most: int, fps: float) -> str:
+    """What a policy of future states bears. most: steps, the farthest that training has shown it."""
+    steps = "1 step" if most == 1 else f"{most} steps"
+    return (
+        f"with 'async' a new chunk begins where the arm will be when it comes, up to {steps} ahead (delays to "
+        f"{1000 * most / fps:.0f} ms; what is later is skipped)"
+    )
+
+
 def rtc_words(mode: str | None, longest: int | None, fps: float) -> str:
     """What real-time chunking a bundle can do. mode: the manifest's, None: none. longest: actions, of a trained one."""
     if mode is None:

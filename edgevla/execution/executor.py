@@ -2,7 +2,8 @@
 
 Grid moment n is tick n*R. Action j of a chunk anchored at n belongs to moment n + j; between moments goals are
 interpolated. `sync` anchors a chunk where its execution begins (the arm waited for it); all others anchor it at
-its observation, so that late actions are skipped by construction. Nothing here knows a clock, a policy or a robot.
+its observation, so that late actions are skipped by construction. A policy of future states is told where the arm will
+be when its chunk can begin, and the chunk is anchored there. Nothing here knows a clock, a policy or a robot.
 """
 
 from __future__ import annotations
@@ -68,12 +69,14 @@ class Receipt:
 
 @dataclass(frozen=True)
 class _Held:
-    """A chunk on the grid: action j belongs to grid moment anchor + j; `n` of them may be used."""
+    """A chunk on the grid: action j belongs to grid moment anchor + j; `n` of them may be used. seen: the moment that it
+    was made from."""
 
     actions: np.ndarray
     anchor: int
     n: int
     seq: int
+    seen: int
 
 
 class Executor:
@@ -96,8 +99,10 @@ class Executor:
         max_guidance: float = 10.0,
         is_gripper: Sequence[bool] | None = None,
         trained_delay: int | None = None,
+        future_offset: int = 0,
     ) -> None:
-        """trained_delay: actions, the longest beginning that `rtc` may commit; None: the policy is guided instead."""
+        """trained_delay: actions, the longest beginning that `rtc` may commit; None: the policy is guided instead.
+        future_offset: steps, the farthest ahead that the policy takes a state from; 0: it takes the present one."""
         self.execution = execution
         self._commitments = None if trained_delay is None else Commitments(trained_delay)
         self.ticks_per_step, self.chunk_size, self.n_joints, self.fps = (
@@ -111,6 +116,7 @@ class Executor:
             self._n_action_steps = min(execution.n_action_steps, chunk_size)
         self._guidance = (guidance_end, max_guidance)
         self._is_blended = None if is_gripper is None else ~np.asarray(is_gripper, bool)
+        self._future_offset, self._ahead = future_offset, 0
         self._delays: deque[int] = deque(maxlen=DELAYS_KEPT)
         self._chunks: list[_Held] = []
         self._asked: dict[int, int] = {}
@@ -156,6 +162,24 @@ class Executor:
         """Its deadline has passed: the next grid moment may ask again."""
         self._asked.pop(request_id, None)
 
+    def state_for(self, tick: int, measured: np.ndarray, sent: np.ndarray | None) -> tuple[int, np.ndarray]:
+        """How many steps the next request looks ahead, and the state that it tells: where the arm will be then, which is
+        the goal of the last action before. As far as the chunk is expected to take, as training knows, and as there are
+        actions to execute meanwhile; 0 steps and the measured state otherwise, as where the arm waits for its chunks.
+
+        measured, sent: float32 (D,), the position and the goal really sent at this tick.
+        """
+        self._ahead = 0
+        if not isinstance(self.execution, Async) or not self._chunks:
+            return 0, measured
+        moment, last = tick // self.ticks_per_step, self._chunks[-1]
+        self._ahead = max(0, min(self.delay_steps, self._future_offset, last.anchor + last.n - moment))
+        if self._ahead == 0:
+            return 0, measured
+        if self._ahead == 1 and sent is not None:
+            return 1, sent
+        return self._ahead, self._at(moment + self._ahead - 1)
+
     def committed(self, tick: int, sent: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, float] | None:
         """What the policy is told of what the arm will do: committed goals (T, D) in robot units, weights (T,), the
         guidance limit. With `select` the weights judge chunks, and nothing is guided. None without RTC and `select`.
@@ -164,7 +188,7 @@ class Executor:
         """
         if not isinstance(self.execution, Rtc) and self.n_drawn == 1:
             return None
-        n = tick // self.ticks_per_step
+        n = tick // self.ticks_per_step + self._ahead
         committed = np.zeros((self.chunk_size, self.n_joints), np.float32)
         rest = 0
         if self._chunks:
@@ -172,10 +196,11 @@ class Executor:
             remaining = old.actions[max(0, n - old.anchor) : old.n]
             rest = len(remaining)
             committed[:rest] = remaining
-            if rest and sent is not None:
+            if rest and sent is not None and self._ahead == 0:
                 committed[0] = sent
         if not isinstance(self.execution, Rtc):
-            return committed, rtc_weights("linear", self.delay_steps, rest, rest, self.chunk_size), 0.0
+            delay = max(0, self.delay_steps - self._ahead)
+            return committed, rtc_weights("linear", delay, rest, rest, self.chunk_size), 0.0
         if self._commitments is not None:
             n_committed = self._commitments.choose(self.delay_steps, rest)
             return committed, (np.arange(self.chunk_size) < n_committed).astype(np.float32), 0.0
@@ -191,51 +216,55 @@ class Executor:
     ) -> Receipt:
         """A chunk arrived between two ticks; `tick` is the next to be decided.
 
-        chunk.tick: tick of its observation. last_goal: what was sent last; `sync` leads in from it.
+        last_goal: what was sent last; `sync` leads in from it.
         """
-        observed = chunk.tick // self.ticks_per_step
+        anchor = chunk.tick // self.ticks_per_step
+        observed = anchor - chunk.ahead
         was_asked = self._asked.pop(request_id, None) is not None
         next_moment = -(-tick // self.ticks_per_step)
         delay = max(0, next_moment - observed)
         n_blend = blended_by(self.execution)
         if chunk.actions.shape[1:] != (self.n_joints,) or not np.isfinite(chunk.actions).all():
-            return Receipt("damaged", observed)
+            return Receipt("damaged", anchor)
         if isinstance(self.execution, Sync):
             if not was_asked:
-                return Receipt("unasked", observed)
+                return Receipt("unasked", anchor)
             self._delays.append(delay)
             n = min(self._n_action_steps, len(chunk.actions))
             actions = chunk.actions
             if n_blend and self._chunks:  # the arm waited where the old chunk's rest goes on
                 old = self._chunks[-1]
                 actions = blended(actions, old.actions[old.n :], n_blend, is_blended=self._is_blended)
-            self._chunks = [_Held(actions, next_moment, n, chunk.seq)]
+            self._chunks = [_Held(actions, next_moment, n, chunk.seq, next_moment)]
             if last_goal is not None and tick % self.ticks_per_step:
                 self._lead_in = (tick - 1, last_goal)
             return Receipt("taken", next_moment, 0, delay)
-        held = _Held(chunk.actions, observed, len(chunk.actions), chunk.seq)
+        held = _Held(chunk.actions, anchor, len(chunk.actions), chunk.seq, observed)
+        n_skipped = max(0, next_moment - anchor)
         commitments = self._commitments if isinstance(self.execution, Rtc) else None
         n_committed = None if commitments is None else commitments.of(request_id)
         # A chunk without a beginning may be the first of all, slower than any after it.
         if was_asked and (commitments is None or n_committed is not None):
             self._delays.append(delay)
-        if observed + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].anchor):
-            return Receipt("late", observed, min(delay, held.n), delay)
+        if anchor + held.n <= next_moment or (self._chunks and observed <= self._chunks[-1].seen):
+            return Receipt("late", anchor, min(n_skipped, held.n), delay)
         if n_committed is not None and delay > n_committed:
-            return Receipt("overdue", observed, 0, delay)
+            return Receipt("overdue", anchor, 0, delay)
         moment = tick // self.ticks_per_step
         if n_blend and self._chunks:
-            held = replace(held, actions=self._joined(held, max(moment, observed), next_moment))
-        keep = self._chunks if isinstance(self.execution, Ensemble) else []
+            held = replace(held, actions=self._joined(held, max(moment, anchor), next_moment))
+        # One that begins later leaves the arm with the old one until then.
+        keep = self._chunks if isinstance(self.execution, Ensemble) or anchor > moment else []
         self._chunks = [c for c in keep if c.anchor + c.n > moment] + [held]
-        return Receipt("taken", observed, delay, delay)
+        return Receipt("taken", anchor, n_skipped, delay)
 
     def _joined(self, new: _Held, moment: int, next_moment: int) -> np.ndarray:
         """The new chunk's actions, from `moment`, which now is, on blended with what the old one still holds."""
         old, played = self._chunks[-1], moment - new.anchor
+        following = [self._at(m) for m in range(moment, old.anchor + old.n)]
         rest = blended(
             new.actions[played:],
-            old.actions[moment - old.anchor : old.n],
+            np.stack(following) if following else old.actions[:0],
             blended_by(self.execution),
             is_begun=moment < next_moment,
             is_blended=self._is_blended,
@@ -255,11 +284,11 @@ class Executor:
         """Another strategy from now on; the newest chunk is kept."""
         if isinstance(execution, Sync) and execution.n_action_steps:
             self._n_action_steps = min(execution.n_action_steps, self.chunk_size)
+        if isinstance(self.execution, Ensemble):
+            self._chunks = self._chunks[-1:]
         self.execution = execution
-        self._chunks = self._chunks[-1:]
-        if isinstance(execution, Async | Rtc | Ensemble) and self._chunks:
-            newest = self._chunks[0]
-            self._chunks = [replace(newest, n=len(newest.actions))]
+        if isinstance(execution, Async | Rtc | Ensemble):
+            self._chunks = [replace(c, n=len(c.actions)) for c in self._chunks]
 
     # -- goals ----------------------------------------------------------------------------------------------
 
@@ -268,30 +297,32 @@ class Executor:
         if not self._chunks:
             return Goal(None)
         moment, part = divmod(tick, self.ticks_per_step)
-        newest = self._chunks[-1]
-        index = moment - newest.anchor + part / self.ticks_per_step
+        held, last = self._in_force(moment), self._chunks[-1]
+        index = moment - held.anchor + part / self.ticks_per_step
         if index < 0:
-            return self._lead(tick, newest)
+            return self._lead(tick, held)
         wanted = self._at(moment)
         if part:
             following = self._at(moment + 1)
             share = part / self.ticks_per_step
             wanted = (wanted + (following - wanted) * share).astype(np.float32)
         # A chunk's last action is due for one whole step; only behind it the arm waits.
-        is_starved = index >= newest.n
-        n_left = max(0, newest.anchor + newest.n - 1 - moment)
-        return Goal(wanted, newest.seq, float(min(index, newest.n - 1)), n_left, is_starved)
+        is_starved = index >= held.n
+        n_left = max(0, last.anchor + last.n - 1 - moment)
+        return Goal(wanted, held.seq, float(min(index, held.n - 1)), n_left, is_starved)
+
+    def _in_force(self, moment: int) -> _Held:
+        """The newest chunk that has begun; where none has, the newest of all."""
+        return next((c for c in reversed(self._chunks) if c.anchor <= moment), self._chunks[-1])
 
     def _at(self, moment: int) -> np.ndarray:
         """float32 (D,): what the chunks say about a grid moment; the last action where none covers it."""
         covering = [c for c in self._chunks if c.anchor <= moment < c.anchor + c.n]
-        if not covering:
-            newest = self._chunks[-1]
-            return np.asarray(newest.actions[newest.n - 1], np.float32)
-        rows = np.stack([c.actions[moment - c.anchor] for c in covering])
-        if isinstance(self.execution, Ensemble):
+        if isinstance(self.execution, Ensemble) and covering:
+            rows = np.stack([c.actions[moment - c.anchor] for c in covering])
             return ensemble(rows, [c.anchor for c in covering], self.execution.decay)
-        return np.asarray(rows[-1], np.float32)
+        held = self._in_force(moment)
+        return np.asarray(held.actions[min(max(0, moment - held.anchor), held.n - 1)], np.float32)
 
     def _lead(self, tick: int, newest: _Held) -> Goal:
         """`sync` between a chunk's arrival and its first grid moment: a straight line from the last goal."""

@@ -6,7 +6,7 @@ moments: one per 1/fps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ Drawn = Annotated[int, Within(1, MOST_DRAWN)]
 WeightKind = Literal["zeros", "ones", "linear", "exp"]
 LAUNCHES_PER_S = 10
 """Where `every` is not given, a new chunk is asked for at most this often: fresh enough, and a core stays free."""
+HIGHEST_HZ = 1000
+"""Control rates above it are not asked about."""
 
 
 @dataclass(frozen=True)
@@ -213,3 +215,26 @@ def judge_latency(
             f"Use a faster engine or a longer chunk",
         )
     return LatencyVerdict(execution, "info", "")
+
+
+def in_time(
+    kinds: Iterable[str], *, chunk_size: int, fps: float, latency_ms: float, trained_delay: int | None = None
+) -> tuple[str, ...]:
+    """Of these executions, with their defaults, those whose arm never waits for a chunk: `sync` always does."""
+    return tuple(kind for kind in kinds if _is_in_time(kind, chunk_size, fps, latency_ms, trained_delay))
+
+
+def highest_hz(
+    kind: str, *, chunk_size: int, latency_ms: float, trained_delay: int | None = None
+) -> int | None:
+    """The highest whole control rate at which an execution is in time; None: at none. `HIGHEST_HZ` means: or more."""
+    rates = range(HIGHEST_HZ, 0, -1)
+    return next((hz for hz in rates if _is_in_time(kind, chunk_size, hz, latency_ms, trained_delay)), None)
+
+
+def _is_in_time(kind: str, chunk_size: int, fps: float, latency_ms: float, trained_delay: int | None) -> bool:
+    execution = execution_from({"kind": kind})
+    verdict = judge_latency(
+        execution, chunk_size=chunk_size, fps=fps, latency_ms=latency_ms, trained_delay=trained_delay
+    )
+    return not isinstance(execution, Sync) and verdict.severity == "info"

@@ -82,10 +82,11 @@ def _measured(run: Run, f: Finding, x: dict[str, Any]) -> str:
 
 def _clip(run: Run, f: Finding, x: dict[str, Any]) -> str:
     assert f.joint is not None
-    joint = run.joints[f.joint]
+    joint, is_shadow = run.joints[f.joint], bool(run.about.get("is_shadow"))
+    size = "" if is_shadow else f", by up to {amount(run, f.joint, x['gap'])}"
     return (
-        f"{CLIPPED_BY[x['bit']]} changed the goals of {joint} in {x['ticks']} tick{'s' * (x['ticks'] != 1)} "
-        f"({_spent(f)}), by up to {amount(run, f.joint, x['gap'])}"
+        f"{CLIPPED_BY[x['bit']]} {'would have ' * is_shadow}changed the goals of {joint} in {x['ticks']} "
+        f"tick{'s' * (x['ticks'] != 1)} ({_spent(f)}){size}"
     )
 
 
@@ -164,6 +165,8 @@ def heading(run: Run) -> list[str]:
         kind = (about.get("execution") or {}).get("kind", "")
         lines.append(f"  {about['bundle']} ({str(about.get('policy_sha256'))[:12]}), {kind}")
     lines.append(f"  {run.n_ticks} ticks, {len(run.notes.get('chunk', []))} chunks")
+    if about.get("is_shadow"):
+        lines.append("  SHADOW: nothing was sent to the arm; what safety did is what it would have done")
     if run.is_old:
         lines.append(
             "  a log in lines of an earlier EdgeVLA: policy steps only, so jumps within them are not seen"

@@ -21,6 +21,8 @@ REFUSED = (
 
 TO_REST = "the arm moves to rest and is released"
 NOT_ON = "the arm has not been switched on"
+SHADOW = "SHADOW: nothing is sent to the arm; in thought"
+UNTOUCHED = "the arm was never touched, and is as it is"
 
 
 class Steps:

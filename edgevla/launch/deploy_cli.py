@@ -5,6 +5,8 @@
   edgevla deploy bundles/act --robot so101 --dry-run      everything up to torque, without the arm
   edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...        a policy that `edgevla serve` runs
   edgevla deploy --policy ws://127.0.0.1:8000 --keys map.toml --robot ...   one that an openpi server runs
+  edgevla deploy bundles/act --robot so101 --shadow ...   what it would do, beside an arm that nobody touches
+  edgevla deploy bundles/act --robot so101 --leader so101_leader ...        with a leader arm, to take over by hand
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
 freezes), a third lets go; holding the keys down never does. SIGTERM stops in order, and so does every other signal
@@ -18,6 +20,7 @@ Exit codes: 0 done, or stopped by a signal; 1 failed, or there was an emergency 
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +34,7 @@ from edgevla.vocabulary import camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.launch.deployment import DeployOptions
-    from edgevla.launch.sources import PolicySource
+    from edgevla.launch.sources import ActionSource, PolicySource
 
 BUNDLE_PLACES: tuple[str, ...] = (
     "bundles/*",
@@ -63,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=camera_help("a device, image folder or video"))  # fmt: skip
     add("--task", help="what the policy shall do, for policies that read text, else the label of recordings; "
         "with --sim also the name of a simulated task, which brings its text along")  # fmt: skip
+    add_leader(parser.add_argument_group("a leader arm, by which a person may take the policy's place"))
     _add_execution(parser)
     add("--n-steps", type=whole(1, 1000), metavar="N", help="denoise steps; default: the bundle's")
     add("--provider", choices=("cpu", "cuda", "tensorrt"),
@@ -78,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--allow-blind-cameras", action="store_true", help="start although a camera shows no picture at all")
     add("--sim-task", metavar="NAME",
         help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: the robot's first)")  # fmt: skip
+    add("--shadow", action="store_true",
+        help="everything runs but the arm: nothing is written into its servos, it stays limp. Move it by hand: monitor, "
+        "log and summary hold what the policy would do against what the arm does")  # fmt: skip
     add("--dry-run", action="store_true",
         help="check all that is checked before torque, say what would be done, and end; an emulated arm stands in for "
         "the real one, whose port is not opened")  # fmt: skip
@@ -108,15 +115,26 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     add("--max-guidance", type=Number(0, 1e6), help="rtc: largest guidance weight")
 
 
+def add_leader(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--leader", metavar="PROFILE",
+        help="profile of the leader, or a path to a .toml file; key l in the monitor, or t in edgevla record, changes "
+        "who drives")  # fmt: skip
+    add("--leader-port", action="append", default=[], metavar="[BUS=]PATH", help="serial port of the leader")
+    add("--leader-calibration", metavar="ID|FILE", help="LeRobot calibration of the leader")
+
+
 def run(args: argparse.Namespace) -> int:
     from edgevla.launch.supervisor import Supervisor
 
     shown = Screen(to_stderr=args.json)
     wanted = options_from(args)
     try:
-        source = source_from(args, wanted, shown)
+        source: ActionSource = source_from(args, wanted, shown)
     except WireError as error:
         return _not_yet(args, shown, error)
+    if wanted.leader is not None:  # `edgevla/` names the robots' code only as strings
+        source = importlib.import_module("edgevla.robots.led_source").LedSource(source, wanted)
     supervisor = Supervisor(wanted, source, shown)
     if args.dry_run:
         from edgevla.launch.rehearsal import rehearse
@@ -189,6 +207,7 @@ def options_from(args: argparse.Namespace) -> Any:
         raise UsageError("--monitor needs somebody to look at it; leave out --unattended")
     if args.monitor:
         check_terminal()
+    check_leader(args)
     if args.dry_run:
         check_rehearsal(args)
     sim_task, task = _simulated(args)
@@ -214,7 +233,26 @@ def options_from(args: argparse.Namespace) -> Any:
         may_be_blind=args.allow_blind_cameras,
         sim_task=sim_task,
         sim_trace=args.sim_trace,
+        is_shadow=args.shadow,
+        leader=args.leader,
+        leader_ports=args.leader_port,
+        leader_calibration=args.leader_calibration,
     )
+
+
+def check_leader(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: options of a leader arm that is not there, or is emulated.
+    """
+    if args.shadow and args.leader is not None:
+        raise UsageError("--shadow moves nothing, and --leader is there to move: leave one of them out")
+    for name in ("leader_port", "leader_calibration"):
+        option = f"--{name.replace('_', '-')}"
+        if getattr(args, name) and args.leader is None:
+            raise UsageError(f"{option} is of a leader arm: give --leader too")
+        if getattr(args, name) and args.sim:
+            raise UsageError(f"--sim makes its own arm; leave out {option}")
 
 
 def check_rehearsal(args: argparse.Namespace) -> None:
@@ -222,7 +260,7 @@ def check_rehearsal(args: argparse.Namespace) -> None:
     Raises:
         UsageError: an option that has no effect where nothing runs. BusError: a port that is not there.
     """
-    for name in ("monitor", "unattended", "log", "duration", "sim_trace"):
+    for name in ("monitor", "unattended", "log", "duration", "sim_trace", "leader", "shadow"):
         if getattr(args, name):
             raise UsageError(f"--dry-run runs nothing; leave out --{name.replace('_', '-')}")
     for text in args.port:

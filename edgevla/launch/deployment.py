@@ -19,7 +19,7 @@ from edgevla.execution import Execution, execution_from, execution_to
 from edgevla.execution.commit import check_untrained_options
 from edgevla.execution.strategies import KINDS, check_chunk, drawn_by
 from edgevla.manifest import Manifest
-from edgevla.seam_methods import missing_for_select, most_drawn
+from edgevla.seam_methods import FUTURE_INSTEAD, is_one_step, missing_for_select, most_drawn
 from edgevla.vocabulary import NONE
 
 TRAINED_SPEED_MARGIN = 1.5
@@ -31,6 +31,7 @@ class DeployOptions:
     """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source.
 
     has_stand_in: with is_sim, only the servos are emulated; cameras are the robot's own (`--dry-run`).
+    is_shadow: nothing is sent to the arm. leader: profile of a leader arm by which a person may take the policy's place.
     """
 
     robot: str
@@ -54,6 +55,15 @@ class DeployOptions:
     may_be_blind: bool = False
     sim_task: str | None = None
     sim_trace: Path | None = None
+    is_shadow: bool = False
+    leader: str | None = None
+    leader_ports: Sequence[str] = ()
+    leader_calibration: str | None = None
+
+    @property
+    def drivers(self) -> list[str]:
+        """Nodes that answer with chunks."""
+        return ["policy"] if self.leader is None else ["policy", "leader"]
 
 
 def camera_names(manifest: Manifest) -> list[str]:
@@ -119,8 +129,14 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         base.setdefault("n_action_steps", manifest.n_action_steps)
     if kind in KINDS and kind not in manifest.execution.allowed:
         allowed = ", ".join(manifest.execution.allowed)
+        why = f": {FUTURE_INSTEAD}" if manifest.future_offset else ""
         raise UsageError(
-            f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}"
+            f"the policy '{manifest.policy}' of this bundle cannot run '{kind}'; it allows {allowed}{why}"
+        )
+    if kind == "rtc" and "rtc" not in kinds_allowed(manifest, options):
+        raise UsageError(
+            "'rtc' guides many small denoise steps, and a single one it would throw too far; choose --execution async, "
+            "or more --n-steps"
         )
     execution = execution_from({**base, **given, "kind": kind})
     check_chunk(execution, manifest.chunk_size, manifest.n_action_steps)
@@ -129,6 +145,12 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         raise UsageError(f"--select {n}: this bundle cannot draw {n} chunks per inference: {missing}")
     check_untrained_options(execution, manifest.rtc.max_delay if manifest.rtc else None)
     return execution
+
+
+def kinds_allowed(m: Manifest, options: DeployOptions) -> tuple[str, ...]:
+    """Executions that the bundle takes with these options: guidance needs more than one denoise step."""
+    missing = m.rtc is not None and m.rtc.mode == "guided" and is_one_step(m, options.n_steps)
+    return tuple(kind for kind in m.execution.allowed if kind != "rtc" or not missing)
 
 
 def check_fitting(manifest: Manifest, options: DeployOptions) -> None:
@@ -173,7 +195,7 @@ def start_arguments(
         chunk_size=m.chunk_size,
         n_action_steps=m.n_action_steps,
         execution=execution,
-        allowed=m.execution.allowed,
+        allowed=kinds_allowed(m, options),
         task=options.task or (m.prompt.default_task if m.prompt else None) or "",
         n_steps=options.n_steps,
         guidance_end=m.rtc.guidance_end if m.rtc else 0,
@@ -184,6 +206,7 @@ def start_arguments(
         max_hz=options.servo_hz,
         most_drawn=most_drawn(m),
         trained_delay=m.rtc.max_delay if m.rtc else None,
+        future_offset=m.future_offset,
     )
 
 

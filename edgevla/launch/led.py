@@ -1,4 +1,5 @@
-"""The robot and its leader arm as `edgevla record --leader` starts them: `edgevla teleop`, as a process of its own.
+"""The robot and its leader arm as `edgevla record --leader` starts them: `edgevla teleop`, or with `--policy`
+`edgevla deploy --leader`, as a process of its own.
 
 It has a session of its own, so that Ctrl-C reaches the recording first, which then brings the arm to rest; and it hears
 when the recording was killed.
@@ -22,14 +23,14 @@ import zmq
 
 from edgevla.errors import BusError, WireError
 from edgevla.messages import State
+from edgevla.serve.transport import is_served
 from edgevla.session import deployments, read_deployment
 from edgevla.wire import Inbox, endpoint
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
-OWN_ERROR = "edgevla teleop: "
-"""Before the sentence with which it ends; it becomes the recording's own."""
-READY_S = 120.0
+READY_S, POLICY_READY_S = 120.0, 700.0
+"""A policy may take long to load."""
 REST_S = 90.0
 """Coming to rest and being released takes some seconds; nobody waits for ever."""
 POLL_S = 0.05
@@ -39,7 +40,10 @@ class Led:
     """Started by `start`, which returns when the follower follows; `end` brings it to rest."""
 
     def __init__(self, args: argparse.Namespace, say: Callable[[str], None]) -> None:
-        self._words = teleop_words(args)
+        self._verb, self._words = command(args)
+        self._own_error = f"edgevla {self._verb}: "
+        """Before the sentence with which it ends; it becomes the recording's own."""
+        self._ready_s = READY_S if self._verb == "teleop" else POLICY_READY_S
         self._say = say
         self._lines: deque[str] = deque()
         self._process: subprocess.Popen[str] | None = None
@@ -55,7 +59,7 @@ class Led:
             BusError: it ended before the arm moved, with its own sentence; or is not ready in time.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgevla", "teleop", *self._words],
+            [sys.executable, "-m", "edgevla", self._verb, *self._words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -66,7 +70,7 @@ class Led:
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        until = time.monotonic() + READY_S
+        until = time.monotonic() + self._ready_s
         self.folder = self._until_it(self._find, until)
         with zmq.Context() as ctx:
             session = read_deployment(self.folder).session_bytes
@@ -87,7 +91,7 @@ class Led:
             if self._process.poll() is not None:
                 raise BusError(self._last_words())
             if time.monotonic() > until:
-                raise BusError(f"robot and leader were not ready within {READY_S:g} s")
+                raise BusError(f"robot and leader were not ready within {self._ready_s:g} s")
             time.sleep(POLL_S)
 
     def _find(self) -> Path | None:
@@ -102,8 +106,8 @@ class Led:
         """Shows what it has said since; while it runs, only what somebody must know."""
         while self._lines:
             line = self._lines.popleft()
-            if line.startswith(OWN_ERROR):
-                self._error = line.removeprefix(OWN_ERROR)
+            if line.startswith(self._own_error):
+                self._error = line.removeprefix(self._own_error)
             elif not self._is_running or "! " in line:
                 self._say(line)
 
@@ -152,8 +156,8 @@ class Led:
         return self._error or "robot and leader ended before they were ready; see above"
 
 
-def teleop_words(args: argparse.Namespace) -> list[str]:
-    """The options of `edgevla teleop` for what was said to `record`."""
+def command(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The verb that starts the arms, and its options, for what was said to `record`."""
     words = [f"--leader={args.leader}", f"--robot={args.robot}"]
     words += [f"--leader-port={text}" for text in args.leader_port]
     words += [f"--port={text}" for text in args.port]
@@ -161,7 +165,14 @@ def teleop_words(args: argparse.Namespace) -> list[str]:
     for name in ("leader_calibration", "calibration", "fps", "log"):
         if (value := getattr(args, name)) is not None:
             words.append(f"--{name.replace('_', '-')}={value}")
-    return [*words, "--sim"] if args.sim else words
+    words += ["--sim"] if args.sim else []
+    if args.policy is None:
+        return "teleop", words
+    words += [f"--task={args.task}"] if args.task else []
+    return "deploy", [
+        *words,
+        *([f"--policy={args.policy}"] if is_served(args.policy) else ["--", args.policy]),
+    ]
 
 
 def _is_led(inbox: Inbox) -> Path | None:

@@ -1,12 +1,14 @@
 """Record into a LeRobotDataset v3.0: a person's demonstrations with a leader arm, or whatever runs already.
 
     edgevla record datasets/mine --leader so101_leader --robot so101 --task 'pick up the cube' --episodes 50
+    edgevla record datasets/mine --policy bundles/act --leader so101_leader --robot so101     a policy, corrected by hand
     edgevla record datasets/mine --task 'pick up the cube'      beside a running `edgevla deploy` or `edgevla teleop`
 
 Keys: r record   k keep   d discard   a again (discard, and record anew)   p pause (what happens until the next p is
-left out)   n next task   q quit. Without a terminal the same letters are read as lines. With --episodes and --seconds
-it works by itself. A kept episode is on disk at once; a recording that is killed loses at most the open one, and
-recording into the same folder later goes on (--resume: up to --episodes in all).
+left out)   n next task   q quit. With --policy also t: you take over with the leader arm; t again: the policy goes on.
+The column `intervention` tells for every row who drove. Without a terminal the same letters are read as lines. With
+--episodes and --seconds it works by itself. A kept episode is on disk at once; a recording that is killed loses at
+most the open one, and recording into the same folder later goes on (--resume: up to --episodes in all).
 """
 
 from __future__ import annotations
@@ -40,7 +42,17 @@ PAUSE_S = 2.0
 NO_PAUSE = (
     "! Ctrl-Z is refused: the episode would have a hole. p pauses it, k keeps it, d discards it, q ends"
 )
-OF_THE_ARM = ("robot", "leader_port", "leader_calibration", "port", "calibration", "sim", "fps", "log")
+OF_THE_ARM = (
+    "policy",
+    "robot",
+    "leader_port",
+    "leader_calibration",
+    "port",
+    "calibration",
+    "sim",
+    "fps",
+    "log",
+)
 """Options of the arm that --leader starts."""
 
 
@@ -97,6 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_arm(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--leader", metavar="PROFILE", help="start this leader arm and its follower: a profile, or a .toml")
+    add("--policy", metavar="BUNDLE|ADDRESS",
+        help="a bundle, or what policy servers run (tcp://HOST:PORT[/NAME]): it drives, and the leader arm takes over "
+        "while you correct it")  # fmt: skip
     add("--robot", metavar="PROFILE", help="with --leader: the follower")
     add("--sim", action="store_true", help="emulate both arms; the leader sways")
     add("--leader-port", action="append", default=[], metavar="[BUS=]PATH", help="serial port of the leader")
@@ -140,12 +155,14 @@ def _record(
     import zmq
 
     from edgevla.launch.record_session import Session
+    from edgevla.launch.takeover import Takeover
     from edgevla.nodes.recorder import RecorderNode
     from edgevla.session import read_deployment
 
     deployment = read_deployment(folder)
     running = [n.removeprefix("camera/") for n in deployment.nodes if n.startswith("camera/")]
     cameras = running if led is not None else _cameras(args.camera, running)
+    has_leader = "leader" in deployment.nodes
     names = ", ".join(cameras) or "none"
     screen.say(f"recording {deployment.robot} into {args.output}; cameras: {names}")
     if n_there:
@@ -158,24 +175,30 @@ def _record(
         return folder.is_dir()
 
     ctx = zmq.Context()
-    node = RecorderNode(ctx, folder, deployment.session_bytes, args.output, cameras, args.task or "")
+    node = RecorderNode(
+        ctx, folder, deployment.session_bytes, args.output, cameras, args.task or "", has_leader
+    )
     node.episode_s, node.heard = args.seconds, lambda text: screen.say(f"! {text}")
-    session = Session(node, args, screen, is_alive, n_there)
+    takeover = Takeover(ctx, folder, deployment.session_bytes) if has_leader else None
+    session = Session(node, args, screen, is_alive, n_there, takeover)
     try:
         # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
         with contextlib.suppress(UsageError, WireError):
             node.check_output()
-        with keys() as read_key:
+        with keys(screen.say) as read_key:
             session.run(read_key)
     finally:
         screen.close()
         node.close()
+        if takeover is not None:
+            takeover.close()
         ctx.destroy(linger=200)
     if args.json:
         print(json.dumps(session.result()))
     else:
         then = f". Next: edgevla inspect {shlex.quote(str(args.output))}" if session.n_kept else ""
-        screen.say(f"{_count(session.n_kept)} kept{then}")
+        by_hand = f", {session.corrections}" if session.corrections is not None and session.n_kept else ""
+        screen.say(f"{_count(session.n_kept)} kept{by_hand}{then}")
     return 0 if led is None or led.is_alive else 1
 
 
@@ -245,6 +268,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--run-dir names an arm that runs already, --leader starts one: leave one of them out"
         )
+    if args.policy is not None and args.fps is not None:
+        raise UsageError(
+            "--fps is of a leader that drives alone: rows come at the policy's rate; leave it out"
+        )
+    if args.policy is not None and args.next_task:
+        raise UsageError("--next-task: the policy has its own task, which the monitor changes; leave it out")
     for name in ("port", "leader_port", "calibration", "leader_calibration"):
         if args.sim and getattr(args, name):
             raise UsageError(f"--sim makes its own arm; leave out --{name.replace('_', '-')}")
@@ -274,7 +303,7 @@ def _cameras(texts: list[str], running: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def keys() -> Iterator[Callable[[float], str | None]]:
+def keys(say: Callable[[str], None]) -> Iterator[Callable[[float], str | None]]:
     """A function (seconds to wait) -> key or None; the terminal gives single keys meanwhile, a pipe whole lines."""
     stream = sys.stdin
     if not stream.isatty():
@@ -283,19 +312,15 @@ def keys() -> Iterator[Callable[[float], str | None]]:
     import termios
     import tty
 
+    from edgevla.launch.record_keys import TypedKeys
+    from edgevla.launch.record_session import KEYS
+
     before = termios.tcgetattr(stream)
     try:
         tty.setcbreak(stream)
-        yield lambda seconds: _key(stream.fileno(), seconds)
+        yield TypedKeys(stream.fileno(), KEYS, say).read
     finally:
         termios.tcsetattr(stream, termios.TCSADRAIN, before)
-
-
-def _key(fd: int, seconds: float) -> str | None:
-    """Past Python's buffer, in which keys that were typed while an episode was saved would wait for one more."""
-    if not select.select([fd], [], [], seconds)[0]:
-        return None
-    return os.read(fd, 1).decode(errors="replace").lower()
 
 
 class _Lines:

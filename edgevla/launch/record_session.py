@@ -18,7 +18,9 @@ from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 from edgevla.launch.record_screen import RecordScreen, clock, left_out
 
 if TYPE_CHECKING:
+    from edgevla.launch.takeover import Takeover
     from edgevla.nodes.recorder import RecorderNode
+    from edgevla.nodes.recording import Corrections
 
 KEYS = {
     "r": "record",
@@ -27,16 +29,21 @@ KEYS = {
     "a": "again",
     "p": "pause",
     "n": "next_task",
+    "t": "takeover",
     "q": "quit",
 }
 KEYS_HELP = "keys: r record, k keep, d discard, a again, p pause, n next task, q quit"
+TAKEOVER_HELP = "t: you take over with the leader arm, and again: the policy goes on"
 COUNTED_S = 3
 """The last seconds of a countdown are heard."""
 FOREVER = float("inf")
 
 
 class Session:
-    """args: `task`, `next_task`, `episodes`, `seconds`, `pause` of `record`. n_there: episodes that count as kept."""
+    """args: `task`, `next_task`, `episodes`, `seconds`, `pause` of `record`. n_there: episodes that count as kept.
+
+    takeover: where a policy drives that a person may correct.
+    """
 
     def __init__(
         self,
@@ -45,7 +52,9 @@ class Session:
         screen: RecordScreen,
         is_alive: Callable[[], bool],
         n_there: int = 0,
+        takeover: Takeover | None = None,
     ) -> None:
+        self._takeover = takeover
         self.node, self.args, self._screen, self._is_alive = node, args, screen, is_alive
         self.n_kept, self.n_discarded, self._n_there = 0, 0, n_there
         # With --seconds the clock begins episodes; what fills them is rows, so that their length is exact.
@@ -68,6 +77,8 @@ class Session:
     def run(self, read_key: Callable[[float], str | None]) -> None:
         """Until q, the wanted number of episodes, or the deployment's end."""
         self._screen.say(KEYS_HELP)
+        if self._takeover is not None:
+            self._screen.say(TAKEOVER_HELP)
         while not self._must_quit and self._is_alive():
             key = read_key(0.02)
             if key is not None and key in KEYS:
@@ -109,6 +120,8 @@ class Session:
         count = f"{self._n_there + self.n_kept}{wanted} kept"
         if self.n_discarded:
             count += f", {self.n_discarded} discarded"
+        if self._takeover is not None:
+            count = f"{'YOU drive' if self.node.is_led else 'policy drives'} | {count}"
         if not self.is_recording:
             return f"{self._waiting()} | {count} | {self._tasks[0] or 'no task'}"
         recording = self.node.recording
@@ -153,6 +166,8 @@ class Session:
             self._pause()
         elif word == "next_task":
             self._next_task()
+        elif word == "takeover":
+            self._take_over()
         elif word in ("keep", "discard"):
             self._end_episode(word)
         else:
@@ -171,7 +186,8 @@ class Session:
         if word == "keep" and recording is not None:
             n_rows = recording.counters["rows"] - self._before.get("rows", 0)
             gone = left_out(recording.counters, self._before)
-            text += f" ({n_rows} rows, {clock(n_rows / self.node.fps)}{'; ' + gone if gone else ''})"
+            gone += f"; {recording.corrections}" if self._takeover is not None else ""
+            text += f" ({n_rows} rows, {clock(n_rows / self.node.fps)}{'; ' if gone else ''}{gone.removeprefix('; ')})"
         self._screen.say(text)
         self.n_kept += word == "keep"
         self.n_discarded += word == "discard"
@@ -187,6 +203,12 @@ class Session:
             self._wait_anew()
         self._screen.say("the countdown is held; p goes on" if self._is_held else "the countdown goes on")
 
+    def _take_over(self) -> None:
+        if self._takeover is None:
+            raise UsageError("nobody can take over: t is for a policy with a leader arm (--policy, --leader)")
+        if said := self._takeover.press(self.node.is_led):
+            self._screen.say(said)
+
     def _next_task(self) -> None:
         if len(self._tasks) == 1:
             raise UsageError("there is no other task; name some with --next-task")
@@ -195,10 +217,18 @@ class Session:
         self._tasks = tasks
         self._screen.say(f"{text}, from the next episode on" if self.is_recording else text)
 
+    @property
+    def corrections(self) -> Corrections | None:
+        """Of the kept episodes; None where nobody could take over."""
+        recording = self.node.recording
+        return None if self._takeover is None or recording is None else recording.kept_corrections
+
     def result(self) -> dict[str, Any]:
         """What `--json` prints at the end."""
-        recording = self.node.recording
+        recording, by_hand = self.node.recording, self.corrections
+        more = {} if by_hand is None else {"n_corrections": by_hand.n, "led_share": by_hand.share}
         return {
+            **more,
             "output": str(self.args.output),
             "n_kept": self.n_kept,
             "n_discarded": self.n_discarded,

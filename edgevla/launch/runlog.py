@@ -26,6 +26,7 @@ from edgevla.flight.writer import FlightWriter
 from edgevla.launch.emergencies import Emergencies
 from edgevla.launch.logfiles import Warn
 from edgevla.launch.options import default_place
+from edgevla.launch.shadow import Shadow
 from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
 
 BUSY = (
@@ -161,6 +162,8 @@ class RunLog:
         self._restarted: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._board = BoardSeries()
+        self._shadow = Shadow()
+        self._joints: tuple[list[str], list[str]] = ([], [])
         self._past: list[tuple[int, int | None, np.ndarray]] = []
         self.n_chunks = 0
         self.last_mode = ""
@@ -173,8 +176,8 @@ class RunLog:
 
     def know(self, robot: AboutRobot, about: Mapping[str, Any]) -> None:
         """What the log says of the run from its beginning on."""
+        joints, units = self._joints = [j.name for j in robot.joints], [j.unit for j in robot.joints]
         if self.files is not None:
-            joints, units = [j.name for j in robot.joints], [j.unit for j in robot.joints]
             speeds = [j.max_velocity for j in robot.joints]
             told = {**about, "robot": robot.robot, "joints": joints, "units": units, "max_velocity": speeds}
             self.files.know(plain(told))
@@ -200,6 +203,7 @@ class RunLog:
         self.heard_of_robot = time.monotonic()
         self.was_on = self.was_on or state.mode in ON_MODES
         self.emergencies.see_mode(state.mode, m.observed_ns)
+        self._shadow.take(state)
         if state.mode in ("running", "holding"):
             self._late.add(state.late_ns / 1e6)
             self._note_seam(state)
@@ -208,7 +212,7 @@ class RunLog:
 
     def _note_seam(self, state: State) -> None:
         """Second difference of what was wanted: where chunks meet, beside what happens within them."""
-        if state.wanted is None:
+        if state.wanted is None or state.is_led:
             self._past.clear()
             return
         self._past = [*self._past[-2:], (state.tick, state.chunk_seq, state.wanted)]
@@ -220,6 +224,8 @@ class RunLog:
 
     def _on_chunk(self, m: Message[Chunk]) -> None:
         chunk = m.body
+        if m.source == "leader":  # a hand, beside the policy: states tell when it drives
+            return
         self.n_chunks += 1
         for stage, spent in vars(chunk.timing_ns).items():
             self._stages.setdefault(stage, Series()).add(spent / 1e6)
@@ -282,6 +288,9 @@ class RunLog:
             "late_chunks": sum(robot.get(f"chunks_{why}", 0) for why in ("late", "unasked", "overdue")),
             "unanswered_requests": robot.get("infer_expired", 0),
             "waiting_share": round(robot.get("ticks_starved", 0) / running, 4) if running else 0.0,
+            "shadow": self._shadow.figures(*self._joints),
+            "takeovers": robot.get("takeovers", 0),
+            "led_share": round(robot.get("ticks_led", 0) / running, 4) if running else 0.0,
             "clipped_share": round(robot.get("ticks_clipped", 0) / running, 4) if running else 0.0,
             "clipped_by": {k: v for k, v in sorted(robot.items()) if k.startswith("clipped_") and v},
             "seam_jump": self._seam.figures(),

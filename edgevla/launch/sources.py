@@ -4,6 +4,7 @@
     ServedSource      edgevla deploy     launch/served.py
     EpisodeSource     edgevla replay     launch/episode.py
     LeaderSource      edgevla teleop     robots/leader_source.py
+    LedSource         deploy --leader    robots/led_source.py
 
 Each is a process `policy` that answers every `infer` with a `chunk`. The supervisor, the robot node, the guardian,
 safety, cameras, the recorder and the monitor see no difference.
@@ -24,7 +25,7 @@ from edgevla.descriptions import About, AboutCamera, AboutPolicy, AboutRobot, wr
 from edgevla.engines.ahead import Seldom, build_ahead, is_native
 from edgevla.errors import CameraError, EdgeVLAError, EngineError, UsageError
 from edgevla.execution import Async, Execution, Sync, judge_latency
-from edgevla.execution.commit import rtc_words
+from edgevla.execution.commit import future_words, rtc_words
 from edgevla.execution.strategies import drawn_by
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import (
@@ -37,7 +38,9 @@ from edgevla.launch.deployment import (
 )
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
+from edgevla.prompt import check_extra
 from edgevla.seam_methods import ONE_PER_REQUEST, seam_words
+from edgevla.session import write_preparing
 
 POLICY = "edgevla.nodes.policy"
 POLICY_READY_S = 600.0
@@ -89,18 +92,32 @@ class Run(Protocol):
 
 
 class ActionSource(Protocol):
-    """One source, loaded; the supervisor calls `prepare`, `fit`, `start` and `start_arguments` in this order, once each.
+    """One source, loaded. The supervisor calls `prepare`, `fit`, `start`, `start_arguments` in this order, once each."""
 
-    name: as the user knows it. bundle: its folder, or the address of who runs it; None without one. cameras: names of
-    those it may look through. execution: how its chunks are carried out; final after `start_arguments`. about: for the
-    run's summary.
-    """
+    @property
+    def name(self) -> str:
+        """As the user knows it."""
+        ...
 
-    name: str
-    bundle: str | None
-    cameras: Sequence[str]
-    execution: Execution
-    about: dict[str, Any]
+    @property
+    def bundle(self) -> str | None:
+        """Its folder, or the address of who runs it; None without one."""
+        ...
+
+    @property
+    def cameras(self) -> Sequence[str]:
+        """Names of those it may look through."""
+        ...
+
+    @property
+    def execution(self) -> Execution:
+        """How its chunks are carried out; final after `start_arguments`."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the run's summary."""
+        ...
 
     def prepare(self, run: Run) -> None:
         """What takes long and must be over before any process of the arm begins.
@@ -136,6 +153,7 @@ class PolicySource:
 
     Raises:
         BundleError, UsageError: the bundle is damaged, or cannot be carried out as the options say.
+        MissingExtraError: it reads text, and what cuts text into tokens is not installed.
     """
 
     CAN_SELECT = True
@@ -144,6 +162,7 @@ class PolicySource:
     def __init__(self, folder: Path, options: DeployOptions) -> None:
         bundle = self._loaded = load_bundle(folder)
         self.bundle: str | None = str(folder)
+        check_extra(bundle.manifest.prompt)
         self._hold(str(folder), bundle.manifest, bundle.sha256, options)
 
     def _hold(self, name: str, manifest: Manifest, sha256: str, options: DeployOptions) -> None:
@@ -165,7 +184,16 @@ class PolicySource:
     def prepare(self, run: Run) -> None:
         """TensorRT's engines, where they lack."""
         if is_native(run.options.provider or self._manifest.target.provider):
-            build_ahead(self._loaded, Seldom(lambda text: run.say("log", "deploy", text)), run.is_over)
+            seldom = Seldom(lambda text: run.say("log", "deploy", text))
+
+            def tell(text: str) -> None:
+                seldom(text)
+                write_preparing(run.folder, text)
+
+            try:
+                build_ahead(self._loaded, tell, run.is_over)
+            finally:
+                write_preparing(run.folder, "")
 
     def fit(self, run: Run) -> list[CameraSettings]:
         if run.options.task and self._manifest.prompt is None:
@@ -229,6 +257,8 @@ class PolicySource:
         longest = m.rtc.max_delay if m.rtc else None
         if m.rtc is not None:
             run.say("info", "deploy", f"real-time chunking {rtc_words(m.rtc.mode, longest, m.fps)}")
+        if m.future_offset:
+            run.say("info", "deploy", f"future state: {future_words(m.future_offset, m.fps)}")
         verdict = judge_latency(
             self.execution, chunk_size=m.chunk_size, fps=m.fps, latency_ms=latency_ms, trained_delay=longest
         )

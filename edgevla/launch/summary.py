@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgevla.launch.shadow import words
+
 RED_LINE = 0.02
 """A larger share of clipped ticks means that the arm does not do what the policy wants (design section 4)."""
 LIMITS = {
@@ -39,7 +41,12 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         f"  {'bus':<16} {bus['retries']} retries, {bus['corrupt']} damaged answers, {bus['stale']} stale values",
         f"  {'clipped':<16} {s['clipped_share']:.2%} of ticks" + (f": {clipped}" if clipped else ""),
     ]
-    if s["seam_jump"]:
+    if shadow := s.get("shadow"):
+        lines[0] = f"SHADOW, nothing was sent to the arm: {lines[0]}"
+        lines += words(shadow)
+    if s.get("takeovers"):
+        lines.append(f"  {'led by hand':<16} {s['takeovers']} times, {s['led_share']:.1%} of the time")
+    if s["seam_jump"] and not shadow:
         seam, within = s["seam_jump"], s["within_chunk"] or {"p95": 0.0}
         lines.append(
             f"  {'seams':<16} p95 {seam['p95']:.2f}, within chunks {within['p95']:.2f} (units per tick^2)"
@@ -48,7 +55,12 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         lines.append(f"  {'machine':<16} {board_words(board)}")
     if s["losses"]:
         lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
-    if s["clipped_share"] > RED_LINE:
+    if s["clipped_share"] > RED_LINE and shadow:
+        lines.append(
+            f"safety would have changed {s['clipped_share']:.1%} of the goals. Where the arm is not carried along, "
+            "every chunk begins where it stands, which is a jump back"
+        )
+    elif s["clipped_share"] > RED_LINE:
         wanted = "the policy wanted" if s["inferences"] else "it was told"
         lines.append(
             f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "

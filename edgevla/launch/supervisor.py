@@ -28,7 +28,7 @@ from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, Wire
 from edgevla.execution import execution_to
 from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
-from edgevla.launch.asked import NOT_ON, TO_REST, Asked
+from edgevla.launch.asked import NOT_ON, SHADOW, TO_REST, UNTOUCHED, Asked
 from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
@@ -127,7 +127,7 @@ class Supervisor:
                 raise BusError(self._guardian_s_end()) from error
             raise
         self._is_running = True
-        what = f"running {self.source.name} on {self.robot.robot}, "
+        what = f"{SHADOW if self.options.is_shadow else 'running'} {self.source.name} on {self.robot.robot}, "
         what += f"execution {execution_words(self.source.execution, arguments.trained_delay)}"
         self.say("info", "deploy", "the arm has its torque, and holds" if arguments.is_held else what)
 
@@ -229,7 +229,8 @@ class Supervisor:
 
     def _await_release(self) -> None:
         """Until the arm is released; the loop, which outlives a killed guardian, may still hold it."""
-        if (guardian := self.children.get("robot")) is not None and self._is_start_sent:
+        guardian = self.children.get("robot")
+        if guardian is not None and self._is_start_sent and not self.options.is_shadow:
             self._await_rest(guardian)
 
     def _end_robot(self) -> None:
@@ -288,9 +289,9 @@ class Supervisor:
         if step > 1:
             # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
             tell_guardian(self.folder)
-        if not self._is_start_sent:
+        if not self._is_start_sent or self.options.is_shadow:
             again = " already" if step > 1 else ""
-            self.say("info", "deploy", f"stopping{again}: {NOT_ON}")
+            self.say("info", "deploy", f"stopping{again}: {UNTOUCHED if self._is_start_sent else NOT_ON}")
         elif step == 1:
             self.say("info", "deploy", f"stopping: {TO_REST} (Ctrl-C again: emergency stop)")
         else:
@@ -317,7 +318,7 @@ class Supervisor:
             (self.folder / LINK).symlink_to(self.log.files.folder.resolve())
 
     def _write_note(self, execution: str = "") -> None:
-        nodes = ["robot", "policy", *(f"camera/{name}" for name in self.source.cameras)]
+        nodes = ["robot", *self.options.drivers, *(f"camera/{name}" for name in self.source.cameras)]
         me, o, session = os.getpid(), self.options, self.session.hex()
         made = Deployment(session, me, o.robot, self.source.bundle, nodes, o.task, began(me), execution)
         write_deployment(self.folder, made)
@@ -350,7 +351,8 @@ class Supervisor:
         args = [*guardian_args(self.options, self.folder, self._alive_read), *self.place]
         self.spawn("robot", args, [self._alive_read])
         robot = self.about_robot = self.await_ready("robot", "robot", AboutRobot, ROBOT_READY_S, BusError)
-        self.log.know(robot, {**self.source.about, "execution": execution_to(self.source.execution)})
+        told = {"is_shadow": True} if self.options.is_shadow else {}
+        self.log.know(robot, {**self.source.about, **told, "execution": execution_to(self.source.execution)})
         ports = ", ".join(f"{bus.name} {bus.port}" for bus in robot.buses)
         self.say("info", "deploy", f"robot {robot.robot} answers: {len(robot.joints)} joints, {ports}")
         for sentence in robot.warnings:
@@ -395,7 +397,7 @@ class Supervisor:
     # -- while running ----------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
-        nodes = ["robot", "policy", *(f"camera/{c.name}" for c in self._cameras)]
+        nodes = ["robot", *self.options.drivers, *(f"camera/{c.name}" for c in self._cameras)]
         publishers = [endpoint(self.folder, node) for node in nodes]
         robot = endpoint(self.folder, "robot")
         ends: dict[type[Body], str] = {

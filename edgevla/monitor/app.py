@@ -63,7 +63,8 @@ STEPS = (
 class Link(Protocol):
     """What connects a monitor with a deployment; tests put a scripted one here.
 
-    cameras: names of those that the deployment has. is_ours: whether the deployment started this monitor: it ends with
+    cameras: names of those that the deployment has. has_leader: whether a leader arm may take the policy's place.
+    is_ours: whether the deployment started this monitor: it ends with
     it, and ctrl+c is meant for it.
     """
 
@@ -71,6 +72,7 @@ class Link(Protocol):
     bundle: str
     cameras: Sequence[str]
     is_ours: bool
+    has_leader: bool
 
     def poll(self, model: MonitorModel) -> None:
         """Tells the model what was said since the last call. Never blocks."""
@@ -109,6 +111,7 @@ class MonitorApp(KeyboardApp):
             "ctrl+c": self._interrupt,
             "ctrl+l": lambda: self.screen.refresh(),
             "m": self._save,
+            **({"l": self._change_driver} if link.has_leader else {}),
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
         }
         self._views: dict[str, Callable[[], object]] = {
@@ -209,6 +212,8 @@ class MonitorApp(KeyboardApp):
 
     def _named_keys(self, standing: Standing) -> Row:
         leaves = "stop and leave" if self.link.is_ours else "leave"
+        is_led = self.model.state is not None and self.model.state.is_led
+        driver = ("hand back" if is_led else "take over") if self.link.has_leader else ""
         is_close = self._is_help or self._enlarged is not None or bool(self.model.said.words)
         return keys(
             self.model,
@@ -218,6 +223,7 @@ class MonitorApp(KeyboardApp):
             leaves=leaves,
             is_close=is_close,
             has_fleet=self.has_fleet,
+            driver=driver,
         )
 
     @property
@@ -304,6 +310,10 @@ class MonitorApp(KeyboardApp):
         """Resumes only what is known to be paused now: an arm that holds would start by itself."""
         standing = self.model.standing(time.monotonic_ns())
         self._steer("resume" if standing.is_live and self.model.mode == "paused" else "pause")
+
+    def _change_driver(self) -> None:
+        state = self.model.state
+        self._steer("hand_back" if state is not None and state.is_led else "lead")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -144,7 +144,7 @@ class DeploymentLink(Listener):
             )
             if args[0] in nodes
         ]
-        self.has_policy = "policy" in nodes
+        self.has_policy, self.has_leader = (name in nodes for name in ("policy", "leader"))
         for thread in self._threads:
             thread.start()
 

@@ -186,6 +186,8 @@ class MonitorModel:
             on,
             has_released=self._released_ns > 0,
             is_unconfirmed=self._is_unconfirmed,
+            is_led=self.state.is_led,
+            is_shadow=self.state.is_shadow,
         )
 
     @property
@@ -205,7 +207,7 @@ class MonitorModel:
             low=about.min if about else -100.0,
             high=about.max if about else 100.0,
             present=float(s.position[i]),
-            goal=float(s.goal[i]),
+            goal=float((s.wanted if s.is_shadow and s.wanted is not None else s.goal)[i]),
             age_ms=float(s.position_age_us[i]) / 1e3,
             limited_by=int(s.limited_by[i]),
             index=i,
@@ -283,6 +285,8 @@ class MonitorModel:
         self._trouble.take(health.servos, message.header.sent_ns)
 
     def _on_chunk(self, chunk: Chunk, message: Message[Any]) -> None:
+        if message.source == "leader":  # a hand, beside the policy
+            return
         self.timeline.arrived(message)
         self.stage_ms = {name: ns / 1e6 for name, ns in vars(chunk.timing_ns).items()}
         self.inference_ms.append(chunk.timing_ns.total / 1e6)

@@ -21,6 +21,7 @@ from edgevla.session import (
     is_alive,
     read_deployment,
     read_guardian_status,
+    read_preparing,
 )
 
 HAS_PROC = Path("/proc/self/stat").exists()
@@ -31,7 +32,8 @@ class Outside:
     """guardian: its newest status, kept when the run directory has been removed; None where there never was one.
 
     ran_ns: how long the deployment has been there, or was; None: not known. noted_ns: when its note was written;
-    execution: what it says of how chunks become goals.
+    execution: what it says of how chunks become goals. preparing: how far the engines are that are built before the
+    robot's processes begin; empty: none is.
     """
 
     guardian: GuardianStatus | None = None
@@ -41,6 +43,7 @@ class Outside:
     ran_ns: int | None = None
     noted_ns: int = 0
     execution: str = ""
+    preparing: str = ""
 
 
 def look(folder: Path, note: Deployment, before: Outside) -> Outside:
@@ -61,6 +64,7 @@ def look(folder: Path, note: Deployment, before: Outside) -> Outside:
         ran_ns=running_for(note) if is_alive_still and noted_ns else before.ran_ns,
         noted_ns=noted_ns or before.noted_ns,
         execution=execution,
+        preparing=read_preparing(folder),
     )
 
 

@@ -27,6 +27,8 @@ TAKEN = {
 }
 """States of a guardian that has the arm in its hands -> the header's word, and what it does."""
 ALARM = "bold white on red"
+LED = "the leader drives, not the policy"
+SHADOW = "nothing is sent to the arm; ┃ is what the policy would do"
 SWITCH_OFF = "switch the arm's power off"
 
 
@@ -49,7 +51,8 @@ class Heard:
 
     age_ns: of its newest state, None before the first. on: names of the servos that had torque in its newest health,
     None before the first. has_released: whether it said that it is done with the arm. is_unconfirmed: and that it could
-    not confirm it of all.
+    not confirm it of all. is_led: whether a person drives by the leader arm, in the policy's place.
+    is_shadow: whether nothing is sent to the arm.
     """
 
     mode: str = ""
@@ -58,6 +61,8 @@ class Heard:
     on: tuple[str, ...] | None = None
     has_released: bool = False
     is_unconfirmed: bool = False
+    is_led: bool = False
+    is_shadow: bool = False
 
     @property
     def is_fresh(self) -> bool:
@@ -116,7 +121,14 @@ def _speaking(heard: Heard) -> Standing:
             )
         word = "PARKED" if heard.has_released else "STOPPING"
         return Standing(word, "bold yellow", heard.reason, is_live=True)
-    return Standing(heard.mode.upper(), MODES.get(heard.mode, "bold"), heard.reason, is_live=True)
+    word, style = heard.mode.upper(), MODES.get(heard.mode, "bold")
+    if heard.mode == "running" and (heard.is_led or heard.is_shadow):
+        word, style = ("SHADOW", "bold blue") if heard.is_shadow else ("LED BY HAND", "bold magenta")
+    elif heard.is_shadow:
+        word = f"SHADOW {word}"
+    more = [SHADOW] if heard.is_shadow else [LED] if heard.is_led else []
+    reason = [heard.reason] if heard.reason and (heard.mode != "running" or not more) else []
+    return Standing(word, style, "; ".join([*reason, *more]), is_live=True)
 
 
 def _silent(heard: Heard, outside: Outside) -> Standing:
@@ -128,6 +140,8 @@ def _silent(heard: Heard, outside: Outside) -> Standing:
         )
     if is_guardian_dead:
         return Standing("ENDED", "bold", f"the robot's processes have ended; {heard.last}")
+    if heard.age_ns is None and outside.preparing:
+        return Standing("BUILDING", "bold cyan", outside.preparing)
     if heard.age_ns is None:
         return Standing("NO ROBOT YET", "bold", "waiting for its first word")
     return Standing(

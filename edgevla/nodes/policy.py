@@ -287,7 +287,7 @@ class PolicyNode:
     def _chunk(self, request: Infer, result: InferenceResult, timing: Timing, image_age_ns: int) -> Chunk:
         return Chunk(
             request_id=request.request_id,
-            grid_index=request.grid_index,
+            grid_index=request.grid_index + request.ahead,
             step_ns=self._step_ns,
             n_valid=len(result.actions),
             policy=self._policy.sha256,
@@ -298,6 +298,7 @@ class PolicyNode:
             image_age_ns=image_age_ns,
             state_age_ns=0,
             timing_ns=timing,
+            ahead=request.ahead,
         )
 
     def _to_policy(self, state: np.ndarray) -> np.ndarray:

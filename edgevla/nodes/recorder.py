@@ -43,6 +43,7 @@ class RecorderNode:
     """Recording as a node: commands in, events and heartbeats out. `step` blocks only while an episode is saved.
 
     task: the label, for a robot that has no instruction of its own.
+    has_leader: whether a person may take the policy's place (`deploy --leader`); every row then tells.
     cameras: names; sizes come from the camera node's own `describe`. output: a new folder, or a dataset to append to.
     """
 
@@ -54,8 +55,10 @@ class RecorderNode:
         output: Path,
         cameras: Sequence[str],
         task: str,
+        has_leader: bool = False,
     ) -> None:
         self.output, self.cameras, self.task = output, list(cameras), task
+        self._has_leader = has_leader
         self.heard: Callable[[str], None] = lambda _: None
         """Told what happens to an episode while it is recorded."""
         self.episode_s: float | None = None
@@ -145,6 +148,12 @@ class RecorderNode:
         return "goes on"
 
     @property
+    def is_led(self) -> bool:
+        """Whether a person drives now, in the policy's place."""
+        state = self._newest_state()
+        return state is not None and state.is_led
+
+    @property
     def fps(self) -> float:
         """Rows per second; 0 before the first episode."""
         return self._fps_of_grid
@@ -158,13 +167,19 @@ class RecorderNode:
 
     def _robot_task(self) -> str:
         """The instruction that the robot has now; empty: none."""
-        newest = self.inbox.newest(State)
-        state = self._state if newest is None else newest.body
+        state = self._newest_state()
         return state.task if state is not None else ""
+
+    def _newest_state(self) -> State | None:
+        newest = self.inbox.newest(State)
+        return self._state if newest is None else newest.body
 
     def _record(self, label: str) -> str:
         if self.recording is not None and self.recording.is_recording:
             raise UsageError("an episode is already being recorded; keep or discard it first")
+        state = self._newest_state()
+        if state is not None and state.is_shadow:
+            raise UsageError("a shadow run sends nothing to the arm, so there are no actions to record")
         recording = self.prepare()
         recording.begin(label)
         task = self._robot_task() or label
@@ -180,7 +195,7 @@ class RecorderNode:
         """
         if self.recording is None:
             seen = self._seen_before()
-            self.recording = Recording(self._open_writer(), self.cameras, seen)
+            self.recording = Recording(self._open_writer(), self.cameras, seen, self._has_leader)
             if self.episode_s is not None:
                 self.recording.longest = max(1, round(self.episode_s * self._fps_of_grid))
         return self.recording
@@ -224,7 +239,7 @@ class RecorderNode:
         cameras = [self._describe(f"camera/{name}", AboutCameraNode) for name in self.cameras]
         return {
             "fps": self._fps(),
-            "features": features_of(robot.joints, cameras),
+            "features": features_of(robot.joints, cameras, self._has_leader),
             "robot_type": robot.robot,
             "joint_units": joint_units_of(robot.joints),
             "also_called": robot.lerobot_types,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -64,10 +65,13 @@ class Writer(Protocol):
 
 
 def features_of(
-    joints: Sequence[AboutJoint], cameras: Sequence[AboutCamera | AboutCameraNode]
+    joints: Sequence[AboutJoint], cameras: Sequence[AboutCamera | AboutCameraNode], has_leader: bool = False
 ) -> dict[str, Any]:
-    """Features as LeRobot names them, from the `describe` of robot and cameras."""
-    from edgevla.dataset.layout import camera_age_key
+    """Features as LeRobot names them, from the `describe` of robot and cameras.
+
+    has_leader: whether a person may take the policy's place, which every row then tells.
+    """
+    from edgevla.dataset.layout import INTERVENTION, camera_age_key
 
     names = [joint.name for joint in joints]
     vector = {"dtype": "float32", "shape": (len(names),), "names": names}
@@ -77,6 +81,8 @@ def features_of(
         shape = (camera.height, camera.width, 3)
         features[key] = {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"]}
         features[camera_age_key(key)] = {"dtype": "float32", "shape": (1,), "names": None}
+    if has_leader:
+        features[INTERVENTION] = {"dtype": "bool", "shape": (1,), "names": None}
     return features
 
 
@@ -86,14 +92,52 @@ def joint_units_of(joints: Sequence[AboutJoint]) -> str | None:
     return {frozenset({"deg"}): "degrees", frozenset({"range100"}): "range100"}.get(frozenset(units))
 
 
+@dataclass
+class Corrections:
+    """How much of some rows a person drove. n: how often the person took over."""
+
+    n: int = 0
+    n_led: int = 0
+    n_rows: int = 0
+    _was_led: bool = False
+
+    def count(self, is_led: bool) -> None:
+        """The next row."""
+        self.n += is_led and not self._was_led
+        self.n_led += is_led
+        self.n_rows += 1
+        self._was_led = is_led
+
+    def add(self, other: Corrections) -> None:
+        self.n, self.n_led, self.n_rows = (
+            self.n + other.n,
+            self.n_led + other.n_led,
+            self.n_rows + other.n_rows,
+        )
+
+    @property
+    def share(self) -> float:
+        return self.n_led / self.n_rows if self.n_rows else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.n} correction{'s' * (self.n != 1)}, {self.share:.0%} of the rows"
+
+
 class Recording:
     """Turns messages into rows. Knows no sockets: messages come in through `state` and `frame`."""
 
     def __init__(
-        self, writer: Writer, cameras: Sequence[str], seen: Mapping[str, Sequence[Glance]] | None = None
+        self,
+        writer: Writer,
+        cameras: Sequence[str],
+        seen: Mapping[str, Sequence[Glance]] | None = None,
+        has_leader: bool = False,
     ) -> None:
-        """seen: per camera the first pictures of earlier episodes, where they are known."""
-        from edgevla.dataset.layout import camera_age_key
+        """seen: per camera the first pictures of earlier episodes, where they are known.
+
+        has_leader: as `features_of`.
+        """
+        from edgevla.dataset.layout import INTERVENTION, camera_age_key
 
         self.writer = writer
         self.keys = {name: f"observation.images.{name}" for name in cameras}
@@ -101,6 +145,9 @@ class Recording:
         self.frames: dict[str, deque[Message[Frame]]] = {name: deque(maxlen=FRAMES) for name in cameras}
         self.waiting: deque[State] = deque(maxlen=STATES)
         self.counters: Counter[str] = Counter()
+        self._mark = INTERVENTION if has_leader else None
+        self.corrections, self.kept_corrections = Corrections(), Corrections()
+        """Of the newest episode, and of all that were kept."""
         self.is_recording, self.label = False, ""
         self.is_paused = False
         """Moments are counted (`paused_rows`), and no rows are made of them."""
@@ -135,6 +182,7 @@ class Recording:
         self.is_recording, self.label, self._grid, self._task = True, label, None, None
         self.is_paused, self._n_paused = False, 0
         self._first = {}
+        self.corrections = Corrections()
         self.waiting.clear()
 
     def rest(self) -> None:
@@ -172,6 +220,9 @@ class Recording:
         self._count_gap(state)
         if self.keys and not self._first:
             self._look_at({name: glance(row[key]) for name, key in self.keys.items()})
+        if self._mark is not None:
+            row[self._mark] = state.is_led
+            self.corrections.count(state.is_led)
         self.writer.add_frame(row, self._task_of(state))
         self.counters["rows"] += 1
 
@@ -245,6 +296,7 @@ class Recording:
             self.discard()
             raise
         self.counters["repeated_pictures"] += n_repeated
+        self.kept_corrections.add(self.corrections)
         for name, picture in self._first.items():
             self._seen[name].append(picture)
         return number

@@ -38,7 +38,7 @@ def answer_to(
     """The chunk where no policy ran."""
     return Chunk(
         request_id=request.request_id,
-        grid_index=request.grid_index,
+        grid_index=request.grid_index + request.ahead,
         step_ns=step_ns,
         n_valid=n_valid,
         policy=policy,
@@ -49,17 +49,23 @@ def answer_to(
         image_age_ns=0,
         state_age_ns=state_age_ns,
         timing_ns=timing_ns,
+        ahead=request.ahead,
     )
 
 
 class StandIn(ABC):
-    """Its sockets and its turn. folder: the run directory, or `inproc`. who: "the leader", for refusals."""
+    """Its sockets and its turn. folder: the run directory, or `inproc`. who: "the leader", for refusals.
 
-    def __init__(self, ctx: zmq.Context, folder: Path | str, session: bytes, who: str) -> None:
+    node: its name among the others, where it is not in the policy's place.
+    """
+
+    def __init__(
+        self, ctx: zmq.Context, folder: Path | str, session: bytes, who: str, node: str = "policy"
+    ) -> None:
         self._who = who
-        self.publisher = Publisher(ctx, endpoint(folder, "policy"), session, "policy")
-        self._router = Router(ctx, endpoint(folder, "policy", "infer"), session, "policy")
-        self._server = CommandServer(ctx, endpoint(folder, "policy", "commands"), session, "policy")
+        self.publisher = Publisher(ctx, endpoint(folder, node), session, node)
+        self._router = Router(ctx, endpoint(folder, node, "infer"), session, node)
+        self._server = CommandServer(ctx, endpoint(folder, node, "commands"), session, node)
         self._beat_ns = 0
         self.counters: Counter[str] = Counter()
 

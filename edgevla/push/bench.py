@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from edgevla import bench
 from edgevla.bundle import load_bundle
 from edgevla.errors import EdgeVLAError
 from edgevla.push.there import BENCH
@@ -15,7 +16,6 @@ from edgevla.runner import BundlePolicy
 
 LONGEST_S = 10.0
 N_RUNS = 20
-N_WARM_UPS = 3
 
 
 def measure(folder: Path) -> dict[str, object]:
@@ -28,22 +28,17 @@ def measure(folder: Path) -> dict[str, object]:
     bundle = load_bundle(folder)
     policy = BundlePolicy(bundle)
     opened_s = time.monotonic() - began
-    first_ns = policy.warm_up(N_WARM_UPS)[0]
-    spent: list[int] = []
-    until = time.monotonic() + LONGEST_S
-    while len(spent) < N_RUNS and (not spent or time.monotonic() < until):
-        spent += policy.warm_up(1)
-    spent.sort()
+    found = bench.measure(policy, N_RUNS, longest_s=LONGEST_S)
     m = bundle.manifest
     return {
         "policy": m.policy,
         "provider": policy.provider,
         "python": platform.python_version(),
         "opened_s": round(opened_s, 2),
-        "first_ms": round(first_ns / 1e6, 2),
-        "p50_ms": round(spent[len(spent) // 2] / 1e6, 2),
-        "max_ms": round(spent[-1] / 1e6, 2),
-        "n": len(spent),
+        "first_ms": round(found.first_ms, 2),
+        "p50_ms": round(found.chunk.p50_ms, 2),
+        "max_ms": round(found.chunk.max_ms, 2),
+        "n": found.n,
         "chunk_ms": round(1000 * m.chunk_size / m.fps, 1),
     }
 

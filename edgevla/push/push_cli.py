@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MACHINES = ("aarch64", "x86_64")
 EXTRA_OF = {"tensorrt": "jetson", "cuda": "gpu", "cpu": "cpu"}
-"""Which extra runs a bundle, by its target."""
+"""Which extra has the engine for a bundle, by its target."""
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
 
@@ -155,7 +155,7 @@ def _push(args: argparse.Namespace, folder: Path, host: str) -> dict[str, Any]:
         line.ask("place", version=version, files=[(f.name, f.sha256) for f in files])
         runtime, bench = None, None
         if not args.copy_only:
-            runtime = _install(line, EXTRA_OF[bundle.manifest.target.provider], wheel, wheels, account, args)
+            runtime = _install(line, extras_of(bundle), wheel, wheels, account, args)
             bench = line.ask("bench", version=version, key=runtime["key"])
         chosen = {k: runtime and runtime[k] for k in ("key", "engine")}
         current = line.ask("switch", name=name, version=version, **chosen)
@@ -192,6 +192,12 @@ def _install(
 def _rollback(args: argparse.Namespace, host: str) -> dict[str, Any]:
     with _there(args, host) as (line, about, _):
         return {"host": host, "machine": about, "current": line.ask("rollback")}
+
+
+def extras_of(bundle: Bundle) -> str:
+    """What is installed to run it, as pip wants it said: `cpu`, `jetson,language`."""
+    extra = EXTRA_OF[bundle.manifest.target.provider]
+    return extra if bundle.manifest.prompt is None else f"{extra},language"
 
 
 def files_of(bundle: Bundle) -> list[File]:

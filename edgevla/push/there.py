@@ -160,13 +160,14 @@ class Place:
             )
 
     def plan_runtime(self, version: str, engine: str, wheel: str) -> dict[str, Any]:
-        """Which environment shall run bundles: the present one, or one to be made. wheel: sha256 of ours."""
+        """Which environment shall run bundles: the present one, or one to be made. engine: the extras that a bundle
+        asks for, `cpu,language`. wheel: sha256 of ours."""
         kept = self._newer_than(version)
         if kept is not None:
             return {"key": self.state["runtime"], "version": kept, "engine": self.state["engine"],
                     "is_kept": True, "is_new": False}  # fmt: skip
-        engine = max(engine, self.state["engine"] or engine, key=ENGINES.index)
-        key = f"{wheel[:12]}-{engine}-py{sys.version_info[0]}{sys.version_info[1]}"
+        engine = together(engine, self.state["engine"] or engine)
+        key = f"{wheel[:12]}-{engine.replace(',', '-')}-py{sys.version_info[0]}{sys.version_info[1]}"
         is_new = not (self.runtimes / key / READY).is_file()
         return {"key": key, "version": version, "engine": engine, "is_kept": False, "is_new": is_new}
 
@@ -188,6 +189,7 @@ class Place:
             "install",
             "--disable-pip-version-check",
             "--no-input",
+            "--no-compile",  # half of it is never imported; the bench compiles the rest
         ]
         if offline:
             pip += ["--no-index", "--find-links", str(folder / "wheels")]
@@ -342,6 +344,13 @@ def hash_of(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def together(some: str, others: str) -> str:
+    """Extras that serve both: the greater of the two engines, and each other one that either wants."""
+    wanted = {*some.split(","), *others.split(",")}
+    engine = max(wanted.intersection(ENGINES), key=ENGINES.index)
+    return ",".join([engine, *sorted(wanted.difference(ENGINES))])
 
 
 def numbers(version: str) -> list[int]:

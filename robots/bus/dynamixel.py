@@ -13,6 +13,7 @@ from typing import Any
 
 from .frames import Status
 from .registers import Block, Foreign, Register, table
+from .report import named_bits
 
 BROADCAST = 0xFE
 MAX_ID = 252
@@ -267,7 +268,7 @@ def split_fast(body: bytes, size: int) -> list[Status]:
 
 def error_texts(error: int) -> list[str]:
     """The conditions of hardware error status (register 70), in words."""
-    return [text for bit, text in HARDWARE_BITS.items() if error & bit]
+    return named_bits(HARDWARE_BITS, error)
 
 
 def refuses(error: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .frames import Status
 from .registers import Block, Foreign, Register, table
+from .report import named_bits
 
 BROADCAST = 0xFE
 MAX_ID = 253
@@ -174,7 +175,7 @@ def sync_write(address: int, size: int, data: Mapping[int, bytes]) -> bytes:
 
 def error_texts(error: int) -> list[str]:
     """All conditions that are set, in words."""
-    return [text for bit, text in ERROR_BITS.items() if error & bit]
+    return named_bits(ERROR_BITS, error)
 
 
 def refuses(error: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 NO_LOAD_PERCENT = 5.0
+UNKNOWN = "a condition that its manual does not name"
 RESTARTED = "has restarted"
 """It has forgotten what connecting had set, so its supply was interrupted."""
 CHANGED = "was changed by itself or by another program"
@@ -57,6 +58,14 @@ class Cure:
     is_kept: bool = False
 
 
+def named_bits(names: Mapping[int, str], bits: int) -> list[str]:
+    """All conditions that are set, in words; bits without a name are one more."""
+    unknown = bits & ~sum(names)
+    return [text for bit, text in names.items() if bits & bit] + [f"{UNKNOWN} (bits 0x{unknown:02X})"] * bool(
+        unknown
+    )
+
+
 def what_it_says(faults: Collection[str]) -> str:
     """`reports overload, voltage and has restarted`."""
     reported = ", ".join(fault for fault in faults if fault not in CONCLUDED)
@@ -64,6 +73,7 @@ def what_it_says(faults: Collection[str]) -> str:
     return " and ".join([*parts, *(fault for fault in faults if fault in CONCLUDED)])
 
 
+NOT_NAMED = Cure("ask who made the servo what it means", is_kept=True)
 CONCLUSIONS = {
     RESTARTED: Cure("look after its power supply and its plugs, then start again", "volts"),
     CHANGED: Cure("close whatever else talks to this arm, then start again"),
@@ -80,6 +90,7 @@ def cure_words(
     restart: how a servo of this protocol forgets what it reports.
     """
     known = [cures[fault] for fault in faults if fault in cures]
+    known += [NOT_NAMED] * any(fault.startswith(UNKNOWN) for fault in faults)
     values = [words for cure in known if (words := _measured(cure.value, report, own))]
     steps = [cure.do for cure in known] + [f"then {restart}"] * any(cure.is_kept for cure in known)
     return ": ".join(part for part in (", ".join(values), ", ".join(steps)) if part)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..profile import Profile
     from .checkup import Check, Level, MotorReport
 
-EXTRAS = {"record": ("pyarrow", "av"), "train": ("torch", "safetensors")}
+EXTRAS = {"language": ("tokenizers",), "record": ("pyarrow", "av"), "train": ("torch", "safetensors")}
 ENGINES = ("onnxruntime", "onnxruntime-gpu")
 OLDEST_PYTHON = (3, 10)
 

@@ -10,6 +10,7 @@ under its new id before the next one.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         path = paths[bus.name]
         for motor in motors:
             setup_one(profile, bus, motor, lambda baud, path=path: SerialPort.open(path, baud), person)  # type: ignore[misc]
-    person.say("Done. Connect all servos in their chain, then: edgevla doctor --robot " + profile.name)
+    given = [word for port in args.port for word in ("--port", port)]
+    doctor = shlex.join(["edgevla", "doctor", "--robot", args.robot, *given])
+    person.say(f"Done. Connect all servos in their chain, then: {doctor}")
     return 0
 
 

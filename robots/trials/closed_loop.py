@@ -24,6 +24,7 @@ from edgevla.types import Observation
 
 from ..arm import Robot
 from ..emulator.robot import EmulatedRobot
+from ..links import Driver
 from ..node import ControlLoop
 from ..profile import Profile, load_profile
 
@@ -47,10 +48,15 @@ class _Request:
 
 
 class DirectLinks:
-    """The loop's `Links` without sockets: every message still goes through the codec, both ways."""
+    """The loop's `Links` without sockets: every message still goes through the codec, both ways.
+
+    leader: what a leader arm would answer, where there is one; None: it is unplugged.
+    """
 
     def __init__(self, policy: Policy, delays: Delays, look: Callable[[], Mapping[str, np.ndarray]]) -> None:
         self.policy, self.delays, self.look = policy, delays, look
+        self.leader: Policy | None = None
+        self.driver: Driver = "policy"
         self.tick = 0
         self.is_policy_dead = False
         self.states: list[State] = []
@@ -84,14 +90,15 @@ class DirectLinks:
         self._coming.clear()
 
     def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        if self.is_policy_dead:
+        driver = self.leader if self.driver == "leader" else None if self.is_policy_dead else self.policy
+        if driver is None:
             return False
         asked = self._through_the_wire(request, payloads, observed_ns)
         seen = Observation(asked.body.state, dict(self.look()), task=asked.body.task)
         rtc = asked.body.rtc
         told = None if rtc is None else (asked.payloads[0], rtc.weights, rtc.max_guidance, rtc.select)
         more = {} if told is None else {"rtc": told}
-        actions = np.asarray(self.policy(seen, **more), np.float32)
+        actions = np.asarray(driver(seen, **more), np.float32)
         delay = self.delays(self.n_inferences)
         self.n_inferences += 1
         if delay is None:
@@ -102,6 +109,9 @@ class DirectLinks:
         message = self._through_the_wire(answer, [actions], observed_ns)
         self._coming.append((self.tick + delay, message))
         return True
+
+    def turn_to(self, driver: Driver) -> None:
+        self.driver = driver
 
     def _through_the_wire(self, body: B, payloads: Sequence[np.ndarray], observed_ns: int) -> Message[B]:
         header = Header(SESSION, "robot", self.n_inferences, observed_ns, observed_ns)
@@ -126,8 +136,8 @@ class ClosedLoop:
 
     policy: see `Policy`. delay_ticks: from the request to the tick at which its chunk is heard, or `Delays`. look:
     images by feature name at the moment of a request. world: stepped with the arm. arm: one that is there, with its
-    clock, instead of a new one. servo_hz: bound of the loop's rate; the profile's otherwise. The rest is what a bundle's
-    manifest would say.
+    clock, instead of a new one. servo_hz: bound of the loop's rate; the profile's otherwise. is_shadow: as
+    `Robot`. The rest is what a bundle's manifest would say.
     """
 
     def __init__(
@@ -147,12 +157,16 @@ class ClosedLoop:
         trained_speed: Sequence[float] | None = None,
         guidance_end: int = 10,
         trained_delay: int | None = None,
+        future_offset: int = 0,
         seed: int = 0,
+        is_shadow: bool = False,
     ) -> None:
         self.profile = profile or load_profile("so101")
         self.arm = arm or EmulatedRobot(self.profile, VirtualClock(NS_PER_S), seed, world=world)
         self.clock = self.arm.clock
-        self.robot = Robot(self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock)
+        self.robot = Robot(
+            self.profile, self.arm.memory_ports(), self.arm.calibration, self.clock, is_shadow=is_shadow
+        )
         self.robot.connect()
         delays = delay_ticks if callable(delay_ticks) else lambda _: delay_ticks
         self.links = DirectLinks(policy, delays, look)
@@ -175,6 +189,7 @@ class ClosedLoop:
             latency_ms=0.0,
             max_hz=servo_hz,
             trained_delay=trained_delay,
+            future_offset=future_offset,
         )
 
     def step(self) -> State:

@@ -358,6 +358,30 @@ def test_statistics_kept_by_dataset_are_named_where_the_policys_are_missing(tmp_
     assert account_of(folder, with_weights=False).require(for_training=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda t: t["action.std"].__imul__(-1),
+            "its 'std' in policy_preprocessor.json, step 'normalizer_processor' is neg",
+        ),
+        (lambda t: t["action.std"].__imul__(0), "is 0 where the minimum and the maximum differ"),
+    ],
+)
+def test_a_deviation_that_no_data_have_is_refused(
+    change: Callable[[dict[str, np.ndarray]], object], said: str, tmp_path: Path
+) -> None:
+    folder = checkpoint("act", tmp_path)
+    edit_statistics(folder, PRE, "normalizer_processor", change)
+    assert said in problems(folder)
+
+
+def test_a_range_that_is_turned_round_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint("pi05", tmp_path)
+    edit_statistics(folder, PRE, "normalizer_processor", lambda t: t["action.q99"].__isub__(1e4))
+    assert "is below its 'q01'" in problems(folder)
+
+
 def test_a_statistic_that_nothing_uses_may_be_anything(tmp_path: Path) -> None:
     folder = checkpoint("act", tmp_path)
     edit_statistics(
@@ -404,6 +428,34 @@ def test_a_key_that_nobody_reads_is_refused(tmp_path: Path) -> None:
         "config.json (act): the key 'dim_modell' = 64 is unknown here, did you mean"
     ) or ("the key 'dim_modell' = 64 is unknown here" in problems(folder))
     assert "optimizer_fused" not in problems(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda d: d["input_features"]["observation.state"].update(scale=57.3),
+            "feature 'observation.state' says scale = 57.3, which is unknown",
+        ),
+        (lambda d: d["normalization_mapping"].update(FORCE="MEAN_STD"), "says FORCE = 'MEAN_STD'"),
+        (lambda d: d["normalization_mapping"].update(STATE="mean_std"), "says STATE = 'mean_std'"),
+    ],
+)
+def test_a_key_further_inside_that_nobody_reads_is_refused(
+    change: Callable[..., object], said: str, tmp_path: Path
+) -> None:
+    folder = checkpoint("act", tmp_path)
+    edit(folder, "config.json", change)
+    assert said in problems(folder)
+
+
+def test_quantised_weights_are_not_taken_for_numbers(tmp_path: Path) -> None:
+    folder = checkpoint("act", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.action_head.weight"
+    (folder / "model.safetensors").unlink()
+    save_file({**weights, name: weights[name].astype(np.int8)}, folder / "model.safetensors")
+    assert f"quantised ({name} is I8)" in problems(folder, with_weights=True)
 
 
 def test_a_delay_that_pi05_was_trained_for_is_kept_and_said(tmp_path: Path) -> None:

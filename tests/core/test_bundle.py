@@ -128,6 +128,14 @@ def test_a_bundle_tells_how_its_dataset_was_read() -> None:
         ("execution/allowed", ["sync", "rtc"], "act has no rtc"),
         ("execution/default", {"kind": "rtc"}, "not allowed"),
         ("trained_speed_p999/action", [1.0], "does not fit the feature"),
+        ("trained_speed_p999/action/2", -1.0, "trained_speed_p999 of 'action' has the speed -1.0"),
+        (
+            "trained_range/observation.state/q01/1",
+            400,
+            "trained_range of 'observation.state' has a q01 above its q99",
+        ),
+        ("graphs/decode/outputs", [], "graph 'decode' yields nothing"),
+        ("features/action/dtype", "float16", "'action' has dtype 'float16', expected 'float32'"),
         ("trained_camera_age_ms", {"action": {"p50": 1, "p99": 1, "max": 1}}, "no camera of the policy"),
         ("trained_camera_look", {"action": LOOK}, "no camera of the policy"),
         (

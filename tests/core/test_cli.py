@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,36 @@ def test_what_the_system_refuses_is_a_sentence_with_the_path(
     assert capsys.readouterr().err.startswith("edgevla inspect: /data/run: Permission denied; check the path")
     with pytest.raises(PermissionError):
         main(["inspect", "x", "--verbose"])
+
+
+def test_a_file_that_is_nested_without_end_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert "nested thousands of levels deep" in capsys.readouterr().err
+
+
+def test_the_home_of_nobody_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "~nobody-of-this-name/runs"]) == 1
+    assert "a user that this machine does not know" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert main(["serve", str(loop)]) == 1
+    assert str(loop) in capsys.readouterr().err
+
+
+def test_no_file_gets_the_number_of_a_standard_stream_that_was_closed(tmp_path: Path) -> None:
+    """A daemon that closes them all; what is opened next would be written to by whoever writes to standard error."""
+    code = (
+        "import os\nfrom edgevla.cli import main\nmain(['--version'])\n"
+        f"os.write(os.open({str(tmp_path / 'next')!r}, os.O_CREAT | os.O_WRONLY), b'%d' % os.dup(2))"
+    )
+    command = ["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+    subprocess.run(command, timeout=60, check=True)
+    assert int((tmp_path / "next").read_text()) > 2

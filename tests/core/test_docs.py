@@ -153,7 +153,8 @@ def test_front_page_and_navigation_have_every_page() -> None:
     names = {page.name for page in PAGES[1:]}
     navigation = (ROOT / "mkdocs.yml").read_text()
     assert names - {"index.md"} <= {*links(ROOT / "docs/index.md")}
-    assert {name for name in names if f" {name}\n" not in navigation} == set()
+    listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", navigation, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(names), "each page once, and no page that is not there"
 
 
 # -- codes of events --------------------------------------------------------------------------------------------

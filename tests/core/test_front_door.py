@@ -54,8 +54,6 @@ def test_the_version_is_one() -> None:
 
 def test_nothing_in_the_readme_is_left_to_be_filled_in() -> None:
     """A command with dots fails when it is typed."""
-    blocks = re.findall(
-        r"^    (edgevla .*?)(?:\s#.*)?$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
-    )
+    blocks = re.findall(r"^(edgevla .*?)(?:\s#.*)?$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert len(blocks) > 10
     assert [line for line in blocks if "..." in line] == []

@@ -112,7 +112,7 @@ def test_every_runtime_dependency_has_a_wheel_for_an_arm_computer(tmp_path: Path
     the newest Python; on those of JetPack below."""
     project = (ROOT / "pyproject.toml").read_text()
     wanted = _requirements(project, "dependencies = [") + _requirements(project, "cpu = [")
-    wanted += _requirements(project, "record = [")
+    wanted += _requirements(project, "language = [") + _requirements(project, "record = [")
     _check_wheels("313", tmp_path, wanted)
 
 
@@ -131,12 +131,12 @@ def test_every_pip_command_of_the_jetson_page_finds_its_wheels(
     page = (ROOT / "docs/jetson.md").read_text()
     section = page.split(f"\n## JetPack {jetpack}\n", 1)[1].split("\n## ", 1)[0]
     commands = [
-        line.strip() for line in section.splitlines() if re.match(r"    \S*pip (install|download) ", line)
+        line.strip() for line in section.splitlines() if re.match(r"\S*pip (install|download) ", line)
     ]
     assert len(commands) >= 3
     assert all("--python-version" not in c or f"--python-version {python} " in c for c in commands)
     extras = {extra for c in commands for extra in re.findall(r'"\.\[(.+?)\]"', c)[0].split(",")}
-    assert extras == {"jetson", "cpu", "record"}
+    assert extras == {"jetson", "language", "cpu", "record"}
     project = (ROOT / "pyproject.toml").read_text()
     wanted = [r for name in ("dependencies", *sorted(extras)) for r in _requirements(project, f"{name} = [")]
     _check_wheels(python.replace(".", ""), tmp_path, wanted)

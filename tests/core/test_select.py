@@ -7,7 +7,7 @@ from edgevla.bundle import load_bundle
 from edgevla.errors import BundleError, UsageError
 from edgevla.execution import Async, Executor, execution_from
 from edgevla.execution.select import nearest
-from edgevla.launch.deployment import DeployOptions, chosen_execution
+from edgevla.launch.deployment import DeployOptions, chosen_execution, kinds_allowed
 from edgevla.manifest import Manifest
 from edgevla.robots.trials.closed_loop import ClosedLoop
 from edgevla.runner import Asked, BundlePolicy, RtcInputs
@@ -125,6 +125,16 @@ def test_a_deployment_is_told_before_anything_starts(make_bundle, kind, batch, g
     manifest = Manifest.from_json({**manifest.to_json(), "batch": {"min": 1, "max": batch}})
     with pytest.raises(UsageError, match=words):
         chosen_execution(manifest, DeployOptions("so101", execution=given))
+
+
+def test_a_single_denoise_step_is_not_guided(make_bundle):
+    m = load_bundle(make_bundle("flow")).manifest
+    assert m.rtc.mode == "guided"
+    rtc = {"kind": "rtc"}
+    assert chosen_execution(m, DeployOptions("so101", execution=rtc, n_steps=2)).__class__.__name__ == "Rtc"
+    with pytest.raises(UsageError, match="a single one it would throw too far; choose --execution async"):
+        chosen_execution(m, DeployOptions("so101", execution=rtc, n_steps=1))
+    assert "rtc" not in kinds_allowed(m, DeployOptions("so101", n_steps=1))
 
 
 def test_one_line_says_what_a_bundle_can_do_at_seams_and_what_it_lacks(make_bundle):

@@ -65,6 +65,7 @@ class FakeRobot:
         self.server.about = AboutRobot("robot", "so101", joints, (), 100.0, (), (), ("so101_follower",))
         self.t0_ns, self.tick = time.monotonic_ns(), 0
         self.task, self.task_at, self.mode = "", {}, "running"
+        self.more = {}
 
     def step(self) -> None:
         self.server.poll()
@@ -74,7 +75,7 @@ class FakeRobot:
 
     def say(self, tick: int, deadline_ns: int) -> None:
         self.task_at[tick] = self.task
-        said = state(tick, deadline_ns, self.t0_ns, task=self.task, mode=self.mode)
+        said = replace(state(tick, deadline_ns, self.t0_ns, task=self.task, mode=self.mode), **self.more)
         self.publisher.send(said, observed_ns=deadline_ns)
 
     def close(self) -> None:
@@ -190,6 +191,15 @@ def test_an_episode_that_cannot_be_saved_is_forgotten_and_the_next_one_is_kept(s
     assert "episode 0 kept" in recorder.obey("keep")
     recorder.close()
     assert open_dataset(root).tasks == ["kept"]
+
+
+def test_beside_a_shadow_there_are_no_actions_to_record(stage):
+    recorder, play, root = stage
+    recorder.robot.more = {"is_shadow": True}
+    play(lambda: recorder._state is not None and recorder._state.is_shadow)
+    with pytest.raises(UsageError, match="a shadow run sends nothing to the arm"):
+        recorder.obey("record", Record("wave"))
+    assert not root.exists()
 
 
 def tasks_of(root, robot) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from edgevla.engines.engine_files import LOCK, Status, is_waited_for, read_status, take
+from edgevla.session import deployments, read_preparing
 
 MakeBundle = Callable[..., Path]
 Command = Callable[..., "subprocess.Popen[str]"]
@@ -162,6 +163,8 @@ def test_deploy_builds_before_anything_of_the_arm_begins(
         line = second.stdout.readline()
         assert line, said
         said += line
+    (run,) = deployments()
+    until("a monitor could show it", lambda: "building encode (1 of 2)" in read_preparing(run))
     gate.touch()
     out, err = second.communicate(timeout=PATIENCE_S)
     out = said + out

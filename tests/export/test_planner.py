@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,13 @@ def test_a_bundle_on_a_board_and_on_this_machine(bundle: Bundle, capsys: pytest.
     planned = json.loads(capsys.readouterr().out)["planned"]
     assert planned["measured_ms"] > 0
     assert [row["precision"] for row in planned["plans"]] == ["fp32", "fp16", "int8"]
+
+
+def test_a_bench_is_held_against_the_bound(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(bundle.folder), "--chunks", "4"]) == 0
+    assert re.search(r"at best +[\d.e-]+ ms per chunk on one core of this machine: ", capsys.readouterr().out)
+    assert main(["bench", str(bundle.folder), "--chunks", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bound_ms"] > 0
 
 
 def test_a_checkpoint_on_a_board(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Values that cannot be, texts that are none: one sentence with what is allowed, exit code 2, before anything starts."""
 
 import json
+import sys
 
 import pytest
 
@@ -46,9 +47,9 @@ def verbs(tmp_path, bundle, monkeypatch):
     }
 
 
-def refused(capsys, words):
+def refused(capsys, words, code=2):
     """The one sentence."""
-    assert main(words) == 2
+    assert main(words) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
     return said
@@ -209,6 +210,15 @@ def test_the_bundle_s_own_task_is_enough(make_bundle):
     folder = make_bundle("flow")
     assert load_bundle(folder).manifest.prompt.default_task, "else this test says nothing"
     assert PolicySource(folder, DeployOptions("so101")).bundle == str(folder)
+
+
+def test_a_policy_that_reads_text_wants_its_extra_before_anything_is_started(
+    make_bundle, verbs, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as where it is not installed
+    said = refused(capsys, ["deploy", str(make_bundle("flow", "flow")), *SIM], code=1)
+    assert 'pip install "edgevla[language]"' in said
+    assert PolicySource(make_bundle("act", "act"), DeployOptions("so101")).execution
 
 
 # -- the parser ------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def messages(joints: Sequence[str] = SO101, mode: str = "running", **changes: An
 class ScriptedLink:
     """A deployment that says what it is told to, and remembers what it was asked."""
 
-    robot, bundle, cameras, is_ours = "so101", "reach-cube", ("front",), False
+    robot, bundle, cameras, is_ours, has_leader = "so101", "reach-cube", ("front",), False, False
 
     def __init__(self, script: Sequence[Message[Body]], joints: Sequence[str] = SO101) -> None:
         self.waiting, self.joints = list(script), joints
@@ -166,6 +166,26 @@ def test_a_key_is_a_command(mode: str, key: str, action: str) -> None:
     screen = drive(link, (key,))
     assert link.sent == [(action, None)]
     assert f"sent: {action.replace('_', ' ')}" in screen
+
+
+@pytest.mark.parametrize(("is_led", "action"), [(False, "lead"), (True, "hand_back")])
+def test_a_key_changes_who_drives_where_there_is_a_leader(is_led: bool, action: str) -> None:
+    link = ScriptedLink(messages(mode="running", is_led=is_led))
+    drive(link, ("l",))
+    assert link.sent == [], "nobody could take over"
+    link.has_leader = True
+    screen = drive(link, ("l",))
+    assert link.sent == [(action, None)]
+    assert ("LED BY HAND" in screen) is is_led
+    assert ("hand back" if is_led else "take over") in screen
+
+
+def test_a_shadow_shows_what_the_policy_would_do_beside_where_the_arm_is() -> None:
+    wanted, nothing = np.full(6, 33.5, np.float32), np.full(6, np.nan, np.float32)
+    screen = drive(ScriptedLink(messages(mode="running", is_shadow=True, wanted=wanted, goal=nothing)), ())
+    assert "SHADOW" in screen
+    assert "33.5" in screen
+    assert "12.5" in screen
 
 
 def test_space_never_resumes_what_is_not_known_to_be_paused_now() -> None:

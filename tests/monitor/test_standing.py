@@ -11,7 +11,14 @@ import pytest
 
 from edgevla.monitor.outside import Outside, is_at_work, look
 from edgevla.monitor.standing import FRESH_NS, Heard, Standing, judge
-from edgevla.session import Deployment, GuardianState, GuardianStatus, write_deployment, write_guardian_status
+from edgevla.session import (
+    Deployment,
+    GuardianState,
+    GuardianStatus,
+    write_deployment,
+    write_guardian_status,
+    write_preparing,
+)
 
 S = 1_000_000_000
 NOW = 1000 * S
@@ -30,6 +37,22 @@ def standing(heard: Heard, **outside: object) -> Standing:
 def test_a_loop_that_speaks_is_believed() -> None:
     said = standing(Heard("holding", "no chunk for 3 s", 0), guardian=guardian("watching"))
     assert (said.word, said.sentence, said.is_live) == ("HOLDING", "no chunk for 3 s", True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"), [("running", "LED BY HAND"), ("paused", "PAUSED"), ("holding", "HOLDING")]
+)
+def test_who_drives_is_said_in_every_mode(mode: str, word: str) -> None:
+    said = standing(Heard(mode, "", 0, is_led=True), guardian=guardian("watching"))
+    assert (said.word, said.sentence) == (word, "the leader drives, not the policy")
+    assert "leader" not in standing(Heard(mode, "", 0), guardian=guardian("watching")).sentence
+
+
+@pytest.mark.parametrize(("mode", "word"), [("running", "SHADOW"), ("paused", "SHADOW PAUSED")])
+def test_a_shadow_is_called_so(mode: str, word: str) -> None:
+    said = standing(Heard(mode, "", 0, is_shadow=True), guardian=guardian("watching"))
+    assert said.word == word
+    assert "nothing is sent to the arm" in said.sentence
 
 
 def test_a_silence_is_lost_after_half_a_second_and_says_how_long() -> None:
@@ -113,6 +136,18 @@ def test_before_the_first_word_nothing_is_claimed() -> None:
     said = standing(Heard())
     assert said.word == "NO ROBOT YET"
     assert not said.is_live
+
+
+def test_an_engine_that_is_being_built_is_what_a_robot_waits_for(tmp_path: Path) -> None:
+    note = Deployment("00" * 8, os.getpid(), "so101", None)
+    write_deployment(tmp_path, note)
+    write_preparing(tmp_path, "denoise.onnx (2 of 3): 40 %, about 3 min left")
+    building = look(tmp_path, note, Outside())
+    said = judge(Heard(), building, NOW)
+    assert (said.word, said.sentence) == ("BUILDING", "denoise.onnx (2 of 3): 40 %, about 3 min left")
+    assert judge(RUNNING, building, NOW).word == "RUNNING"
+    write_preparing(tmp_path, "")
+    assert judge(Heard(), look(tmp_path, note, building), NOW).word == "NO ROBOT YET"
 
 
 def test_the_guardians_last_word_outlives_its_file(tmp_path: Path) -> None:

@@ -225,7 +225,10 @@ def test_a_later_runtime_is_kept_and_engines_add_up(tmp_path):
     assert (jetson["key"], jetson["is_new"]) == (plan["key"], False)
     assert place.plan_runtime("0.1.0", "cpu", "b" * 64)["is_new"], "the same version of other files"
     assert place.plan_runtime("0.1.1", "gpu", "a" * 64)["engine"] == "gpu"
+    assert place.plan_runtime("0.1.1", "jetson,language", "a" * 64)["engine"] == "cpu,language"
     assert place.plan_runtime("0.0.9", "gpu", "b" * 64)["is_kept"]
+    place.switch("act", "act-1", plan["key"], "cpu,language")
+    assert place.plan_runtime("0.1.0", "gpu", "a" * 64)["engine"] == "gpu,language"
     place.close()
 
 

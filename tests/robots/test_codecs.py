@@ -106,6 +106,13 @@ def test_all_error_bits_are_reported_not_only_the_lowest():
     assert feetech.error_texts(0x25) == ["voltage", "over-temperature", "overload"]
 
 
+@pytest.mark.parametrize("codec", [feetech, dynamixel])
+def test_a_bit_that_no_manual_names_is_reported_all_the_same(codec):
+    voltage, unknown = codec.error_texts(0xC1)
+    assert voltage == "voltage"
+    assert unknown == "a condition that its manual does not name (bits 0xC0)"
+
+
 def test_refusal_is_a_code_with_dynamixel_and_never_with_feetech():
     assert dynamixel.refuses(7)
     assert dynamixel.refuses(0x84)

@@ -311,6 +311,12 @@ def test_the_cure_fits_the_fault_with_value_and_limit(bench, name, kind, motor, 
         assert re.match(f"servo {motor} {fault}.*; {cure}", found.text)
 
 
+def test_what_no_manual_names_has_a_cure_too(bench):
+    bus = bench("so101").robot.buses["arm"]
+    said = bus.cure(3, bus.codec.error_texts(0x40), ServoReport())
+    assert said == "ask who made the servo what it means, then switch the arm off and on"
+
+
 def test_of_two_faults_both_cures_are_said_and_the_restart_once(bench):
     bus = bench("so101").robot.buses["arm"]
     report = ServoReport(temperature_c=71.0, load_percent=92.0)

@@ -149,9 +149,9 @@ class Bench:
 
         self.until(has_arrived)
 
-    def ask(self, request=0, grid=0, deadline_s=10.0, state=STATE):
+    def ask(self, request=0, grid=0, deadline_s=10.0, state=STATE, ahead=0):
         now = time.monotonic_ns()
-        infer = Infer(request, grid, now + int(deadline_s * 1e9), "reach", state, None, None)
+        infer = Infer(request, grid, now + int(deadline_s * 1e9), "reach", state, None, None, ahead=ahead)
         assert self.robot.send(infer, (), now) is not None
         return now
 
@@ -182,6 +182,14 @@ def bench(bundle):
     yield start
     for one in made:
         one.close()
+
+
+def test_a_chunk_of_a_future_state_stands_where_that_state_is(bench):
+    setup = bench()
+    setup.ask(grid=5, ahead=3)
+    setup.until(lambda: setup.inbox.newest(Chunk))
+    answer = setup.inbox.newest(Chunk).body
+    assert (answer.grid_index, answer.ahead) == (8, 3)
 
 
 def test_the_node_says_once_that_a_joint_is_where_training_never_saw_it(bundle, bench):

@@ -342,6 +342,30 @@ def test_a_slow_receiver_finds_the_newest_and_knows_what_it_missed(ctx):
     publisher.close()
 
 
+def test_an_inbox_ends_though_more_arrives_than_it_can_read(ctx, monkeypatch):
+    """As on a slow machine. Whoever then destroys the context finds no thread inside its socket."""
+    before = set(threading.enumerate())
+    publisher = Publisher(ctx, "inproc://first.pub", SESSION, "robot")
+    flood = Publisher(ctx, "inproc://flood.pub", SESSION, "robot")
+    inbox = Inbox(ctx, {Event: (["inproc://first.pub", "inproc://flood.pub"], 4)}, SESSION)
+    has_read = threading.Event()
+
+    def accept(frames):
+        for _ in range(2):  # while one is read, two arrive
+            flood.event("info", "x", "hello")
+        has_read.set()
+
+    monkeypatch.setattr(inbox._receiver, "accept", accept)
+    while not has_read.wait(0.01):
+        publisher.event("info", "x", "hello")
+    stopping = threading.Thread(target=inbox.stop, daemon=True)
+    stopping.start()
+    stopping.join(20)
+    assert set(threading.enumerate()) == before
+    publisher.close()
+    flood.close()
+
+
 def test_gaps_are_counted_as_losses_and_a_restart_is_not(ctx):
     socket = ctx.socket(zmq.PUB)
     socket.bind("inproc://gaps.pub")

@@ -29,9 +29,9 @@ class Arm:
     """A `Body` without an arm."""
 
     def __init__(self, profile=PROFILE):
-        self.profile, self.robot = profile, SimpleNamespace(max_hz=60.0, is_cut_off=False)
+        self.profile, self.robot = profile, SimpleNamespace(max_hz=60.0, is_cut_off=False, is_shadow=False)
         self.did = []
-        self.is_torque_on = self.is_reduced = False
+        self.is_torque_on = self.is_reduced = self.is_shadowing = False
         self.last_goal = np.zeros(D, np.float32)
         self.fails = self.at_goal = False
         self.unreached, self.outside, self.unreachable = [], [], ""
@@ -41,14 +41,15 @@ class Arm:
         if self.fails:
             self.is_torque_on = False
             raise BusError("a pair disagrees")
-        self.is_torque_on, self.is_reduced = True, False
+        self.is_shadowing = self.robot.is_shadow
+        self.is_torque_on, self.is_reduced = not self.is_shadowing, False
 
     def follow(self, plan):
         self.did.append(f"follow {plan.fps:g}")
 
     def switch_off(self):
         self.did.append("off")
-        self.is_torque_on = False
+        self.is_torque_on = self.is_shadowing = False
         return self.unreached
 
     lost = switch_off
@@ -87,6 +88,7 @@ class Loop:
         links = SimpleNamespace(
             event=lambda severity, code, text, **more: self.events.append((severity, code, text)),
             lease=self.leases.append,
+            turn_to=lambda driver: self.arm.did.append(f"ask the {driver}"),
         )
         self.teller = Teller(links, self.clock, Counter())
         self.commands = Commands(self.arm, links, self.clock, self.teller)

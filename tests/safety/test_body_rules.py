@@ -54,6 +54,7 @@ class Robot:
     jumped: list = field(default_factory=list)
     unreached: list = field(default_factory=list)
     fails: bool = False
+    is_shadow: bool = False
     withheld: np.ndarray = field(default_factory=lambda: np.zeros(D, bool))
     did: list = field(default_factory=list)
 
@@ -465,3 +466,25 @@ def test_a_range_of_no_width_is_left_by_more_than_a_thousandth():
     robot.at[:] = [10.0005, 10.01, 9.99, 10, 10, 10]
     body.energise(plan())
     assert len(body.outside_training(seen)) == 2
+
+
+# -- a shadow ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_shadow_makes_goals_from_where_the_arm_is_and_writes_nothing():
+    body, robot, clock = make(is_on=False, is_shadow=True)
+    assert body.bend(np.zeros(D), False)[0] is None
+    body.energise(plan())
+    assert [deed[0] for deed in robot.did] == ["exchange"]
+    assert robot.did[0][1:] == (None, clock.now_ns() + plan().period_ns)
+    assert (body.is_torque_on, body.is_shadowing) == (False, True)
+    assert body.last_goal == near(*[10.0] * D)
+    goal, _ = body.bend(np.full(D, 10.001, np.float32), False)
+    assert goal is not None
+    robot.at[:] = 20.0
+    body.approach()
+    assert body.last_goal == near(*[20.0] * D), "it has been carried there"
+    robot.did.clear()
+    assert body.switch_off() == []
+    assert (robot.did, body.is_shadowing) == ([], False)
+    assert body.bend(np.zeros(D), False)[0] is None

@@ -204,3 +204,160 @@ def test_a_policy_that_is_too_slow_is_refused_and_a_slow_one_is_warned_of(measur
     loop = started(400.0)
     assert loop.obey("set_execution", Async()) == (True, "")
     assert [severity for severity, _ in loop.told("latency")] == ["warning"]
+
+
+# -- who drives ----------------------------------------------------------------------------------------------------
+
+
+def led(**changes):
+    loop = Loop().start(leader_ms=40.0, **changes)
+    loop.commands.begin_grid()
+    assert loop.obey("lead") == (True, "")
+    return loop
+
+
+def test_a_leader_takes_the_policy_s_place_on_the_same_grid():
+    loop = led()
+    policy = loop.commands._policy
+    assert loop.did() == ["ask the leader", "follow 30"]
+    assert loop.commands.driver == "leader"
+    assert not loop.commands.wants_new_grid
+    assert loop.told("driver") == [("info", "the leader drives")]
+    assert (loop.commands.plan.execution, loop.commands.plan.latency_ms) == (Async(every=1), 40.0)
+    assert (policy.plan.execution, loop.commands.rollout.task) == (Sync(), "go")
+    assert (loop.state, loop.commands.machine.reason) == (State.RUNNING, "the leader drives")
+    assert loop.commands.rollout.answered_ns == loop.clock.now_ns(), "its silence counts from here"
+
+
+def test_a_hand_back_is_to_the_same_plan_and_nothing_asked_before_counts():
+    loop = Loop().start(leader_ms=40.0)
+    policy = loop.commands.rollout
+    policy._next_request = 7
+    chunk_is_there(loop)
+    loop.obey("lead")
+    assert (loop.commands.rollout._first_request, loop.commands.rollout.next_request) == (7, 7)
+    loop.commands.rollout._next_request = 19
+    loop.did()
+    loop.after(3)
+    assert loop.obey("hand_back") == (True, "")
+    assert loop.did() == ["ask the policy", "follow 30"]
+    assert loop.commands.rollout is policy
+    assert (policy._first_request, policy.next_request, policy._has_flowed) == (19, 19, False)
+    assert policy.answered_ns == loop.clock.now_ns()
+    assert (loop.commands.driver, loop.commands.n_takeovers) == ("policy", 1)
+    assert loop.commands.machine.reason == "the policy drives"
+
+
+def test_who_drives_already_is_not_asked_to_again():
+    loop = Loop().start(leader_ms=40.0)
+    assert loop.obey("hand_back") == (True, "")
+    assert loop.did() == []
+    loop.obey("lead")
+    rollout = loop.commands.rollout
+    loop.did()
+    assert loop.obey("lead") == (True, "")
+    assert (loop.did(), loop.commands.n_takeovers) == ([], 1)
+    assert loop.commands.rollout is rollout
+
+
+def test_without_a_leader_nobody_takes_over():
+    loop = Loop().start()
+    is_accepted, reason = loop.obey("lead")
+    assert (is_accepted, "start it with --leader" in reason) == (False, True)
+    assert (loop.did(), loop.commands.driver, loop.commands.n_takeovers) == ([], "policy", 0)
+
+
+def test_what_is_said_while_a_leader_drives_is_the_policy_s_too():
+    loop = led()
+    loop.obey("set_task", SetTask("put it down"))
+    is_accepted, reason = loop.obey("set_execution", Async())
+    assert (is_accepted, "hand back to the policy first" in reason) == (False, True)
+    loop.obey("hand_back")
+    assert loop.commands.rollout.task == "put it down"
+
+
+@pytest.mark.parametrize("is_led", [False, True])
+def test_another_policy_s_plan_is_the_policy_s_to_drive(is_led):
+    loop = led() if is_led else Loop().start(leader_ms=40.0)
+    loop.obey("pause")
+    loop.did()
+    assert loop.obey("start", replace(START, fps=20.0)) == (True, "")
+    assert loop.did() == ["follow 20", *(["ask the policy"] if is_led else []), "approach"]
+    assert (loop.commands.driver, loop.commands._policy) == ("policy", None)
+
+
+def test_a_paused_arm_stays_paused_whoever_shall_drive():
+    loop = Loop().start(leader_ms=40.0)
+    loop.obey("pause")
+    loop.obey("lead")
+    assert (loop.state, loop.commands.driver) == (State.PAUSED, "leader")
+    loop.obey("hand_back")
+    assert (loop.state, loop.commands.driver) == (State.PAUSED, "policy")
+
+
+# -- a shadow run --------------------------------------------------------------------------------------------------
+
+
+def shadow():
+    loop = Loop()
+    loop.arm.robot.is_shadow = True
+    loop.start()
+    assert (loop.state, loop.arm.is_torque_on, loop.arm.is_shadowing) == (State.RUNNING, False, True)
+    return loop
+
+
+def test_a_shadow_never_tells_the_guardian_of_torque():
+    loop = Loop()
+    loop.arm.robot.is_shadow = True
+    loop.obey("start", START)
+    assert (loop.leases, loop.commands.lease, loop.commands.is_held) == ([RELEASED], RELEASED, False)
+
+
+def test_a_shadow_has_no_way_home_and_goes_on():
+    loop = shadow()
+    assert loop.obey("home") == (False, "cannot move home: a shadow run moves nothing")
+    assert loop.state is State.RUNNING
+
+
+def test_a_shadow_ends_at_once_and_says_that_nothing_was_touched():
+    loop = shadow()
+    assert loop.obey("stop") == (True, "")
+    assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
+    assert loop.commands.machine.reason == "asked to stop: the arm was never touched"
+    loop = shadow()
+    loop.obey("pause")
+    assert loop.commands.machine.reason == "asked to"
+    loop = Loop().start()
+    loop.obey("stop")
+    assert loop.commands.machine.reason == "asked to stop: to the rest pose, then released"
+    loop = shadow()
+    loop.obey("stop")
+    assert loop.obey("stop") == (True, "")
+
+
+def test_a_shadow_that_was_stopped_in_an_emergency_is_paused_when_it_is_cleared():
+    loop = shadow()
+    loop.press()
+    assert loop.state is State.EMERGENCY
+    assert loop.obey("clear_stop") == (True, "")
+    assert loop.state is State.PAUSED
+    loop.obey("stop")
+    loop.press()
+    loop.obey("clear_stop")
+    assert loop.state is State.IDLE, "nothing was under way"
+
+
+def test_a_shadow_that_is_pressed_twice_has_ended():
+    loop = shadow()
+    loop.press()
+    loop.press()
+    assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
+
+
+def test_a_shadow_whose_line_is_gone_has_nothing_to_confirm():
+    loop = shadow()
+    loop.arm.robot.is_cut_off, loop.arm.unreached = True, ["elbow"]
+    loop.leases.clear()
+    loop.commands.line_gone("the adapter was unplugged")
+    assert (loop.state, loop.leases, loop.told("torque_unconfirmed")) == (State.STOPPED, [], [])
+    assert not loop.arm.is_shadowing

@@ -130,6 +130,28 @@ def test_what_fails_while_connecting_is_undone(bench):
     assert made.line.done("write") == []
 
 
+def test_a_shadow_configures_nothing_and_leaves_an_arm_that_has_torque(bench):
+    made = bench()
+    made.robot.is_shadow = True
+    made.robot.connect()
+    assert made.order == [
+        "greet", "energised", "pulse_ms", "check_motors", "quirks", "check_calibration", "check_health", "probe_reading",
+        "others_on", "weaker",
+    ]  # fmt: skip
+    made = bench(energised=["elbow_flex", "gripper"])
+    made.robot.is_shadow = True
+    with pytest.raises(
+        BusError, match=r"torque is on \(elbow_flex, gripper\), and a shadow run touches nothing"
+    ):
+        made.robot.connect()
+    assert made.order == ["greet", "energised"]
+    made = bench(check_health=BusError("no answer"))
+    made.robot.is_shadow = True
+    with pytest.raises(BusError, match=r"^no answer$"):
+        made.robot.connect()
+    assert [made.line.held[i]["torque_enable"] for i in made.line.ids] == [1] * 6, "as it was"
+
+
 def test_another_master_on_the_line_is_told_with_what_failed_and_is_refused(bench):
     made = bench(others_on="another program asks on /dev/arm", configure=BusError("no answer"))
     with pytest.raises(BusError, match=r"^no answer\. another program asks on /dev/arm$"):

@@ -46,6 +46,15 @@ def test_the_loop_is_given_what_the_guardian_does_not_know(program, tmp_path):
     assert program.given["guardian"].alive_fd is None
 
 
+def test_a_shadow_is_passed_on_to_the_loop(program):
+    program.start("--shadow")
+    assert program.given["args"][-1] == "--shadow"
+    assert program.given["guardian"].is_shadow
+    program.start()
+    assert "--shadow" not in program.given["args"]
+    assert not program.given["guardian"].is_shadow
+
+
 @pytest.mark.parametrize("number", sorted((ENDS | STOPS) - {signal.SIGTERM, END}))
 def test_nothing_but_sigterm_and_the_supervisor_s_signal_is_heard(program, number):
     """Sent to all processes at once, it would take those away that could take the torque away."""

@@ -220,6 +220,19 @@ def test_a_loop_that_died_with_torque_on_is_killed_and_the_bus_taken(world, monk
     )
 
 
+def test_beside_a_shadow_the_bus_is_never_taken(world, monkeypatch, capsys):
+    monkeypatch.setattr("edgevla.robots.guardian.Guardian.is_shadow", True)
+    _, result = run(world, monkeypatch, -9, tells=RUNNING)
+    assert result == TOOK_OVER
+    assert world.loop.did == ["wait", "kill", "wait"]
+    assert world.rescue.did == []
+    assert (world.status().state, world.status().why) == (
+        "released",
+        "the control loop ended (killed by SIGKILL)",
+    )
+    assert "killed by SIGKILL); the arm is as it was" in capsys.readouterr().err
+
+
 # -- taking over ---------------------------------------------------------------------------------------------
 
 

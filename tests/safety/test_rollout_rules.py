@@ -10,7 +10,8 @@ from edgevla.arguments import Start
 from edgevla.clock import NS_PER_MS, NS_PER_S, Tick
 from edgevla.errors import ConfigError
 from edgevla.execution import Async, Sync
-from edgevla.robots.rollout import Rollout, plan_from
+from edgevla.robots.rollout import Rollout, led, plan_from
+from edgevla.types import ActionChunk
 
 D = 2
 START = Start(
@@ -114,10 +115,10 @@ class Course:
         self.rollout.has_asked(tick, deadline)
         return self.rollout.next_request - 1
 
-    def answer(self, request, number, grid=0, rows=5, n_valid=None, seq=11, last=None):
+    def answer(self, request, number, grid=0, rows=5, n_valid=None, seq=11, last=None, ahead=0):
         actions = np.arange(rows, dtype=np.float32)[:, None] * np.ones(D, np.float32)
         body = SimpleNamespace(
-            request_id=request, grid_index=grid, n_valid=rows if n_valid is None else n_valid
+            request_id=request, grid_index=grid, n_valid=rows if n_valid is None else n_valid, ahead=ahead
         )
         message = SimpleNamespace(body=body, payloads=[actions], seq=seq)
         return self.rollout.take(message, self.tick(number), last)
@@ -138,6 +139,23 @@ def test_a_chunk_of_a_later_moment_begins_there():
     course = Course()
     course.answer(course.ask(6), 6, grid=2)
     assert course.rollout.goal_at(course.tick(9))[0].wanted[0] == 1.0
+
+
+def test_a_chunk_that_looked_ahead_is_as_late_as_its_request_is_old():
+    course = Course()
+    receipt = course.answer(course.ask(0), 6, grid=3, ahead=3)
+    assert (receipt.reason, receipt.grid_index, receipt.n_skipped) == ("taken", 3, 0)
+    assert receipt.delay_steps == 2, "asked at 0, there before moment 2"
+
+
+def test_how_far_ahead_a_policy_may_be_told_of_is_the_executors():
+    made = plan(future_offset=2, latency_ms=100.0)
+    assert (made.future_offset, plan().future_offset) == (2, 0)
+    executor, there = made.executor([False] * D), np.zeros(D, np.float32)
+    executor.asked(0, 0)
+    executor.receive(ActionChunk(np.ones((5, D), np.float32), 0, 3), 0, 0, None)
+    assert executor.state_for(3, there, None)[0] == 2
+    assert led(made, 10.0).future_offset == 0, "a person is asked where the arm is"
 
 
 def test_only_the_valid_rows_are_executed():
@@ -281,3 +299,30 @@ def test_whoever_goes_elsewhere_forgets_its_silence():
     assert not course.rollout.is_starved
     course.answer(course.ask(90), 90, grid=30)
     assert course.rollout.goal_at(course.tick(90))[1] == 0
+
+
+def test_a_leader_is_followed_on_the_policy_s_grid_within_the_profile_s_caps_alone():
+    made = plan(
+        trained_speed=(1.0, 2.0),
+        trained_range=((0.0, 1.0), (2.0, 3.0)),
+        trained_delay=2,
+        most_drawn=8,
+        leader_ms=4.0,
+    )
+    assert made.leader_ms == 4.0
+    assert plan().leader_ms is None
+    hand = led(made, 4.0)
+    assert (hand.fps, hand.period_ns, hand.ticks_per_step, hand.task) == (30.0, made.period_ns, 3, "go")
+    assert (hand.trained_speed, hand.trained_range, hand.trained_delay) == (None, None, None)
+    assert (hand.execution, hand.allowed, hand.n_action_steps) == (Async(every=1), ("async",), 1)
+    assert (hand.latency_ms, hand.most_drawn) == (4.0, 1)
+    assert hand.chunk_size == 15, "half a second"
+    assert led(replace(made, fps=1.0), 4.0).chunk_size == 2
+
+
+def test_a_rollout_counts_on_where_another_one_has_counted_to():
+    made = Rollout(plan(), [False] * D, 3)
+    made.restart(8)
+    assert (made._first_request, made.next_request) == (8, 8)
+    made.restart(5)
+    assert (made._first_request, made.next_request) == (8, 8)

@@ -358,6 +358,7 @@ def test_a_hub_id_is_fetched_and_what_cannot_be_fetched_is_a_sentence(tmp_path, 
             raise OSError("no such repository\nlong explanation")
         return str(folder)
 
+    monkeypatch.setattr("edgevla.hub.why_unreachable", lambda: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     assert load_policy("someone/act").policy_type == "act"
     with pytest.raises(CheckpointError, match=r"could not be fetched from the hub: no such repository$"):

@@ -8,6 +8,7 @@ import pytest
 
 from edgevla.cli import main
 from edgevla.train.account_config import NO_EFFECT
+from edgevla.train.config import recipe_names
 from edgevla.train.policies import POLICIES, config_class, policy_names
 from edgevla.train.settings import FROM_THE_DATASET, MEANINGS, lines, said
 from edgevla.train.start import OPTIONS
@@ -21,6 +22,19 @@ def test_the_list_has_every_field_with_its_words(policy: str) -> None:
     assert all(f"\n  {name} " in text for name in shown)
     assert all(name in text for name in fields - {*OPTIONS, *NO_EFFECT, *FROM_THE_DATASET})
     assert len(shown) >= 8
+
+
+def test_presets_are_listed_and_the_one_for_small_machines_is_in_the_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "--list-recipes"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == recipe_names()
+    (small,) = [line for line in listed if "act_small" in line]
+    assert "for small pictures and two CPU cores" in small
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "act_small for small machines" in " ".join(capsys.readouterr().out.split())
 
 
 def test_defaults_are_those_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ PRESETS = {
     "xvla": ("adamw", 1e-4, (0.9, 0.99), 1e-8, 0.0, 10, "cosine_decay_with_warmup"),
     "xvla_soft_prompts": ("adamw", 1e-4, (0.9, 0.99), 1e-8, 0.0, 10, "cosine_decay_with_warmup"),
     "xvla_two_phase": ("adamw", 1e-4, (0.9, 0.95), 1e-8, 0.0, 1.0, "two_phase"),
+    "snapflow": ("adamw", 2.5e-5, (0.9, 0.95), 1e-8, 0.01, 1.0, "cosine_decay_with_warmup"),
     "groot": ("adamw", 1e-4, (0.95, 0.999), 1e-8, 1e-5, 10, "cosine_decay_with_warmup"),
 }
 

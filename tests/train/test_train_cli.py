@@ -152,7 +152,10 @@ def test_ctrl_c_saves_and_says_the_command_that_goes_on(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     result = json.loads(out)
-    assert (result["step"], result["next"]) == (step + 1, "edgevla export runs/a/checkpoints/last")
+    assert (result["step"], result["next"]) == (
+        step + 1,
+        f"edgevla export runs/a/checkpoints/last --dataset {PUSHT}",
+    )
 
 
 def test_killed_while_saving_nothing_is_lost(tmp_path: Path) -> None:

@@ -251,11 +251,16 @@ class DiT(Recomputed):
         bias: Tensor | None,
         clean: Tensor | None = None,
         is_clean: Tensor | None = None,
+        towards: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """step: int64 (B,); cross_kv as above; bias: float32 (B, 1, 1, L) for the cross blocks' keys; clean: the step of
-        the tokens that is_clean, bool (B, L), marks."""
-        encode = self.timestep_encoder
-        time = Times(encode(step), None if clean is None else encode(clean), is_clean)
+        the tokens that is_clean, bool (B, L), marks; towards: (B, width) each, what is added to the embedded step and to
+        the clean one."""
+        now, other = self.timestep_encoder(step), None if clean is None else self.timestep_encoder(clean)
+        if towards is not None:
+            now = now + towards[0].to(now.dtype)
+            other = None if other is None else other + towards[1].to(other.dtype)
+        time = Times(now, other, is_clean)
         n_cross = 0
         for block in self.transformer_blocks:
             kv = None

@@ -159,16 +159,19 @@ class SoftPromptedTransformer(Recomputed):
         tokens: Tensor,
         domain: Tensor,
         is_clean: Tensor | None = None,
+        towards: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x: (B, T, W); proprio: (B, 1, width) as encoded; tau: (B,); tokens as conditioned. Gives (B, T, W).
 
-        is_clean: bool (B, T), the actions whose time is 0.
+        is_clean: bool (B, T), the actions whose time is 0. towards: (B, width) each, what is added to the encoded time
+        and to that of clean actions.
         """
         horizon = x.shape[1]
         w, _ = self.action_encoder.weights(domain)
-        time = self._encoded_time(tau, x, w)
-        if is_clean is not None:
-            time = torch.where(is_clean[..., None], self._encoded_time(torch.zeros_like(tau), x, w), time)
+        now, clean = (self._encoded_time(t, x, w) for t in (tau, torch.zeros_like(tau)))
+        if towards is not None:
+            now, clean = (t + to.to(t.dtype)[:, None] for t, to in zip((now, clean), towards, strict=True))
+        time = now if is_clean is None else torch.where(is_clean[..., None], clean, now)
         actions = x @ w[:, : self.action_width] + time + proprio + self.pos_emb[:, :horizon]
         h = torch.cat([actions, tokens.to(actions.dtype), *self.prompts(domain)], dim=1)
         for block in self.blocks:

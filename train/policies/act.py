@@ -77,6 +77,7 @@ class ActConfig(PolicyConfig):
         self.check_sizes(
             "chunk_size", "n_action_steps", "dim_model", "n_heads", "dim_feedforward", "latent_dim"
         )
+        self.check_future_state()
         if not 0 <= self.dropout <= 1:
             raise CheckpointError(f"dropout {self.dropout} is outside [0, 1]")
         if not self.vision_backbone.startswith("resnet"):

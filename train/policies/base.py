@@ -148,16 +148,11 @@ class Policy(nn.Module, ABC):
 
     @property
     def rtc_kind(self) -> str | None:
-        """`rtc_mode`, or `trained` where training has shown it committed beginnings (train/nn/commit.py)."""
+        """`rtc_mode`, or `trained` where training has shown it committed beginnings (train/nn/commit.py); None also for
+        one of future states, whose chunks begin behind all that is committed."""
+        if self.config.future_state_max_offset:
+            return None
         return "trained" if self.config.trained_delay else self.rtc_mode
-
-    def guidance_specs(self) -> tuple[TensorSpec, ...]:
-        """The limit of guidance, which a trained policy has no use for."""
-        return (
-            ()
-            if self.config.trained_delay
-            else (TensorSpec("max_guidance", "float32", (1,), "rtc:max_guidance"),)
-        )
 
     def draw_delay(self, n: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         """`delay`, int64 (n,), of a policy that is trained for committed beginnings; nothing for others."""
@@ -239,9 +234,20 @@ class Policy(nn.Module, ABC):
         be unused, renames what older versions called otherwise. Whatever is then missing or left over is an error."""
         return weights
 
+    own_modules: ClassVar[tuple[str, ...]] = ()
+    """Parts of the network, by name, that no LeRobot knows: their weights are kept in a file of our own."""
+
     def saved_weights(self) -> dict[str, Tensor]:
         """What `model.safetensors` holds, by LeRobot's names: `Prefix` + our names."""
-        return {self.Prefix + name: tensor for name, tensor in self.state_dict().items()}
+        own = self.own_weights()
+        return {self.Prefix + name: tensor for name, tensor in self.state_dict().items() if name not in own}
+
+    def own_weights(self) -> dict[str, Tensor]:
+        """By our names, what is kept in a file of our own beside it (train/own_weights.py)."""
+        return {n: t for n, t in self.state_dict().items() if n.partition(".")[0] in self.own_modules}
+
+    def start_own_parts(self) -> None:
+        """Fills those as they are before any training, where a trained policy gets them."""
 
     def trunks(self) -> list[nn.Module]:
         """Vision trunks with torchvision's names, which a fresh policy may start from ImageNet weights."""

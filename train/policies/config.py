@@ -41,6 +41,8 @@ class PolicyConfig:
     under "what differs between policies" wherein they are not plain.
 
     n_action_steps: actions of a chunk that are executed before the next one is asked for.
+    future_state_max_offset: training shows states of up to so many steps later, and the chunk that follows from there
+    (train/data.py); 0: the present one alone.
     """
 
     type: ClassVar[str] = ""
@@ -60,6 +62,7 @@ class PolicyConfig:
     license: str | None = None
     pretrained_path: str | None = None
     pretrained_revision: str | None = None
+    future_state_max_offset: int = 0
 
     # -- features -----------------------------------------------------------------------------------------
 
@@ -164,6 +167,11 @@ class PolicyConfig:
         return {}
 
     @property
+    def has_own_parts(self) -> bool:
+        """Whether its network has parts that no LeRobot knows (`Policy.own_modules`); plain: it has none."""
+        return False
+
+    @property
     def trained_delay(self) -> int:
         """Longest committed beginning of a chunk that it is trained for, in actions; plain: none (0)."""
         return 0
@@ -174,6 +182,41 @@ class PolicyConfig:
 
     def validate(self) -> None:
         """Raises CheckpointError on settings that cannot work together. Called after reading and by training."""
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether it is told where the joints are."""
+        return self.state_dim is not None
+
+    def check_future_state(self) -> None:
+        """Raises CheckpointError where a future state is none, or comes together with what contradicts it."""
+        offset, length = self.future_state_max_offset, self.chunk_length
+        if not 0 <= offset < length:
+            raise CheckpointError(
+                f"{self.type}: future_state_max_offset is {offset}; it must be from 0 (off) to {length - 1}, fewer than "
+                "the actions of a chunk"
+            )
+        if not offset:
+            return
+        if self.input_features and not self.reads_state:
+            raise CheckpointError(
+                f"{self.type}: future_state_max_offset is {offset}, but this policy is told no state; set it to 0"
+            )
+        if len(self.observation_indices or [0]) > 1:
+            raise CheckpointError(
+                f"{self.type}: future_state_max_offset is {offset}, but this policy looks at several moments, of which "
+                "only the present one has a future; set it to 0, or n_obs_steps=1"
+            )
+        for other, given in (
+            ("rtc_training_max_delay", self.trained_delay),
+            ("temporal_ensemble_coeff", self.ensemble_decay),
+        ):
+            if given:
+                raise CheckpointError(
+                    f"{self.type}: future_state_max_offset {offset} and {other} {given:g} do not go together: a chunk "
+                    "of a future state begins where the one before leads to, with nothing of it to go on from or to "
+                    "average; choose one of them"
+                )
 
     def check_sizes(self, *names: str) -> None:
         """Raises CheckpointError where one of these fields is below 1; None means that it does not apply."""
@@ -218,7 +261,7 @@ class PolicyConfig:
     newer_keys: ClassVar[frozenset[str]] = frozenset({"pretrained_revision"})
     """Fields that an older LeRobot refuses: written only where the loaded config had them or they say something."""
 
-    own_keys: ClassVar[frozenset[str]] = frozenset()
+    own_keys: ClassVar[frozenset[str]] = frozenset({"future_state_max_offset"})
     """Fields that no LeRobot knows for this policy: they are kept in a file of our own (`train/own_keys.py`)."""
 
     def to_json(self) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class DiffusionConfig(PolicyConfig):
         self.check_sizes("n_obs_steps", "horizon", "n_action_steps", "down_dims", "kernel_size", "n_groups")
         self.check_sizes("spatial_softmax_num_keypoints", "num_train_timesteps", "num_inference_steps")
         self.check_sizes("resize_shape", "crop_shape")
+        self.check_future_state()
         self._validate_unet()
         divisor = 2 ** len(self.down_dims)
         if self.horizon % divisor:

@@ -31,9 +31,11 @@ from ..nn.dit import PerEmbodimentLinear
 from ..nn.eagle import ActionHead, Backbone, Unused
 from ..nn.flow import draw_time, euler, guide, shift_time
 from ..nn.resize import byte_resize_matrix, resize_bytes
+from ..nn.target_time import TARGET
 from ..processors import Processors, Stats, Step, flatten_stats, unflatten_stats
-from .base import Batch, Policy, Untouched
+from .base import Batch, Untouched
 from .config import PolicyConfig
+from .flow import FlowPolicy
 from .groot_config import Architecture, GrootConfig
 
 PACK, UNPACK = "groot_pack_inputs_v3", "groot_action_unpack_unnormalize_v1"
@@ -86,7 +88,7 @@ def _fit(values: np.ndarray, width: int, fill: float) -> Tensor:
     return torch.from_numpy(row)
 
 
-class Groot(Policy):
+class Groot(FlowPolicy):
     policy_type: ClassVar[str] = "groot"
     Config: ClassVar[type[PolicyConfig]] = GrootConfig
     Prefix: ClassVar[str] = "_groot_model."
@@ -120,6 +122,7 @@ class Groot(Policy):
         settings = pack.config if pack is not None else {}
         mapping = settings.get("embodiment_mapping") or EMBODIMENTS
         self.embodiment = int(mapping.get(settings.get("embodiment_tag", config.embodiment_tag), 0))
+        self.prepare_one_step(self.action_head.model.dims.width)
         self._freeze()
         self.set_cameras({name: self.camera_size(name) for name in config.image_features})
         self.n_text_tokens = N_TEXT_TOKENS
@@ -234,6 +237,8 @@ class Groot(Policy):
             frozen += [head.position_embedding] if head.position_embedding is not None else []
         if not config.tune_diffusion_model:
             frozen.append(head.model)
+        if config.snapflow_weight:
+            frozen.append(self.backbone)
         return frozen
 
     def _freeze(self) -> None:
@@ -366,7 +371,8 @@ class Groot(Policy):
         is_clean = None
         if is_committed is not None:  # state and future tokens keep the step's time
             is_clean = nn.functional.pad(is_committed, (sequence.shape[1] - horizon, 0))
-        hidden = head.model(sequence, step, context["cross_kv"], bias, clean, is_clean)
+        towards = self.towards(1 - extras.get(TARGET, tau))  # time runs the other way here
+        hidden = head.model(sequence, step, context["cross_kv"], bias, clean, is_clean, towards)
         return head.action_decoder(hidden[:, -horizon:], embodiment).to(torch.float32)
 
     # -- training -----------------------------------------------------------------------------------------
@@ -387,7 +393,7 @@ class Groot(Policy):
         draws = {"noise": noise, "time": time, **self.draw_delay(n, generator)}
         return {name: draw.to(action.device) for name, draw in draws.items()}
 
-    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def flow_loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared velocity error over the real dimensions; steps past the episode's end count, as in LeRobot,
         committed ones do not."""
         predicted, target = self.velocities(batch, draws)
@@ -395,10 +401,13 @@ class Groot(Policy):
         committed = commit.drawn(draws, error.shape[1])
         return error.mean() if committed is None else commit.mean_of(error, ~committed), {}
 
+    def training_context(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        pixels = [self.pixels(batch[name]) for name in self.live_cameras]
+        return self.context(pixels, batch["tokens"], batch["token_mask"], batch[STATE]), {}
+
     def velocities(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Predicted and target velocity, (B, T, W) each."""
-        pixels = [self.pixels(batch[name]) for name in self.live_cameras]
-        context = self.context(pixels, batch["tokens"], batch["token_mask"], batch[STATE])
+        context, _ = self.training_context(batch)
         noise, time, action = draws["noise"], draws["time"], self.packed_action(batch[ACTION])
         t = time[:, None, None]
         x, extras = (1 - t) * noise + t * action, {}
@@ -421,6 +430,7 @@ class Groot(Policy):
         tau_next: Tensor,
         extras: Mapping[str, Tensor],
     ) -> Tensor:
+        extras = {TARGET: tau_next, **extras}
         if "rtc:weights" in extras and self.config.trained_delay:
             committed = self.padded(self.committed(extras["rtc:committed"]), x.shape[-1])
             is_committed = extras["rtc:weights"] > 0.5
@@ -456,8 +466,8 @@ class Groot(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        n = 1 if self.config.one_step_time_shift else int(self.arch.head["num_inference_timesteps"])
-        return Schedule("linear", n, start=0.0, end=1.0)
+        n = self.steps_of(int(self.arch.head["num_inference_timesteps"]))
+        return Schedule("linear", n, self.steps_allowed((1, 100)), start=0.0, end=1.0)
 
     @property
     def sample_shape(self) -> tuple[int, int]:
@@ -491,9 +501,7 @@ class Groot(Policy):
             TensorSpec("tau", "float32", (1,), "schedule:tau"),
             TensorSpec("tau_next", "float32", (1,), "schedule:tau_next"),
             *(TensorSpec(s.name, s.dtype, s.shape, f"context:{s.name}") for s in context),
-            TensorSpec("committed", "float32", (1, horizon, config.action_dim), "rtc:committed"),
-            TensorSpec("weights", "float32", (1, horizon), "rtc:weights"),
-            *self.guidance_specs(),
+            *self.rtc_specs(horizon, config.action_dim),
         )
         actions = TensorSpec("actions", "float32", (1, horizon, config.action_dim))
         return {

@@ -252,6 +252,7 @@ class PiPolicy(FlowVla):
             freeze(self.paligemma.model.vision_tower)
         if config.train_expert_only:
             freeze(self.paligemma)
+        self.prepare_one_step(dims.expert.width, self.paligemma)
         self.set_gradient_checkpointing(config.gradient_checkpointing)
 
     @abstractmethod
@@ -379,10 +380,6 @@ class PiPolicy(FlowVla):
             offset=c.time_sampling_offset,
         )
 
-    def time_embedding(self, tau: Tensor) -> Tensor:
-        c = self.config
-        return flow.time_embedding(tau, self.dims.expert.width, c.min_period, c.max_period)
-
     def run_expert(
         self,
         context: Mapping[str, Tensor],
@@ -397,7 +394,7 @@ class PiPolicy(FlowVla):
 
     # -- loss and pipelines -------------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def flow_loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared velocity error over the real action dimensions; padded steps count, as in LeRobot, committed
         ones do not."""
         error = self.squared_error(batch, draws)

@@ -82,8 +82,8 @@ class Pi0(PiPolicy):
             TensorSpec("state_padded", "float32", (1, self.config.max_state_dim)),
         )
 
-    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
-        return {"time_embedding": self.time_embedding(tau)}
+    def time_rows(self, embedded: Tensor) -> dict[str, Tensor]:
+        return {"time_embedding": embedded}
 
     def embed_suffix(self, x: Tensor, state: Tensor, time_embedding: Tensor) -> Tensor:
         """[state, a_1 ... a_T]: (B, T + 1, width). time_embedding: (B, width), or (B, T, width)."""

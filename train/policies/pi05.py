@@ -76,9 +76,9 @@ class Pi05(PiPolicy):
             return None
         return name.replace("model.action_time_mlp_", "model.time_mlp_")
 
-    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
+    def time_rows(self, embedded: Tensor) -> dict[str, Tensor]:
         """Scale, shift and gate of all norms of the expert: (B, 2 * layers + 1, 3 * width)."""
-        hidden = F.silu(project(self.time_mlp_in, self.time_embedding(tau)))
+        hidden = F.silu(project(self.time_mlp_in, embedded))
         return {"modulation": self.expert.modulations(F.silu(project(self.time_mlp_out, hidden)))}
 
     def embed_suffix(self, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from ..backbone import (
     token_id,
     vision_config_of,
 )
-from ..nn import commit, flow
+from ..nn import commit
 from ..nn.commit import over_tokens, per_action
 from ..nn.image import resize_with_pad
 from ..nn.masks import bias
@@ -260,6 +260,7 @@ class SmolVla(FlowVla):
         self.action_time_mlp_in = nn.Linear(2 * expert.width, expert.width)
         self.action_time_mlp_out = nn.Linear(expert.width, expert.width)
         self._freeze()
+        self.prepare_one_step(expert.width, self.vlm_with_expert.vlm)
 
     @classmethod
     def build(cls, config: PolicyConfig, processors: Processors, shapes: Shapes | None = None) -> SmolVla:
@@ -422,11 +423,8 @@ class SmolVla(FlowVla):
             pair.dtype
         )
 
-    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
-        c = self.config
-        return {
-            "time_embedding": flow.time_embedding(tau, self.dims.expert.width, c.min_period, c.max_period)
-        }
+    def time_rows(self, embedded: Tensor) -> dict[str, Tensor]:
+        return {"time_embedding": embedded}
 
     def embed_suffix(self, x: Tensor, time_embedding: Tensor) -> Tensor:
         """time_embedding: (B, width), or (B, T, width)."""
@@ -459,7 +457,7 @@ class SmolVla(FlowVla):
 
     # -- loss and conventions -----------------------------------------------------------------------------
 
-    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def flow_loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared velocity error over the real action dimensions of steps inside the episode, not committed."""
         error = self.squared_error(batch, draws)
         parts = {"elementwise_loss": error, "losses_after_forward": error.mean()}

@@ -29,10 +29,12 @@ from ..nn import commit, flow
 from ..nn.image import to_float
 from ..nn.masks import bias, block_mask, count_real, position_ids
 from ..nn.normalize import Normalizers
+from ..nn.target_time import TARGET
 from ..nn.transformer import Rope, Transformer
 from ..processors import Processors, Stats, Step, normalizing_processors
-from .base import TINY_CHUNK, TINY_NORMS, Batch, Policy
+from .base import TINY_CHUNK, TINY_NORMS, Batch
 from .config import PolicyConfig
+from .flow import FlowPolicy
 from .vla_config import VlaConfig, relative_mask
 
 TINY_NARROW: dict[str, Any] = {
@@ -43,7 +45,7 @@ TINY_NARROW: dict[str, Any] = {
 }
 
 
-class FlowVla(Policy):
+class FlowVla(FlowPolicy):
     """Base of the flow-matching VLAs. Subclasses build `self.expert` and `self.language`, and embed."""
 
     config: VlaConfig
@@ -92,8 +94,8 @@ class FlowVla(Policy):
         """P for these cameras and this many prompt tokens."""
 
     @abstractmethod
-    def time_rows(self, tau: Tensor) -> dict[str, Tensor]:
-        """Everything that depends on the time alone, by name: float32 (B, ...)."""
+    def time_rows(self, embedded: Tensor) -> dict[str, Tensor]:
+        """Everything that depends on the time alone, by name: float32 (B, ...). embedded: the time, (B, width)."""
 
     @abstractmethod
     def velocity(
@@ -150,6 +152,9 @@ class FlowVla(Policy):
         inputs["prompt:tokens"], inputs["prompt:mask"] = batch["tokens"], batch["token_mask"]
         return inputs
 
+    def training_context(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.encode(self.inputs(batch)), {}
+
     def squared_error(self, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
         """(B, T, W): (target velocity - predicted)^2, padded action dimensions included, committed actions too."""
         inputs, time = self.inputs(batch), draws["time"]
@@ -179,15 +184,27 @@ class FlowVla(Policy):
     ) -> Tensor:
         rows = {k.removeprefix("time:"): v for k, v in extras.items() if k.startswith("time:")}
         is_committed = commit.marked(extras) if self.config.trained_delay else None
-        return self.velocity(context, x, rows or self.time(tau), is_committed).to(torch.float32)
+        rows = rows or self._time_rows(tau, extras.get(TARGET, tau))
+        return self.velocity(context, x, rows, is_committed).to(torch.float32)
 
     def time(self, tau: Tensor) -> dict[str, Tensor]:
-        """`time_rows`; where actions may be committed also those of the clean time, 0, as `clean_<name>`."""
-        rows = self.time_rows(tau)
+        """`time_rows`; where actions may be committed also those of the clean time, 0, as `clean_<name>`. A policy that
+        knows of targets has one step, to the clean time."""
+        return self._time_rows(tau, torch.zeros_like(tau))
+
+    def _time_rows(self, tau: Tensor, target: Tensor) -> dict[str, Tensor]:
+        rows = self.time_rows(self.time_embedding(tau, target))
         if not self.config.trained_delay:
             return rows
-        clean = self.time_rows(torch.zeros_like(tau))
+        zero = torch.zeros_like(tau)
+        clean = self.time_rows(self.time_embedding(zero, zero))
         return {**rows, **{f"clean_{name}": row for name, row in clean.items()}}
+
+    def time_embedding(self, tau: Tensor, target: Tensor) -> Tensor:
+        """float32 (B, width of the expert). target: where the step leads, for a policy that knows of it."""
+        c = self.config
+        embedded = flow.time_embedding(tau, self.expert.dims.width, c.min_period, c.max_period)
+        return embedded if self.target_time is None else embedded + self.target_time(target)
 
     def denoise(
         self,
@@ -197,6 +214,7 @@ class FlowVla(Policy):
         tau_next: Tensor,
         extras: Mapping[str, Tensor],
     ) -> Tensor:
+        extras = {TARGET: tau_next, **extras}
         if "rtc:weights" not in extras:
             return flow.euler(x, self.predict(context, x, tau, extras), tau, tau_next)
         committed = self.to_network(extras["rtc:committed"], context.get("raw_state"), is_command=True)
@@ -326,9 +344,7 @@ class FlowVla(Policy):
             TensorSpec("tau_next", "float32", (1,), "schedule:tau_next"),
             *(dataclasses.replace(s, source=f"context:{s.name}") for s in context),
             *(dataclasses.replace(s, source=f"time:{s.name}") for s in times),
-            TensorSpec("committed", "float32", (1, config.chunk_size, config.action_dim), "rtc:committed"),
-            TensorSpec("weights", "float32", (1, config.chunk_size), "rtc:weights"),
-            *self.guidance_specs(),
+            *self.rtc_specs(config.chunk_size, config.action_dim),
         ]
         actions = TensorSpec("actions", "float32", (1, config.chunk_size, config.action_dim))
         return {
@@ -340,8 +356,8 @@ class FlowVla(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        n = 1 if self.config.one_step_time_shift else self.config.denoise_steps
-        return Schedule("linear", n, n_steps_allowed=(1, max(100, n)))
+        n = self.steps_of(self.config.denoise_steps)
+        return Schedule("linear", n, n_steps_allowed=self.steps_allowed((1, max(100, n))))
 
     @property
     def sample_shape(self) -> tuple[int, int]:

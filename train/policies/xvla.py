@@ -32,20 +32,23 @@ from ..nn.image import resize_with_pad
 from ..nn.normalize import Normalizers
 from ..nn.rotation import rot6d_to_axis_angle
 from ..nn.soft_prompt import DomainLinear, SoftPromptedTransformer
+from ..nn.target_time import TARGET
 from ..processors import Processors, Stats, Step, flatten_stats
-from .base import TINY_CHUNK, TINY_NORMS, Batch, Policy
+from .base import TINY_CHUNK, TINY_NORMS, Batch
 from .config import Features, PolicyConfig
+from .flow import FlowPolicy
 from .xvla_actions import ROT6D_STEP, action_space
 from .xvla_config import EMPTY, XVlaConfig
 
 DOMAIN_STEP = "xvla_add_domain_id"
 
 
-class XVla(Policy):
+class XVla(FlowPolicy):
     policy_type: ClassVar[str] = "xvla"
     Config: ClassVar[type[PolicyConfig]] = XVlaConfig
     Prefix: ClassVar[str] = "model."
     rtc_mode: ClassVar[str | None] = "inpaint"
+    shared_draws: ClassVar[frozenset[str]] = frozenset({"u"})
     published_backbone = "microsoft/Florence-2-large"
     backbone_kind = "florence"
     lerobot_optimizer = "xvla-adamw"
@@ -91,6 +94,7 @@ class XVla(Policy):
         for name, values in IMAGENET.items():
             self.register_buffer(f"_{name}", torch.tensor(values).view(3, 1, 1), persistent=False)
         self._freeze()
+        self.prepare_one_step(config.hidden_size, self.vlm)
         if config.dtype == "bfloat16":
             self.vlm.to(torch.bfloat16)
             self.transformer.to(torch.bfloat16)
@@ -302,9 +306,9 @@ class XVla(Policy):
         domain = self.domains(x.shape[0], extras.get("setting:domain_id"))
         hidden = self.space.hide(x).to(context["tokens"].dtype)
         is_committed = commit.marked(extras) if self.config.trained_delay else None
-        return self.transformer(hidden, context["proprio"], tau, context["tokens"], domain, is_committed).to(
-            torch.float32
-        )
+        towards = self.towards(extras.get(TARGET, tau))
+        tokens, proprio = context["tokens"], context["proprio"]
+        return self.transformer(hidden, proprio, tau, tokens, domain, is_committed, towards).float()
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -327,7 +331,7 @@ class XVla(Policy):
         x = self.normalizers(ACTION, action)[:, :horizon, :width]
         return F.pad(x, (0, width - x.shape[-1], 0, horizon - x.shape[1]))
 
-    def loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def flow_loss(self, batch: Batch, draws: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the action space's terms; steps past the episode's end count like the others, as in LeRobot, committed
         ones do not."""
         predicted, _, _ = self.training_prediction(batch, draws)
@@ -346,10 +350,19 @@ class XVla(Policy):
         committed, extras = commit.drawn(draws, x_t.shape[1]), {}
         if committed is not None:
             x_t, extras = commit.put(x_t, target, committed), {"rtc:weights": committed.to(x_t.dtype)}
-        domain = self.domains(n, batch.get(self.config.domain_feature_key or "", batch.get("domain_id")))
+        context, chosen = self.training_context(batch)
+        return self.predict(context, x_t, time, {**extras, **chosen}), self.space.hide(x_t), time
+
+    def training_context(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        given = batch.get(self.config.domain_feature_key or "", batch.get("domain_id"))
+        domain = self.domains(batch[ACTION].shape[0], given)
         context = self.context(self.views(batch), batch["tokens"], batch.get(STATE), domain)
-        extras["setting:domain_id"] = domain
-        return self.predict(context, x_t, time, extras), self.space.hide(x_t), time
+        return context, {"setting:domain_id": domain}
+
+    def distance(self, x: Tensor, aim: Tensor, counted: Tensor | None) -> Tensor:
+        """As its action space scores what is taught."""
+        x, aim = (x, aim) if counted is None else (x[counted][None], aim[counted][None])
+        return torch.stack(list(self.space.losses(x, self.space.as_taught(aim)).values())).sum()
 
     # -- graphs -------------------------------------------------------------------------------------------
 
@@ -368,6 +381,7 @@ class XVla(Policy):
         extras: Mapping[str, Tensor],
     ) -> Tensor:
         t = tau_next[:, None, None]
+        extras = {TARGET: tau_next, **extras}
         if "rtc:weights" in extras and self.config.trained_delay:
             # Gripper channels enter as they were taught and leave as logits.
             taught = self.normalizers.command(ACTION, extras["rtc:committed"])
@@ -411,7 +425,8 @@ class XVla(Policy):
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule("linear", 1 if self.config.one_step_time_shift else self.config.num_denoising_steps)
+        n = self.steps_of(self.config.num_denoising_steps)
+        return Schedule("linear", n, self.steps_allowed((1, 100)))
 
     @property
     def sample_shape(self) -> tuple[int, int]:
@@ -458,12 +473,7 @@ class XVla(Policy):
         )
         encode = (*self.camera_specs(), TensorSpec("text", "int64", (1, n_tokens), "prompt:tokens"), *state)
         x = TensorSpec("x", "float32", (1, horizon, width), "x")
-        rtc: tuple[TensorSpec, ...] = ()
-        if not self._is_pose_output:
-            rtc = (
-                TensorSpec("committed", "float32", (1, horizon, self.space.real), "rtc:committed"),
-                TensorSpec("weights", "float32", (1, horizon), "rtc:weights"),
-            )
+        rtc = () if self._is_pose_output else self.rtc_specs(horizon, self.space.real)
         denoise = (
             x,
             TensorSpec("tau", "float32", (1,), "schedule:tau"),

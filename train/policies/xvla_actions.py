@@ -17,7 +17,7 @@ Nothing here imports torch before a tensor arrives: `edgevla inspect` reads spac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal
@@ -97,7 +97,7 @@ class ActionSpace:
     def output(self, x: Tensor) -> Tensor:
         """Network output (B, T, width) -> normalised actions (B, T, real)."""
         if self.squashed:
-            x = x.sigmoid().where(self._is_squashed(x), x)
+            x = x.sigmoid().where(_among(x, self.squashed), x)
         return x[..., : self.real]
 
     def inverse_output(self, actions: Tensor) -> Tensor:
@@ -105,10 +105,17 @@ class ActionSpace:
         if not self.squashed:
             return actions
         logits = actions.clamp(1e-4, 1 - 1e-4).logit()
-        return logits.where(self._is_squashed(actions), actions)
+        return logits.where(_among(actions, self.squashed), actions)
 
-    def _is_squashed(self, x: Tensor) -> Tensor:
-        return x.new_tensor([i in self.squashed for i in range(x.shape[-1])]).bool()
+    def as_taught(self, x: Tensor) -> Tensor:
+        """Network output (B, T, width) as a target of `losses`: logits that a term scores become what they stand for."""
+        terms = [term for terms in self.parts.values() for term in terms if term.kind == "bce"]
+        return x.sigmoid().where(_among(x, [c for term in terms for c in term.channels]), x)
+
+
+def _among(x: Tensor, channels: Sequence[int]) -> Tensor:
+    """bool (channels of x,)."""
+    return x.new_tensor([i in channels for i in range(x.shape[-1])]).bool()
 
 
 def _span(a: int, b: int) -> tuple[int, ...]:

@@ -94,6 +94,10 @@ class XVlaConfig(FlowConfig):
         return self.chunk_size
 
     @property
+    def reads_state(self) -> bool:
+        return self.use_proprio and super().reads_state
+
+    @property
     def trains_in_bf16(self) -> bool:
         return self.dtype == "bfloat16"
 

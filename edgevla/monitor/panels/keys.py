@@ -18,6 +18,7 @@ HELP = (
         ("F12 ctrl+e", "the same, also while you type"),
         ("ctrl+r", "clears the emergency stop: the arm is paused, and moves when it is resumed"),
         ("space", "pause; resume only what is paused"),
+        ("l", "under `deploy --leader`: you take over with the leader arm; again: the policy goes on"),
         ("h", "home"),
         ("s", "stop: to rest, then released"),
         ("t", "type or paste a task; Enter sends it, Escape leaves, up brings the last one back"),
@@ -54,10 +55,13 @@ def keys(
     typing: str,
     leaves: str,
     is_close: bool,
+    driver: str = "",
     has_fleet: bool = False,
 ) -> Row:
     """The most important first; what does not fit is left out. typing: `task`, `search` or empty. leaves: what `q` does
-    here. is_close: whether Escape goes back to all parts. has_fleet: whether `b` goes back to all deployments."""
+    here. is_close: whether Escape goes back to all parts. driver: what `l` does; empty: there is no leader arm.
+    has_fleet: whether `b` goes back to all deployments.
+    """
     emergency, leave = ("e", "EMERGENCY"), ("q", leaves)
     fleet = [("b", "all robots")] if has_fleet else []
     view = [("Esc", "back")] if is_close else [("c", "camera")] if model.cameras else []
@@ -71,7 +75,14 @@ def keys(
         named = [("e", "LETS GO"), ("ctrl+r", "clears the stop"), leave, ("?", "keys")]
     else:
         pause = "resume" if standing.is_live and model.mode == "paused" else "pause"
-        named = [emergency, ("space", pause), ("s", "stop"), ("?", "keys"), ("q", leaves), ("t", "task")]
+        named = [
+            emergency,
+            ("space", pause),
+            *([("l", driver)] if driver else []),
+            ("s", "stop"),
+            ("?", "keys"),
+        ]
+        named += [("q", leaves), ("t", "task")]
         named += [*fleet, *view, ("h", "home"), ("m", "save moment"), ("/", "search")]
     cells: list[Cell] = []
     for key, does in named:
