@@ -13,7 +13,7 @@ from edgevla.monitor.standing import ALARM, duration
 
 NAME, WORD, AGE, CLOCK, BUNDLE = 14, 17, 7, 9, 16
 """Cells of the columns; what was said has the rest."""
-WITH_CLOCK, WITH_BUNDLE = 60, 80
+WITH_CLOCK, WITH_BUNDLE = 80, 100
 """From so many columns on."""
 DETAIL, LEAST = 9, 14
 """Rows of the part about the chosen one, and of the screen from which on it is there."""
