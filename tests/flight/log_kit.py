@@ -9,7 +9,7 @@ from edgevla.flight.writer import FlightWriter
 from edgevla.messages import Header, Message, State
 
 UNITS = ["deg"] * 5 + ["percent"]
-T0 = time.monotonic_ns() // 1000 * 1000 + 600_000_000_000
+T0 = time.monotonic_ns() // 1000 * 1000 + 36_000_000_000_000
 """After the log's beginning, whenever in a test that is."""
 PERIOD = 8_333_333
 
