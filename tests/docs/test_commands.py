@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 import pytest
 
@@ -43,7 +44,7 @@ from standins import (
 from edgevla.cli import main
 from edgevla.serve import paired
 
-pytestmark = [pytest.mark.realtime, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 STAYS = {"serve": "listening at", "emulate": "/", "teleop": "running"}
 """Verbs that end when they are told to, and what they have said when they are there."""
 NUMBERS = ("5599", "8000", "9599")
@@ -263,12 +264,18 @@ def expanded(word: str) -> list[str]:
     return sorted(glob.glob(word)) or [word]  # noqa: PTH207  absolute or not
 
 
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[TextIO]:
+    with Path(os.devnull).open() as stream:
+        yield stream
+
+
 WITH_COMMANDS = [page for page in PAGES if any(c.reason is None for c in commands(page))]
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_every_command_of_the_page_runs(
-    page: Path, supplies: Path, arms: Arms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, supplies: Path, arms: Arms, nobody: TextIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.figure import Figure
 
@@ -286,6 +293,7 @@ def test_every_command_of_the_page_runs(
         (tmp_path / "map.toml").write_text(first_map(page))
     reader = Reader(supplies, tmp_path, arms)
     failed = []
+    monkeypatch.setattr(sys, "stdin", nobody)  # pytest's own has no file descriptor
     try:
         for command in commands(page):
             if command.reason is None:
