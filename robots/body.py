@@ -138,6 +138,10 @@ class Body:
         if self.filter.last_goal is not None:
             self.filter.begin(self.robot.present_goal() if self.is_shadowing else self.filter.last_goal)
 
+    def go_slowly(self) -> None:
+        """To the next wanted goal and until it is reached, however near it is."""
+        self.filter.go_slowly()
+
     @property
     def is_approaching(self) -> bool:
         return self.filter.is_approaching

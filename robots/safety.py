@@ -117,6 +117,10 @@ class SafetyFilter:
         self.last_goal = np.asarray(goal, np.float32).copy()
         self._is_first = True
 
+    def go_slowly(self) -> None:
+        """Until the wanted goal is reached, however near it is."""
+        self._is_slow, self._is_first = True, False
+
     @property
     def is_approaching(self) -> bool:
         """Whether the arm is on its slow way to a first goal that was far."""

@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     stream = sys.stderr if args.json else sys.stdout
     screen = RecordScreen(stream, has_bell=args.bell)
     _check_place(args.output)
+    if args.leader is not None:
+        _check_who_drove(args.output, args.policy is not None)
     n_there = _n_there(args.output) if args.resume else 0
     if args.episodes is not None and n_there >= args.episodes:
         screen.say(f"{args.output} holds {n_there} episodes already, and {args.episodes} were wanted")
@@ -229,6 +231,26 @@ def _check_place(output: Path) -> None:
         raise DatasetError(
             f"{there} takes no files: {error.strerror or error}; record into another folder", file=str(there)
         ) from error
+
+
+def _check_who_drove(output: Path, has_policy: bool) -> None:
+    """Before an arm starts: the dataset in `output` has the column `intervention` just where this recording has.
+
+    Raises:
+        DatasetError: only one of them has it, or the dataset cannot be appended to.
+    """
+    from edgevla.dataset.append import existing_kind
+    from edgevla.dataset.layout import INTERVENTION
+    from edgevla.errors import DatasetError
+
+    there = existing_kind(output)
+    if there is None or (INTERVENTION in there.features) == has_policy:
+        return
+    if has_policy:
+        why = f"it lacks the column '{INTERVENTION}', which a recording with --policy has"
+    else:
+        why = f"it has the column '{INTERVENTION}', which a recording without --policy lacks"
+    raise DatasetError(f"{output} cannot be appended to: {why}; record into another folder", file=str(output))
 
 
 def _n_there(output: Path) -> int:

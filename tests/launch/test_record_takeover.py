@@ -12,7 +12,7 @@ import pytest
 from deployment_kit import LivingArm, Terminal, make_bundle
 
 from edgevla.cli import main
-from edgevla.dataset import check_dataset, open_dataset
+from edgevla.dataset import DatasetWriter, check_dataset, open_dataset
 from edgevla.errors import UsageError
 from edgevla.launch.led import command
 from edgevla.launch.takeover import Takeover
@@ -160,3 +160,21 @@ def test_a_key_that_is_held_down_is_one_press_and_a_refusal_is_said(monkeypatch,
     robot.refusal, now[0] = "the emergency stop is latched; clear it first", now[0] + 1_000_000_000
     with pytest.raises(UsageError, match="the emergency stop is latched"):
         takeover.press(is_led=False)
+
+
+@pytest.mark.parametrize(
+    ("extra", "policy"), [({}, ["--policy=bundles/act"]), ({"intervention": "bool"}, [])]
+)
+def test_a_dataset_that_cannot_take_the_rows_is_refused_before_an_arm_starts(
+    capsys, tmp_path, monkeypatch, extra, policy
+):
+    monkeypatch.setattr("edgevla.launch.led.Led.start", lambda _: pytest.fail("an arm was started"))
+    features = {"action": {"dtype": "float32", "shape": [1], "names": ["a"]}}
+    features |= {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in extra.items()}
+    with DatasetWriter(tmp_path / "set", fps=30, features=features) as writer:
+        row = {"action": np.zeros(1, np.float32)} | {name: np.ones(1, bool) for name in extra}
+        writer.add_frame(row, "wave")
+        writer.save_episode()
+    assert main(["record", str(tmp_path / "set"), *PAIR, *policy, "--sim"]) == 1
+    assert "cannot be appended to: it" in (said := capsys.readouterr().err)
+    assert "column 'intervention'" in said

@@ -80,6 +80,18 @@ def test_the_arm_goes_to_the_leader_slowly_and_within_the_caps():
     assert fastest(loop, loop.run(2.2)) <= 1.001
 
 
+def test_a_leader_that_is_not_far_is_gone_to_slowly_too_and_then_followed_at_speed():
+    loop = running()
+    near = POLICY_POSE + np.array([15.0, 0, 0, 0, 0, 0], np.float32)
+    loop.links.leader = held(near, 15)
+    loop.command("lead")
+    first = loop.run(1.0)
+    assert fastest(loop, [loop.links.states[-len(first) - 1], *first]) < 0.5
+    np.testing.assert_allclose(first[-1].position, near, atol=1.5)
+    loop.links.leader = held(POLICY_POSE, 15)
+    assert fastest(loop, loop.run(1.0)) > 0.9
+
+
 def test_a_leader_is_followed_at_the_profile_s_speed_and_the_policy_at_its_training_s():
     slow = [10.0] * 6
     loop = ClosedLoop(held(POLICY_POSE, T), chunk_size=T, execution=Async(), trained_speed=slow, servo_hz=HZ)
