@@ -138,10 +138,6 @@ class Body:
         if self.filter.last_goal is not None:
             self.filter.begin(self.robot.present_goal() if self.is_shadowing else self.filter.last_goal)
 
-    def go_slowly(self) -> None:
-        """To the next wanted goal and until it is reached, however near it is."""
-        self.filter.go_slowly()
-
     @property
     def is_approaching(self) -> bool:
         return self.filter.is_approaching
@@ -265,7 +261,9 @@ class Body:
             self.profile.rates.home_speed,
             plan.trained_speed if plan else None,
         )
-        return SafetyFilter(made, self._period_ns / NS_PER_S)
+        # Beside a person who holds a leader arm, what is a short way for a policy is a jump, in either direction.
+        has_leader = plan is not None and plan.leader_ms is not None
+        return SafetyFilter(made, self._period_ns / NS_PER_S, 0.0 if has_leader else SLOW_START_FROM_S)
 
     def _make_watch(self) -> Watch:
         joints = self.profile.joints

@@ -243,8 +243,6 @@ class Commands:
         self._policy = self.rollout
         self.n_takeovers += 1
         self._drive(self._new_rollout(led(plan, plan.leader_ms), self.rollout.next_request), "leader")
-        # A leader arm lies anywhere: what is a short way for a policy's first action is a jump for who holds it.
-        self.body.go_slowly()
 
     def _hand_back(self, _: str, __: Arguments | None) -> None:
         if self._policy is not None:

@@ -106,8 +106,10 @@ def limit(
 class SafetyFilter:
     """`limit` with a memory: the last goal sent, and whether the arm still approaches its first action slowly."""
 
-    def __init__(self, caps: Caps, dt_s: float) -> None:
+    def __init__(self, caps: Caps, dt_s: float, slow_from_s: float = SLOW_START_FROM_S) -> None:
+        """slow_from_s: a first action farther away than this much travel is gone to slowly."""
         self.caps, self.dt_s = caps, dt_s
+        self._slow_from_s = slow_from_s
         self.last_goal: np.ndarray | None = None
         self._is_slow = False
         self._is_first = True
@@ -116,10 +118,6 @@ class SafetyFilter:
         """The arm holds `goal`; the next wanted one may be far away."""
         self.last_goal = np.asarray(goal, np.float32).copy()
         self._is_first = True
-
-    def go_slowly(self) -> None:
-        """Until the wanted goal is reached, however near it is."""
-        self._is_slow, self._is_first = True, False
 
     @property
     def is_approaching(self) -> bool:
@@ -138,7 +136,7 @@ class SafetyFilter:
         if wanted is None:
             return self.last_goal, np.zeros(len(self.last_goal), np.uint16)
         if self._is_first and np.shape(wanted) == self.last_goal.shape:
-            far = np.abs(wanted - self.last_goal) > self.caps.speed * SLOW_START_FROM_S
+            far = np.abs(wanted - self.last_goal) > self.caps.speed * self._slow_from_s
             self._is_slow, self._is_first = bool(far.any()), False
         slow = is_slow or self._is_slow
         speed = self.caps.slow_speed if slow else self.caps.speed

@@ -80,16 +80,40 @@ def test_the_arm_goes_to_the_leader_slowly_and_within_the_caps():
     assert fastest(loop, loop.run(2.2)) <= 1.001
 
 
-def test_a_leader_that_is_not_far_is_gone_to_slowly_too_and_then_followed_at_speed():
+NEAR = POLICY_POSE + np.array([15.0, 0, 0, 0, 0, 0], np.float32)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_a_leader_that_is_not_far_is_gone_to_slowly_too_and_then_followed_at_speed(is_paused):
     loop = running()
-    near = POLICY_POSE + np.array([15.0, 0, 0, 0, 0, 0], np.float32)
-    loop.links.leader = held(near, 15)
-    loop.command("lead")
+    loop.links.leader = held(NEAR, 15)
+    if is_paused:
+        loop.command("pause")
+        loop.command("lead")
+        loop.run(0.5)
+        loop.command("resume")
+    else:
+        loop.command("lead")
     first = loop.run(1.0)
     assert fastest(loop, [loop.links.states[-len(first) - 1], *first]) < 0.5
-    np.testing.assert_allclose(first[-1].position, near, atol=1.5)
+    np.testing.assert_allclose(first[-1].position, NEAR, atol=1.5)
     loop.links.leader = held(POLICY_POSE, 15)
     assert fastest(loop, loop.run(1.0)) > 0.9
+
+
+def test_a_leader_that_comes_back_near_and_a_policy_after_the_hand_back_are_gone_to_slowly():
+    loop = running()
+    loop.links.leader = held(POLICY_POSE, 15)
+    loop.command("lead")
+    loop.run(1.0)
+    loop.links.leader = None
+    loop.run(1.0)
+    loop.links.leader = held(NEAR, 15)
+    back = loop.run(2.0)
+    assert fastest(loop, back) < 0.5
+    np.testing.assert_allclose(back[-1].position, NEAR, atol=1.5)
+    loop.command("hand_back")
+    assert fastest(loop, loop.run(1.0)) < 0.5
 
 
 def test_a_leader_is_followed_at_the_profile_s_speed_and_the_policy_at_its_training_s():
