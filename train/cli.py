@@ -246,7 +246,12 @@ def _starting(given: dict[str, Any]) -> tuple[Any, Place, None]:
     from .config import TrainConfig, read_recipe
     from .policies import ALIASES
 
-    given["policy"] = given.get("policy") or _policy_of(given.get("start", ""))
+    start = given.get("start", "")
+    given["policy"] = given.get("policy") or _policy_of(start)
+    if start and not given["policy"]:
+        raise UsageError(
+            f"--from {start}: no checkpoint lies there that says its policy; correct it, or say --policy"
+        )
     for name in ("policy", "dataset"):
         if not given.get(name):
             raise UsageError(f"--{name} is missing: edgevla train --policy act --dataset PATH_OR_REPO")

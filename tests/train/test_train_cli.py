@@ -256,6 +256,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(
 def test_a_policy_or_dataset_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--policy", "act"]) == 2
     says(capsys, "--dataset is missing")
+    assert main(["train", "--from", "/no/such/run", "--recipe", "snapflow", "--dataset", PUSHT]) == 2
+    says(capsys, "--from /no/such/run: no checkpoint lies there")
 
 
 def test_a_finished_or_changed_run_is_not_resumed(
