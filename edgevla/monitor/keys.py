@@ -114,6 +114,7 @@ class Keyboard:
         self.suggestion = ""
         self._emergency = Presses()
         self._presses = {key: Presses() for key in commands}
+        self._latest = ""
         self._last: tuple[str, int] = ("", -STRAY_NS)
         self._n_in_a_row = 0
         self._waiting: _Waiting | None = None
@@ -226,6 +227,8 @@ class Keyboard:
     def _wait(self, key: str, at_ns: int) -> list[Act]:
         if key not in self._presses:
             return []
+        if key != self._latest:  # a key that is held down repeats no longer once another one is pressed
+            self._presses[key], self._latest = Presses(), key
         if self._presses[key].press(at_ns):
             self._repeated.discard(key)
             self._waiting = _Waiting(key, at_ns, self._clock())

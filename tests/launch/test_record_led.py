@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ def test_killed_in_the_second_episode_it_loses_only_that_and_is_resumed(window, 
     window.type("p")
     window.wait_for("PAUSED 0:0")
     window.wait_for(" paused")
+    time.sleep(1.0)  # sooner, it would be the same press
     window.type("p")
     window.wait_for("goes on")
     window.wait_for("REC 0:02 |")

@@ -196,6 +196,12 @@ def test_whoever_presses_again_too_soon_is_told_so_once(typist: Typist) -> None:
     assert "lift the key for a second" in typist.notices[0]
 
 
+def test_a_key_pressed_again_after_another_one_is_not_held_down(typist: Typist) -> None:
+    typist.burst("h").wait(150).burst(" ").wait(150).burst("h").wait(150)
+    assert typist.done == [("command", key) for key in ("h", "space", "h")]
+    assert typist.notices == []
+
+
 def test_a_letter_with_a_modifier_is_neither_text_nor_a_command(typist: Typist) -> None:
     typist.key("alt+h", "h").wait(500)
     assert typist.done == []
