@@ -15,7 +15,7 @@ VENV        := .venv
 VENV_TEST   := .venv-test
 RUNTIME_PYTHONS := 3.10 3.13
 RUNTIME_TESTS   := tests/core tests/dataset tests/robots tests/runtime tests/launch tests/monitor tests/demo \
-                   tests/evaluation tests/trials tests/serve tests/flight
+                   tests/evaluation tests/trials tests/serve tests/flight tests/view
 PROCESS_TESTS   := tests/runtime/test_record.py tests/robots/test_vendor_sdks.py
 
 # 64-bit ARM, emulated: all tests of the robot's half but of the project's own pages and packaging, and of them what CI runs. The
