@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -493,7 +494,11 @@ def test_an_encoder_takes_no_priority_from_the_control_loop(tmp_path: Path) -> N
     """SVT-AV1 puts itself and its caller before everything else where root runs it."""
 
     def held() -> set[int]:
-        return {os.sched_getscheduler(int(t.name)) for t in Path("/proc/self/task").iterdir()}
+        policies = set()
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                policies.add(os.sched_getscheduler(int(thread.name)))
+        return policies
 
     before = held()
     encoder = EpisodeEncoder(tmp_path / "x.mp4", CODECS["av1"], (64, 96), 30)
