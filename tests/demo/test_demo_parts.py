@@ -146,6 +146,15 @@ def test_a_step_that_fails_ends_the_others_and_says_its_last_words(tmp_path, mon
     assert works[0].process.poll() is not None
 
 
+@pytest.fixture
+def interrupts():
+    """As at a terminal: a shell that starts the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_in_the_midst_of_starting_a_step_leaves_no_process_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "long_of_test.py").write_text("import time; time.sleep(60)")
@@ -164,6 +173,7 @@ def test_ctrl_c_in_the_midst_of_starting_a_step_leaves_no_process_behind(tmp_pat
     assert [process.poll() is not None for process in born] == [True]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_ctrl_c_kills_a_step_that_does_not_heed_the_first(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "deaf_of_test.py").write_text(
