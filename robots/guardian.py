@@ -53,10 +53,8 @@ class Guardian:
 
     now_s = staticmethod(time.monotonic)
 
-    is_shadow = False
-    """Whether the arm is never touched, whatever happens."""
-
     def __init__(self, profile: Profile, ports: dict[str, SerialPort], run_dir: Path, alive_fd: int | None):
+        self.is_shadow = False  # whether the arm is never touched, whatever happens
         self.profile, self.ports, self.run_dir, self.alive_fd = profile, ports, run_dir, alive_fd
         self.poll_s = min(0.02, profile.escalation.lease_ms / 4000)
         self.lease = Lease(profile.escalation.lease_ms / 1000, 2 * self.poll_s, self.now_s())

@@ -130,6 +130,21 @@ def test_the_plan_brings_its_speeds_and_its_period():
     np.testing.assert_allclose(make()[0].filter.caps.slow_speed, MAX * PROFILE.rates.home_speed)
 
 
+@pytest.mark.parametrize(("leader_ms", "is_slow"), [(None, False), (4.0, True)])
+def test_where_there_is_a_leader_arm_a_near_goal_is_gone_to_slowly_too(leader_ms, is_slow):
+    body, _, _ = make()
+    body.follow(plan(leader_ms=leader_ms))
+    for _ in range(2):
+        _, bits = body.bend(body.last_goal + 0.2 * MAX, is_slow=False)
+        assert bits[0] == (Reason.SLOW_START if is_slow else Reason.RATE)
+        assert body.is_approaching == is_slow
+        body.bend(body.last_goal, is_slow=False)
+        assert not body.is_approaching, "it is there"
+        body.bend(body.last_goal + 0.2 * MAX, is_slow=False)
+        assert not body.is_approaching
+        body.approach()
+
+
 def test_another_plan_is_followed_from_where_the_goal_is_and_no_servo_is_told():
     body, robot, _ = make()
     body.bend(np.full(D, 10.3, np.float32), is_slow=False)

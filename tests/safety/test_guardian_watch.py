@@ -141,8 +141,10 @@ def test_a_loop_that_does_not_end_is_taken_over_after_a_minute(world):
 # -- starting the loop ---------------------------------------------------------------------------------------
 
 
-def run(world, monkeypatch, code=0, alive=False, tells=RELEASED, ports=()):
+def run(world, monkeypatch, code=0, alive=False, tells=RELEASED, ports=(), is_shadow=False):
     made = world.guardian(alive=alive)
+    if is_shadow:
+        made.is_shadow = True
     made.ports = {name: SimpleNamespace(fileno=lambda: 77, name="/dev/tty7") for name in ports}
     world.loop = Loop(code)
     world.rescue = Rescue()
@@ -221,8 +223,7 @@ def test_a_loop_that_died_with_torque_on_is_killed_and_the_bus_taken(world, monk
 
 
 def test_beside_a_shadow_the_bus_is_never_taken(world, monkeypatch, capsys):
-    monkeypatch.setattr("edgevla.robots.guardian.Guardian.is_shadow", True)
-    _, result = run(world, monkeypatch, -9, tells=RUNNING)
+    _, result = run(world, monkeypatch, -9, tells=RUNNING, is_shadow=True)
     assert result == TOOK_OVER
     assert world.loop.did == ["wait", "kill", "wait"]
     assert world.rescue.did == []
