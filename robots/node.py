@@ -248,7 +248,9 @@ class ControlLoop:
         self._hold_or_run(tick)
         if self._is_stale or self.wants_new_grid or not rollout.executor.wants_chunk(tick.number):
             return
-        ahead, state = rollout.executor.state_for(tick.number, reading.position, goal)
+        ahead, state = 0, reading.position
+        if not self.robot.is_shadow:  # there the arm does not go where its goals lead
+            ahead, state = rollout.executor.state_for(tick.number, reading.position, goal)
         rtc = rollout.executor.committed(tick.number, goal)
         deadline = rollout.deadline_ns(now)
         request = Infer(

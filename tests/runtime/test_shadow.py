@@ -180,3 +180,12 @@ def test_a_loop_that_dies_leaves_the_arm_as_it_is(deploy):
     run.wait_for_end(60)
     assert run.left_over(20) == []
     assert writes(run.trace()) == {}
+
+
+def test_a_policy_of_future_states_is_told_where_the_arm_is_not_where_it_would_be():
+    shadow = Shadowed(execution=Async(every=5), delay_ticks=3, future_offset=8)
+    shadow.loop.start()
+    wanted = [s for s in shadow.loop.run(3) if s.wanted is not None]
+    assert len({s.chunk_seq for s in wanted}) > 5
+    away = np.array([s.wanted - s.position for s in wanted])[:, BODY.index("elbow_flex")]
+    np.testing.assert_allclose(away, 5.0, atol=0.5)
