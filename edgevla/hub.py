@@ -17,6 +17,10 @@ class HubError(Exception):
     """Why a name could not be fetched, and what to do, as the end of a sentence. Callers say what it was for."""
 
 
+class NotCachedError(HubError):
+    """The hub cannot be asked, and this revision was not fetched before; another one may have been."""
+
+
 @functools.cache
 def why_unreachable() -> str | None:
     """None: the hub answers, or will not be asked at all. Asked once per process: a policy has several files."""
@@ -42,7 +46,7 @@ def fetch(
     """The folder of a repository: from the cache where the hub cannot be asked, else renewed.
 
     Raises:
-        HubError: it is neither here nor to be had. RevisionNotFoundError (huggingface_hub): it has not this revision.
+        HubError: it is neither here nor to be had; NotCachedError where the hub cannot be asked. RevisionNotFoundError (huggingface_hub): it has not this revision.
     """
     import huggingface_hub
     from huggingface_hub.errors import RevisionNotFoundError
@@ -62,18 +66,20 @@ def fetch(
     except RevisionNotFoundError:
         raise
     except Exception as error:  # the client raises many kinds; all mean that it is not here
-        raise HubError(_reason(unreachable, error)) from error
+        raise _reason(unreachable, error) from error
 
 
-def _reason(unreachable: str | None, error: Exception) -> str:
+def _reason(unreachable: str | None, error: Exception) -> HubError:
     from huggingface_hub import constants
 
     cure = "give a local folder, or fetch it where there is a network and copy the cache (HF_HOME)"
     if constants.HF_HUB_OFFLINE:
-        return f"HF_HUB_OFFLINE forbids to ask the hub, and the cache has not got it; unset it, or {cure}"
+        return NotCachedError(
+            f"HF_HUB_OFFLINE forbids to ask the hub, and the cache has not got it; unset it, or {cure}"
+        )
     if unreachable is not None:
-        return f"{unreachable}, and the cache has not got it; {cure}"
-    return first_line(error)
+        return NotCachedError(f"{unreachable}, and the cache has not got it; {cure}")
+    return HubError(first_line(error))
 
 
 def first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from edgevla.errors import DatasetError, MissingExtraError
-from edgevla.hub import HubError, fetch
+from edgevla.hub import HubError, NotCachedError, fetch
 
 REVISIONS = ("v3.0", "v2.1", "v2.0", "main")
 """Tags LeRobot gives its dataset repositories; untagged ones are read from `main`."""
@@ -41,6 +41,7 @@ def _download(repo_id: str, root: str | Path | None) -> Path:
         raise MissingExtraError(
             "train", "huggingface_hub", f"there is no folder {repo_id}, and a hub id needs it"
         ) from error
+    why: HubError | None = None
     for revision in REVISIONS:
         try:
             return fetch(
@@ -48,9 +49,13 @@ def _download(repo_id: str, root: str | Path | None) -> Path:
             )
         except RevisionNotFoundError:
             continue
+        except NotCachedError as error:  # which one was fetched before is not known here
+            why = error
         except HubError as error:
-            raise DatasetError(
-                f"'{repo_id}' is neither a folder here nor a dataset that the hub gives us: {error}",
-                file=repo_id,
-            ) from error
+            why = error
+            break
+    if why is not None:
+        raise DatasetError(
+            f"'{repo_id}' is neither a folder here nor a dataset that the hub gives us: {why}", file=repo_id
+        ) from why
     raise DatasetError(f"dataset '{repo_id}' on the hub has none of the revisions {', '.join(REVISIONS)}")

@@ -88,3 +88,14 @@ def test_what_was_fetched_before_is_found_without_a_network(calls: list[int], tm
     (place / "snapshots/0/tokenizer.json").write_text("{}")
     assert tokenizer_folder(Processors(), {}, NAME) == place / "snapshots/0"
     assert len(calls) == 1
+
+
+def test_a_dataset_that_was_fetched_in_an_older_revision_is_found_without_a_network(
+    calls: list[int], tmp_path: Path
+) -> None:
+    place = tmp_path / "cache/datasets--someone--something"
+    (place / "snapshots/0").mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs/v2.1").write_text("0")
+    assert local_folder(NAME) == (place / "snapshots/0", NAME)
+    assert len(calls) == 1
