@@ -160,10 +160,10 @@ class State(Body):
     """One tick of the control loop, robot units, joints in profile order.
 
     deadline_ns: when the tick was due. t0_ns, step_ns: the grid of the rollout. wanted: by the executor, None: nothing.
-    goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: of the newest
-    chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none. is_led: a person
-    drives by the leader arm, in the policy's place; its chunks have no number here. is_shadow: nothing is sent, whatever
-    is wanted.
+    goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: `request_id`
+    of the newest chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none.
+    is_led: a person drives by the leader arm, in the policy's place; its chunks have no number here. is_shadow: nothing
+    is sent, whatever is wanted.
     """
 
     tick: UInt

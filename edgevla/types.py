@@ -83,7 +83,7 @@ class ActionChunk:
 
     actions: float32 (chunk_size, D), robot units, joints in profile order.
     tick: control tick of action 0; action j belongs to tick `tick + j * ticks_per_step`. ahead: steps from the
-    observation to action 0; 0 but for policies of future states.
+    observation to action 0; 0 but for policies of future states. seq: of the request that it answers.
     """
 
     actions: np.ndarray

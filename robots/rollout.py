@@ -213,7 +213,7 @@ class Rollout:
             return None
         steps = self.plan.ticks_per_step
         actions = message.payloads[0][: answer.n_valid]
-        chunk = ActionChunk(actions, answer.grid_index * steps, steps, message.seq, answer.ahead)
+        chunk = ActionChunk(actions, answer.grid_index * steps, steps, request, answer.ahead)
         receipt = self.executor.receive(chunk, request, tick.number, last_goal)
         self.answered_ns = tick.deadline_ns
         return receipt

@@ -31,9 +31,9 @@ class Seam:
 class Track:
     """One chunk's life. Times are monotonic ns.
 
-    asked_ns: the moment that was observed. arrived_ns: when it was published. first_ns: of the tick that used it first,
-    last_ns: of the newest; None: not used (yet). at: how far it has been executed, in actions. is_late: a newer one was
-    used, and this never.
+    seq: of the request that it answers. asked_ns: the moment that was observed. arrived_ns: when it was published.
+    first_ns: of the tick that used it first, last_ns: of the newest; None: not used (yet). at: how far it has been
+    executed, in actions. is_late: a newer one was used, and this never.
     """
 
     seq: int
@@ -76,13 +76,11 @@ class Timeline:
     _uses: dict[int, _Use] = field(default_factory=dict)
 
     def arrived(self, message: Message[Chunk]) -> None:
-        """A chunk; a number that was there before is of a policy that was started again."""
-        for track in [t for t in self.tracks if t.seq == message.seq]:
-            self.tracks.remove(track)
         body = message.body
-        track = Track(message.seq, message.observed_ns, message.header.sent_ns, body.step_ns, body.n_valid)
+        number, sent_ns = body.request_id, message.header.sent_ns
+        track = Track(number, message.observed_ns, sent_ns, body.step_ns, body.n_valid)
         self.tracks.append(track)
-        use = self._uses.pop(message.seq, None)
+        use = self._uses.pop(number, None)
         if use is not None and use.at_ns >= track.asked_ns:
             self._begin(track, use)
 
