@@ -46,7 +46,8 @@ def fetch(
     """The folder of a repository: from the cache where the hub cannot be asked, else renewed.
 
     Raises:
-        HubError: it is neither here nor to be had; NotCachedError where the hub cannot be asked. RevisionNotFoundError (huggingface_hub): it has not this revision.
+        HubError: it is neither here nor to be had; NotCachedError where the hub cannot be asked.
+        RevisionNotFoundError (huggingface_hub): it has not this revision.
     """
     import huggingface_hub
     from huggingface_hub.errors import RevisionNotFoundError

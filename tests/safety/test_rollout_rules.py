@@ -132,7 +132,9 @@ def test_a_chunk_is_anchored_at_its_grid_moment_and_executed():
     assert (receipt.reason, receipt.grid_index, receipt.n_skipped) == ("taken", 0, 1)
     assert course.rollout.answered_ns == course.tick(3).deadline_ns
     goal, silent_ns = course.rollout.goal_at(course.tick(6))
-    assert (goal.wanted[0], goal.chunk_seq, silent_ns) == (2.0, 40, 0), "by its request, as its picture is kept"
+    assert (goal.wanted[0], goal.chunk_seq, silent_ns) == (2.0, 40, 0), (
+        "by its request, as its picture is kept"
+    )
 
 
 def test_a_chunk_of_a_later_moment_begins_there():
