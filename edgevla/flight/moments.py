@@ -35,6 +35,8 @@ MOST_SAVED = 20
 """Moments of one run: an arm that fails again and again does not fill the disk."""
 NOTE = "moment.json"
 FORMAT = 1
+NUMBERS = ("chunk", "grid_index", "observed_ns")
+"""Of each inference, by which it is found."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,10 @@ def about(place: Path) -> About:
             raise UsageError(
                 f"{place / NOTE} has the format {data.get('format')}, this EdgeVLA reads {FORMAT}"
             )
-        return About(**{name: data[name] for name in About.__dataclass_fields__})
+        note = About(**{name: data[name] for name in About.__dataclass_fields__})
+        if not note.chunks or any(not isinstance(e[key], int) for e in note.chunks for key in NUMBERS):
+            raise ValueError("it lists no inferences")
+        return note
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{place / NOTE} is damaged: {error}") from error
 
@@ -268,6 +273,21 @@ def find_chunk(folder: Path, number: int) -> tuple[About, Seen]:
     raise UsageError(
         f"chunk {number} of {folder} is not among the saved ones: {min(known)} to {max(known)} ({len(known)} chunks)"
     )
+
+
+def camera_names(place: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Of whom one of these inferences saw a picture, without reading it: features, as the policy calls them.
+
+    Raises:
+        UsageError: its file is missing or damaged.
+    """
+    path, above = place / f"{entry['chunk']}.npz", f"{entry['grid_index']}/image/"
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+    return [name.removeprefix(above).removesuffix(".npy") for name in names if name.startswith(above)]
 
 
 def read_seen(place: Path, entry: dict[str, Any]) -> Seen:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgevla.errors import UsageError
 from edgevla.flight.frames import Kept, kept
-from edgevla.flight.moments import About, read_seen
+from edgevla.flight.moments import About, camera_names, read_seen
 from edgevla.flight.reader import Run
 from edgevla.flight.story import stamp
 from edgevla.messages import MODES
@@ -46,11 +46,13 @@ def whole(run: Run) -> tuple[Scene, list[str]]:
     entries, damaged = kept(run.folder)
     span = (0.0, _end(run))
     title = f"{run.about.get('robot', 'run')}, {run.folder.name}"
-    return _scene(run, "run", title, span, list(entries.values())), damaged
+    cameras, unreadable = _cameras(run, list(entries.values()))
+    return _scene(run, "run", title, span, cameras), damaged + unreadable
 
 
 def moment(run: Run, place: Path, note: About) -> Scene:
-    """What the policy saw before a fault, or when somebody asked; the arm over the same time."""
+    """What the policy saw before a fault, or when somebody asked; the arm over the same time. What of it is damaged,
+    `whole` says."""
     entries: list[Kept] = [(place, entry) for entry in note.chunks]
     seen = [entry["observed_ns"] for _, entry in entries]
     begin = float(run.seconds(min(seen)))
@@ -59,10 +61,12 @@ def moment(run: Run, place: Path, note: About) -> Scene:
         f"{run.about.get('robot', 'run')}, {run.folder.name}: {stamp(run, min(seen))} to {stamp(run, max(seen))}, "
         f"{len(entries)} observations\nsaved because: {note.why}"
     )
-    return _scene(run, place.name, title, span, entries)
+    return _scene(run, place.name, title, span, _cameras(run, entries)[0])
 
 
-def _scene(run: Run, name: str, title: str, span: tuple[float, float], entries: Sequence[Kept]) -> Scene:
+def _scene(
+    run: Run, name: str, title: str, span: tuple[float, float], cameras: Mapping[str, SavedPictures]
+) -> Scene:
     ticks = run.ticks
     times = run.seconds(ticks["deadline_ns"])
     inside = (times >= span[0]) & (times <= span[1])
@@ -79,7 +83,7 @@ def _scene(run: Run, name: str, title: str, span: tuple[float, float], entries: 
         title,
         span,
         tables,
-        _cameras(run, entries),
+        cameras,
         run.wall_ns,
         others={"loop": _loop(run, times, inside)},
         said=_said(run, times),
@@ -111,21 +115,24 @@ def _said(run: Run, times: np.ndarray) -> list[Said]:
     return sorted(said, key=lambda s: s.time)
 
 
-def _cameras(run: Run, entries: Sequence[Kept]) -> Mapping[str, SavedPictures]:
-    """By the first observation that is not damaged: a policy's cameras do not change within a run."""
-    in_order = sorted(entries, key=lambda kept: kept[1]["observed_ns"])
-    times = run.seconds([entry["observed_ns"] for _, entry in in_order])
-    return {name.rpartition(".")[2]: SavedPictures(name, in_order, times) for name in _camera_names(in_order)}
-
-
-def _camera_names(entries: Sequence[Kept]) -> list[str]:
-    for place, entry in entries:
+def _cameras(run: Run, entries: Sequence[Kept]) -> tuple[Mapping[str, SavedPictures], list[str]]:
+    """Of each the observations that have a picture of it: one that is lost is left out, where that is allowed. And what
+    is damaged, in sentences."""
+    of_each: dict[str, list[Kept]] = {}
+    damaged = []
+    for place, entry in sorted(entries, key=lambda kept: kept[1]["observed_ns"]):
         try:
-            seen = read_seen(place, entry)
-        except UsageError:
+            names = camera_names(place, entry)
+        except UsageError as error:
+            damaged.append(str(error))
             continue
-        return list(seen.moments[seen.grid_index].images)
-    return []
+        for name in names:
+            of_each.setdefault(name, []).append((place, entry))
+    return {name.rpartition(".")[2]: _pictures(run, name, own) for name, own in of_each.items()}, damaged
+
+
+def _pictures(run: Run, name: str, entries: Sequence[Kept]) -> SavedPictures:
+    return SavedPictures(name, entries, run.seconds([entry["observed_ns"] for _, entry in entries]))
 
 
 def _end(run: Run) -> float:

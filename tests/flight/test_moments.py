@@ -12,7 +12,7 @@ from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.engines import EngineOptions
 from edgevla.errors import UsageError
-from edgevla.flight.moments import Memory, Seen, find_chunk, save
+from edgevla.flight.moments import Memory, Seen, about, find_chunk, save
 from edgevla.flight.witness import Witness
 from edgevla.predictor import RtcInputs
 from edgevla.runner import BundlePolicy
@@ -90,6 +90,24 @@ def test_a_damaged_moment_hides_neither_the_others_nor_the_run(tmp_path, capsys)
     said = capsys.readouterr().out
     assert "moment-00/moment.json is damaged" in said
     assert "chunks 2 to 3 can be inferred again" in said
+
+
+@pytest.mark.parametrize("chunks", [[], [{}], [{"chunk": 2}], "23", None, [{"chunk": 2, "observed_ns": "x"}]])
+def test_a_note_that_lists_no_inferences_is_damaged(tmp_path, chunks):
+    note = {
+        "bundle": "b",
+        "sha256": "s",
+        "provider": "cpu",
+        "threads": 1,
+        "engine": "e",
+        "why": "w",
+        "saved_ns": 1,
+    }
+    place = save(tmp_path, [seen(2)], note)
+    data = json.loads((place / "moment.json").read_text())
+    (place / "moment.json").write_text(json.dumps({**data, "chunks": chunks}))
+    with pytest.raises(UsageError, match=r"moment\.json is damaged"):
+        about(place)
 
 
 def test_a_run_without_saved_moments_says_how_one_comes_about(tmp_path):

@@ -183,6 +183,20 @@ def test_a_run_has_its_figures_pictures_and_sentences(tmp_path):
     assert [int(image[0, 0, 0]) for image in front.at([0, 9])] == [20, 200]
 
 
+def test_a_camera_that_was_lost_for_a_while_has_the_pictures_that_there_are(tmp_path):
+    wrist = "observation.images.wrist"
+    picture = np.full((24, 32, 3), 7, np.uint8)
+    observations = [seen(chunk) for chunk in (1, 2, 3)]
+    del observations[0].moments[1].images[FRONT]
+    observations[1].moments[2].images[wrist] = picture
+    folder = made_run(tmp_path, moments=0)
+    save(folder, observations, {**NOTE, "saved_ns": T0 + 330 * PERIOD})
+    one, damaged = whole(load(folder))
+    assert damaged == []
+    found = {name: [int(p[0, 0, 0]) for p in c.at(range(len(c.times)))] for name, c in one.cameras.items()}
+    assert found == {"front": [40, 60], "wrist": [7]}
+
+
 # -- files for other programs -------------------------------------------------------------------------------
 
 
