@@ -71,8 +71,16 @@ class FleetApp(KeyboardApp):
     @or_leave
     def refresh_now(self) -> None:
         """Takes in what arrived and draws it."""
+        row = self._index
         self.fleet.look(time.monotonic_ns())
+        self._stay(row)
         self._show()
+
+    def _stay(self, row: int) -> None:
+        """Where the chosen line has gone, what stands in its place is chosen: its robot, if that runs again."""
+        lines = self.fleet.lines
+        if lines and all(line.folder != self._at for line in lines):
+            self._at = lines[min(row, len(lines) - 1)].folder
 
     def _show(self) -> None:
         now, (width, height) = time.monotonic_ns(), self.size
@@ -85,7 +93,7 @@ class FleetApp(KeyboardApp):
 
     @property
     def _index(self) -> int:
-        """Of the chosen line; where it has gone, of the first one."""
+        """Of the chosen line; of the first one where none was chosen yet."""
         return next((i for i, line in enumerate(self.fleet.lines) if line.folder == self._at), 0)
 
     # -- keys ----------------------------------------------------------------------------------------------------

@@ -103,20 +103,23 @@ def test_several_robots_are_a_line_each_and_one_is_opened_and_left_again(place, 
 
 
 def test_a_deployment_that_ends_says_so_and_gives_its_line_to_the_next_one(place, monitor):
-    kitchen = place("kitchen")
-    place("lab")
+    place("kitchen")
+    lab = place("lab")
     watcher = monitor("robots on this machine")
-    wait_for_line(watcher, "kitchen", "RUNNING")
-    kitchen.close()
-    wait_for_line(watcher, "kitchen", "ENDED")
+    wait_for_line(watcher, "lab", "RUNNING")
+    press(watcher, "\x1b[B")  # down
+    wait_for_line(watcher, "lab", "❯2")
+    lab.close()
+    wait_for_line(watcher, "lab", "ENDED")
     watcher.wait_for("1 running")
     watcher.wait_for("the deployment has ended; running when it was last heard")
-    press(watcher, "1")
-    watcher.wait_for("kitchen has ended: there is nothing to open")
-    place("kitchen", "bundles/pour")
-    wait_for_line(watcher, "kitchen", "RUNNING")
+    press(watcher, "2")
+    watcher.wait_for("lab has ended: there is nothing to open")
+    place("lab", "bundles/pour")
+    wait_for_line(watcher, "lab", "RUNNING")
     watcher.wait_for("2 running")
     assert "ENDED" not in watcher.screen
+    wait_for_line(watcher, "lab", "❯2")  # what Enter opens is still the robot that was chosen
     press(watcher, "q")
     assert watcher.wait_for_end() == 0
     watcher.assert_sane()
