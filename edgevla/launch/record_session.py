@@ -206,8 +206,7 @@ class Session:
     def _take_over(self) -> None:
         if self._takeover is None:
             raise UsageError("nobody can take over: t is for a policy with a leader arm (--policy, --leader)")
-        if said := self._takeover.press(self.node.is_led):
-            self._screen.say(said)
+        self._screen.say(self._takeover.press(self.node.is_led))
 
     def _next_task(self) -> None:
         if len(self._tasks) == 1:
