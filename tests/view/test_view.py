@@ -2,7 +2,6 @@
 
 import base64
 import json
-import subprocess
 import sys
 
 import cv2
@@ -280,20 +279,3 @@ def test_a_file_that_cannot_be_written_to_the_end_leaves_the_older_one(tmp_path)
         half()
     assert [p.name for p in tmp_path.iterdir()] == ["run.mcap"]
     assert path.read_text() == "older"
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:rerun")
-def test_a_rerun_file_is_verified_by_rerun_itself(tmp_path):
-    """Rerun is 170 MB, so no test environment has it: `pip install rerun-sdk`, then run this one."""
-    pytest.importorskip("rerun")
-    path = tmp_path / "run.rrd"
-    assert main(["view", str(made_run(tmp_path / "runs")), "--rerun", str(path)]) == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "rerun", "rrd", "verify", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "verified without error" in done.stdout + done.stderr
