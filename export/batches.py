@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgevla.errors import EdgeVLAError
-from edgevla.manifest import BatchParity
+from edgevla.manifest_record import BatchParity
 from edgevla.runner import Asked, BundlePolicy
 from edgevla.train.policies.base import Policy
 

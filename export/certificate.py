@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from edgevla.errors import ParityError
-from edgevla.manifest import PipelineParity
+from edgevla.manifest_record import PipelineParity
 from edgevla.policy import Sampler, initial_noise
 from edgevla.runner import BundlePolicy
 from edgevla.train.pipeline import TOKEN_MASK, TOKENS, SavedPipeline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevla.manifest import ActionParity, Parity
+from edgevla.manifest_record import ActionParity, Parity
 
 
 def certificate_words(parity: Parity) -> str:

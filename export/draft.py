@@ -13,21 +13,8 @@ from edgevla import __version__
 from edgevla.checkpoints import run_name
 from edgevla.errors import CheckpointError, UsageError
 from edgevla.graph import GraphSpec
-from edgevla.manifest import (
-    Batch,
-    CheckpointOrigin,
-    DatasetOrigin,
-    Execution,
-    GraphFile,
-    Manifest,
-    PromptRecipe,
-    Provenance,
-    Rtc,
-    Sample,
-    Setting,
-    Target,
-    Work,
-)
+from edgevla.manifest import Batch, Execution, GraphFile, Manifest, PromptRecipe, Rtc, Sample, Setting, Target
+from edgevla.manifest_record import CheckpointOrigin, DatasetOrigin, Provenance, Work
 from edgevla.strict import read
 from edgevla.train.adapters import chain
 from edgevla.train.policies.base import Policy

@@ -20,7 +20,8 @@ from edgevla.bundle import Bundle, list_files, write_manifest
 from edgevla.engines import load_graph, to_numpy
 from edgevla.errors import ParityError
 from edgevla.graph import Graph
-from edgevla.manifest import GraphFile, KeptLayer, Lowered, Manifest
+from edgevla.manifest import GraphFile, Manifest
+from edgevla.manifest_record import KeptLayer, Lowered
 from edgevla.runner import BundlePolicy
 from edgevla.train.policies.base import Policy
 

@@ -18,7 +18,7 @@ from edgevla.bundle import Bundle
 from edgevla.engines import to_numpy
 from edgevla.errors import EngineError
 from edgevla.graph import Graph, GraphSpec
-from edgevla.manifest import ActionParity, Latency, Parity, Percentiles, Stage
+from edgevla.manifest_record import ActionParity, Latency, Parity, Percentiles, Stage
 from edgevla.runner import BundlePolicy, InferenceResult
 from edgevla.train.policies.base import Policy, TorchGraph
 

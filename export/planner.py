@@ -16,7 +16,8 @@ from typing import Any, Literal
 from edgevla.bundle import Bundle
 from edgevla.errors import UsageError
 from edgevla.execution import in_time
-from edgevla.manifest import Manifest, Work
+from edgevla.manifest import Manifest
+from edgevla.manifest_record import Work
 from edgevla.robots.toml_tables import tomllib
 from edgevla.strict import nearest, read
 

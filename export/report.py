@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgevla.errors import UsageError
 from edgevla.joint_units import joint_name
-from edgevla.manifest import Latency, Manifest, Percentiles
+from edgevla.manifest import Manifest
+from edgevla.manifest_record import Latency, Percentiles
 
 from .certified import certificate_words
 from .features import Meaning

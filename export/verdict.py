@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 
 from edgevla.joint_units import joint_name
-from edgevla.manifest import KeptLayer, Manifest
+from edgevla.manifest import Manifest
+from edgevla.manifest_record import KeptLayer
 from edgevla.types import ACTION
 
 from .gate import percent

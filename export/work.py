@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from edgevla.errors import CheckpointError
-from edgevla.manifest import Work
+from edgevla.manifest_record import Work
 from edgevla.train.policies.base import Policy
 
 from .trace import Method, example_input

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgevla.dataset.chosen import episodes_text, parse_episodes
 from edgevla.errors import EdgeVLAError
-from edgevla.manifest import DatasetOrigin
+from edgevla.manifest_record import DatasetOrigin
 
 if TYPE_CHECKING:
     from edgevla.dataset.reader import Dataset

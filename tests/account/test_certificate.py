@@ -24,7 +24,8 @@ from edgevla.export.features import decide
 from edgevla.export.options import ExportOptions
 from edgevla.export.parity import torch_policy
 from edgevla.export.samples import synthetic_samples
-from edgevla.manifest import Manifest, PipelineParity
+from edgevla.manifest import Manifest
+from edgevla.manifest_record import PipelineParity
 from edgevla.train.checkpoint import load_policy
 from edgevla.train.nn.normalize import Normalizer
 

@@ -16,7 +16,7 @@ import pytest
 
 from edgevla.bundle import load_bundle, write_manifest
 from edgevla.dataset import facts_of, open_dataset
-from edgevla.manifest import DatasetOrigin
+from edgevla.manifest_record import DatasetOrigin
 
 Recorded = Callable[..., Path]
 Eval = Callable[..., Any]

@@ -15,7 +15,7 @@ from edgevla.export import trace
 from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.export.parity import failures
-from edgevla.manifest import ActionParity, BatchParity, Parity
+from edgevla.manifest_record import ActionParity, BatchParity, Parity
 from edgevla.train.checkpoint import load_policy
 
 ACT = Path(__file__).parents[1] / "fixtures" / "goldens" / "act" / "checkpoint"

@@ -23,7 +23,7 @@ from edgevla.export.build import export_checkpoint
 from edgevla.export.options import ExportOptions
 from edgevla.export.trace import Method, example_input
 from edgevla.export.work import count
-from edgevla.manifest import Work
+from edgevla.manifest_record import Work
 from edgevla.train.checkpoint import load_policy
 
 GOLDENS = Path(__file__).parents[1] / "fixtures" / "goldens"

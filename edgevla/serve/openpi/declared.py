@@ -21,16 +21,8 @@ from edgevla.descriptions import AboutRobot
 from edgevla.errors import BundleError, ConfigError, UsageError
 from edgevla.joint_units import joint_name
 from edgevla.kinds import say
-from edgevla.manifest import (
-    Batch,
-    CheckpointOrigin,
-    Execution,
-    Manifest,
-    PromptRecipe,
-    Provenance,
-    Target,
-    TokenizerRecipe,
-)
+from edgevla.manifest import Batch, Execution, Manifest, PromptRecipe, Target, TokenizerRecipe
+from edgevla.manifest_record import CheckpointOrigin, Provenance
 from edgevla.predictor import blank_observation
 from edgevla.serve.openpi.keys import (
     GRIPPER,
