@@ -127,7 +127,7 @@ def test_a_bundle_of_one_step_says_what_it_lacks_for_rtc(work: Path) -> None:
         ),
         (["--policy", "smolvla"], "a second phase, in which a trained policy distils itself"),
         (["--recipe", "pi05_fast", "--from", "teacher"], "but the recipe is for pi05"),
-        (["--from", "vlm"], "--policy is missing"),
+        (["--from", "vlm"], "no checkpoint lies there that says its policy; correct it, or say --policy"),
     ],
 )
 def test_what_cannot_be_a_second_phase_is_one_sentence(
