@@ -80,25 +80,20 @@ class Suite:
         bundles = self._bundles(study, seed)
         for precision, bundle in bundles.items():
             more = ["--execution", _listed(study.executions), "--delay-ms", _listed(DELAYS_OF[precision])]
-            self._eval([str(bundle), *words, *more], f"{name}-{seed}-{precision}")
+            self.evaluate([str(bundle), *words, *more], f"{name}-{seed}-{precision}")
         words = [str(bundles["fp32"]), *words, "--execution", "async"]
         more = ["--blend", _listed(BLENDS), "--delay-ms", _listed(DELAYS_MS)]
-        self._eval([*words, *more], f"{name}-{seed}-seams")
+        self.evaluate([*words, *more], f"{name}-{seed}-seams")
         if seed == 0:
             more = ["--delay-ms", str(CONTROL_DELAY_MS), "--control", _listed(CONTROLS)]
-            self._eval([*words, *more], f"{name}-controls")
+            self.evaluate([*words, *more], f"{name}-controls")
 
     def _bundles(self, study: Study, seed: int) -> dict[str, Path]:
         """By precision."""
         made = study.shown.replace("/", "-") + ("-flow" if study.flow else "")
-        data, run = self.work / "data" / study.shown.replace("/", "-"), self.work / "runs" / f"{made}-{seed}"
-        if not (data / "meta/info.json").exists():
-            words = ["--task", study.shown, "--episodes", str(study.n_demonstrations), "--size", study.size]
-            self._run(
-                "edgevla.robots.trials.demonstrate", [*words, "--output", str(data)], f"demonstrate-{made}"
-            )
+        data, run = self.demonstrations(study), self.work / "runs" / f"{made}-{seed}"
         if not (run / "checkpoints/last").exists():
-            self._run("edgevla", self._training(study, seed, data, run), f"train-{made}-{seed}")
+            self.run("edgevla", self._training(study, seed, data, run), f"train-{made}-{seed}")
         bundles = {}
         for precision in DELAYS_OF:
             bundle = self.work / "bundles" / f"{made}-{seed}-{precision}"
@@ -107,9 +102,20 @@ class Suite:
                 words += ["--precision", precision]
                 # What the gate says of int8 is one question; what it does in closed loop is the one that is asked here.
                 words += ["--allow-parity-failure"] if precision == "int8" else []
-                self._run("edgevla", words, f"export-{made}-{seed}-{precision}")
+                self.run("edgevla", words, f"export-{made}-{seed}-{precision}")
             bundles[precision] = bundle
         return bundles
+
+    def demonstrations(self, study: Study) -> Path:
+        """The dataset, recorded where it is not there."""
+        name = study.shown.replace("/", "-")
+        data = self.work / "data" / name
+        if not (data / "meta/info.json").exists():
+            words = ["--task", study.shown, "--episodes", str(study.n_demonstrations), "--size", study.size]
+            self.run(
+                "edgevla.robots.trials.demonstrate", [*words, "--output", str(data)], f"demonstrate-{name}"
+            )
+        return data
 
     def _training(self, study: Study, seed: int, data: Path, run: Path) -> list[str]:
         if study.flow:
@@ -124,11 +130,11 @@ class Suite:
         words += ["--output", str(run), "--steps", str(study.steps), "--seed", str(seed)]
         return [*words, "--threads", "1", "--device", "cpu", "--no-tensorboard"]
 
-    def _eval(self, words: list[str], name: str) -> None:
+    def evaluate(self, words: list[str], name: str) -> None:
         out = self.work / "evals" / name
-        self._run("edgevla", ["eval", *words, "--jobs", "1", "-o", str(out), "--json"], f"eval-{name}")
+        self.run("edgevla", ["eval", *words, "--jobs", "1", "-o", str(out), "--json"], f"eval-{name}")
 
-    def _run(self, module: str, words: Sequence[str], name: str) -> None:
+    def run(self, module: str, words: Sequence[str], name: str) -> None:
         log = self.work / "logs" / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{time.strftime('%H:%M')} {name}", flush=True)
