@@ -167,8 +167,9 @@ def against(cells: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) ->
 
 
 def tables(work: Path, tasks: Sequence[str], seeds: Sequence[int]) -> str:
+    told = conditions(__file__, is_short=False).replace(str(work), "WORK")
     text = HEAD.format(
-        conditions=conditions(__file__, is_short=False).replace(str(work), "WORK"), policy=POLICY, steps=STEPS, batch=BATCH, second=SECOND_PHASE_STEPS,
+        conditions=told, policy=POLICY, steps=STEPS, batch=BATCH, second=SECOND_PHASE_STEPS,
         ahead=N_ACTIONS_AHEAD, seeds=", ".join(map(str, seeds)),
     )  # fmt: skip
     for task in tasks:
