@@ -14,7 +14,7 @@ from pathlib import Path
 
 from real_sizes import published
 
-from edgevla.export.planner import Device, Plan, Subject, devices, plans
+from edgevla.export.planner import Device, PlanSubject, PrecisionPlan, devices, plans
 from edgevla.export.work import count
 from edgevla.train.memory import without_init
 
@@ -33,15 +33,15 @@ LIKED = {"gpu": "fp16", "cpu": "int8"}
 """What a processor likes best of what every policy can be exported to."""
 
 
-def subject(kind: str) -> Subject:
+def subject(kind: str) -> PlanSubject:
     with tempfile.TemporaryDirectory() as folder, without_init():
         policy = published(kind, Path(folder), "float32")
         steps = policy.schedule.n_steps if policy.schedule is not None else 0
         chunk = policy.graphs()["decode"].outputs[0].shape[1]
-        return Subject(count(policy), steps, chunk, None, ())
+        return PlanSubject(count(policy), steps, chunk, None, ())
 
 
-def sizes(subjects: dict[str, Subject]) -> list[str]:
+def sizes(subjects: dict[str, PlanSubject]) -> list[str]:
     lines = [
         "| policy | encode Gflop | denoise Gflop | steps | weights read, millions | memory fp16, GPU | int8, CPU |"
     ]
@@ -66,11 +66,11 @@ def sizes(subjects: dict[str, Subject]) -> list[str]:
     return lines
 
 
-def at(one: Subject, device: Device, precision: str) -> Plan:
+def at(one: PlanSubject, device: Device, precision: str) -> PrecisionPlan:
     return next(plan for plan in plans(one, device) if plan.precision == precision)
 
 
-def bounds(subjects: dict[str, Subject]) -> list[str]:
+def bounds(subjects: dict[str, PlanSubject]) -> list[str]:
     known = devices()
     lines = ["| policy | " + " | ".join(f"`{name}`" for name in known) + " |"]
     lines += ["| --- " * (1 + len(known)) + "|"]

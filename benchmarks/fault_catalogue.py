@@ -33,7 +33,7 @@ from edgevla.errors import EdgeVLAError
 from edgevla.execution import Async
 from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import Calibration, MotorCalibration, nominal
-from edgevla.robots.emulator.faults import Fault
+from edgevla.robots.emulator.faults import InjectedFault
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.emulator.servo import GOAL_ENERGISES
 from edgevla.robots.profile import PROFILES_DIR, load_profile
@@ -70,7 +70,7 @@ def born(case: Case, firmware: str, **options: Any) -> EmulatedRobot:
     kinds = (*FIRMWARE[firmware], *case.arm.get("firmware", ()))
     arm = EmulatedRobot(profile, VirtualClock(1_000_000_000), **{**options, **case.arm, "firmware": kinds})
     for values in case.born:
-        arm.apply(Fault.from_map(values))
+        arm.apply(InjectedFault.from_map(values))
     return arm
 
 
@@ -105,7 +105,7 @@ def connect(case: Case, firmware: str) -> Row:
     if case.policy == "multi_turn":
         arm.servos["wrist_roll"].put("phase", 12 | 0x10)
     for values in case.faults:
-        arm.apply(Fault.from_map(values))
+        arm.apply(InjectedFault.from_map(values))
     trace, let_pass = bus_trace.record(arm)
     before = arm.joint_rad()
     robot = Robot(profile, arm.memory_ports(), calibration, clock)
@@ -205,10 +205,10 @@ def _hurt(loop: Run, case: Case) -> None:
     if case.policy == "silent_line":
         loop.clock.sleep_until(loop.clock.now_ns() + 350_000_000)
     for values in case.faults:
-        loop.arm.apply(Fault.from_map(values))
+        loop.arm.apply(InjectedFault.from_map(values))
     loop.run(case.ends_s or AFTER_S)
     if case.ends_s is not None:
-        loop.arm.apply(Fault("clear"))
+        loop.arm.apply(InjectedFault("clear"))
         loop.run(AFTER_S - case.ends_s)
 
 

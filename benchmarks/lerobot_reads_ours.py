@@ -28,7 +28,7 @@ def write(work: Path) -> None:
     import torch
 
     from edgevla.dataset import open_dataset
-    from edgevla.robots.trials.demonstrate import Plan, demonstrate
+    from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
     from edgevla.train.policies import POLICIES
     from edgevla.train.tiny import write_tiny_backbone
 
@@ -37,7 +37,7 @@ def write(work: Path) -> None:
 
     if (work / "columns.npz").exists():
         return
-    demonstrate(work / "data", Plan("follow_cube", 3, n_steps=40))
+    demonstrate(work / "data", DemonstrationPlan("follow_cube", 3, n_steps=40))
     for kind in set(BACKBONES.values()):
         torch.manual_seed(0)
         write_tiny_backbone(work / kind, kind, width=32, depth=2)

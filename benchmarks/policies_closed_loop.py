@@ -26,8 +26,8 @@ import numpy as np
 from edgevla.bundle import load_bundle
 from edgevla.evaluation.seams import seams
 from edgevla.evaluation.statistics import wilson
-from edgevla.robots.trials.contest import Contestant, one
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.contest import Competitor, one
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.types import Observation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
@@ -58,10 +58,10 @@ SAME_WEIGHTS = {"pi05_fast": ("pi05", 5)}
 ROWS = "act,diffusion,smolvla,pi0,pi05,pi05_fast,xvla,groot"
 
 
-def mean_arm(mean: np.ndarray) -> type[Contestant]:
+def mean_arm(mean: np.ndarray) -> type[Competitor]:
     """Plays the mean action of the data set whatever it sees; everything else as the bundle's policy would."""
 
-    class MeanArm(Contestant):
+    class MeanArm(Competitor):
         def act(self, seen: Observation, rtc: Any = None) -> np.ndarray:
             assert self._fit is not None
             actions = np.tile(mean, (self.policy.manifest.chunk_size, 1))
@@ -73,7 +73,7 @@ def mean_arm(mean: np.ndarray) -> type[Contestant]:
 def prepare(work: Path, n_demonstrations: int) -> Path:
     data = work / "data"
     if not (data / "meta/info.json").exists():
-        demonstrate(data, Plan("follow_cube", n_demonstrations, n_steps=DEMONSTRATED))
+        demonstrate(data, DemonstrationPlan("follow_cube", n_demonstrations, n_steps=DEMONSTRATED))
     return data
 
 
@@ -122,7 +122,7 @@ def _edgevla(words: list[str], log: Path) -> None:
         )
 
 
-def judge(arm: Contestant, n_places: int) -> dict[str, Any]:
+def judge(arm: Competitor, n_places: int) -> dict[str, Any]:
     verdicts, at_seams, within = [], list[float](), list[float]()
     is_body = [not joint.is_gripper for joint in arm.profile.joints]
     for number in range(n_places):

@@ -26,7 +26,7 @@ from edgevla.cli import main as edgevla
 from edgevla.dataset import open_dataset
 from edgevla.export.gate import usual_error
 from edgevla.export.quantize import Quantizer
-from edgevla.export.samples import Sample, dataset_samples
+from edgevla.export.samples import PolicyInput, dataset_samples
 from edgevla.graph import Graph
 from edgevla.runner import BundlePolicy
 
@@ -53,7 +53,7 @@ class Recorded:
         return self.graph.stack(arrays)
 
 
-def chunks(policy: BundlePolicy, samples: Sequence[Sample]) -> np.ndarray:
+def chunks(policy: BundlePolicy, samples: Sequence[PolicyInput]) -> np.ndarray:
     out = []
     for i, s in enumerate(samples):
         policy.reset()

@@ -39,7 +39,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes of this process. peak: the most that was resident since it began. shared_out: now, each shared page divided
     by those who share it (PSS). None: this system does not say.
     """
@@ -83,8 +83,8 @@ def _spent(ns: Sequence[int]) -> Spent:
     return Spent(float(p50), float(p99), float(most))
 
 
-def memory(proc: Path = Path("/proc/self")) -> Memory:
-    return Memory(
+def memory(proc: Path = Path("/proc/self")) -> MemoryUse:
+    return MemoryUse(
         _bytes_of(proc / "status", "VmRSS:"),
         _bytes_of(proc / "status", "VmHWM:"),
         _bytes_of(proc / "smaps_rollup", "Pss:"),

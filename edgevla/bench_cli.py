@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edgevla.launch.options import whole
 
 if TYPE_CHECKING:
-    from edgevla.bench import Measured, Memory
+    from edgevla.bench import Measured, MemoryUse
     from edgevla.manifest import Manifest
     from edgevla.runner import BundlePolicy
 
@@ -102,8 +102,8 @@ def _bound(policy: BundlePolicy) -> float | None:
 def _data(
     policy: BundlePolicy,
     found: Measured,
-    before: Memory,
-    after: Memory,
+    before: MemoryUse,
+    after: MemoryUse,
     opened_s: float,
     bound: float | None,
 ) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import numpy as np
 
 from edgevla.errors import WireError
 from edgevla.kinds import Mismatch, lacking, unknown
-from edgevla.messages import NAMES, SCHEMA, TYPES, Body, Header, Message
-from edgevla.strict import Record, UInt, kind, record
+from edgevla.messages import NAMES, SCHEMA, TYPES, Header, Message, MessageBody
+from edgevla.strict import Schema, UInt, kind, record
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
@@ -38,12 +38,12 @@ class _Array:
 
 _HEADER = record(Header)
 _ARRAYS = kind(tuple[_Array, ...])
-_BODIES: dict[str, Record[Body]] = {name: record(cls) for name, cls in TYPES.items()}
+_BODIES: dict[str, Schema[MessageBody]] = {name: record(cls) for name, cls in TYPES.items()}
 _OURS = frozenset({"schema", "type", "payloads"})
 _KNOWN = {name: body.names | _HEADER.names | _OURS for name, body in _BODIES.items()}
 
 
-def encode(message: Message[Body]) -> list[bytes | memoryview]:
+def encode(message: Message[MessageBody]) -> list[bytes | memoryview]:
     """Frames to send, checked as strictly as on arrival.
 
     Raises:
@@ -74,7 +74,7 @@ def encode(message: Message[Body]) -> list[bytes | memoryview]:
     return [name.encode(), packed, *raw]
 
 
-def decode(frames: Sequence[Any], session: bytes | None) -> Message[Body]:
+def decode(frames: Sequence[Any], session: bytes | None) -> Message[MessageBody]:
     """A message out of frames that anybody may have sent.
 
     frames: bytes-like. session: 8 bytes; None accepts every session.
@@ -117,7 +117,7 @@ def _refused(error: Mismatch, name: str) -> WireError:
     return WireError(str(error), error.reason)
 
 
-def _check_payloads(name: str, body: Body, payloads: Sequence[np.ndarray]) -> None:
+def _check_payloads(name: str, body: MessageBody, payloads: Sequence[np.ndarray]) -> None:
     rule = body.PAYLOADS
     if not rule.least <= len(payloads) <= rule.most:
         raise WireError(

@@ -50,7 +50,7 @@ class Payloads:
     dtypes: tuple[str, ...] = ()
 
 
-class Body:
+class MessageBody:
     """What a message says; one subclass per type."""
 
     PAYLOADS: ClassVar[Payloads] = Payloads()

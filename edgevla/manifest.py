@@ -107,7 +107,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Rtc:
+class RtcSupport:
     """max_delay: actions, the longest committed beginning that a `trained` policy was shown; None: it was shown none."""
 
     mode: Literal["guided", "inpaint", "trained"]
@@ -178,7 +178,7 @@ class Manifest:
     sample: Sample | None
     schedule: Schedule | None
     settings: dict[str, Setting]
-    rtc: Rtc | None
+    rtc: RtcSupport | None
     graphs: dict[str, GraphFile]
     execution: Execution
     target: Target

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class DatasetOrigin:
     sha256: str
     fps: float
     episodes: str | None = None
-    reading: Reading = field(default_factory=Reading)
+    reading: DatasetReading = field(default_factory=DatasetReading)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import ClassVar, Generic, Literal, TypeGuard, TypeVar, get_args
 
 import numpy as np
 
-from edgevla.fields import Body, F32s, Guidance, Payloads, Session, U16s, U32s
+from edgevla.fields import F32s, Guidance, MessageBody, Payloads, Session, U16s, U32s
 from edgevla.server_messages import Join, Reply, Request
 from edgevla.strict import Int, Measured, Plain, UInt
 
@@ -57,8 +57,8 @@ Action = Literal[
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 
-B = TypeVar("B", bound=Body)
-B_co = TypeVar("B_co", bound=Body, covariant=True)
+B = TypeVar("B", bound=MessageBody)
+B_co = TypeVar("B_co", bound=MessageBody, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Message(Generic[B_co]):
         return self.header.observed_ns
 
 
-def holds(message: Message[Body], cls: type[B]) -> TypeGuard[Message[B]]:
+def holds(message: Message[MessageBody], cls: type[B]) -> TypeGuard[Message[B]]:
     """Whether the message is one of these."""
     return isinstance(message.body, cls)
 
@@ -113,7 +113,7 @@ def holds(message: Message[Body], cls: type[B]) -> TypeGuard[Message[B]]:
 
 
 @dataclass(frozen=True)
-class Frame(Body):
+class Frame(MessageBody):
     """A picture; `observed_ns` is its capture. n_repeated: equal ones in a row. Payload: (H, W, 3), or JPEG bytes."""
 
     camera: str
@@ -137,7 +137,7 @@ class Frame(Body):
 
 
 @dataclass(frozen=True)
-class Thumbnail(Body):
+class Thumbnail(MessageBody):
     """A small picture a few times a second, for the monitor. Payload: JPEG bytes."""
 
     camera: str
@@ -156,7 +156,7 @@ class Thumbnail(Body):
 
 
 @dataclass(frozen=True)
-class State(Body):
+class State(MessageBody):
     """One tick of the control loop, robot units, joints in profile order.
 
     deadline_ns: when the tick was due. t0_ns, step_ns: the grid of the rollout. wanted: by the executor, None: nothing.
@@ -224,7 +224,7 @@ class Servo:
 
 
 @dataclass(frozen=True)
-class ServoHealth(Body):
+class ServoHealth(MessageBody):
     """All servos of the robot, twice a second."""
 
     servos: tuple[Servo, ...]
@@ -234,7 +234,7 @@ class ServoHealth(Body):
 
 
 @dataclass(frozen=True)
-class Infer(Body):
+class Infer(MessageBody):
     """The robot asks for the chunk of one grid moment; `observed_ns` is that moment.
 
     state: (S,) of that moment, robot units. n_steps: of the denoise loop, None: the bundle's. buffered_ns: how long the
@@ -281,7 +281,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Chunk(Body):
+class Chunk(MessageBody):
     """The answer to one `infer`. Payload: float32 (T, A), robot units, joints in profile order.
 
     grid_index: of action 0. n_valid: rows that may be executed. policy: sha256 of its manifest. image_age_ns: of the
@@ -314,14 +314,14 @@ class Chunk(Body):
 
 
 @dataclass(frozen=True)
-class Describe(Body):
+class Describe(MessageBody):
     """What a node is. A request has `about` None, and so has the answer of a node that is not ready yet."""
 
     about: Plain | None
 
 
 @dataclass(frozen=True)
-class Heartbeat(Body):
+class Heartbeat(MessageBody):
     """Five times a second. rss_bytes: memory the process holds."""
 
     pid: UInt
@@ -331,7 +331,7 @@ class Heartbeat(Body):
 
 
 @dataclass(frozen=True)
-class Command(Body):
+class Command(MessageBody):
     """Answered by `Ack`. arguments: see `arguments.py`; the asked node reads them, so that it can say why not."""
 
     action: Action
@@ -339,7 +339,7 @@ class Command(Body):
 
 
 @dataclass(frozen=True)
-class Ack(Body):
+class Ack(MessageBody):
     """of_seq: the command's (or fault's) sequence number. reason: why it was refused, or what was done."""
 
     of_seq: UInt
@@ -348,7 +348,7 @@ class Ack(Body):
 
 
 @dataclass(frozen=True)
-class Event(Body):
+class Event(MessageBody):
     """One sentence for people; `code` is stable, for programs."""
 
     severity: Severity
@@ -370,7 +370,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class World(Body):
+class World(MessageBody):
     """joint_rad: (D,) true angles. gripper_m: (3,) the tool point; of two arms (6,). sim_ns: since the episode began.
 
     episode: which one runs. qpos: the whole position of a world with physics, as its scene orders it.
@@ -389,14 +389,14 @@ class World(Body):
 
 
 @dataclass(frozen=True)
-class BeginEpisode(Body):
+class BeginEpisode(MessageBody):
     """Everything but the arm goes to its place of this episode, now; answered by `Ack`."""
 
     episode: UInt
 
 
 @dataclass(frozen=True)
-class Judged(Body):
+class Judged(MessageBody):
     """What an episode came to; sent once, when nothing can change it any more. `place`, `outcome`, `figures`, rewards:
     see `robots/world/contract.py`."""
 
@@ -411,7 +411,7 @@ class Judged(Body):
 
 
 @dataclass(frozen=True)
-class Fault(Body):
+class Fault(MessageBody):
     """One fault to inject; answered by `Ack`. None: the fault's own default. target: servo, bus, or None for all."""
 
     kind: str
@@ -422,7 +422,7 @@ class Fault(Body):
     amount: float | None
 
 
-TYPES: dict[str, type[Body]] = {
+TYPES: dict[str, type[MessageBody]] = {
     "frame": Frame,
     "thumbnail": Thumbnail,
     "state": State,

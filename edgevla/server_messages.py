@@ -12,12 +12,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from edgevla.fields import Body, Duration, F32s, Guidance, Payloads
+from edgevla.fields import Duration, F32s, Guidance, MessageBody, Payloads
 from edgevla.strict import Int, Plain, UInt
 
 
 @dataclass(frozen=True)
-class Join(Body):
+class Join(MessageBody):
     """A robot says what it is (`AboutRobot`) and which policy it will ask for; answered by `Ack`.
 
     policy: sha256 of the bundle's manifest.
@@ -55,7 +55,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Request(Body):
+class Request(MessageBody):
     """A robot asks a policy server for one chunk; answered by `Reply`. All in the policy's units and order.
 
     policy: sha256 of its manifest. budget_ms: after so long nobody needs the answer any more; buffered_ms: so long the
@@ -133,7 +133,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Reply(Body):
+class Reply(MessageBody):
     """What became of one `Request`: an answer with its chunk, or a refusal. Payload: float32 (T, A), policy units."""
 
     request_id: UInt

@@ -32,7 +32,7 @@ __all__ = [
     "Mismatch",
     "OneOf",
     "Plain",
-    "Record",
+    "Schema",
     "UInt",
     "Within",
     "kind",
@@ -150,7 +150,7 @@ class Field(NamedTuple):
     default: Any
 
 
-class Record(Generic[T]):
+class Schema(Generic[T]):
     """A dataclass, compiled."""
 
     def __init__(self, cls: type[T], words: bool = False) -> None:
@@ -211,14 +211,14 @@ def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not MISSING else f.default
 
 
-_records: dict[tuple[type, bool], Record[Any]] = {}
+_records: dict[tuple[type, bool], Schema[Any]] = {}
 _kinds: dict[tuple[Any, bool], Kind] = {}
 
 
-def record(cls: type[T], words: bool = False) -> Record[T]:
+def record(cls: type[T], words: bool = False) -> Schema[T]:
     """The compiled form of a dataclass."""
     if (cls, words) not in _records:
-        _records[cls, words] = Record(cls, words)
+        _records[cls, words] = Schema(cls, words)
     return _records[cls, words]
 
 
@@ -246,7 +246,7 @@ def _compile(hint: Any, words: bool) -> Kind:
     elif origin is dict:
         made = kinds.mapping(kind(args[1], words))
     elif dataclasses.is_dataclass(hint):
-        compiled: Record[Any] = record(typing.cast(type, hint), words)
+        compiled: Schema[Any] = record(typing.cast(type, hint), words)
         return Kind(compiled.read, compiled.write)
     else:
         return _annotated(hint, (), words)

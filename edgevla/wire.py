@@ -32,12 +32,12 @@ from edgevla.messages import (
     Ack,
     Action,
     B,
-    Body,
     Command,
     Describe,
     Event,
     Header,
     Message,
+    MessageBody,
     Severity,
 )
 from edgevla.session import endpoint, find_deployment, new_session, read_deployment, run_dir, tell_guardian
@@ -96,7 +96,7 @@ class _Writer:
         self._seq: Counter[str] = Counter()
 
     def frames(
-        self, body: Body, payloads: Sequence[np.ndarray], observed_ns: int | None
+        self, body: MessageBody, payloads: Sequence[np.ndarray], observed_ns: int | None
     ) -> tuple[int, list[bytes | memoryview]]:
         name, now = NAMES[type(body)], time.monotonic_ns()
         seq = self._seq[name]
@@ -113,7 +113,9 @@ class Publisher:
         self._writer = _Writer(session, source)
         self._socket = _bound_socket(ctx, zmq.PUB, address)
 
-    def send(self, body: Body, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None) -> int:
+    def send(
+        self, body: MessageBody, payloads: Sequence[np.ndarray] = (), observed_ns: int | None = None
+    ) -> int:
         """Sequence number of the message. `observed_ns`: monotonic ns when the content was true, default now."""
         seq, frames = self._writer.frames(body, payloads, observed_ns)
         self._socket.send_multipart(frames, copy=True)
@@ -136,7 +138,7 @@ class _Receiver:
         self.counters: Counter[str] = Counter()
         self.last_refusal = ""
 
-    def accept(self, frames: Sequence[Any]) -> Message[Body] | None:
+    def accept(self, frames: Sequence[Any]) -> Message[MessageBody] | None:
         try:
             message = decode(frames, self._session)
         except WireError as error:
@@ -158,10 +160,12 @@ class Inbox:
     streams: class of the body -> `Stream`. What overflows a ring is the oldest.
     """
 
-    def __init__(self, ctx: zmq.Context, streams: Mapping[type[Body], Stream], session: bytes | None) -> None:
+    def __init__(
+        self, ctx: zmq.Context, streams: Mapping[type[MessageBody], Stream], session: bytes | None
+    ) -> None:
         self._receiver = _Receiver(session)
         self._sizes = {cls: size for cls, (_, size) in streams.items()}
-        self._rings: dict[tuple[type[Body], str], deque[tuple[int, Message[Body]]]] = {}
+        self._rings: dict[tuple[type[MessageBody], str], deque[tuple[int, Message[MessageBody]]]] = {}
         self._lock = threading.Lock()
         self._arrived = 0
         self._arrival = threading.Event()
@@ -209,7 +213,7 @@ class Inbox:
             if message is not None and type(message.body) in self._sizes:
                 self._keep(message)
 
-    def _keep(self, message: Message[Body]) -> None:
+    def _keep(self, message: Message[MessageBody]) -> None:
         with self._lock:
             cls = type(message.body)
             ring = self._rings.setdefault((cls, message.source), deque(maxlen=max(1, self._sizes[cls])))
@@ -285,7 +289,7 @@ class Dealer:
 
     def send(
         self,
-        body: Body,
+        body: MessageBody,
         payloads: Sequence[np.ndarray] = (),
         observed_ns: int | None = None,
         *,
@@ -303,11 +307,11 @@ class Dealer:
             return None
         return seq
 
-    def poll(self, timeout_s: float = 0.0) -> list[Message[Body]]:
+    def poll(self, timeout_s: float = 0.0) -> list[Message[MessageBody]]:
         """All messages that are there; waits up to `timeout_s` for the first."""
         if timeout_s > 0 and not self._socket.poll(int(timeout_s * 1000)):
             return []
-        found: list[Message[Body]] = []
+        found: list[Message[MessageBody]] = []
         while True:
             try:
                 message = self._receiver.accept(self._socket.recv_multipart(zmq.NOBLOCK))
@@ -337,7 +341,7 @@ class Router:
         """For a poller; reading is `poll`'s."""
         return self._socket
 
-    def poll(self, most: int = 16) -> list[tuple[bytes, Message[Body]]]:
+    def poll(self, most: int = 16) -> list[tuple[bytes, Message[MessageBody]]]:
         """Up to `most` messages, each with whom it came from."""
         found = []
         for _ in range(most):
@@ -350,7 +354,7 @@ class Router:
                 found.append((peer, message))
         return found
 
-    def send(self, peer: bytes, body: Body) -> None:
+    def send(self, peer: bytes, body: MessageBody) -> None:
         """To one peer; what it cannot be given is counted."""
         _, frames = self._writer.frames(body, (), None)
         try:
@@ -406,7 +410,7 @@ class CommandServer:
                 self.counters["wire_type"] += 1
         return commands
 
-    def _request(self, peer: bytes, message: Message[Body], command: Command) -> CommandRequest | None:
+    def _request(self, peer: bytes, message: Message[MessageBody], command: Command) -> CommandRequest | None:
         try:
             arguments = arguments_from(command.action, command.arguments)
         except UsageError as error:
@@ -458,7 +462,7 @@ class CommandClient:
                     return None if about is None else _described(cls, about, message.source)
         raise WireError(f"'describe' was not answered at {self._address} within {timeout_s:g} s", "timeout")
 
-    def _send(self, body: Body, deadline: float) -> int:
+    def _send(self, body: MessageBody, deadline: float) -> int:
         while True:
             seq = self._dealer.send(body)
             if seq is not None:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevla.messages import Thing
-from edgevla.messages import World as Seen
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.messages import Thing, World
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.robots.trials.experts.contract import MODULES, Manner
 from edgevla.robots.world.contract import SUCCESS, Painter, Verdict
 from edgevla.robots.world.follow_cube import world as follow_cube
@@ -85,8 +84,8 @@ class TouchMark:
     def is_decided(self) -> bool:
         return False  # what is held may be lost
 
-    def message(self) -> Seen:
-        return Seen(
+    def message(self) -> World:
+        return World(
             joint_rad=self._joint_rad.astype("<f4"),
             gripper_m=forward(self._joint_rad).astype("<f4"),
             objects=(Thing("cube", self.mark_m.astype("<f4"), 0.0),),  # the painter below knows cubes
@@ -126,7 +125,7 @@ def make_expert(task: Task) -> TouchMarkExpert:
 def main(folder: str) -> None:
     sys.path.insert(0, str(Path(__file__).parent))  # where the row below finds this module
     TASKS[TASK.name], MODULES[TASK.name] = TASK, "own_task"
-    print(demonstrate(Path(folder), Plan(TASK.name, n_episodes=2)))
+    print(demonstrate(Path(folder), DemonstrationPlan(TASK.name, n_episodes=2)))
 
 
 if __name__ == "__main__":

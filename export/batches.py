@@ -16,14 +16,14 @@ from edgevla.runner import Asked, BundlePolicy
 from edgevla.train.policies.base import Policy
 
 from .parity import action_parity
-from .samples import Sample
+from .samples import PolicyInput
 
 ROUNDS = 2
 """Batches that are compared: the largest, and one smaller."""
 
 
 def compare_batches(
-    policy: Policy, exported: BundlePolicy, samples: Sequence[Sample], alone: np.ndarray
+    policy: Policy, exported: BundlePolicy, samples: Sequence[PolicyInput], alone: np.ndarray
 ) -> BatchParity:
     """alone: float32 (n, T, A), the chunk of each sample by itself, its noise by its place in `samples`.
 
@@ -39,7 +39,7 @@ def compare_batches(
     return BatchParity(most, len(places), actions, passed)
 
 
-def _infer(exported: BundlePolicy, samples: Sequence[Sample], places: Sequence[int]) -> list[np.ndarray]:
+def _infer(exported: BundlePolicy, samples: Sequence[PolicyInput], places: Sequence[int]) -> list[np.ndarray]:
     asked = [
         Asked(s.observation, i, s.grid_index, past=s.past, rtc=s.rtc)
         for i, s in ((i, samples[i]) for i in places)

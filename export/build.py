@@ -17,7 +17,7 @@ import numpy as np
 
 from edgevla.bundle import Bundle, is_bundle, list_files, load_bundle, write_manifest
 from edgevla.dataset.facts import read_facts
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.engines import load_graph
 from edgevla.errors import EngineError, MissingExtraError, ParityError, UsageError
 from edgevla.graph import GraphSpec
@@ -39,10 +39,10 @@ from .batches import compare_batches
 from .certificate import certify
 from .draft import draft_manifest
 from .features import Meaning, decide
-from .lowering import GOALS, Lowering, is_static
+from .lowering import GOALS, PrecisionLowering, is_static
 from .options import ExportOptions
 from .parity import Comparison, chunk_ms, compare, measure
-from .samples import Sample, dataset_samples, synthetic_samples
+from .samples import PolicyInput, dataset_samples, synthetic_samples
 from .search import SEARCH_S
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def export_policy(
 def _compared(
     policy: Policy,
     bundle: Bundle,
-    samples: Sequence[Sample],
+    samples: Sequence[PolicyInput],
     where: str,
     options: ExportOptions,
     say: Say,
@@ -156,7 +156,7 @@ def _compared(
     if options.precision == "fp32":
         return bundle, *_against_torch(policy, bundle, samples, where, options, say)
     say(f"finding out what may be {options.precision} (up to {SEARCH_S / 60:.0f} minutes)")
-    with contextlib.closing(Lowering(policy, bundle, samples, options, say)) as lowering:
+    with contextlib.closing(PrecisionLowering(policy, bundle, samples, options, say)) as lowering:
         for goal in GOALS:
             found = lowering.find(goal)
             bundle = lowering.write(found)
@@ -167,7 +167,12 @@ def _compared(
 
 
 def _against_torch(
-    policy: Policy, bundle: Bundle, samples: Sequence[Sample], where: str, options: ExportOptions, say: Say
+    policy: Policy,
+    bundle: Bundle,
+    samples: Sequence[PolicyInput],
+    where: str,
+    options: ExportOptions,
+    say: Say,
 ) -> tuple[BundlePolicy, Comparison, str]:
     runner, where = _runner(bundle, where, say)
     say(f"comparing with torch on {len(samples)} samples ({where})")
@@ -230,12 +235,12 @@ def _tasks(trained: Sequence[str]) -> str:
 def _open(options: ExportOptions, trained: DatasetFacts | None) -> Dataset | None:
     """The dataset, read as the checkpoint's own was unless it is said otherwise."""
     if options.dataset is None:
-        if options.reading != Reading():
+        if options.reading != DatasetReading():
             raise UsageError("--feature, --without and --task-from say how a --dataset is read; give one")
         return None
     from edgevla.dataset import open_dataset
 
-    remembered = trained.reading if trained is not None else Reading()
+    remembered = trained.reading if trained is not None else DatasetReading()
     return open_dataset(options.dataset, reading=options.reading, remembered=remembered)
 
 
@@ -262,7 +267,7 @@ def _samples(
     manifest: Manifest,
     options: ExportOptions,
     say: Say,
-) -> tuple[list[Sample], str]:
+) -> tuple[list[PolicyInput], str]:
     n = options.n_samples
     if options.precision == "int8" and n < QUANTISED_SAMPLES:
         say(f"int8 is judged on at least {QUANTISED_SAMPLES} samples: {QUANTISED_SAMPLES} instead of {n}")

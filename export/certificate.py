@@ -31,7 +31,7 @@ from edgevla.train.processors import PRE
 from edgevla.types import ENVIRONMENT_STATE, STATE, Observation
 
 from .parity import action_parity, precision_of_bundle
-from .samples import Sample
+from .samples import PolicyInput
 
 LOOSER = {"fp32": 3.0, "fp16": 3.0, "int8": 1.5}
 """Times the tolerance against torch: both sides scale the same numbers in another order, the network bends it, and no
@@ -42,7 +42,7 @@ def certify(
     policy: Policy,
     folder: Path,
     exported: BundlePolicy,
-    samples: Sequence[Sample],
+    samples: Sequence[PolicyInput],
     origin: str,
     dataset_keys: Mapping[str, str],
 ) -> PipelineParity:
@@ -113,7 +113,7 @@ class _Reference:
         self.raw_names = _raw_names(pipeline, self.manifest.cameras, dataset_keys)
 
     @torch.no_grad()
-    def infer(self, sample: Sample, seq: int) -> np.ndarray:
+    def infer(self, sample: PolicyInput, seq: int) -> np.ndarray:
         """float32 (T, A), robot units."""
         m = self.manifest
         n = self.exported.n_moments

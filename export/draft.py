@@ -13,7 +13,17 @@ from edgevla import __version__
 from edgevla.checkpoints import run_name
 from edgevla.errors import CheckpointError, UsageError
 from edgevla.graph import GraphSpec
-from edgevla.manifest import Batch, Execution, GraphFile, Manifest, PromptRecipe, Rtc, Sample, Setting, Target
+from edgevla.manifest import (
+    Batch,
+    Execution,
+    GraphFile,
+    Manifest,
+    PromptRecipe,
+    RtcSupport,
+    Sample,
+    Setting,
+    Target,
+)
 from edgevla.manifest_record import CheckpointOrigin, DatasetOrigin, Provenance, Work
 from edgevla.strict import read
 from edgevla.train.adapters import chain
@@ -131,7 +141,7 @@ def _prompt(policy: Policy, task: str | None, facts: DatasetFacts | None) -> Pro
     return read(PromptRecipe, {**recipe, "default_task": task or usual, "trained_tasks": listed}, "prompt")
 
 
-def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
+def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> RtcSupport | None:
     """None where no step takes what was commanded: policies without real-time chunking, and X-VLA's poses."""
     takers = (
         [i for i in graphs["denoise"].inputs if i.source == "rtc:committed"] if "denoise" in graphs else []
@@ -140,9 +150,9 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
         return None
     longest = policy.config.trained_delay
     if longest:
-        return Rtc("trained", "zeros", longest, 0.0, longest)
+        return RtcSupport("trained", "zeros", longest, 0.0, longest)
     own = policy.config.rtc_settings
-    return Rtc(
+    return RtcSupport(
         policy.rtc_kind,  # type: ignore[arg-type]
         str(own.get("prefix_attention_schedule") or "linear").lower(),
         int(own.get("execution_horizon") or 10),
@@ -150,7 +160,7 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> Rtc | None:
     )
 
 
-def _execution(policy: Policy, chunk: int, rtc: Rtc | None) -> Execution:
+def _execution(policy: Policy, chunk: int, rtc: RtcSupport | None) -> Execution:
     n = min(chunk, policy.config.n_action_steps)
     decay = policy.config.ensemble_decay
     if policy.config.future_state_max_offset:  # chunks begin where the one before leads to

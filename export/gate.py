@@ -19,17 +19,17 @@ USUAL_PERCENT = 99.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerance:
     """Shares of a joint's range. usual: 99 of 100 actions stay within it. most: every action does."""
 
     usual: float
     most: float
 
 
-LIMITS = {"fp32": Limits(1e-5, 1e-5), "fp16": Limits(1e-3, 5e-3), "int8": Limits(2e-2, 6e-2)}
+LIMITS = {"fp32": Tolerance(1e-5, 1e-5), "fp16": Tolerance(1e-3, 5e-3), "int8": Tolerance(2e-2, 6e-2)}
 
 
-def worst_share(error: np.ndarray, width: np.ndarray, limits: Limits) -> float:
+def worst_share(error: np.ndarray, width: np.ndarray, limits: Tolerance) -> float:
     """error: (n, T, A), absolute; width: (A,), each joint's range, both in robot units. The joint that is nearest to a
     limit, or farthest beyond it, as a multiple of that limit: up to 1 is accepted. Not finite: infinite.
     """
@@ -44,7 +44,7 @@ def usual_error(error: np.ndarray) -> np.ndarray:
     return np.percentile(error.reshape(-1, error.shape[-1]), USUAL_PERCENT, axis=0)
 
 
-def is_lost(error: np.ndarray, n_planned: int, width: np.ndarray, limits: Limits) -> bool:
+def is_lost(error: np.ndarray, n_planned: int, width: np.ndarray, limits: Tolerance) -> bool:
     """Whether no further chunk can save it. error: (n, T, A) of the first n chunks of `n_planned`."""
     shares = np.nan_to_num(error / width, nan=np.inf)
     if (shares > limits.most).any():

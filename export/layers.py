@@ -21,7 +21,7 @@ LEAST_PARTS = 4
 
 
 @dataclass(frozen=True)
-class Layer:
+class GraphLayer:
     """graph, name: where it is. part: for people. nodes: names of its products. weights: how many values those read."""
 
     graph: str
@@ -34,7 +34,7 @@ class Layer:
         return f"{self.graph}/{self.name}"
 
 
-def layers_of(graph: str, model: ir.Model, products: Collection[str]) -> list[Layer]:
+def layers_of(graph: str, model: ir.Model, products: Collection[str]) -> list[GraphLayer]:
     """In the order of the graph. products: operations that are lowered."""
     nodes: dict[str, list[str]] = {}
     weights: Counter[str] = Counter()
@@ -49,7 +49,7 @@ def layers_of(graph: str, model: ir.Model, products: Collection[str]) -> list[La
                 seen.add(str(value.name))
                 weights[name] += value.const_value.size if value.const_value is not None else 0
     parts = _parts(list(nodes))
-    return [Layer(graph, n, f"{graph}/{parts[n]}", tuple(v), int(weights[n])) for n, v in nodes.items()]
+    return [GraphLayer(graph, n, f"{graph}/{parts[n]}", tuple(v), int(weights[n])) for n, v in nodes.items()]
 
 
 def _layer(node: ir.Node) -> str:
@@ -64,7 +64,7 @@ def _layer(node: ir.Node) -> str:
 
 
 def _parts(layers: Sequence[str]) -> dict[str, str]:
-    """Layer -> part: the tree's first branches; where they are few, the largest branches once more."""
+    """GraphLayer -> part: the tree's first branches; where they are few, the largest branches once more."""
     part = {name: name.split(".")[0] for name in layers}
     while part and len(set(part.values())) < LEAST_PARTS:
         largest, _ = Counter(part.values()).most_common(1)[0]

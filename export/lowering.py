@@ -1,8 +1,8 @@
 """A bundle of float32 graphs becomes one of a lower precision, as far as the rule of `gate.py` allows.
 
-`Lowering` measures on frames what each layer costs (`search.py`) and writes the graphs. Frames run through the graphs on
-this machine's CPU, lowered and float32 ones by turns, with the same noise; torch is not needed, and that the float32
-graphs are torch's is for `parity.py` to say.
+`PrecisionLowering` measures on frames what each layer costs (`search.py`) and writes the graphs. Frames run through the
+graphs on this machine's CPU, lowered and float32 ones by turns, with the same noise; torch is not needed, and that the
+float32 graphs are torch's is for `parity.py` to say.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from . import trace
 from .draft import FLOAT_GRAPHS
 from .gate import LIMITS, worst_share
 from .half import HEAVY, is_half_context, to_half
-from .layers import CONTEXT, Layer, layers_of
+from .layers import CONTEXT, GraphLayer, layers_of
 from .options import ExportOptions
 from .parity import NO_NUMBER
 from .quantize import Quantizer
-from .samples import Sample, action_range
-from .search import Found, Say, Search
+from .samples import PolicyInput, action_range
+from .search import Say, Search, SearchResult
 
 SEARCHED = 16
 """Frames that the search measures on; the rule is then asked of all."""
@@ -62,11 +62,11 @@ class _Recorded:
         return self.graph.stack(arrays)
 
 
-class Lowering:
+class PrecisionLowering:
     """bundle: float32, whose graphs will be replaced. Working files lie in a folder of it until `close`."""
 
     def __init__(
-        self, policy: Policy, bundle: Bundle, samples: Sequence[Sample], options: ExportOptions, say: Say
+        self, policy: Policy, bundle: Bundle, samples: Sequence[PolicyInput], options: ExportOptions, say: Say
     ) -> None:
         self.bundle, self.options, self.say = bundle, options, say
         self.limits = LIMITS[options.precision]
@@ -89,10 +89,10 @@ class Lowering:
                 for n in self.names
             }
         self.reference = self._chunks(self._floats, bundle.manifest)
-        self._candidates: dict[str, tuple[frozenset[Layer], Graph, GraphFile]] = {}
+        self._candidates: dict[str, tuple[frozenset[GraphLayer], Graph, GraphFile]] = {}
         self.search = Search(self.layers, self.score, GOALS[0], say)
 
-    def find(self, goal: float) -> Found:
+    def find(self, goal: float) -> SearchResult:
         """
         Raises:
             ParityError: no layer may be lowered.
@@ -109,7 +109,7 @@ class Lowering:
             )
         return found
 
-    def write(self, found: Found) -> Bundle:
+    def write(self, found: SearchResult) -> Bundle:
         """The bundle with its graphs lowered but for what was found to be kept."""
         m = self.bundle.manifest
         graphs, precision = dict(m.graphs), dict(m.target.precision)
@@ -132,7 +132,7 @@ class Lowering:
 
     # -- what a choice costs ----------------------------------------------------------------------------------
 
-    def score(self, kept: frozenset[Layer]) -> float:
+    def score(self, kept: frozenset[GraphLayer]) -> float:
         """How far the joints are from float32's with these layers kept, as a multiple of the limit."""
         graphs, entries = dict(self._floats), dict(self.bundle.manifest.graphs)
         for name in self.names:
@@ -142,7 +142,7 @@ class Lowering:
         chunks = self._chunks(graphs, replace(self.bundle.manifest, graphs=entries))
         return worst_share(np.abs(chunks.astype(np.float64) - self.reference), self.width, self.limits)
 
-    def _candidate(self, name: str, kept: frozenset[Layer]) -> tuple[Graph, GraphFile]:
+    def _candidate(self, name: str, kept: frozenset[GraphLayer]) -> tuple[Graph, GraphFile]:
         """The last one of each graph stays open: a search changes one graph at a time."""
         known = self._candidates.get(name)
         if known is None or known[0] != kept:
@@ -159,7 +159,7 @@ class Lowering:
 
     # -- files ------------------------------------------------------------------------------------------------
 
-    def _write(self, name: str, kept: frozenset[Layer], folder: Path) -> GraphFile:
+    def _write(self, name: str, kept: frozenset[GraphLayer], folder: Path) -> GraphFile:
         entry = self.bundle.manifest.graphs[name]
         keep = {node for layer in kept for node in layer.nodes}
         if self.options.precision == "fp16":
@@ -214,21 +214,21 @@ class Lowering:
 
     # -- layers, calibration, and what is told -----------------------------------------------------------------
 
-    def _layers(self, lowered: Collection[str]) -> list[Layer]:
+    def _layers(self, lowered: Collection[str]) -> list[GraphLayer]:
         """A context is rounded on both of its sides or not at all, so its layer is one of every graph."""
         layers = [layer for n in self.names for layer in layers_of(n, ir.load(self._float(n)), lowered)]
         if self.options.precision == "fp16" and self._context():
-            layers.append(Layer(CONTEXT, CONTEXT, CONTEXT, (CONTEXT,), 0))
+            layers.append(GraphLayer(CONTEXT, CONTEXT, CONTEXT, (CONTEXT,), 0))
         return layers
 
-    def _of(self, name: str, kept: frozenset[Layer]) -> frozenset[Layer]:
+    def _of(self, name: str, kept: frozenset[GraphLayer]) -> frozenset[GraphLayer]:
         return frozenset(layer for layer in kept if layer.graph in (name, CONTEXT))
 
-    def _is_whole(self, name: str, kept: frozenset[Layer]) -> bool:
+    def _is_whole(self, name: str, kept: frozenset[GraphLayer]) -> bool:
         """Whether nothing of a graph is lowered."""
         return all(layer in kept for layer in self.layers if layer.graph in (name, CONTEXT))
 
-    def _calls(self, samples: Sequence[Sample]) -> dict[str, list[dict[str, np.ndarray]]]:
+    def _calls(self, samples: Sequence[PolicyInput]) -> dict[str, list[dict[str, np.ndarray]]]:
         """Inputs of each graph over all frames, and of its runs on one frame as many as are enough, in turn."""
         recorded = {n: _Recorded(g) for n, g in self._floats.items()}
         runner = BundlePolicy(self.bundle, graphs=recorded)
@@ -241,7 +241,7 @@ class Lowering:
                 graph.calls.clear()
         return found
 
-    def _record(self, found: Found) -> Lowered:
+    def _record(self, found: SearchResult) -> Lowered:
         kept = [layer for layer in self.layers if layer in found.kept]
         return Lowered(
             n_layers=len(self.layers),
@@ -271,7 +271,7 @@ def products(policy: Policy, options: ExportOptions) -> Collection[str]:
     return ("MatMul", "Gemm", "Conv") if is_static(policy, options) else ("MatMul", "Gemm")
 
 
-def _infer(runner: BundlePolicy, sample: Sample, seq: int) -> np.ndarray:
+def _infer(runner: BundlePolicy, sample: PolicyInput, seq: int) -> np.ndarray:
     runner.reset()
     return runner.infer(
         sample.observation, grid_index=sample.grid_index, past=sample.past, rtc=sample.rtc, chunk_seq=seq

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from edgevla.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgevla.dataset.reading import Reading
+    from edgevla.dataset.reading import DatasetReading
 
 PRECISIONS = ("fp32", "fp16", "int8")
 MOST_BATCH = 64
@@ -51,7 +51,7 @@ class ExportOptions:
     seed: int = 0
     adapt_to_pi_aloha: bool = False
     allow_parity_failure: bool = False
-    reading: Reading = field(default_factory=lambda: _as_it_is())
+    reading: DatasetReading = field(default_factory=lambda: _as_it_is())
     still_joints: Literal["trained", "live"] = "trained"
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class ExportOptions:
             )
 
 
-def _as_it_is() -> Reading:
-    from edgevla.dataset.reading import Reading  # brings numpy, which a verb's help does without
+def _as_it_is() -> DatasetReading:
+    from edgevla.dataset.reading import DatasetReading  # brings numpy, which a verb's help does without
 
-    return Reading()
+    return DatasetReading()

@@ -23,7 +23,7 @@ from edgevla.runner import BundlePolicy, InferenceResult
 from edgevla.train.policies.base import Policy, TorchGraph
 
 from .gate import LIMITS, is_lost, usual_error
-from .samples import Sample, action_range
+from .samples import PolicyInput, action_range
 
 STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
 """Tolerance of a stage's outputs, as a share of their largest value."""
@@ -58,7 +58,7 @@ class Comparison:
     parity: Parity
     reference: np.ndarray
     exported: np.ndarray
-    samples: list[Sample]
+    samples: list[PolicyInput]
 
 
 def torch_policy(policy: Policy, bundle: Bundle) -> tuple[BundlePolicy, dict[str, Recorder]]:
@@ -71,7 +71,7 @@ def compare(
     policy: Policy,
     bundle: Bundle,
     exported: BundlePolicy,
-    samples: Sequence[Sample],
+    samples: Sequence[PolicyInput],
     origin: str,
     to_the_end: bool = True,
 ) -> Comparison:
@@ -141,7 +141,7 @@ def _action_failures(a: ActionParity, names: Sequence[str], other: str) -> list[
     ]
 
 
-def _infer(policy: BundlePolicy, sample: Sample, seq: int) -> InferenceResult:
+def _infer(policy: BundlePolicy, sample: PolicyInput, seq: int) -> InferenceResult:
     return policy.infer(
         sample.observation, grid_index=sample.grid_index, past=sample.past, rtc=sample.rtc, chunk_seq=seq
     )
@@ -217,7 +217,7 @@ def _floats(values: np.ndarray) -> tuple[float, ...]:
 # -- latency ------------------------------------------------------------------------------------------------
 
 
-def measure(policy: Policy, bundle: Bundle, exported: BundlePolicy, sample: Sample, n: int) -> Latency:
+def measure(policy: Policy, bundle: Bundle, exported: BundlePolicy, sample: PolicyInput, n: int) -> Latency:
     """Each graph's run, and torch's whole chunk, in this process with the same number of threads.
 
     Eager and exported runs alternate, so that other load on the machine falls on both.

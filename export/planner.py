@@ -45,7 +45,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlanSubject:
     """What is planned. work: by graph. n_steps: runs of `denoise` per chunk. stored: precision of a bundle's graphs,
     empty for a checkpoint. fps: None where nobody said.
     """
@@ -59,7 +59,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PrecisionPlan:
     """In one precision. ms: by graph, all its runs of one chunk. works: executions that never wait for a chunk."""
 
     precision: str
@@ -93,7 +93,7 @@ def devices() -> dict[str, Device]:
     return {name: read(Device, table, f"{DEVICES.name}, {name}") for name, table in data.items()}
 
 
-def subject_of(manifest: Manifest) -> Subject:
+def subject_of(manifest: Manifest) -> PlanSubject:
     """
     Raises:
         UsageError: the bundle was exported before work was counted.
@@ -103,10 +103,10 @@ def subject_of(manifest: Manifest) -> Subject:
     n_steps = manifest.schedule.n_steps if manifest.schedule is not None else 0
     stored = next((p for p in manifest.target.precision.values() if p != "fp32"), "fp32")
     kinds = manifest.execution.allowed
-    return Subject(manifest.work, n_steps, manifest.chunk_size, manifest.fps, kinds, stored)
+    return PlanSubject(manifest.work, n_steps, manifest.chunk_size, manifest.fps, kinds, stored)
 
 
-def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> Subject:
+def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> PlanSubject:
     """Needs torch.
 
     Raises:
@@ -125,14 +125,14 @@ def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> Subject
     kinds = ("sync", "ensemble", "async", *(["rtc"] if policy.rtc_kind is not None else []))
     chunk = policy.graphs()["decode"].outputs[0].shape[1]
     n_steps = policy.schedule.n_steps if policy.schedule is not None else 0
-    return Subject(count(policy), n_steps, chunk, fps, kinds)
+    return PlanSubject(count(policy), n_steps, chunk, fps, kinds)
 
 
-def plans(subject: Subject, on: Device) -> list[Plan]:
+def plans(subject: PlanSubject, on: Device) -> list[PrecisionPlan]:
     return [_plan(subject, on, precision) for precision in BYTES if precision in on.peak]
 
 
-def _plan(subject: Subject, on: Device, precision: str) -> Plan:
+def _plan(subject: PlanSubject, on: Device, precision: str) -> PrecisionPlan:
     ms = {name: _bound_ms(work, on, precision) * _runs(subject, name) for name, work in subject.work.items()}
     n_bytes = sum(work.weights for work in subject.work.values()) * BYTES[precision]
     if on.processor == "cpu":  # which computes fp16 with widened weights
@@ -144,10 +144,10 @@ def _plan(subject: Subject, on: Device, precision: str) -> Plan:
         if subject.fps is None
         else in_time(subject.kinds, chunk_size=subject.chunk_size, fps=subject.fps, latency_ms=spent)
     )
-    return Plan(precision, ms, memory, memory + SYSTEM_BYTES <= on.memory * 1e9, works)
+    return PrecisionPlan(precision, ms, memory, memory + SYSTEM_BYTES <= on.memory * 1e9, works)
 
 
-def _runs(subject: Subject, graph: str) -> int:
+def _runs(subject: PlanSubject, graph: str) -> int:
     return subject.n_steps if graph == "denoise" else 1
 
 
@@ -202,7 +202,9 @@ def measured_ms(bundle: Bundle) -> float:
 # -- words -----------------------------------------------------------------------------------------------------------
 
 
-def lines(subject: Subject, on: Device, found: list[Plan], measured: float | None = None) -> Iterator[str]:
+def lines(
+    subject: PlanSubject, on: Device, found: list[PrecisionPlan], measured: float | None = None
+) -> Iterator[str]:
     peaks = ", ".join(f"{p} {on.peak[p]:.3g}" for p in BYTES if p in on.peak)
     yield f"device        {on.title}: {on.bandwidth:.0f} GB/s, 1e12 operations/s: {peaks}; {on.memory:.0f} GB"
     yield f"  from        {on.source}"
@@ -231,12 +233,12 @@ def share_words(share: float) -> str:
     )
 
 
-def _times(subject: Subject, graph: str) -> str:
+def _times(subject: PlanSubject, graph: str) -> str:
     n = _runs(subject, graph)
     return f"{n} x " if n > 1 else ""
 
 
-def _words(plan: Plan, subject: Subject) -> str:
+def _words(plan: PrecisionPlan, subject: PlanSubject) -> str:
     memory = f"about {plan.memory_bytes / 1e9:.2g} GB"
     if not plan.fits:
         return f"does not fit: {memory}, and the system needs {SYSTEM_BYTES / 1e9:.0f} GB beside it"
@@ -249,7 +251,7 @@ def _words(plan: Plan, subject: Subject) -> str:
     return f"{said}; sync only, and the arm waits between chunks (one plays {play_ms:.0f} ms): see `edgevla serve`"
 
 
-def as_data(on: Device, found: list[Plan], measured: float | None = None) -> dict[str, Any]:
+def as_data(on: Device, found: list[PrecisionPlan], measured: float | None = None) -> dict[str, Any]:
     """For --json."""
     rows = [
         {

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sample:
+class PolicyInput:
     """One observation with its past (by grid moment), and for policies that take it, guidance on every second one."""
 
     observation: Observation
@@ -30,18 +30,20 @@ class Sample:
 
 def dataset_samples(
     dataset: Dataset, keys: Mapping[str, str], manifest: Manifest, n: int, n_moments: int
-) -> list[Sample]:
+) -> list[PolicyInput]:
     """n rows spread evenly over the dataset. keys: policy camera -> dataset camera."""
     rows = np.unique(np.linspace(0, dataset.n_frames - 1, min(n, dataset.n_frames)).round().astype(int))
     samples = []
     for row in rows.tolist():
         moments = moments_until(dataset, row, n_moments)
         seen = observations(dataset, moments, manifest.features, keys)
-        samples.append(Sample(seen[row], row, {r: seen[r] for r in moments[:-1]}))
+        samples.append(PolicyInput(seen[row], row, {r: seen[r] for r in moments[:-1]}))
     return _guided(samples, manifest)
 
 
-def synthetic_samples(policy: Policy, manifest: Manifest, n: int, n_moments: int, seed: int) -> list[Sample]:
+def synthetic_samples(
+    policy: Policy, manifest: Manifest, n: int, n_moments: int, seed: int
+) -> list[PolicyInput]:
     """Smooth random pictures and vectors within the training statistics, for checkpoints without their dataset."""
     generator = np.random.default_rng(seed)
     task = (manifest.prompt.default_task if manifest.prompt else "") or "put the red cube into the bowl"
@@ -63,7 +65,7 @@ def synthetic_samples(policy: Policy, manifest: Manifest, n: int, n_moments: int
     for i in range(n):
         moment = i * 100
         past = {moment - k: observe() for k in range(n_moments - 1, 0, -1)}
-        samples.append(Sample(observe(), moment, past))
+        samples.append(PolicyInput(observe(), moment, past))
     return _guided(samples, manifest)
 
 
@@ -88,7 +90,7 @@ def _vector(policy: Policy, feature: str, n: int, generator: np.random.Generator
     return generator.uniform(low, high).astype(np.float32)
 
 
-def _guided(samples: list[Sample], manifest: Manifest) -> list[Sample]:
+def _guided(samples: list[PolicyInput], manifest: Manifest) -> list[PolicyInput]:
     """Every second sample is guided towards its own state held still, with weights that fall linearly; of a trained
     policy it is the beginning, of every length in turn."""
     state = manifest.state
@@ -102,7 +104,9 @@ def _guided(samples: list[Sample], manifest: Manifest) -> list[Sample]:
             if longest is not None:
                 weights = (np.arange(n) < longest - i // 2 % longest).astype(np.float32)
             committed = np.tile(sample.observation.state, (n, 1))
-            sample = Sample(sample.observation, sample.grid_index, sample.past, RtcInputs(committed, weights))
+            sample = PolicyInput(
+                sample.observation, sample.grid_index, sample.past, RtcInputs(committed, weights)
+            )
         out.append(sample)
     return out
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .layers import Layer
+from .layers import GraphLayer
 
-Score = Callable[[frozenset[Layer]], float]
+Score = Callable[[frozenset[GraphLayer]], float]
 """Kept layers -> how far the joints are from float32's, as a multiple of the rule's limit: up to 1 is accepted."""
 Say = Callable[[str], None]
 
@@ -25,12 +25,12 @@ SAY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """kept: layers that are not lowered. parts, layers: what each costs when it alone is lowered, as far as it was
     measured, by name. everything: the score with nothing kept. in_time: whether all was measured.
     """
 
-    kept: frozenset[Layer]
+    kept: frozenset[GraphLayer]
     parts: dict[str, float]
     layers: dict[str, float]
     everything: float
@@ -39,43 +39,43 @@ class Found:
 
 @dataclass
 class Search:
-    layers: Sequence[Layer]
+    layers: Sequence[GraphLayer]
     score: Score
     goal: float
     say: Say = lambda _: None
     limit_s: float = SEARCH_S
     clock: Callable[[], float] = time.monotonic
-    _known: dict[frozenset[Layer], float] = field(default_factory=dict)
+    _known: dict[frozenset[GraphLayer], float] = field(default_factory=dict)
     _parts: dict[str, float] = field(default_factory=dict)
     _alone: dict[str, float] = field(default_factory=dict)
     _in_time: bool = True
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         self._until = self.clock() + self.limit_s
-        nothing: frozenset[Layer] = frozenset()
+        nothing: frozenset[GraphLayer] = frozenset()
         if self._score(nothing) <= self.goal:
             return self._found(nothing)
         self.say(f"all of it lowered is {_times(self._score(nothing))} the limit: measuring part by part")
         broken = self._broken_parts()
         return self._found(self._fewest(self._by_cost(broken)))
 
-    def _broken_parts(self) -> list[Layer]:
+    def _broken_parts(self) -> list[GraphLayer]:
         """Layers of the parts that must not be lowered as a whole; the rest passes."""
-        parts: dict[str, list[Layer]] = {}
+        parts: dict[str, list[GraphLayer]] = {}
         for layer in self.layers:
             parts.setdefault(layer.part, []).append(layer)
         for name, own in parts.items():
             if self._has_time():
                 self._parts[name] = self._score(frozenset(self.layers) - frozenset(own))
                 self.say(f"{name} lowered alone: {_times(self._parts[name])} the limit")
-        broken: list[Layer] = []
+        broken: list[GraphLayer] = []
         for name in _worst_first(parts, self._parts):
             broken += parts[name]
             if self._score(frozenset(broken)) <= self.goal:
                 break
         return broken
 
-    def _by_cost(self, layers: Sequence[Layer]) -> list[Layer]:
+    def _by_cost(self, layers: Sequence[GraphLayer]) -> list[GraphLayer]:
         said = self.clock()
         for i, layer in enumerate(layers):
             if not self._has_time():
@@ -88,7 +88,7 @@ class Search:
         by_name = {str(layer): layer for layer in layers}
         return [by_name[name] for name in _worst_first(by_name, self._alone)]
 
-    def _fewest(self, ordered: Sequence[Layer]) -> frozenset[Layer]:
+    def _fewest(self, ordered: Sequence[GraphLayer]) -> frozenset[GraphLayer]:
         """The first so many of them with which the rest passes; all of them do."""
         low, high = 0, len(ordered)  # fails with `low`, passes with `high`
         while high - low > 1 and self._has_time():
@@ -103,13 +103,15 @@ class Search:
         self._in_time = self._in_time and self.clock() < self._until
         return self._in_time
 
-    def _score(self, kept: frozenset[Layer]) -> float:
+    def _score(self, kept: frozenset[GraphLayer]) -> float:
         if kept not in self._known:
             self._known[kept] = self.score(kept)
         return self._known[kept]
 
-    def _found(self, kept: frozenset[Layer]) -> Found:
-        return Found(kept, dict(self._parts), dict(self._alone), self._score(frozenset()), self._in_time)
+    def _found(self, kept: frozenset[GraphLayer]) -> SearchResult:
+        return SearchResult(
+            kept, dict(self._parts), dict(self._alone), self._score(frozenset()), self._in_time
+        )
 
 
 def _worst_first(names: Iterable[str], alone: dict[str, float]) -> list[str]:

@@ -25,11 +25,11 @@ from .bus.port import Port
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import ServoBus, cable_hint
 from .calibration import Calibration, adopted
-from .health import ServoHealth
+from .health import ServoCondition
 from .profile import Profile
 from .rescue import Rescue
 from .torque import Torque
-from .units import TICKS_PER_DEGREE, JointUnits, Outside, joint_units
+from .units import TICKS_PER_DEGREE, JointUnits, OutOfRange, joint_units
 
 FASTEST_TICKS_S = 4500.0
 """No servo of the profiles turns faster; a sample that says so is damaged."""
@@ -363,7 +363,7 @@ class Robot:
             for servo_id, data in read.replies.items():
                 line.health.take(servo_id, line.line.health_block.decode(data), now_ns)
 
-    def health(self) -> list[ServoHealth]:
+    def health(self) -> list[ServoCondition]:
         """All servos in the profile's order, shadows too; values as last read, no bus traffic."""
         for line in self._lines:
             line.health.count()
@@ -408,7 +408,7 @@ class Robot:
             raise UsageError(f"a torque limit is a share of 0 to 1, not {share}; nothing was changed")
         self.rescue.limit_torque(share)
 
-    def outside(self) -> list[Outside]:
+    def outside(self) -> list[OutOfRange]:
         """Joints that stand outside their range, as read last: what they cannot be told to keep."""
         return self.units.outside(self._ticks)
 

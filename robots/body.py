@@ -17,7 +17,7 @@ from .arm import Reading, Robot
 from .grip import GripRelief
 from .profile import Profile
 from .rollout import Plan
-from .safety import SLOW_START_FROM_S, Finding, Level, SafetyFilter, Watch, make_caps
+from .safety import SLOW_START_FROM_S, Judgement, Level, SafetyFilter, Watch, make_caps
 
 AT_GOAL_SHARE = 1 / 3
 """Of the following error that would stop a run: a joint this near to its goal is there."""
@@ -204,7 +204,7 @@ class Body:
 
     # -- judging --------------------------------------------------------------------------------------------------
 
-    def judge(self, goal: np.ndarray | None, is_sinking: bool, is_gripping: bool) -> list[Finding]:
+    def judge(self, goal: np.ndarray | None, is_sinking: bool, is_gripping: bool) -> list[Judgement]:
         """What is wrong with what was measured, the gravest first.
 
         goal: what was sent. is_sinking: torque is being taken away, so the arm need not be where its goals are.
@@ -226,14 +226,14 @@ class Body:
             found += self._grip.look(servos, goal, self.robot.present_goal(), now_ns)
         return sorted(found, key=lambda finding: -finding.level)
 
-    def _jumps(self) -> list[Finding]:
+    def _jumps(self) -> list[Judgement]:
         if not self.is_torque_on or not (names := self.robot.jumped):
             return []
         text = (
             f"{', '.join(names)} jumped within a tick, and stayed there: a horn or gear has slipped, or the servo has "
             "restarted; look after it, then: edgevla calibrate --check"
         )
-        return [Finding(Level.STOP, "jump", text)]
+        return [Judgement(Level.STOP, "jump", text)]
 
     def outside_training(self, seen: np.ndarray | None) -> list[str]:
         """A sentence per joint that stands where training never was. seen: float32 (2, D), lowest and highest."""

@@ -21,32 +21,32 @@ from .body import Body
 from .ending import Ending, Kind
 from .lease import TERMINATED_GRACE_S
 from .links import PARKED, RELEASED, RUNNING, STOPPING, Driver, Links
-from .modes import Event, Machine, State
+from .modes import NodeEvent, NodeState, StateMachine
 from .rescue import unconfirmed
 from .rollout import Plan, Rollout, led, plan_from
 from .telling import Teller
 
 COMMANDS = {
-    "start": Event.START,
-    "pause": Event.PAUSE,
-    "hold": Event.PAUSE,
-    "resume": Event.RESUME,
-    "home": Event.HOME,
-    "stop": Event.STOP,
-    "clear_stop": Event.CLEAR_STOP,
-    "set_task": Event.SET_TASK,
-    "set_execution": Event.SET_EXECUTION,
-    "reset": Event.RESET,
-    "lead": Event.LEAD,
-    "hand_back": Event.HAND_BACK,
+    "start": NodeEvent.START,
+    "pause": NodeEvent.PAUSE,
+    "hold": NodeEvent.PAUSE,
+    "resume": NodeEvent.RESUME,
+    "home": NodeEvent.HOME,
+    "stop": NodeEvent.STOP,
+    "clear_stop": NodeEvent.CLEAR_STOP,
+    "set_task": NodeEvent.SET_TASK,
+    "set_execution": NodeEvent.SET_EXECUTION,
+    "reset": NodeEvent.RESET,
+    "lead": NodeEvent.LEAD,
+    "hand_back": NodeEvent.HAND_BACK,
 }
 REASONS = {
-    Event.PAUSE: "asked to",
-    Event.HOME: "moving slowly to the home pose",
-    Event.STOP: "asked to stop: to the rest pose, then released",
-    Event.CLEAR_STOP: "emergency stop cleared",
-    Event.LEAD: "the leader drives",
-    Event.HAND_BACK: "the policy drives",
+    NodeEvent.PAUSE: "asked to",
+    NodeEvent.HOME: "moving slowly to the home pose",
+    NodeEvent.STOP: "asked to stop: to the rest pose, then released",
+    NodeEvent.CLEAR_STOP: "emergency stop cleared",
+    NodeEvent.LEAD: "the leader drives",
+    NodeEvent.HAND_BACK: "the policy drives",
 }
 UNTOUCHED = "asked to stop: the arm was never touched"
 SIGNALS = {
@@ -63,7 +63,7 @@ class Commands:
 
     def __init__(self, body: Body, links: Links, clock: Clock, tell: Teller) -> None:
         self.body, self._links, self._clock, self._tell = body, links, clock, tell
-        self.machine = Machine(self._do, self._show)
+        self.machine = StateMachine(self._do, self._show)
         self.rollout: Rollout | None = None
         """Of whoever drives."""
         self._policy: Rollout | None = None
@@ -84,7 +84,9 @@ class Commands:
             elif action in COMMANDS:
                 event = COMMANDS[action]
                 words = (
-                    UNTOUCHED if self.body.robot.is_shadow and event is Event.STOP else REASONS.get(event, "")
+                    UNTOUCHED
+                    if self.body.robot.is_shadow and event is NodeEvent.STOP
+                    else REASONS.get(event, "")
                 )
                 reason = self.machine.fire(event, words, arguments)
             else:
@@ -101,7 +103,7 @@ class Commands:
         self.n_emergencies += 1
         is_second = self.machine.is_latched
         return self.machine.fire(
-            Event.EMERGENCY_STOP, "released by the second emergency stop" if is_second else FROZEN
+            NodeEvent.EMERGENCY_STOP, "released by the second emergency stop" if is_second else FROZEN
         )
 
     def hear(self, signal: str) -> None:
@@ -119,27 +121,27 @@ class Commands:
             return
         if self._clock.now_ns() - self._terminated_ns >= TERMINATED_GRACE_NS:
             self._terminated_ns = None
-            if self.machine.state is not State.ENDING:
+            if self.machine.state is not NodeState.ENDING:
                 self._nobody_left("terminated")
 
     def _nobody_left(self, what: str) -> None:
         words = SIGNALS[what]
         if self.is_held:
-            is_ending = self.machine.state is State.ENDING
+            is_ending = self.machine.state is NodeState.ENDING
             then = "comes to rest as was asked" if is_ending else "is held, lowered and released"
             self._links.event("stop", what, f"{words}; the arm {then}")
-        self.machine.fire(Event.NOBODY_LEFT, words)
+        self.machine.fire(NodeEvent.NOBODY_LEFT, words)
 
     def fail(self, sentence: str) -> None:
         """A finding that no run survives."""
         if self.is_held:
-            self.machine.fire(Event.FAULT, sentence)
+            self.machine.fire(NodeEvent.FAULT, sentence)
 
     def line_gone(self, sentence: str) -> None:
         """A bus has gone. Arms on others are held, lowered and released; without any the run ends at once."""
         self._tell.once("stop", "bus_gone", sentence)
         is_cut_off = self.body.robot.is_cut_off
-        self.machine.fire(Event.CUT_OFF if is_cut_off else Event.LINE_GONE, sentence)
+        self.machine.fire(NodeEvent.CUT_OFF if is_cut_off else NodeEvent.LINE_GONE, sentence)
 
     # -- what the loop asks -----------------------------------------------------------------------------------------
 
@@ -155,13 +157,13 @@ class Commands:
     @property
     def is_held(self) -> bool:
         """Whether somebody must still look after the arm: it has torque, and is not left parked."""
-        return self.body.is_torque_on and self.machine.state is not State.PARKED
+        return self.body.is_torque_on and self.machine.state is not NodeState.PARKED
 
     @property
     def is_over(self) -> bool:
         """Whether this process has nothing left to do."""
         is_off = (
-            not self.body.is_torque_on and self.machine.state is State.EMERGENCY and self.machine.must_end
+            not self.body.is_torque_on and self.machine.state is NodeState.EMERGENCY and self.machine.must_end
         )
         return self.machine.is_over or is_off
 
@@ -183,17 +185,17 @@ class Commands:
         """What the guardian is told with every tick."""
         if not self.body.is_torque_on:
             return RELEASED
-        if self.machine.state is State.PARKED:
+        if self.machine.state is NodeState.PARKED:
             return PARKED
-        return STOPPING if self.machine.state in (State.ENDING, State.EMERGENCY) else RUNNING
+        return STOPPING if self.machine.state in (NodeState.ENDING, NodeState.EMERGENCY) else RUNNING
 
     # -- deeds ------------------------------------------------------------------------------------------------------
 
-    def _do(self, deed: str, reason: str, arguments: Arguments | None) -> State | None:
-        made: State | None = getattr(self, f"_{deed}")(reason, arguments)
+    def _do(self, deed: str, reason: str, arguments: Arguments | None) -> NodeState | None:
+        made: NodeState | None = getattr(self, f"_{deed}")(reason, arguments)
         return made
 
-    def _begin(self, _: str, start: Start) -> State | None:
+    def _begin(self, _: str, start: Start) -> NodeState | None:
         body = self.body
         plan = plan_from(start, body.robot.max_hz, len(body.profile.joints))
         # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
@@ -202,7 +204,7 @@ class Commands:
             body.energise(plan)
         except BusError:
             self.machine.fire(
-                Event.RELEASED, "torque is off"
+                NodeEvent.RELEASED, "torque is off"
             )  # an arm that was left parked has none any more
             raise
         self._tell.forget()
@@ -214,20 +216,20 @@ class Commands:
         self._tell.remarks()
         return state
 
-    def _change_plan(self, _: str, start: Start) -> State | None:
+    def _change_plan(self, _: str, start: Start) -> NodeState | None:
         """Another policy goes on from where the arm is held; its torque stays on."""
         plan = plan_from(start, self.body.robot.max_hz, len(self.body.profile.joints))
         self.body.follow(plan)
         return self._follow(plan, start)
 
-    def _follow(self, plan: Plan, start: Start) -> State | None:
+    def _follow(self, plan: Plan, start: Start) -> NodeState | None:
         first = 0 if self.rollout is None else self.rollout.next_request
         if self._policy is not None:
             self._policy = None
             self._links.turn_to("policy")
         self.rollout = self._new_rollout(plan, first)
         self._restart("", None)
-        return State.PAUSED if start.is_held else None
+        return NodeState.PAUSED if start.is_held else None
 
     def _new_rollout(self, plan: Plan, first_request: int) -> Rollout:
         return Rollout(plan, [joint.is_gripper for joint in self.body.profile.joints], first_request)
@@ -311,14 +313,14 @@ class Commands:
         executor.switch(execution)
         self._links.event("info", "execution", f"execution: {kind_of(execution)}")
 
-    def _come_to_rest(self, _: str, __: Arguments | None) -> State:
+    def _come_to_rest(self, _: str, __: Arguments | None) -> NodeState:
         return self._end("rest")
 
-    def _give_up(self, _: str, __: Arguments | None) -> State:
+    def _give_up(self, _: str, __: Arguments | None) -> NodeState:
         self.body.freeze()
         return self._end("fault")
 
-    def _worsen(self, reason: str, arguments: Arguments | None) -> State | None:
+    def _worsen(self, reason: str, arguments: Arguments | None) -> NodeState | None:
         """A fault on the way to rest stops the arm there; any other ending goes on."""
         if self._ending is not None and self._ending.kind == "rest":
             return self._give_up(reason, arguments)
@@ -328,7 +330,7 @@ class Commands:
         self._halt("", None)
         self.body.freeze()
 
-    def _freeze_ending(self, reason: str, arguments: Arguments | None) -> State:
+    def _freeze_ending(self, reason: str, arguments: Arguments | None) -> NodeState:
         """The arm stops where it is, with its full torque. With nobody left to clear it, it is then lowered."""
         if self.machine.is_latched:
             return self._let_go(reason, arguments)
@@ -337,16 +339,16 @@ class Commands:
         if self.machine.must_end:
             return self._end("fault")
         self._ending = None
-        return State.EMERGENCY
+        return NodeState.EMERGENCY
 
-    def _let_go(self, _: str, __: Arguments | None) -> State:
+    def _let_go(self, _: str, __: Arguments | None) -> NodeState:
         return self._end("release")
 
-    def _unfreeze(self, _: str, __: Arguments | None) -> State:
+    def _unfreeze(self, _: str, __: Arguments | None) -> NodeState:
         self._presses.forget()
         if not self.body.is_torque_on:
-            return State.PAUSED if self.body.is_shadowing else State.IDLE
-        return State.PARKED if self.body.is_reduced else State.PAUSED
+            return NodeState.PAUSED if self.body.is_shadowing else NodeState.IDLE
+        return NodeState.PARKED if self.body.is_reduced else NodeState.PAUSED
 
     def _abandon(self, _: str, __: Arguments | None) -> None:
         """No line, or none that matters: what can be said of torque is said."""
@@ -358,16 +360,16 @@ class Commands:
         if unreached := self.body.lost():
             self._links.event("error", "torque_unconfirmed", unconfirmed(unreached))
 
-    def _end(self, kind: Kind) -> State:
+    def _end(self, kind: Kind) -> NodeState:
         """Begins an ending; an arm without torque is at its end already."""
         self._halt("", None)
         if self.body.is_shadowing:
             self.body.switch_off()
         if not self.body.is_torque_on:
-            return State.STOPPED
+            return NodeState.STOPPED
         body = self.body
         self._ending = Ending(kind, body.profile.escalation, self._clock.now_ns(), body.rest())
-        return State.ENDING
+        return NodeState.ENDING
 
     # -- the end, tick by tick ------------------------------------------------------------------------------------
 
@@ -388,7 +390,9 @@ class Commands:
         if not ending.releases:
             share = self.body.profile.escalation.park_torque
             text = f"torque stays on, at {share:.0%}: the profile does not release the arm; its power switch does"
-        self.machine.fire(Event.RELEASED if ending.releases else Event.LEFT_PARKED, self.machine.reason)
+        self.machine.fire(
+            NodeEvent.RELEASED if ending.releases else NodeEvent.LEFT_PARKED, self.machine.reason
+        )
         self._links.event("info", "released", text)
         self._links.lease(self.lease)
 

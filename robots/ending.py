@@ -27,7 +27,7 @@ SETTLE_MS = 1000
 FIRST: dict[Kind, Stage] = {"rest": "rest", "fault": "hold", "release": "off"}
 
 
-class Torque(Protocol):
+class TorqueLike(Protocol):
     """What an ending does to the arm, and reads of it."""
 
     def switch_off(self) -> Sequence[str]:
@@ -73,7 +73,7 @@ class Ending:
         """Whether torque is off at the end."""
         return self._rule.release or self.kind == "release"
 
-    def step(self, torque: Torque, last_goal: np.ndarray, now_ns: int) -> np.ndarray | None:
+    def step(self, torque: TorqueLike, last_goal: np.ndarray, now_ns: int) -> np.ndarray | None:
         """The goal wanted now; None: as before."""
         spent_ms = (now_ns - self._began_ns) / 1e6
         if self.stage == "rest":
@@ -98,13 +98,13 @@ class Ending:
             self._enter("settle", now_ns)
         return self._rest
 
-    def _settle(self, torque: Torque, spent_ms: float, now_ns: int) -> None:
+    def _settle(self, torque: TorqueLike, spent_ms: float, now_ns: int) -> None:
         if torque.is_at_goal():
             self._enter("off", now_ns)
         elif spent_ms > SETTLE_MS:
             self._enter("hold", now_ns)
 
-    def _park(self, torque: Torque, spent_ms: float, now_ns: int) -> None:
+    def _park(self, torque: TorqueLike, spent_ms: float, now_ns: int) -> None:
         if not self.releases:
             if spent_ms >= self._rule.park_ms:
                 self._enter("off", now_ns)
@@ -116,7 +116,7 @@ class Ending:
         if self._lowering.is_over:
             self._enter("off", now_ns)
 
-    def _finish(self, torque: Torque) -> None:
+    def _finish(self, torque: TorqueLike) -> None:
         if self.releases:
             self.unreached = torque.switch_off()
         else:

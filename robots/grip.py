@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .profile import Joint
-from .safety import OVERLOADS, Finding, Level, Reason, ServoState, measured
+from .safety import OVERLOADS, Judgement, Level, Reason, ServoState, measured
 
 RELIEF_SHARE = 0.02
 STILL_MS = 1000
@@ -42,7 +42,7 @@ class GripRelief:
 
     def look(
         self, servos: Sequence[ServoState], goal: np.ndarray, present: np.ndarray, now_ns: int
-    ) -> list[Finding]:
+    ) -> list[Judgement]:
         """goal, present: float32 (D,) in the units of `action`: what was sent last, and where the arm is."""
         return [
             finding
@@ -51,7 +51,7 @@ class GripRelief:
             and (finding := self._one(servo, k, float(goal[k]), float(present[k]), now_ns)) is not None
         ]
 
-    def _one(self, servo: ServoState, k: int, goal: float, present: float, now_ns: int) -> Finding | None:
+    def _one(self, servo: ServoState, k: int, goal: float, present: float, now_ns: int) -> Judgement | None:
         relieved = self._relieved.get(k)
         said = set(servo.faults) - {"voltage"}
         if not said or not said <= OVERLOADS:  # `Watch` judges the rest
@@ -61,7 +61,7 @@ class GripRelief:
         what = f"servo {servo.name} reports {', '.join(servo.faults)}{measured(servo)}"
         if servo.torque_on is False:
             text = f"{what} and has switched its torque off; take out what blocks it, then {servo.restart}"
-            return Finding(Level.STOP, "gripper_overload", text)
+            return Judgement(Level.STOP, "gripper_overload", text)
         if relieved is None:
             little = float(np.clip(goal - present, -self._little[k], self._little[k]))
             self._relieved[k] = _Relieved(present + little, float(np.sign(goal - present)), now_ns)
@@ -69,14 +69,14 @@ class GripRelief:
                 f"{what} at {present:.1f}, told to go to {goal:.1f}: it now holds lightly at {present + little:.1f} "
                 "until the policy opens it; if it reports overload again, the run ends"
             )
-            return Finding(Level.WARN, "gripper_relieved", text)
+            return Judgement(Level.WARN, "gripper_relieved", text)
         if relieved.is_cleared or now_ns - relieved.since_ns > STILL_MS * 1_000_000:
             again = "again" if relieved.is_cleared else "still"
             text = (
                 f"{what} {again}, although its goal was taken back to {relieved.goal:.1f}; take out what blocks it, "
                 f"then {servo.restart}"
             )
-            return Finding(Level.STOP, "gripper_overload", text)
+            return Judgement(Level.STOP, "gripper_overload", text)
         return None
 
     def bend(self, wanted: np.ndarray | None, last_goal: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:

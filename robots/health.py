@@ -25,7 +25,7 @@ HEALTH_MARGIN_NS = 1_500_000
 
 
 @dataclass
-class ServoHealth:
+class ServoCondition:
     """What is known of one servo, each value as last read. faults: conditions that it reports, or that are concluded,
     in words; cure: what a person does about them. restart: how it is made to forget them."""
 
@@ -108,7 +108,7 @@ class LineHealth:
     def __init__(self, bus: Bus, line: ServoBus, grippers: Collection[str]) -> None:
         self.line = line
         self.servos = {
-            m.id: ServoHealth(
+            m.id: ServoCondition(
                 m.id, bus.name, m.name, is_gripper=m.name in grippers, restart=line.restart_words(m.id)
             )
             for m in bus.motors

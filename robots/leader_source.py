@@ -11,7 +11,7 @@ from edgevla.cameras import CameraSettings
 from edgevla.descriptions import AboutPolicy
 from edgevla.errors import BusError
 from edgevla.launch.deployment import DeployOptions
-from edgevla.launch.sources import DirectSource, Run
+from edgevla.launch.sources import DirectSource, SupervisorLike
 from edgevla.vocabulary import NONE
 
 from .describe import about_camera
@@ -33,7 +33,7 @@ class LeaderArm:
     ports: Sequence[str] = ()
     calibration: str | None = None
 
-    def start(self, run: Run, fps: float, driver: Driver) -> float:
+    def start(self, run: SupervisorLike, fps: float, driver: Driver) -> float:
         """In the policy's place, or beside it; its latency in ms. fps: of the grid.
 
         Raises:
@@ -50,7 +50,7 @@ class LeaderArm:
         run.say("info", driver, f"{about.provider} answers in {about.latency_ms:.1f} ms")
         return about.latency_ms
 
-    def _emulate(self, run: Run) -> str:
+    def _emulate(self, run: SupervisorLike) -> str:
         """Starts an emulated leader that sways; the folder with a link per bus."""
         links = run.folder / "leader"
         words = [
@@ -88,15 +88,15 @@ class LeaderSource(DirectSource):
         self._settings = _camera_settings(follower, options)
         super().__init__(f"leader {leader.profile.name}", [camera.name for camera in self._settings])
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         for camera in self._settings:
             run.say("info", "teleop", f"camera {camera.name}: {camera.source}")
         return self._settings
 
-    def start(self, run: Run) -> float:
+    def start(self, run: SupervisorLike) -> float:
         return self._leader.start(run, self._fps, "policy")
 
-    def start_arguments(self, run: Run, latency_ms: float) -> Start:
+    def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         return self.direct_arguments(run, self._fps, held_actions(self._fps), latency_ms)
 
 

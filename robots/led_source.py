@@ -10,7 +10,7 @@ from edgevla.arguments import Start
 from edgevla.cameras import CameraSettings
 from edgevla.execution import Execution
 from edgevla.launch.deployment import DeployOptions
-from edgevla.launch.sources import PolicySource, Run
+from edgevla.launch.sources import PolicySource, SupervisorLike
 
 from .leader_node import check_pair
 from .leader_source import LeaderArm
@@ -51,16 +51,16 @@ class LedSource:
     def about(self) -> dict[str, Any]:
         return self._policy.about
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         self._policy.prepare(run)
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         return self._policy.fit(run)
 
-    def start(self, run: Run) -> float:
+    def start(self, run: SupervisorLike) -> float:
         """The leader first: whether it answers is known at once."""
         self._leader_ms = self._arm.start(run, self._policy.fps, "leader")
         return self._policy.start(run)
 
-    def start_arguments(self, run: Run, latency_ms: float) -> Start:
+    def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         return replace(self._policy.start_arguments(run, latency_ms), leader_ms=self._leader_ms)

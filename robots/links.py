@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:  # the guardian imports this: no numpy
     import numpy as np
 
-    from edgevla.messages import Body, Chunk, Infer, Message, Severity
+    from edgevla.messages import Chunk, Infer, Message, MessageBody, Severity
 
 Driver = Literal["policy", "leader"]
 RUNNING, STOPPING, PARKED, RELEASED = b"r", b"s", b"p", b"x"
@@ -39,7 +39,7 @@ class Links(Protocol):
         """Whom `ask` asks from now on; the policy at first."""
         ...
 
-    def publish(self, body: Body, observed_ns: int | None = None) -> None:
+    def publish(self, body: MessageBody, observed_ns: int | None = None) -> None:
         """Tells everybody who listens. observed_ns: monotonic, when it was so."""
         ...
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgevla.messages import Mode
 
 
-class State(str, Enum):
+class NodeState(str, Enum):
     """What the robot node is.
 
     IDLE: torque off, nothing was started. HOLDING: as RUNNING, but no chunk or a stale joint. ENDING: comes to rest, by
@@ -50,7 +50,7 @@ class State(str, Enum):
     STOPPED = "stopped"
 
 
-class Event(str, Enum):
+class NodeEvent(str, Enum):
     """What may come. The first twelve are commands; then what happens to the processes, to the servos, and by itself."""
 
     START = "start"
@@ -81,124 +81,137 @@ class Deeds(Protocol):
     the one that the arm is really in now. EdgeVLAError: it was not done, and the machine stays where it is.
     """
 
-    def __call__(self, deed: str, reason: str, arguments: Arguments | None) -> State | None: ...
+    def __call__(self, deed: str, reason: str, arguments: Arguments | None) -> NodeState | None: ...
 
 
 @dataclass(frozen=True)
-class Cell:
+class Transition:
     """deed: a method of `Commands`, empty: nothing is to be done. to: None stays. refusal: why not, and nothing else."""
 
     deed: str = ""
-    to: State | None = None
+    to: NodeState | None = None
     refusal: str = ""
 
 
-STAY = Cell()
+STAY = Transition()
 WHY_NOT = {
-    State.IDLE: "nothing was started yet",
-    State.RUNNING: "it runs",
-    State.HOLDING: "it holds, and goes on by itself",
-    State.PAUSED: "it is paused",
-    State.HOMING: "it moves home",
-    State.ENDING: "it is coming to rest",
-    State.EMERGENCY: "the emergency stop is latched; clear it first",
-    State.PARKED: "it is parked at reduced torque; start it again",
-    State.STOPPED: "it has stopped; start it again",
+    NodeState.IDLE: "nothing was started yet",
+    NodeState.RUNNING: "it runs",
+    NodeState.HOLDING: "it holds, and goes on by itself",
+    NodeState.PAUSED: "it is paused",
+    NodeState.HOMING: "it moves home",
+    NodeState.ENDING: "it is coming to rest",
+    NodeState.EMERGENCY: "the emergency stop is latched; clear it first",
+    NodeState.PARKED: "it is parked at reduced torque; start it again",
+    NodeState.STOPPED: "it has stopped; start it again",
 }
-UNDER_WAY = (State.RUNNING, State.HOLDING, State.PAUSED, State.HOMING)
+UNDER_WAY = (NodeState.RUNNING, NodeState.HOLDING, NodeState.PAUSED, NodeState.HOMING)
 """Torque is on, and somebody may move the arm."""
 
 
-def _row(words: str, cells: Mapping[State, Cell]) -> dict[State, Cell]:
+def _row(words: str, cells: Mapping[NodeState, Transition]) -> dict[NodeState, Transition]:
     """Every state that has no cell refuses, and says why. words: "cannot ..."."""
-    return {s: cells.get(s, Cell(refusal=f"cannot {words}: {WHY_NOT[s]}")) for s in State}
+    return {s: cells.get(s, Transition(refusal=f"cannot {words}: {WHY_NOT[s]}")) for s in NodeState}
 
 
-def _all(states: tuple[State, ...], cell: Cell) -> dict[State, Cell]:
+def _all(states: tuple[NodeState, ...], cell: Transition) -> dict[NodeState, Transition]:
     return dict.fromkeys(states, cell)
 
 
-def _driven_by(deed: str) -> dict[State, Cell]:
+def _driven_by(deed: str) -> dict[NodeState, Transition]:
     """Whoever drives from now on begins at once; a paused arm stays so."""
-    return _all((State.RUNNING, State.HOLDING), Cell(deed, State.RUNNING)) | {State.PAUSED: Cell(deed)}
+    return _all((NodeState.RUNNING, NodeState.HOLDING), Transition(deed, NodeState.RUNNING)) | {
+        NodeState.PAUSED: Transition(deed)
+    }
 
 
-_BEGIN = Cell("begin", State.RUNNING)
-_CHANGE = Cell("change_plan", State.RUNNING)
-_HALT = Cell("halt", State.PAUSED)
-_GO_HOME = Cell("go_home", State.HOMING)
-_REST = Cell("come_to_rest", State.ENDING)
-_HARM = Cell("give_up", State.ENDING)
-_WORSEN = Cell("worsen")
-_FREEZE = Cell("freeze", State.EMERGENCY)
-_EVERYWHERE = _all(tuple(State), STAY)
+_BEGIN = Transition("begin", NodeState.RUNNING)
+_CHANGE = Transition("change_plan", NodeState.RUNNING)
+_HALT = Transition("halt", NodeState.PAUSED)
+_GO_HOME = Transition("go_home", NodeState.HOMING)
+_REST = Transition("come_to_rest", NodeState.ENDING)
+_HARM = Transition("give_up", NodeState.ENDING)
+_WORSEN = Transition("worsen")
+_FREEZE = Transition("freeze", NodeState.EMERGENCY)
+_EVERYWHERE = _all(tuple(NodeState), STAY)
 
-TABLE: dict[Event, dict[State, Cell]] = {
-    Event.START: _row(
-        "start", _all((State.IDLE, State.STOPPED, State.PARKED), _BEGIN) | {State.PAUSED: _CHANGE}
+TABLE: dict[NodeEvent, dict[NodeState, Transition]] = {
+    NodeEvent.START: _row(
+        "start",
+        _all((NodeState.IDLE, NodeState.STOPPED, NodeState.PARKED), _BEGIN) | {NodeState.PAUSED: _CHANGE},
     ),
-    Event.PAUSE: _row(
-        "pause", _all((State.RUNNING, State.HOLDING, State.HOMING), _HALT) | {State.PAUSED: STAY}
+    NodeEvent.PAUSE: _row(
+        "pause",
+        _all((NodeState.RUNNING, NodeState.HOLDING, NodeState.HOMING), _HALT) | {NodeState.PAUSED: STAY},
     ),
-    Event.RESUME: _row("resume", {State.PAUSED: Cell("resume", State.RUNNING), State.RUNNING: STAY}),
-    Event.HOME: _row(
-        "move home", _all((State.RUNNING, State.HOLDING, State.PAUSED), _GO_HOME) | {State.HOMING: STAY}
+    NodeEvent.RESUME: _row(
+        "resume", {NodeState.PAUSED: Transition("resume", NodeState.RUNNING), NodeState.RUNNING: STAY}
     ),
-    Event.RESET: _row(
-        "begin anew", _all((State.RUNNING, State.HOLDING), Cell("restart")) | {State.PAUSED: STAY}
+    NodeEvent.HOME: _row(
+        "move home",
+        _all((NodeState.RUNNING, NodeState.HOLDING, NodeState.PAUSED), _GO_HOME) | {NodeState.HOMING: STAY},
     ),
-    Event.SET_TASK: _row("change the task", _all(UNDER_WAY, Cell("set_task"))),
-    Event.SET_EXECUTION: _row("change the execution", _all(UNDER_WAY, Cell("set_execution"))),
-    Event.LEAD: _row("follow the leader", _driven_by("lead")),
-    Event.HAND_BACK: _row("follow the policy", _driven_by("hand_back")),
-    Event.STOP: _row(
+    NodeEvent.RESET: _row(
+        "begin anew",
+        _all((NodeState.RUNNING, NodeState.HOLDING), Transition("restart")) | {NodeState.PAUSED: STAY},
+    ),
+    NodeEvent.SET_TASK: _row("change the task", _all(UNDER_WAY, Transition("set_task"))),
+    NodeEvent.SET_EXECUTION: _row("change the execution", _all(UNDER_WAY, Transition("set_execution"))),
+    NodeEvent.LEAD: _row("follow the leader", _driven_by("lead")),
+    NodeEvent.HAND_BACK: _row("follow the policy", _driven_by("hand_back")),
+    NodeEvent.STOP: _row(
         "stop",
         _all(UNDER_WAY, _REST)
-        | _all((State.ENDING, State.PARKED, State.STOPPED), STAY)
-        | {State.IDLE: Cell(to=State.STOPPED)},
+        | _all((NodeState.ENDING, NodeState.PARKED, NodeState.STOPPED), STAY)
+        | {NodeState.IDLE: Transition(to=NodeState.STOPPED)},
     ),
-    Event.EMERGENCY_STOP: _row(
+    NodeEvent.EMERGENCY_STOP: _row(
         "freeze",
-        _all((State.IDLE, State.PARKED, State.STOPPED, *UNDER_WAY), _FREEZE)
+        _all((NodeState.IDLE, NodeState.PARKED, NodeState.STOPPED, *UNDER_WAY), _FREEZE)
         | {
-            State.ENDING: Cell("freeze_ending", State.EMERGENCY),
-            State.EMERGENCY: Cell("let_go", State.ENDING),
+            NodeState.ENDING: Transition("freeze_ending", NodeState.EMERGENCY),
+            NodeState.EMERGENCY: Transition("let_go", NodeState.ENDING),
         },
     ),
-    Event.CLEAR_STOP: {
-        s: Cell(refusal="no emergency stop is latched") for s in State if s is not State.EMERGENCY
+    NodeEvent.CLEAR_STOP: {
+        s: Transition(refusal="no emergency stop is latched")
+        for s in NodeState
+        if s is not NodeState.EMERGENCY
     }
-    | {State.EMERGENCY: Cell("unfreeze")},
-    Event.NOBODY_LEFT: _EVERYWHERE | _all((*UNDER_WAY, State.EMERGENCY), _HARM),
-    Event.FAULT: _EVERYWHERE | _all((*UNDER_WAY, State.EMERGENCY), _HARM) | {State.ENDING: _WORSEN},
-    Event.LINE_GONE: _EVERYWHERE
-    | _all((*UNDER_WAY, State.EMERGENCY), _HARM)
-    | _all((State.IDLE, State.STOPPED), Cell("abandon", State.STOPPED))
-    | {State.ENDING: _WORSEN},
-    Event.CUT_OFF: _all(tuple(State), Cell("abandon", State.STOPPED)),
-    Event.STALLED: _EVERYWHERE | {State.RUNNING: Cell(to=State.HOLDING)},
-    Event.FLOWING: _EVERYWHERE | {State.HOLDING: Cell(to=State.RUNNING)},
-    Event.ARRIVED: _EVERYWHERE | {State.HOMING: Cell(to=State.PAUSED)},
-    Event.RELEASED: _EVERYWHERE | _all((State.ENDING, State.PARKED), Cell(to=State.STOPPED)),
-    Event.LEFT_PARKED: _EVERYWHERE | {State.ENDING: Cell(to=State.PARKED)},
+    | {NodeState.EMERGENCY: Transition("unfreeze")},
+    NodeEvent.NOBODY_LEFT: _EVERYWHERE | _all((*UNDER_WAY, NodeState.EMERGENCY), _HARM),
+    NodeEvent.FAULT: _EVERYWHERE
+    | _all((*UNDER_WAY, NodeState.EMERGENCY), _HARM)
+    | {NodeState.ENDING: _WORSEN},
+    NodeEvent.LINE_GONE: _EVERYWHERE
+    | _all((*UNDER_WAY, NodeState.EMERGENCY), _HARM)
+    | _all((NodeState.IDLE, NodeState.STOPPED), Transition("abandon", NodeState.STOPPED))
+    | {NodeState.ENDING: _WORSEN},
+    NodeEvent.CUT_OFF: _all(tuple(NodeState), Transition("abandon", NodeState.STOPPED)),
+    NodeEvent.STALLED: _EVERYWHERE | {NodeState.RUNNING: Transition(to=NodeState.HOLDING)},
+    NodeEvent.FLOWING: _EVERYWHERE | {NodeState.HOLDING: Transition(to=NodeState.RUNNING)},
+    NodeEvent.ARRIVED: _EVERYWHERE | {NodeState.HOMING: Transition(to=NodeState.PAUSED)},
+    NodeEvent.RELEASED: _EVERYWHERE
+    | _all((NodeState.ENDING, NodeState.PARKED), Transition(to=NodeState.STOPPED)),
+    NodeEvent.LEFT_PARKED: _EVERYWHERE | {NodeState.ENDING: Transition(to=NodeState.PARKED)},
 }
-LAST_EVENTS = (Event.NOBODY_LEFT, Event.LINE_GONE, Event.CUT_OFF)
+LAST_EVENTS = (NodeEvent.NOBODY_LEFT, NodeEvent.LINE_GONE, NodeEvent.CUT_OFF)
 """After these nobody can start anything any more: the process ends with the arm at rest."""
-LOSSES = (Event.LINE_GONE, Event.CUT_OFF)
-MODES: dict[State, Mode] = {
-    State.IDLE: "idle",
-    State.RUNNING: "running",
-    State.HOLDING: "holding",
-    State.PAUSED: "paused",
-    State.HOMING: "homing",
-    State.EMERGENCY: "emergency",
-    State.PARKED: "stopped",
-    State.STOPPED: "stopped",
+LOSSES = (NodeEvent.LINE_GONE, NodeEvent.CUT_OFF)
+MODES: dict[NodeState, Mode] = {
+    NodeState.IDLE: "idle",
+    NodeState.RUNNING: "running",
+    NodeState.HOLDING: "holding",
+    NodeState.PAUSED: "paused",
+    NodeState.HOMING: "homing",
+    NodeState.EMERGENCY: "emergency",
+    NodeState.PARKED: "stopped",
+    NodeState.STOPPED: "stopped",
 }
 """As the wire has them; an ending is `emergency` while the stop is latched, else `stopped`."""
 
 
-class Machine:
+class StateMachine:
     """One state, changed by `fire` and by nothing else.
 
     do: carries out a deed of the table. tell: (mode on the wire, reason), called when either changes what is shown.
@@ -206,11 +219,11 @@ class Machine:
 
     def __init__(self, do: Deeds, tell: Callable[[Mode, str], None]) -> None:
         self._do, self._tell = do, tell
-        self._state, self._reason = State.IDLE, "waiting for start"
+        self._state, self._reason = NodeState.IDLE, "waiting for start"
         self._must_end, self._has_failed, self._is_latched = False, False, False
 
     @property
-    def state(self) -> State:
+    def state(self) -> NodeState:
         return self._state
 
     @property
@@ -236,23 +249,23 @@ class Machine:
     def is_over(self) -> bool:
         """Whether there is nothing left to do for this process."""
         is_last = self._must_end or self._has_failed
-        return is_last and self._state in (State.IDLE, State.STOPPED, State.PARKED)
+        return is_last and self._state in (NodeState.IDLE, NodeState.STOPPED, NodeState.PARKED)
 
     @property
     def mode(self) -> Mode:
         """The state as the wire has it."""
-        if self._state is State.ENDING:
+        if self._state is NodeState.ENDING:
             return "emergency" if self._is_latched else "stopped"
         return MODES[self._state]
 
-    def fire(self, event: Event, reason: str = "", arguments: Arguments | None = None) -> str:
+    def fire(self, event: NodeEvent, reason: str = "", arguments: Arguments | None = None) -> str:
         """Does what the table says. Why not, or an empty string.
 
         Raises:
             EdgeVLAError: the deed was refused or failed; the state is as it was.
         """
         cell = TABLE[event][self._state]
-        if event is Event.START and self._must_end:  # it may have come with the news that nobody is left
+        if event is NodeEvent.START and self._must_end:  # it may have come with the news that nobody is left
             return "the robot's processes are ending"
         if cell.refusal:
             return cell.refusal
@@ -261,11 +274,13 @@ class Machine:
         became = self._do(cell.deed, reason, arguments) if cell.deed else None
         after = became or cell.to
         is_change = after is not None or bool(cell.deed)
-        self._has_failed = self._has_failed or event in LOSSES or (event is Event.FAULT and is_change)
-        if event is Event.START:
+        self._has_failed = self._has_failed or event in LOSSES or (event is NodeEvent.FAULT and is_change)
+        if event is NodeEvent.START:
             self._has_failed = False
         if after is not None:
-            self._is_latched = after is State.EMERGENCY or (self._is_latched and after is State.ENDING)
+            self._is_latched = after is NodeState.EMERGENCY or (
+                self._is_latched and after is NodeState.ENDING
+            )
             self._state, self._reason = after, reason
         if self.mode != shown:
             self._tell(self.mode, self._reason)
@@ -279,15 +294,15 @@ class Machine:
 def draw() -> str:
     """The table in Markdown: a row per event, a column per state; `-` is heard and changes nothing, `no` is refused."""
 
-    def words(cell: Cell) -> str:
+    def words(cell: Transition) -> str:
         if cell.refusal:
             return "no"
         to = "" if cell.to is None else f"→ {cell.to.value}"
         return " ".join(part for part in (cell.deed.replace("_", " "), to) if part) or "-"
 
-    lines = ["| | " + " | ".join(s.value for s in State) + " |", "| --- " * (len(State) + 1) + "|"]
+    lines = ["| | " + " | ".join(s.value for s in NodeState) + " |", "| --- " * (len(NodeState) + 1) + "|"]
     lines += [
-        f"| **{event.value}** | " + " | ".join(words(TABLE[event][s]) for s in State) + " |"
-        for event in Event
+        f"| **{event.value}** | " + " | ".join(words(TABLE[event][s]) for s in NodeState) + " |"
+        for event in NodeEvent
     ]
     return "\n".join(lines)

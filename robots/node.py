@@ -26,10 +26,10 @@ from .arm import EXCHANGE_SHARE, Reading, Robot
 from .body import Body
 from .commands import Commands
 from .links import Links
-from .modes import Event, State
+from .modes import NodeEvent, NodeState
 from .profile import Profile
 from .rollout import Plan
-from .safety import CLIPPING, Finding, Level, Reason
+from .safety import CLIPPING, Judgement, Level, Reason
 from .telling import Teller
 
 IDLE_HZ = 30.0
@@ -40,7 +40,7 @@ HEARTBEAT_NS = NS_PER_S // 5
 SILENT_POLICY_NS = 2 * NS_PER_S
 SETTLED_NS = 3 * NS_PER_S // 10
 """What held the arm must have been over for so long: a joint that comes and goes is no news at every tick."""
-RUN_STATES = (State.RUNNING, State.HOLDING)
+RUN_STATES = (NodeState.RUNNING, NodeState.HOLDING)
 CLIP_WORDS = {Reason.LIMIT: "limit", Reason.RATE: "speed"}
 
 
@@ -159,11 +159,11 @@ class ControlLoop:
     def _decide(self, tick: Tick) -> Goal:
         """What is wanted at this tick, before safety."""
         state, rollout = self.machine.state, self._commands.rollout
-        if state is State.ENDING:
+        if state is NodeState.ENDING:
             return Goal(self._commands.step_ending())
         if self.wants_new_grid:  # this tick still has a number of the old grid
             return Goal(None)
-        if state is State.HOMING:
+        if state is NodeState.HOMING:
             return self._decide_homing()
         if state not in RUN_STATES or rollout is None:
             return Goal(None)
@@ -180,7 +180,7 @@ class ControlLoop:
             return Goal(None)
         home = self._body.bent_home()
         if np.allclose(self._body.last_goal, home, atol=1e-3):
-            self.machine.fire(Event.ARRIVED, "at home")
+            self.machine.fire(NodeEvent.ARRIVED, "at home")
         return Goal(home)
 
     def _approach_after(self, silent_ns: int, goal: Goal) -> None:
@@ -196,8 +196,8 @@ class ControlLoop:
 
     def _make_safe(self, decided: Goal) -> tuple[np.ndarray | None, np.ndarray]:
         state = self.machine.state
-        goal, bits = self._body.bend(decided.wanted, is_slow=state in (State.HOMING, State.ENDING))
-        if state is State.RUNNING and not self._body.is_approaching:
+        goal, bits = self._body.bend(decided.wanted, is_slow=state in (NodeState.HOMING, NodeState.ENDING))
+        if state is NodeState.RUNNING and not self._body.is_approaching:
             self._count_clips(bits)
         return goal, bits
 
@@ -222,9 +222,9 @@ class ControlLoop:
         self._body.saw(reading)
         return reading
 
-    def _judge(self, goal: np.ndarray | None) -> list[Finding]:
+    def _judge(self, goal: np.ndarray | None) -> list[Judgement]:
         ending = self._commands.ending
-        is_free = ending is None and self.machine.state is not State.EMERGENCY
+        is_free = ending is None and self.machine.state is not NodeState.EMERGENCY
         if is_free and goal is not None:
             self._body.renew_torque(goal)
         findings = self._body.judge(goal, self._body.is_reduced, is_gripping=is_free)
@@ -283,13 +283,13 @@ class ControlLoop:
             self._hold(tick, f"no chunk for {silent_ns / NS_PER_S:.0f} s")
             return
         if tick.deadline_ns - self._held_ns >= SETTLED_NS:
-            self.machine.fire(Event.FLOWING)
+            self.machine.fire(NodeEvent.FLOWING)
 
     def _hold(self, tick: Tick, reason: str) -> None:
         self._held_ns = tick.deadline_ns
-        if self.machine.state is State.HOLDING:
+        if self.machine.state is NodeState.HOLDING:
             self.machine.rename(reason)
-        self.machine.fire(Event.STALLED, reason)
+        self.machine.fire(NodeEvent.STALLED, reason)
 
     def _tell(
         self,
@@ -298,7 +298,7 @@ class ControlLoop:
         decided: Goal,
         goal: np.ndarray | None,
         bits: np.ndarray,
-        findings: Sequence[Finding],
+        findings: Sequence[Judgement],
     ) -> None:
         for finding in findings:
             bits = bits if finding.bits is None else bits | finding.bits

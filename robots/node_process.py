@@ -21,7 +21,7 @@ import zmq
 
 from edgevla.clock import MonotonicClock
 from edgevla.errors import EdgeVLAError
-from edgevla.messages import Body, Chunk, Infer, Message, Severity
+from edgevla.messages import Chunk, Infer, Message, MessageBody, Severity
 from edgevla.nodes.vitals import (
     END,
     ask_for_real_time,
@@ -94,7 +94,7 @@ class ZmqLinks:
     def turn_to(self, driver: Driver) -> None:
         self._asked = driver
 
-    def publish(self, body: Body, observed_ns: int | None = None) -> None:
+    def publish(self, body: MessageBody, observed_ns: int | None = None) -> None:
         self._publisher.send(body, (), observed_ns)
 
     def event(self, severity: Severity, code: str, text: str, **fields: Any) -> None:

@@ -161,7 +161,7 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Judgement:
     """One judgement. code: stable, for programs; text: one sentence; bits: uint16 (D,)."""
 
     level: Level
@@ -228,7 +228,7 @@ class Watch:
         now_ns: int,
         is_torque_on: bool,
         tick_us: float,
-    ) -> list[Finding]:
+    ) -> list[Judgement]:
         """All findings of this tick, the gravest first. goal: None while nothing is sent."""
         findings = [self._stale(age_us, tick_us)]
         if goal is not None and is_torque_on:
@@ -236,23 +236,25 @@ class Watch:
         findings += [self._servo(servo, now_ns, is_torque_on) for servo in servos]
         return sorted((f for f in findings if f.level), key=lambda f: -f.level)
 
-    def _stale(self, age_us: np.ndarray, tick_us: float) -> Finding:
+    def _stale(self, age_us: np.ndarray, tick_us: float) -> Judgement:
         limits = self._limits
         self._n_stale_ticks = np.where(age_us > tick_us, self._n_stale_ticks + 1, 0)
         is_old = (age_us > limits.stale_hold_ms * 1000) | (self._n_stale_ticks >= limits.stale_hold_ticks)
         if not is_old.any():
-            return Finding(Level.GO)
+            return Judgement(Level.GO)
         worst = int(np.argmax(age_us))
         names = [name for name, old in zip(self._joints, is_old, strict=True) if old]
         who = "any joint" if len(names) == len(self._joints) else ", ".join(names)
         bits = np.where(is_old, np.uint16(Reason.STALE), np.uint16(0)).astype(np.uint16)
         if age_us[worst] > limits.stale_fail_ms * 1000:
             text = f"no position of {who} for {age_us[worst] / 1000:.0f} ms; {self._explain_silence(is_old)}"
-            return Finding(Level.FAIL, "state_lost", f"{text}. The arm is held, parked and released", bits)
+            return Judgement(Level.FAIL, "state_lost", f"{text}. The arm is held, parked and released", bits)
         text = f"no new position of {who} for {age_us[worst] / 1000:.0f} ms"
-        return Finding(Level.HOLD, "state_stale", text, bits)
+        return Judgement(Level.HOLD, "state_stale", text, bits)
 
-    def _following(self, position: np.ndarray, goal: np.ndarray, age_us: np.ndarray, now_ns: int) -> Finding:
+    def _following(
+        self, position: np.ndarray, goal: np.ndarray, age_us: np.ndarray, now_ns: int
+    ) -> Judgement:
         limits = self._limits
         error = np.abs(goal - position)
         is_off = (
@@ -267,22 +269,22 @@ class Watch:
                     f"{name} is {error[i]:.0f} from its goal for {limits.following_ms} ms (limit "
                     f"{limits.following_error:g}): it is blocked, overloaded or unplugged"
                 )
-                return Finding(Level.STOP, "following_error", text, bits)
-        return Finding(Level.GO)
+                return Judgement(Level.STOP, "following_error", text, bits)
+        return Judgement(Level.GO)
 
     @staticmethod
-    def _reported(servo: ServoState) -> Finding | None:
+    def _reported(servo: ServoState) -> Judgement | None:
         """What the servo says of itself. Volts are judged by the measured ones, a gripper's push by `GripRelief`."""
         said = [fault for fault in servo.faults if fault != "voltage"]
         if not said or (servo.is_gripper and set(said) <= OVERLOADS):
             return None
-        return Finding(Level.STOP, "servo_fault", f"servo {servo.name} {what_it_says(said)}; {servo.cure}")
+        return Judgement(Level.STOP, "servo_fault", f"servo {servo.name} {what_it_says(said)}; {servo.cure}")
 
-    def _servo(self, servo: ServoState, now_ns: int, is_torque_on: bool) -> Finding:
+    def _servo(self, servo: ServoState, now_ns: int, is_torque_on: bool) -> Judgement:
         limits, name = self._limits, servo.name
         hot = servo.temperature_c
         if hot is not None and hot >= limits.temperature_stop_c:
-            return Finding(
+            return Judgement(
                 Level.STOP,
                 "over_temperature",
                 f"servo {name} has {hot:.0f} degC (limit {limits.temperature_stop_c:g}); let it cool down",
@@ -292,7 +294,7 @@ class Watch:
         load = servo.load_percent
         overloaded = load is not None and abs(load) >= limits.overload_percent
         if self._since.ms(f"load/{name}", overloaded, now_ns) >= limits.overload_ms:
-            return Finding(
+            return Judgement(
                 Level.STOP,
                 "overload",
                 f"servo {name} pushes with {abs(load or 0):.0f} % for {limits.overload_ms} ms (limit "
@@ -301,7 +303,7 @@ class Watch:
         volts = servo.voltage_v
         is_out = volts is not None and not limits.voltage_min <= volts <= limits.voltage_max
         if self._since.ms(f"volt/{name}", is_out, now_ns) >= limits.voltage_ms:
-            return Finding(
+            return Judgement(
                 Level.STOP,
                 "voltage",
                 f"servo {name} has {volts:.1f} V, allowed {limits.voltage_min:g} to {limits.voltage_max:g} V; "
@@ -309,7 +311,7 @@ class Watch:
             )
         is_limp = is_torque_on and servo.torque_on is False
         if self._since.ms(f"torque/{name}", is_limp, now_ns) >= TORQUE_LOST_MS:
-            return Finding(
+            return Judgement(
                 Level.STOP,
                 "torque_lost",
                 f"servo {name} has switched its torque off (brown-out, overload or heat); it stays off until you "
@@ -317,8 +319,8 @@ class Watch:
             )
         if "voltage" in servo.faults and volts is not None:
             text = f"servo {name} reports that its voltage is wrong: {volts:.1f} V; check the power supply"
-            return Finding(Level.WARN, "voltage_reported", text)
+            return Judgement(Level.WARN, "voltage_reported", text)
         if hot is not None and hot >= limits.temperature_warn_c:
             text = f"servo {name} is warm: {hot:.0f} degC, the arm stops at {limits.temperature_stop_c:g}"
-            return Finding(Level.WARN, "warm", text)
-        return Finding(Level.GO)
+            return Judgement(Level.WARN, "warm", text)
+        return Judgement(Level.GO)

@@ -19,7 +19,7 @@ from .arm_line import ArmLine
 from .bus.servo_bus import ServoBus
 from .profile import Profile
 from .rescue import Rescue
-from .units import OUTSIDE_TICKS, JointUnits, Outside
+from .units import OUTSIDE_TICKS, JointUnits, OutOfRange
 
 RETURN_TICKS_S = 341.0
 """30 degrees/s: how fast a joint that is found a little outside its range comes back."""
@@ -129,7 +129,7 @@ class Torque:
         except BusError:
             return None
 
-    def _slow_down(self, outside: Sequence[Outside]) -> list[tuple[ServoBus, int, int]]:
+    def _slow_down(self, outside: Sequence[OutOfRange]) -> list[tuple[ServoBus, int, int]]:
         """Limits the speed of servos whose joint will move as soon as it has torque; what it was, shadows too."""
         motors = {each.motor for each in outside}
         slowed = []
@@ -141,7 +141,7 @@ class Torque:
                     bus.write_raw(motor.id, bus.speed, bus.speed_counts(motor.id, RETURN_TICKS_S))
         return slowed
 
-    def _await_return(self, units: JointUnits, outside: Sequence[Outside]) -> None:
+    def _await_return(self, units: JointUnits, outside: Sequence[OutOfRange]) -> None:
         """Until all joints are inside, or have had the time that it takes."""
         far = max(each.ticks for each in outside)
         until_ns = self._clock.now_ns() + int(far / RETURN_TICKS_S * 1e9) + RETURN_PATIENCE_NS

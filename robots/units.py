@@ -41,7 +41,7 @@ def finger_rad(finger: float, gripper: GripperMap) -> float:
 
 
 @dataclass(frozen=True)
-class Outside:
+class OutOfRange:
     """A joint that stands outside its range. by: how far, and limit: the end it is beyond, in units of `action`."""
 
     index: int
@@ -159,12 +159,14 @@ class JointUnits:
             out[k] = abs(RAD_PER_TICK / (gripper.open_rad - gripper.closed_rad))
         return out
 
-    def outside(self, ticks: np.ndarray) -> list[Outside]:
+    def outside(self, ticks: np.ndarray) -> list[OutOfRange]:
         """int (D,) present positions -> the joints from which the nearest goal that can be sent is away."""
         ends = np.clip(ticks, self.least, self.most)
         away, limit, scale = np.abs(ticks - ends), self.action(ends), self.scale()
         return [
-            Outside(int(k), joint.motor, float(away[k] * scale[k]), float(limit[k]), int(away[k]), joint.unit)
+            OutOfRange(
+                int(k), joint.motor, float(away[k] * scale[k]), float(limit[k]), int(away[k]), joint.unit
+            )
             for k, joint in enumerate(self.joints)
             if away[k]
         ]

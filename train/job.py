@@ -15,7 +15,7 @@ import torch
 from edgevla.checkpoints import PRETRAINED, TRAINING, run_of
 from edgevla.dataset.facts import FACTS, DatasetFacts, camera_looks, facts_of, read_facts
 from edgevla.dataset.reader import Dataset, episode_numbers, open_dataset
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.errors import CheckpointError, DatasetError, UsageError
 from edgevla.vocabulary import matches
 
@@ -135,7 +135,7 @@ def _open(config: TrainConfig, checkpoint: Path | None) -> list[Dataset]:
     trained = read_facts(checkpoint / PRETRAINED) if checkpoint is not None else start_facts(config)
     how: dict[str, Any] = {
         "root": root,
-        "reading": Reading(config.features, config.without, config.task_from),
+        "reading": DatasetReading(config.features, config.without, config.task_from),
     }
     if trained is not None:
         how["remembered"] = trained.reading

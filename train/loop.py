@@ -60,14 +60,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """step: finished steps. signal: the one that ended the run early, None when it came to its end."""
 
     step: int
     signal: int | None
 
 
-def train(job: Job, done: int = 0) -> Outcome:
+def train(job: Job, done: int = 0) -> TrainingOutcome:
     """Trains from step `done` to `config.steps`; the last step is always saved.
 
     Raises:
@@ -98,7 +98,7 @@ def train(job: Job, done: int = 0) -> Outcome:
                 break
     if worker.rank == 0:
         _draw(job)
-    return Outcome(step, interruption.signal)
+    return TrainingOutcome(step, interruption.signal)
 
 
 def _gradients(job: Job, batches: Iterator[Batch]) -> dict[str, float]:

@@ -31,7 +31,7 @@ Refuse = Callable[[Any, Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
-class Setting:
+class StepSetting:
     """becomes: what a person reads of it. refuse: see `Refuse`."""
 
     becomes: str
@@ -45,7 +45,7 @@ class StepRule:
 
     names: tuple[str, ...]
     becomes: str
-    settings: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, StepSetting] = field(default_factory=dict)
     has_state: bool = False
     may_repeat: bool = False
 
@@ -184,14 +184,14 @@ def _embodiments(value: Any, config: Mapping[str, Any]) -> str | None:
 
 HONOURED = "honoured"
 _DEVICE = {
-    "device": Setting("changes nothing: the export's target decides", _any),
-    "float_dtype": Setting("null or float32: all is computed in float32", _only(None, "float32")),
+    "device": StepSetting("changes nothing: the export's target decides", _any),
+    "float_dtype": StepSetting("null or float32: all is computed in float32", _only(None, "float32")),
 }
 _NORMALIZER = {
-    "eps": Setting(HONOURED, _positive),
-    "features": Setting("honoured: what is not listed is not normalised", _listed_features),
-    "norm_map": Setting("honoured; it wins over config.json", _modes),
-    "normalize_observation_keys": Setting(HONOURED, _observations),
+    "eps": StepSetting(HONOURED, _positive),
+    "features": StepSetting("honoured: what is not listed is not normalised", _listed_features),
+    "norm_map": StepSetting("honoured; it wins over config.json", _modes),
+    "normalize_observation_keys": StepSetting(HONOURED, _observations),
 }
 
 
@@ -201,15 +201,15 @@ def tokenizer(*, cuts: bool) -> StepRule:
         ("tokenizer_processor",),
         "the prompt's recipe in the bundle",
         {
-            "tokenizer_name": Setting("where no tokenizer/ lies in the checkpoint", _any),
-            "max_length": Setting(HONOURED, _count),
-            "task_key": Setting("task only", _only("task")),
-            "padding_side": Setting(HONOURED, _only("right", "left")),
-            "padding": Setting(
+            "tokenizer_name": StepSetting("where no tokenizer/ lies in the checkpoint", _any),
+            "max_length": StepSetting(HONOURED, _count),
+            "task_key": StepSetting("task only", _only("task")),
+            "padding_side": StepSetting(HONOURED, _only("right", "left")),
+            "padding": StepSetting(
                 "max_length, or longest, which comes to the same where padding is masked",
                 _only("max_length", "longest"),
             ),
-            "truncation": Setting(
+            "truncation": StepSetting(
                 f"{HONOURED}; X-VLA: true only", _only(True, False) if cuts else _only(True)
             ),
         },
@@ -219,7 +219,11 @@ def tokenizer(*, cuts: bool) -> StepRule:
 RENAME = StepRule(
     ("rename_observations_processor",),
     "which camera of the robot or dataset feeds which of the policy",
-    {"rename_map": Setting("honoured for cameras; another name of a feature in the data is taken", _renames)},
+    {
+        "rename_map": StepSetting(
+            "honoured for cameras; another name of a feature in the data is taken", _renames
+        )
+    },
 )
 TO_BATCH = StepRule(("to_batch_processor",), "changes nothing: graphs have a batch axis", may_repeat=True)
 DEVICE = StepRule(("device_processor",), "changes nothing", _DEVICE, may_repeat=True)
@@ -229,15 +233,15 @@ RELATIVE = StepRule(
     ("relative_actions_processor", "delta_actions_processor"),
     "in training; `decode` adds the state again",
     {
-        "enabled": Setting("honoured; the post-processor must agree", _only(True, False)),
-        "exclude_joints": Setting(HONOURED, _observations),
-        "action_names": Setting(HONOURED, _observations),
+        "enabled": StepSetting("honoured; the post-processor must agree", _only(True, False)),
+        "exclude_joints": StepSetting(HONOURED, _observations),
+        "action_names": StepSetting(HONOURED, _observations),
     },
 )
 ABSOLUTE = StepRule(
     ("absolute_actions_processor",),
     "in `decode`",
-    {"enabled": Setting("honoured; the pre-processor must agree", _only(True, False))},
+    {"enabled": StepSetting("honoured; the pre-processor must agree", _only(True, False))},
 )
 NEWLINE = StepRule(
     ("smolvla_new_line_processor", "pi0_new_line_processor"), "the prompt's recipe in the bundle"
@@ -246,41 +250,43 @@ PREPARE_STATE = StepRule(
     ("pi05_prepare_state_tokenizer_processor_step",),
     "the prompt's recipe in the bundle",
     {
-        "max_state_dim": Setting("honoured: the prompt's state is padded so far, as LeRobot 0.4 did", _count),
-        "task_key": Setting("task only", _only("task")),
+        "max_state_dim": StepSetting(
+            "honoured: the prompt's state is padded so far, as LeRobot 0.4 did", _count
+        ),
+        "task_key": StepSetting("task only", _only("task")),
     },
 )
-_IMAGE_KEYS = {"image_keys": Setting(HONOURED, _observations)}
+_IMAGE_KEYS = {"image_keys": StepSetting(HONOURED, _observations)}
 TO_FLOAT = StepRule(
     ("xvla_image_to_float",),
     "in `encode`",
-    {**_IMAGE_KEYS, "validate_range": Setting("changes nothing: bytes are in range", _any)},
+    {**_IMAGE_KEYS, "validate_range": StepSetting("changes nothing: bytes are in range", _any)},
 )
 IMAGENET = StepRule(("xvla_imagenet_normalize",), "in `encode`", _IMAGE_KEYS)
 IMAGE_SCALE = StepRule(("xvla_image_scale",), "in `encode`", _IMAGE_KEYS)
 DOMAIN = StepRule(
     ("xvla_add_domain_id",),
     "the export keeps this domain's prompts and matrices",
-    {"domain_id": Setting(HONOURED, _domain)},
+    {"domain_id": StepSetting(HONOURED, _domain)},
 )
 ROT6D = StepRule(
     ("xvla_rotation_6d_to_axis_angle",),
     "in `decode`; such actions are poses, which export refuses",
-    {"expected_action_dim": Setting("10 only", _only(10))},
+    {"expected_action_dim": StepSetting("10 only", _only(10))},
 )
 PACK = StepRule(
     ("groot_pack_inputs_v3",),
     "in `encode` (state, embodiment) and the prompt's recipe",
     {
-        "state_horizon": Setting("1 only", _only(1)),
-        "action_horizon": Setting("must be what config.json's chunk_size makes it", _action_horizon),
-        "max_state_dim": Setting("must be config.json's", _same_as("max_state_dim")),
-        "max_action_dim": Setting("must be config.json's", _same_as("max_action_dim")),
-        "language_key": Setting("task only", _only("task")),
-        "formalize_language": Setting(HONOURED, _only(True, False)),
-        "embodiment_tag": Setting("honoured: the export keeps this body's matrices", _any),
-        "embodiment_mapping": Setting(HONOURED, _embodiments),
-        "normalize_min_max": Setting("true only: LeRobot switches it on when it loads", _only(True)),
+        "state_horizon": StepSetting("1 only", _only(1)),
+        "action_horizon": StepSetting("must be what config.json's chunk_size makes it", _action_horizon),
+        "max_state_dim": StepSetting("must be config.json's", _same_as("max_state_dim")),
+        "max_action_dim": StepSetting("must be config.json's", _same_as("max_action_dim")),
+        "language_key": StepSetting("task only", _only("task")),
+        "formalize_language": StepSetting(HONOURED, _only(True, False)),
+        "embodiment_tag": StepSetting("honoured: the export keeps this body's matrices", _any),
+        "embodiment_mapping": StepSetting(HONOURED, _embodiments),
+        "normalize_min_max": StepSetting("true only: LeRobot switches it on when it loads", _only(True)),
     },
     has_state=True,
 )
@@ -290,8 +296,8 @@ UNPACK = StepRule(
     ("groot_action_unpack_unnormalize_v1",),
     "in `decode`, for every action of the chunk",
     {
-        "env_action_dim": Setting("0, or the action's width", _env_action_dim),
-        "normalize_min_max": Setting("true only: LeRobot switches it on when it loads", _only(True)),
+        "env_action_dim": StepSetting("0, or the action's width", _env_action_dim),
+        "normalize_min_max": StepSetting("true only: LeRobot switches it on when it loads", _only(True)),
     },
     has_state=True,
 )

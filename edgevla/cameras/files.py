@@ -214,7 +214,7 @@ class _PyAVReader:
     is_bgr = False
 
     def __init__(self, path: Path) -> None:
-        from edgevla.dataset.video import Decoder, index_video
+        from edgevla.dataset.video import VideoDecoder, index_video
 
         index = index_video(path)
         if not index.n_frames or index.n_frames < WHOLE * index.declared:
@@ -222,7 +222,7 @@ class _PyAVReader:
                 f"{path} is damaged or cut short: {index.n_frames} of {index.declared} pictures are there",
                 file=str(path),
             )
-        self._decoder, self._n_frames, self._number = Decoder(path, index), index.n_frames, 0
+        self._decoder, self._n_frames, self._number = VideoDecoder(path, index), index.n_frames, 0
         self._decode(0)
 
     def _decode(self, number: int) -> np.ndarray:

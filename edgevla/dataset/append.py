@@ -16,7 +16,7 @@ from edgevla.errors import DatasetError
 
 
 @dataclass(frozen=True)
-class Kind:
+class DatasetKind:
     """What the episodes of a dataset have in common. joint_units, robot_type: None where nothing says it.
 
     also_called: other names of this robot, such as LeRobot's.
@@ -29,7 +29,7 @@ class Kind:
     also_called: Sequence[str] = ()
 
 
-def existing_kind(root: Path) -> Kind | None:
+def existing_kind(root: Path) -> DatasetKind | None:
     """Of the dataset in `root`; None where there is none, or one without an episode, which binds nobody.
 
     Raises:
@@ -42,10 +42,10 @@ def existing_kind(root: Path) -> Kind | None:
         raise DatasetError(f"{root} has version {info.version_text}; only v3.0 can be resumed", file=INFO)
     if not list(root.glob(EPISODES_GLOB)):
         return None
-    return Kind(info.fps, info.features, info.robot_type, read_stated(root).joint_units)
+    return DatasetKind(info.fps, info.features, info.robot_type, read_stated(root).joint_units)
 
 
-def check_joining(root: Path, here: Kind) -> None:
+def check_joining(root: Path, here: DatasetKind) -> None:
     """
     Raises:
         DatasetError: the dataset in `root` was recorded otherwise than `here`; names every difference, both sides.
@@ -62,7 +62,7 @@ def check_joining(root: Path, here: Kind) -> None:
         )
 
 
-def differences(there: Kind, here: Kind, what: str = "this recording") -> Iterator[str]:
+def differences(there: DatasetKind, here: DatasetKind, what: str = "this recording") -> Iterator[str]:
     """Why episodes of `here` do not belong to `there`, each a clause. what: how `here` is called in it."""
     if there.joint_units != here.joint_units:
         yield f"its joints are in {_units(there)}, those of {what} in {_units(here)}"
@@ -74,7 +74,7 @@ def differences(there: Kind, here: Kind, what: str = "this recording") -> Iterat
     yield from _features(there.features, here.features, what)
 
 
-def _units(kind: Kind) -> str:
+def _units(kind: DatasetKind) -> str:
     return kind.joint_units or "units that nothing states"
 
 
@@ -111,7 +111,7 @@ def _difference(there: FeatureInfo, here: FeatureInfo) -> tuple[str, str] | None
     return None
 
 
-def _cure(root: Path, there: Kind, here: Kind) -> str:
+def _cure(root: Path, there: DatasetKind, here: DatasetKind) -> str:
     if there.joint_units is None and here.joint_units is not None:
         line = f'{{"joint_units": "{here.joint_units}"}}'
         return f"; or, if its joints are in {here.joint_units} too, write {line} into {root / STATED}"

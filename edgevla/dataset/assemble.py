@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.cut import Stretch, cut_video, stretch_of
 from edgevla.dataset.layout import INFO, STATED, V3_DATA, V3_EPISODES, V3_VIDEO
-from edgevla.dataset.source import COUNTING, Source
+from edgevla.dataset.source import COUNTING, ChosenEpisodes
 from edgevla.dataset.stated import Stated
 from edgevla.dataset.store import MIB, episode_table, replace_json, write_parquet, write_tasks
 from edgevla.dataset.video import index_video
@@ -49,7 +49,7 @@ PASSING = (".recording", ".cache")
 class Part:
     """Episodes of one source in the order that they get. retask: episode -> the instruction of all its rows."""
 
-    source: Source
+    source: ChosenEpisodes
     episodes: Sequence[int]
     retask: Mapping[int, str] = field(default_factory=dict)
 
@@ -266,7 +266,7 @@ class Assembly:
         replace_json(self.root / INFO, raw)
 
 
-def _cell(source: Source, column: str, episode: int) -> Any:
+def _cell(source: ChosenEpisodes, column: str, episode: int) -> Any:
     value = source.table.column(column)[episode].as_py() if column in source.table.column_names else None
     if value is None:
         camera = column.split("/")[1]
@@ -279,7 +279,7 @@ def _cell(source: Source, column: str, episode: int) -> Any:
     return value
 
 
-def _file_of(source: Source, camera: str, episode: int) -> tuple[int, int]:
+def _file_of(source: ChosenEpisodes, camera: str, episode: int) -> tuple[int, int]:
     chunk, file = (_cell(source, f"videos/{camera}/{which}_index", episode) for which in ("chunk", "file"))
     return int(chunk), int(file)
 
@@ -292,7 +292,7 @@ def _chosen(values: Sequence[Any], part: Part) -> list[Any]:
     return [values[e] if e < len(values) else None for e in part.episodes]
 
 
-def _renumbered(source: Source, episode: int, counted: Mapping[str, np.ndarray]) -> pa.Table:
+def _renumbered(source: ChosenEpisodes, episode: int, counted: Mapping[str, np.ndarray]) -> pa.Table:
     """Its rows as stored, with these columns instead of its own, and those that a reader had to make."""
     table, frames = source.data(episode), source.opened.frames
     made = {n: frames.columns[n][source.rows_of(episode)] for n in ("frame_index", "timestamp")}

@@ -21,7 +21,7 @@ from edgevla.dataset.layout import STATED, Episode, Finding, Findings, relative_
 from edgevla.dataset.open import read_all
 from edgevla.dataset.pictures import check_pictures
 from edgevla.dataset.reader import Dataset
-from edgevla.dataset.reading import Reading, how_to_name, lookalikes
+from edgevla.dataset.reading import DatasetReading, how_to_name, lookalikes
 from edgevla.dataset.sizes import check_sizes
 from edgevla.dataset.stated import Stated, read_stated
 from edgevla.dataset.still import still_sentences, still_values
@@ -39,7 +39,7 @@ def check_dataset(path: str | Path, *, progress: Progress | None = None) -> list
 
 
 def examine(
-    path: str | Path, *, progress: Progress | None = None, reading: Reading | None = None
+    path: str | Path, *, progress: Progress | None = None, reading: DatasetReading | None = None
 ) -> tuple[list[Finding], Dataset | None]:
     """Findings, and the dataset as far as it could be opened (None: not at all)."""
     root = Path(path).expanduser()

@@ -11,14 +11,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from edgevla.dataset.append import Kind, differences
+from edgevla.dataset.append import DatasetKind, differences
 from edgevla.dataset.assemble import SUBTASKS, Assembly, Part
 from edgevla.dataset.check import check_videos
 from edgevla.dataset.chosen import episodes_text, parse_episodes
 from edgevla.dataset.layout import INFO, Findings
 from edgevla.dataset.open import read_all
 from edgevla.dataset.reader import Dataset
-from edgevla.dataset.source import Source, n_listed, read_source
+from edgevla.dataset.source import ChosenEpisodes, n_listed, read_source
 from edgevla.dataset.store import MIB
 from edgevla.dataset.tables import read_numbered_texts
 from edgevla.dataset.whole import kept_still, made_beside
@@ -199,7 +199,7 @@ def _check_room(outputs: Mapping[Path, Sequence[Part]], scratch: Path, *, is_lin
         )
 
 
-def _table_bytes(source: Source) -> int:
+def _table_bytes(source: ChosenEpisodes) -> int:
     return sum((source.root / file).stat().st_size for file in source.opened.frames.files)
 
 
@@ -243,7 +243,7 @@ def _splits_without(part: Part, n_before: int) -> dict[str, str]:
     return splits
 
 
-def _check_fitting(one: Source, other: Source) -> None:
+def _check_fitting(one: ChosenEpisodes, other: ChosenEpisodes) -> None:
     first, second = _kind(one), _kind(other)
     found = list(differences(first, second, str(other.root)))
     if one.stated.others != other.stated.others:
@@ -254,12 +254,12 @@ def _check_fitting(one: Source, other: Source) -> None:
         raise DatasetError(f"{one.root} and {other.root} cannot be merged: {'; '.join(found)}", file=INFO)
 
 
-def _kind(source: Source) -> Kind:
+def _kind(source: ChosenEpisodes) -> DatasetKind:
     info = source.opened.info
-    return Kind(info.fps, info.features, info.robot_type, source.stated.joint_units)
+    return DatasetKind(info.fps, info.features, info.robot_type, source.stated.joint_units)
 
 
-def _subtasks(source: Source) -> dict[int, str]:
+def _subtasks(source: ChosenEpisodes) -> dict[int, str]:
     if not (source.root / SUBTASKS).is_file():
         return {}
     return read_numbered_texts(source.root, SUBTASKS, "subtask_index", "subtask")

@@ -18,7 +18,7 @@ import numpy as np
 from edgevla import strict
 from edgevla.dataset.chosen import episodes_text
 from edgevla.dataset.layout import camera_age_key
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.dataset.stated import read_stated
 from edgevla.dataset.stats import Stats
 from edgevla.errors import DatasetError, UsageError
@@ -47,7 +47,7 @@ FULL_TURN = 400.0
 
 
 @dataclass(frozen=True)
-class Range:
+class Statistics:
     """Statistics of a feature's elements, in its units."""
 
     q01: list[float]
@@ -72,7 +72,7 @@ class DatasetFacts:
     joint_units: str | None
     units_guess: str | None
     units_reason: str
-    trained_range: dict[str, Range]
+    trained_range: dict[str, Statistics]
     trained_speed_p999: dict[str, list[float]]
     camera_ages: dict[str, CameraAge]
     repo_id: str | None
@@ -81,7 +81,7 @@ class DatasetFacts:
     n_frames: int
     tasks: list[str] = field(default_factory=list)
     camera_looks: dict[str, CameraLook] = field(default_factory=dict)
-    reading: Reading = field(default_factory=Reading)
+    reading: DatasetReading = field(default_factory=DatasetReading)
     episodes: str | None = None
 
     @property
@@ -91,7 +91,7 @@ class DatasetFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as checkpoints keep it and `from_json` reads it."""
-        as_usual = ("reading",) if self.reading == Reading() else ()
+        as_usual = ("reading",) if self.reading == DatasetReading() else ()
         return {
             "fps": self.fps,
             "features": {n: _feature_json(f) for n, f in self.features.items()},
@@ -169,7 +169,7 @@ def facts_of(dataset: Dataset, joint_units: str | None = None) -> DatasetFacts:
         units_guess=guess,
         units_reason=reason,
         trained_range={
-            n: Range(stats[n]["q01"].ravel().tolist(), stats[n]["q99"].ravel().tolist())
+            n: Statistics(stats[n]["q01"].ravel().tolist(), stats[n]["q99"].ravel().tolist())
             for n in vectors
             if n.startswith("observation")
         },

@@ -27,7 +27,7 @@ from edgevla.dataset.layout import (
     read_jsonl,
     relative_files,
 )
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.dataset.stats import Stats
 from edgevla.dataset.subtasks import take_subtasks
 from edgevla.dataset.tables import (
@@ -55,7 +55,7 @@ class Opened:
     frames: Frames
     order: np.ndarray
     stats: Stats
-    reading: Reading
+    reading: DatasetReading
     empty: frozenset[int]
 
 
@@ -70,8 +70,8 @@ def read_all(
     root: Path,
     findings: Findings,
     wanted: Sequence[int] | None = None,
-    reading: Reading | None = None,
-    remembered: Reading | None = None,
+    reading: DatasetReading | None = None,
+    remembered: DatasetReading | None = None,
 ) -> Opened:
     """Reads everything but videos. With `wanted` episodes, what only others need may be missing or damaged.
 
@@ -80,7 +80,7 @@ def read_all(
         DatasetError: what makes the dataset unreadable; with `findings.raise_errors` also the first defect.
     """
     info = read_info(root)
-    reading = (reading or Reading()).over(remembered or Reading(), info)
+    reading = (reading or DatasetReading()).over(remembered or DatasetReading(), info)
     info = reading.applied(info)
     is_v2 = info.version[0] == 2
     account_of_info(info, findings)

@@ -20,13 +20,13 @@ from edgevla.dataset.identity import identity
 from edgevla.dataset.images import ImageTable
 from edgevla.dataset.layout import BOOKKEEPING, Episode, Findings, Info
 from edgevla.dataset.open import Opened, listed_episodes, read_all
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.dataset.stats import Stats
 from edgevla.dataset.video import VideoIndex, VideoPool
 from edgevla.errors import DatasetError, UsageError
 
 DEFAULT_TOLERANCE_S = 1e-4
-AS_IT_IS = Reading()
+AS_IT_IS = DatasetReading()
 
 
 def open_dataset(
@@ -35,8 +35,8 @@ def open_dataset(
     *,
     root: str | Path | None = None,
     tolerance_s: float = DEFAULT_TOLERANCE_S,
-    reading: Reading = AS_IT_IS,
-    remembered: Reading = AS_IT_IS,
+    reading: DatasetReading = AS_IT_IS,
+    remembered: DatasetReading = AS_IT_IS,
 ) -> Dataset:
     """Opens a LeRobot dataset from a folder, or from the hub by its id (`owner/name`).
 

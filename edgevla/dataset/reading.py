@@ -22,7 +22,7 @@ _LIKE = {STATE: r"state|qpos|proprio|joint|pos(ition)?s?$", ACTION: r"action|com
 
 
 @dataclass(frozen=True)
-class Reading:
+class DatasetReading:
     """names: the policy's name -> the dataset's. without: features left out, by either name.
     task_from: what the instruction of a frame is; None: nobody said, so the task."""
 
@@ -30,7 +30,7 @@ class Reading:
     without: tuple[str, ...] = ()
     task_from: TaskFrom | None = None
 
-    def over(self, remembered: Reading, info: Info) -> Reading:
+    def over(self, remembered: DatasetReading, info: Info) -> DatasetReading:
         """This, and what of a remembered reading fits the dataset and was not said otherwise."""
         taken = {*self.names.values()}
         names = {
@@ -42,7 +42,7 @@ class Reading:
         without = tuple(n for n in remembered.without if n in known and n not in self.without)
         has_subtasks = any(name in info.features for name in SUBTASK_COLUMNS)
         task_from = self.task_from or (remembered.task_from if has_subtasks else None)
-        return Reading({**names, **self.names}, (*without, *self.without), task_from)
+        return DatasetReading({**names, **self.names}, (*without, *self.without), task_from)
 
     def applied(self, info: Info) -> Info:
         """The description under the policy's names; each feature knows its own column (`FeatureInfo.source`).

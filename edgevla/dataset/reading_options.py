@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from edgevla.vocabulary import TaskFrom, once, pairs
 
 if TYPE_CHECKING:
-    from edgevla.dataset.reading import Reading
+    from edgevla.dataset.reading import DatasetReading
 
 
 def add_reading_arguments(parser: Any) -> None:
@@ -37,12 +37,14 @@ def add_reading_arguments(parser: Any) -> None:
 
 def reading_of(
     features: Sequence[str] | None, without: Sequence[str] | None, task_from: TaskFrom | None
-) -> Reading:
+) -> DatasetReading:
     """What these options say.
 
     Raises:
         UsageError: not of the form NAME=VALUE, or a name twice.
     """
-    from edgevla.dataset.reading import Reading
+    from edgevla.dataset.reading import DatasetReading
 
-    return Reading(pairs(features or (), "--feature"), tuple(once(without or (), "--without")), task_from)
+    return DatasetReading(
+        pairs(features or (), "--feature"), tuple(once(without or (), "--without")), task_from
+    )

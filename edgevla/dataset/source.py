@@ -51,7 +51,7 @@ def n_listed(root: Path) -> int:
 
 
 @dataclass(frozen=True)
-class Source:
+class ChosenEpisodes:
     """The chosen episodes of a dataset. table: all rows of meta/episodes as stored; row i is episode i."""
 
     root: Path
@@ -130,7 +130,7 @@ class Source:
         return counter.stats()
 
 
-def read_source(root: Path, episodes: Sequence[int]) -> Source:
+def read_source(root: Path, episodes: Sequence[int]) -> ChosenEpisodes:
     """What other episodes need may be missing or damaged.
 
     Raises:
@@ -140,4 +140,4 @@ def read_source(root: Path, episodes: Sequence[int]) -> Source:
     there = {e.index: e for e in opened.episodes if e.index in set(episodes)}
     files = relative_files(root, EPISODES_GLOB)
     table = pa.concat_tables([read_table(root, f) for f in files], promote_options="permissive")
-    return Source(root, opened, there, table, read_stated(root))
+    return ChosenEpisodes(root, opened, there, table, read_stated(root))

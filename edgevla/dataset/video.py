@@ -159,7 +159,7 @@ def _order(
     }
 
 
-class Decoder:
+class VideoDecoder:
     """One open file. Not for several threads at once: `VideoPool` lends it to one at a time."""
 
     def __init__(self, path: Path, index: VideoIndex) -> None:
@@ -254,7 +254,7 @@ class VideoPool:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._idle: OrderedDict[Path, list[Decoder]] = OrderedDict()
+        self._idle: OrderedDict[Path, list[VideoDecoder]] = OrderedDict()
         self._indices: dict[Path, VideoIndex] = {}
 
     def index(self, path: Path) -> VideoIndex:
@@ -280,16 +280,16 @@ class VideoPool:
             _ORPHANS.append(self._idle)
             self._reset()
 
-    def _take(self, path: Path) -> Decoder:
+    def _take(self, path: Path) -> VideoDecoder:
         index = self.index(path)
         with self._lock:
             idle = self._idle.get(path)
             if idle:
                 return idle.pop()
-        return Decoder(path, index)
+        return VideoDecoder(path, index)
 
-    def _give_back(self, path: Path, decoder: Decoder) -> None:
-        closing: list[Decoder] = []
+    def _give_back(self, path: Path, decoder: VideoDecoder) -> None:
+        closing: list[VideoDecoder] = []
         with self._lock:
             self._idle.setdefault(path, []).append(decoder)
             self._idle.move_to_end(path)

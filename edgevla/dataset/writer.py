@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgevla.dataset import stats as statistics
-from edgevla.dataset.append import Kind, check_joining
+from edgevla.dataset.append import DatasetKind, check_joining
 from edgevla.dataset.cells import checked_value, feature_infos, png, with_bookkeeping
 from edgevla.dataset.encode import EpisodeEncoder, choose_codec, join_videos
 from edgevla.dataset.layout import (
@@ -90,7 +90,7 @@ class DatasetWriter:
         self.root.mkdir(parents=True, exist_ok=True)
         self._unlock = _locked(self, self.root)
         try:
-            self._claim(resume, Kind(fps, self.features, robot_type, joint_units, also_called))
+            self._claim(resume, DatasetKind(fps, self.features, robot_type, joint_units, also_called))
         except BaseException:
             self._unlock()  # who is refused keeps nobody out
             raise
@@ -353,7 +353,7 @@ class DatasetWriter:
         )
         replace_json(self.root / INFO, self._info)
 
-    def _claim(self, resume: bool, kind: Kind) -> None:
+    def _claim(self, resume: bool, kind: DatasetKind) -> None:
         """
         Raises:
             DatasetError: what is in `root` is no dataset, or one that episodes of this kind must not join.

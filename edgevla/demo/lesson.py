@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.checkpoints import CHECKPOINTS, last_of, step_of
-from edgevla.demo.stage import Work, run_side_by_side
+from edgevla.demo.stage import DemoCommand, run_side_by_side
 from edgevla.errors import UsageError
 from edgevla.simulated import Task, task_named
 
@@ -116,7 +116,7 @@ class OneTask:
         self._say(f"      done in {time.monotonic() - began:.0f} s\n")
 
     def _run(self, name: str, words: list[str]) -> None:
-        run_side_by_side([Work(name, words)], self.folder / "logs", self._say)
+        run_side_by_side([DemoCommand(name, words)], self.folder / "logs", self._say)
 
     def _demonstrate(self) -> None:
         half = self.folder / "recording"

@@ -22,7 +22,7 @@ END_S = 45.0
 
 
 @dataclass
-class Work:
+class DemoCommand:
     """One command. words: after `python -m`. name: of its log, and in front of its progress lines."""
 
     name: str
@@ -42,7 +42,12 @@ class Work:
 
 
 def run_side_by_side(
-    works: Sequence[Work], logs: Path, say: Callable[[str], None], *, at_once: int = 2, threads: int = 1
+    works: Sequence[DemoCommand],
+    logs: Path,
+    say: Callable[[str], None],
+    *,
+    at_once: int = 2,
+    threads: int = 1,
 ) -> None:
     """Runs all, `at_once` at a time, and tells the newest line of each now and then.
 
@@ -50,7 +55,7 @@ def run_side_by_side(
         EdgeVLAError: one failed; its last words are in the message, the others are ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running = list(works), list[Work]()
+    waiting, running = list(works), list[DemoCommand]()
     told, lines = time.monotonic(), dict[str, str]()
     # Ctrl-C is raised in the main thread: in the midst of Popen it would leave a process that nobody knows of.
     starter = ThreadPoolExecutor(1, thread_name_prefix="start")
@@ -79,7 +84,7 @@ def run_side_by_side(
             _kill(running)
 
 
-def _start(work: Work, logs: Path, threads: int) -> None:
+def _start(work: DemoCommand, logs: Path, threads: int) -> None:
     work.log = logs / f"{work.name.replace(' ', '-')}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     with work.log.open("wb") as log:
@@ -95,7 +100,7 @@ def _start(work: Work, logs: Path, threads: int) -> None:
         )
 
 
-def _finish(work: Work) -> None:
+def _finish(work: DemoCommand) -> None:
     assert work.process is not None
     if work.process.returncode != 0:
         raise EdgeVLAError(
@@ -104,7 +109,7 @@ def _finish(work: Work) -> None:
         )
 
 
-def _ask_to_end(works: Sequence[Work]) -> None:
+def _ask_to_end(works: Sequence[DemoCommand]) -> None:
     """Tells all what Ctrl-C would, and waits until they have ended or END_S has passed."""
     processes = [work.process for work in works if work.process is not None]
     deadline = time.monotonic() + END_S
@@ -115,7 +120,7 @@ def _ask_to_end(works: Sequence[Work]) -> None:
             process.wait(max(0.0, deadline - time.monotonic()))
 
 
-def _kill(works: Sequence[Work]) -> None:
+def _kill(works: Sequence[DemoCommand]) -> None:
     for process in [work.process for work in works if work.process is not None]:
         _signal(process, signal.SIGKILL)
         process.wait()

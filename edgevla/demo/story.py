@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevla.demo.stage import Work, run_side_by_side
+from edgevla.demo.stage import DemoCommand, run_side_by_side
 from edgevla.errors import EdgeVLAError, UsageError
 
 DEMONSTRATE = "edgevla.robots.trials.demonstrate"
@@ -42,7 +42,7 @@ WORDS = {"rest": "cube at rest", "conveyor": "cube on a conveyor"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class StoryCell:
     """One line of the table."""
 
     task: str
@@ -57,13 +57,13 @@ class Cell:
 
 
 CELLS = (
-    Cell("rest", "sync", 0),
-    Cell("conveyor", "sync", 0),
-    Cell("conveyor", "async", 0),
-    Cell("conveyor", "sync", DELAY_MS),
-    Cell("conveyor", "async", DELAY_MS),
+    StoryCell("rest", "sync", 0),
+    StoryCell("conveyor", "sync", 0),
+    StoryCell("conveyor", "async", 0),
+    StoryCell("conveyor", "sync", DELAY_MS),
+    StoryCell("conveyor", "async", DELAY_MS),
 )
-CONTROLS = (Cell("rest", "sync", 0, "black"), Cell("conveyor", "async", DELAY_MS, "misaligned"))
+CONTROLS = (StoryCell("rest", "sync", 0, "black"), StoryCell("conveyor", "async", DELAY_MS, "misaligned"))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -144,20 +144,22 @@ class Story:
 
     # -- the steps ----------------------------------------------------------------------------------------
 
-    def _run(self, works: list[Work], at_once: int = 2) -> list[Work]:
+    def _run(self, works: list[DemoCommand], at_once: int = 2) -> list[DemoCommand]:
         run_side_by_side(works, self.folder / "logs", self._say, at_once=at_once)
         return works
 
     def _demonstrate(self) -> None:
         self._run(
             [
-                Work(f"demonstrate {task}", [DEMONSTRATE, "--task", TASK[task], "--output",
+                DemoCommand(f"demonstrate {task}", [DEMONSTRATE, "--task", TASK[task], "--output",
                      str(self.folder / "datasets" / task), "--episodes", str(n), "--seed", str(self.seed)])
                 for task, n in zip(TASKS, self.size.demos, strict=True)
             ]
         )  # fmt: skip
         for task in TASKS:
-            self._run([Work(f"inspect {task}", ["edgevla", "inspect", str(self.folder / "datasets" / task)])])
+            self._run(
+                [DemoCommand(f"inspect {task}", ["edgevla", "inspect", str(self.folder / "datasets" / task)])]
+            )
 
     def _train(self) -> None:
         works = []
@@ -172,7 +174,7 @@ class Story:
                 "--device",
                 "cpu",
             ]
-            works.append(Work(f"train {task}", words))
+            works.append(DemoCommand(f"train {task}", words))
         self._run(works)
 
     def _export(self) -> None:
@@ -180,7 +182,7 @@ class Story:
         for task in TASKS:
             words = ["edgevla", "export", str(self.folder / "runs" / task), "-o", str(self._bundle(task))]
             words += ["--dataset", str(self.folder / "datasets" / task), "--name", f"follow-{task}"]
-            works.append(Work(f"export {task}", words))
+            works.append(DemoCommand(f"export {task}", words))
         self._run(works)
 
     def _bundle(self, task: str) -> Path:
@@ -193,7 +195,7 @@ class Story:
             if not n:
                 continue
             folder = self.folder / "evals" / f"deploy-{task}"
-            words = self._eval_words(Cell(task, execution, delay), n, folder)
+            words = self._eval_words(StoryCell(task, execution, delay), n, folder)
             result = self._roll_out(f"deploy {task}", [*words, "--real-time"], folder)
             summaries = list(folder.glob("deploy/*/latest/summary.json"))  # of its one cell
             result["summary"] = json.loads(summaries[0].read_text()) if summaries else {}
@@ -209,17 +211,17 @@ class Story:
             EdgeVLAError: it failed twice.
         """
         try:
-            return self._evaluated(Work(name, words), folder)
+            return self._evaluated(DemoCommand(name, words), folder)
         except EdgeVLAError as error:
             self._say(f"      the deployment stopped itself, as it should: {error}")
             self._say("      once more (is this machine busy with other work?)")
-        return self._evaluated(Work(f"{name} again", words), folder)
+        return self._evaluated(DemoCommand(f"{name} again", words), folder)
 
-    def _evaluated(self, work: Work, folder: Path) -> dict[str, Any]:
+    def _evaluated(self, work: DemoCommand, folder: Path) -> dict[str, Any]:
         self._run([work])
         return read_result(folder)
 
-    def _eval_words(self, cell: Cell, n: int, folder: Path) -> list[str]:
+    def _eval_words(self, cell: StoryCell, n: int, folder: Path) -> list[str]:
         words = ["edgevla", "eval", str(self._bundle(cell.task)), "--task", TASK[cell.task]]
         words += ["--execution", cell.execution, "--delay-ms", str(cell.delay_ms), "--episodes", str(n)]
         return [*words, "--seed", str(self.seed), "-o", str(folder)]
@@ -230,13 +232,13 @@ class Story:
             n = self.size.trials[TASKS.index(cell.task)]
             words = self._eval_words(cell, n, self.folder / "evals" / cell.name)
             words += ["--control", cell.control, "--jobs", "1"]
-            works.append(Work(f"eval {cell.name}", words))
+            works.append(DemoCommand(f"eval {cell.name}", words))
         self._run(works)
         self.results["trials"] = [read_result(self.folder / "evals" / cell.name) for cell in self.cells]
 
     # -- was it good? -------------------------------------------------------------------------------------
 
-    def success(self, cell: Cell) -> float:
+    def success(self, cell: StoryCell) -> float:
         """Share of trials of one cell that succeeded."""
         index = self.cells.index(cell)
         return float(self.results["trials"][index]["success"])

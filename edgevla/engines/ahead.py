@@ -27,7 +27,7 @@ from edgevla.bundle import Bundle, check_provider
 from edgevla.engines.engine_files import (
     LOCK,
     BuildSettings,
-    Status,
+    BuildStatus,
     engines_folder,
     is_waited_for,
     read_status,
@@ -140,16 +140,16 @@ def _watch(builder: subprocess.Popen[bytes], bundle: Bundle, tell: Tell, is_over
 
 class _StallWatch:
     def __init__(self) -> None:
-        self._seen: Status | None = None
+        self._seen: BuildStatus | None = None
         self._since = time.monotonic()
 
-    def is_stalled(self, status: Status) -> bool:
+    def is_stalled(self, status: BuildStatus) -> bool:
         if status != self._seen:
             self._seen, self._since = status, time.monotonic()
         return time.monotonic() - self._since > STALLED_S
 
 
-def described(status: Status) -> str:
+def described(status: BuildStatus) -> str:
     """`building encode (1 of 3): Timing tactics, 43 %, about 2 min 10 s left`."""
     words = (
         f"building {status.graph} ({status.index + 1} of {status.n}): {status.phase}, {status.fraction:.0%}"

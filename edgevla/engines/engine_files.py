@@ -45,7 +45,7 @@ class BuildSettings:
 
 
 @dataclass(frozen=True)
-class Status:
+class BuildStatus:
     """A running build. index: of the graph among `n`, from 0. fraction: of all of it, 0 to 1. began_ns: monotonic."""
 
     pid: int
@@ -208,14 +208,14 @@ def tidy(folder: Path) -> None:
     os.close(lock)
 
 
-def write_status(folder: Path, status: Status) -> None:
+def write_status(folder: Path, status: BuildStatus) -> None:
     part = folder / (STATUS + ".part")
     with contextlib.suppress(OSError):
         part.write_text(json.dumps(asdict(status)))
         part.replace(folder / STATUS)
 
 
-def read_status(folder: Path) -> Status | None:
+def read_status(folder: Path) -> BuildStatus | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Status(**json.loads((folder / STATUS).read_text()))
+        return BuildStatus(**json.loads((folder / STATUS).read_text()))
     return None

@@ -25,8 +25,8 @@ from typing import Any
 from edgevla.bundle import Bundle, load_bundle
 from edgevla.engines.engine_files import (
     BuildSettings,
+    BuildStatus,
     EngineFiles,
-    Status,
     alone,
     engines_folder,
     prune,
@@ -46,7 +46,7 @@ STATUS_S = 0.2
 
 
 @dataclass(frozen=True)
-class Job:
+class EngineBuild:
     """One engine to build. size: bytes of the graph, by which its share of the work is guessed."""
 
     name: str
@@ -70,12 +70,12 @@ def graphs_of(bundle: Bundle) -> dict[str, Path]:
     }
 
 
-def jobs_of(bundle: Bundle, files: EngineFiles, settings: BuildSettings | None) -> list[Job]:
+def jobs_of(bundle: Bundle, files: EngineFiles, settings: BuildSettings | None) -> list[EngineBuild]:
     """One per engine, whether it is there or not. settings: None: as `edgevla build` last chose."""
     jobs = []
     for name, onnx in graphs_of(bundle).items():
         engine, chosen = files.find(onnx, bundle.manifest.batch.max, settings)
-        jobs.append(Job(name, onnx, bundle.manifest.graphs[name], engine, chosen))
+        jobs.append(EngineBuild(name, onnx, bundle.manifest.graphs[name], engine, chosen))
     return jobs
 
 
@@ -113,7 +113,7 @@ def build_bundle(bundle: Bundle, settings: BuildSettings | None, device_id: int 
     ]
 
 
-def _missing(jobs: Sequence[Job]) -> list[Job]:
+def _missing(jobs: Sequence[EngineBuild]) -> list[EngineBuild]:
     return [job for job in jobs if not job.engine.is_file()]
 
 
@@ -129,7 +129,7 @@ def _check_no_torque() -> None:
         )
 
 
-def _build(trt: Any, job: Job, max_batch: int, timing_cache: Path, progress: Progress) -> None:
+def _build(trt: Any, job: EngineBuild, max_batch: int, timing_cache: Path, progress: Progress) -> None:
     timing = None
     with contextlib.suppress(OSError):
         timing = timing_cache.read_bytes()
@@ -246,15 +246,15 @@ class Phases:
 class Progress:
     """Writes the build's status for those who wait. jobs: all that are built, in order."""
 
-    def __init__(self, folder: Path, bundle: Path, jobs: Sequence[Job]) -> None:
+    def __init__(self, folder: Path, bundle: Path, jobs: Sequence[EngineBuild]) -> None:
         self._folder, self._jobs = folder, jobs
-        self._status = Status(
+        self._status = BuildStatus(
             os.getpid(), str(bundle), "", 0, len(jobs), "starting", 0.0, time.monotonic_ns()
         )
         self._phases = Phases()
         self._written = 0.0
 
-    def enter(self, job: Job) -> None:
+    def enter(self, job: EngineBuild) -> None:
         self._phases = Phases()
         self._status = replace(self._status, graph=job.name, index=self._jobs.index(job))
         self.say_phase("reading the graph")

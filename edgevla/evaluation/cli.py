@@ -29,7 +29,7 @@ from edgevla.vocabulary import camera_help
 
 
 @dataclass(frozen=True)
-class Kind:
+class EvaluationKind:
     """One kind of evaluation. option: what chooses it. words: what it is. module: has `run(args, say)`."""
 
     option: str
@@ -128,14 +128,14 @@ def _add_task_arguments(group: Any) -> None:
 
 
 KINDS = (
-    Kind(
+    EvaluationKind(
         "dataset",
         "predicted against recorded actions",
         "edgevla.evaluation.on_dataset",
         _add_dataset_arguments,
     ),
-    Kind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
-    Kind(
+    EvaluationKind("task", "success, counted", "edgevla.robots.trials.on_task", _add_task_arguments),
+    EvaluationKind(
         "robot",
         "success, as a person judges it; also --execution, --blend, --select, --n-steps, --servo-hz, --expect",
         "edgevla.evaluation.on_arm.verb",
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _chosen(args: argparse.Namespace) -> Kind:
+def _chosen(args: argparse.Namespace) -> EvaluationKind:
     """
     Raises:
         UsageError: none or several of the three, or an option of another.
@@ -199,7 +199,7 @@ def _chosen(args: argparse.Namespace) -> Kind:
     return named[0]
 
 
-def _refuse(args: argparse.Namespace, other: Kind, chosen: Kind) -> None:
+def _refuse(args: argparse.Namespace, other: EvaluationKind, chosen: EvaluationKind) -> None:
     """Options of another kind, which could have no effect.
 
     Raises:
@@ -213,7 +213,7 @@ def _refuse(args: argparse.Namespace, other: Kind, chosen: Kind) -> None:
             )
 
 
-def _actions_of(kind: Kind) -> list[argparse.Action]:
+def _actions_of(kind: EvaluationKind) -> list[argparse.Action]:
     parser = argparse.ArgumentParser(add_help=False)
     kind.add(parser)
     return parser._actions

@@ -116,7 +116,7 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EpisodeResult:
     """What one episode of one cell came to. cell: its key. seed: of the places; with `episode_ix` it names this one.
 
     sum_reward, max_reward, outcome, place, figures: as the task's judge says. seconds: of the episode, in its own
@@ -150,7 +150,7 @@ class Episode:
     video: str = ""
 
 
-class Journal:
+class EpisodeJournal:
     """`episodes.jsonl` of one folder: a line with the conditions, then one per episode.
 
     Open, it is this process's alone. done: episodes by (cell, episode), those of earlier runs included.
@@ -163,7 +163,7 @@ class Journal:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / EPISODES
-        self.done: dict[tuple[str, int], Episode] = {}
+        self.done: dict[tuple[str, int], EpisodeResult] = {}
         self._file: TextIO = self.path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -178,12 +178,12 @@ class Journal:
             self._file.close()
             raise
 
-    def add(self, episode: Episode) -> None:
+    def add(self, episode: EpisodeResult) -> None:
         """Keeps it, also when this process is killed the next moment."""
         self.done[episode.cell, episode.episode_ix] = episode
         self._write(write(episode))
 
-    def of(self, cell: Cell, n: int) -> list[Episode]:
+    def of(self, cell: Cell, n: int) -> list[EpisodeResult]:
         """Those of the first n places, in their order."""
         found = (self.done.get((cell.key, number)) for number in range(n))
         return [episode for episode in found if episode is not None]
@@ -207,7 +207,7 @@ class Journal:
             return
         try:
             before = read(Conditions, json.loads(kept[0])["conditions"], "it")
-            episodes = [read(Episode, json.loads(line), "an episode") for line in kept[1:]]
+            episodes = [read(EpisodeResult, json.loads(line), "an episode") for line in kept[1:]]
         except (KeyError, TypeError, Mismatch) as error:
             raise UsageError(
                 f"{self.path} is of another version of EdgeVLA ({error}); choose another --output"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgevla.evaluation.plan import Frame
+from edgevla.evaluation.plan import EvaluatedFrame
 
 N_WORST = 10
 
@@ -67,7 +67,11 @@ class Difference:
 
 
 def figures(
-    frames: Sequence[Frame], chunks: np.ndarray, actions: np.ndarray, n_action_steps: int, width: np.ndarray
+    frames: Sequence[EvaluatedFrame],
+    chunks: np.ndarray,
+    actions: np.ndarray,
+    n_action_steps: int,
+    width: np.ndarray,
 ) -> Figures:
     """chunks: (n, T, A), one per frame. actions: recorded (rows, A). width: range of each joint (A,), 0: it stands."""
     recorded, is_real = targets(frames, actions, chunks.shape[1])
@@ -91,7 +95,7 @@ def difference(first: np.ndarray, other: np.ndarray, n_action_steps: int) -> Dif
     return Difference(apart.mean((0, 1)), apart.max((0, 1)))
 
 
-def targets(frames: Sequence[Frame], actions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+def targets(frames: Sequence[EvaluatedFrame], actions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """The recorded actions of each frame and the n - 1 after it (frames, n, A), and which lie in its episode."""
     rows = np.array([f.row for f in frames])[:, None] + np.arange(n)
     ends = np.array([f.end for f in frames])[:, None]
@@ -116,7 +120,9 @@ def _mean(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     return np.where(n > 0, np.where(there, values, 0).sum(axes) / np.maximum(n, 1), np.nan)
 
 
-def _seams(frames: Sequence[Frame], chunks: np.ndarray, actions: np.ndarray, n_action_steps: int) -> Seams:
+def _seams(
+    frames: Sequence[EvaluatedFrame], chunks: np.ndarray, actions: np.ndarray, n_action_steps: int
+) -> Seams:
     at = {(f.episode, f.frame): i for i, f in enumerate(frames)}
     pairs = [(i, at.get((f.episode, f.frame + n_action_steps))) for i, f in enumerate(frames)]
     found = [(i, j) for i, j in pairs if j is not None]
@@ -131,7 +137,11 @@ def _seams(frames: Sequence[Frame], chunks: np.ndarray, actions: np.ndarray, n_a
 
 
 def _worst(
-    frames: Sequence[Frame], chunks: np.ndarray, recorded: np.ndarray, error: np.ndarray, width: np.ndarray
+    frames: Sequence[EvaluatedFrame],
+    chunks: np.ndarray,
+    recorded: np.ndarray,
+    error: np.ndarray,
+    width: np.ndarray,
 ) -> tuple[Worst, ...]:
     """The chunks with the largest error as a share of range, one of each stretch of an episode: neighbours err alike."""
     shares = np.nan_to_num(share(np.abs(error), width), nan=-1.0)
@@ -152,7 +162,7 @@ def _worst(
     return tuple(found)
 
 
-def _by_episode(frames: Sequence[Frame], executed: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
+def _by_episode(frames: Sequence[EvaluatedFrame], executed: np.ndarray) -> dict[int, tuple[int, np.ndarray]]:
     episodes = np.array([f.episode for f in frames])
     return {
         int(e): (int((episodes == e).sum()), _mean(np.abs(executed[episodes == e]), (0, 1)))

@@ -13,7 +13,7 @@ import numpy as np
 from edgevla import __version__
 from edgevla.dataset.chosen import episodes_text
 from edgevla.evaluation.figures import Seams, Worst, share
-from edgevla.evaluation.result import Entry, Evaluation
+from edgevla.evaluation.result import Evaluation, ResultRow
 
 
 def as_json(e: Evaluation) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def as_json(e: Evaluation) -> dict[str, Any]:
     }
 
 
-def _policy(p: Entry) -> dict[str, Any]:
+def _policy(p: ResultRow) -> dict[str, Any]:
     assert p.subject is not None
     assert p.overlap is not None
     m = p.subject.manifest
@@ -64,7 +64,7 @@ def _policy(p: Entry) -> dict[str, Any]:
     }
 
 
-def _entry(p: Entry, e: Evaluation) -> dict[str, Any]:
+def _entry(p: ResultRow, e: Evaluation) -> dict[str, Any]:
     f = p.figures
     found: dict[str, Any] = {
         "aggregated": {

@@ -20,13 +20,13 @@ from edgevla.dataset.facts import read_facts
 from edgevla.dataset.hub import local_folder
 from edgevla.dataset.layout import read_info
 from edgevla.dataset.reader import Dataset, open_dataset
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.dataset.reading_options import reading_of
 from edgevla.errors import UsageError
 from edgevla.evaluation.fits import check_rows, check_same_joints, sources_of
 from edgevla.evaluation.info import as_json
 from edgevla.evaluation.overlap import Overlaps
-from edgevla.evaluation.plan import Frame, every_for, plan, some_of
+from edgevla.evaluation.plan import EvaluatedFrame, every_for, plan, some_of
 from edgevla.evaluation.replayed import Replay, Seat, check_pictures, replay, seconds_per_frame
 from edgevla.evaluation.result import Evaluation, evaluate
 from edgevla.evaluation.subjects import Opening, Say, open_subjects
@@ -56,7 +56,9 @@ def run(args: argparse.Namespace, say: Say) -> int:
 class OnDataset:
     """One evaluation, step by step."""
 
-    def __init__(self, args: argparse.Namespace, cameras: dict[str, str], reading: Reading, say: Say) -> None:
+    def __init__(
+        self, args: argparse.Namespace, cameras: dict[str, str], reading: DatasetReading, say: Say
+    ) -> None:
         self.args, self.cameras, self.reading, self.say = args, cameras, reading, say
 
     def run(self) -> int:
@@ -98,7 +100,7 @@ class OnDataset:
         check_rows(dataset, subjects)
         return seats
 
-    def _plan(self, dataset: Dataset, seats: list[Seat], n_all: int) -> tuple[list[Frame], int]:
+    def _plan(self, dataset: Dataset, seats: list[Seat], n_all: int) -> tuple[list[EvaluatedFrame], int]:
         """The frames, and every how many-th they are; says it, with the time it will take."""
         n = seats[0].subject.manifest.n_action_steps
         cost = seconds_per_frame(dataset, seats, plan(dataset.episodes[:1], n, 1)[0])
@@ -118,7 +120,7 @@ class OnDataset:
         return frames, every
 
     def _replay(
-        self, dataset: Dataset, seats: list[Seat], frames: list[Frame], asked: Callable[[], bool]
+        self, dataset: Dataset, seats: list[Seat], frames: list[EvaluatedFrame], asked: Callable[[], bool]
     ) -> Replay:
         line = ProgressLine(len(frames), "frames", out=sys.stderr)
         done = replay(dataset, seats, frames, show=line.show, asked_to_stop=asked)
@@ -164,7 +166,7 @@ def _every(n: int) -> str:
     return f"every {n}{ending}"
 
 
-def remembered_reading(policies: Sequence[str]) -> Reading:
+def remembered_reading(policies: Sequence[str]) -> DatasetReading:
     """How the training data of the first of these policies that says it were read."""
     for path in policies:
         if is_bundle(Path(path).expanduser()):
@@ -176,11 +178,11 @@ def remembered_reading(policies: Sequence[str]) -> Reading:
             found = None if facts is None else facts.reading
         if found is not None:
             return found
-    return Reading()
+    return DatasetReading()
 
 
 def open_episodes(
-    path: str, episodes: str | None, reading: Reading, remembered: Reading
+    path: str, episodes: str | None, reading: DatasetReading, remembered: DatasetReading
 ) -> tuple[Dataset, int]:
     """The dataset, or some episodes of it, and how many it has. remembered: how the policies' data were read.
 

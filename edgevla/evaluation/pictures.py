@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevla.evaluation.plan import Frame
+from edgevla.evaluation.plan import EvaluatedFrame
 from edgevla.evaluation.replayed import HOLD
-from edgevla.evaluation.result import Entry, Evaluation
+from edgevla.evaluation.result import Evaluation, ResultRow
 from edgevla.joint_units import joint_name
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _joint(axis: Any, e: Evaluation, which: Sequence[int], j: int) -> None:
 
 
 def _chained(
-    frames: Sequence[Frame], which: Sequence[int], n_action_steps: int
-) -> Iterator[tuple[Frame, int]]:
+    frames: Sequence[EvaluatedFrame], which: Sequence[int], n_action_steps: int
+) -> Iterator[tuple[EvaluatedFrame, int]]:
     """As `sync` would: a chunk where the one before ends, or as soon after it as one was predicted."""
     due = 0
     for frame, i in zip(frames, which, strict=True):
@@ -156,12 +156,12 @@ def _horizon(e: Evaluation) -> Figure:
     return figure
 
 
-def _of_joint(j: int, x: Entry) -> np.ndarray:
+def _of_joint(j: int, x: ResultRow) -> np.ndarray:
     """Its error by horizon, (T,)."""
     return x.figures.horizon[:, j]
 
 
-def _curves(axis: Any, e: Evaluation, of: Callable[[Entry], np.ndarray]) -> None:
+def _curves(axis: Any, e: Evaluation, of: Callable[[ResultRow], np.ndarray]) -> None:
     for b in e.baselines:
         values, style = of(b), "--" if b.name == HOLD else ":"
         axis.plot(np.arange(len(values)) / e.dataset.fps, values, style, color=QUIET, lw=1.3, label=b.name)
@@ -177,14 +177,14 @@ def _curves(axis: Any, e: Evaluation, of: Callable[[Entry], np.ndarray]) -> None
     axis.tick_params(labelsize=8)
 
 
-def _widths(policies: Sequence[Entry]) -> list[float]:
+def _widths(policies: Sequence[ResultRow]) -> list[float]:
     """The first widest: policies that do the same lie upon each other, and all are seen."""
     if len(policies) == 1:
         return [1.4]
     return [float(w) for w in np.linspace(1.2 + 0.4 * len(policies), 0.9, len(policies))]
 
 
-def _colours(policies: Sequence[Entry]) -> list[str]:
+def _colours(policies: Sequence[ResultRow]) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(len(policies))]
 
 

@@ -13,7 +13,7 @@ from edgevla.dataset.layout import Episode
 
 
 @dataclass(frozen=True)
-class Frame:
+class EvaluatedFrame:
     """One evaluated frame. episode: its number in the dataset. frame: counted from the episode's beginning.
 
     row: in the opened dataset. end: the first row after the episode.
@@ -30,13 +30,13 @@ class Frame:
         return (self.episode << 24) + self.frame
 
 
-def plan(episodes: Sequence[Episode], n_action_steps: int, every: int) -> list[Frame]:
+def plan(episodes: Sequence[Episode], n_action_steps: int, every: int) -> list[EvaluatedFrame]:
     """Frames of all episodes, in order."""
     frames = []
     for e in episodes:
         wanted = set(range(0, e.length, every))
         wanted |= {f + n_action_steps for f in wanted if f + n_action_steps < e.length}
-        frames += [Frame(e.index, f, e.from_index + f, e.to_index) for f in sorted(wanted)]
+        frames += [EvaluatedFrame(e.index, f, e.from_index + f, e.to_index) for f in sorted(wanted)]
     return frames
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgevla.dataset.observations import moments_until, observations
 from edgevla.errors import EdgeVLAError, EngineError
-from edgevla.evaluation.plan import Frame
+from edgevla.evaluation.plan import EvaluatedFrame
 from edgevla.evaluation.subjects import Subject
 from edgevla.types import ACTION, STATE, Observation
 
@@ -50,7 +50,9 @@ class Seat:
         """Rows that one inference at `row` looks at, oldest first."""
         return moments_until(dataset, row, self.subject.runner.n_moments)
 
-    def predict(self, frame: Frame, moments: Sequence[int], seen: Mapping[int, Observation]) -> np.ndarray:
+    def predict(
+        self, frame: EvaluatedFrame, moments: Sequence[int], seen: Mapping[int, Observation]
+    ) -> np.ndarray:
         """
         Raises:
             EngineError: it failed, or yielded what is no number; names the frame.
@@ -71,14 +73,14 @@ class Seat:
 class Replay:
     """What came of it. frames: those that every policy has done. stopped: why it ended early; None: it is complete."""
 
-    frames: list[Frame]
+    frames: list[EvaluatedFrame]
     seats: list[Seat]
     stopped: str | None = None
     error: EdgeVLAError | None = None
     seconds: float = 0.0
 
 
-def seconds_per_frame(dataset: Dataset, seats: Sequence[Seat], frame: Frame) -> float:
+def seconds_per_frame(dataset: Dataset, seats: Sequence[Seat], frame: EvaluatedFrame) -> float:
     """How long one frame takes with all policies, measured on this one; the first time opens files and warms up."""
     spent = 0.0
     views: set[Any] = set()
@@ -96,7 +98,7 @@ def seconds_per_frame(dataset: Dataset, seats: Sequence[Seat], frame: Frame) -> 
     return spent
 
 
-def check_pictures(dataset: Dataset, seats: Sequence[Seat], frames: Sequence[Frame]) -> None:
+def check_pictures(dataset: Dataset, seats: Sequence[Seat], frames: Sequence[EvaluatedFrame]) -> None:
     """Whether every picture that is needed is there, by the videos' indices, before any is decoded.
 
     Raises:
@@ -113,7 +115,7 @@ def check_pictures(dataset: Dataset, seats: Sequence[Seat], frames: Sequence[Fra
 def replay(
     dataset: Dataset,
     seats: list[Seat],
-    frames: Sequence[Frame],
+    frames: Sequence[EvaluatedFrame],
     *,
     show: Callable[[int], None] = lambda _: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
@@ -141,14 +143,14 @@ def replay(
     return result
 
 
-def _see_all(dataset: Dataset, seat: Seat, block: Sequence[Frame]) -> dict[int, Observation]:
+def _see_all(dataset: Dataset, seat: Seat, block: Sequence[EvaluatedFrame]) -> dict[int, Observation]:
     return seat.see(dataset, [row for f in block for row in seat.moments(dataset, f.row)])
 
 
 def _one_frame(
     dataset: Dataset,
     result: Replay,
-    frame: Frame,
+    frame: EvaluatedFrame,
     seen: Mapping[tuple[Any, ...], Mapping[int, Observation]],
 ) -> None:
     for seat in result.seats:
@@ -162,7 +164,7 @@ def _one_frame(
 
 
 def baselines(
-    dataset: Dataset, frames: Sequence[Frame], n: int, sources: Mapping[str, str]
+    dataset: Dataset, frames: Sequence[EvaluatedFrame], n: int, sources: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
     """Chunks (frames, n, A) that no network made: the present position held, and the mean action of the data."""
     actions = actions_of(dataset, sources)
@@ -178,7 +180,7 @@ def _present(
     dataset: Dataset,
     actions: np.ndarray,
     rows: np.ndarray,
-    frames: Sequence[Frame],
+    frames: Sequence[EvaluatedFrame],
     sources: Mapping[str, str],
 ) -> np.ndarray:
     """Where the arm is at each frame (n, A): its state where that has the actions' joints, else the action before."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevla.evaluation.figures import Difference, Figures, difference, figures, mean_share
 from edgevla.evaluation.overlap import Overlap
-from edgevla.evaluation.plan import Frame
+from edgevla.evaluation.plan import EvaluatedFrame
 from edgevla.evaluation.replayed import Replay, actions_of, baselines, joint_ranges
 from edgevla.evaluation.subjects import Subject
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ResultRow:
     """One policy, or a baseline (subject None). chunks: (frames, T, A). difference: to the first policy; None: it is the
     first, or a baseline. chunk_ms: median of one inference with its prompt.
     """
@@ -47,9 +47,9 @@ class Evaluation:
     units: tuple[str, ...]
     width: np.ndarray
     actions: np.ndarray
-    frames: list[Frame]
-    policies: list[Entry]
-    baselines: list[Entry]
+    frames: list[EvaluatedFrame]
+    policies: list[ResultRow]
+    baselines: list[ResultRow]
     every: int
     n_planned: int
     seed: int
@@ -57,7 +57,7 @@ class Evaluation:
     stopped: str | None
 
     @property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ResultRow]:
         """Policies, then baselines: the order of every table."""
         return [*self.policies, *self.baselines]
 
@@ -78,11 +78,11 @@ def evaluate(
     first = done.seats[0]
     sources, feature = first.sources, first.subject.manifest.action
     actions, width = actions_of(dataset, sources), joint_ranges(dataset, sources)
-    policies: list[Entry] = []
+    policies: list[ResultRow] = []
     for seat, overlap in zip(done.seats, overlaps, strict=True):
         m, chunks = seat.subject.manifest, np.stack(seat.chunks)
         policies.append(
-            Entry(
+            ResultRow(
                 seat.subject.name,
                 chunks,
                 m.n_action_steps,
@@ -97,7 +97,7 @@ def evaluate(
     n = first.subject.manifest.n_action_steps
     longest = max(p.chunks.shape[1] for p in policies)
     others = [
-        Entry(name, chunks, n, figures(done.frames, chunks, actions, n, width))
+        ResultRow(name, chunks, n, figures(done.frames, chunks, actions, n, width))
         for name, chunks in baselines(dataset, done.frames, longest, sources).items()
     ]
     return Evaluation(

@@ -11,7 +11,7 @@ from edgevla.dataset.chosen import episodes_text
 from edgevla.evaluation.figures import Worst
 from edgevla.evaluation.page import GAP, indented, table
 from edgevla.evaluation.replayed import HOLD
-from edgevla.evaluation.result import Entry, Evaluation
+from edgevla.evaluation.result import Evaluation, ResultRow
 from edgevla.joint_units import joint_name
 
 N_HORIZONS = 8
@@ -100,7 +100,7 @@ def horizons(n: int) -> list[int]:
     return sorted({*range(0, n, step), n - 1})
 
 
-def _at(x: Entry, j: int, e: Evaluation) -> str:
+def _at(x: ResultRow, j: int, e: Evaluation) -> str:
     horizon = x.figures.horizon
     return number(float(e.percent(horizon[j]))) if j < len(horizon) else "-"
 
@@ -122,7 +122,7 @@ def _seams(e: Evaluation, width: int | None) -> list[str]:
 def _worst(e: Evaluation) -> list[str]:
     """Policies that err at the same places stand together, with the first one's figures."""
     shown = 5 if len(e.policies) == 1 else 3
-    alike: dict[tuple[tuple[int, int, int], ...], list[Entry]] = {}
+    alike: dict[tuple[tuple[int, int, int], ...], list[ResultRow]] = {}
     for p in e.policies:
         places = tuple((w.episode, w.frame, w.joint) for w in p.figures.worst[:shown])
         alike.setdefault(places, []).append(p)
@@ -181,7 +181,7 @@ def _overlap(e: Evaluation) -> list[str]:
     return lines
 
 
-def _apart(p: Entry, e: Evaluation) -> str:
+def _apart(p: ResultRow, e: Evaluation) -> str:
     """The errors of both kinds of episodes."""
     assert p.overlap is not None
     groups = {True: [], False: []}  # type: dict[bool, list[float]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevla.evaluation.episodes import Episode
+from edgevla.evaluation.episodes import EpisodeResult
 from edgevla.evaluation.verdicts import CellResult, Evaluated, Figure
 from edgevla.strict import write
 
@@ -76,7 +76,7 @@ def _aggregated(r: CellResult) -> dict[str, Any]:
     }
 
 
-def _episode(e: Episode) -> dict[str, Any]:
+def _episode(e: EpisodeResult) -> dict[str, Any]:
     return {
         "episode_ix": e.episode_ix,
         "sum_reward": e.sum_reward,
@@ -105,7 +105,7 @@ def _seams(r: CellResult, unit: str) -> dict[str, Any]:
     }
 
 
-def _delays(episodes: Sequence[Episode]) -> dict[str, Any]:
+def _delays(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
     """From the request to the chunk."""
     all_of_them = [ms for e in episodes for ms in e.delays_ms]
     come = [ms for ms in all_of_them if ms is not None]

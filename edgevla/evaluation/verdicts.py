@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevla.evaluation.episodes import Cell, Conditions, Episode, Journal, names_of, slug_of
+from edgevla.evaluation.episodes import Cell, Conditions, EpisodeJournal, EpisodeResult, names_of, slug_of
 from edgevla.evaluation.statistics import Pairs, bootstrap, wilson
 
 Interval = tuple[float, float]
@@ -50,7 +50,7 @@ class CellResult:
     cell: Cell
     name: str
     slug: str
-    episodes: Sequence[Episode]
+    episodes: Sequence[EpisodeResult]
     first: CellResult | None = None
 
     @property
@@ -127,7 +127,7 @@ class CellResult:
         return _figure([e.within for e in self.episodes], _p95)
 
     @property
-    def stopped(self) -> list[Episode]:
+    def stopped(self) -> list[EpisodeResult]:
         """Those that the arm ended itself."""
         return [e for e in self.episodes if e.stopped]
 
@@ -154,7 +154,7 @@ class CellResult:
                 made[name] = figure
         return made
 
-    def _both(self) -> list[tuple[Episode, Episode]]:
+    def _both(self) -> list[tuple[EpisodeResult, EpisodeResult]]:
         """Episodes of the same place, of the first and of this."""
         if self.first is None:
             return []
@@ -183,7 +183,7 @@ class Evaluated:
     stopped: str | None = None
 
 
-def results_of(cells: Sequence[Cell], journal: Journal, n: int) -> list[CellResult]:
+def results_of(cells: Sequence[Cell], journal: EpisodeJournal, n: int) -> list[CellResult]:
     """Of the first n places. Cells without an episode are left out."""
     results: list[CellResult] = []
     for cell, name in zip(cells, names_of(cells), strict=True):

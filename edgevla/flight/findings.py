@@ -33,7 +33,7 @@ LATE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunFinding:
     """kind: `seam`, `jump` (within a chunk), `measured`, `clip`, `stale`, `unread`, `late_tick`, `late_chunk`, `bus`,
     `chunks`, `lost`, `event`. size: how bad, comparable within the kind. joint: its index, or None. fields: for words.
     """
@@ -46,14 +46,14 @@ class Finding:
     fields: dict[str, Any]
 
 
-def find(run: Run) -> list[Finding]:
+def find(run: Run) -> list[RunFinding]:
     """By time; of each kind the worst."""
     kinds = (jumps, measured, clips, stale, unread, late_ticks, late_chunks, counted, events)
     found = [f for kind in kinds for f in kind(run)]
     return sorted(found, key=lambda f: f.ns)
 
 
-def numbered(found: list[Finding]) -> list[tuple[int, Finding]]:
+def numbered(found: list[RunFinding]) -> list[tuple[int, RunFinding]]:
     """The largest jumps with their numbers, by time: as the picture and the words name them."""
     jumped = sorted((f for f in found if f.kind in ("seam", "jump", "measured")), key=lambda f: -f.size)
     return list(enumerate(sorted(jumped[:N_NUMBERED], key=lambda f: f.ns), 1))
@@ -78,7 +78,7 @@ def reach(run: Run) -> np.ndarray:
 # -- jumps --------------------------------------------------------------------------------------------------
 
 
-def jumps(run: Run) -> list[Finding]:
+def jumps(run: Run) -> list[RunFinding]:
     """Where what was wanted left its course in one tick: at seams, and within chunks."""
     t = run.ticks
     if run.n_ticks < 3 or run.is_old:
@@ -102,7 +102,7 @@ def jumps(run: Run) -> list[Finding]:
     return found
 
 
-def _jump(run: Run, kind: str, k: int, joint: int, size: float, step: np.ndarray, n: int) -> Finding:
+def _jump(run: Run, kind: str, k: int, joint: int, size: float, step: np.ndarray, n: int) -> RunFinding:
     t = run.ticks
     bits = int(t["limited_by"][k + 1, joint])
     sent = float(t["goal"][k + 1, joint] - t["goal"][k, joint])
@@ -118,10 +118,10 @@ def _jump(run: Run, kind: str, k: int, joint: int, size: float, step: np.ndarray
         "skipped": float(t["action_index"][k + 1]),
     }
     ns = int(t["deadline_ns"][k + 1])
-    return Finding(kind, ns, ns, size, joint, fields)
+    return RunFinding(kind, ns, ns, size, joint, fields)
 
 
-def measured(run: Run) -> list[Finding]:
+def measured(run: Run) -> list[RunFinding]:
     """Where a joint was read somewhere it cannot have gone: a push, a slipped gear, another zero, a wrong reading."""
     t, found = run.ticks, []
     if run.n_ticks < 2 or run.is_old:
@@ -151,7 +151,7 @@ def measured(run: Run) -> list[Finding]:
                 "spent_s": float(spent[i]),
             }
             found.append(
-                Finding(
+                RunFinding(
                     "measured", int(t["observed_ns"][k]), int(t["observed_ns"][k]), float(share[i]), j, fields
                 )
             )
@@ -161,7 +161,7 @@ def measured(run: Run) -> list[Finding]:
 # -- clips, waiting -----------------------------------------------------------------------------------------
 
 
-def clips(run: Run) -> list[Finding]:
+def clips(run: Run) -> list[RunFinding]:
     """Per joint and limit, the longest times for which safety changed what was wanted."""
     t, found = run.ticks, []
     is_running = t["mode"] == MODES.index("running")
@@ -172,11 +172,11 @@ def clips(run: Run) -> list[Finding]:
                 gap = np.abs(t["wanted"][first : last + 1, j] - t["goal"][first : last + 1, j])
                 most = float(np.nanmax(gap)) if np.isfinite(gap).any() else 0.0
                 fields = {"bit": bit, "ticks": n, "gap": most}
-                found.append(Finding("clip", *_span(t, first, last), float(n), j, fields))
+                found.append(RunFinding("clip", *_span(t, first, last), float(n), j, fields))
     return _worst(found)
 
 
-def stale(run: Run) -> list[Finding]:
+def stale(run: Run) -> list[RunFinding]:
     """The longest times at which the arm was past its last action."""
     t = run.ticks
     is_running = t["mode"] == MODES.index("running")
@@ -186,11 +186,11 @@ def stale(run: Run) -> list[Finding]:
         # The last action itself takes a step; only what lies beyond it is waiting.
         if t["deadline_ns"][last] - t["deadline_ns"][first] > t["step_ns"][first]:
             fields = {"ticks": n, "chunk": int(t["chunk_seq"][first])}
-            found.append(Finding("stale", *_span(t, first, last), float(n), None, fields))
+            found.append(RunFinding("stale", *_span(t, first, last), float(n), None, fields))
     return _worst(found)
 
 
-def unread(run: Run) -> list[Finding]:
+def unread(run: Run) -> list[RunFinding]:
     """The longest times at which joints were not heard, so that their goals were withheld."""
     t, found = run.ticks, []
     withheld = t["limited_by"] & STALE != 0
@@ -198,22 +198,22 @@ def unread(run: Run) -> list[Finding]:
         joints = np.flatnonzero(withheld[first : last + 1].any(axis=0)).tolist()
         age_ms = float(t["position_age_us"][first : last + 1].max() / 1000)
         fields = {"ticks": n, "joints": joints, "age_ms": age_ms}
-        found.append(Finding("unread", *_span(t, first, last), float(n), None, fields))
+        found.append(RunFinding("unread", *_span(t, first, last), float(n), None, fields))
     return _worst(found)
 
 
-def late_ticks(run: Run) -> list[Finding]:
+def late_ticks(run: Run) -> list[RunFinding]:
     t, period = run.ticks, period_ns(run)
     on = np.isin(t["mode"], [MODES.index("running"), MODES.index("holding")])
     rows = np.flatnonzero(on & (t["late_ns"] > LATE_SHARE * period))
     found = []
     for first, last, n in _together(t["deadline_ns"], rows):
         worst = float(t["late_ns"][first : last + 1].max() / 1e6)
-        found.append(Finding("late_tick", *_span(t, first, last), worst, None, {"ms": worst, "ticks": n}))
+        found.append(RunFinding("late_tick", *_span(t, first, last), worst, None, {"ms": worst, "ticks": n}))
     return _worst(found)
 
 
-def late_chunks(run: Run) -> list[Finding]:
+def late_chunks(run: Run) -> list[RunFinding]:
     """Chunks that came much later after their observation than most."""
     chunks = run.notes.get("chunk", [])
     spent = np.array([c["sent_ns"] - c["observed_ns"] for c in chunks], float) / 1e6
@@ -225,7 +225,7 @@ def late_chunks(run: Run) -> list[Finding]:
             parts = {k: v / 1e6 for k, v in chunk["timing_ns"].items() if v > 0}
             fields = {"ms": float(ms), "usual": usual, "chunk": chunk["request_id"], "parts": parts}
             found.append(
-                Finding(
+                RunFinding(
                     "late_chunk", int(chunk["observed_ns"]), int(chunk["sent_ns"]), float(ms), None, fields
                 )
             )
@@ -244,10 +244,10 @@ COUNTED = {
 }
 
 
-def counted(run: Run) -> list[Finding]:
+def counted(run: Run) -> list[RunFinding]:
     """When counters of losses rose most, between two heartbeats (a fifth of a second)."""
     past: dict[tuple[str, str], int] = {}
-    found: dict[str, list[Finding]] = {}
+    found: dict[str, list[RunFinding]] = {}
     for note in run.notes.get("counters", []):
         for name, value in note["counters"].items():
             key = (note["source"], name)
@@ -257,11 +257,11 @@ def counted(run: Run) -> list[Finding]:
                 continue
             ns = int(note["observed_ns"])
             fields = {"name": name, "source": note["source"], "risen": risen, "total": value}
-            found.setdefault(name, []).append(Finding(kind, ns, ns, float(risen), None, fields))
+            found.setdefault(name, []).append(RunFinding(kind, ns, ns, float(risen), None, fields))
     return [f for several in found.values() for f in sorted(several, key=lambda f: -f.size)[:3]]
 
 
-def events(run: Run) -> Iterator[Finding]:
+def events(run: Run) -> Iterator[RunFinding]:
     """Each once in its own words; the same code again and again only the first time, with the number."""
     notes = run.notes.get("event", [])
     n: dict[tuple[str, str], int] = {}
@@ -274,10 +274,10 @@ def events(run: Run) -> Iterator[Finding]:
             continue
         told.add(key)
         fields = {**note, "again": n[key] - 1 if n[key] > N_OF_A_KIND else 0}
-        yield Finding("event", int(note["observed_ns"]), int(note["observed_ns"]), 1.0, None, fields)
+        yield RunFinding("event", int(note["observed_ns"]), int(note["observed_ns"]), 1.0, None, fields)
 
 
-def _worst(found: list[Finding]) -> list[Finding]:
+def _worst(found: list[RunFinding]) -> list[RunFinding]:
     kept = sorted(found, key=lambda f: -f.size)[:N_OF_A_KIND]
     for finding in kept:
         finding.fields.setdefault("n", len(found))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevla.errors import UsageError
-from edgevla.flight.findings import Finding, find, numbered
+from edgevla.flight.findings import RunFinding, find, numbered
 from edgevla.flight.frames import Glimpse, glimpses
 from edgevla.flight.frames import told as told_glimpses
 from edgevla.flight.moments import about, moments
@@ -120,7 +120,7 @@ def _saved(folder: Path) -> list[str]:
     ]
 
 
-def _story(run: Run, found: list[Finding]) -> list[str]:
+def _story(run: Run, found: list[RunFinding]) -> list[str]:
     number = {id(f): f" [{n} in the picture]" for n, f in numbered(found)}
     lines = [sentence(run, f) + number.get(id(f), "") for f in found] or ["nothing was out of the ordinary"]
     left_out = {
@@ -148,7 +148,7 @@ WORDS = {
 
 
 def _draw(
-    run: Run, found: list[Finding], path: Path | None, at_ns: int | None, shown: Sequence[Glimpse]
+    run: Run, found: list[RunFinding], path: Path | None, at_ns: int | None, shown: Sequence[Glimpse]
 ) -> str:
     from edgevla.flight.picture import write_picture
 
@@ -166,7 +166,7 @@ def _draw(
     return f"picture: {place}"
 
 
-def _json(run: Run, found: list[Finding]) -> dict[str, Any]:
+def _json(run: Run, found: list[RunFinding]) -> dict[str, Any]:
     return {
         "kind": "run",
         "path": str(run.folder),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgevla.flight.findings import LIMIT, RATE, Finding, numbered
+from edgevla.flight.findings import LIMIT, RATE, RunFinding, numbered
 from edgevla.flight.frames import Glimpse, draw_glimpses
 from edgevla.flight.reader import Run
 from edgevla.flight.story import UNITS, clock, stamp
@@ -50,7 +50,7 @@ AFTER_NS = 500_000_000
 
 
 def write_picture(
-    run: Run, found: list[Finding], path: Path, at_ns: int | None = None, shown: Sequence[Glimpse] = ()
+    run: Run, found: list[RunFinding], path: Path, at_ns: int | None = None, shown: Sequence[Glimpse] = ()
 ) -> None:
     """PNG. at_ns: only the seconds around a moment. shown: what the policy saw then, drawn beside them.
 
@@ -60,7 +60,9 @@ def write_picture(
     draw(run, found, at_ns, shown).savefig(path, dpi=110)
 
 
-def draw(run: Run, found: list[Finding], at_ns: int | None = None, shown: Sequence[Glimpse] = ()) -> Figure:
+def draw(
+    run: Run, found: list[RunFinding], at_ns: int | None = None, shown: Sequence[Glimpse] = ()
+) -> Figure:
     from matplotlib.figure import Figure
 
     d = len(run.joints)
@@ -80,7 +82,7 @@ def draw(run: Run, found: list[Finding], at_ns: int | None = None, shown: Sequen
 def _timeline(
     figure: Figure | SubFigure,
     run: Run,
-    found: list[Finding],
+    found: list[RunFinding],
     at_ns: int | None,
     height: float,
     beside: Sequence[Glimpse],
@@ -149,7 +151,7 @@ def _title(run: Run, first: int, last: int) -> str:
 # -- what was out of the ordinary -------------------------------------------------------------------------------
 
 
-def _lanes(axis: Any, run: Run, rows: np.ndarray, found: list[Finding], first: int, last: int) -> None:
+def _lanes(axis: Any, run: Run, rows: np.ndarray, found: list[RunFinding], first: int, last: int) -> None:
     place = {lane: len(LANES) - 1 - k for k, lane in enumerate(LANES)}
     _modes(axis, run, rows, place["mode"])
     _chunks(axis, run, rows, place["chunks"], last)
@@ -220,7 +222,7 @@ def _runs(values: np.ndarray) -> list[tuple[int, int]]:
 # -- joints -------------------------------------------------------------------------------------------------
 
 
-def _joint(axis: Any, run: Run, rows: np.ndarray, j: int, marks: list[tuple[int, Finding]]) -> None:
+def _joint(axis: Any, run: Run, rows: np.ndarray, j: int, marks: list[tuple[int, RunFinding]]) -> None:
     at = run.seconds(run.ticks["deadline_ns"][rows])
     position, wanted, goal = (run.ticks[name][rows, j] for name in ("position", "wanted", "goal"))
     # An end wants the rest pose at once, which would dwarf everything else.

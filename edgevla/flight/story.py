@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgevla.errors import UsageError
-from edgevla.flight.findings import CLIPPED_BY, Finding
+from edgevla.flight.findings import CLIPPED_BY, RunFinding
 from edgevla.flight.reader import Run
 from edgevla.messages import MODES
 
@@ -45,16 +45,16 @@ def amount(run: Run, joint: int, value: float) -> str:
     return f"{value:.{digits}f}{UNITS.get(unit, '')}"
 
 
-def sentence(run: Run, f: Finding) -> str:
+def sentence(run: Run, f: RunFinding) -> str:
     """What happened, in words that begin with the time."""
     return f"{f'{clock(run, f.ns)}  ' if run.wall_ns else ''}{stamp(run, f.ns)}  {told(run, f)}"
 
 
-def told(run: Run, f: Finding) -> str:
+def told(run: Run, f: RunFinding) -> str:
     return TOLD[f.kind](run, f, f.fields)
 
 
-def _seam(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _seam(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     assert f.joint is not None
     words = f"joint {run.joints[f.joint]} was told to move {amount(run, f.joint, x['by'])} in one tick"
     words += f" (the tick before {amount(run, f.joint, x['before'])})" if np.isfinite(x["before"]) else ""
@@ -71,7 +71,7 @@ def _seam(run: Run, f: Finding, x: dict[str, Any]) -> str:
     return words
 
 
-def _measured(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _measured(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     assert f.joint is not None
     return (
         f"joint {run.joints[f.joint]} was measured {amount(run, f.joint, x['by'])} further within "
@@ -80,7 +80,7 @@ def _measured(run: Run, f: Finding, x: dict[str, Any]) -> str:
     )
 
 
-def _clip(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _clip(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     assert f.joint is not None
     joint, is_shadow = run.joints[f.joint], bool(run.about.get("is_shadow"))
     size = "" if is_shadow else f", by up to {amount(run, f.joint, x['gap'])}"
@@ -90,12 +90,12 @@ def _clip(run: Run, f: Finding, x: dict[str, Any]) -> str:
     )
 
 
-def _stale(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _stale(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     after = f" after chunk {x['chunk']}" if x["chunk"] >= 0 else ""
     return f"no fresh action{after}: the arm kept its last goal for {_spent(f)}"
 
 
-def _unread(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _unread(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     names = [run.joints[j] for j in x["joints"]]
     who = "any joint" if len(names) == len(run.joints) > 1 else ", ".join(names)
     ticks = "1 tick" if x["ticks"] == 1 else f"{x['ticks']} ticks"
@@ -103,14 +103,14 @@ def _unread(run: Run, f: Finding, x: dict[str, Any]) -> str:
     return f"no new position of {who} in {ticks}{old}: goals were withheld"
 
 
-def _late_tick(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _late_tick(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     several = (
         f"{x['ticks']} ticks of the control loop came late, up to" if x["ticks"] > 1 else "a tick came late,"
     )
     return f"{several} {x['ms']:.1f} ms"
 
 
-def _late_chunk(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _late_chunk(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     part, ms = max(x["parts"].items(), key=lambda item: item[1], default=("", 0.0))
     most = f", of which {ms:.0f} ms were {part}" if ms else ""
     return (
@@ -118,12 +118,12 @@ def _late_chunk(run: Run, f: Finding, x: dict[str, Any]) -> str:
     )
 
 
-def _counted(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _counted(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     what = NAMES.get(x["name"], f"messages were lost or refused ({x['name']})")
     return f"within 0.2 s {x['risen']} {what}, heard by {x['source']}; {x['total']} so far"
 
 
-def _event(run: Run, f: Finding, x: dict[str, Any]) -> str:
+def _event(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     again = f" ({x['again']} times more)" if x["again"] else ""
     mark = {"warning": "! ", "error": "!! ", "stop": "!! "}.get(x["severity"], "")
     return f"{mark}{x['source']}: {x['text']}{again}"
@@ -145,7 +145,7 @@ TOLD = {
 }
 
 
-def _spent(f: Finding) -> str:
+def _spent(f: RunFinding) -> str:
     seconds = (f.until_ns - f.ns) / 1e9
     return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms"
 
@@ -183,7 +183,7 @@ def _last(run: Run, kind: str) -> list[int]:
     return [int(note["observed_ns"]) for note in run.notes.get(kind, [])[-1:]]
 
 
-def worst(run: Run, found: list[Finding]) -> str:
+def worst(run: Run, found: list[RunFinding]) -> str:
     """The one sentence for who asks why it twitched; empty where nothing jumped."""
     jumped = [f for f in found if f.kind in ("seam", "jump", "measured")]
     if not jumped:
@@ -217,7 +217,7 @@ def moment(run: Run, text: str) -> int:
     return ns
 
 
-def explain(run: Run, ns: int, found: list[Finding]) -> list[str]:
+def explain(run: Run, ns: int, found: list[RunFinding]) -> list[str]:
     """What the arm did at a moment, and what was out of the ordinary around it."""
     t = run.ticks
     k = int(np.abs(t["deadline_ns"] - ns).argmin())

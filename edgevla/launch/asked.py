@@ -51,7 +51,7 @@ class Steps:
         self.step = max(2, self.step)
 
 
-class Asked:
+class StopSignals:
     """Takes the process's signals. by: the name of the signal that asked first; empty while none has.
 
     on_step: (1, 2 or 3) -> None, for every step of Ctrl-C. say: (severity, source, sentence). is_on: whether the arm was

@@ -7,7 +7,7 @@ from edgevla.cameras import CameraSettings
 from edgevla.dataset import open_dataset
 from edgevla.descriptions import AboutPolicy, write_robot
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.launch.sources import DirectSource, Run
+from edgevla.launch.sources import DirectSource, SupervisorLike
 from edgevla.nodes.replay import CHUNK_SIZE, check_units, load_episode
 
 READY_S = 60.0
@@ -29,12 +29,12 @@ class EpisodeSource(DirectSource):
         check_units(opened.root, joint_units)
         self._fps = float(opened.info.fps)
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         load_episode(self._dataset, self._episode, run.robot, self._joint_units)
         write_robot(run.robot, run.folder / "robot.json")
         return []
 
-    def start(self, run: Run) -> float:
+    def start(self, run: SupervisorLike) -> float:
         words = [
             "edgevla.nodes.replay",
             f"--dataset={self._dataset}",
@@ -46,5 +46,5 @@ class EpisodeSource(DirectSource):
         run.spawn("policy", words)
         return run.await_ready("policy", "policy", AboutPolicy, READY_S, EdgeVLAError).latency_ms
 
-    def start_arguments(self, run: Run, latency_ms: float) -> Start:
+    def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         return self.direct_arguments(run, self._fps, CHUNK_SIZE, latency_ms)

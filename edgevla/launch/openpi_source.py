@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgevla.cameras import CameraSettings
 from edgevla.errors import UsageError
 from edgevla.launch.deployment import DeployOptions
-from edgevla.launch.sources import PolicySource, Run
+from edgevla.launch.sources import PolicySource, SupervisorLike
 from edgevla.serve.openpi.address import check_extra, ws_address
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class OpenpiSource(PolicySource):
         self.bundle = str(self._server)
         self._hold(str(self._server), self._keys.manifest, self._keys.sha256, options)
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         self._keys.check_zero(run.robot)
         if self._keys.manifest.trained_speed_p999 is None:
             run.say(
@@ -56,7 +56,7 @@ class OpenpiSource(PolicySource):
             )  # fmt: skip
         return super().fit(run)
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         """The server has done what it needs."""
 
     def _where(self, options: DeployOptions) -> list[str]:

@@ -156,7 +156,7 @@ def _record(
 ) -> int:
     import zmq
 
-    from edgevla.launch.record_session import Session
+    from edgevla.launch.record_session import RecordSession
     from edgevla.launch.takeover import Takeover
     from edgevla.nodes.recorder import RecorderNode
     from edgevla.session import read_deployment
@@ -182,7 +182,7 @@ def _record(
     )
     node.episode_s, node.heard = args.seconds, lambda text: screen.say(f"! {text}")
     takeover = Takeover(ctx, folder, deployment.session_bytes) if has_leader else None
-    session = Session(node, args, screen, is_alive, n_there, takeover)
+    session = RecordSession(node, args, screen, is_alive, n_there, takeover)
     try:
         # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
         with contextlib.suppress(UsageError, WireError):

@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable, Collection
 
-from edgevla.monitor.keys import Act, Keyboard
+from edgevla.monitor.keys import Intent, Keyboard
 
 STRAY = "several keys at once, or one that is no letter: nothing was done"
 
@@ -42,7 +42,7 @@ class TypedKeys:
                 self._say(f"! {act.text}")
         return found
 
-    def _typed(self, text: str) -> list[Act]:
+    def _typed(self, text: str) -> list[Intent]:
         """text: what came at once; of a key that is held down the same character several times."""
         if not text:
             return []

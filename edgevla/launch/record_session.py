@@ -39,7 +39,7 @@ COUNTED_S = 3
 FOREVER = float("inf")
 
 
-class Session:
+class RecordSession:
     """args: `task`, `next_task`, `episodes`, `seconds`, `pause` of `record`. n_there: episodes that count as kept.
 
     takeover: where a policy drives that a person may correct.

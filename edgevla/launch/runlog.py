@@ -27,7 +27,7 @@ from edgevla.launch.emergencies import Emergencies
 from edgevla.launch.logfiles import Warn
 from edgevla.launch.options import default_place
 from edgevla.launch.shadow import Shadow
-from edgevla.messages import Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
+from edgevla.messages import Chunk, Event, Heartbeat, Message, MessageBody, ServoHealth, State
 
 BUSY = (
     "ticks",
@@ -191,7 +191,7 @@ class RunLog:
         said = {"source": source, "observed_ns": time.monotonic_ns(), "severity": severity, "code": "said"}
         self.write("event", {**said, "text": text, "fields": {}})
 
-    def take(self, message: Message[Body]) -> None:
+    def take(self, message: Message[MessageBody]) -> None:
         """One message of any type; what does not belong into a log is ignored."""
         handler = getattr(self, f"_on_{message.type}", None)
         if handler is not None:
@@ -311,5 +311,5 @@ class RunLog:
             self.files.close(json.dumps(plain(summary), indent=1))
 
 
-def _said(m: Message[Body]) -> dict[str, Any]:
+def _said(m: Message[MessageBody]) -> dict[str, Any]:
     return {"source": m.source, "seq": m.seq, "observed_ns": m.observed_ns}

@@ -9,7 +9,7 @@ import zmq
 
 from edgevla.errors import UsageError
 from edgevla.launch.deployment import DeployOptions
-from edgevla.launch.sources import PolicySource, Run
+from edgevla.launch.sources import PolicySource, SupervisorLike
 from edgevla.serve.authority import introduced
 from edgevla.serve.pictures import encoding
 from edgevla.serve.remote import Served, look_up
@@ -67,7 +67,7 @@ class ServedSource(PolicySource):
         self.bundle = str(self._servers[0])
         self._hold(str(self._servers[0]), served.manifest, served.sha256, options)
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         """The server has done what it needs."""
 
     def _where(self, options: DeployOptions) -> list[str]:

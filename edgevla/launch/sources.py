@@ -47,7 +47,7 @@ POLICY_READY_S = 600.0
 A = TypeVar("A", bound=About)
 
 
-class Run(Protocol):
+class SupervisorLike(Protocol):
     """What a source needs of its supervisor.
 
     options: what the command line says. folder: the run directory.
@@ -119,7 +119,7 @@ class ActionSource(Protocol):
         """For the run's summary."""
         ...
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         """What takes long and must be over before any process of the arm begins.
 
         Raises:
@@ -127,7 +127,7 @@ class ActionSource(Protocol):
         """
         ...
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         """Compares itself with `run.robot`, which answers by now; the cameras to start.
 
         Raises:
@@ -135,11 +135,11 @@ class ActionSource(Protocol):
         """
         ...
 
-    def start(self, run: Run) -> float:
+    def start(self, run: SupervisorLike) -> float:
         """Starts the process `policy` and waits until it is ready; its latency in ms, measured warm."""
         ...
 
-    def start_arguments(self, run: Run, latency_ms: float) -> Start:
+    def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         """What the robot is told with `start`."""
         ...
 
@@ -181,7 +181,7 @@ class PolicySource:
         words = [f"--bundle={self.bundle}", f"--threads={options.threads}"]
         return words + ([f"--provider={options.provider}"] if options.provider else [])
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         """TensorRT's engines, where they lack."""
         if is_native(run.options.provider or self._manifest.target.provider):
             seldom = Seldom(lambda text: run.say("log", "deploy", text))
@@ -195,7 +195,7 @@ class PolicySource:
             finally:
                 write_preparing(run.folder, "")
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         if run.options.task and self._manifest.prompt is None:
             run.say("info", "deploy", "this policy reads no text; the task labels what is recorded")
         run.say("info", "deploy", f"seams: {seam_words(self._manifest, not self.CAN_SELECT)}")
@@ -210,11 +210,11 @@ class PolicySource:
             run.say("warning", "deploy", warning)
         return settings
 
-    def start(self, run: Run) -> float:
+    def start(self, run: SupervisorLike) -> float:
         self.spawn(run)
         return self.greet(run, run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError))
 
-    def spawn(self, run: Run) -> None:
+    def spawn(self, run: SupervisorLike) -> None:
         """Starts the process; it answers once the policy is loaded and warm."""
         o = run.options
         words = [POLICY, *self._where(o), *run.place, f"--robot-json={run.folder / 'robot.json'}"]
@@ -224,7 +224,7 @@ class PolicySource:
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
 
-    def greet(self, run: Run, about: AboutPolicy) -> float:
+    def greet(self, run: SupervisorLike, about: AboutPolicy) -> float:
         """Says what the process told of itself; its latency in ms.
 
         Raises:
@@ -237,7 +237,7 @@ class PolicySource:
         return about.latency_ms
 
     @staticmethod
-    def _say_oddities(run: Run, oddities: Sequence[Oddity]) -> None:
+    def _say_oddities(run: SupervisorLike, oddities: Sequence[Oddity]) -> None:
         """What the policy's first look at the cameras found.
 
         Raises:
@@ -250,7 +250,7 @@ class PolicySource:
         if blind and not run.options.may_be_blind:
             raise CameraError(f"{blind[0]}. To start all the same: --allow-blind-cameras")
 
-    def start_arguments(self, run: Run, latency_ms: float) -> Start:
+    def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         """A latency that the execution cannot bear turns it into `sync`."""
         assert self._fit is not None, "the bundle was fitted before"
         m = self._manifest
@@ -296,10 +296,10 @@ class DirectSource:
         self.about = _about(name)
         self.execution: Execution = Async(every=1)
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         """Nothing."""
 
-    def direct_arguments(self, run: Run, fps: float, chunk_size: int, latency_ms: float) -> Start:
+    def direct_arguments(self, run: SupervisorLike, fps: float, chunk_size: int, latency_ms: float) -> Start:
         """What the robot is told with `start` where there is no policy.
 
         fps: of the actions; latency_ms: of the source.

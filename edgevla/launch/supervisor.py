@@ -28,14 +28,14 @@ from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, Wire
 from edgevla.execution import execution_to
 from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
-from edgevla.launch.asked import NOT_ON, SHADOW, TO_REST, UNTOUCHED, Asked
+from edgevla.launch.asked import NOT_ON, SHADOW, TO_REST, UNTOUCHED, StopSignals
 from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
 from edgevla.launch.processes import camera_args, emulator_args, guardian_args
 from edgevla.launch.runlog import RunLog, open_log
 from edgevla.launch.sources import ActionSource
-from edgevla.messages import Action, Body, Chunk, Event, Heartbeat, Message, ServoHealth, State
+from edgevla.messages import Action, Chunk, Event, Heartbeat, Message, MessageBody, ServoHealth, State
 from edgevla.nodes.vitals import AT_ONCE
 from edgevla.session import (
     Deployment,
@@ -55,7 +55,7 @@ STOPPED_S = 40.0
 FROZEN = f"frozen; Ctrl-C again releases it, else it is parked and released after {STOPPED_S:g} s"
 SILENT_S = 1.0
 SAVED_WITHIN_S = 60.0
-LOGGED: Sequence[type[Body]] = (State, Chunk, Heartbeat, Event, ServoHealth)
+LOGGED: Sequence[type[MessageBody]] = (State, Chunk, Heartbeat, Event, ServoHealth)
 A = TypeVar("A", bound=About)
 
 Say = Callable[[str, str, str], None]
@@ -76,7 +76,7 @@ class Supervisor:
         self.options, self.source, self.say = options, source, say
         self.session = new_session()
         self.log = RunLog(open_log(options.log_dir, self.session, self._warn))
-        self.asked = Asked(self._step, self._say_safely, lambda: self._is_start_sent)
+        self.asked = StopSignals(self._step, self._say_safely, lambda: self._is_start_sent)
         self.folder = run_dir(self.session)
         self.ctx = zmq.Context()
         self.children: dict[str, Child] = {}
@@ -400,7 +400,7 @@ class Supervisor:
         nodes = ["robot", *self.options.drivers, *(f"camera/{c.name}" for c in self._cameras)]
         publishers = [endpoint(self.folder, node) for node in nodes]
         robot = endpoint(self.folder, "robot")
-        ends: dict[type[Body], str] = {
+        ends: dict[type[MessageBody], str] = {
             State: robot,
             ServoHealth: robot,
             Chunk: endpoint(self.folder, "policy"),
@@ -414,7 +414,7 @@ class Supervisor:
             time.sleep(wait_s)
             return
         self._inbox.wait(wait_s) if wait_s else None
-        messages: list[Message[Body]] = [m for cls in LOGGED for m in self._inbox.drain(cls)]
+        messages: list[Message[MessageBody]] = [m for cls in LOGGED for m in self._inbox.drain(cls)]
         for message in sorted(messages, key=lambda m: m.header.sent_ns):
             self.log.take(message)
             if isinstance(message.body, Event):

@@ -18,7 +18,7 @@ from edgevla.arguments import Arguments, SetTask
 from edgevla.board import BoardReader
 from edgevla.messages import Action
 from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
-from edgevla.monitor.keys import Act, Keyboard
+from edgevla.monitor.keys import Intent, Keyboard
 from edgevla.monitor.layout import Boxes, Content, arrange
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
@@ -30,7 +30,7 @@ from edgevla.monitor.panels.joints import arms, joints
 from edgevla.monitor.panels.keys import field, help_page, keys
 from edgevla.monitor.panels.loop import loop
 from edgevla.monitor.panels.servos import servos
-from edgevla.monitor.pictures import Camera
+from edgevla.monitor.pictures import CameraView
 from edgevla.monitor.rows import Panel, Row
 from edgevla.monitor.standing import Standing
 
@@ -130,7 +130,7 @@ class MonitorApp(KeyboardApp):
             self._keys["b"] = self._to_fleet
         self.keyboard = Keyboard(self._keys, search_key="/", views=self._views)
         self._panels = {name: Panel(id=name) for name in PANELS}
-        self._cameras = [Camera(name) for name in self.model.cameras]
+        self._cameras = [CameraView(name) for name in self.model.cameras]
         self._turn, self._word = 0, ""
         self._board = BoardReader()
         self._enlarged: int | None = None
@@ -263,12 +263,12 @@ class MonitorApp(KeyboardApp):
 
     # -- keys ----------------------------------------------------------------------------------------------------
 
-    def typed(self, press: Callable[[], list[Act]]) -> None:
+    def typed(self, press: Callable[[], list[Intent]]) -> None:
         self.keyboard.suggestion = self.model.task
         super().typed(press)
 
     @or_leave
-    def do(self, acts: Iterable[Act]) -> None:
+    def do(self, acts: Iterable[Intent]) -> None:
         for act in acts:
             if act.kind == "emergency":
                 self._steer("emergency_stop")

@@ -13,8 +13,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 from textual import events
 from textual.app import App
 
-from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Act, Keyboard
-from edgevla.monitor.terminal import Terminal, TerminalClosed
+from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Intent, Keyboard
+from edgevla.monitor.terminal import TerminalClosed, TerminalDriver
 
 INTERRUPTED = 130
 P = ParamSpec("P")
@@ -48,14 +48,14 @@ class KeyboardApp(App[None]):
     keyboard: Keyboard
 
     def __init__(self) -> None:
-        super().__init__(driver_class=Terminal, ansi_color=True)
+        super().__init__(driver_class=TerminalDriver, ansi_color=True)
         self.reason = ""
         self.is_left = False
         self.failure: Exception | None = None
         self.asked_to_leave: tuple[str, int] | None = None
         self._loop_of_app: asyncio.AbstractEventLoop | None = None
 
-    def do(self, acts: Iterable[Act]) -> None:
+    def do(self, acts: Iterable[Intent]) -> None:
         """What the keys mean; guarded by `or_leave`."""
         raise NotImplementedError
 
@@ -76,7 +76,7 @@ class KeyboardApp(App[None]):
             await super().on_event(event)
 
     @or_leave
-    def typed(self, press: Callable[[], list[Act]]) -> None:
+    def typed(self, press: Callable[[], list[Intent]]) -> None:
         """A key or a paste: what it means at once, and what it means once nothing has followed it."""
         self.do(press())
         loop = asyncio.get_running_loop()

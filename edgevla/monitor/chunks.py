@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgevla.messages import Chunk, Message
-from edgevla.monitor.rates import Tick
+from edgevla.monitor.rates import TickTiming
 
 KEPT = 40
 
@@ -72,7 +72,7 @@ class Timeline:
 
     tracks: deque[Track] = field(default_factory=lambda: deque(maxlen=KEPT))
     _now: int | None = None
-    _goals: deque[Tick] = field(default_factory=lambda: deque(maxlen=3))
+    _goals: deque[TickTiming] = field(default_factory=lambda: deque(maxlen=3))
     _uses: dict[int, _Use] = field(default_factory=dict)
 
     def arrived(self, message: Message[Chunk]) -> None:
@@ -84,7 +84,7 @@ class Timeline:
         if use is not None and use.at_ns >= track.asked_ns:
             self._begin(track, use)
 
-    def take(self, tick: Tick) -> None:
+    def take(self, tick: TickTiming) -> None:
         """One tick of the loop, in their order."""
         self._goals.append(tick)
         if tick.chunk_seq is None:
@@ -117,7 +117,7 @@ class Timeline:
                 other.is_late = other.first_ns is None
 
 
-def _seam(ticks: Sequence[Tick]) -> Seam | None:
+def _seam(ticks: Sequence[TickTiming]) -> Seam | None:
     """At the last of three ticks in a row; None where a chunk does not take over from another."""
     if len(ticks) < 3 or ticks[1].chunk_seq is None or ticks[2].tick - ticks[0].tick != 2:
         return None

@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 
 from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
 from edgevla.monitor.fleet import Deployed, Fleet
-from edgevla.monitor.keys import Act, Keyboard
+from edgevla.monitor.keys import Intent, Keyboard
 from edgevla.monitor.layout import Box
 from edgevla.monitor.panels.fleet import NOTHING_ACTS, fleet, fleet_keys
 from edgevla.monitor.rows import Panel
@@ -99,7 +99,7 @@ class FleetApp(KeyboardApp):
     # -- keys ----------------------------------------------------------------------------------------------------
 
     @or_leave
-    def do(self, acts: Iterable[Act]) -> None:
+    def do(self, acts: Iterable[Intent]) -> None:
         for act in acts:
             if act.kind == "emergency":
                 self._say(STEERS_NOTHING)

@@ -90,7 +90,7 @@ def _block(level: int) -> str:
     return " " if level <= 0 else LEVELS[min(level, len(LEVELS)) - 1]
 
 
-class Counters:
+class CounterRates:
     """Counters of one node over the last ten seconds, as rates. One that fell belongs to another process."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What typing means: commands, text, or neither. Pure: keys with their times in, `Act`s out; no screen, no sockets.
+"""What typing means: commands, text, or neither. Pure: keys with their times in, `Intent`s out; no screen, no sockets.
 
     main    a key alone is a command; two keys open the field, for a task or for words to search
     field   from that key on everything is text, until Enter (and a moment of silence) or Escape
@@ -41,7 +41,7 @@ STRAY_WORDS = "text came where none belongs: no key in it was obeyed; for a task
 
 
 @dataclass(frozen=True)
-class Act:
+class Intent:
     """What is to be done. text: the command's key, the task, the words to search, or the sentence of a notice."""
 
     kind: Literal["command", "emergency", "task", "search", "notice"]
@@ -123,7 +123,7 @@ class Keyboard:
         self._is_stray_text = False
         self._repeated: set[str] = set()
 
-    def key(self, name: str, character: str | None, at_ns: int) -> list[Act]:
+    def key(self, name: str, character: str | None, at_ns: int) -> list[Intent]:
         """A key that came at `at_ns`. name: as Textual calls it; character: what it would write, if anything."""
         if name in EMERGENCY:
             return self._press_emergency(at_ns)
@@ -138,32 +138,32 @@ class Keyboard:
             return acts + self._into_field(key, character, at_ns)
         return acts + self._on_main(key, at_ns, is_fast)
 
-    def paste(self, text: str, at_ns: int) -> list[Act]:
+    def paste(self, text: str, at_ns: int) -> list[Intent]:
         """Text that the terminal itself calls pasted."""
         self._last, self._waiting = ("", at_ns), None
         if self.field is None:
-            return [Act("notice", self._stray_words)]
+            return [Intent("notice", self._stray_words)]
         return self._write(text)
 
-    def due(self) -> list[Act]:
+    def due(self) -> list[Intent]:
         """What has waited long enough; to be asked LONE_NS and SETTLE_NS after every key."""
         now = self._clock()
-        acts: list[Act] = []
+        acts: list[Intent] = []
         if self._waiting is not None and now - self._waiting.heard_ns >= LONE_NS:
-            acts.append(Act("command", self._waiting.key))
+            acts.append(Intent("command", self._waiting.key))
             self._waiting = None
         if self._enter_ns is not None and now - self._enter_ns >= SETTLE_NS:
             text = self.field.text.strip() if self.field else ""
             if self.is_searching:
-                acts.append(Act("search", text))
+                acts.append(Intent("search", text))
             elif text:
-                acts.append(Act("task", text))
+                acts.append(Intent("task", text))
             self._close()
         return acts
 
     # -- the three states --------------------------------------------------------------------------------------
 
-    def _on_main(self, key: str, at_ns: int, is_fast: bool) -> list[Act]:
+    def _on_main(self, key: str, at_ns: int, is_fast: bool) -> list[Intent]:
         is_stray = is_fast or at_ns < self._stray_until_ns
         is_first = at_ns >= self._stray_until_ns
         if not is_stray:
@@ -173,16 +173,16 @@ class Keyboard:
         if is_stray:
             self._stray_until_ns = at_ns + STRAY_NS
             self._is_stray_text |= key == self._field_key or not self._field_key
-            return [Act("notice", self._stray_words)] if is_first else []
+            return [Intent("notice", self._stray_words)] if is_first else []
         if key == self._field_key:
             self.field = TaskLine(self.suggestion)
             return []
         if self._search_key and key == self._search_key:
             self.field, self.is_searching = TaskLine(), True
             return []
-        return [Act("command", key)] if key in self._views else self._wait(key, at_ns)
+        return [Intent("command", key)] if key in self._views else self._wait(key, at_ns)
 
-    def _into_field(self, key: str, character: str | None, at_ns: int) -> list[Act]:
+    def _into_field(self, key: str, character: str | None, at_ns: int) -> list[Intent]:
         assert self.field is not None
         if key in ("enter", "ctrl+j"):
             self._enter_ns = self._clock()
@@ -191,7 +191,7 @@ class Keyboard:
             self._close()
             # What follows at once was meant for the field; a hand needs longer for the next key.
             self._stray_until_ns, self._is_stray_text = at_ns + LONE_NS, True
-            return [Act("search")] if was_searching else []
+            return [Intent("search")] if was_searching else []
         elif key == "ctrl+c":
             return self._wait(key, at_ns)
         elif character:
@@ -201,7 +201,7 @@ class Keyboard:
             self.field.edit(key)
         return []
 
-    def _write(self, text: str) -> list[Act]:
+    def _write(self, text: str) -> list[Intent]:
         """Where the line is full that is said, once."""
         assert self.field is not None
         was_cut = self.field.is_cut
@@ -209,22 +209,22 @@ class Keyboard:
             self.field.insert(" ")
             self._enter_ns = None
         self.field.insert(text)
-        return [Act("notice", FULL_WORDS)] if self.field.is_cut and not was_cut else []
+        return [Intent("notice", FULL_WORDS)] if self.field.is_cut and not was_cut else []
 
     def _close(self) -> None:
         self.field, self._enter_ns, self.is_searching = None, None, False
 
     # -- presses -----------------------------------------------------------------------------------------------
 
-    def _judge_waiting(self, key: str, at_ns: int) -> list[Act]:
+    def _judge_waiting(self, key: str, at_ns: int) -> list[Intent]:
         """The next key says of the one that waits whether it was alone."""
         waiting = self._waiting
         if waiting is None or (key == waiting.key and at_ns - waiting.at_ns < LONE_NS):
             return []
         self._waiting = None
-        return [Act("command", waiting.key)] if at_ns - waiting.at_ns >= LONE_NS else []
+        return [Intent("command", waiting.key)] if at_ns - waiting.at_ns >= LONE_NS else []
 
-    def _wait(self, key: str, at_ns: int) -> list[Act]:
+    def _wait(self, key: str, at_ns: int) -> list[Intent]:
         if key not in self._presses:
             return []
         if key != self._latest:  # a key that is held down repeats no longer once another one is pressed
@@ -235,16 +235,16 @@ class Keyboard:
             return []
         return self._repeat(key)
 
-    def _press_emergency(self, at_ns: int) -> list[Act]:
+    def _press_emergency(self, at_ns: int) -> list[Intent]:
         self._waiting = None
         if self._emergency.press(at_ns):
             self._repeated.discard("emergency")
-            return [Act("emergency")]
+            return [Intent("emergency")]
         return self._repeat("emergency")
 
-    def _repeat(self, key: str) -> list[Act]:
+    def _repeat(self, key: str) -> list[Intent]:
         """Said once: whoever presses again on purpose must know why nothing happens."""
         if key in self._repeated:
             return []
         self._repeated.add(key)
-        return [Act("notice", REPEAT_WORDS.format(key))]
+        return [Intent("notice", REPEAT_WORDS.format(key))]

@@ -28,10 +28,10 @@ from edgevla.errors import WireError
 from edgevla.messages import (
     NAMES,
     Action,
-    Body,
     Chunk,
     Event,
     Heartbeat,
+    MessageBody,
     ServoHealth,
     Severity,
     State,
@@ -40,7 +40,7 @@ from edgevla.messages import (
 from edgevla.monitor import outside
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
-from edgevla.monitor.rates import Tick
+from edgevla.monitor.rates import TickTiming
 from edgevla.monitor.standing import SWITCH_OFF
 from edgevla.session import endpoint, read_deployment, tell_guardian
 from edgevla.wire import CommandClient, make_socket
@@ -65,7 +65,7 @@ class Listener:
         WireError: the directory describes no deployment.
     """
 
-    def __init__(self, folder: Path, streams: Sequence[type[Body]]) -> None:
+    def __init__(self, folder: Path, streams: Sequence[type[MessageBody]]) -> None:
         deployment = read_deployment(folder)
         self.folder, self._session = folder, deployment.session_bytes
         self.note = deployment
@@ -236,12 +236,12 @@ def _described(client: CommandClient, cls: type[A]) -> A | None:
         return None
 
 
-def _tick(parts: Sequence[bytes]) -> Tick | None:
+def _tick(parts: Sequence[bytes]) -> TickTiming | None:
     """The time of a state that is not shown, read past the codec; None where it cannot be read."""
     try:
         header = msgpack.unpackb(parts[1])
         tick, t0, deadline, late = (int(header[name]) for name in ("tick", "t0_ns", "deadline_ns", "late_ns"))
         seq = header["chunk_seq"] if isinstance(header["chunk_seq"], int) else None
-        return Tick(tick, t0, deadline, late, seq, float(header["action_index"]), bytes(header["goal"]))
+        return TickTiming(tick, t0, deadline, late, seq, float(header["action_index"]), bytes(header["goal"]))
     except (ValueError, TypeError, KeyError, IndexError):
         return None

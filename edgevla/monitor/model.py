@@ -17,11 +17,11 @@ import numpy as np
 from edgevla.board import Board
 from edgevla.descriptions import AboutJoint, AboutPolicy, AboutRobot
 from edgevla.messages import (
-    Body,
     Chunk,
     Event,
     Heartbeat,
     Message,
+    MessageBody,
     Servo,
     ServoHealth,
     Severity,
@@ -29,9 +29,9 @@ from edgevla.messages import (
     Thumbnail,
 )
 from edgevla.monitor.chunks import Timeline
-from edgevla.monitor.history import Counters, History
+from edgevla.monitor.history import CounterRates, History
 from edgevla.monitor.outside import Outside
-from edgevla.monitor.rates import Clockwork, Tick, Trouble, TroubleRates
+from edgevla.monitor.rates import Clockwork, TickTiming, Trouble, TroubleRates
 from edgevla.monitor.said import Said
 from edgevla.monitor.standing import Heard, Standing, judge
 
@@ -77,7 +77,7 @@ class ServoRow:
 
 
 @dataclass(frozen=True)
-class Picture:
+class JpegPicture:
     jpeg: bytes
     observed_ns: int
 
@@ -104,14 +104,14 @@ class MonitorModel:
     chunk_ns: int | None = None
     queue_size: int = 0
     said: Said = field(default_factory=Said)
-    pictures: dict[str, Picture] = field(default_factory=dict)
+    pictures: dict[str, JpegPicture] = field(default_factory=dict)
     last_heard_ns: dict[str, int] = field(default_factory=dict)
     clockwork: Clockwork = field(default_factory=Clockwork)
     inference_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     image_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_CHUNKS))
     stage_ms: dict[str, float] = field(default_factory=dict)
     timeline: Timeline = field(default_factory=Timeline)
-    beats: dict[str, Counters] = field(default_factory=dict)
+    beats: dict[str, CounterRates] = field(default_factory=dict)
     rss_bytes: dict[str, int] = field(default_factory=dict)
     present: History = field(default_factory=History)
     late: History = field(default_factory=lambda: History(np.fmax))
@@ -121,9 +121,11 @@ class MonitorModel:
     _is_unconfirmed: bool = False
     _trouble: TroubleRates = field(default_factory=TroubleRates)
 
-    def apply(self, message: Message[Body]) -> None:
+    def apply(self, message: Message[MessageBody]) -> None:
         """Takes one message in; other types are none of the monitor's business."""
-        handler: Callable[[Any, Message[Body]], None] | None = getattr(self, f"_on_{message.type}", None)
+        handler: Callable[[Any, Message[MessageBody]], None] | None = getattr(
+            self, f"_on_{message.type}", None
+        )
         if handler is not None:
             handler(message.body, message)
 
@@ -144,12 +146,12 @@ class MonitorModel:
         precision = (manifest.get("target") or {}).get("precision") or {}
         return " ".join([self.policy.provider, *sorted({str(p) for p in precision.values()})])
 
-    def ticks(self, ticks: Sequence[Tick]) -> None:
+    def ticks(self, ticks: Sequence[TickTiming]) -> None:
         """Ticks whose state is not shown, because a newer one has come; they count for rate and lateness."""
         for tick in ticks:
             self._take(tick)
 
-    def _take(self, tick: Tick) -> None:
+    def _take(self, tick: TickTiming) -> None:
         self.clockwork.take(tick)
         self.timeline.take(tick)
         self.late.take(np.array([tick.late_ns / 1e6]), tick.deadline_ns + tick.late_ns)
@@ -159,9 +161,9 @@ class MonitorModel:
         ago_ns = 0 if at_ns is None else time.monotonic_ns() - at_ns
         self.said.say(severity, source, text, time.time() - ago_ns / 1e9)
 
-    def beat(self, node: str) -> Counters:
+    def beat(self, node: str) -> CounterRates:
         """What a node counts; nothing where it was not heard."""
-        return self.beats.get(node) or Counters()
+        return self.beats.get(node) or CounterRates()
 
     # -- what is true now --------------------------------------------------------------------------------------
 
@@ -261,9 +263,9 @@ class MonitorModel:
 
     # -- one method per message type -----------------------------------------------------------------------------
 
-    def _on_state(self, state: State, message: Message[Body]) -> None:
+    def _on_state(self, state: State, message: Message[MessageBody]) -> None:
         self._take(
-            Tick(
+            TickTiming(
                 state.tick,
                 state.t0_ns,
                 state.deadline_ns,
@@ -280,7 +282,7 @@ class MonitorModel:
             self._released_ns, self._is_unconfirmed = 0, False
         self.queue_size = max(self.queue_size, state.n_actions_left)
 
-    def _on_servo_health(self, health: ServoHealth, message: Message[Body]) -> None:
+    def _on_servo_health(self, health: ServoHealth, message: Message[MessageBody]) -> None:
         self._servos, self.health_ns = health.servos, message.header.sent_ns
         self._trouble.take(health.servos, message.header.sent_ns)
 
@@ -294,16 +296,16 @@ class MonitorModel:
         self.chunk_ns = message.header.sent_ns
         self.task, self.queue_size = chunk.task or self.task, chunk.n_valid
 
-    def _on_thumbnail(self, thumbnail: Thumbnail, message: Message[Body]) -> None:
-        self.pictures[thumbnail.camera] = Picture(message.payloads[0].tobytes(), message.observed_ns)
+    def _on_thumbnail(self, thumbnail: Thumbnail, message: Message[MessageBody]) -> None:
+        self.pictures[thumbnail.camera] = JpegPicture(message.payloads[0].tobytes(), message.observed_ns)
 
-    def _on_heartbeat(self, heartbeat: Heartbeat, message: Message[Body]) -> None:
+    def _on_heartbeat(self, heartbeat: Heartbeat, message: Message[MessageBody]) -> None:
         self.last_heard_ns[message.source] = message.header.sent_ns
         self.rss_bytes[message.source] = heartbeat.rss_bytes
-        beats = self.beats.setdefault(message.source, Counters())
+        beats = self.beats.setdefault(message.source, CounterRates())
         beats.take(heartbeat.counters, message.header.sent_ns)
 
-    def _on_event(self, event: Event, message: Message[Body]) -> None:
+    def _on_event(self, event: Event, message: Message[MessageBody]) -> None:
         self.say(event.severity, event.text, message.source, message.header.sent_ns)
         if event.code == "execution":
             self.execution = event.text.removeprefix("execution: ")

@@ -93,7 +93,7 @@ def shaded(cells: np.ndarray, width: int) -> list[Strip]:
     return [Strip([Segment(line)], len(line)).adjust_cell_length(width) for line in lines]
 
 
-class Camera(Lines):
+class CameraView(Lines):
     """One camera: its name, and its newest picture. An old picture is grey, and its age stands beside the name."""
 
     def __init__(self, name: str) -> None:

@@ -25,7 +25,7 @@ MUTE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Tick:
+class TickTiming:
     """The time of one tick and what its goal is from; fields as in `state`. goal: little-endian float32."""
 
     tick: int
@@ -38,17 +38,17 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Percentiles:
+class Spread:
     p50: float
     p99: float
     worst: float
 
 
-def percentiles(values: Sequence[float]) -> Percentiles | None:
+def percentiles(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     p50, p99 = np.percentile(np.fromiter(values, np.float64, len(values)), (50, 99))
-    return Percentiles(float(p50), float(p99), max(values))
+    return Spread(float(p50), float(p99), max(values))
 
 
 class Clockwork:
@@ -56,9 +56,9 @@ class Clockwork:
 
     def __init__(self) -> None:
         self.late_ms: deque[float] = deque(maxlen=WINDOW_TICKS)
-        self._ticks: deque[Tick] = deque(maxlen=WINDOW_TICKS)
+        self._ticks: deque[TickTiming] = deque(maxlen=WINDOW_TICKS)
 
-    def take(self, tick: Tick) -> None:
+    def take(self, tick: TickTiming) -> None:
         self.late_ms.append(tick.late_ns / 1e6)
         before = self._ticks[-1] if self._ticks else tick
         if tick.t0_ns != before.t0_ns or tick.tick < before.tick:

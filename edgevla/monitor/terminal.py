@@ -30,7 +30,7 @@ class TerminalClosed(Message):
     """Nobody will type any more."""
 
 
-class Terminal(LinuxDriver):
+class TerminalDriver(LinuxDriver):
     """Textual's driver for Linux and macOS, hardened."""
 
     def __init__(self, app: Any, **options: Any) -> None:

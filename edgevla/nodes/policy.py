@@ -29,7 +29,7 @@ from edgevla.errors import BundleError, CameraError, EdgeVLAError, WireError
 from edgevla.flight.witness import Witness, run_folder_of
 from edgevla.look import Oddity
 from edgevla.manifest import Manifest
-from edgevla.messages import Body, Chunk, Event, Frame, Infer, Message, Severity, State, Timing, holds
+from edgevla.messages import Chunk, Event, Frame, Infer, Message, MessageBody, Severity, State, Timing, holds
 from edgevla.nodes.assembler import AgeWatch, Assembler, StillWatch
 from edgevla.nodes.first_look import FirstLook
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
@@ -88,7 +88,7 @@ class PolicyNode:
         self._policy, self._fit = policy, fit
         self._inject_delay_ns = inject_delay_ns
         self._step_ns = round(NS_PER_S / policy.manifest.fps)
-        streams: dict[type[Body], Stream] = {
+        streams: dict[type[MessageBody], Stream] = {
             Frame: ([endpoint(folder, f"camera/{c}") for c in fit.cameras.values()], FRAMES_KEPT),
             Event: (endpoint(folder, "robot"), EVENTS_KEPT),
         }

@@ -27,7 +27,7 @@ from edgevla.clock import NS_PER_S
 from edgevla.descriptions import About, AboutCameraNode, AboutRecorder, AboutRobot
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 from edgevla.look import Glance
-from edgevla.messages import Body, Frame, Severity, State
+from edgevla.messages import Frame, MessageBody, Severity, State
 from edgevla.nodes.recording import FRAMES, STATES, Recording, Writer, features_of, joint_units_of
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandClient, CommandServer, Inbox, Publisher, Stream, endpoint, run_dir
@@ -67,7 +67,7 @@ class RecorderNode:
         self._ctx, self._folder, self._session = ctx, folder, session
         robot = endpoint(folder, "robot")
         eyes = [endpoint(folder, f"camera/{name}") for name in cameras]
-        streams: dict[type[Body], Stream] = {State: (robot, STATES)}
+        streams: dict[type[MessageBody], Stream] = {State: (robot, STATES)}
         if eyes:
             streams[Frame] = (eyes, FRAMES)
         self.inbox = Inbox(ctx, streams, session)
@@ -206,12 +206,12 @@ class RecorderNode:
         Raises:
             DatasetError: they may not; names every difference. UsageError: robot or cameras do not answer yet.
         """
-        from edgevla.dataset.append import Kind, check_joining
+        from edgevla.dataset.append import DatasetKind, check_joining
         from edgevla.dataset.cells import feature_infos, with_bookkeeping
 
         kind = self._kind()
         features = feature_infos(with_bookkeeping(kind.pop("features")), self.output)
-        check_joining(self.output, Kind(features=features, **kind))
+        check_joining(self.output, DatasetKind(features=features, **kind))
 
     def _seen_before(self) -> dict[str, list[Glance]]:
         """Per camera: first pictures of episodes that are in `output` already."""

@@ -48,7 +48,7 @@ class File:
 
 
 @dataclass
-class Account:
+class Traffic:
     """What went over the line: bytes sent, and bytes that were there already."""
 
     n_files: int = 0
@@ -115,7 +115,7 @@ def _there(args: argparse.Namespace, host: str) -> Iterator[tuple[RobotLine, dic
             about = line.ask("about")
             check_machine(about, host)
             about["root"] = line.ask("open", to=args.to)["root"]
-            _copy(line, [wheel], Account(), args)
+            _copy(line, [wheel], Traffic(), args)
             line.ask("check_idle", wheel=wheel.sha256)
             yield line, about, wheel
 
@@ -148,7 +148,7 @@ def _push(args: argparse.Namespace, folder: Path, host: str) -> dict[str, Any]:
     ]  # fmt: skip
     if args.wheels is not None and not wheels:
         raise UsageError(f"--wheels {args.wheels}: there is no wheel; pip download fills it (docs/push.md)")
-    account = Account()
+    account = Traffic()
     with _there(args, host) as (line, about, wheel):
         _copy(line, files, account, args)
         version = f"{name}-{bundle.sha256[:12]}"
@@ -174,7 +174,7 @@ def _install(
     engine: str,
     wheel: File,
     wheels: Sequence[File],
-    account: Account,
+    account: Traffic,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Which environment runs bundles there; made where it is missing, or older than ours."""
@@ -208,7 +208,7 @@ def files_of(bundle: Bundle) -> list[File]:
     return [*listed, File(MANIFEST, bundle.path(MANIFEST), bundle.sha256)]
 
 
-def _copy(line: RobotLine, files: Sequence[File], account: Account, args: argparse.Namespace) -> None:
+def _copy(line: RobotLine, files: Sequence[File], account: Traffic, args: argparse.Namespace) -> None:
     """Sends what the robot lacks, from where it broke off."""
     from edgevla.progress import ProgressLine
 

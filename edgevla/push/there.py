@@ -46,11 +46,11 @@ READY = "edgevla-version"
 """A file in an environment that was made to its end; holds EdgeVLA's version."""
 
 
-class Refusal(Exception):
+class PushRefusal(Exception):
     """A sentence for the person who pushes."""
 
 
-class Place:
+class RobotFolder:
     """The folder on the robot. All that changes what is current happens in `_settle`."""
 
     def __init__(self, told: str) -> None:
@@ -76,7 +76,7 @@ class Place:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if time.monotonic() > until:
-                    raise Refusal(
+                    raise PushRefusal(
                         f"another push into {self.root} is running, or was cut less than {SILENCE_S} s ago; push "
                         "again then"
                     ) from error
@@ -118,7 +118,7 @@ class Place:
             os.fsync(file.fileno())
         if hash_of(part) != sha256:
             part.unlink()
-            raise Refusal("a file arrived damaged, or was changed while it was sent; push again")
+            raise PushRefusal("a file arrived damaged, or was changed while it was sent; push again")
         part.replace(self.store / sha256)
 
     def place(self, version: str, files: Sequence[tuple[str, str]]) -> None:
@@ -140,7 +140,7 @@ class Place:
     def _check_room(self, n_bytes: int) -> None:
         free = shutil.disk_usage(self.root).free
         if n_bytes and n_bytes + SPARE_BYTES > free:
-            raise Refusal(
+            raise PushRefusal(
                 f"{self.root} has room for {free >> 20} MB, {(n_bytes + SPARE_BYTES) >> 20} MB are needed; "
                 "remove something there, or choose another folder with --to"
             )
@@ -155,7 +155,7 @@ class Place:
 
         running = deployments()
         if running:
-            raise Refusal(
+            raise PushRefusal(
                 f"a deployment is running there ({describe(running[0])}); end it first, then push again"
             )
 
@@ -196,7 +196,7 @@ class Place:
         code, said = run([*pip, f"{folder / 'wheels' / wheels[0][0]}[{engine}]"], self.own / "pip.log")
         if code != 0:
             shutil.rmtree(folder, ignore_errors=True)
-            raise Refusal(
+            raise PushRefusal(
                 f"pip could not install the runtime there: {last_error(said)} (all it said: {self.own}/pip.log); "
                 "a robot without a network takes --wheels DIR"
             )
@@ -218,10 +218,10 @@ class Place:
             return
         shutil.rmtree(folder, ignore_errors=True)
         if "ensurepip" in said or "No module named venv" in said:
-            raise Refusal(
+            raise PushRefusal(
                 "python3 there cannot make environments: sudo apt install python3-venv, then push again"
             )
-        raise Refusal(f"no environment could be made there: {last_error(said)}")
+        raise PushRefusal(f"no environment could be made there: {last_error(said)}")
 
     def bench(self, version: str, key: str) -> dict[str, Any]:
         """Opens the version in the runtime (engines are built now), and measures it."""
@@ -231,7 +231,7 @@ class Place:
         )
         found = [line for line in said.splitlines() if line.startswith(BENCH)]
         if code != 0 or not found:
-            raise Refusal(
+            raise PushRefusal(
                 f"the bundle does not run there: {last_error(said)} (all it said: {self.own}/bench.log); what was "
                 "there before stays current"
             )
@@ -244,7 +244,7 @@ class Place:
         """Makes a version and a runtime (key; None: the present one) the current ones, and remembers which were."""
         mine = self.root / "bundles" / name
         if mine.exists() and not mine.is_symlink():
-            raise Refusal(
+            raise PushRefusal(
                 f"{mine} is not of edgevla's making; move it away, or choose another folder with --to"
             )
         state = self.state
@@ -266,7 +266,9 @@ class Place:
         """Exchanges what is current with what was before the last push."""
         state, before = self.state, self.state["before"]
         if before is None or before["bundle"] is None:
-            raise Refusal(f"there is no version before the present one in {self.root}; nothing was changed")
+            raise PushRefusal(
+                f"there is no version before the present one in {self.root}; nothing was changed"
+            )
         name = before["name"]
         state["before"] = self._present(name)
         state["bundles"][name] = before["bundle"]
@@ -333,7 +335,7 @@ def link(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        raise Refusal(
+        raise PushRefusal(
             f"the disk of {target.parent} has no hard links; choose another one with --to"
         ) from error
 
@@ -428,7 +430,7 @@ def about() -> dict[str, Any]:
 
 def converse() -> None:
     """Answers one line after the other until there is none."""
-    place: Place | None = None
+    place: RobotFolder | None = None
     while True:
         with a_word_within(SILENCE_S):
             line = sys.stdin.buffer.readline()
@@ -440,7 +442,7 @@ def converse() -> None:
             tell(ok=about())
             continue
         if do == "open":
-            place = Place(asked["to"])
+            place = RobotFolder(asked["to"])
             tell(ok={"root": str(place.root)})
             continue
         answer = getattr(place, do)(**asked)
@@ -451,7 +453,7 @@ def main() -> None:
     tell(greeting=GREETING)
     try:
         converse()
-    except Refusal as refusal:
+    except PushRefusal as refusal:
         tell(error=str(refusal))
     except (EOFError, BrokenPipeError):
         pass  # the line was cut, there is nobody to tell

@@ -12,15 +12,15 @@ import zmq
 
 from edgevla.codec import MAX_HEADER_BYTES, decode, encode
 from edgevla.errors import WireError
-from edgevla.messages import Ack, Body, Describe, Header, Message
+from edgevla.messages import Ack, Describe, Header, Message, MessageBody
 from edgevla.serve.authority import Authority
 from edgevla.serve.gate import (
     GREETINGS_AT_ONCE,
     GREETINGS_PER_S,
     MESSAGES_AT_ONCE,
     MESSAGES_PER_S,
+    Allowances,
     Gate,
-    Rates,
 )
 from edgevla.serve.transport import as_server
 from edgevla.server_messages import Join
@@ -34,7 +34,7 @@ class Caller:
     """Whoever sent a message: the way back to him, and what he said. key: his, where robots are paired; or empty."""
 
     peer: bytes
-    asked: Message[Body]
+    asked: Message[MessageBody]
     key: str = ""
 
     @property
@@ -67,8 +67,8 @@ class Door:
         as_server(self._socket, endpoint, most_bytes + MAX_HEADER_BYTES, keys)
         self._socket.setsockopt(zmq.LINGER, 500)  # the last answers
         self.gate = Gate(self._socket)
-        self._messages = Rates(MESSAGES_PER_S, MESSAGES_AT_ONCE)
-        self._greetings = Rates(GREETINGS_PER_S, GREETINGS_AT_ONCE)
+        self._messages = Allowances(MESSAGES_PER_S, MESSAGES_AT_ONCE)
+        self._greetings = Allowances(GREETINGS_PER_S, GREETINGS_AT_ONCE)
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError:
@@ -122,7 +122,7 @@ class Door:
             self.counters["rate"] += 1
         return []
 
-    def answer(self, caller: Caller, body: Body, payloads: Sequence[np.ndarray] = ()) -> None:
+    def answer(self, caller: Caller, body: MessageBody, payloads: Sequence[np.ndarray] = ()) -> None:
         """In the robot's session, with the number of what it answers. Whoever has gone, or reads nothing, loses it."""
         now = time.monotonic_ns()
         header = Header(caller.session, SOURCE, caller.asked.seq, now, now)

@@ -90,7 +90,7 @@ class Gate:
         self._monitor.close(linger=0)
 
 
-class Rates:
+class Allowances:
     """Allowances that fill up with time, one per name; the names that were seen last are remembered.
 
     per_s: of each. at_once: after a silence.

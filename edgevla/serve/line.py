@@ -18,7 +18,7 @@ from edgevla import strict
 from edgevla.clock import NS_PER_MS
 from edgevla.descriptions import About, AboutPolicy, AboutRobot, AboutServed, AboutServer, AskedAbout
 from edgevla.errors import UsageError, WireError
-from edgevla.messages import Ack, Body, Describe, Message, holds
+from edgevla.messages import Ack, Describe, Message, MessageBody, holds
 from edgevla.serve.transport import Address, as_robot
 from edgevla.server_messages import Join, Reply, Request
 from edgevla.strict import Mismatch, nearest
@@ -44,7 +44,7 @@ HINT = f"; if it runs, it talks without keys or its key is another one than at p
 A = TypeVar("A", bound=About)
 
 
-class Line:
+class ServerLine:
     """is_closing: set when nobody waits any more."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Line:
             self._monitor.poll(self._slice_ms(until_ns))
         return self._is_connected
 
-    def send(self, body: Body, payloads: Sequence[np.ndarray], until_ns: int) -> int | None:
+    def send(self, body: MessageBody, payloads: Sequence[np.ndarray], until_ns: int) -> int | None:
         """Sequence number, once the server is connected; None when it is not until then."""
         while not self._is_over(until_ns):
             if (seq := self._dealer.send(body, payloads, copy=False)) is not None:
@@ -102,7 +102,7 @@ class Line:
             self._dealer.socket.poll(self._slice_ms(until_ns), zmq.POLLOUT)
         return None
 
-    def hear(self, until_ns: int) -> list[Message[Body]]:
+    def hear(self, until_ns: int) -> list[Message[MessageBody]]:
         """What has come, at least one message; none when the server has gone or time is over."""
         while True:
             is_over = self._is_over(until_ns)  # first: what a server said before it went is still there
@@ -165,7 +165,7 @@ class Line:
         return None
 
 
-def policy_of(line: Line, until_ns: int) -> AboutPolicy | None:
+def policy_of(line: ServerLine, until_ns: int) -> AboutPolicy | None:
     """The description of the policy that the line's address names, or of the server's only one; None: no answer.
 
     Raises:

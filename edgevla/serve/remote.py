@@ -25,7 +25,7 @@ from edgevla.fields import Guidance
 from edgevla.manifest import Manifest
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted, blank_observation
 from edgevla.seam_methods import ONE_PER_REQUEST
-from edgevla.serve.line import Line, policy_of
+from edgevla.serve.line import ServerLine, policy_of
 from edgevla.serve.pictures import RAW, Encoding, jpeg_cost
 from edgevla.serve.transport import Address
 from edgevla.server_messages import Answer, Moment, Refusal, Request, SentFrame
@@ -60,7 +60,7 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
     while True:
         barred, hint = [], ""
         for server in servers:
-            line = Line(ctx, server, session, "robot", threading.Event())
+            line = ServerLine(ctx, server, session, "robot", threading.Event())
             try:
                 is_there = _reached(line, until)
                 about = policy_of(line, min(until, time.monotonic_ns() + JOIN_NS)) if is_there else None
@@ -79,7 +79,7 @@ def look_up(ctx: zmq.Context, servers: Sequence[Address], session: bytes, patien
             )
 
 
-def _reached(line: Line, until_ns: int) -> bool:
+def _reached(line: ServerLine, until_ns: int) -> bool:
     return line.reach(min(until_ns, time.monotonic_ns() + CONNECT_NS))
 
 
@@ -111,7 +111,7 @@ class RemotePolicy:
         self._ctx, self._servers, self._robot, self._session = ctx, tuple(servers), robot, session
         self._encoding = encoding
         self._turn = 0
-        self._line: Line | None = None
+        self._line: ServerLine | None = None
         self._left: str | None = None
         self._is_closing, self._asking = threading.Event(), threading.Lock()
 
@@ -215,7 +215,7 @@ class RemotePolicy:
 
     # -- which server ------------------------------------------------------------------------------------------
 
-    def _joined(self, until_ns: int) -> tuple[Line, tuple[str, ...]]:
+    def _joined(self, until_ns: int) -> tuple[ServerLine, tuple[str, ...]]:
         """The line in use, or a new one to whoever answers; what there is to say about it.
 
         Raises:
@@ -229,7 +229,7 @@ class RemotePolicy:
             refusals = 0
             for _ in self._servers:
                 line = self._try(self._servers[self._turn], until_ns)
-                if isinstance(line, Line):
+                if isinstance(line, ServerLine):
                     left, self._left, self._line = self._left, None, line
                     return line, () if left is None else (self._back(left, line),)
                 self._turn = (self._turn + 1) % len(self._servers)
@@ -241,9 +241,9 @@ class RemotePolicy:
                 break
         raise WireError(f"policy server {self._left}; looking for it", "timeout")
 
-    def _try(self, server: Address, until_ns: int) -> Line | str | None:
+    def _try(self, server: Address, until_ns: int) -> ServerLine | str | None:
         """A line to a server that takes this robot; why it does not; None: it does not answer."""
-        line = Line(self._ctx, server, self._session, self._robot.robot, self._is_closing)
+        line = ServerLine(self._ctx, server, self._session, self._robot.robot, self._is_closing)
         ack = None
         if _reached(line, until_ns):
             ack = line.join(self.sha256, self._robot, min(until_ns, time.monotonic_ns() + JOIN_NS))
@@ -261,7 +261,7 @@ class RemotePolicy:
             self._left = f"{server} does not answer{line.hint}"
         return None
 
-    def _leave(self, line: Line, why: str) -> None:
+    def _leave(self, line: ServerLine, why: str) -> None:
         """The next address has its turn."""
         self._left = f"{line.address} {why}"
         self.counters["servers_left"] += 1
@@ -271,14 +271,14 @@ class RemotePolicy:
         self._turn = (self._turn + 1) % len(self._servers)
 
     @staticmethod
-    def _back(left: str, line: Line) -> str:
+    def _back(left: str, line: ServerLine) -> str:
         if left.startswith(f"{line.address} "):
             return f"policy server {line.address} answers again"
         return f"policy server {left}; {line.address} takes over"
 
     # -- what it says --------------------------------------------------------------------------------------------
 
-    def _refused(self, line: Line, refused: Refusal | None) -> None:
+    def _refused(self, line: ServerLine, refused: Refusal | None) -> None:
         """Returns where another try may help.
 
         Raises:
@@ -295,7 +295,7 @@ class RemotePolicy:
             kind = EngineError if refused.code == "failed" else BundleError
             raise kind(f"policy server {line.address}: {refused.text}")
 
-    def _checked(self, line: Line, answer: Answer, actions: np.ndarray) -> np.ndarray:
+    def _checked(self, line: ServerLine, answer: Answer, actions: np.ndarray) -> np.ndarray:
         """The chunk, if it is one of this policy.
 
         Raises:

@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ServePlan:
     """What the options say, judged. folders: by the policies' names. place: host and port of the figures.
 
     is_paired: whether only paired robots are served.
@@ -112,7 +112,7 @@ class Plan:
     is_paired: bool
 
 
-def plan_from(args: argparse.Namespace) -> Plan:
+def plan_from(args: argparse.Namespace) -> ServePlan:
     """
     Raises:
         UsageError: what cannot be.
@@ -129,7 +129,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
             raise UsageError(
                 "--paired: openpi's protocol carries no keys; leave it out, or serve without --protocol"
             )
-        return Plan(serving.check(args.bind, folders, args.keys), folders, place, is_paired=False)
+        return ServePlan(serving.check(args.bind, folders, args.keys), folders, place, is_paired=False)
     if args.keys is not None:
         raise UsageError(
             "--keys is for robots that speak openpi's protocol: give --protocol openpi too, or leave it out"
@@ -137,7 +137,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
     bind = address(args.bind or DEFAULT_BIND, "--bind")
     if bind.policy:
         raise UsageError(f"--bind {args.bind}: the bundles say the names; leave /{bind.policy} out")
-    return Plan(bind.endpoint, folders, place, args.paired or not is_loopback(bind.endpoint))
+    return ServePlan(bind.endpoint, folders, place, args.paired or not is_loopback(bind.endpoint))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     return _serve(plan, hosted, args.log, asked, authority)
 
 
-def authority_of(plan: Plan) -> Authority | None:
+def authority_of(plan: ServePlan) -> Authority | None:
     """Who may be served; None: whoever is on this machine.
 
     Raises:
@@ -262,7 +262,7 @@ def _batches(hosted: Hosted) -> str:
     return f"up to {n} robots in one of {hosted.batch_ms[n]:.1f} ms"
 
 
-def _serve_openpi(plan: Plan, hosted: Hosted, args: argparse.Namespace, asked: list[int]) -> int:
+def _serve_openpi(plan: ServePlan, hosted: Hosted, args: argparse.Namespace, asked: list[int]) -> int:
     from edgevla.serve.openpi import serving
 
     note, close_log = _log(args.log)
@@ -276,7 +276,7 @@ def _serve_openpi(plan: Plan, hosted: Hosted, args: argparse.Namespace, asked: l
 
 
 def _serve(
-    plan: Plan, hosted: Sequence[Hosted], log: Path | None, asked: list[int], authority: Authority | None
+    plan: ServePlan, hosted: Sequence[Hosted], log: Path | None, asked: list[int], authority: Authority | None
 ) -> int:
     import zmq
 

@@ -24,7 +24,7 @@ from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.codec import encode
 from edgevla.descriptions import AboutRobot, AboutServer, AskedAbout
 from edgevla.errors import BundleError, EdgeVLAError, EngineError, WireError
-from edgevla.messages import Body, Describe, Header, Message
+from edgevla.messages import Describe, Header, Message, MessageBody
 from edgevla.predictor import InferenceResult
 from edgevla.serve.authority import Authority
 from edgevla.serve.door import SOURCE, Caller, Door
@@ -360,7 +360,7 @@ def _check_descriptions(abouts: Sequence[Any]) -> None:
     """
     header = Header(bytes(8), SOURCE, 0, 0, 0)
     for about in abouts:
-        body: Body = Describe(strict.write(about))
+        body: MessageBody = Describe(strict.write(about))
         try:
             encode(Message(header, body))
         except WireError as error:

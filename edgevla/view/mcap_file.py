@@ -22,7 +22,7 @@ import numpy as np
 
 from edgevla import __version__
 from edgevla.errors import MissingExtraError
-from edgevla.view.scene import Scene, Table
+from edgevla.view.scene import Scene, TimeSeries
 from edgevla.view.written import jpegs, prefix, written
 
 BETWEEN_S = 1.0
@@ -119,7 +119,7 @@ def _register(writer: Any, scenes: Sequence[Scene]) -> dict[str, int]:
     return channels
 
 
-def _schema(name: str, table: Table) -> dict[str, Any]:
+def _schema(name: str, table: TimeSeries) -> dict[str, Any]:
     units = table.units or [""] * len(table.names)
     properties = {
         joint: {"type": "number", **({"description": unit} if unit else {})}
@@ -138,7 +138,7 @@ def _notes(scene: Scene, above: str, begun_ns: int, problems: list[str]) -> Iter
     yield from heapq.merge(*topics, _logs(scene, above, begun_ns), key=lambda note: note.ns)
 
 
-def _figures(topic: str, table: Table, begun_ns: int) -> Iterator[Note]:
+def _figures(topic: str, table: TimeSeries, begun_ns: int) -> Iterator[Note]:
     """What is not known is left out: JSON has no NaN."""
     for time, row, known in zip(table.times, table.values.tolist(), np.isfinite(table.values), strict=True):
         figures = {n: round(v, 6) for n, v, is_known in zip(table.names, row, known, strict=True) if is_known}

@@ -13,7 +13,7 @@ from edgevla.dataset.reader import Dataset
 from edgevla.dataset.stated import Stated, read_stated
 from edgevla.joint_units import joint_name
 from edgevla.types import ACTION, STATE
-from edgevla.view.scene import Outcome, Scene, Table
+from edgevla.view.scene import Outcome, Scene, TimeSeries
 
 BLOCK = 32
 """Pictures that are decoded together."""
@@ -73,13 +73,13 @@ def _tasks(dataset: Dataset, episode: Episode) -> str:
     return "; ".join(f"“{task}”" for task in tasks)
 
 
-def _table(dataset: Dataset, name: str, rows: slice, times: np.ndarray, stated: Stated) -> Table:
+def _table(dataset: Dataset, name: str, rows: slice, times: np.ndarray, stated: Stated) -> TimeSeries:
     values = dataset.columns[name][rows].astype(np.float64).reshape(len(times), -1)
     names = [joint_name(n) for n in feature_names(dataset, name)]
     if len(names) != values.shape[1] or len(set(names)) != len(names):
         names = [f"number {k}" for k in range(values.shape[1])]
     units = joint_unit_names(names, stated.joint_units) if stated.joint_units is not None else ()
-    return Table(times, names, values, units)
+    return TimeSeries(times, names, values, units)
 
 
 def _outcome(dataset: Dataset, episode: Episode, stated: Stated) -> Outcome | None:

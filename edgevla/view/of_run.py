@@ -15,7 +15,7 @@ from edgevla.flight.moments import About, camera_names, read_seen
 from edgevla.flight.reader import Run
 from edgevla.flight.story import stamp
 from edgevla.messages import MODES
-from edgevla.view.scene import Said, Scene, Table
+from edgevla.view.scene import Scene, TimedSentence, TimeSeries
 
 LEAST_S = 0.1
 """An axis of time must have a length."""
@@ -75,7 +75,7 @@ def _scene(
     values = {words: ticks[column] for words, column in COLUMNS.items()}
     values["wanted"] = np.where(is_end, np.nan, values["wanted"])
     tables = {
-        words: Table(times[inside], run.joints, of_each[inside], run.units)
+        words: TimeSeries(times[inside], run.joints, of_each[inside], run.units)
         for words, of_each in values.items()
     }
     return Scene(
@@ -91,12 +91,12 @@ def _scene(
     )
 
 
-def _loop(run: Run, times: np.ndarray, inside: np.ndarray) -> Table:
+def _loop(run: Run, times: np.ndarray, inside: np.ndarray) -> TimeSeries:
     ticks = run.ticks
     chunk = np.where(ticks["chunk_seq"] < 0, np.nan, ticks["chunk_seq"])
     columns = [ticks["late_ns"] / 1e6, ticks["n_actions_left"], chunk, ticks["action_index"]]
     values = np.stack(columns, axis=1).astype(np.float64) if len(times) else np.zeros((0, 4))
-    return Table(
+    return TimeSeries(
         times[inside],
         ["late", "actions_left", "chunk", "action_index"],
         values[inside],
@@ -104,14 +104,14 @@ def _loop(run: Run, times: np.ndarray, inside: np.ndarray) -> Table:
     )
 
 
-def _said(run: Run, times: np.ndarray) -> list[Said]:
+def _said(run: Run, times: np.ndarray) -> list[TimedSentence]:
     """Events in their words, and each change of mode."""
     mode = run.ticks["mode"]
     changes = np.flatnonzero(np.diff(mode, prepend=-1))
-    said = [Said(float(times[k]), "info", f"mode: {MODES[int(mode[k])]}") for k in changes]
+    said = [TimedSentence(float(times[k]), "info", f"mode: {MODES[int(mode[k])]}") for k in changes]
     for note in run.notes.get("event", []):
         words = f"{note['source']}: {note['text']}"
-        said.append(Said(float(run.seconds(note["observed_ns"])), note["severity"], words))
+        said.append(TimedSentence(float(run.seconds(note["observed_ns"])), note["severity"], words))
     return sorted(said, key=lambda s: s.time)
 
 

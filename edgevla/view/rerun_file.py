@@ -16,7 +16,7 @@ import numpy as np
 
 from edgevla import __version__
 from edgevla.errors import MissingExtraError
-from edgevla.view.scene import Scene, Table
+from edgevla.view.scene import Scene, TimeSeries
 from edgevla.view.written import jpegs, prefix, written
 
 COLOURS = {
@@ -72,7 +72,7 @@ def _log(rr: Any, recording: Any, scene: Scene, above: str, problems: list[str])
         recording.log(f"{above}events", rr.TextLog(said.text, level=LEVELS.get(said.severity, "INFO")))
 
 
-def _send(rr: Any, recording: Any, place: str, table: Table, name: str) -> None:
+def _send(rr: Any, recording: Any, place: str, table: TimeSeries, name: str) -> None:
     values = table.column(name)
     assert values is not None
     known = np.isfinite(values)

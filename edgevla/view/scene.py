@@ -28,7 +28,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Table:
+class TimeSeries:
     """Figures over time. times: float64 (n,), s. values: float64 (n, len(names)), NaN where there is none.
 
     units: one per name, as joints' units are called; empty where nobody said.
@@ -45,7 +45,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Said:
+class TimedSentence:
     """A sentence at a time (s). severity: as of an event."""
 
     time: float
@@ -72,12 +72,12 @@ class Scene:
     name: str
     title: str
     span: tuple[float, float]
-    tables: Mapping[str, Table]
+    tables: Mapping[str, TimeSeries]
     cameras: Mapping[str, Pictures]
     begun_ns: int = 0
     outcome: Outcome | None = None
-    others: Mapping[str, Table] = field(default_factory=dict)
-    said: Sequence[Said] = ()
+    others: Mapping[str, TimeSeries] = field(default_factory=dict)
+    said: Sequence[TimedSentence] = ()
     clock: str = "time"
 
     @property

@@ -313,7 +313,7 @@ def _next_frame(buffer: bytearray) -> tuple[int, bytes, bool] | None:
         return frame[4], frame[7:-2], True
 
 
-class Decoder:
+class DynamixelDecoder:
     """Cuts a byte stream into status frames; damage costs one byte at a time.
 
     data_size: data bytes of an answer; a frame with another length than that or none is noise.
@@ -375,6 +375,10 @@ class Decoder:
                 return
             del buffer[: at + 1]
             at = 0
+
+
+Decoder = DynamixelDecoder
+"""By the name that `Habits.codec` has it."""
 
 
 def split_instructions(buffer: bytearray) -> list[tuple[int, int, bytes]]:

@@ -188,7 +188,7 @@ def sync_read_bytes(n_ids: int, size: int) -> tuple[int, int]:
     return 8 + n_ids, n_ids * (6 + size)
 
 
-class Decoder:
+class FeetechDecoder:
     """Cuts a byte stream into status frames.
 
     `feed` may get any bytes in any portions. Damage costs one byte at a time, so a frame behind noise or
@@ -259,6 +259,10 @@ class Decoder:
             if self.data_size is not None and n_data not in (0, self.data_size):
                 return True
         return len(buffer) > 4 and buffer[4] > 0x7F
+
+
+Decoder = FeetechDecoder
+"""By the name that `Habits.codec` has it."""
 
 
 def split_instructions(buffer: bytearray) -> list[tuple[int, int, bytes]]:

@@ -22,7 +22,7 @@ SILENCE_NS = 3_000_000
 SHORTEST_TRY_NS = 1_500_000
 
 
-class Line(Protocol):
+class BusLine(Protocol):
     """What a read needs of its bus (`servo_bus.ServoBus`).
 
     echoes: whether the adapter returns what is sent; None: not known yet.
@@ -73,7 +73,7 @@ class BlockRead:
 
     def __init__(
         self,
-        bus: Line,
+        bus: BusLine,
         address: int,
         size: int,
         ids: Sequence[int],

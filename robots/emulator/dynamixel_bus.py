@@ -7,9 +7,9 @@ from typing import ClassVar, NamedTuple
 
 from ..bus import dynamixel as protocol
 from ..profile import Bus, Motor
-from .line import Answer, Line
+from .line import Line, ServoAnswer
 from .motion import Axis, MotorModel
-from .servo import GOAL_ENERGISES, Servo, model_number
+from .servo import GOAL_ENERGISES, EmulatedServo, model_number
 
 MODELS = {
     "xl430-w250": MotorModel(265 * protocol.VELOCITY_UNIT_TICKS_S, 1000.0),
@@ -58,7 +58,7 @@ class Orders(NamedTuple):
     shutdown: int
 
 
-class DynamixelServo(Servo):
+class DynamixelServo(EmulatedServo):
     """present = encoder (negated when reversed) + homing offset. The axis counts in the direction that the
     profile's drive mode gives, so that register 10 with that value leaves the sign alone."""
 
@@ -307,12 +307,12 @@ class DynamixelLine(Line):
     protocol = protocol
     servos: list[DynamixelServo]
 
-    def frame(self, answers: Sequence[Answer], servo_id: int) -> bytes:
+    def frame(self, answers: Sequence[ServoAnswer], servo_id: int) -> bytes:
         if answers[0].is_fast:
             return protocol.fast_status([(a.servo.id, a.error, a.data) for a in answers])
         return super().frame(answers, servo_id)
 
-    def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[Answer]:
+    def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
         for servo in self.servos:
             servo.heard()
         many = {
@@ -342,13 +342,13 @@ class DynamixelLine(Line):
         ]
         return self.with_id(servo_id) + [s for s in secondary if self._hears(s)]
 
-    def _one(self, servo: DynamixelServo, code: int, parameters: bytes, now_ns: int) -> Answer | None:
+    def _one(self, servo: DynamixelServo, code: int, parameters: bytes, now_ns: int) -> ServoAnswer | None:
         level = servo.get("response_level")
         size = len(parameters)
         if code == protocol.PING:
             servo.refresh(now_ns)
             data = servo.load(0, 2) + servo.load(6, 1)
-            return Answer(servo, servo.error, data)
+            return ServoAnswer(servo, servo.error, data)
         if code == protocol.READ and size == 4:
             return self._read(servo, parameters, now_ns) if level >= 1 else None
         error = 0
@@ -363,22 +363,22 @@ class DynamixelLine(Line):
             servo.axis.jump(-(servo.axis.position // protocol.TICKS_PER_TURN) * protocol.TICKS_PER_TURN)
         else:
             error = protocol.BAD_INSTRUCTION if code not in protocol.INSTRUCTIONS else protocol.DATA_LENGTH
-        return Answer(servo, servo.error | error, b"") if level == 2 else None
+        return ServoAnswer(servo, servo.error | error, b"") if level == 2 else None
 
-    def _read(self, servo: DynamixelServo, parameters: bytes, now_ns: int) -> Answer:
+    def _read(self, servo: DynamixelServo, parameters: bytes, now_ns: int) -> ServoAnswer:
         address, size = parameters[0] | parameters[1] << 8, parameters[2] | parameters[3] << 8
         if address + size > MEMORY:
-            return Answer(servo, servo.error | protocol.DATA_RANGE, b"")
+            return ServoAnswer(servo, servo.error | protocol.DATA_RANGE, b"")
         servo.refresh(now_ns)
-        return Answer(servo, servo.error, servo.load(address, size))
+        return ServoAnswer(servo, servo.error, servo.load(address, size))
 
     def _readable(self, servo_id: int, now_ns: int) -> list[DynamixelServo]:
         """Who answers a read of several: the return level may forbid it (0)."""
         found = self.with_id(servo_id)
         return [s for s in found if not s.is_silent(now_ns) and s.get("response_level") > 0]
 
-    def _sync_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
-        answers: list[Answer] = []
+    def _sync_read(self, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
+        answers: list[ServoAnswer] = []
         for servo_id in parameters[4:]:
             servos = self._readable(servo_id, now_ns)
             answers += [self._read(s, parameters[:4], now_ns) for s in servos]
@@ -386,15 +386,15 @@ class DynamixelLine(Line):
                 break
         return answers
 
-    def _fast_sync_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
+    def _fast_sync_read(self, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
         """One merged answer; a missing servo leaves it cut short, which no host can use."""
         answers = self._sync_read(parameters, now_ns)
         if len(answers) != len(parameters[4:]) or not all(a.servo.has_fast_read for a in answers):
             return []
-        return [Answer(a.servo, a.error, a.data, is_fast=True) for a in answers]
+        return [ServoAnswer(a.servo, a.error, a.data, is_fast=True) for a in answers]
 
-    def _bulk_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
-        answers: list[Answer] = []
+    def _bulk_read(self, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
+        answers: list[ServoAnswer] = []
         for at in range(0, len(parameters) - 4, 5):
             servos = self._readable(parameters[at], now_ns)
             answers += [self._read(s, parameters[at + 1 : at + 5], now_ns) for s in servos]

@@ -9,14 +9,14 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .servo import Servo
+from .servo import EmulatedServo
 
-Hurt = Callable[[Servo, float, int], None]
+Hurt = Callable[[EmulatedServo, float, int], None]
 """(servo, the fault's amount, now in ns)"""
 
 
 @dataclass(frozen=True)
-class Kind:
+class FaultKind:
     """words: what happens, for people; AMOUNT stands for the fault's `amount`. hurt: only of a servo's faults."""
 
     name: str
@@ -24,7 +24,7 @@ class Kind:
     hurt: Hurt | None = None
 
 
-def _report(servo: Servo, amount: float, now_ns: int, name: str = "overload") -> None:
+def _report(servo: EmulatedServo, amount: float, now_ns: int, name: str = "overload") -> None:
     servo.extra_error |= servo.error_bits[name]
 
 
@@ -32,96 +32,96 @@ def _reports(name: str) -> Hurt:
     return lambda servo, amount, now_ns: _report(servo, amount, now_ns, name)
 
 
-def _heat(servo: Servo, amount: float, now_ns: int) -> None:
+def _heat(servo: EmulatedServo, amount: float, now_ns: int) -> None:
     if amount:
         servo.axis.temperature_c = amount
     else:
         _report(servo, amount, now_ns, "overheat")
 
 
-def _starve(servo: Servo, amount: float, now_ns: int) -> None:
+def _starve(servo: EmulatedServo, amount: float, now_ns: int) -> None:
     if amount:
         servo.supply_v = amount
     else:
         _report(servo, amount, now_ns, "voltage")
 
 
-def _mute(servo: Servo, amount: float, now_ns: int) -> None:
+def _mute(servo: EmulatedServo, amount: float, now_ns: int) -> None:
     servo.is_mute = True
 
 
-def _stick(servo: Servo, amount: float, now_ns: int) -> None:
+def _stick(servo: EmulatedServo, amount: float, now_ns: int) -> None:
     servo.axis.is_stuck = True
 
 
-def _jump(servo: Servo, amount: float, now_ns: int) -> None:
+def _jump(servo: EmulatedServo, amount: float, now_ns: int) -> None:
     servo.axis.jump(amount or 700)
 
 
-def _jitter(servo: Servo, amount: float, now_ns: int) -> None:
+def _jitter(servo: EmulatedServo, amount: float, now_ns: int) -> None:
     servo.jitter_ticks = int(amount) or 1
 
 
 FRAME = (
-    Kind("drop", "an answer is lost"),
-    Kind("corrupt", "one bit of an answer is wrong"),
-    Kind("truncate", "an answer is cut off"),
-    Kind("delay", "an answer comes AMOUNT ms late"),
-    Kind("duplicate", "an answer comes twice"),
-    Kind("noise", "random bytes before an answer"),
-    Kind("wrong_id", "an answer bears another servo's id"),
+    FaultKind("drop", "an answer is lost"),
+    FaultKind("corrupt", "one bit of an answer is wrong"),
+    FaultKind("truncate", "an answer is cut off"),
+    FaultKind("delay", "an answer comes AMOUNT ms late"),
+    FaultKind("duplicate", "an answer comes twice"),
+    FaultKind("noise", "random bytes before an answer"),
+    FaultKind("wrong_id", "an answer bears another servo's id"),
 )
 """What happens to one answer: each with `probability`, or `count` times."""
 
 LINE = (
-    Kind("echo", "the adapter returns what the host sends"),
-    Kind("latency", "the adapter hands over after 16 ms"),
-    Kind("foreign", "another master on the line: its question and the servo's answer are heard, too"),
-    Kind("unplug", "the adapter is pulled out"),
-    Kind("replug", "and put back"),
+    FaultKind("echo", "the adapter returns what the host sends"),
+    FaultKind("latency", "the adapter hands over after 16 ms"),
+    FaultKind("foreign", "another master on the line: its question and the servo's answer are heard, too"),
+    FaultKind("unplug", "the adapter is pulled out"),
+    FaultKind("replug", "and put back"),
 )
 
 SERVO = (
-    Kind("mute", "says nothing and does nothing that it is told", _mute),
-    Kind("overload", "reports overload, whatever is done", _reports("overload")),
-    Kind("trip", "its overload protection has acted: Feetech until torque is enabled again, Dynamixel until reboot",
+    FaultKind("mute", "says nothing and does nothing that it is told", _mute),
+    FaultKind("overload", "reports overload, whatever is done", _reports("overload")),
+    FaultKind("trip", "its overload protection has acted: Feetech until torque is enabled again, Dynamixel until reboot",
          lambda servo, amount, now_ns: servo.trip()),
-    Kind("overheat", "has AMOUNT degC; without, reports heat", _heat),
-    Kind("voltage", "is supplied AMOUNT volts; without, reports its voltage", _starve),
-    Kind("sensor", "reports its angle sensor", _reports("sensor")),
-    Kind("overcurrent", "reports over-current (Feetech), electrical shock (Dynamixel)", _reports("overcurrent")),
-    Kind("brownout", "loses its power for a moment", lambda servo, amount, now_ns: servo.power_up(now_ns)),
-    Kind("torque_off", "torque goes off behind the host's back",
+    FaultKind("overheat", "has AMOUNT degC; without, reports heat", _heat),
+    FaultKind("voltage", "is supplied AMOUNT volts; without, reports its voltage", _starve),
+    FaultKind("sensor", "reports its angle sensor", _reports("sensor")),
+    FaultKind("overcurrent", "reports over-current (Feetech), electrical shock (Dynamixel)", _reports("overcurrent")),
+    FaultKind("brownout", "loses its power for a moment", lambda servo, amount, now_ns: servo.power_up(now_ns)),
+    FaultKind("torque_off", "torque goes off behind the host's back",
          lambda servo, amount, now_ns: servo.put("torque_enable", 0)),
-    Kind("torque_on", "torque goes on where it is, behind the host's back",
+    FaultKind("torque_on", "torque goes on where it is, behind the host's back",
          lambda servo, amount, now_ns: servo.hold()),
-    Kind("weak", "its owner's torque limit is AMOUNT percent (30)",
+    FaultKind("weak", "its owner's torque limit is AMOUNT percent (30)",
          lambda servo, amount, now_ns: servo.limit((amount or 30) / 100)),
-    Kind("quiet", "its response level is AMOUNT (0: it answers reads only, Dynamixel pings only)",
+    FaultKind("quiet", "its response level is AMOUNT (0: it answers reads only, Dynamixel pings only)",
          lambda servo, amount, now_ns: servo.put("response_level", int(amount))),
-    Kind("stuck", "does not turn", _stick),
-    Kind("jump", "its encoder jumps by AMOUNT ticks (700)", _jump),
-    Kind("jitter", "every reading is off by up to AMOUNT ticks (1)", _jitter),
-    Kind("wrong_model", "says it is model AMOUNT (1284)",
+    FaultKind("stuck", "does not turn", _stick),
+    FaultKind("jump", "its encoder jumps by AMOUNT ticks (700)", _jump),
+    FaultKind("jitter", "every reading is off by up to AMOUNT ticks (1)", _jitter),
+    FaultKind("wrong_model", "says it is model AMOUNT (1284)",
          lambda servo, amount, now_ns: servo.burn("model_number", int(amount) or 1284)),
-    Kind("wrong_firmware", "says it has firmware AMOUNT (9; Feetech: 3.AMOUNT)",
+    FaultKind("wrong_firmware", "says it has firmware AMOUNT (9; Feetech: 3.AMOUNT)",
          lambda servo, amount, now_ns: servo.burn(servo.firmware_register, int(amount) or 9)),
-    Kind("duplicate_id", "has id AMOUNT (1)", lambda servo, amount, now_ns: servo.put("id", int(amount) or 1)),
+    FaultKind("duplicate_id", "has id AMOUNT (1)", lambda servo, amount, now_ns: servo.put("id", int(amount) or 1)),
 )  # fmt: skip
 
 ARM = (
-    Kind(
+    FaultKind(
         "hand",
         "a person puts the joint of servo TARGET to AMOUNT (unit of its state), beyond its range if need be",
     ),
-    Kind("register", "register TARGET (servo.register) changes to AMOUNT by itself"),
-    Kind("clear", "ends all that can end"),
+    FaultKind("register", "register TARGET (servo.register) changes to AMOUNT by itself"),
+    FaultKind("clear", "ends all that can end"),
 )
 
-GROUPS: Sequence[tuple[str, Sequence[Kind]]] = (
+GROUPS: Sequence[tuple[str, Sequence[FaultKind]]] = (
     ("of an answer (`probability`, `count`)", FRAME), ("of the line", LINE), ("of a servo", SERVO), ("of the arm", ARM),
 )  # fmt: skip
-KINDS: dict[str, Kind] = {kind.name: kind for _, group in GROUPS for kind in group}
+KINDS: dict[str, FaultKind] = {kind.name: kind for _, group in GROUPS for kind in group}
 
 
 def help_text(width: int = 118) -> str:

@@ -16,13 +16,13 @@ from edgevla.errors import UsageError
 from edgevla.strict import Mismatch, Within, nearest, read
 
 from .fault_kinds import KINDS
-from .servo import Servo
+from .servo import EmulatedServo
 
 FOREVER_NS = 1 << 62
 
 
 @dataclass
-class Fault:
+class InjectedFault:
     """One fault. target: servo id, motor name, bus name, or None for all (`register`: `motor.register`).
 
     probability: per answer; count: how many answers are hit at most (None: no limit); amount: what the kind's words in
@@ -38,7 +38,7 @@ class Fault:
     end_ns: int = field(default=FOREVER_NS, init=False, repr=False)
 
     @classmethod
-    def from_map(cls, values: Mapping[str, Any]) -> Fault:
+    def from_map(cls, values: Mapping[str, Any]) -> InjectedFault:
         """From a message or a script line.
 
         Raises:
@@ -59,11 +59,11 @@ class Faults:
     """The frame and line faults in force. `n_injected` counts what really happened, by kind."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._active: list[Fault] = []
+        self._active: list[InjectedFault] = []
         self._random = random.Random(seed)
         self.n_injected: dict[str, int] = {}
 
-    def add(self, fault: Fault, now_ns: int) -> None:
+    def add(self, fault: InjectedFault, now_ns: int) -> None:
         """A fault from now on. now_ns: of the emulator's clock."""
         if fault.duration_ms is not None:
             fault.end_ns = now_ns + int(fault.duration_ms * 1e6)
@@ -73,7 +73,9 @@ class Faults:
         """Ends all of them."""
         self._active.clear()
 
-    def take(self, kind: str, bus: str, now_ns: int, servo: Servo | None = None) -> Fault | None:
+    def take(
+        self, kind: str, bus: str, now_ns: int, servo: EmulatedServo | None = None
+    ) -> InjectedFault | None:
         """The first fault of this kind that hits now; its count goes down."""
         if not self._active:
             return None
@@ -90,13 +92,13 @@ class Faults:
         return None
 
     @staticmethod
-    def _aims(fault: Fault, bus: str, servo: Servo | None) -> bool:
+    def _aims(fault: InjectedFault, bus: str, servo: EmulatedServo | None) -> bool:
         if fault.target is None or fault.target == bus:
             return True
         return servo is not None and fault.target in (servo.id, servo.name)
 
     def damage(
-        self, frame: bytes, servo: Servo, bus: str, now_ns: int, protocol: ModuleType
+        self, frame: bytes, servo: EmulatedServo, bus: str, now_ns: int, protocol: ModuleType
     ) -> tuple[bytes, int]:
         """What becomes of an answer, and by how much it is late (ns)."""
         if not self._active:

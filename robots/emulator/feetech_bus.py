@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from ..bus import feetech as protocol
 from ..profile import Bus, Motor
-from .line import Answer, Line
+from .line import Line, ServoAnswer
 from .motion import Axis, MotorModel
-from .servo import GOAL_ENERGISES, Servo, model_number
+from .servo import GOAL_ENERGISES, EmulatedServo, model_number
 
 MODELS = {"sts3215": MotorModel(3000.0, 2400.0), "sts3250": MotorModel(2800.0, 3000.0),
           "sm8512bl": MotorModel(2000.0, 5000.0)}  # fmt: skip
@@ -24,7 +24,7 @@ COARSE_SPEED = 50
 ANGLE_SENSOR = 0x02
 
 
-class FeetechServo(Servo):
+class FeetechServo(EmulatedServo):
     """present = encoder - homing offset, within one turn unless phase bit 4 asks for more.
 
     Phase bits 0 and 7 together make a servo that turns and counts the other way. One of them alone drives it away from
@@ -191,7 +191,7 @@ class FeetechLine(Line):
     protocol = protocol
     servos: list[FeetechServo]
 
-    def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[Answer]:
+    def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
         if code == protocol.SYNC_READ:
             return self._sync_read(parameters, now_ns)
         if code == protocol.SYNC_WRITE:
@@ -202,7 +202,7 @@ class FeetechLine(Line):
             answer = self._one(servo, code, parameters, now_ns)
             is_heard = servo_id != protocol.BROADCAST or code == protocol.PING
             if answer is not None and is_heard:
-                answers.append(Answer(servo, servo.error, answer))
+                answers.append(ServoAnswer(servo, servo.error, answer))
         return answers
 
     def _one(self, servo: FeetechServo, code: int, parameters: bytes, now_ns: int) -> bytes | None:
@@ -224,21 +224,21 @@ class FeetechLine(Line):
             return b"" if acknowledges else None
         return None
 
-    def _sync_read(self, parameters: bytes, now_ns: int) -> list[Answer]:
+    def _sync_read(self, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
         if len(parameters) < 3:
             return []
         address, size, ids = parameters[0], parameters[1], parameters[2:]
-        answers: list[Answer] = []
+        answers: list[ServoAnswer] = []
         for servo_id in ids:
             present = [s for s in self.with_id(servo_id) if s.has_sync_read and not s.is_silent(now_ns)]
             for servo in present:
                 servo.refresh(now_ns)
-                answers.append(Answer(servo, servo.error, bytes(servo.memory[address : address + size])))
+                answers.append(ServoAnswer(servo, servo.error, bytes(servo.memory[address : address + size])))
             if not present and self.stalls_on_missing:
                 break
         return answers
 
-    def _sync_write(self, parameters: bytes, now_ns: int) -> list[Answer]:
+    def _sync_write(self, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
         if len(parameters) < 2:
             return []
         address, size = parameters[:2]

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from .faults import Faults
-from .servo import Servo
+from .servo import EmulatedServo
 
 NS_PER_S = 1_000_000_000
 TURNAROUND_NS = 30_000
@@ -23,10 +23,10 @@ LATENCIES_NS = {"none": 0, "cdc": 1_000_000, "ftdi1": 1_000_000, "ftdi16": 16_00
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServoAnswer:
     """A servo's answer before it is a frame. fast: it is part of a merged (fast) answer."""
 
-    servo: Servo
+    servo: EmulatedServo
     error: int
     data: bytes
     is_fast: bool = False
@@ -76,14 +76,14 @@ class Line:
         """The servos that hear this id: several, where two have the same."""
         return [s for s in self.servos if s.id == servo_id and self._hears(s)]
 
-    def _hears(self, servo: Servo) -> bool:
+    def _hears(self, servo: EmulatedServo) -> bool:
         return self.client_baud is None or servo.baud == self.client_baud
 
-    def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[Answer]:
+    def execute(self, servo_id: int, code: int, parameters: bytes, now_ns: int) -> list[ServoAnswer]:
         """What one packet makes of the servos, and what they answer."""
         raise NotImplementedError
 
-    def frame(self, answers: Sequence[Answer], servo_id: int) -> bytes:
+    def frame(self, answers: Sequence[ServoAnswer], servo_id: int) -> bytes:
         """Bytes of one answer (or of one merged answer)."""
         answer = answers[0]
         return self.protocol.status(servo_id, answer.error, answer.data)
@@ -99,7 +99,7 @@ class Line:
             return []
         heard = [(now_ns, data)] if self.faults.take("echo", self.name, now_ns) else []
         self._buffer += data
-        asked: list[Answer] = []
+        asked: list[ServoAnswer] = []
         begun_ns = max(now_ns, self._free_ns)
         if self.faults.take("foreign", self.name, now_ns):
             heard += (others := self._foreign(begun_ns))
@@ -137,7 +137,7 @@ class Line:
         baud = self.client_baud or (self.servos[0].baud if self.servos else 0) or 1_000_000
         return n_bytes * 10 * NS_PER_S // baud
 
-    def _answer(self, answers: list[Answer], at_ns: int, now_ns: int) -> list[tuple[int, bytes]]:
+    def _answer(self, answers: list[ServoAnswer], at_ns: int, now_ns: int) -> list[tuple[int, bytes]]:
         """Puts answers on the wire one after the other, through the faults, and hands them to the adapter."""
         pieces: list[tuple[int, bytes]] = []
         for servo_id, group in self._grouped(answers):
@@ -154,16 +154,16 @@ class Line:
         pieces.sort(key=lambda piece: piece[0])
         return self._through_adapter(pieces, now_ns)
 
-    def _grouped(self, answers: list[Answer]) -> list[tuple[int, list[Answer]]]:
+    def _grouped(self, answers: list[ServoAnswer]) -> list[tuple[int, list[ServoAnswer]]]:
         """Answers of servos with the same id stand on the wire at the same time; merged ones are one frame."""
         if answers and answers[0].is_fast:
             return [(self.protocol.BROADCAST, answers)]
-        groups: dict[int, list[Answer]] = {}
+        groups: dict[int, list[ServoAnswer]] = {}
         for answer in answers:
             groups.setdefault(answer.servo.id, []).append(answer)
         return list(groups.items())
 
-    def _collide(self, group: list[Answer], servo_id: int) -> bytes:
+    def _collide(self, group: list[ServoAnswer], servo_id: int) -> bytes:
         if group[0].is_fast:
             return self.frame(group, servo_id)
         frames = [self.frame([answer], servo_id) for answer in group]
@@ -174,7 +174,7 @@ class Line:
             frame = bytes(a & b for a, b in pairs)
         return frame
 
-    def _return_delay_ns(self, servo: Servo) -> int:
+    def _return_delay_ns(self, servo: EmulatedServo) -> int:
         return servo.get("return_delay") * 2000
 
     def _through_adapter(self, pieces: list[tuple[int, bytes]], now_ns: int) -> list[tuple[int, bytes]]:

@@ -38,7 +38,7 @@ class MotorModel:
 
 
 @dataclass(frozen=True)
-class Weight:
+class GravityLoad:
     """What the arm's weight asks of one joint. share: of the joint's full torque, where the lever is longest.
 
     rest: tick of the shaft at which the arm lies. up: on which side of it the arm is raised, 1 or -1.
@@ -75,7 +75,7 @@ class Axis:
         self.position, self.velocity, self.load = float(position), 0.0, 0.0
         self.temperature_c = AMBIENT_C + 5.0
         self.model = model
-        self.weight: Weight | None = None
+        self.weight: GravityLoad | None = None
         self.is_stuck = False
         self._pull: Pull | None = None
         self._effort = 0.0

@@ -21,16 +21,16 @@ from ..bus.port import MemoryPort
 from ..calibration import Calibration, nominal
 from ..profile import Joint, Profile
 from ..units import RAD_PER_TICK, JointUnits, joint_units
-from ..world.contract import Physics, World
+from ..world.contract import Physics, TaskWorld
 from .dynamixel_bus import MODELS as DYNAMIXEL_MODELS
 from .dynamixel_bus import DynamixelLine, DynamixelServo
 from .fault_kinds import KINDS
-from .faults import Fault, Faults
+from .faults import Faults, InjectedFault
 from .feetech_bus import MODELS as FEETECH_MODELS
 from .feetech_bus import FeetechLine, FeetechServo
 from .line import Line
-from .motion import Axis, MotorModel, MovedAxis, Weight
-from .servo import SUPPLY_OHM, Servo
+from .motion import Axis, GravityLoad, MotorModel, MovedAxis
+from .servo import SUPPLY_OHM, EmulatedServo
 
 STEP_NS = 2_000_000
 LONGEST_STEP_NS = 100_000_000
@@ -42,7 +42,7 @@ SHADOW_BIAS = 6
 """Ticks by which a shadow's horn sits off its partner's: what the homing offset of a pair is for."""
 LIGHTER_OUTWARDS = 0.5
 """Of the weight that a joint carries, this share is carried by the next one outwards that carries any."""
-FAMILIES: dict[str, tuple[type[Servo], type[Line], Mapping[str, MotorModel]]] = {
+FAMILIES: dict[str, tuple[type[EmulatedServo], type[Line], Mapping[str, MotorModel]]] = {
     "feetech": (FeetechServo, FeetechLine, FEETECH_MODELS),
     "dynamixel": (DynamixelServo, DynamixelLine, DYNAMIXEL_MODELS),
 }
@@ -74,7 +74,7 @@ class EmulatedRobot:
         firmware: Sequence[str] = (),
         is_timed: bool = True,
         adapter: str = "none",
-        world: World | None = None,
+        world: TaskWorld | None = None,
         sway: float = 0.0,
         **line_options: Any,
     ) -> None:
@@ -83,7 +83,7 @@ class EmulatedRobot:
         self.clock: Clock = clock or VirtualClock()
         self.calibration = calibration or nominal(profile)
         self.units: JointUnits = joint_units(profile, self.calibration)
-        self.servos: dict[str, Servo] = {}
+        self.servos: dict[str, EmulatedServo] = {}
         self.lines: dict[str, Line] = {}
         self.faults = Faults(seed)
         self.on_unplug: Callable[[str, bool], None] | None = None
@@ -160,7 +160,7 @@ class EmulatedRobot:
                     continue
                 servo, entry = self.servos[motor.name], self.calibration.motors[motor.name]
                 up = 1 if home[motor.name] > rest[motor.name] else -1
-                servo.axis.weight = Weight(share, servo.shaft_tick(rest[motor.name], entry), up)
+                servo.axis.weight = GravityLoad(share, servo.shaft_tick(rest[motor.name], entry), up)
                 share *= LIGHTER_OUTWARDS
 
     def _install(self, firmware: Sequence[str]) -> None:
@@ -317,7 +317,7 @@ class EmulatedRobot:
                 self._ports[bus.name] = MemoryPort(f"emulated {bus.name}", bus.baud, line.receive, self.clock)
         return self._ports
 
-    def apply(self, fault: Fault, now_ns: int | None = None) -> None:
+    def apply(self, fault: InjectedFault, now_ns: int | None = None) -> None:
         """Begins a fault. Raises UsageError when its target is not there."""
         now_ns = self.clock.now_ns() if now_ns is None else now_ns
         if fault.kind == "clear":
@@ -343,8 +343,8 @@ class EmulatedRobot:
             self._targets(fault.target, fault.kind)  # refuses a target that is not there
             self.faults.add(fault, now_ns)
 
-    def _targets(self, target: int | str | None, kind: str) -> list[Servo]:
-        def is_meant(servo: Servo, bus: str) -> bool:
+    def _targets(self, target: int | str | None, kind: str) -> list[EmulatedServo]:
+        def is_meant(servo: EmulatedServo, bus: str) -> bool:
             return target is None or target in (servo.id, str(servo.id), servo.name, bus)
 
         found = [s for name, line in self.lines.items() for s in line.servos if is_meant(s, name)]

@@ -25,14 +25,14 @@ from edgevla.nodes.vitals import ask_for_real_time, is_orphan, stop_when_asked
 from edgevla.simulated import task_for
 
 from ..profile import Profile, load_profile
-from ..world.contract import Verdict, World, make_world
-from .faults import Fault
+from ..world.contract import TaskWorld, Verdict, make_world
+from .faults import InjectedFault
 from .pty_port import PtyPort
 from .robot import EmulatedRobot
 from .trace import ArmWatch, Trace
 
 if TYPE_CHECKING:
-    from edgevla.messages import Body, Judged
+    from edgevla.messages import Judged, MessageBody
 
 WORLD_HZ = 60
 EARLY_NS = 200_000
@@ -170,7 +170,7 @@ class WorldLink:
                 self._tell_verdicts(self._robot.world, now_ns)
         return min(self._next_ns, now_ns + NS_PER_S // 50)
 
-    def _obey(self, body: Body, now_ns: int) -> str | None:
+    def _obey(self, body: MessageBody, now_ns: int) -> str | None:
         """Why not, empty when it was done; None: it is nothing that is asked of an emulator."""
         from edgevla.messages import BeginEpisode, Fault
 
@@ -185,7 +185,7 @@ class WorldLink:
         self._n_told, self._is_told = len(world.verdicts), False
         return ""
 
-    def _tell_verdicts(self, world: World, now_ns: int) -> None:
+    def _tell_verdicts(self, world: TaskWorld, now_ns: int) -> None:
         """Of the episode that is decided, or that has just given way to the next; each once."""
         for verdict in world.verdicts[self._n_told :]:
             if not self._is_told:
@@ -229,7 +229,7 @@ def link_paths(profile: Profile, link: str | None) -> dict[str, Path]:
     return {bus.name: root / bus.name for bus in profile.buses}
 
 
-class Script:
+class FaultScript:
     """Faults with their times, from a file; `turn` applies what is due."""
 
     def __init__(self, path: Path, apply: Callable[[dict[str, Any]], str], now_ns: int) -> None:
@@ -247,7 +247,7 @@ class Script:
             try:
                 values = json.loads(text)
                 at_ns = now_ns + int(float(values.pop("at_s", 0)) * NS_PER_S)
-                Fault.from_map(values)
+                InjectedFault.from_map(values)
             except (ValueError, TypeError, AttributeError, EdgeVLAError) as error:
                 raise UsageError(f"{path}, line {number}: {error}") from error
             self._steps.append((at_ns, values))
@@ -260,7 +260,7 @@ class Script:
         return self._steps[0][0] if self._steps else now_ns + NS_PER_S
 
 
-class Typed:
+class TypedFaults:
     """Faults as lines on standard input, applied at once: `mute 4`, `weak gripper 30`, `clear`, or a script's JSON."""
 
     def __init__(self, apply: Callable[[dict[str, Any]], str], out: TextIO) -> None:
@@ -343,18 +343,18 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
 
     def apply(values: dict[str, Any]) -> str:
         try:
-            robot.apply(Fault.from_map(values))
+            robot.apply(InjectedFault.from_map(values))
         except EdgeVLAError as error:
             return str(error)
         if trace is not None:
             trace.note(clock.now_ns(), fault=values)
         return ""
 
-    faults: Typed | Script | None = None
+    faults: TypedFaults | FaultScript | None = None
     if args.faults == "-":
-        faults = Typed(apply, out)
+        faults = TypedFaults(apply, out)
     elif args.faults:
-        faults = Script(Path(args.faults), apply, clock.now_ns())
+        faults = FaultScript(Path(args.faults), apply, clock.now_ns())
     # It makes links, so it comes after all that may refuse.
     server = Server(robot, link_paths(profile, args.link), trace)
     close: Callable[[], None] = lambda: None  # noqa: E731

@@ -31,7 +31,7 @@ FIRMWARES = {
 """What else a servo's firmware may be like than what the emulator is born with."""
 
 
-class Servo:
+class EmulatedServo:
     """One servo. `name`: of the motor in the profile. Times are the emulator's clock in ns."""
 
     protocol: ModuleType
@@ -71,7 +71,7 @@ class Servo:
         self.power_up(0)
 
     @classmethod
-    def born(cls, motor: Motor, axis: Axis) -> Servo:
+    def born(cls, motor: Motor, axis: Axis) -> EmulatedServo:
         """A new servo of this family, as the profile names it."""
         raise NotImplementedError
 

@@ -18,7 +18,7 @@ from edgevla.clock import NS_PER_S, VirtualClock
 from edgevla.codec import decode, encode
 from edgevla.errors import UsageError
 from edgevla.execution import Execution, Sync
-from edgevla.messages import B, Body, Chunk, Header, Infer, Message, Severity, State
+from edgevla.messages import B, Chunk, Header, Infer, Message, MessageBody, Severity, State
 from edgevla.nodes.stand_in import answer_to
 from edgevla.types import Observation
 
@@ -117,7 +117,7 @@ class DirectLinks:
         header = Header(SESSION, "robot", self.n_inferences, observed_ns, observed_ns)
         return cast("Message[B]", decode(encode(Message(header, body, payloads)), SESSION))
 
-    def publish(self, body: Body, observed_ns: int | None = None) -> None:
+    def publish(self, body: MessageBody, observed_ns: int | None = None) -> None:
         if isinstance(body, State):
             self.states.append(body)
 

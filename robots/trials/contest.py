@@ -21,13 +21,12 @@ from edgevla.bundle import Fit, fit
 from edgevla.clock import NS_PER_S, VirtualClock
 from edgevla.descriptions import AboutCamera, AboutRobot
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode
+from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, EpisodeResult
 from edgevla.evaluation.seams import seams
 from edgevla.execution import Async, judge_latency
 from edgevla.launch.deployment import DeployOptions, check_fitting, chosen_execution, start_arguments
 from edgevla.manifest import Manifest
-from edgevla.messages import Chunk, Message, State
-from edgevla.messages import World as Scene
+from edgevla.messages import Chunk, Message, State, World
 from edgevla.predictor import Predictor, RtcInputs
 from edgevla.simulated import Task, task_named
 from edgevla.types import Observation
@@ -36,7 +35,7 @@ from ..arm import Robot
 from ..describe import describe
 from ..emulator.robot import EmulatedRobot
 from ..profile import Profile, load_profile
-from ..world.contract import Painter, Verdict, World, make_painter, make_world
+from ..world.contract import Painter, TaskWorld, Verdict, make_painter, make_world
 from .closed_loop import ClosedLoop
 from .entrants import entrant, open_bundle, open_policy, patiently
 from .experts.contract import Expert, make_expert
@@ -58,7 +57,7 @@ class Played:
 
     verdict: Verdict
     states: list[State] = field(default_factory=list)
-    scenes: list[Scene] = field(default_factory=list)
+    scenes: list[World] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
     delays_ms: list[float | None] = field(default_factory=list)
     infer_ms: list[float] = field(default_factory=list)
@@ -90,7 +89,7 @@ def profile_of(task: Task) -> Profile:
     return load_profile(task.world)
 
 
-class Contestant:
+class Competitor:
     """A bundle under one setting, ready for any number of episodes."""
 
     def __init__(self, cell: Cell, conditions: Conditions, policy: Predictor, painter: Painter) -> None:
@@ -117,7 +116,7 @@ class Contestant:
         self._expert: Expert | None = make_expert(self.task) if cell.control == "expert" else None
         self._fit: Fit | None = None
         self._loop: ClosedLoop | None = None
-        self._world: World | None = None
+        self._world: TaskWorld | None = None
         self._episode = 0
         self._past: dict[int, Observation] = {}
         """Grid moment -> what was seen then, for policies with a history; of the newest moments."""
@@ -212,7 +211,7 @@ class Contestant:
         played.delays_ms = [None if ticks is None else ticks * period_ms for ticks in self._delays]
         return played
 
-    def _seated(self, world: World, episode: int) -> ClosedLoop:
+    def _seated(self, world: TaskWorld, episode: int) -> ClosedLoop:
         """An arm of its own under this policy; limp."""
         loop = ClosedLoop(
             self.act, profile=self.profile, world=world, look=self.look, delay_ticks=self._delay, seed=episode
@@ -225,7 +224,7 @@ class Contestant:
             misalign(loop)
         return loop
 
-    def _begin(self, loop: ClosedLoop, world: World, episode: int) -> None:
+    def _begin(self, loop: ClosedLoop, world: TaskWorld, episode: int) -> None:
         """The arm to where the episode begins, with torque; then everything else to its place, and the policy's turn."""
         assert self._fit is not None
         start = world.start(episode)
@@ -359,12 +358,12 @@ class Contest:
         self.painter = make_painter(self.task)
         self._policies: dict[str, Predictor] = {}
         self._closing = contextlib.ExitStack()
-        self._contestants: dict[str, Contestant] = {}
+        self._contestants: dict[str, Competitor] = {}
 
-    def contestant(self, cell: Cell) -> Contestant:
+    def contestant(self, cell: Cell) -> Competitor:
         if cell.key not in self._contestants:
             policy = self._policies.get(cell.bundle) or self._open(cell)
-            self._contestants[cell.key] = Contestant(cell, self.conditions, policy, self.painter)
+            self._contestants[cell.key] = Competitor(cell, self.conditions, policy, self.painter)
         return self._contestants[cell.key]
 
     def _open(self, cell: Cell) -> Predictor:
@@ -382,7 +381,7 @@ class Contest:
         """Lines to policy servers."""
         self._closing.close()
 
-    def play(self, cell: Cell, number: int) -> tuple[Episode, Played]:
+    def play(self, cell: Cell, number: int) -> tuple[EpisodeResult, Played]:
         """One episode of one cell: what is kept of it, and all of it."""
         began = time.perf_counter()
         contestant = self.contestant(cell)
@@ -400,8 +399,8 @@ def one(
     control: str = "none",
     delay_ms: float = 0.0,
     n_steps: int | None = None,
-    make: type[Contestant] = Contestant,
-) -> Contestant:
+    make: type[Competitor] = Competitor,
+) -> Competitor:
     """One bundle under one setting, for programs that play episodes themselves."""
     conditions = Conditions(task, 0, n_steps=n_steps)
     policy = open_bundle(folder)
@@ -411,11 +410,11 @@ def one(
 
 def kept(
     cell: Cell, number: int, seed: int, played: Played, is_body: Sequence[bool], eval_s: float
-) -> Episode:
+) -> EpisodeResult:
     """What the journal keeps of an episode. is_body: per joint, whether it is none of a gripper."""
     verdict, counters = played.verdict, played.counters
     at_seams, within = seams(played.states, is_body)
-    return Episode(
+    return EpisodeResult(
         cell=cell.key,
         episode_ix=number,
         seed=seed,

@@ -17,18 +17,18 @@ from contextlib import closing, suppress
 
 from edgevla import errors
 from edgevla.errors import EdgeVLAError, made_again
-from edgevla.evaluation.episodes import Episode
+from edgevla.evaluation.episodes import EpisodeResult
 from edgevla.strict import read, write
 
-from .worker import Assignment, Job, Worker
+from .worker import Assignment, Job, TrialWorker
 
-Result = Episode | EdgeVLAError
+Result = EpisodeResult | EdgeVLAError
 POLL_S = 0.2
 
 
 def play(
     assignment: Assignment, jobs: Sequence[Job], n_workers: int, asked_to_stop: Callable[[], bool]
-) -> Iterator[Episode]:
+) -> Iterator[EpisodeResult]:
     """Episodes as they are done, in no certain order. Asked to stop, it begins no further one.
 
     Raises:
@@ -38,7 +38,7 @@ def play(
     if n_workers > 1:
         yield from _in_processes(assignment, jobs, n_workers, asked_to_stop)
         return
-    with closing(Worker(assignment)) as worker:
+    with closing(TrialWorker(assignment)) as worker:
         for job in jobs:
             if asked_to_stop():
                 return
@@ -47,7 +47,7 @@ def play(
 
 def _in_processes(
     assignment: Assignment, jobs: Sequence[Job], n_workers: int, asked_to_stop: Callable[[], bool]
-) -> Iterator[Episode]:
+) -> Iterator[EpisodeResult]:
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
     for job in jobs:
@@ -67,7 +67,7 @@ def _in_processes(
                 stop.set()
             with suppress(queue.Empty):
                 result = results.get(timeout=POLL_S)
-                if isinstance(result, Episode):
+                if isinstance(result, EpisodeResult):
                     yield result
                 elif result is None:
                     n_at_work -= 1
@@ -128,7 +128,7 @@ def _result(line: str) -> Result:
         return EdgeVLAError("a worker process died; its last words, if any, are above")
     said = json.loads(line)
     if "episode" in said:
-        return read(Episode, said["episode"], "an episode")
+        return read(EpisodeResult, said["episode"], "an episode")
     name, text = said["error"]
     made: EdgeVLAError = made_again(getattr(errors, name, EdgeVLAError), text)
     return made

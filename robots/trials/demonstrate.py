@@ -32,7 +32,7 @@ from edgevla.simulated import TASKS, Task, task_named
 
 from ..profile import Profile, load_profile
 from ..safety import SafetyFilter, make_caps
-from ..world.contract import Painter, World, make_painter, make_world
+from ..world.contract import Painter, TaskWorld, make_painter, make_world
 from .experts.contract import Expert, Manner, make_expert
 from .lockstep import LockstepArm
 
@@ -43,7 +43,7 @@ ENOUGH = 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemonstrationPlan:
     """What is recorded. size: height and width of the camera's pictures. camera: None takes the task's first.
 
     disturbance: share of the expert's own that is executed, 0: none. n_steps: of every demonstration; None: until the
@@ -88,7 +88,9 @@ def features(profile: Profile, camera: str, size: tuple[int, int]) -> dict[str, 
     }
 
 
-def demonstrate(root: Path, plan: Plan, told: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+def demonstrate(
+    root: Path, plan: DemonstrationPlan, told: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
     """Records `plan` into a new dataset at `root`. told: hears the number of every demonstration that was saved.
 
     Returns:
@@ -147,7 +149,7 @@ def _check_failures(task: str, n_failed: int, n_good: int) -> None:
         )
 
 
-def _demonstrations(plan: Plan) -> Generator[Demonstration, None, None]:
+def _demonstrations(plan: DemonstrationPlan) -> Generator[Demonstration, None, None]:
     """Episodes 0, 1, 2, ... in order, for as long as somebody asks."""
     if plan.jobs == 1:
         for episode in count():
@@ -163,7 +165,7 @@ def _demonstrations(plan: Plan) -> Generator[Demonstration, None, None]:
         pool.shutdown(cancel_futures=True)
 
 
-def show(plan: Plan, episode: int) -> Demonstration:
+def show(plan: DemonstrationPlan, episode: int) -> Demonstration:
     """One demonstration, from its place to its end."""
     task = task_named(plan.task)
     world = make_world(task, plan.seed, 0.0)
@@ -177,7 +179,7 @@ def show(plan: Plan, episode: int) -> Demonstration:
 _PAINTERS: dict[tuple[str, str, tuple[int, int]], Painter] = {}
 
 
-def _painter(plan: Plan, task: Task) -> Painter:
+def _painter(plan: DemonstrationPlan, task: Task) -> Painter:
     """One per process: a scene takes long to load, and is always the same."""
     key = (plan.task, str(plan.camera), plan.size)
     if key not in _PAINTERS:
@@ -189,7 +191,7 @@ def _painter(plan: Plan, task: Task) -> Painter:
 class _Stage:
     """One arm before one world."""
 
-    def __init__(self, plan: Plan, world: World, arm: LockstepArm, painter: Painter) -> None:
+    def __init__(self, plan: DemonstrationPlan, world: TaskWorld, arm: LockstepArm, painter: Painter) -> None:
         self.plan, self.world, self.arm, self.painter = plan, world, arm, painter
         self.task = world.task
         self._ticks_per_step = max(1, int(arm.profile.rates.servo_hz / self.task.fps + 1e-6))
@@ -313,13 +315,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _plan(args: argparse.Namespace) -> DemonstrationPlan:
     for name, value in (("--episodes", args.episodes), ("--jobs", args.jobs)):
         if value < 1:
             raise UsageError(f"{name} is {value}; it must be 1 or more")
     if args.disturbance < 0:
         raise UsageError(f"--disturbance is {args.disturbance}; it must be 0 or more")
-    return Plan(args.task, args.episodes, args.size, args.camera, args.seed, args.disturbance, jobs=args.jobs)
+    return DemonstrationPlan(
+        args.task, args.episodes, args.size, args.camera, args.seed, args.disturbance, jobs=args.jobs
+    )
 
 
 def _closing_words(result: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from edgevla.errors import EdgeVLAError, MissingExtraError
-from edgevla.messages import World as Scene
+from edgevla.messages import World
 
 from ..world.contract import Painter
 
@@ -24,7 +24,7 @@ GOOD, BAD, INK, PALE = (0, 114, 178), (213, 94, 0), (30, 30, 30), (255, 255, 255
 
 
 def draw_strip(
-    painter: Painter, camera: str, scenes: Sequence[Scene], caption: Sequence[str], is_success: bool
+    painter: Painter, camera: str, scenes: Sequence[World], caption: Sequence[str], is_success: bool
 ) -> np.ndarray:
     """uint8 (H, W, 3) RGB: six moments, first to last, with their time; on the first the caption, line by line."""
     chosen = np.linspace(0, len(scenes) - 1, COLUMNS).round().astype(int)
@@ -82,7 +82,7 @@ def check_video() -> None:
         raise MissingExtraError("record", "av", "videos need it") from error
 
 
-def save_video(path: Path, painter: Painter, camera: str, scenes: Sequence[Scene], fps: float) -> None:
+def save_video(path: Path, painter: Painter, camera: str, scenes: Sequence[World], fps: float) -> None:
     """H.264, a frame per scene, played as fast as it was."""
     import av
 

@@ -19,7 +19,14 @@ from typing import Any
 from edgevla import __version__
 from edgevla.engines.options import n_cores
 from edgevla.errors import EdgeVLAError, UsageError
-from edgevla.evaluation.episodes import EPISODES, EXPERT_EXECUTION, Cell, Conditions, Episode, Journal
+from edgevla.evaluation.episodes import (
+    EPISODES,
+    EXPERT_EXECUTION,
+    Cell,
+    Conditions,
+    EpisodeJournal,
+    EpisodeResult,
+)
 from edgevla.evaluation.verdict_info import as_json
 from edgevla.evaluation.verdict_table import expected, tables, what_it_shows
 from edgevla.evaluation.verdicts import Evaluated, results_of
@@ -70,7 +77,7 @@ class OnTask:
 
     def run(self) -> int:
         folder = claim_output(self.args.output, self.task.name)
-        journal = Journal(folder, self.conditions)
+        journal = EpisodeJournal(folder, self.conditions)
         failure: EdgeVLAError | None = None
         with Interruption() as interruption:
             try:
@@ -99,7 +106,7 @@ class OnTask:
         notes = [note for cell in self.cells for note in inspection.notes(cell, manifests[cell.sha256])]
         return list(dict.fromkeys(notes))
 
-    def _announce(self, folder: Path, journal: Journal) -> None:
+    def _announce(self, folder: Path, journal: EpisodeJournal) -> None:
         todo, there = len(self._jobs(journal)), len(self.cells) * self.n - len(self._jobs(journal))
         cells = "1 cell" if len(self.cells) == 1 else f"{len(self.cells)} cells"
         episodes = "1 episode" if self.n == 1 else f"{self.n} episodes"
@@ -117,7 +124,7 @@ class OnTask:
 
     # -- while --------------------------------------------------------------------------------------------------------
 
-    def _jobs(self, journal: Journal) -> list[Job]:
+    def _jobs(self, journal: EpisodeJournal) -> list[Job]:
         """Place by place, so that what is ended early has met the same places in every cell."""
         return [
             (k, number)
@@ -126,7 +133,7 @@ class OnTask:
             if (cell.key, number) not in journal.done
         ]
 
-    def _play(self, folder: Path, journal: Journal, asked_to_stop: Callable[[], bool]) -> None:
+    def _play(self, folder: Path, journal: EpisodeJournal, asked_to_stop: Callable[[], bool]) -> None:
         jobs = self._jobs(journal)
         if not jobs:
             return
@@ -148,12 +155,12 @@ class OnTask:
 
     def _episodes(
         self, assignment: Assignment, jobs: Sequence[Job], n_jobs: int, asked_to_stop: Callable[[], bool]
-    ) -> Iterator[Episode]:
+    ) -> Iterator[EpisodeResult]:
         if self.conditions.way == "real time":
             return real_time.play(assignment, jobs, asked_to_stop)
         return crew.play(assignment, jobs, n_jobs, asked_to_stop)
 
-    def _say_how_long(self, first: Episode, n: int, n_jobs: int) -> None:
+    def _say_how_long(self, first: EpisodeResult, n: int, n_jobs: int) -> None:
         at_once = "" if n_jobs == 1 else f", {n_jobs} at a time"
         self.say(
             f"{n} episodes, {first.eval_s:.1f} s the first{at_once}: about {duration(n * first.eval_s / n_jobs)}"
@@ -161,7 +168,7 @@ class OnTask:
 
     # -- after --------------------------------------------------------------------------------------------------------
 
-    def _tell(self, folder: Path, journal: Journal, stopped: str | None) -> bool:
+    def _tell(self, folder: Path, journal: EpisodeJournal, stopped: str | None) -> bool:
         """As a table, as JSON, as pictures; whether it was as good as expected."""
         results = results_of(self.cells, journal, self.n)
         command = shlex.join(["edgevla", *sys.argv[1:]])

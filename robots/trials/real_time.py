@@ -23,9 +23,19 @@ from typing import IO
 import zmq
 
 from edgevla.errors import EdgeVLAError, WireError
-from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, Episode, slug_of
-from edgevla.messages import Ack, BeginEpisode, Body, Chunk, Heartbeat, Judged, Message, Mode, State
-from edgevla.messages import World as Scene
+from edgevla.evaluation.episodes import UNSEEN, Cell, Conditions, EpisodeResult, slug_of
+from edgevla.messages import (
+    Ack,
+    BeginEpisode,
+    Chunk,
+    Heartbeat,
+    Judged,
+    Message,
+    MessageBody,
+    Mode,
+    State,
+    World,
+)
 from edgevla.serve.transport import is_served
 from edgevla.session import NOTE, read_deployment, runtime_root
 from edgevla.simulated import Task, task_named
@@ -47,7 +57,9 @@ SERVO_HZ = 60.0
 DEPLOYMENTS = "deploy"
 
 
-def play(assignment: Assignment, jobs: Sequence[Job], asked_to_stop: Callable[[], bool]) -> Iterator[Episode]:
+def play(
+    assignment: Assignment, jobs: Sequence[Job], asked_to_stop: Callable[[], bool]
+) -> Iterator[EpisodeResult]:
     """Episodes as they are done, cell by cell. Asked to stop, it ends the running one.
 
     Raises:
@@ -61,7 +73,7 @@ def play(assignment: Assignment, jobs: Sequence[Job], asked_to_stop: Callable[[]
         while waiting and not asked_to_stop():
             n_before = len(waiting)
             log = Path(assignment.folder) / DEPLOYMENTS / slug_of(cell)
-            with Deployed(cell, assignment.conditions, task, log) as deployed:
+            with LiveDeployment(cell, assignment.conditions, task, log) as deployed:
                 while waiting and not asked_to_stop() and not deployed.has_stopped:
                     began = time.perf_counter()
                     played = deployed.play(waiting[0], asked_to_stop)
@@ -104,7 +116,7 @@ def words_of(cell: Cell, c: Conditions, log: Path) -> list[str]:
     return words
 
 
-class Deployed:
+class LiveDeployment:
     """A running deployment, and what it says. has_stopped: the arm does not go on in it."""
 
     def __init__(self, cell: Cell, conditions: Conditions, task: Task, log: Path) -> None:
@@ -120,17 +132,17 @@ class Deployed:
         self._mode: Mode = "idle"
         self._reason = ""
         self._counters: Counter[str] = Counter()
-        self._heard: list[Message[Body]] = []
+        self._heard: list[Message[MessageBody]] = []
 
-    def __enter__(self) -> Deployed:
+    def __enter__(self) -> LiveDeployment:
         try:
             folder = find_run(self._process.pid, lambda: self._process.poll() is None)
             session = read_deployment(folder).session_bytes
             robot, emulator = endpoint(folder, "robot"), endpoint(folder, "emulator")
-            streams: dict[type[Body], Stream] = {
+            streams: dict[type[MessageBody], Stream] = {
                 State: (robot, 2048),
                 Heartbeat: (robot, 64),
-                Scene: (emulator, 2048),
+                World: (emulator, 2048),
                 Judged: (emulator, 16),
                 Chunk: (endpoint(folder, "policy"), 512),
             }
@@ -216,7 +228,7 @@ class Deployed:
         """judged: None where the arm stopped itself."""
         last = self._heard[-1].observed_ns if self._heard else 0
         bodies = [m.body for m in self._heard]
-        scenes = [b for b in bodies if isinstance(b, Scene)]
+        scenes = [b for b in bodies if isinstance(b, World)]
         chunks = [m for m in self._heard if isinstance(m.body, Chunk)]
         played = Played(self._verdict(judged), [b for b in bodies if isinstance(b, State)])
         played.scenes = _sampled(scenes, self.task.fps)
@@ -254,8 +266,8 @@ class Deployed:
                 f"the deployment ended with code {self._process.returncode}; its words are in {self.log}"
             )
         self._inbox.wait(0.05)
-        messages: list[Message[Body]] = [
-            m for cls in (State, Heartbeat, Scene, Judged, Chunk) for m in self._inbox.drain(cls)
+        messages: list[Message[MessageBody]] = [
+            m for cls in (State, Heartbeat, World, Judged, Chunk) for m in self._inbox.drain(cls)
         ]
         for message in sorted(messages, key=lambda m: m.observed_ns):
             if isinstance(message.body, State):
@@ -266,9 +278,9 @@ class Deployed:
                 self._heard.append(message)
 
 
-def _sampled(scenes: Sequence[Scene], fps: float) -> list[Scene]:
+def _sampled(scenes: Sequence[World], fps: float) -> list[World]:
     """One per policy step of what came 60 times a second."""
-    found: list[Scene] = []
+    found: list[World] = []
     for scene in scenes:
         if not found or scene.sim_ns * fps >= len(found) * 1e9:
             found.append(scene)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgevla.errors import EdgeVLAError, made_again
-from edgevla.evaluation.episodes import Cell, Conditions, Episode, slug_of
+from edgevla.evaluation.episodes import Cell, Conditions, EpisodeResult, slug_of
 from edgevla.simulated import Task
 from edgevla.strict import read, write
 
@@ -46,7 +46,7 @@ def strip_of(folder: Path, slug: str, number: int) -> Path:
     return folder / STRIPS / f"{slug}-ep{number:03d}.png"
 
 
-class Worker:
+class TrialWorker:
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
         self._contest = Contest(assignment.conditions)
@@ -55,7 +55,7 @@ class Worker:
     def close(self) -> None:
         self._contest.close()
 
-    def play(self, job: Job) -> Episode:
+    def play(self, job: Job) -> EpisodeResult:
         """One episode; its video or strip is written.
 
         Raises:
@@ -80,7 +80,7 @@ class Album:
         self._camera = task.cameras[0]
         self._opened: set[tuple[int, int]] = set()
 
-    def keep(self, cell: Cell, episode: Episode, played: Played) -> Episode:
+    def keep(self, cell: Cell, episode: EpisodeResult, played: Played) -> EpisodeResult:
         """The same, with the name of its video; that or a strip is written where it is wanted."""
         slug, number = slug_of(cell), episode.episode_ix
         if not played.scenes:
@@ -92,7 +92,7 @@ class Album:
             save_picture(strip_of(self._folder, slug, number), image)
         return replace(episode, video=self._film(slug, episode, played))
 
-    def _film(self, slug: str, episode: Episode, played: Played) -> str:
+    def _film(self, slug: str, episode: EpisodeResult, played: Played) -> str:
         """Its name below the folder; empty where none is wanted."""
         videos = self.assignment.videos
         if videos == "none" or (videos == "failures" and episode.success):
@@ -116,7 +116,7 @@ def main() -> int:
     for line in sys.stdin:
         try:
             if worker is None:
-                worker = Worker(read(Assignment, json.loads(line), "the assignment"))
+                worker = TrialWorker(read(Assignment, json.loads(line), "the assignment"))
                 continue
             cell, number = json.loads(line)
             said = {"episode": write(worker.play((cell, number)))}

@@ -1,9 +1,9 @@
 """What a simulated world is to those who use it: the emulator, the cameras, trials, demonstrations.
 
-Physics   what moves the joints of an emulated robot instead of its shafts' own mechanics
-World     things, places and a judge; it is stepped with the arm and never reads a clock
-Painter   draws cameras from what a world tells; often in another process
-Verdict   how one episode went
+Physics    what moves the joints of an emulated robot instead of its shafts' own mechanics
+TaskWorld  things, places and a judge; it is stepped with the arm and never reads a clock
+Painter    draws cameras from what a world tells; often in another process
+Verdict    how one episode went
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Physics(Protocol):
         ...
 
 
-class World(Protocol):
+class TaskWorld(Protocol):
     """One task's world. Episode n of a seed is always the same, so that strategies are compared on equal terms.
 
     seed: of the places. episode: the one that runs. verdicts: of whole episodes, where the world begins the next by
@@ -131,9 +131,9 @@ class Painter(Protocol):
         ...
 
 
-def make_world(task: Task, seed: int, episode_s: float | None = None) -> World:
+def make_world(task: Task, seed: int, episode_s: float | None = None) -> TaskWorld:
     """episode_s: the next episode begins by itself after so long; None: after the task's length, 0: never."""
-    world: World = _module(task).make_world(task, seed, episode_s)
+    world: TaskWorld = _module(task).make_world(task, seed, episode_s)
     return world
 
 

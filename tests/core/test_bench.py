@@ -72,7 +72,7 @@ def test_a_slow_bundle_is_measured_for_a_while_only(make_bundle: MakeBundle) -> 
 
 
 def test_a_system_that_tells_no_memory(tmp_path: Path) -> None:
-    assert bench.memory(tmp_path) == bench.Memory(None, None, None)
+    assert bench.memory(tmp_path) == bench.MemoryUse(None, None, None)
 
 
 def test_ctrl_c_prints_what_was_measured(make_bundle: MakeBundle) -> None:

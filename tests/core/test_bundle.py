@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgevla.bundle import load_bundle, sha256_of
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.descriptions import AboutCamera, AboutJoint, AboutRobot
 from edgevla.errors import BundleError
 from edgevla.manifest import Manifest
@@ -92,10 +92,10 @@ def test_a_bundle_tells_what_never_moved_and_an_older_one_does_not() -> None:
 
 def test_a_bundle_tells_how_its_dataset_was_read() -> None:
     told = example()
-    assert Manifest.from_json(told).provenance.dataset.reading == Reading()  # type: ignore[union-attr]
+    assert Manifest.from_json(told).provenance.dataset.reading == DatasetReading()  # type: ignore[union-attr]
     told["provenance"]["dataset"]["reading"] = {"names": {"action": "actions"}, "task_from": "subtask"}
     manifest = Manifest.from_json(told)
-    assert manifest.provenance.dataset.reading == Reading({"action": "actions"}, (), "subtask")  # type: ignore[union-attr]
+    assert manifest.provenance.dataset.reading == DatasetReading({"action": "actions"}, (), "subtask")  # type: ignore[union-attr]
     assert manifest.to_json() == told
 
 

@@ -188,17 +188,17 @@ def sources() -> list[Path]:
 
 
 def codes_in(path: Path) -> Iterator[ast.expr]:
-    """The expressions of codes: of `event(severity, code, ...)`, of tuples of the same, of findings and remarks."""
+    """The expressions of codes: of `event(severity, code, ...)`, of tuples of the same, of judgements and remarks."""
     text = path.read_text()
-    if not any(word in text for word in ('"info"', '"warning"', "Finding(", "remark(", ".event(")):
+    if not any(word in text for word in ('"info"', '"warning"', "Judgement(", "remark(", ".event(")):
         return
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and len(node.args) >= 2:
             name = ast.unparse(node.func).rpartition(".")[2]
             if name == "remark":
                 yield node.args[0]
-            is_finding = name == "Finding" and "Level" in ast.unparse(node.args[0])
-            if is_finding or (name in ("event", "once", "_say", "_say_once") and len(node.args) >= 3):
+            is_judgement = name == "Judgement" and "Level" in ast.unparse(node.args[0])
+            if is_judgement or (name in ("event", "once", "_say", "_say_once") and len(node.args) >= 3):
                 yield node.args[1]
         elif isinstance(node, ast.Tuple) and len(node.elts) == 3:
             severity, code = map(value_of, node.elts[:2])

@@ -18,7 +18,7 @@ from edgevla.dataset import check_dataset, facts_of, open_dataset
 from edgevla.dataset.facts import DatasetFacts
 from edgevla.dataset.layout import Finding
 from edgevla.dataset.reader import Dataset
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.dataset.still import still_values
 from edgevla.errors import DatasetError, UsageError
 
@@ -210,7 +210,7 @@ def openpi(root: Path, **more: Any) -> Path:
 
 def test_features_are_read_under_the_names_of_policies(tmp_path: Path) -> None:
     root, plain = openpi(tmp_path / "openpi"), small.make(tmp_path / "plain")
-    data: Dataset = open_dataset(root, reading=Reading(OPENPI))
+    data: Dataset = open_dataset(root, reading=DatasetReading(OPENPI))
     assert data.cameras == [small.TOP, "wrist_image"]
     np.testing.assert_array_equal(data.columns["action"], open_dataset(plain).columns["action"])
     assert data.frame(small.TOP, 3).shape == (32, 32, 3)
@@ -226,7 +226,7 @@ def test_features_are_read_under_the_names_of_policies(tmp_path: Path) -> None:
 def test_a_remembered_reading_leaves_alone_what_it_does_not_fit(tmp_path: Path) -> None:
     """A policy of an openpi export goes on with data that has the usual names, and no subtasks."""
     plain = open_dataset(small.make(tmp_path / "plain"))
-    old = Reading(OPENPI, ("observation.effort",), "subtask")
+    old = DatasetReading(OPENPI, ("observation.effort",), "subtask")
     assert open_dataset(tmp_path / "plain", remembered=old).sha256 == plain.sha256
 
 
@@ -251,22 +251,25 @@ def test_inspect_lists_what_there_is_and_the_option(
 @pytest.mark.parametrize(
     ("reading", "words"),
     [
-        (Reading({"action": "act"}), "; did you mean 'actions'"),
-        (Reading({"state": "observation.state"}), "the dataset has no feature 'observation.state'"),
-        (Reading({"actions": "action"}), "the dataset has no feature 'action'"),
+        (DatasetReading({"action": "act"}), "; did you mean 'actions'"),
+        (DatasetReading({"state": "observation.state"}), "the dataset has no feature 'observation.state'"),
+        (DatasetReading({"actions": "action"}), "the dataset has no feature 'action'"),
         (
-            Reading({"action": "state", "observation.state": "state"}),
+            DatasetReading({"action": "state", "observation.state": "state"}),
             "gives 'state' to action and to observation.state",
         ),
-        (Reading({"observation.state": "image"}), "'image' is image [32, 32, 3], not a row of numbers"),
-        (Reading({small.TOP: "state"}), "'state' is float32 [3], not a camera"),
-        (Reading({"observation.stat": "state"}), "no policy uses 'observation.stat'"),
-        (Reading({}, ("effort",)), "--without effort: the dataset has no such feature"),
-        (Reading({"action": "actions"}, ("actions",)), "nothing can be learnt without it"),
-        (Reading({}, (), "subtask"), "has no subtasks"),
+        (
+            DatasetReading({"observation.state": "image"}),
+            "'image' is image [32, 32, 3], not a row of numbers",
+        ),
+        (DatasetReading({small.TOP: "state"}), "'state' is float32 [3], not a camera"),
+        (DatasetReading({"observation.stat": "state"}), "no policy uses 'observation.stat'"),
+        (DatasetReading({}, ("effort",)), "--without effort: the dataset has no such feature"),
+        (DatasetReading({"action": "actions"}, ("actions",)), "nothing can be learnt without it"),
+        (DatasetReading({}, (), "subtask"), "has no subtasks"),
     ],
 )
-def test_a_reading_that_cannot_be_is_refused(tmp_path: Path, reading: Reading, words: str) -> None:
+def test_a_reading_that_cannot_be_is_refused(tmp_path: Path, reading: DatasetReading, words: str) -> None:
     with pytest.raises(UsageError) as error:
         open_dataset(openpi(tmp_path / "set"), reading=reading)
     assert words in str(error.value)
@@ -275,7 +278,7 @@ def test_a_reading_that_cannot_be_is_refused(tmp_path: Path, reading: Reading, w
 def test_a_mistyped_name_is_not_taken_for_an_exchanged_pair(tmp_path: Path) -> None:
     root = small.make(tmp_path / "set")
     with pytest.raises(UsageError, match=r"no feature 'actoin'; .*; did you mean 'action'"):
-        open_dataset(root, reading=Reading({"action": "actoin"}))
+        open_dataset(root, reading=DatasetReading({"action": "actoin"}))
 
 
 def test_what_is_left_out_may_be_damaged(tmp_path: Path) -> None:
@@ -287,7 +290,7 @@ def test_what_is_left_out_may_be_damaged(tmp_path: Path) -> None:
     )
     kit.set_cell(root / small.DATA, "observation.environment_state", 2, NAN, 0)
     assert "'observation.environment_state' element 0 is nan" in " ".join(texts(root, "error"))
-    data = open_dataset(root, reading=Reading({}, ("observation.environment_state",)))
+    data = open_dataset(root, reading=DatasetReading({}, ("observation.environment_state",)))
     assert "observation.environment_state" not in {
         *data.columns,
         *data.info.features,
@@ -425,7 +428,7 @@ def test_the_subtask_can_be_the_instruction(tmp_path: Path, write: Any, second: 
     assert [f.text for f in check_dataset(root) if f.severity == "error"] == []
     usual = open_dataset(root)
     assert [usual.task(row) for row in range(11)] == ["task 0"] * 6 + ["task 1"] * 5
-    data = open_dataset(root, reading=Reading(task_from="subtask"))
+    data = open_dataset(root, reading=DatasetReading(task_from="subtask"))
     assert [data.task(row) for row in range(11)] == SPOKEN + second
     n = second.count("task 1")
     assert f"{n} of 11 frames have no subtask: their task is taken instead" in " ".join(
@@ -434,7 +437,7 @@ def test_the_subtask_can_be_the_instruction(tmp_path: Path, write: Any, second: 
     assert set(facts_of(data).tasks) == {"reach", "grasp", "task 1"}
     assert facts_of(data).reading.task_from == "subtask"
     assert data.sha256 != usual.sha256
-    first = open_dataset(root, [0], reading=Reading(task_from="subtask"))
+    first = open_dataset(root, [0], reading=DatasetReading(task_from="subtask"))
     assert facts_of(first).tasks == ["reach", "grasp"]
     assert not [f for f in first.findings if "no subtask" in f.text]
 
@@ -454,4 +457,4 @@ def test_annotations_of_another_form_are_refused_in_words(tmp_path: Path) -> Non
     small.set_column(root, "language_persistent", pa.array(["reach"] * 11))
     open_dataset(root)
     with pytest.raises(DatasetError, match="is not a list of annotations with style, content and timestamp"):
-        open_dataset(root, reading=Reading(task_from="subtask"))
+        open_dataset(root, reading=DatasetReading(task_from="subtask"))

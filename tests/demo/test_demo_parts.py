@@ -15,24 +15,24 @@ import pytest
 from edgevla.dataset import open_dataset
 from edgevla.dataset.check import check_dataset
 from edgevla.demo import stage
-from edgevla.demo.stage import Work, run_side_by_side
+from edgevla.demo.stage import DemoCommand, run_side_by_side
 from edgevla.demo.table import closing_words
 from edgevla.errors import EdgeVLAError
 from edgevla.evaluation.statistics import wilson
 from edgevla.execution import execution_from
 from edgevla.robots.trials.closed_loop import ClosedLoop
 from edgevla.robots.trials.contest import misalign
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.robots.trials.experts.follow_cube import FollowCubeExpert
 from edgevla.robots.world.follow_cube import kinematics
 from edgevla.robots.world.follow_cube.places import CONVEYOR, REST, above, first_posture, place, velocity
-from edgevla.robots.world.follow_cube.scene import Scene
+from edgevla.robots.world.follow_cube.scene import SceneCamera
 from edgevla.robots.world.follow_cube.world import FollowCube
 from edgevla.simulated import TASKS, task_named
 
 
 def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
-    result = demonstrate(tmp_path / "demos", Plan("follow_cube/conveyor", 2, n_steps=40, seed=3))
+    result = demonstrate(tmp_path / "demos", DemonstrationPlan("follow_cube/conveyor", 2, n_steps=40, seed=3))
     assert result["n_frames"] == 80
     dataset = open_dataset(tmp_path / "demos")
     assert dataset.tasks == ["follow the cube on the belt"]
@@ -45,7 +45,7 @@ def test_demonstrations_are_a_sound_dataset_of_what_was_seen(tmp_path):
     # The picture belongs to its row: the cube is red where the world had it at that moment.
     for row in (0, 30):
         cube = place(CONVEYOR, 3, 0) + velocity(CONVEYOR) * row / 30
-        (x, y), _ = Scene("front", 64, 64).pinhole.project(cube)
+        (x, y), _ = SceneCamera("front", 64, 64).pinhole.project(cube)
         patch = dataset.frame("observation.images.front", row)[
             round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2
         ]
@@ -121,7 +121,7 @@ def test_at_200_ms_only_an_aligned_executor_follows_the_belt():
 def test_the_stage_runs_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "script_of_test.py").write_text("import time; time.sleep(1.0); print('done')")
-    works = [Work(name, ["script_of_test"]) for name in ("one", "two")]
+    works = [DemoCommand(name, ["script_of_test"]) for name in ("one", "two")]
     began = time.monotonic()
     run_side_by_side(works, tmp_path / "logs", lambda _: None)
     assert [w.latest for w in works] == ["done", "done"]
@@ -138,8 +138,8 @@ def test_a_step_that_fails_ends_the_others_and_says_its_last_words(tmp_path, mon
         "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     )
     works = [
-        Work("long", ["long_of_test"]),
-        Work("bad", ["bad_of_test"]),
+        DemoCommand("long", ["long_of_test"]),
+        DemoCommand("bad", ["bad_of_test"]),
     ]
     with pytest.raises(EdgeVLAError, match=r"'bad' ended with code 3: no such camera"):
         run_side_by_side(works, tmp_path / "logs", lambda _: None)
@@ -169,7 +169,7 @@ def test_ctrl_c_in_the_midst_of_starting_a_step_leaves_no_process_behind(tmp_pat
     popen = subprocess.Popen
     monkeypatch.setattr(stage.subprocess, "Popen", start_and_be_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_side_by_side([Work("long", ["long_of_test"])], tmp_path / "logs", lambda _: None)
+        run_side_by_side([DemoCommand("long", ["long_of_test"])], tmp_path / "logs", lambda _: None)
     assert [process.poll() is not None for process in born] == [True]
 
 
@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_kills_a_step_that_does_not_heed_the_first(tmp_path, mon
         "pathlib.Path(sys.argv[1] + '.ready').touch()\n"
         "for _ in range(600): time.sleep(0.1)"
     )
-    works = [Work(name, ["deaf_of_test", str(tmp_path / name)]) for name in ("one", "two")]
+    works = [DemoCommand(name, ["deaf_of_test", str(tmp_path / name)]) for name in ("one", "two")]
 
     def press_twice():
         for word in ("ready", "asked"):

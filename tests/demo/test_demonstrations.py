@@ -12,7 +12,7 @@ from edgevla.dataset.check import check_dataset
 from edgevla.dataset.facts import feature_names
 from edgevla.errors import EdgeVLAError
 from edgevla.robots.profile import load_profile
-from edgevla.robots.trials.demonstrate import Plan, demonstrate, main, parse_size, show
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate, main, parse_size, show
 from edgevla.robots.trials.experts.follow_cube import FollowCubeExpert
 from edgevla.simulated import task_named
 
@@ -22,7 +22,7 @@ TOP = "observation.images.top"
 
 def test_a_cube_handed_over_is_recorded_as_a_sound_dataset(tmp_path):
     pytest.importorskip("mujoco")
-    result = demonstrate(tmp_path / "set", Plan(TRANSFER, 1, (120, 160), seed=5))
+    result = demonstrate(tmp_path / "set", DemonstrationPlan(TRANSFER, 1, (120, 160), seed=5))
     dataset = open_dataset(tmp_path / "set")
     assert not [f for f in check_dataset(tmp_path / "set") if f.severity == "error"]
     assert result["n_frames"] == dataset.n_frames < 8 * 50
@@ -47,7 +47,7 @@ def _redness(image):
 
 def test_an_episode_of_a_seed_is_always_the_same():
     pytest.importorskip("mujoco")
-    plan = Plan(TRANSFER, 1, (48, 64), "top", seed=5, n_steps=12)
+    plan = DemonstrationPlan(TRANSFER, 1, (48, 64), "top", seed=5, n_steps=12)
     first, again, other = (show(plan, episode).rows for episode in (2, 2, 3))
     for row, same in zip(first, again, strict=True):
         assert all(np.array_equal(row[name], same[name]) for name in row)
@@ -55,9 +55,9 @@ def test_an_episode_of_a_seed_is_always_the_same():
 
 
 def test_two_processes_record_what_one_records(tmp_path):
-    plan = Plan("follow_cube/conveyor", 2, (32, 32), seed=4, n_steps=6)
+    plan = DemonstrationPlan("follow_cube/conveyor", 2, (32, 32), seed=4, n_steps=6)
     demonstrate(tmp_path / "one", plan)
-    demonstrate(tmp_path / "two", Plan(**{**vars(plan), "jobs": 2}))
+    demonstrate(tmp_path / "two", DemonstrationPlan(**{**vars(plan), "jobs": 2}))
     one, two = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "two")
     for name in ("observation.state", "action"):
         assert np.array_equal(one.columns[name], two.columns[name])
@@ -67,7 +67,9 @@ def test_what_failed_is_dropped_and_counted(tmp_path, monkeypatch):
     answers = iter([False, True, False, True])
     monkeypatch.setattr(FollowCubeExpert, "went_well", lambda self, world: next(answers))
     told = []
-    result = demonstrate(tmp_path / "set", Plan("follow_cube", 2, (32, 32), n_steps=8), told.append)
+    result = demonstrate(
+        tmp_path / "set", DemonstrationPlan("follow_cube", 2, (32, 32), n_steps=8), told.append
+    )
     assert told == [1, 2]
     assert sum(result["failures"].values()) == 2
     assert result["n_frames"] == open_dataset(tmp_path / "set").n_frames == 16
@@ -76,13 +78,13 @@ def test_what_failed_is_dropped_and_counted(tmp_path, monkeypatch):
 def test_an_expert_that_mostly_fails_is_not_imitated(tmp_path, monkeypatch):
     monkeypatch.setattr(FollowCubeExpert, "went_well", lambda self, world: False)
     with pytest.raises(EdgeVLAError, match="failed 20 of 20 demonstrations: too many to imitate"):
-        demonstrate(tmp_path / "set", Plan("follow_cube", 2, (32, 32), n_steps=2))
+        demonstrate(tmp_path / "set", DemonstrationPlan("follow_cube", 2, (32, 32), n_steps=2))
 
 
 def test_without_disturbance_what_is_said_is_what_is_done():
-    calm = show(Plan("follow_cube", 1, (32, 32), "front", disturbance=0.0, n_steps=25), 0).rows
+    calm = show(DemonstrationPlan("follow_cube", 1, (32, 32), "front", disturbance=0.0, n_steps=25), 0).rows
     moved = np.diff([row["observation.state"][1] for row in calm])
-    wild = show(Plan("follow_cube", 1, (32, 32), "front", disturbance=3.0, n_steps=25), 0).rows
+    wild = show(DemonstrationPlan("follow_cube", 1, (32, 32), "front", disturbance=3.0, n_steps=25), 0).rows
     shaken = np.diff([row["observation.state"][1] for row in wild])
     assert np.abs(np.diff(moved)).mean() * 5 < np.abs(np.diff(shaken)).mean()
 

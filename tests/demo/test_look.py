@@ -8,7 +8,7 @@ import pytest
 
 from edgevla import strict
 from edgevla.look import CameraLook, away, glance, look_of, oddities
-from edgevla.robots.world.follow_cube.scene import Scene
+from edgevla.robots.world.follow_cube.scene import SceneCamera
 
 SIZE = (320, 240)
 VIEWS = ("front", "top", "wrist")
@@ -17,7 +17,7 @@ VIEWS = ("front", "top", "wrist")
 def pictures(view: str, n: int, seed: int) -> list[np.ndarray]:
     """What a camera sees while an arm moves about: each time another pose, another place of the cube, sensor noise."""
     random = np.random.default_rng(seed)
-    scene, shown = Scene(view, *SIZE), []
+    scene, shown = SceneCamera(view, *SIZE), []
     for _ in range(n):
         pose = np.array([0.0, -0.6, 0.8, 0.6, 0.0, 0.3]) + random.normal(0, 0.25, 6)
         cube = np.array([random.uniform(0.15, 0.3), random.uniform(-0.15, 0.15), 0.015])

@@ -13,7 +13,7 @@ from edgevla.robots.world.contract import make_painter, make_world
 from edgevla.robots.world.follow_cube import kinematics
 from edgevla.robots.world.follow_cube.kinematics import radians, robot_units
 from edgevla.robots.world.grasp import grasp_frame, grasp_posture
-from edgevla.robots.world.physics.pick_place import BOX_M, REST_M, Judge, Look, PickPlace, place
+from edgevla.robots.world.physics.pick_place import BOX_M, REST_M, Look, PickPlace, PickPlaceJudge, place
 from edgevla.simulated import task_named
 
 TASK = task_named("so101/pick_place")
@@ -150,9 +150,9 @@ ON_TABLE = {"rise_m": 0.0, "speed_m_s": 0.0, "jaws_percent": 80.0, "is_touched":
 HELD_HIGH = {"rise_m": 0.05, "speed_m_s": 0.1, "jaws_percent": 33.0, "is_touched": True}
 
 
-def judged(*looks: tuple[int, dict]) -> Judge:
+def judged(*looks: tuple[int, dict]) -> PickPlaceJudge:
     """looks: for so many steps, what is seen."""
-    judge = Judge(TASK, place(0, 0))
+    judge = PickPlaceJudge(TASK, place(0, 0))
     for n, look in looks:
         for _ in range(n):
             judge.see(Look(**look))

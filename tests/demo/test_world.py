@@ -20,8 +20,8 @@ from edgevla.robots.world.follow_cube.places import (
     start_posture,
     velocity,
 )
-from edgevla.robots.world.follow_cube.scene import VIEWS, Scene
-from edgevla.robots.world.follow_cube.world import TOLERANCE_M, FollowCube, Judge
+from edgevla.robots.world.follow_cube.scene import VIEWS, SceneCamera
+from edgevla.robots.world.follow_cube.world import TOLERANCE_M, FollowCube, FollowCubeJudge
 from edgevla.simulated import TASKS, task_named
 
 FOLLOWED = [name for name in COURSES if name != JUMP]
@@ -124,7 +124,7 @@ def test_the_expert_must_aim_ahead_of_a_moving_cube():
 
 def test_success_needs_the_whole_last_half_second():
     def verdict(distances):
-        judge = Judge(30, (0.0, 0.0))
+        judge = FollowCubeJudge(30, (0.0, 0.0))
         for tick, distance in enumerate(distances):
             judge.see(round(tick * 1e9 / 30), np.array([distance, 0, HOVER_M]), np.zeros((1, 3)))
         return judge.verdict()
@@ -155,7 +155,7 @@ def test_episodes_follow_each_other_and_the_message_is_true():
 def test_the_cube_is_drawn_where_it_is_projected(camera, size):
     cube = np.array([0.27, 0.05, 0.015])
     joints = kinematics.inverse(above(cube)) if camera == "wrist" else kinematics.READY_RAD
-    scene = Scene(camera, size, size)
+    scene = SceneCamera(camera, size, size)
     image = scene.draw(joints, [cube])
     red = (image[..., 0] > 120) & (image[..., 1] < 90) & (image[..., 2] < 80)
     rows, columns = np.nonzero(red)
@@ -168,7 +168,7 @@ def test_the_cube_is_drawn_where_it_is_projected(camera, size):
 
 def test_left_is_where_a_person_in_front_sees_it():
     """y points to the robot's left, which is on the right of a camera that faces it."""
-    scene = Scene("front", 64, 64)
+    scene = SceneCamera("front", 64, 64)
     (left, _), (right, _) = (scene.pinhole.project(np.array([0.25, y, 0.015]))[0] for y in (0.1, -0.1))
     assert left > 36
     assert right < 27
@@ -176,7 +176,7 @@ def test_left_is_where_a_person_in_front_sees_it():
 
 def test_unknown_camera_says_which_there_are():
     with pytest.raises(CameraError, match="front, top, wrist"):
-        Scene("left", 64, 64)
+        SceneCamera("left", 64, 64)
 
 
 def test_a_cube_that_jumps_is_elsewhere_once_and_the_arm_must_follow():

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgevla.engines.engine_files import LOCK, Status, is_waited_for, read_status, take
+from edgevla.engines.engine_files import LOCK, BuildStatus, is_waited_for, read_status, take
 from edgevla.session import deployments, read_preparing
 
 MakeBundle = Callable[..., Path]
@@ -29,9 +29,9 @@ def until(what: str, is_so: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def building(cache: Path, graph: str) -> Status:
+def building(cache: Path, graph: str) -> BuildStatus:
     """The running build, once it has come to this graph."""
-    found: list[Status] = []
+    found: list[BuildStatus] = []
 
     def is_there() -> bool:
         status = read_status(cache)

@@ -24,8 +24,8 @@ from edgevla.engines.engine_files import (
     LOCK,
     UNUSED_S,
     BuildSettings,
+    BuildStatus,
     EngineFiles,
-    Status,
     alone,
     prune,
     take,
@@ -172,7 +172,7 @@ def test_an_arm_waits_for_the_end_of_a_build(cache: Path) -> None:
     told: list[str] = []
     build = take(cache / LOCK)
     assert build is not None
-    write_status(cache, Status(1, "b", "encode", 0, 1, "timing", 0.5, time.monotonic_ns()))
+    write_status(cache, BuildStatus(1, "b", "encode", 0, 1, "timing", 0.5, time.monotonic_ns()))
     with pytest.raises(NotWaited), nobody_builds(told.append, lambda: bool(told)):
         raise AssertionError("the arm was started")
     assert told[0].startswith("waiting until the arm may start: building encode (1 of 1): timing, 50 %")
@@ -202,7 +202,7 @@ def test_phases_within_phases_are_one_fraction_that_never_goes_back() -> None:
 
 def test_a_build_is_described_with_the_time_that_is_left() -> None:
     began_ns = time.monotonic_ns() - 30_000_000_000
-    status = Status(1, "b", "encode", 0, 3, "Timing tactics", 0.25, began_ns)
+    status = BuildStatus(1, "b", "encode", 0, 3, "Timing tactics", 0.25, began_ns)
     assert described(status) == "building encode (1 of 3): Timing tactics, 25 %, about 1 min 30 s left"
     assert described(replace(status, fraction=0.0)) == "building encode (1 of 3): Timing tactics, 0 %"
 

@@ -224,7 +224,7 @@ def test_a_camera_is_joined_by_name_and_brought_to_the_policys_size(
 def test_features_of_other_names_are_joined_as_said_or_as_the_bundle_remembers(
     make_bundle: Callable[..., Path], recorded: Recorded, edgevla_eval: Eval
 ) -> None:
-    from edgevla.dataset.reading import Reading
+    from edgevla.dataset.reading import DatasetReading
 
     root, bundle = recorded([12]), make_bundle()
     for path in [root / "meta/info.json", *root.glob("meta/stats.json")]:
@@ -239,7 +239,7 @@ def test_features_of_other_names_are_joined_as_said_or_as_the_bundle_remembers(
     assert "observation.state" in err
     assert edgevla_eval(bundle, "--dataset", root, "--feature", "observation.state=qpos")[0] == 0
     m = load_bundle(bundle).manifest
-    origin = DatasetOrigin("local", "1" * 64, 30.0, "0", Reading({"observation.state": "qpos"}))
+    origin = DatasetOrigin("local", "1" * 64, 30.0, "0", DatasetReading({"observation.state": "qpos"}))
     write_manifest(bundle, replace(m, provenance=replace(m.provenance, dataset=origin)))
     assert edgevla_eval(bundle, "--dataset", root)[0] == 0
 

@@ -8,10 +8,10 @@ import pytest
 
 from edgevla.errors import UsageError
 from edgevla.evaluation.on_arm import session
-from edgevla.evaluation.on_arm.flow import KEYS, TABLE, Event, Flow, State, draw
+from edgevla.evaluation.on_arm.flow import KEYS, TABLE, Flow, FlowEvent, FlowState, draw
 
 DOCS = Path(__file__).parents[2] / "docs" / "eval.md"
-STATES = [state for state in State if state is not State.OVER]
+STATES = [state for state in FlowState if state is not FlowState.OVER]
 
 
 def in_state(state, fails=()):
@@ -44,7 +44,7 @@ def test_every_deed_of_the_table_is_a_method_of_the_session():
     named = {deed for row in TABLE.values() for cell in row.values() for deed in cell.deeds}
     (cls,) = (
         node for node in ast.parse(inspect.getsource(session)).body
-        if isinstance(node, ast.ClassDef) and node.name == "Session"
+        if isinstance(node, ast.ClassDef) and node.name == "ArmSession"
     )  # fmt: skip
     methods = {node.name for node in cls.body if isinstance(node, ast.FunctionDef)}
     assert {f"_{deed}" for deed in named} <= methods
@@ -55,12 +55,12 @@ def test_the_page_of_the_documentation_is_the_table():
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("key", [Event.SUCCESS, Event.FAILURE])
+@pytest.mark.parametrize("key", [FlowEvent.SUCCESS, FlowEvent.FAILURE])
 def test_only_an_episode_that_ran_is_judged(state, key):
     flow, done = in_state(state)
     flow.fire(key)
     is_judged = bool({"succeed", "fail", "correct_to_success", "correct_to_failure"} & set(done))
-    assert is_judged is (state in (State.RUNNING, State.ASKING, State.CORRECTING))
+    assert is_judged is (state in (FlowState.RUNNING, FlowState.ASKING, FlowState.CORRECTING))
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -68,53 +68,53 @@ def test_only_an_episode_that_ran_is_judged(state, key):
 def test_a_policy_moves_the_arm_only_after_enter_at_home(state, key):
     _, done = flow = in_state(state)
     flow[0].fire(key)
-    assert ("begin" in done) is (state is State.READY and key is Event.GO)
+    assert ("begin" in done) is (state is FlowState.READY and key is FlowEvent.GO)
 
 
-@pytest.mark.parametrize("state", [s for s in STATES if s is not State.GONE])
+@pytest.mark.parametrize("state", [s for s in STATES if s is not FlowState.GONE])
 def test_the_emergency_stop_works_everywhere_and_what_runs_is_void(state):
     flow, done = in_state(state)
-    assert flow.fire(Event.STOP) == ""
+    assert flow.fire(FlowEvent.STOP) == ""
     assert done[0] == "freeze"
-    assert flow.state is State.FROZEN
-    assert ("void" in done) is (state in (State.RUNNING, State.ASKING))
+    assert flow.state is FlowState.FROZEN
+    assert ("void" in done) is (state in (FlowState.RUNNING, FlowState.ASKING))
 
 
 def test_a_latched_stop_is_cleared_by_no_plain_letter():
     for key in KEYS:
-        flow, done = in_state(State.FROZEN)
+        flow, done = in_state(FlowState.FROZEN)
         flow.fire(key)
-        assert ("clear" in done) is (key is Event.CLEAR)
-        assert flow.state in (State.FROZEN, State.OVER, State.HALTED)
+        assert ("clear" in done) is (key is FlowEvent.CLEAR)
+        assert flow.state in (FlowState.FROZEN, FlowState.OVER, FlowState.HALTED)
 
 
-@pytest.mark.parametrize("key", [Event.SUCCESS, Event.FAILURE])
+@pytest.mark.parametrize("key", [FlowEvent.SUCCESS, FlowEvent.FAILURE])
 def test_a_verdict_amid_an_episode_stops_the_arm_before_it_is_written(key):
-    flow, done = in_state(State.RUNNING)
+    flow, done = in_state(FlowState.RUNNING)
     assert flow.fire(key) == ""
-    assert done == ["halt", "succeed" if key is Event.SUCCESS else "fail", "go_home"]
-    assert flow.state is State.WAITING
+    assert done == ["halt", "succeed" if key is FlowEvent.SUCCESS else "fail", "go_home"]
+    assert flow.state is FlowState.WAITING
 
 
 def test_a_verdict_that_could_not_be_written_was_not_given_and_the_arm_holds():
-    flow, done = in_state(State.RUNNING, fails=["succeed"])
-    assert "cannot be done" in flow.fire(Event.SUCCESS)
-    assert (flow.state, done) == (State.ASKING, ["halt"])
+    flow, done = in_state(FlowState.RUNNING, fails=["succeed"])
+    assert "cannot be done" in flow.fire(FlowEvent.SUCCESS)
+    assert (flow.state, done) == (FlowState.ASKING, ["halt"])
 
 
 @pytest.mark.parametrize(
     ("news", "state", "to"),
     [
-        (Event.TIME_OVER, State.RUNNING, State.ASKING),
-        (Event.HELD, State.RUNNING, State.ASKING),
-        (Event.SPOILT, State.RUNNING, State.WAITING),
-        (Event.FROZE, State.RUNNING, State.FROZEN),
-        (Event.LOST, State.RUNNING, State.GONE),
-        (Event.LOST, State.FINISHED, State.OVER),
-        (Event.HELD, State.WAITING, State.WAITING),
-        (Event.CLEARED, State.FROZEN, State.HALTED),
-        (Event.UNSETTLED, State.READY, State.WAITING),
-        (Event.SETTLED, State.CORRECTING, State.CORRECTING),
+        (FlowEvent.TIME_OVER, FlowState.RUNNING, FlowState.ASKING),
+        (FlowEvent.HELD, FlowState.RUNNING, FlowState.ASKING),
+        (FlowEvent.SPOILT, FlowState.RUNNING, FlowState.WAITING),
+        (FlowEvent.FROZE, FlowState.RUNNING, FlowState.FROZEN),
+        (FlowEvent.LOST, FlowState.RUNNING, FlowState.GONE),
+        (FlowEvent.LOST, FlowState.FINISHED, FlowState.OVER),
+        (FlowEvent.HELD, FlowState.WAITING, FlowState.WAITING),
+        (FlowEvent.CLEARED, FlowState.FROZEN, FlowState.HALTED),
+        (FlowEvent.UNSETTLED, FlowState.READY, FlowState.WAITING),
+        (FlowEvent.SETTLED, FlowState.CORRECTING, FlowState.CORRECTING),
     ],
 )
 def test_news_of_the_arm_change_what_the_keys_mean(news, state, to):
@@ -124,5 +124,5 @@ def test_news_of_the_arm_change_what_the_keys_mean(news, state, to):
 
 
 def test_while_the_arm_moves_home_enter_says_what_is_waited_for():
-    flow, _ = in_state(State.WAITING)
-    assert flow.fire(Event.GO) == "the arm is still moving home"
+    flow, _ = in_state(FlowState.WAITING)
+    assert flow.fire(FlowEvent.GO) == "the arm is still moving home"

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from edgevla.errors import DatasetError, UsageError
-from edgevla.evaluation.on_arm.journal import Contestant, Journal, Setting
+from edgevla.evaluation.on_arm.journal import CommonSetting, Contestant, Journal
 from edgevla.evaluation.on_arm.rounds import Rounds
 
-SETTING = Setting(
+SETTING = CommonSetting(
     policies=(Contestant("a", "bundles/a", "0" * 64, "sync"), Contestant("b", "bundles/b", "1" * 64, "sync")),
     robot="so101", task="put the cube into the bowl", seconds=20.0, is_sim=False, n_steps=None, servo_hz=None,
     order_seed=7, edgevla="1",

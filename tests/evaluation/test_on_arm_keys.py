@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from edgevla.evaluation.on_arm.flow import Event
-from edgevla.evaluation.on_arm.keys import Keys, Lines, Typed
+from edgevla.evaluation.on_arm.flow import FlowEvent
+from edgevla.evaluation.on_arm.keys import Keys, PipedInput, TypedInput
 
 MS = 1_000_000
 
@@ -13,7 +13,7 @@ MS = 1_000_000
 class Person:
     def __init__(self):
         self.now = 10**12
-        self.typed = Typed(lambda: self.now)
+        self.typed = TypedInput(lambda: self.now)
         self.notices = []
 
     def types(self, *chunks, gap_ms=30):
@@ -34,9 +34,10 @@ class Person:
 @pytest.mark.parametrize(
     ("data", "event"),
     [
-        (b"\n", Event.GO), (b"\r", Event.GO), (b" ", Event.HOLD), (b"s", Event.SUCCESS), (b"Y", Event.SUCCESS),
-        (b"f", Event.FAILURE), (b"n", Event.FAILURE), (b"u", Event.UNDO), (b"r", Event.AGAIN), (b"q", Event.QUIT),
-        (b"e", Event.STOP), (b"\x05", Event.STOP), (b"\x1b[24~", Event.STOP), (b"\x12", Event.CLEAR),
+        (b"\n", FlowEvent.GO), (b"\r", FlowEvent.GO), (b" ", FlowEvent.HOLD), (b"s", FlowEvent.SUCCESS),
+        (b"Y", FlowEvent.SUCCESS), (b"f", FlowEvent.FAILURE), (b"n", FlowEvent.FAILURE), (b"u", FlowEvent.UNDO),
+        (b"r", FlowEvent.AGAIN), (b"q", FlowEvent.QUIT), (b"e", FlowEvent.STOP), (b"\x05", FlowEvent.STOP),
+        (b"\x1b[24~", FlowEvent.STOP), (b"\x12", FlowEvent.CLEAR),
     ],
 )  # fmt: skip
 def test_a_key_alone_is_what_it_says(data, event):
@@ -53,14 +54,14 @@ def test_a_key_that_is_held_down_is_one_press(key):
         key * 3,
         *[key] * 10,
     ]  # repeats after 0.4 s; once this process was stalled
-    assert person.types(*held) == [{b"\n": Event.GO, b"s": Event.SUCCESS, b"u": Event.UNDO, b"q": Event.QUIT,
-                                    b" ": Event.HOLD, b"e": Event.STOP}[key]]  # fmt: skip
+    assert person.types(*held) == [{b"\n": FlowEvent.GO, b"s": FlowEvent.SUCCESS, b"u": FlowEvent.UNDO,
+                                    b"q": FlowEvent.QUIT, b" ": FlowEvent.HOLD, b"e": FlowEvent.STOP}[key]]  # fmt: skip
 
 
 def test_the_same_key_after_a_pause_is_another_press():
     person = Person()
-    assert person.types(b"\n") == [Event.GO]
-    assert person.rests().types(b"\n") == [Event.GO]
+    assert person.types(b"\n") == [FlowEvent.GO]
+    assert person.rests().types(b"\n") == [FlowEvent.GO]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_nor_does_a_paste_that_a_slow_line_brings_letter_by_letter(text):
 
 def test_an_emergency_key_that_insists_is_heard_whatever_came_before():
     person = Person()
-    assert Event.STOP in person.types(b"x", b"e", b"e", b"e", gap_ms=20)
+    assert FlowEvent.STOP in person.types(b"x", b"e", b"e", b"e", gap_ms=20)
 
 
 def test_a_key_without_a_meaning_is_answered_with_the_keys_that_have_one():
@@ -91,11 +92,11 @@ def test_a_key_without_a_meaning_is_answered_with_the_keys_that_have_one():
 
 
 def test_lines_of_a_pipe_are_keys_one_at_a_time_and_its_end_ends():
-    lines = Lines()
-    assert lines.feed(b"\ns\nsuc") == [(Event.GO, "")]
-    assert lines.feed(b"") == [(Event.SUCCESS, "")]
+    lines = PipedInput()
+    assert lines.feed(b"\ns\nsuc") == [(FlowEvent.GO, "")]
+    assert lines.feed(b"") == [(FlowEvent.SUCCESS, "")]
     assert lines.feed(b"cess\n")[0][0] is None, "a word is no key"
-    assert lines.feed(None) == [(Event.QUIT, "")]
+    assert lines.feed(None) == [(FlowEvent.QUIT, "")]
     assert lines.feed(None) == []
 
 

@@ -20,10 +20,10 @@ from edgevla.cameras import CameraSettings
 from edgevla.cli import main
 from edgevla.errors import DatasetError, UsageError
 from edgevla.evaluation.on_arm.contestants import HIDDEN, Contestants, Quiet, _joined, without
-from edgevla.evaluation.on_arm.journal import Contestant, Journal, Setting
+from edgevla.evaluation.on_arm.journal import CommonSetting, Contestant, Journal
 from edgevla.evaluation.on_arm.measures import Measures
 from edgevla.evaluation.on_arm.options import EXECUTIONS
-from edgevla.evaluation.on_arm.result import Judged, note_success, write_info
+from edgevla.evaluation.on_arm.result import Tally, note_success, write_info
 from edgevla.evaluation.on_arm.rollouts import check_rollouts
 from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.on_arm.verb import named, output_of
@@ -158,7 +158,7 @@ def test_the_result_pairs_the_rounds_and_says_which_rollout_is_which(tmp_path):
         Contestant("a", "bundles/a", "0" * 64, "sync"),
         Contestant("b", "bundles/b", "1" * 64, "sync"),
     )
-    setting = Setting(policies, "so101", "go", 20.0, False, None, None, order_seed=3)
+    setting = CommonSetting(policies, "so101", "go", 20.0, False, None, None, order_seed=3)
     journal, rounds = Journal(tmp_path, setting), Rounds(8, 2, 3)
     for turn in rounds.turns()[:13]:  # a fails in rounds 0 to 4, b succeeds; the last round is half done
         success = turn.policy == 1 or turn.round > 4
@@ -166,7 +166,7 @@ def test_the_result_pairs_the_rounds_and_says_which_rollout_is_which(tmp_path):
             (turn.round, turn.place), success, 4.0, "now", {"n_ticks": 100, "n_clipped": 2}
         )
         journal.keep_rollout(verdict.verdict, verdict.verdict)
-    judged = Judged(journal, rounds)
+    judged = Tally(journal, rounds)
     info = write_info(judged, judged.evaluated("ended by the person"), tmp_path)
     assert json.loads((tmp_path / "eval_info.json").read_text()) == info
     assert (info["kind"], info["n_episodes_planned"], info["stopped"]) == ("robot", 8, "ended by the person")
@@ -184,7 +184,7 @@ def test_the_result_pairs_the_rounds_and_says_which_rollout_is_which(tmp_path):
 
 
 def test_the_dataset_is_told_what_was_judged_and_what_was_taken_back(tmp_path):
-    setting = Setting((Contestant("a", "a", "0" * 64, "sync"),), "so101", "go", 20.0, False, None, None)
+    setting = CommonSetting((Contestant("a", "a", "0" * 64, "sync"),), "so101", "go", 20.0, False, None, None)
     journal = Journal(tmp_path / "out", setting)
     dataset = tmp_path / "out/rollouts"
     (dataset / "meta").mkdir(parents=True)

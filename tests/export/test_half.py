@@ -123,7 +123,7 @@ def test_a_time_table_in_half_does_not_pass_as_a_bundle(
     monkeypatch.setattr(lowering, "FLOAT_GRAPHS", ("decode",))
     monkeypatch.setattr(lowering, "to_half", round_angles)
     monkeypatch.setattr(
-        lowering.Lowering, "score", lambda self, kept: 0.0
+        lowering.PrecisionLowering, "score", lambda self, kept: 0.0
     )  # or the search would keep much else
     options = ExportOptions(fps=30, joint_units="raw", precision="fp16", n_samples=1, n_timed=1)
     with pytest.raises(ParityError, match="does not compute what torch computes: time differs"):

@@ -36,9 +36,9 @@ def bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
     return export_checkpoint(run_folder, target, ExportOptions(n_samples=2, n_timed=1)).bundle
 
 
-def subject(encode: Work, fps: float | None = 30.0, chunk_size: int = 50) -> planner.Subject:
+def subject(encode: Work, fps: float | None = 30.0, chunk_size: int = 50) -> planner.PlanSubject:
     work = {"encode": encode, "denoise": Work(10**9, 10**6), "decode": Work(0, 0)}
-    return planner.Subject(work, 10, chunk_size, fps, ("sync", "ensemble", "async", "rtc"))
+    return planner.PlanSubject(work, 10, chunk_size, fps, ("sync", "ensemble", "async", "rtc"))
 
 
 @pytest.mark.parametrize("policy", ["diffusion", "smolvla", "pi0", "pi05", "groot", "xvla"])

@@ -18,7 +18,7 @@ from edgevla.engines.table import TableGraph
 from edgevla.errors import BundleError, ParityError, UsageError
 from edgevla.export import lowering, trt_check
 from edgevla.export.build import Exported, export_checkpoint
-from edgevla.export.gate import LIMITS, Limits, percent
+from edgevla.export.gate import LIMITS, Tolerance, percent
 from edgevla.export.options import ExportOptions
 from edgevla.export.verdict import kept_words, on_the_arm, rule
 from edgevla.runner import BundlePolicy
@@ -127,8 +127,8 @@ def test_a_quantised_bundle_is_refused_early_by_its_rule_in_units_of_the_arm(
 ) -> None:
     """A rule that no int8 passes, and a search that thinks it does: refused with the joints and what to do, after the
     first chunks instead of all 64."""
-    monkeypatch.setitem(LIMITS, "int8", Limits(1e-7, 2e-7))
-    monkeypatch.setattr(lowering.Lowering, "score", lambda self, kept: 0.0)
+    monkeypatch.setitem(LIMITS, "int8", Tolerance(1e-7, 2e-7))
+    monkeypatch.setattr(lowering.PrecisionLowering, "score", lambda self, kept: 0.0)
     small = {"front": (48, 64), "wrist": (48, 64)}
     options = ExportOptions(dataset=SO101, precision="int8", n_samples=8, n_timed=1, camera_sizes=small)
     said: list[str] = []
@@ -146,7 +146,7 @@ def test_a_quantised_bundle_is_refused_early_by_its_rule_in_units_of_the_arm(
 def test_a_policy_that_may_not_be_lowered_at_all_is_refused_by_its_layers(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LIMITS, "int8", Limits(1e-9, 1e-9))
+    monkeypatch.setitem(LIMITS, "int8", Tolerance(1e-9, 1e-9))
     small = {"front": (48, 64), "wrist": (48, 64)}
     options = ExportOptions(dataset=SO101, precision="int8", n_samples=8, n_timed=1, camera_sizes=small)
     with pytest.raises(

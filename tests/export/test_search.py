@@ -5,20 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgevla.export.gate import Limits, is_lost, worst_share
-from edgevla.export.layers import Layer, _parts
+from edgevla.export.gate import Tolerance, is_lost, worst_share
+from edgevla.export.layers import GraphLayer, _parts
 from edgevla.export.search import Search
 
 PARTS = {"vision": 6, "language": 6, "head": 2}
 LAYERS = [
-    Layer("encode", f"{p}.{i}", f"encode/{p}", (f"{p}{i}",), 10) for p, n in PARTS.items() for i in range(n)
+    GraphLayer("encode", f"{p}.{i}", f"encode/{p}", (f"{p}{i}",), 10)
+    for p, n in PARTS.items()
+    for i in range(n)
 ]
 
 
-def costing(costs: dict[str, float], asked: list[frozenset[Layer]] | None = None):
+def costing(costs: dict[str, float], asked: list[frozenset[GraphLayer]] | None = None):
     """A score that adds what the lowered layers cost; the others cost 0.01 each."""
 
-    def score(kept: frozenset[Layer]) -> float:
+    def score(kept: frozenset[GraphLayer]) -> float:
         if asked is not None:
             asked.append(kept)
         return sum(costs.get(layer.name, 0.01) for layer in LAYERS if layer not in kept)
@@ -26,12 +28,12 @@ def costing(costs: dict[str, float], asked: list[frozenset[Layer]] | None = None
     return score
 
 
-def names(kept: frozenset[Layer]) -> set[str]:
+def names(kept: frozenset[GraphLayer]) -> set[str]:
     return {layer.name for layer in kept}
 
 
 def test_what_passes_whole_is_asked_once_and_keeps_nothing() -> None:
-    asked: list[frozenset[Layer]] = []
+    asked: list[frozenset[GraphLayer]] = []
     found = Search(LAYERS, costing({}, asked), goal=1.0).run()
     assert not found.kept
     assert asked == [frozenset()]
@@ -56,7 +58,7 @@ def test_many_small_costs_are_shared_out_by_their_size() -> None:
 
 
 def test_a_sharper_goal_keeps_more_and_measures_nothing_twice() -> None:
-    asked: list[frozenset[Layer]] = []
+    asked: list[frozenset[GraphLayer]] = []
     costs = {f"vision.{i}": 0.1 * (i + 1) for i in range(6)}
     search = Search(LAYERS, costing(costs, asked), goal=1.0)
     first = search.run()
@@ -96,7 +98,7 @@ def test_a_network_that_hangs_on_one_branch_is_told_apart_below_it() -> None:
 
 # -- the rule ----------------------------------------------------------------------------------------------------
 
-RULE = Limits(usual=0.01, most=0.05)
+RULE = Tolerance(usual=0.01, most=0.05)
 WIDTH = np.array([100.0, 2.0])
 
 

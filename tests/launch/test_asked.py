@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from edgevla.launch.asked import Asked, Steps
+from edgevla.launch.asked import Steps, StopSignals
 from edgevla.nodes.vitals import ENDS, STOPS
 
 MS = 1_000_000
@@ -61,7 +61,7 @@ class Heard:
 
     def __init__(self):
         self.steps, self.said = [], []
-        self.asked = Asked(self.steps.append, lambda *words: self.said.append(words[2]))
+        self.asked = StopSignals(self.steps.append, lambda *words: self.said.append(words[2]))
 
 
 def test_sigterm_asks_once_and_is_no_press():
@@ -85,7 +85,7 @@ def test_what_fails_in_a_handler_does_not_fail_wherever_the_program_is():
     def broken(_):
         raise OSError("the terminal has gone")
 
-    asked = Asked(broken, lambda *_: None)
+    asked = StopSignals(broken, lambda *_: None)
     asked._guarded(asked.press)
     assert asked.by == "SIGINT"
 

@@ -15,7 +15,7 @@ import pytest
 
 from edgevla.descriptions import AboutRobot
 from edgevla.launch import supervisor as launched
-from edgevla.launch.asked import Asked
+from edgevla.launch.asked import StopSignals
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.foreground import carry_out
 from edgevla.launch.sources import DirectSource
@@ -220,7 +220,7 @@ def test_what_cannot_begin_is_an_error_and_nothing_is_left(world, monkeypatch):
     assert world.ended >= {"robot", "inbox"}
 
 
-@pytest.mark.parametrize("ask", [lambda asked: asked.end("SIGTERM", "asked to terminate"), Asked.press])
+@pytest.mark.parametrize("ask", [lambda asked: asked.end("SIGTERM", "asked to terminate"), StopSignals.press])
 def test_who_is_asked_to_end_while_the_last_process_answers_does_not_switch_the_arm_on(
     world, monkeypatch, ask
 ):

@@ -21,7 +21,7 @@ from edgevla.cli import main
 from edgevla.dataset import check_dataset, open_dataset
 from edgevla.errors import DatasetError
 from edgevla.launch.record_screen import RecordScreen
-from edgevla.launch.record_session import Session
+from edgevla.launch.record_session import RecordSession
 from edgevla.nodes.vitals import ENDS, STOPS
 
 FAST = ["--leader=so101_leader", "--robot=so101", "--sim"]
@@ -159,7 +159,7 @@ def test_an_episode_that_the_disk_does_not_take_is_said_with_what_is_whole(capsy
 
     node = SimpleNamespace(recording=SimpleNamespace(is_recording=True, counters=Counter()), obey=obey)
     args = argparse.Namespace(seconds=None, pause=2.0, episodes=None, task="wave", next_task=[])
-    session = Session(node, args, RecordScreen(sys.stdout, has_bell=False), lambda: True)
+    session = RecordSession(node, args, RecordScreen(sys.stdout, has_bell=False), lambda: True)
     with pytest.raises(
         DatasetError, match=r"open episode is lost: .*No space left.*before are whole.*--resume"
     ):

@@ -31,7 +31,7 @@ import pyte
 import zmq
 
 from edgevla.descriptions import AboutJoint, AboutRobot
-from edgevla.messages import Body, Chunk, Heartbeat, Servo, ServoHealth, State, Thumbnail, Timing
+from edgevla.messages import Chunk, Heartbeat, MessageBody, Servo, ServoHealth, State, Thumbnail, Timing
 from edgevla.session import (
     Deployment,
     GuardianState,
@@ -122,7 +122,7 @@ class Robot:
         self._server.about = about()
         self._publishers = {n: Publisher(self._ctx, endpoint(self.folder, n), session, n) for n in nodes}
         self._period_s = 1 / hz
-        self._saying: list[Body] = []
+        self._saying: list[MessageBody] = []
         self._n_beats = 0
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -132,7 +132,7 @@ class Robot:
         """What it says of itself."""
         self._server.about = replace(about(), robot=name)
 
-    def say(self, body: Body) -> None:
+    def say(self, body: MessageBody) -> None:
         """One message of the robot's, from its own thread."""
         self._saying.append(body)
 

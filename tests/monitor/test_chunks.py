@@ -10,7 +10,7 @@ from monitor_kit import chunk
 
 from edgevla.messages import Chunk, Header, Message
 from edgevla.monitor.chunks import Timeline
-from edgevla.monitor.rates import Tick
+from edgevla.monitor.rates import TickTiming
 
 MS = 1_000_000
 STEP = 10 * MS
@@ -23,8 +23,10 @@ def arrival(seq: int, asked_ms: int, arrived_ms: int, n: int = 10) -> Message[Ch
     return Message(header, body, [np.zeros((n, 2), np.float32)])
 
 
-def tick(number: int, seq: int | None, index: float = 0.0, goal: tuple[float, float] = (0.0, 0.0)) -> Tick:
-    return Tick(number, 0, number * STEP, 0, seq, index, np.array(goal, "<f4").tobytes())
+def tick(
+    number: int, seq: int | None, index: float = 0.0, goal: tuple[float, float] = (0.0, 0.0)
+) -> TickTiming:
+    return TickTiming(number, 0, number * STEP, 0, seq, index, np.array(goal, "<f4").tobytes())
 
 
 def test_asked_arrived_skipped_and_how_far_it_is() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from edgevla.monitor.history import N_SAMPLES, SAMPLE_NS, Counters, History, sparkline
+from edgevla.monitor.history import N_SAMPLES, SAMPLE_NS, CounterRates, History, sparkline
 from edgevla.monitor.said import Said
 
 SECOND = 1_000_000_000
@@ -52,7 +52,7 @@ def test_a_sparkline_is_flat_where_hardly_anything_moves_and_has_levels_where_it
 
 
 def test_rates_are_of_the_last_ten_seconds_and_of_one_process() -> None:
-    counters = Counters()
+    counters = CounterRates()
     assert counters.per_s("late") is None
     for i in range(30):
         counters.take({"late": 2 * i, "ticks": 100 * i}, i * SECOND)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgevla.monitor.keys import FULL_WORDS, MAX_TEXT, Act, Keyboard, TaskLine
+from edgevla.monitor.keys import FULL_WORDS, MAX_TEXT, Intent, Keyboard, TaskLine
 from edgevla.words import LONGEST_TASK
 
 MS = 1_000_000
@@ -294,7 +294,7 @@ def looking() -> Keyboard:
 def test_a_key_that_only_looks_acts_at_once_and_as_often_as_it_comes() -> None:
     keyboard = looking()
     for i in range(5):
-        assert keyboard.key("up", None, i * 30_000_000) == [Act("command", "up")]
+        assert keyboard.key("up", None, i * 30_000_000) == [Intent("command", "up")]
 
 
 def test_nothing_in_the_words_that_are_searched_is_a_command_but_the_emergency_keys() -> None:
@@ -306,8 +306,8 @@ def test_nothing_in_the_words_that_are_searched_is_a_command_but_the_emergency_k
     assert keyboard.is_searching
     assert keyboard.field is not None
     assert keyboard.field.text == "shec"
-    assert keyboard.key("f12", None, 8 * second) == [Act("emergency")]
-    assert keyboard.key("escape", "\x1b", 9 * second) == [Act("search")]
+    assert keyboard.key("f12", None, 8 * second) == [Intent("emergency")]
+    assert keyboard.key("escape", "\x1b", 9 * second) == [Intent("search")]
     assert not keyboard.is_searching
 
 

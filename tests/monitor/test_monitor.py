@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from monitor_kit import SO101, about, chunk, health, jpeg, servo, state
 
-from edgevla.messages import Body, Event, Header, Heartbeat, Message, ServoHealth, Thumbnail
+from edgevla.messages import Event, Header, Heartbeat, Message, MessageBody, ServoHealth, Thumbnail
 from edgevla.monitor.app import MonitorApp
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.outside import Outside
@@ -23,16 +23,20 @@ from edgevla.monitor.standing import Standing
 ALOHA = tuple(f"{side}_{j}" for side in ("left", "right") for j in (*SO101, "wrist_rotate"))
 
 
-def said(source: str, body: Body, payloads: Sequence[np.ndarray] = (), age_s: float = 0.0) -> Message[Body]:
+def said(
+    source: str, body: MessageBody, payloads: Sequence[np.ndarray] = (), age_s: float = 0.0
+) -> Message[MessageBody]:
     now = time.monotonic_ns() - round(age_s * 1e9)
     return Message(Header(b"12345678", source, 0, now, now), body, payloads)
 
 
-def fresh(message: Message[Body]) -> Message[Body]:
+def fresh(message: Message[MessageBody]) -> Message[MessageBody]:
     return replace(message, header=replace(message.header, sent_ns=time.monotonic_ns()))
 
 
-def messages(joints: Sequence[str] = SO101, mode: str = "running", **changes: Any) -> list[Message[Body]]:
+def messages(
+    joints: Sequence[str] = SO101, mode: str = "running", **changes: Any
+) -> list[Message[MessageBody]]:
     """A healthy robot of these joints: 90 ticks in a second, a chunk, a picture, an event."""
     hot = tuple(servo(name, i + 1, temperature_c=71.0 if i == 2 else 35.0) for i, name in enumerate(joints))
     n = len(joints)
@@ -51,7 +55,7 @@ class ScriptedLink:
 
     robot, bundle, cameras, is_ours, has_leader = "so101", "reach-cube", ("front",), False, False
 
-    def __init__(self, script: Sequence[Message[Body]], joints: Sequence[str] = SO101) -> None:
+    def __init__(self, script: Sequence[Message[MessageBody]], joints: Sequence[str] = SO101) -> None:
         self.waiting, self.joints = list(script), joints
         self.sent: list[tuple[str, Any]] = []
         self.is_closed, self.is_silent = False, False
@@ -265,7 +269,7 @@ def test_a_mistake_of_the_monitor_ends_it_with_a_reason_that_names_the_robot() -
 # -- the model ----------------------------------------------------------------------------------------------------
 
 
-def model_of(script: Sequence[Message[Body]]) -> MonitorModel:
+def model_of(script: Sequence[Message[MessageBody]]) -> MonitorModel:
     model = MonitorModel("so101", "reach-cube")
     model.describe(about())
     for message in script:

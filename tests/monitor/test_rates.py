@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgevla.monitor.rates import Clockwork, Tick, TroubleRates, percentiles
+from edgevla.monitor.rates import Clockwork, TickTiming, TroubleRates, percentiles
 
 S = 1_000_000_000
 
 
 def ticks(clockwork: Clockwork, first: int, n: int, t0_ns: int, hz: float = 100.0) -> None:
     for tick in range(first, first + n):
-        clockwork.take(Tick(tick, t0_ns, t0_ns + round(tick * 1e9 / hz), 1_000_000))
+        clockwork.take(TickTiming(tick, t0_ns, t0_ns + round(tick * 1e9 / hz), 1_000_000))
 
 
 def test_the_rate_is_that_of_the_newest_grid() -> None:
@@ -36,7 +36,7 @@ def test_a_tick_that_jumps_back_begins_anew() -> None:
 def test_skipped_ticks_are_time_that_passed() -> None:
     clockwork = Clockwork()
     for tick in (0, 1, 2, 50, 100):
-        clockwork.take(Tick(tick, 0, tick * 10_000_000, 0))
+        clockwork.take(TickTiming(tick, 0, tick * 10_000_000, 0))
     assert clockwork.hz == pytest.approx(100)
 
 

@@ -214,7 +214,7 @@ def test_the_runtime_is_installed_measured_and_used(push, robot, bundle, capsys,
 
 def test_a_later_runtime_is_kept_and_engines_add_up(tmp_path):
     """A robot that also runs a bundle for the CPU keeps ONNX Runtime when one for TensorRT comes."""
-    place = there.Place(str(tmp_path / "to"))
+    place = there.RobotFolder(str(tmp_path / "to"))
     plan = place.plan_runtime("0.1.0", "cpu", "a" * 64)
     assert (plan["is_new"], plan["is_kept"]) == (True, False)
     (place.runtimes / plan["key"]).mkdir()
@@ -234,7 +234,7 @@ def test_a_later_runtime_is_kept_and_engines_add_up(tmp_path):
 
 def test_a_first_runtime_for_the_same_bundle_does_not_take_the_place_of_the_version_before(tmp_path):
     """Copied alone twice, then pushed whole: one word still goes back to the first bundle."""
-    place = there.Place(str(tmp_path / "to"))
+    place = there.RobotFolder(str(tmp_path / "to"))
     for version in ("act-1", "act-2"):
         (place.versions / version).mkdir()
         place.switch("act", version, None, None)
@@ -247,7 +247,7 @@ def test_a_first_runtime_for_the_same_bundle_does_not_take_the_place_of_the_vers
 
 
 def test_going_back_takes_the_engine_along(tmp_path):
-    place = there.Place(str(tmp_path / "to"))
+    place = there.RobotFolder(str(tmp_path / "to"))
     for n, engine in enumerate(("cpu", "gpu")):
         (place.versions / f"act-{n}").mkdir()
         (place.runtimes / engine).mkdir()
@@ -362,18 +362,18 @@ def test_a_full_disk_is_said_before_anything_is_sent(monkeypatch, tmp_path):
         free = 70 << 20
 
     monkeypatch.setattr(there.shutil, "disk_usage", lambda _: Usage)
-    place = there.Place(str(tmp_path / "to"))
+    place = there.RobotFolder(str(tmp_path / "to"))
     assert place.have([("a" * 64, 1 << 20)]) == {"a" * 64: 0}
-    with pytest.raises(there.Refusal, match="has room for 70 MB, 164 MB are needed"):
+    with pytest.raises(there.PushRefusal, match="has room for 70 MB, 164 MB are needed"):
         place.have([("a" * 64, 100 << 20)])
     place.close()
 
 
 def test_no_python3_venv(monkeypatch, tmp_path):
-    place = there.Place(str(tmp_path / "to"))
+    place = there.RobotFolder(str(tmp_path / "to"))
     debian = "The virtual environment was not created successfully because ensurepip is not available."
     monkeypatch.setattr(there, "run", lambda *_: (1, debian))
-    with pytest.raises(there.Refusal, match="sudo apt install python3-venv"):
+    with pytest.raises(there.PushRefusal, match="sudo apt install python3-venv"):
         place.make_runtime("key", "0.1.0", "cpu", [], False)
     place.close()
 

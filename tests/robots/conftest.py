@@ -74,9 +74,9 @@ class Bench:
         return self.robot.exchange(goal, self.clock.now_ns() + int(budget_ms * 1e6))
 
     def fault(self, kind: str, **values) -> None:
-        from edgevla.robots.emulator.faults import Fault
+        from edgevla.robots.emulator.faults import InjectedFault
 
-        self.emulated.apply(Fault(kind, **values))
+        self.emulated.apply(InjectedFault(kind, **values))
 
     def servo(self, name: str):
         return self.emulated.servos[name]

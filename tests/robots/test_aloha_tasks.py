@@ -14,7 +14,7 @@ from edgevla.robots.world.physics import engine
 from edgevla.robots.world.physics.aloha import (
     FINGER,
     RULES,
-    Judge,
+    AlohaJudge,
     insertion_reward,
     place,
     transfer_reward,
@@ -118,7 +118,7 @@ def test_the_peg_s_reward_is_gym_alohas(touching, reward):
 
 
 def judged(name, *seen):
-    judge = Judge(task_named(name), RULES[name], np.zeros(2))
+    judge = AlohaJudge(task_named(name), RULES[name], np.zeros(2))
     for touching in seen:
         judge.see(touching)
     return judge

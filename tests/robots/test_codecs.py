@@ -75,8 +75,10 @@ def test_crc_check_value():
 
 
 def test_worked_answers_are_decoded():
-    assert feetech.Decoder().feed(bytes.fromhex("ffff0104007b0877")) == [Status(1, 0, b"\x7b\x08")]
-    answer = dynamixel.Decoder().feed(bytes.fromhex("fffffd0001080055000008 00001c38".replace(" ", "")))
+    assert feetech.FeetechDecoder().feed(bytes.fromhex("ffff0104007b0877")) == [Status(1, 0, b"\x7b\x08")]
+    answer = dynamixel.DynamixelDecoder().feed(
+        bytes.fromhex("fffffd0001080055000008 00001c38".replace(" ", ""))
+    )
     assert D["present_position"].decode(answer[0].data) == 2048
 
 
@@ -165,7 +167,7 @@ def test_a_flipped_bit_is_noticed(protocol, servo_id, data, choice):
 @settings(max_examples=300, deadline=None)
 def test_stuffing_is_undone_even_where_the_data_looks_stuffed(data):
     assert dynamixel.unstuff(dynamixel.stuff(data)) == data
-    assert dynamixel.Decoder().feed(dynamixel.status(1, 0, data)) == [Status(1, 0, data)]
+    assert dynamixel.DynamixelDecoder().feed(dynamixel.status(1, 0, data)) == [Status(1, 0, data)]
 
 
 @given(
@@ -185,20 +187,22 @@ def test_servos_find_instructions_in_any_portions(protocol, writes, tail):
 
 
 def test_one_stray_ff_costs_one_byte():
-    assert feetech.Decoder(2).feed(b"\xff" + feetech.status(1, 0, b"ab")) == [Status(1, 0, b"ab")]
-    assert feetech.Decoder(2).feed(b"\xff\xff\xff" + feetech.status(1, 0, b"ab")) == [Status(1, 0, b"ab")]
+    assert feetech.FeetechDecoder(2).feed(b"\xff" + feetech.status(1, 0, b"ab")) == [Status(1, 0, b"ab")]
+    assert feetech.FeetechDecoder(2).feed(b"\xff\xff\xff" + feetech.status(1, 0, b"ab")) == [
+        Status(1, 0, b"ab")
+    ]
 
 
 def test_a_header_inside_data_is_data():
     frame = feetech.status(1, 0, b"\xff\xff")
-    assert feetech.Decoder(2).feed(frame + frame) == [Status(1, 0, b"\xff\xff")] * 2
+    assert feetech.FeetechDecoder(2).feed(frame + frame) == [Status(1, 0, b"\xff\xff")] * 2
 
 
 def test_a_merged_answer_is_split_and_a_truncated_one_is_not():
     answers = [(1, 0, b"\xff\xff\xfd\x01"), (2, 0x80, b"efgh"), (9, 0, b"ijkl")]
     frame = dynamixel.fast_status(answers)
     assert len(frame) == 8 + 3 * 8
-    decoder, short = dynamixel.Decoder(4), dynamixel.Decoder(4)
+    decoder, short = dynamixel.DynamixelDecoder(4), dynamixel.DynamixelDecoder(4)
     decoder.merged_ids = short.merged_ids = (1, 2, 9)
     assert decoder.feed(frame) == [Status(i, e, d) for i, e, d in answers]
     assert short.feed(frame[:-8]) == []
@@ -208,8 +212,8 @@ def test_a_late_merged_answer_to_an_older_question_is_noise():
     """Nine servos' positions, currents and velocities once came as 'the health of servo 1': 28.8 V."""
     late = dynamixel.fast_status([(i, 0, bytes(range(10))) for i in range(1, 10)])
     asked = dynamixel.status(1, 0, b"h" * 83)
-    assert dynamixel.Decoder(83).feed(late + asked) == [Status(1, 0, b"h" * 83)]
-    decoder = dynamixel.Decoder(10)
+    assert dynamixel.DynamixelDecoder(83).feed(late + asked) == [Status(1, 0, b"h" * 83)]
+    decoder = dynamixel.DynamixelDecoder(10)
     decoder.merged_ids = (1, 2, 3)
     assert decoder.feed(late) == []
     now = dynamixel.fast_status([(i, 0, bytes(10)) for i in (1, 2, 3)])

@@ -11,7 +11,7 @@ from edgevla.errors import UsageError
 from edgevla.robots.bus import dynamixel, feetech
 from edgevla.robots.emulator.cli import add_arguments
 from edgevla.robots.emulator.fault_kinds import KINDS
-from edgevla.robots.emulator.faults import Fault
+from edgevla.robots.emulator.faults import InjectedFault
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.profile import load_profile
 
@@ -47,7 +47,9 @@ class Host:
         return r.decode(found[0].data) if found else None
 
     def hurt(self, kind, target="servo", amount=0.0, **more):
-        self.robot.apply(Fault(kind, self.servo.name if target == "servo" else target, amount=amount, **more))
+        self.robot.apply(
+            InjectedFault(kind, self.servo.name if target == "servo" else target, amount=amount, **more)
+        )
 
     def wait(self, seconds):
         for _ in range(round(seconds * 100)):
@@ -415,8 +417,8 @@ def test_every_kind_of_fault_stands_in_the_help_and_can_be_begun_and_ended():
             target = (
                 targets.get(kind) if name == "so101" else None if kind != "register" else "left_elbow.led"
             )
-            robot.apply(Fault(kind, target, amount=1))
-        robot.apply(Fault("clear"))
+            robot.apply(InjectedFault(kind, target, amount=1))
+        robot.apply(InjectedFault("clear"))
 
 
 def test_a_fault_that_cannot_be_is_refused_by_name():
@@ -424,15 +426,15 @@ def test_a_fault_that_cannot_be_is_refused_by_name():
     with pytest.raises(
         UsageError, match="no servo or bus 'elbow' for the fault 'mute'; servos: shoulder_pan"
     ):
-        robot.apply(Fault("mute", target="elbow"))
+        robot.apply(InjectedFault("mute", target="elbow"))
     with pytest.raises(UsageError, match="no register 'None'"):
-        robot.apply(Fault("register"))
+        robot.apply(InjectedFault("register"))
     with pytest.raises(UsageError, match=r"the fault\.probability is 2; expected a number from 0 to 1"):
-        Fault.from_map({"kind": "drop", "probability": 2})
+        InjectedFault.from_map({"kind": "drop", "probability": 2})
     with pytest.raises(UsageError, match=r"unknown fault 'weka'.*did you mean 'weak'"):
-        Fault.from_map({"kind": "weka"})
+        InjectedFault.from_map({"kind": "weka"})
     with pytest.raises(UsageError, match="the fault has the unknown key 'volume'; known: amount, count"):
-        Fault.from_map({"kind": "weak", "volume": 3})
+        InjectedFault.from_map({"kind": "weak", "volume": 3})
 
 
 # ---- an arm that was left energised ----
@@ -464,5 +466,5 @@ def test_a_servo_of_another_model_keeps_its_model_number_over_a_power_failure():
     )
     bus = type(profile.buses[0])(**{**vars(profile.buses[0]), "motors": motors})
     robot = EmulatedRobot(type(profile)(**{**vars(profile), "buses": (bus,)}), VirtualClock())
-    robot.apply(Fault("brownout", 4))
+    robot.apply(InjectedFault("brownout", 4))
     assert robot.servos["wrist_flex"].get("model_number") == feetech.MODELS["sts3250"]

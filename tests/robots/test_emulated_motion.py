@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgevla.clock import VirtualClock
-from edgevla.robots.emulator.motion import FALL_SPEED, FULL_ACCELERATION, Axis, MotorModel, Weight
+from edgevla.robots.emulator.motion import FALL_SPEED, FULL_ACCELERATION, Axis, GravityLoad, MotorModel
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.profile import load_profile
 
@@ -177,7 +177,7 @@ def test_a_shadow_alone_carries_its_joint_to_its_own_goal():
 
 
 def test_a_weight_asks_nothing_at_rest_nor_beyond_it_and_all_of_it_from_45_degrees_on():
-    weight = Weight(0.5, rest=1000.0, up=-1)
+    weight = GravityLoad(0.5, rest=1000.0, up=-1)
     assert [weight.at(tick) for tick in (1000, 1200, 488, 100)] == pytest.approx([0, 0, 0.5, 0.5])
     assert 0 < weight.at(900) < weight.at(700) < 0.5
 

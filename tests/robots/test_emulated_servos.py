@@ -74,13 +74,13 @@ def test_a_bad_checksum_is_met_with_silence_and_an_unknown_instruction_as_each_f
     assert line.receive(bytes(frame), 0) == []
     assert line.receive(feetech.instruction(3, 0x77), 0) == []
     _, _, line = servo_of("aloha", "left_waist")
-    answer = dynamixel.Decoder().feed(line.receive(dynamixel.instruction(1, 0x77), 0)[0][1])[0]
+    answer = dynamixel.DynamixelDecoder().feed(line.receive(dynamixel.instruction(1, 0x77), 0)[0][1])[0]
     assert answer.error == dynamixel.BAD_INSTRUCTION
 
 
 def test_feetech_broadcast_ping_is_answered_in_order_of_ids():
     _, _, line = servo_of("so101", "elbow_flex")
-    found = feetech.Decoder().feed(b"".join(data for _, data in line.receive(feetech.ping(254), 0)))
+    found = feetech.FeetechDecoder().feed(b"".join(data for _, data in line.receive(feetech.ping(254), 0)))
     assert [f.id for f in found] == [1, 2, 3, 4, 5, 6]
 
 

@@ -279,7 +279,7 @@ def test_a_second_program_on_the_same_port_is_obeyed_and_takes_answers_that_are_
         while len(heard) < 7 and time.monotonic() < until:
             if select.select([theirs], [], [], 0.1)[0]:
                 heard += os.read(theirs, 100)
-        found = feetech.Decoder().feed(heard)
+        found = feetech.FeetechDecoder().feed(heard)
         assert [(status.id, status.data) for status in found] == [(3, b"\x21")]
     finally:
         os.close(ours)
@@ -357,12 +357,12 @@ def test_options_that_cannot_be_are_refused(tmp_path, capsys, option, words):
 
 
 def test_a_fault_script_with_a_mistake_names_its_line(tmp_path):
-    from edgevla.robots.emulator.server import Script
+    from edgevla.robots.emulator.server import FaultScript
 
     path = tmp_path / "faults.jsonl"
     path.write_text('{"at_s": 1, "kind": "drop"}\n{"at_s": 1, "kind": "dorp"}\n')
     with pytest.raises(UsageError, match=r"line 2: unknown fault 'dorp'; known: drop"):
-        Script(path, lambda _: "", 0)
+        FaultScript(path, lambda _: "", 0)
 
 
 @pytest.mark.parametrize(

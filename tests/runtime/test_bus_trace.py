@@ -6,7 +6,7 @@ from bus_trace import FALL_TICKS_S, judge, record
 from edgevla.clock import VirtualClock
 from edgevla.robots.arm import Robot
 from edgevla.robots.calibration import nominal
-from edgevla.robots.emulator.faults import Fault
+from edgevla.robots.emulator.faults import InjectedFault
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.profile import load_profile
 from edgevla.robots.rescue import Rescue
@@ -95,7 +95,7 @@ def test_torque_left_on_is_seen_by_what_the_servos_say_not_by_what_they_were_tol
     story = Story(name, is_energised=True)
     motor = story.arm.lines[story.profile.buses[0].name].servos[3].name
     rescue = story.rescue()
-    story.arm.apply(Fault("mute", motor))
+    story.arm.apply(InjectedFault("mute", motor))
     assert rescue.release() == [motor]
     assert said(story, "torque was left on") == [
         f"{story.profile.buses[0].name}: torque was left on at {motor}"
@@ -114,7 +114,7 @@ def test_a_servo_that_a_goal_energises_elsewhere_than_where_it_is_is_seen():
 
 def test_a_servo_that_loses_its_own_power_is_no_fault_of_the_host():
     story = Story("so101", gravity=0.6, is_energised=True)
-    story.arm.apply(Fault("brownout", "shoulder_lift"))
+    story.arm.apply(InjectedFault("brownout", "shoulder_lift"))
     story.let_pass(1.0)
     assert not said(story, "fell with")
     assert not said(story, "torque went off")

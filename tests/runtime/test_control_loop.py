@@ -9,7 +9,7 @@ import pytest
 from edgevla.arguments import SetTask
 from edgevla.errors import UsageError
 from edgevla.execution import Async, Ensemble, Rtc, Sync
-from edgevla.robots.emulator.faults import Fault
+from edgevla.robots.emulator.faults import InjectedFault
 from edgevla.robots.links import PARKED, STOPPING
 from edgevla.robots.profile import load_profile
 from edgevla.robots.safety import Reason
@@ -254,7 +254,7 @@ def test_an_arm_that_its_profile_does_not_release_stays_parked_and_the_loop_ends
 def test_a_joint_that_jumps_and_stays_there_stops_the_arm():
     loop = started(execution=Async())
     loop.run(0.3)
-    loop.arm.apply(Fault("jump", target="elbow_flex", amount=700))
+    loop.arm.apply(InjectedFault("jump", target="elbow_flex", amount=700))
     states = loop.run(0.1)
     assert re.search("elbow_flex.pos jumped within a tick", told(loop, "jump")[0])
     assert states[-1].goal[2] == pytest.approx(states[-1].position[2], abs=0.5), "frozen where it is now"
@@ -277,7 +277,7 @@ def test_a_start_that_comes_with_the_news_that_nobody_is_left_switches_nothing_o
 def test_silent_servos_are_held_then_end_the_run():
     loop = started(execution=Async())
     loop.run(0.3)
-    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    loop.arm.apply(InjectedFault("mute", target="elbow_flex"))
     states = loop.run(0.3)
     assert states[-1].mode == "holding"
     assert states[-1].limited_by[2] & Reason.STALE
@@ -301,7 +301,7 @@ def test_a_joint_that_says_nothing_keeps_its_goal_when_the_arm_freezes():
     loop = started(towards(far, gain=0.05), execution=Async(), trained_speed=[80.0] * 6)
     loop.run(0.4)
     before = loop.links.states[-1].goal[2]
-    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    loop.arm.apply(InjectedFault("mute", target="elbow_flex"))
     loop.run(1.0)
     assert loop.loop.machine.has_failed
     assert loop.links.states[-1].goal[2] >= before, "not sent back"
@@ -312,10 +312,10 @@ def test_a_servo_that_was_silent_for_some_ticks_is_not_told_to_make_up_for_them(
     loop = started(towards(gain=0.05), execution=Async())
     loop.run(0.5)
     servo, goals = loop.arm.servos["elbow_flex"], []
-    loop.arm.apply(Fault("mute", target="elbow_flex"))
+    loop.arm.apply(InjectedFault("mute", target="elbow_flex"))
     for k in range(24):
         if k == 4:
-            loop.arm.apply(Fault("clear"))
+            loop.arm.apply(InjectedFault("clear"))
         loop.step()
         goals.append(servo.get("goal_position"))
     assert len(set(goals)) > 5, "it goes on"
@@ -328,7 +328,7 @@ def test_a_fault_on_the_way_to_rest_stops_the_arm_there():
     loop.run(1.0)
     loop.command("stop")
     loop.run(0.3)
-    loop.arm.apply(Fault("overload", target="elbow_flex"))
+    loop.arm.apply(InjectedFault("overload", target="elbow_flex"))
     loop.run(0.1)
     frozen = loop.links.states[-1].goal.copy()
     loop.run(1.8)
@@ -342,7 +342,7 @@ def test_a_fault_on_the_way_to_rest_stops_the_arm_there():
 def test_a_brown_out_is_never_re_energised():
     loop = started(execution=Async())
     loop.run(0.5)
-    loop.arm.apply(Fault("brownout", target="wrist_flex"))
+    loop.arm.apply(InjectedFault("brownout", target="wrist_flex"))
     loop.run(2.0)
     assert loop.loop.machine.has_failed
     assert any(code == "servo_fault" and "has restarted" in text for _, code, text in loop.links.events)
@@ -354,7 +354,7 @@ def test_a_brown_out_is_never_re_energised():
 def test_an_unplugged_bus_ends_the_run_with_a_sentence():
     loop = started(execution=Async())
     loop.run(0.3)
-    loop.arm.apply(Fault("unplug"))
+    loop.arm.apply(InjectedFault("unplug"))
     loop.run(0.2)
     assert loop.loop.is_over
     assert loop.loop.machine.has_failed
@@ -367,7 +367,7 @@ def test_when_one_line_of_two_goes_the_other_arm_is_held_parked_and_released():
     )
     loop.start()
     loop.run(0.3)
-    loop.arm.apply(Fault("unplug", target="left"))
+    loop.arm.apply(InjectedFault("unplug", target="left"))
     loop.run(1.9)
     right = [servo for name, servo in loop.arm.servos.items() if name.startswith("right")]
     assert all(servo.torque_on for servo in right), "not dropped"
@@ -395,7 +395,7 @@ def test_torque_is_not_switched_on_without_a_lease_that_the_guardian_acts_upon()
 
 def test_dropped_answers_cost_retries_not_ticks():
     loop = started(execution=Async())
-    loop.arm.apply(Fault("drop", probability=0.02))
+    loop.arm.apply(InjectedFault("drop", probability=0.02))
     states = loop.run(3.0)
     assert states[-1].mode == "running"
     assert loop.robot.counters()["bus_retries"] > 0
@@ -442,7 +442,7 @@ def closing_on_something(until_s=None):
     loop.arm.move_by_hand("gripper.pos", 30.0)
     for _ in range(3):
         loop.step()
-    loop.arm.apply(Fault("stuck", target="gripper"))
+    loop.arm.apply(InjectedFault("stuck", target="gripper"))
     begun = loop.clock.now_ns()
     loop.start()
     return loop
@@ -465,7 +465,7 @@ def test_an_overloaded_gripper_is_let_go_once_and_holds_lightly_until_it_is_open
     assert states[-1].limited_by[5] & Reason.SERVO
     assert not loop.arm.servos["gripper"].error, "torque was enabled again: the report is gone"
     assert states[-1].mode == "running", "the other joints go on"
-    loop.arm.apply(Fault("clear"))
+    loop.arm.apply(InjectedFault("clear"))
     states = loop.run(2.0)
     assert states[-1].position[5] == pytest.approx(60.0, abs=1.0)
     assert not states[-1].limited_by[5] & Reason.SERVO
@@ -474,7 +474,7 @@ def test_an_overloaded_gripper_is_let_go_once_and_holds_lightly_until_it_is_open
 
 def test_an_overload_that_does_not_go_away_or_comes_back_ends_the_run():
     loop = closing_on_something()
-    loop.arm.apply(Fault("overload", target="gripper"))  # held on by the fault, whatever is done
+    loop.arm.apply(InjectedFault("overload", target="gripper"))  # held on by the fault, whatever is done
     loop.run(0.5)
     assert told(loop, "gripper_relieved")
     assert not loop.loop.machine.has_failed
@@ -488,7 +488,7 @@ def test_an_overload_that_does_not_go_away_or_comes_back_ends_the_run():
 
     loop = closing_on_something()
     loop.run(3.5)
-    loop.arm.apply(Fault("overload", target="gripper"))
+    loop.arm.apply(InjectedFault("overload", target="gripper"))
     loop.run(0.2)
     assert re.search(r"overload .*again, although", told(loop, "gripper_overload")[0])
 
@@ -516,7 +516,7 @@ def test_a_gripper_whose_servo_has_let_go_by_itself_ends_the_run():
     )
     loop.start()
     loop.run(0.3)
-    loop.arm.apply(Fault("overload", target="left_gripper"))
+    loop.arm.apply(InjectedFault("overload", target="left_gripper"))
     loop.run(1.0)
     assert re.search(
         r"left_gripper reports overload.* and has switched its torque off", told(loop, "gripper_overload")[0]

@@ -13,7 +13,7 @@ from edgevla import strict
 from edgevla.look import glance, look_of
 from edgevla.messages import Frame, Header, Message
 from edgevla.nodes.first_look import FirstLook
-from edgevla.robots.world.follow_cube.scene import Scene
+from edgevla.robots.world.follow_cube.scene import SceneCamera
 
 MS = 1_000_000
 SIZE = (160, 120)
@@ -22,7 +22,7 @@ CAMERAS = {"observation.images.front": "front", "observation.images.wrist": "wri
 
 def pictures(view, n, seed):
     random = np.random.default_rng(seed)
-    scene = Scene(view, *SIZE)
+    scene = SceneCamera(view, *SIZE)
     for _ in range(n):
         pose = np.array([0.0, -0.6, 0.8, 0.6, 0.0, 0.3]) + random.normal(0, 0.2, 6)
         picture = scene.draw(pose, [np.array([0.2, random.uniform(-0.1, 0.1), 0.015])])

@@ -17,8 +17,8 @@ from edgevla.execution import Async, Ensemble, Rtc, Sync
 from edgevla.messages import MODES
 from edgevla.robots import modes
 from edgevla.robots.commands import COMMANDS, Commands
-from edgevla.robots.emulator.faults import Fault
-from edgevla.robots.modes import TABLE, UNDER_WAY, Event, Machine, State, draw
+from edgevla.robots.emulator.faults import InjectedFault
+from edgevla.robots.modes import TABLE, UNDER_WAY, NodeEvent, NodeState, StateMachine, draw
 from edgevla.robots.profile import load_profile
 from edgevla.robots.trials.closed_loop import ClosedLoop
 
@@ -31,17 +31,17 @@ PROFILE = replace(PROFILE, escalation=replace(PROFILE.escalation, hold_ms=200, p
 
 def walk_to(state):
     """A machine in that state, whose deeds do nothing."""
-    machine = Machine(lambda deed, reason, arguments: None, lambda mode, reason: None)
+    machine = StateMachine(lambda deed, reason, arguments: None, lambda mode, reason: None)
     ways = {
-        State.IDLE: (),
-        State.RUNNING: (Event.START,),
-        State.HOLDING: (Event.START, Event.STALLED),
-        State.PAUSED: (Event.START, Event.PAUSE),
-        State.HOMING: (Event.START, Event.HOME),
-        State.ENDING: (Event.START, Event.STOP),
-        State.EMERGENCY: (Event.START, Event.EMERGENCY_STOP),
-        State.PARKED: (Event.START, Event.STOP, Event.LEFT_PARKED),
-        State.STOPPED: (Event.START, Event.STOP, Event.RELEASED),
+        NodeState.IDLE: (),
+        NodeState.RUNNING: (NodeEvent.START,),
+        NodeState.HOLDING: (NodeEvent.START, NodeEvent.STALLED),
+        NodeState.PAUSED: (NodeEvent.START, NodeEvent.PAUSE),
+        NodeState.HOMING: (NodeEvent.START, NodeEvent.HOME),
+        NodeState.ENDING: (NodeEvent.START, NodeEvent.STOP),
+        NodeState.EMERGENCY: (NodeEvent.START, NodeEvent.EMERGENCY_STOP),
+        NodeState.PARKED: (NodeEvent.START, NodeEvent.STOP, NodeEvent.LEFT_PARKED),
+        NodeState.STOPPED: (NodeEvent.START, NodeEvent.STOP, NodeEvent.RELEASED),
     }
     for event in ways[state]:
         assert machine.fire(event) == ""
@@ -50,9 +50,9 @@ def walk_to(state):
 
 
 def test_every_event_has_an_answer_in_every_state():
-    assert set(TABLE) == set(Event)
+    assert set(TABLE) == set(NodeEvent)
     for event, row in TABLE.items():
-        assert set(row) == set(State), event
+        assert set(row) == set(NodeState), event
         for cell in row.values():
             assert not (cell.refusal and (cell.deed or cell.to)), "refused, and nothing else"
 
@@ -69,13 +69,13 @@ def test_the_page_of_the_documentation_is_the_table():
     assert draw() in DOCS.read_text(encoding="utf-8"), "write modes.draw() into docs/modes.md"
 
 
-@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("state", list(NodeState))
 def test_what_a_state_is_called_on_the_wire_is_of_schema_1(state):
     assert walk_to(state).mode in MODES
 
 
-@pytest.mark.parametrize("state", list(State))
-@pytest.mark.parametrize("event", [*dict.fromkeys(COMMANDS.values()), Event.EMERGENCY_STOP])
+@pytest.mark.parametrize("state", list(NodeState))
+@pytest.mark.parametrize("event", [*dict.fromkeys(COMMANDS.values()), NodeEvent.EMERGENCY_STOP])
 def test_a_command_is_done_or_refused_with_the_reason_and_then_changes_nothing(state, event):
     machine = walk_to(state)
     refusal = machine.fire(event, "asked to")
@@ -84,27 +84,27 @@ def test_a_command_is_done_or_refused_with_the_reason_and_then_changes_nothing(s
         assert len(refusal.split()) > 3, "a sentence, not a code"
 
 
-@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("state", list(NodeState))
 def test_no_command_clears_a_latched_stop_but_the_one_that_says_so(state):
-    machine = walk_to(State.EMERGENCY)
+    machine = walk_to(NodeState.EMERGENCY)
     for event in dict.fromkeys(COMMANDS.values()):
-        if event is not Event.CLEAR_STOP:
+        if event is not NodeEvent.CLEAR_STOP:
             assert machine.fire(event)
             assert machine.is_latched
 
 
 def test_after_the_last_event_nothing_starts_and_a_machine_at_rest_is_over():
-    for state in (State.IDLE, State.STOPPED, State.PARKED):
+    for state in (NodeState.IDLE, NodeState.STOPPED, NodeState.PARKED):
         machine = walk_to(state)
-        assert machine.fire(Event.NOBODY_LEFT) == ""
-        assert machine.fire(Event.START) == "the robot's processes are ending"
+        assert machine.fire(NodeEvent.NOBODY_LEFT) == ""
+        assert machine.fire(NodeEvent.START) == "the robot's processes are ending"
         assert machine.is_over
     for state in UNDER_WAY:
         machine = walk_to(state)
-        machine.fire(Event.NOBODY_LEFT)
-        assert machine.state is State.ENDING
+        machine.fire(NodeEvent.NOBODY_LEFT)
+        assert machine.state is NodeState.ENDING
         assert not machine.is_over
-        machine.fire(Event.RELEASED)
+        machine.fire(NodeEvent.RELEASED)
         assert machine.is_over
 
 
@@ -112,21 +112,21 @@ def test_a_deed_that_fails_leaves_the_machine_where_it_is():
     def fail(deed, reason, arguments):
         raise UsageError("no")
 
-    machine = Machine(fail, lambda mode, reason: None)
+    machine = StateMachine(fail, lambda mode, reason: None)
     with pytest.raises(UsageError):
-        machine.fire(Event.START)
-    assert machine.state is State.IDLE
+        machine.fire(NodeEvent.START)
+    assert machine.state is NodeState.IDLE
 
 
 def test_a_fault_without_torque_is_no_failure_and_with_torque_it_is():
-    machine = walk_to(State.IDLE)
-    machine.fire(Event.FAULT, "hot")
+    machine = walk_to(NodeState.IDLE)
+    machine.fire(NodeEvent.FAULT, "hot")
     assert not machine.has_failed
-    machine = walk_to(State.RUNNING)
-    machine.fire(Event.FAULT, "hot")
+    machine = walk_to(NodeState.RUNNING)
+    machine.fire(NodeEvent.FAULT, "hot")
     assert machine.has_failed
-    assert machine.state is State.ENDING
-    machine.fire(Event.RELEASED)
+    assert machine.state is NodeState.ENDING
+    machine.fire(NodeEvent.RELEASED)
     assert machine.is_over, "a run that failed ends with its process"
 
 
@@ -205,7 +205,7 @@ class AnyOrder(RuleBasedStateMachine):
           seconds=PATIENCE)  # fmt: skip
     @precondition(lambda self: is_going(self) and len(self.loop.links.states) > 100)
     def fault(self, kind, servo_id, seconds):
-        self.loop.arm.apply(Fault(kind, target=None if kind == "unplug" else servo_id))
+        self.loop.arm.apply(InjectedFault(kind, target=None if kind == "unplug" else servo_id))
         self.is_unplugged = self.is_unplugged or kind == "unplug"
         if kind in ("mute", "overload"):
             self.hurt.add(servo_id)
@@ -220,7 +220,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(probability=st.sampled_from([0.05, 0.5]), seconds=PATIENCE)
     @precondition(is_going)
     def noise(self, probability, seconds):
-        self.loop.arm.apply(Fault("drop", probability=probability, duration_ms=300.0))
+        self.loop.arm.apply(InjectedFault("drop", probability=probability, duration_ms=300.0))
         self.loop.run(seconds)
 
     @rule(seconds=PATIENCE)
@@ -244,7 +244,7 @@ class AnyOrder(RuleBasedStateMachine):
         if (
             not hasattr(self, "loop")
             or self.is_unplugged
-            or self.machine.state not in (State.IDLE, State.STOPPED)
+            or self.machine.state not in (NodeState.IDLE, NodeState.STOPPED)
         ):
             return
         deaf = self.deaf()
@@ -301,11 +301,11 @@ def test_a_start_that_fails_on_a_parked_arm_is_told_from_one_that_has_torque():
     loop.run(0.5)
     loop.command("stop")
     loop.run(12.0)
-    assert loop.loop.machine.state is State.PARKED
+    assert loop.loop.machine.state is NodeState.PARKED
     loop.robot._torque._energise = lambda units: (_ for _ in ()).throw(BusError("a pair of servos disagrees"))
     with pytest.raises(UsageError, match="disagrees"):
         loop.start()
-    assert loop.loop.machine.state is State.STOPPED
+    assert loop.loop.machine.state is NodeState.STOPPED
     assert not any(servo.torque_on for servo in loop.arm.servos.values())
 
 

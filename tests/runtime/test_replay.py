@@ -12,7 +12,7 @@ from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.errors import UsageError
 from edgevla.launch.episode import EpisodeSource
 from edgevla.nodes.replay import CHUNK_SIZE, Player, Recorded, load_episode
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 
 pytestmark = pytest.mark.realtime
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.realtime
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory):
     root = tmp_path_factory.mktemp("demos") / "rest"
-    demonstrate(root, Plan("follow_cube", 2, seed=5, disturbance=0.0))
+    demonstrate(root, DemonstrationPlan("follow_cube", 2, seed=5, disturbance=0.0))
     return root
 
 

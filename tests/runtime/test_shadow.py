@@ -16,7 +16,7 @@ from edgevla.errors import BusError, UsageError
 from edgevla.execution import Async, Rtc, Sync
 from edgevla.flight.reader import entries
 from edgevla.robots.emulator.robot import EmulatedRobot
-from edgevla.robots.modes import State
+from edgevla.robots.modes import NodeState
 from edgevla.robots.profile import load_profile
 from edgevla.robots.trials.closed_loop import ClosedLoop
 
@@ -102,19 +102,19 @@ def test_nothing_is_written_in_any_state_by_any_command_signal_or_end(robot):
         with pytest.raises(UsageError, match="latched"):
             loop.command("resume")
         loop.command("clear_stop")
-        assert shadow.state is State.PAUSED
+        assert shadow.state is NodeState.PAUSED
     loop.command("resume")
     loop.links.is_policy_dead = True
     assert loop.run(4.0)[-1].mode == "holding"
     loop.command("emergency_stop")
     loop.run(1.2)
     loop.command("emergency_stop")
-    assert shadow.state is State.STOPPED, "let go: it was never held"
+    assert shadow.state is NodeState.STOPPED, "let go: it was never held"
     loop.links.is_policy_dead = False
     loop.start()
     loop.run(0.3)
     loop.command("stop")
-    assert shadow.state is State.STOPPED
+    assert shadow.state is NodeState.STOPPED
     loop.start()
     loop.run(0.3)
     loop.links.pending_signals.append("supervisor_gone")
@@ -126,12 +126,12 @@ def test_nothing_is_written_in_any_state_by_any_command_signal_or_end(robot):
 
 
 def test_a_line_that_is_pulled_out_ends_it():
-    from edgevla.robots.emulator.faults import Fault
+    from edgevla.robots.emulator.faults import InjectedFault
 
     shadow = Shadowed()
     shadow.loop.start()
     shadow.loop.run(0.3)
-    shadow.loop.arm.apply(Fault("unplug"))
+    shadow.loop.arm.apply(InjectedFault("unplug"))
     shadow.loop.run(1.0)
     assert shadow.loop.loop.is_over
     assert writes(shadow.trace) == {}

@@ -6,7 +6,7 @@ import pytest
 from edgevla.arguments import SetTask
 from edgevla.errors import UsageError
 from edgevla.execution import Async, Ensemble, Rtc, Sync
-from edgevla.robots.modes import State
+from edgevla.robots.modes import NodeState
 from edgevla.robots.trials.closed_loop import ClosedLoop
 
 POLICY_POSE = np.array([20.0, -10.0, 15.0, -5.0, 0.0, 40.0], np.float32)
@@ -231,7 +231,7 @@ def test_whoever_shall_drive_can_be_chosen_while_it_is_paused_and_nothing_moves_
     np.testing.assert_allclose(loop.run(2.2)[-1].position, LEADER_POSE, atol=1.5)
     loop.command("stop")
     loop.run(15.0)
-    assert loop.loop.machine.state is State.STOPPED
+    assert loop.loop.machine.state is NodeState.STOPPED
 
 
 def test_a_new_start_is_the_policy_s():

@@ -24,7 +24,7 @@ from edgevla.codec import MAX_HEADER_BYTES, decode, encode
 from edgevla.descriptions import AboutEmulator
 from edgevla.errors import UsageError, WireError
 from edgevla.execution import Async
-from edgevla.messages import TYPES, Ack, Body, Command, Event, Frame, Header, Message
+from edgevla.messages import TYPES, Ack, Command, Event, Frame, Header, Message, MessageBody
 from edgevla.session import Deployment, endpoint, find_deployment, run_dir, write_deployment
 from edgevla.strict import UInt, read, record, write
 from edgevla.wire import CommandClient, CommandServer, Dealer, Inbox, Publisher, Router
@@ -184,7 +184,7 @@ def test_a_refusal_says_which_counter(change, reason):
 
 
 @dataclass(frozen=True)
-class LaterAck(Body):
+class LaterAck(MessageBody):
     """An `ack` of a later program, which has one field more."""
 
     of_seq: UInt

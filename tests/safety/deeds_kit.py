@@ -11,7 +11,7 @@ from edgevla.clock import NS_PER_S, VirtualClock
 from edgevla.errors import BusError
 from edgevla.execution import Sync
 from edgevla.robots.commands import Commands
-from edgevla.robots.modes import State
+from edgevla.robots.modes import NodeState
 from edgevla.robots.profile import load_profile
 from edgevla.robots.telling import Teller
 
@@ -137,7 +137,7 @@ def parked():
     loop.arm.last_goal = loop.arm.rest()
     loop.arm.at_goal = True
     loop.finish()
-    assert loop.state is State.PARKED
+    assert loop.state is NodeState.PARKED
     return loop
 
 

@@ -9,7 +9,7 @@ from edgevla.arguments import SetTask
 from edgevla.execution import Async, Rtc, Sync
 from edgevla.robots.commands import COMMANDS
 from edgevla.robots.links import PARKED, RELEASED, RUNNING, STOPPING
-from edgevla.robots.modes import State
+from edgevla.robots.modes import NodeState
 
 
 def test_a_start_says_so_to_the_guardian_before_it_energises():
@@ -56,14 +56,14 @@ def test_a_start_that_fails_leaves_it_where_it_was():
     loop = Loop()
     loop.arm.fails = True
     assert loop.obey("start", START) == (False, "a pair disagrees")
-    assert (loop.state, loop.commands.rollout) == (State.IDLE, None)
+    assert (loop.state, loop.commands.rollout) == (NodeState.IDLE, None)
 
 
 def test_a_parked_arm_whose_start_fails_has_stopped():
     loop = parked()
     loop.arm.fails = True
     assert loop.obey("start", START) == (False, "a pair disagrees")
-    assert loop.state is State.STOPPED
+    assert loop.state is NodeState.STOPPED
 
 
 def test_a_start_that_this_robot_cannot_do_touches_nothing():
@@ -87,10 +87,10 @@ def test_requests_count_on_from_one_start_to_the_next():
 def test_a_held_start_has_torque_and_waits_until_somebody_moves_it():
     loop = Loop()
     assert loop.obey("start", replace(START, is_held=True)) == (True, "")
-    assert (loop.state, loop.arm.did) == (State.PAUSED, ["energise", "approach"])
+    assert (loop.state, loop.arm.did) == (NodeState.PAUSED, ["energise", "approach"])
     assert loop.commands.lease == RUNNING
     assert loop.obey("resume") == (True, "")
-    assert loop.state is State.RUNNING
+    assert loop.state is NodeState.RUNNING
 
 
 @pytest.mark.parametrize("is_held", [True, False])
@@ -100,7 +100,7 @@ def test_a_paused_arm_takes_another_plan_and_keeps_its_torque(is_held):
     loop.commands.rollout._next_request = 7
     assert loop.obey("start", replace(START, fps=20.0, task="push", is_held=is_held)) == (True, "")
     assert loop.did() == ["follow 20", "approach"]
-    assert loop.state is (State.PAUSED if is_held else State.RUNNING)
+    assert loop.state is (NodeState.PAUSED if is_held else NodeState.RUNNING)
     assert loop.commands.wants_new_grid
     assert (loop.commands.plan.task, loop.commands.rollout.next_request) == ("push", 7)
 
@@ -110,7 +110,7 @@ def test_a_plan_that_this_robot_cannot_do_leaves_the_paused_arm_its_own():
     is_accepted, reason = loop.obey("start", replace(START, fps=61.0))
     assert not is_accepted
     assert "60 Hz" in reason
-    assert (loop.state, loop.commands.plan.fps, loop.did()) == (State.PAUSED, 30.0, [])
+    assert (loop.state, loop.commands.plan.fps, loop.did()) == (NodeState.PAUSED, 30.0, [])
 
 
 def test_a_parked_arm_is_left_at_its_share_and_said_to_be_so():
@@ -137,7 +137,7 @@ def test_a_command_has_its_reason():
 
 
 @pytest.mark.parametrize(
-    ("action", "state"), [("pause", State.PAUSED), ("home", State.HOMING), ("stop", State.ENDING)]
+    ("action", "state"), [("pause", NodeState.PAUSED), ("home", NodeState.HOMING), ("stop", NodeState.ENDING)]
 )
 def test_who_leaves_the_plan_forgets_its_chunks(action, state):
     loop = Loop().start()
@@ -225,7 +225,7 @@ def test_a_leader_takes_the_policy_s_place_on_the_same_grid():
     assert loop.told("driver") == [("info", "the leader drives")]
     assert (loop.commands.plan.execution, loop.commands.plan.latency_ms) == (Async(every=1), 40.0)
     assert (policy.plan.execution, loop.commands.rollout.task) == (Sync(), "go")
-    assert (loop.state, loop.commands.machine.reason) == (State.RUNNING, "the leader drives")
+    assert (loop.state, loop.commands.machine.reason) == (NodeState.RUNNING, "the leader drives")
     assert loop.commands.rollout.answered_ns == loop.clock.now_ns(), "its silence counts from here"
 
 
@@ -290,9 +290,9 @@ def test_a_paused_arm_stays_paused_whoever_shall_drive():
     loop = Loop().start(leader_ms=40.0)
     loop.obey("pause")
     loop.obey("lead")
-    assert (loop.state, loop.commands.driver) == (State.PAUSED, "leader")
+    assert (loop.state, loop.commands.driver) == (NodeState.PAUSED, "leader")
     loop.obey("hand_back")
-    assert (loop.state, loop.commands.driver) == (State.PAUSED, "policy")
+    assert (loop.state, loop.commands.driver) == (NodeState.PAUSED, "policy")
 
 
 # -- a shadow run --------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def shadow():
     loop = Loop()
     loop.arm.robot.is_shadow = True
     loop.start()
-    assert (loop.state, loop.arm.is_torque_on, loop.arm.is_shadowing) == (State.RUNNING, False, True)
+    assert (loop.state, loop.arm.is_torque_on, loop.arm.is_shadowing) == (NodeState.RUNNING, False, True)
     return loop
 
 
@@ -316,13 +316,13 @@ def test_a_shadow_never_tells_the_guardian_of_torque():
 def test_a_shadow_has_no_way_home_and_goes_on():
     loop = shadow()
     assert loop.obey("home") == (False, "cannot move home: a shadow run moves nothing")
-    assert loop.state is State.RUNNING
+    assert loop.state is NodeState.RUNNING
 
 
 def test_a_shadow_ends_at_once_and_says_that_nothing_was_touched():
     loop = shadow()
     assert loop.obey("stop") == (True, "")
-    assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
+    assert (loop.state, loop.arm.is_shadowing) == (NodeState.STOPPED, False)
     assert loop.commands.machine.reason == "asked to stop: the arm was never touched"
     loop = shadow()
     loop.obey("pause")
@@ -338,20 +338,20 @@ def test_a_shadow_ends_at_once_and_says_that_nothing_was_touched():
 def test_a_shadow_that_was_stopped_in_an_emergency_is_paused_when_it_is_cleared():
     loop = shadow()
     loop.press()
-    assert loop.state is State.EMERGENCY
+    assert loop.state is NodeState.EMERGENCY
     assert loop.obey("clear_stop") == (True, "")
-    assert loop.state is State.PAUSED
+    assert loop.state is NodeState.PAUSED
     loop.obey("stop")
     loop.press()
     loop.obey("clear_stop")
-    assert loop.state is State.IDLE, "nothing was under way"
+    assert loop.state is NodeState.IDLE, "nothing was under way"
 
 
 def test_a_shadow_that_is_pressed_twice_has_ended():
     loop = shadow()
     loop.press()
     loop.press()
-    assert (loop.state, loop.arm.is_shadowing) == (State.STOPPED, False)
+    assert (loop.state, loop.arm.is_shadowing) == (NodeState.STOPPED, False)
 
 
 def test_a_shadow_whose_line_is_gone_has_nothing_to_confirm():
@@ -359,5 +359,5 @@ def test_a_shadow_whose_line_is_gone_has_nothing_to_confirm():
     loop.arm.robot.is_cut_off, loop.arm.unreached = True, ["elbow"]
     loop.leases.clear()
     loop.commands.line_gone("the adapter was unplugged")
-    assert (loop.state, loop.leases, loop.told("torque_unconfirmed")) == (State.STOPPED, [], [])
+    assert (loop.state, loop.leases, loop.told("torque_unconfirmed")) == (NodeState.STOPPED, [], [])
     assert not loop.arm.is_shadowing

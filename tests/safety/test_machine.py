@@ -8,10 +8,10 @@ from edgevla.robots.modes import (
     STAY,
     TABLE,
     UNDER_WAY,
-    Cell,
-    Event,
-    Machine,
-    State,
+    NodeEvent,
+    NodeState,
+    StateMachine,
+    Transition,
     draw,
 )
 
@@ -21,7 +21,7 @@ class Robot:
 
     def __init__(self, *events, **becomes):
         self.did, self.told, self.becomes = [], [], becomes
-        self.machine = Machine(self.do, lambda mode, reason: self.told.append((mode, reason)))
+        self.machine = StateMachine(self.do, lambda mode, reason: self.told.append((mode, reason)))
         for event in events:
             assert self.machine.fire(event, event.value) == ""
         self.did.clear()
@@ -32,12 +32,12 @@ class Robot:
         return self.becomes.get(deed)
 
 
-RUN = (Event.START,)
+RUN = (NodeEvent.START,)
 
 
 def test_it_begins_idle_and_says_why():
     machine = Robot().machine
-    assert (machine.state, machine.mode, machine.reason) == (State.IDLE, "idle", "waiting for start")
+    assert (machine.state, machine.mode, machine.reason) == (NodeState.IDLE, "idle", "waiting for start")
     assert not (machine.must_end)
     assert not (machine.has_failed)
     assert not (machine.is_latched)
@@ -46,7 +46,7 @@ def test_it_begins_idle_and_says_why():
 
 def test_a_deed_is_given_the_reason_and_the_arguments_and_the_change_is_told():
     robot = Robot()
-    assert robot.machine.fire(Event.START, "go", "arguments") == ""
+    assert robot.machine.fire(NodeEvent.START, "go", "arguments") == ""
     assert robot.did == [("begin", "go", "arguments")]
     assert robot.told == [("running", "go")]
     assert robot.machine.reason == "go"
@@ -54,43 +54,43 @@ def test_a_deed_is_given_the_reason_and_the_arguments_and_the_change_is_told():
 
 def test_a_refusal_does_nothing_and_says_why():
     robot = Robot()
-    assert robot.machine.fire(Event.PAUSE) == "cannot pause: nothing was started yet"
+    assert robot.machine.fire(NodeEvent.PAUSE) == "cannot pause: nothing was started yet"
     assert (robot.did, robot.told) == ([], [])
 
 
 def test_what_changes_nothing_is_done_by_nobody_and_told_to_nobody():
     robot = Robot(*RUN)
-    assert robot.machine.fire(Event.FLOWING, "flows") == ""
+    assert robot.machine.fire(NodeEvent.FLOWING, "flows") == ""
     assert (robot.did, robot.told, robot.machine.reason) == ([], [], "start")
 
 
 def test_a_deed_without_a_change_keeps_the_reason():
     robot = Robot(*RUN)
-    robot.machine.fire(Event.RESET, "anew")
+    robot.machine.fire(NodeEvent.RESET, "anew")
     assert [deed for deed, _, _ in robot.did] == ["restart"]
     assert (robot.told, robot.machine.reason) == ([], "start")
 
 
 def test_the_state_that_a_deed_says_is_the_one_it_is_in():
-    robot = Robot(*RUN, come_to_rest=State.STOPPED)
-    robot.machine.fire(Event.STOP)
-    assert robot.machine.state is State.STOPPED
+    robot = Robot(*RUN, come_to_rest=NodeState.STOPPED)
+    robot.machine.fire(NodeEvent.STOP)
+    assert robot.machine.state is NodeState.STOPPED
 
 
 def test_a_state_that_is_shown_alike_is_not_told_again():
-    robot = Robot(*RUN, Event.STOP)
-    robot.machine.fire(Event.RELEASED)
-    assert robot.machine.state is State.STOPPED
+    robot = Robot(*RUN, NodeEvent.STOP)
+    robot.machine.fire(NodeEvent.RELEASED)
+    assert robot.machine.state is NodeState.STOPPED
     assert robot.told == []
 
 
 def test_an_end_after_a_press_is_shown_as_an_emergency_until_it_is_over():
-    robot = Robot(*RUN, Event.EMERGENCY_STOP)
+    robot = Robot(*RUN, NodeEvent.EMERGENCY_STOP)
     assert robot.machine.is_latched
-    robot.machine.fire(Event.EMERGENCY_STOP)
-    assert (robot.machine.state, robot.machine.mode) == (State.ENDING, "emergency")
+    robot.machine.fire(NodeEvent.EMERGENCY_STOP)
+    assert (robot.machine.state, robot.machine.mode) == (NodeState.ENDING, "emergency")
     assert robot.told == []
-    robot.machine.fire(Event.RELEASED, "off")
+    robot.machine.fire(NodeEvent.RELEASED, "off")
     assert (robot.machine.mode, robot.machine.is_latched, robot.told) == (
         "stopped",
         False,
@@ -99,31 +99,31 @@ def test_an_end_after_a_press_is_shown_as_an_emergency_until_it_is_over():
 
 
 def test_an_end_without_a_press_is_no_emergency():
-    robot = Robot(*RUN, Event.STOP)
+    robot = Robot(*RUN, NodeEvent.STOP)
     assert (robot.machine.mode, robot.machine.is_latched) == ("stopped", False)
 
 
 def test_a_stop_that_is_cleared_is_not_latched():
-    robot = Robot(*RUN, Event.EMERGENCY_STOP, unfreeze=State.PAUSED)
-    robot.machine.fire(Event.CLEAR_STOP)
-    assert (robot.machine.state, robot.machine.is_latched) == (State.PAUSED, False)
-    robot.machine.fire(Event.NOBODY_LEFT)
+    robot = Robot(*RUN, NodeEvent.EMERGENCY_STOP, unfreeze=NodeState.PAUSED)
+    robot.machine.fire(NodeEvent.CLEAR_STOP)
+    assert (robot.machine.state, robot.machine.is_latched) == (NodeState.PAUSED, False)
+    robot.machine.fire(NodeEvent.NOBODY_LEFT)
     assert robot.machine.mode == "stopped"
 
 
-@pytest.mark.parametrize("event", list(Event))
+@pytest.mark.parametrize("event", list(NodeEvent))
 def test_only_the_last_events_end_the_process(event):
     robot = Robot(*RUN)
     robot.machine.fire(event)
     assert robot.machine.must_end is (event in LAST_EVENTS)
-    assert {Event.NOBODY_LEFT, *LOSSES} == set(LAST_EVENTS)
+    assert {NodeEvent.NOBODY_LEFT, *LOSSES} == set(LAST_EVENTS)
 
 
-@pytest.mark.parametrize("event", list(Event))
+@pytest.mark.parametrize("event", list(NodeEvent))
 def test_only_a_fault_or_a_loss_is_a_failure(event):
     robot = Robot(*RUN)
     robot.machine.fire(event)
-    assert robot.machine.has_failed is (event in (Event.FAULT, Event.LINE_GONE, Event.CUT_OFF))
+    assert robot.machine.has_failed is (event in (NodeEvent.FAULT, NodeEvent.LINE_GONE, NodeEvent.CUT_OFF))
 
 
 @pytest.mark.parametrize("event", LOSSES)
@@ -135,53 +135,53 @@ def test_a_lost_line_is_a_failure_even_of_an_arm_without_torque(event):
 
 
 def test_a_fault_that_worsens_an_end_is_a_failure():
-    robot = Robot(*RUN, Event.STOP)
-    robot.machine.fire(Event.FAULT)
+    robot = Robot(*RUN, NodeEvent.STOP)
+    robot.machine.fire(NodeEvent.FAULT)
     assert [deed for deed, _, _ in robot.did] == ["worsen"]
     assert robot.machine.has_failed
 
 
 def test_a_failure_stays_one_until_the_next_start():
-    robot = Robot(*RUN, Event.FAULT)
-    robot.machine.fire(Event.RELEASED)
+    robot = Robot(*RUN, NodeEvent.FAULT)
+    robot.machine.fire(NodeEvent.RELEASED)
     assert robot.machine.has_failed
     assert robot.machine.is_over
-    robot.machine.fire(Event.START)
+    robot.machine.fire(NodeEvent.START)
     assert not robot.machine.has_failed
     assert not robot.machine.is_over
 
 
 def test_an_end_that_must_come_is_over_only_at_rest():
-    for state in State:
+    for state in NodeState:
         machine = Robot().machine
         machine._state, machine._must_end = state, True
-        assert machine.is_over is (state in (State.IDLE, State.STOPPED, State.PARKED))
+        assert machine.is_over is (state in (NodeState.IDLE, NodeState.STOPPED, NodeState.PARKED))
         machine._must_end = False
         assert not machine.is_over
 
 
 def test_nothing_starts_once_nobody_is_left_not_even_where_it_would_be_refused_anyway():
-    robot = Robot(*RUN, Event.NOBODY_LEFT)
-    assert robot.machine.fire(Event.START) == "the robot's processes are ending"
+    robot = Robot(*RUN, NodeEvent.NOBODY_LEFT)
+    assert robot.machine.fire(NodeEvent.START) == "the robot's processes are ending"
     assert robot.did == []
 
 
 def test_another_reason_for_the_same_state():
-    robot = Robot(*RUN, Event.STALLED)
+    robot = Robot(*RUN, NodeEvent.STALLED)
     robot.machine.rename("no chunk for 3 s")
     assert robot.machine.reason == "no chunk for 3 s"
     assert robot.told == []
 
 
 def test_under_way_is_where_somebody_may_move_the_arm():
-    assert UNDER_WAY == (State.RUNNING, State.HOLDING, State.PAUSED, State.HOMING)
-    assert Cell() == STAY == Cell("", None, "")
+    assert UNDER_WAY == (NodeState.RUNNING, NodeState.HOLDING, NodeState.PAUSED, NodeState.HOMING)
+    assert Transition() == STAY == Transition("", None, "")
 
 
 def test_the_table_is_drawn_with_a_row_per_event():
     lines = draw().splitlines()
-    assert len(lines) == 2 + len(Event)
-    assert lines[1] == "| --- " * (1 + len(State)) + "|"
+    assert len(lines) == 2 + len(NodeEvent)
+    assert lines[1] == "| --- " * (1 + len(NodeState)) + "|"
     row = next(line for line in lines if line.startswith("| **stop**"))
     assert row.split(" | ")[1:3] == ["→ stopped", "come to rest → ending"]
-    assert TABLE[Event.STOP][State.ENDING] is STAY
+    assert TABLE[NodeEvent.STOP][NodeState.ENDING] is STAY

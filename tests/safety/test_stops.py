@@ -7,7 +7,7 @@ from deeds_kit import Loop, chunk_is_there, parked
 from edgevla.clock import NS_PER_S
 from edgevla.robots.commands import FROZEN, TERMINATED_GRACE_NS
 from edgevla.robots.links import RELEASED, STOPPING
-from edgevla.robots.modes import Event, State
+from edgevla.robots.modes import NodeEvent, NodeState
 
 # -- emergency -----------------------------------------------------------------------------------------------
 
@@ -16,18 +16,18 @@ def test_the_first_press_freezes_and_the_second_after_a_pause_lets_go():
     loop = Loop().start()
     chunk_is_there(loop)
     assert loop.press() == ""
-    assert (loop.state, loop.did()) == (State.EMERGENCY, ["freeze"])
+    assert (loop.state, loop.did()) == (NodeState.EMERGENCY, ["freeze"])
     assert loop.commands.machine.reason == FROZEN
     assert not loop.commands.rollout._has_flowed
     assert loop.commands.lease == STOPPING
     loop.after(0.1).commands.emergency_stop()
-    assert (loop.state, loop.commands.n_emergencies) == (State.EMERGENCY, 1), "a key held down"
+    assert (loop.state, loop.commands.n_emergencies) == (NodeState.EMERGENCY, 1), "a key held down"
     loop.press()
-    assert (loop.state, loop.commands.n_emergencies) == (State.ENDING, 2)
+    assert (loop.state, loop.commands.n_emergencies) == (NodeState.ENDING, 2)
     assert loop.commands.ending.kind == "release"
     assert loop.commands.machine.reason == "released by the second emergency stop"
     loop.commands.step_ending()
-    assert (loop.did(), loop.state, loop.commands.lease) == (["off"], State.STOPPED, RELEASED)
+    assert (loop.did(), loop.state, loop.commands.lease) == (["off"], NodeState.STOPPED, RELEASED)
 
 
 def test_a_press_by_command_counts_as_one_by_signal():
@@ -42,15 +42,15 @@ def test_a_press_by_command_counts_as_one_by_signal():
 def test_a_press_without_torque_latches_and_the_second_has_nothing_to_let_go():
     loop = Loop()
     loop.press()
-    assert loop.state is State.EMERGENCY
+    assert loop.state is NodeState.EMERGENCY
     loop.press()
-    assert loop.state is State.STOPPED
+    assert loop.state is NodeState.STOPPED
     assert loop.commands.ending is None
 
 
 @pytest.mark.parametrize(
     ("torque", "reduced", "state"),
-    [(False, False, State.IDLE), (True, False, State.PAUSED), (True, True, State.PARKED)],
+    [(False, False, NodeState.IDLE), (True, False, NodeState.PAUSED), (True, True, NodeState.PARKED)],
 )
 def test_a_cleared_stop_goes_back_to_where_the_arm_is(torque, reduced, state):
     loop = Loop().start()
@@ -59,7 +59,7 @@ def test_a_cleared_stop_goes_back_to_where_the_arm_is(torque, reduced, state):
     assert loop.obey("clear_stop") == (True, "")
     assert loop.state is state
     loop.press()
-    assert loop.state is State.EMERGENCY, "a first press again"
+    assert loop.state is NodeState.EMERGENCY, "a first press again"
     assert loop.commands._presses.n == 1
 
 
@@ -68,7 +68,7 @@ def test_a_press_on_the_way_to_rest_stops_the_arm_there_with_full_torque():
     loop.obey("stop")
     assert loop.commands.ending.kind == "rest"
     loop.press()
-    assert (loop.state, loop.did(), loop.commands.ending) == (State.EMERGENCY, ["freeze", 1.0], None)
+    assert (loop.state, loop.did(), loop.commands.ending) == (NodeState.EMERGENCY, ["freeze", 1.0], None)
 
 
 def test_a_press_on_the_way_to_rest_with_nobody_left_is_a_faults_end():
@@ -76,7 +76,7 @@ def test_a_press_on_the_way_to_rest_with_nobody_left_is_a_faults_end():
     loop.obey("stop")
     loop.commands.hear("supervisor_gone")
     loop.press()
-    assert (loop.state, loop.commands.ending.kind) == (State.ENDING, "fault")
+    assert (loop.state, loop.commands.ending.kind) == (NodeState.ENDING, "fault")
     assert loop.did() == ["freeze", 1.0]
 
 
@@ -97,7 +97,7 @@ def test_a_press_during_an_end_that_is_latched_lets_go():
 def test_a_fault_freezes_holds_and_lowers():
     loop = Loop().start()
     loop.commands.fail("it is hot")
-    assert (loop.did(), loop.commands.ending.kind, loop.state) == (["freeze"], "fault", State.ENDING)
+    assert (loop.did(), loop.commands.ending.kind, loop.state) == (["freeze"], "fault", NodeState.ENDING)
     assert loop.commands.machine.has_failed
     loop.finish()
     assert loop.arm.did[-1] == "off"
@@ -111,7 +111,7 @@ def test_a_fault_without_torque_or_of_a_parked_arm_is_nobodys():
     assert not loop.commands.machine.has_failed
     loop = parked()
     loop.commands.fail("it is hot")
-    assert loop.state is State.PARKED
+    assert loop.state is NodeState.PARKED
 
 
 def test_a_fault_on_the_way_to_rest_ends_it_there_and_any_other_end_goes_on():
@@ -129,7 +129,7 @@ def test_a_line_that_goes_while_another_is_left_lowers_the_arm():
     loop = Loop().start()
     loop.commands.line_gone("left arm: unplugged")
     assert loop.told("bus_gone") == [("stop", "left arm: unplugged")]
-    assert (loop.state, loop.commands.ending.kind) == (State.ENDING, "fault")
+    assert (loop.state, loop.commands.ending.kind) == (NodeState.ENDING, "fault")
     assert loop.commands.machine.reason == "left arm: unplugged"
 
 
@@ -138,7 +138,7 @@ def test_the_last_line_that_goes_ends_the_run_and_names_what_may_have_torque():
     loop.arm.robot.is_cut_off, loop.arm.unreached = True, ["elbow", "wrist"]
     loop.obey("stop")
     loop.commands.line_gone("unplugged")
-    assert (loop.state, loop.commands.ending, loop.leases[-1]) == (State.STOPPED, None, STOPPING)
+    assert (loop.state, loop.commands.ending, loop.leases[-1]) == (NodeState.STOPPED, None, STOPPING)
     assert loop.commands.is_over
     assert "elbow, wrist" in loop.told("torque_unconfirmed")[0][1]
     assert loop.told("torque_unconfirmed")[0][0] == "error"
@@ -181,7 +181,7 @@ def test_an_arm_that_nobody_looks_after_is_lowered(signal, words):
     loop = Loop().start()
     loop.commands.hear(signal)
     assert loop.told(signal) == [("stop", f"{words}; the arm is held, lowered and released")]
-    assert (loop.state, loop.commands.ending.kind, loop.did()) == (State.ENDING, "fault", ["freeze"])
+    assert (loop.state, loop.commands.ending.kind, loop.did()) == (NodeState.ENDING, "fault", ["freeze"])
     assert loop.commands.machine.reason == words
 
 
@@ -203,13 +203,13 @@ def test_without_torque_the_process_ends_in_silence():
 def test_a_supervisor_has_three_seconds_to_begin_the_end_in_order():
     loop = Loop().start()
     loop.commands.hear("terminated")
-    assert loop.state is State.RUNNING
+    assert loop.state is NodeState.RUNNING
     loop.clock.advance(TERMINATED_GRACE_NS - 1)
     loop.commands.wait_for_supervisor()
-    assert loop.state is State.RUNNING
+    assert loop.state is NodeState.RUNNING
     loop.clock.advance(1)
     loop.commands.wait_for_supervisor()
-    assert loop.state is State.ENDING
+    assert loop.state is NodeState.ENDING
     assert loop.told("terminated")[0][1].startswith("asked to terminate")
     assert TERMINATED_GRACE_NS == 3 * NS_PER_S
     events = len(loop.events)
@@ -232,7 +232,7 @@ def test_whoever_terminates_twice_is_obeyed_at_once():
     loop = Loop().start()
     loop.commands.hear("terminated")
     loop.commands.hear("terminated")
-    assert loop.state is State.ENDING
+    assert loop.state is NodeState.ENDING
 
 
 def test_an_arm_that_is_held_has_torque_and_is_not_parked():
@@ -253,7 +253,7 @@ def test_an_emergency_without_torque_is_over_when_nobody_is_left():
 
 def test_what_a_person_should_see_is_a_warning():
     loop = Loop().start()
-    loop.commands.machine.fire(Event.STALLED, "no chunk")
+    loop.commands.machine.fire(NodeEvent.STALLED, "no chunk")
     assert loop.told("mode_holding") == [("warning", "holding: no chunk")]
     loop.press()
     assert loop.told("mode_emergency")[0][0] == "warning"

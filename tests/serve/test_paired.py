@@ -19,7 +19,7 @@ from edgevla.nodes.vitals import rss_bytes
 from edgevla.runner import BundlePolicy
 from edgevla.serve import gate as gate_module
 from edgevla.serve.authority import Authority, introduced
-from edgevla.serve.gate import Rates
+from edgevla.serve.gate import Allowances
 from edgevla.serve.keys import KeyPair, machine_keys
 from edgevla.serve.paired import keep, place_of, revoke
 from edgevla.serve.transport import Address, address, as_robot, as_server
@@ -275,7 +275,7 @@ def test_a_robot_that_fills_its_queue_and_hangs_up_does_not_end_the_server():
 
 
 def test_allowances_fill_up_with_time_and_are_forgotten_in_turn():
-    rates = Rates(per_s=2, at_once=3)
+    rates = Allowances(per_s=2, at_once=3)
     assert [rates.allows("a", 0) for _ in range(4)] == [True, True, True, False]
     assert rates.allows("b", 0)
     assert [rates.allows("a", 500_000_000) for _ in range(2)] == [True, False]

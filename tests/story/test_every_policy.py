@@ -24,7 +24,7 @@ from edgevla.errors import WireError
 from edgevla.flight.reader import entries
 from edgevla.robots.profile import load_profile
 from edgevla.robots.trials.contest import one
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.robots.trials.real_time import find_run
 from edgevla.session import endpoint, read_deployment
 from edgevla.simulated import TASKS
@@ -46,7 +46,7 @@ OTHER_TASK = "leave the cube alone"
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demonstrations, and one backbone of each kind."""
     root = tmp_path_factory.mktemp("every")
-    demonstrate(root / "data", Plan("follow_cube", 2, n_steps=40))
+    demonstrate(root / "data", DemonstrationPlan("follow_cube", 2, n_steps=40))
     torch.manual_seed(0)
     for kind in set(BACKBONES.values()):
         write_tiny_backbone(root / kind, kind, width=32, depth=2)

@@ -12,7 +12,7 @@ import torch
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.robots.trials.contest import one
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.train.checkpoint import load_policy, save_policy
 from edgevla.train.policies import ALIASES, POLICIES, Places, config_class, policy_class
 
@@ -31,7 +31,7 @@ def test_a_toy_policy_goes_through_every_verb(
 ) -> None:
     """One file, one line in the table, one recipe: the example's."""
     monkeypatch.setitem(POLICIES, "toy", Places("own_policy:Toy", "own_policy:ToyConfig"))
-    demonstrate(tmp_path / "data", Plan("follow_cube", 2, n_steps=30))
+    demonstrate(tmp_path / "data", DemonstrationPlan("follow_cube", 2, n_steps=30))
     run, bundle = tmp_path / "run", tmp_path / "run" / "bundle"
     words = train_words("toy", tmp_path / "data", run, None, "--recipe", str(tmp_path / "run.toml"))
     assert own_policy.main(str(tmp_path / "data"), str(run), *words[7:], "--steps", "6") == 0
@@ -61,7 +61,7 @@ def test_what_the_toy_cannot_do_is_said_of_it(
 ) -> None:
     monkeypatch.setitem(POLICIES, "toy", Places("own_policy:Toy", "own_policy:ToyConfig"))
     (tmp_path / "toy.toml").write_text(own_policy.RECIPE)
-    demonstrate(tmp_path / "data", Plan("follow_cube", 1, n_steps=10))
+    demonstrate(tmp_path / "data", DemonstrationPlan("follow_cube", 1, n_steps=10))
     words = train_words("toy", tmp_path / "data", tmp_path / "run", None, "--steps", "1")
     words += ["--recipe", str(tmp_path / "toy.toml")]
     for more, said in (

@@ -18,7 +18,7 @@ from edgevla.cli import main
 from edgevla.errors import UsageError
 from edgevla.launch.deployment import DeployOptions, chosen_execution
 from edgevla.manifest import Manifest
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.runner import BundlePolicy
 from edgevla.seam_methods import seam_words
 from edgevla.train.checkpoint import load_policy
@@ -39,7 +39,7 @@ QUICK += ["--no-tensorboard"]
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demonstrations, a teacher, its student after a resumed second phase, and the student's bundle."""
     root = tmp_path_factory.mktemp("snapflow")
-    demonstrate(root / "data", Plan("follow_cube", 1, n_steps=20))
+    demonstrate(root / "data", DemonstrationPlan("follow_cube", 1, n_steps=20))
     torch.manual_seed(0)
     write_tiny_backbone(root / "vlm", BACKBONES[POLICY], width=16, depth=2)
     settings = [f"chunk_size={CHUNK}", f"n_action_steps={CHUNK}", f"future_state_max_offset={OFFSET}"]

@@ -15,7 +15,7 @@ from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.errors import BundleError
 from edgevla.predictor import RtcInputs
-from edgevla.robots.trials.demonstrate import Plan, demonstrate
+from edgevla.robots.trials.demonstrate import DemonstrationPlan, demonstrate
 from edgevla.runner import BundlePolicy
 from edgevla.train.checkpoint import load_policy
 from edgevla.train.tiny import write_tiny_backbone
@@ -33,7 +33,7 @@ POLICY, LONGEST, CHUNK = "smolvla", 3, 8
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demonstrations, a backbone, a run that was resumed, and its bundle."""
     root = tmp_path_factory.mktemp("trained")
-    demonstrate(root / "data", Plan("follow_cube", 1, n_steps=20))
+    demonstrate(root / "data", DemonstrationPlan("follow_cube", 1, n_steps=20))
     torch.manual_seed(0)
     write_tiny_backbone(root / "vlm", BACKBONES[POLICY], width=16, depth=2)
     settings = [f"rtc_training_max_delay={LONGEST}", f"chunk_size={CHUNK}", f"n_action_steps={CHUNK}"]

@@ -14,7 +14,7 @@ import torch
 from edgevla.checkpoints import find_checkpoint
 from edgevla.errors import EdgeVLAError
 from edgevla.train.config import SchedulerConfig
-from edgevla.train.loop import Outcome, evaluate, save, train
+from edgevla.train.loop import TrainingOutcome, evaluate, save, train
 from edgevla.train.progress import TrainingLog, draw_curves, duration, read_metrics, smooth
 from edgevla.train.state import load_training_state, seed_everything
 
@@ -25,7 +25,7 @@ def weights(run: Path, step: int = 20) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"{step:06d}" / "pretrained_model" / "model.safetensors")
 
 
-def resume(toy: Any, run: Path, config: Any = None, data: Any = None) -> Outcome:
+def resume(toy: Any, run: Path, config: Any = None, data: Any = None) -> TrainingOutcome:
     """What the command line does: a fresh process' objects, then everything from the checkpoint."""
     seed_everything(999)
     checkpoint = find_checkpoint(run)
@@ -48,7 +48,7 @@ def test_ten_steps_and_ten_resumed_are_twenty_straight_to_the_bit(
     train(toy.job(tmp_path / "parts", config))
     for name in ("000020", "last"):
         os.system(f"rm -r {tmp_path}/parts/checkpoints/{name}")
-    assert resume(toy, tmp_path / "parts", config) == Outcome(20, None)
+    assert resume(toy, tmp_path / "parts", config) == TrainingOutcome(20, None)
     straight, parts = weights(tmp_path / "straight"), weights(tmp_path / "parts")
     assert straight.keys() == parts.keys()
     for name, tensor in straight.items():
@@ -96,10 +96,10 @@ def test_a_signal_finishes_the_step_and_saves_it(toy: Any, number: signal.Signal
                 os.kill(os.getpid(), number)
             return super().batch(i)
 
-    assert train(toy.job(tmp_path, data=Interrupting())) == Outcome(7, number)
+    assert train(toy.job(tmp_path, data=Interrupting())) == TrainingOutcome(7, number)
     assert find_checkpoint(tmp_path).name == "000007"
     assert signal.getsignal(number) is before
-    assert resume(toy, tmp_path) == Outcome(20, None)
+    assert resume(toy, tmp_path) == TrainingOutcome(20, None)
     train(toy.job(tmp_path / "straight"))
     assert torch.equal(
         weights(tmp_path)["model.first.weight"], weights(tmp_path / "straight")["model.first.weight"]

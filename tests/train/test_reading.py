@@ -18,7 +18,7 @@ import small_sets as small
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.dataset.facts import read_facts
-from edgevla.dataset.reading import Reading
+from edgevla.dataset.reading import DatasetReading
 from edgevla.train.checkpoint import load_policy
 
 TINY = (
@@ -245,7 +245,7 @@ def test_subtasks_are_the_text_of_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     facts = read_facts(pretrained(tmp_path / "run"))
     assert facts is not None
     assert facts.tasks == ["reach", "grasp", "task 1"]
-    assert facts.reading == Reading(task_from="subtask")
+    assert facts.reading == DatasetReading(task_from="subtask")
     data = json.loads((pretrained(tmp_path / "run") / "edgevla.json").read_text())
     assert data["reading"] == {"task_from": "subtask"}
     assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "2"]) == 0

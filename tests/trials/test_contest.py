@@ -13,12 +13,12 @@ from deployment_kit import make_bundle
 
 from edgevla.evaluation.seams import seams
 from edgevla.robots.profile import load_profile
-from edgevla.robots.trials.contest import ARRIVED_SHARE, STOPPED, Contestant, Played, one
+from edgevla.robots.trials.contest import ARRIVED_SHARE, STOPPED, Competitor, Played, one
 from edgevla.simulated import TASKS
 from edgevla.types import Observation
 
 
-class Watched(Contestant):
+class Watched(Competitor):
     """Keeps all that its policy saw."""
 
     def __init__(self, *args: Any) -> None:
@@ -74,12 +74,12 @@ def test_whoever_plays_first_an_episode_is_the_same(bundle: Path, short: None) -
 
 
 def test_an_arm_that_stops_itself_has_not_succeeded(bundle: Path, short: None) -> None:
-    class Hurt(Contestant):
+    class Hurt(Competitor):
         def _begin(self, loop: Any, world: Any, episode: int) -> None:
-            from edgevla.robots.emulator.faults import Fault
+            from edgevla.robots.emulator.faults import InjectedFault
 
             super()._begin(loop, world, episode)
-            loop.arm.apply(Fault("unplug"))
+            loop.arm.apply(InjectedFault("unplug"))
 
     played = one(bundle, "follow_cube", make=Hurt).play(0)
     assert played.stopped

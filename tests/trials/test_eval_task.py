@@ -377,16 +377,16 @@ def test_ctrl_c_keeps_what_is_done(
     short: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from edgevla.evaluation.episodes import Journal
+    from edgevla.evaluation.episodes import EpisodeJournal
 
-    add = Journal.add
+    add = EpisodeJournal.add
 
-    def pressed(self: Journal, episode: Any) -> None:
+    def pressed(self: EpisodeJournal, episode: Any) -> None:
         add(self, episode)
         if len(self.done) == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Journal, "add", pressed)
+    monkeypatch.setattr(EpisodeJournal, "add", pressed)
     code, out, _ = evaluate(bundle, "--episodes", 5, "--expect", 0)
     assert code == 130
     assert "ended early (interrupted)" in out

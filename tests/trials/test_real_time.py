@@ -14,8 +14,7 @@ import pytest
 import zmq
 
 from edgevla.clock import NS_PER_MS, VirtualClock
-from edgevla.messages import Ack, BeginEpisode, Judged
-from edgevla.messages import World as Scene
+from edgevla.messages import Ack, BeginEpisode, Judged, World
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.emulator.server import WorldLink
 from edgevla.robots.profile import load_profile
@@ -36,11 +35,11 @@ def test_the_emulator_begins_an_episode_when_asked_and_says_once_what_it_came_to
     link = WorldLink(EmulatedRobot(load_profile("so101"), clock, world=world), session)
     ctx = zmq.Context()
     inbox = Inbox(
-        ctx, {Judged: (endpoint(folder, "emulator"), 32), Scene: (endpoint(folder, "emulator"), 2)}, session
+        ctx, {Judged: (endpoint(folder, "emulator"), 32), World: (endpoint(folder, "emulator"), 2)}, session
     )
     dealer = Dealer(ctx, endpoint(folder, "emulator", "fault"), session, "test")
     try:
-        while inbox.newest(Scene) is None:  # until it is heard
+        while inbox.newest(World) is None:  # until it is heard
             clock.sleep_until(clock.now_ns() + 20 * NS_PER_MS)
             link.turn(clock.now_ns())
             inbox.wait(0.05)

@@ -96,7 +96,7 @@ def group_norm(channels: int) -> nn.Module:
     return nn.GroupNorm(channels // 16, channels)
 
 
-class Block(nn.Module):
+class ResNetBlock(nn.Module):
     """Basic block (two 3x3) or bottleneck (1x1, 3x3, 1x1); the second convolution of a bottleneck carries the stride."""
 
     def __init__(
@@ -152,10 +152,11 @@ class ResNet(nn.Module):
             is_dilated = dilate_last and i == 3
             stride = 1 if i == 0 or is_dilated else 2
             # As torchvision: the first block of a dilated stage keeps the dilation of the stage before it.
-            blocks = [Block(n_in, width, n_out, stride, 1, shape.is_bottleneck, norm)]
+            blocks = [ResNetBlock(n_in, width, n_out, stride, 1, shape.is_bottleneck, norm)]
             dilation = 2 if is_dilated else 1
             blocks += [
-                Block(n_out, width, n_out, 1, dilation, shape.is_bottleneck, norm) for _ in range(1, n_blocks)
+                ResNetBlock(n_out, width, n_out, 1, dilation, shape.is_bottleneck, norm)
+                for _ in range(1, n_blocks)
             ]
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
             n_in = n_out

@@ -325,7 +325,7 @@ class Act(Policy):
         }
 
 
-class Layer(nn.Module):
+class ActLayer(nn.Module):
     """What encoder and decoder layers share: the feed-forward block, dropout, and where the norms stand."""
 
     norm1: nn.Module
@@ -356,7 +356,7 @@ class Layer(nn.Module):
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
-class EncoderLayer(Layer):
+class EncoderLayer(ActLayer):
     def __init__(self, config: ActConfig) -> None:
         super().__init__(config, 2)
         self.self_attn = MultiheadAttention(config.dim_model, config.n_heads, config.dropout)
@@ -379,7 +379,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
-class DecoderLayer(Layer):
+class DecoderLayer(ActLayer):
     def __init__(self, config: ActConfig) -> None:
         super().__init__(config, 3)
         self.self_attn = MultiheadAttention(config.dim_model, config.n_heads, config.dropout)

@@ -22,7 +22,7 @@ from edgevla.execution.strategies import drawn_by
 from edgevla.launch.children import Child
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.served import source_of
-from edgevla.launch.sources import Run, delivered
+from edgevla.launch.sources import SupervisorLike, delivered
 from edgevla.launch.supervisor import Supervisor
 from edgevla.wire import CommandClient, endpoint
 
@@ -34,9 +34,9 @@ HIDDEN = "two policies in hidden order"
 
 
 class Quiet:
-    """A `Run` for a policy whose name is hidden: good news is not said, warnings are, without the name."""
+    """A `SupervisorLike` for a policy whose name is hidden: good news is not said, warnings are, without the name."""
 
-    def __init__(self, run: Run, options: DeployOptions, names: Sequence[str]) -> None:
+    def __init__(self, run: SupervisorLike, options: DeployOptions, names: Sequence[str]) -> None:
         self.options, self.folder = options, run.folder
         self._run, self._names = run, names
 
@@ -92,11 +92,11 @@ class Contestants:
         self.execution: Execution = self.sources[first].execution
         self._check_rate()
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: SupervisorLike) -> None:
         for k, source in enumerate(self.sources):
             source.prepare(self.quiet(run, k))
 
-    def fit(self, run: Run) -> list[CameraSettings]:
+    def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         merged: dict[str, CameraSettings] = {}
         for k, source in enumerate(self.sources):
             for camera in source.fit(self.quiet(run, k)):
@@ -105,17 +105,17 @@ class Contestants:
         write_robot(robot, run.folder / "robot.json")
         return list(merged.values())
 
-    def start(self, run: Run) -> float:
+    def start(self, run: SupervisorLike) -> float:
         return self.sources[self.current].start(self.quiet(run, self.current))
 
-    def start_arguments(self, run: Run, latency_ms: float) -> Start:
+    def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         """Of the current policy; the arm is held until it is told to move."""
         source = self.sources[self.current]
         arguments = source.start_arguments(self.quiet(run, self.current), latency_ms)
         self.execution = source.execution
         return replace(arguments, is_held=True)
 
-    def quiet(self, run: Run, policy: int) -> Quiet:
+    def quiet(self, run: SupervisorLike, policy: int) -> Quiet:
         """The run as one policy's source sees it: its own options, and names kept back."""
         return Quiet(run, self._options[policy], self.hidden)
 
@@ -151,7 +151,7 @@ def _joined(a: CameraSettings, b: CameraSettings) -> CameraSettings:
     return replace(a, fps=max(a.fps, b.fps))
 
 
-class Loader:
+class PolicyLoader:
     """Brings the wanted policy into the running deployment, step by step; nothing here waits."""
 
     def __init__(self, supervisor: Supervisor, contestants: Contestants) -> None:

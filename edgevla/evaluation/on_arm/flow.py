@@ -23,7 +23,7 @@ from enum import Enum
 from edgevla.errors import EdgeVLAError
 
 
-class State(str, Enum):
+class FlowState(str, Enum):
     """WAITING: the arm moves home, a policy is loaded. READY: the person resets the scene. ASKING: the episode is over,
     the arm holds where it is. CORRECTING: the last verdict is looked at again. HALTED: held between two places."""
 
@@ -39,7 +39,7 @@ class State(str, Enum):
     OVER = "over"
 
 
-class Event(str, Enum):
+class FlowEvent(str, Enum):
     """The first nine are keys; then what the arm, its processes and the clock have to say."""
 
     GO = "Enter"
@@ -63,45 +63,45 @@ class Event(str, Enum):
 
 
 KEYS = (
-    Event.GO,
-    Event.HOLD,
-    Event.SUCCESS,
-    Event.FAILURE,
-    Event.UNDO,
-    Event.AGAIN,
-    Event.QUIT,
-    Event.STOP,
-    Event.CLEAR,
+    FlowEvent.GO,
+    FlowEvent.HOLD,
+    FlowEvent.SUCCESS,
+    FlowEvent.FAILURE,
+    FlowEvent.UNDO,
+    FlowEvent.AGAIN,
+    FlowEvent.QUIT,
+    FlowEvent.STOP,
+    FlowEvent.CLEAR,
 )
 
 
 @dataclass(frozen=True)
-class Cell:
+class FlowTransition:
     """deeds: done in this order. to: None stays. refusal: why not, and nothing else. repeats: the same event is then
     judged in the new state."""
 
     deeds: tuple[str, ...] = ()
-    to: State | None = None
+    to: FlowState | None = None
     refusal: str = ""
     repeats: bool = False
 
 
-def _no(words: str) -> Cell:
-    return Cell(refusal=words)
+def _no(words: str) -> FlowTransition:
+    return FlowTransition(refusal=words)
 
 
-STAY = Cell()
+STAY = FlowTransition()
 NO_EPISODE = "no episode waits for a verdict; u takes the last one back"
-_LEAVE = Cell(("leave",), State.OVER)
-_HALT = Cell(("halt",), State.ASKING)
-_JUDGE_AT_ONCE = Cell(("halt",), State.ASKING, repeats=True)
-_VOID = Cell(("halt", "void", "go_home"), State.WAITING)
-_ABORT = Cell(("void", "leave"), State.OVER)
-_FREEZE = Cell(("freeze",), State.FROZEN)
-_FREEZE_EPISODE = Cell(("freeze", "void"), State.FROZEN)
-_REST_OF_HOME = Cell(("halt",), State.HALTED)
-_LOST = Cell(to=State.GONE)
-_CORRECT = Cell(("look_back",), State.CORRECTING)
+_LEAVE = FlowTransition(("leave",), FlowState.OVER)
+_HALT = FlowTransition(("halt",), FlowState.ASKING)
+_JUDGE_AT_ONCE = FlowTransition(("halt",), FlowState.ASKING, repeats=True)
+_VOID = FlowTransition(("halt", "void", "go_home"), FlowState.WAITING)
+_ABORT = FlowTransition(("void", "leave"), FlowState.OVER)
+_FREEZE = FlowTransition(("freeze",), FlowState.FROZEN)
+_FREEZE_EPISODE = FlowTransition(("freeze", "void"), FlowState.FROZEN)
+_REST_OF_HOME = FlowTransition(("halt",), FlowState.HALTED)
+_LOST = FlowTransition(to=FlowState.GONE)
+_CORRECT = FlowTransition(("look_back",), FlowState.CORRECTING)
 _FROZEN = _no("the emergency stop is latched: ctrl+r clears it, e lets the arm go, q ends")
 _HALTED = _no("the arm holds where it is; Enter moves it home, q ends")
 _GONE = _no("the deployment has ended; Enter starts it again, q ends")
@@ -110,110 +110,110 @@ _SAY_WHAT = _no("s or f: the verdict that is right, r: run it again, u: leave it
 WAIT = "wait"
 """A refusal whose reason changes: what is waited for."""
 
-TABLE: dict[State, dict[Event, Cell]] = {
-    State.WAITING: {
-        Event.GO: _no(WAIT),
-        Event.HOLD: _REST_OF_HOME,
-        Event.SUCCESS: _no(NO_EPISODE),
-        Event.FAILURE: _no(NO_EPISODE),
-        Event.UNDO: _CORRECT,
-        Event.AGAIN: _no("r runs an episode again after u"),
-        Event.QUIT: _LEAVE,
-        Event.STOP: _FREEZE,
-        Event.SETTLED: Cell(to=State.READY),
-        Event.ALL_JUDGED: Cell(to=State.FINISHED),
-        Event.FROZE: Cell(to=State.FROZEN),
-        Event.LOST: _LOST,
+TABLE: dict[FlowState, dict[FlowEvent, FlowTransition]] = {
+    FlowState.WAITING: {
+        FlowEvent.GO: _no(WAIT),
+        FlowEvent.HOLD: _REST_OF_HOME,
+        FlowEvent.SUCCESS: _no(NO_EPISODE),
+        FlowEvent.FAILURE: _no(NO_EPISODE),
+        FlowEvent.UNDO: _CORRECT,
+        FlowEvent.AGAIN: _no("r runs an episode again after u"),
+        FlowEvent.QUIT: _LEAVE,
+        FlowEvent.STOP: _FREEZE,
+        FlowEvent.SETTLED: FlowTransition(to=FlowState.READY),
+        FlowEvent.ALL_JUDGED: FlowTransition(to=FlowState.FINISHED),
+        FlowEvent.FROZE: FlowTransition(to=FlowState.FROZEN),
+        FlowEvent.LOST: _LOST,
     },
-    State.READY: {
-        Event.GO: Cell(("begin",), State.RUNNING),
-        Event.HOLD: _no("the arm holds at home already; Enter begins the episode"),
-        Event.SUCCESS: _no(NO_EPISODE),
-        Event.FAILURE: _no(NO_EPISODE),
-        Event.UNDO: _CORRECT,
-        Event.AGAIN: _no("r runs an episode again after u"),
-        Event.QUIT: _LEAVE,
-        Event.STOP: _FREEZE,
-        Event.UNSETTLED: Cell(to=State.WAITING),
-        Event.FROZE: Cell(to=State.FROZEN),
-        Event.LOST: _LOST,
+    FlowState.READY: {
+        FlowEvent.GO: FlowTransition(("begin",), FlowState.RUNNING),
+        FlowEvent.HOLD: _no("the arm holds at home already; Enter begins the episode"),
+        FlowEvent.SUCCESS: _no(NO_EPISODE),
+        FlowEvent.FAILURE: _no(NO_EPISODE),
+        FlowEvent.UNDO: _CORRECT,
+        FlowEvent.AGAIN: _no("r runs an episode again after u"),
+        FlowEvent.QUIT: _LEAVE,
+        FlowEvent.STOP: _FREEZE,
+        FlowEvent.UNSETTLED: FlowTransition(to=FlowState.WAITING),
+        FlowEvent.FROZE: FlowTransition(to=FlowState.FROZEN),
+        FlowEvent.LOST: _LOST,
     },
-    State.RUNNING: {
-        Event.GO: _HALT,
-        Event.HOLD: _HALT,
-        Event.SUCCESS: _JUDGE_AT_ONCE,
-        Event.FAILURE: _JUDGE_AT_ONCE,
-        Event.UNDO: _VOID,
-        Event.AGAIN: _no("the episode runs; u takes it back"),
-        Event.QUIT: _ABORT,
-        Event.STOP: _FREEZE_EPISODE,
-        Event.TIME_OVER: _HALT,
-        Event.SPOILT: _VOID,
-        Event.HELD: _HALT,
-        Event.FROZE: Cell(("void",), State.FROZEN),
-        Event.LOST: Cell(("void",), State.GONE),
+    FlowState.RUNNING: {
+        FlowEvent.GO: _HALT,
+        FlowEvent.HOLD: _HALT,
+        FlowEvent.SUCCESS: _JUDGE_AT_ONCE,
+        FlowEvent.FAILURE: _JUDGE_AT_ONCE,
+        FlowEvent.UNDO: _VOID,
+        FlowEvent.AGAIN: _no("the episode runs; u takes it back"),
+        FlowEvent.QUIT: _ABORT,
+        FlowEvent.STOP: _FREEZE_EPISODE,
+        FlowEvent.TIME_OVER: _HALT,
+        FlowEvent.SPOILT: _VOID,
+        FlowEvent.HELD: _HALT,
+        FlowEvent.FROZE: FlowTransition(("void",), FlowState.FROZEN),
+        FlowEvent.LOST: FlowTransition(("void",), FlowState.GONE),
     },
-    State.ASKING: {
-        Event.GO: _SAY,
-        Event.HOLD: _SAY,
-        Event.SUCCESS: Cell(("succeed", "go_home"), State.WAITING),
-        Event.FAILURE: Cell(("fail", "go_home"), State.WAITING),
-        Event.UNDO: Cell(("void", "go_home"), State.WAITING),
-        Event.AGAIN: _SAY,
-        Event.QUIT: _ABORT,
-        Event.STOP: _FREEZE_EPISODE,
-        Event.FROZE: Cell(("void",), State.FROZEN),
-        Event.LOST: Cell(("void",), State.GONE),
+    FlowState.ASKING: {
+        FlowEvent.GO: _SAY,
+        FlowEvent.HOLD: _SAY,
+        FlowEvent.SUCCESS: FlowTransition(("succeed", "go_home"), FlowState.WAITING),
+        FlowEvent.FAILURE: FlowTransition(("fail", "go_home"), FlowState.WAITING),
+        FlowEvent.UNDO: FlowTransition(("void", "go_home"), FlowState.WAITING),
+        FlowEvent.AGAIN: _SAY,
+        FlowEvent.QUIT: _ABORT,
+        FlowEvent.STOP: _FREEZE_EPISODE,
+        FlowEvent.FROZE: FlowTransition(("void",), FlowState.FROZEN),
+        FlowEvent.LOST: FlowTransition(("void",), FlowState.GONE),
     },
-    State.CORRECTING: {
-        Event.GO: _SAY_WHAT,
-        Event.HOLD: _REST_OF_HOME,
-        Event.SUCCESS: Cell(("correct_to_success",), State.WAITING),
-        Event.FAILURE: Cell(("correct_to_failure",), State.WAITING),
-        Event.UNDO: Cell(to=State.WAITING),
-        Event.AGAIN: Cell(("take_back",), State.WAITING),
-        Event.QUIT: _LEAVE,
-        Event.STOP: _FREEZE,
-        Event.FROZE: Cell(to=State.FROZEN),
-        Event.LOST: _LOST,
+    FlowState.CORRECTING: {
+        FlowEvent.GO: _SAY_WHAT,
+        FlowEvent.HOLD: _REST_OF_HOME,
+        FlowEvent.SUCCESS: FlowTransition(("correct_to_success",), FlowState.WAITING),
+        FlowEvent.FAILURE: FlowTransition(("correct_to_failure",), FlowState.WAITING),
+        FlowEvent.UNDO: FlowTransition(to=FlowState.WAITING),
+        FlowEvent.AGAIN: FlowTransition(("take_back",), FlowState.WAITING),
+        FlowEvent.QUIT: _LEAVE,
+        FlowEvent.STOP: _FREEZE,
+        FlowEvent.FROZE: FlowTransition(to=FlowState.FROZEN),
+        FlowEvent.LOST: _LOST,
     },
-    State.HALTED: {
+    FlowState.HALTED: {
         **dict.fromkeys(KEYS, _HALTED),
-        Event.GO: Cell(("go_home",), State.WAITING),
-        Event.QUIT: _LEAVE,
-        Event.STOP: _FREEZE,
-        Event.FROZE: Cell(to=State.FROZEN),
-        Event.LOST: _LOST,
+        FlowEvent.GO: FlowTransition(("go_home",), FlowState.WAITING),
+        FlowEvent.QUIT: _LEAVE,
+        FlowEvent.STOP: _FREEZE,
+        FlowEvent.FROZE: FlowTransition(to=FlowState.FROZEN),
+        FlowEvent.LOST: _LOST,
     },
-    State.FROZEN: {
+    FlowState.FROZEN: {
         **dict.fromkeys(KEYS, _FROZEN),
-        Event.CLEAR: Cell(("clear",), State.HALTED),
-        Event.QUIT: _LEAVE,
-        Event.STOP: Cell(("freeze",)),
-        Event.CLEARED: Cell(to=State.HALTED),
-        Event.HELD: Cell(to=State.HALTED),
-        Event.LOST: _LOST,
+        FlowEvent.CLEAR: FlowTransition(("clear",), FlowState.HALTED),
+        FlowEvent.QUIT: _LEAVE,
+        FlowEvent.STOP: FlowTransition(("freeze",)),
+        FlowEvent.CLEARED: FlowTransition(to=FlowState.HALTED),
+        FlowEvent.HELD: FlowTransition(to=FlowState.HALTED),
+        FlowEvent.LOST: _LOST,
     },
-    State.GONE: {
+    FlowState.GONE: {
         **dict.fromkeys(KEYS, _GONE),
-        Event.GO: Cell(("start_again",), State.WAITING),
-        Event.QUIT: _LEAVE,
+        FlowEvent.GO: FlowTransition(("start_again",), FlowState.WAITING),
+        FlowEvent.QUIT: _LEAVE,
     },
-    State.FINISHED: {
+    FlowState.FINISHED: {
         **dict.fromkeys(KEYS, _no("all episodes are judged; Enter ends, u takes the last verdict back")),
-        Event.GO: _LEAVE,
-        Event.UNDO: _CORRECT,
-        Event.QUIT: _LEAVE,
-        Event.STOP: _FREEZE,
-        Event.UNSETTLED: Cell(to=State.WAITING),
-        Event.FROZE: Cell(to=State.FROZEN),
-        Event.LOST: _LEAVE,
+        FlowEvent.GO: _LEAVE,
+        FlowEvent.UNDO: _CORRECT,
+        FlowEvent.QUIT: _LEAVE,
+        FlowEvent.STOP: _FREEZE,
+        FlowEvent.UNSETTLED: FlowTransition(to=FlowState.WAITING),
+        FlowEvent.FROZE: FlowTransition(to=FlowState.FROZEN),
+        FlowEvent.LOST: _LEAVE,
     },
-    State.OVER: dict.fromkeys(KEYS, _no("the evaluation ends")),
+    FlowState.OVER: dict.fromkeys(KEYS, _no("the evaluation ends")),
 }
 for _state, _row in TABLE.items():
-    if _state not in (State.FROZEN, State.OVER, State.GONE):
-        _row.setdefault(Event.CLEAR, _no("no emergency stop is latched"))
+    if _state not in (FlowState.FROZEN, FlowState.OVER, FlowState.GONE):
+        _row.setdefault(FlowEvent.CLEAR, _no("no emergency stop is latched"))
 
 
 class Flow:
@@ -221,9 +221,9 @@ class Flow:
 
     def __init__(self, do: Callable[[str], None], waits_for: Callable[[], str]) -> None:
         self._do, self._waits_for = do, waits_for
-        self.state = State.WAITING
+        self.state = FlowState.WAITING
 
-    def fire(self, event: Event) -> str:
+    def fire(self, event: FlowEvent) -> str:
         """Does what the table says. Why not, or an empty string; news that mean nothing here change nothing."""
         cell = TABLE[self.state].get(event, STAY)
         if cell.refusal:
@@ -241,11 +241,11 @@ class Flow:
         return self.fire(event) if cell.repeats else ""
 
 
-def draw(table: Mapping[State, Mapping[Event, Cell]] = TABLE) -> str:
+def draw(table: Mapping[FlowState, Mapping[FlowEvent, FlowTransition]] = TABLE) -> str:
     """The table in Markdown: a row per key, a column per state; `-` is heard and changes nothing, `no` is refused."""
-    states = [state for state in State if state is not State.OVER]
+    states = [state for state in FlowState if state is not FlowState.OVER]
 
-    def words(state: State, event: Event) -> str:
+    def words(state: FlowState, event: FlowEvent) -> str:
         cell = table[state].get(event, STAY)
         if cell.refusal:
             return "no"

@@ -46,7 +46,7 @@ class Contestant:
 
 
 @dataclass(frozen=True)
-class Setting:
+class CommonSetting:
     """What all episodes have in common; a later session must have the same. seed: of noise, and of a simulated world's
     places. order_seed: drawn once."""
 
@@ -64,7 +64,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HumanVerdict:
     """verdict: its number in the file. seconds: from the first motion to the key, or to the end of time. figures: what
     was measured meanwhile. simulated: what a simulated world's judge says; nobody was told before the key."""
 
@@ -81,7 +81,7 @@ class Verdict:
 class Journal:
     """The file, open for this process alone. verdicts: those that count, by (round, place)."""
 
-    def __init__(self, folder: Path, setting: Setting) -> None:
+    def __init__(self, folder: Path, setting: CommonSetting) -> None:
         """
         Raises:
             UsageError: it belongs to another evaluation, says how; or another process has it.
@@ -90,12 +90,12 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / EPISODES
         self.setting = setting
-        self.verdicts: dict[tuple[int, int], Verdict] = {}
+        self.verdicts: dict[tuple[int, int], HumanVerdict] = {}
         self.rollouts: dict[int, int] = {}
-        """Verdict -> episode of the dataset."""
+        """HumanVerdict -> episode of the dataset."""
         self.n_void = 0
         self._numbers = 0
-        self.last: Verdict | None = None
+        self.last: HumanVerdict | None = None
         """The newest that counts, of this session or of an earlier one."""
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -115,25 +115,25 @@ class Journal:
         at: str,
         figures: Mapping[str, Any],
         simulated: Mapping[str, Any] | None = None,
-    ) -> Verdict:
+    ) -> HumanVerdict:
         """turn: (round, place).
 
         Raises:
             OSError: it is not on the disk, so it was not given.
         """
         found = None if simulated is None else dict(simulated)
-        made = Verdict(self._numbers, *turn, success, round(seconds, 3), at, dict(figures), found)
+        made = HumanVerdict(self._numbers, *turn, success, round(seconds, 3), at, dict(figures), found)
         self._write(strict.write(made))
         self._take_verdict(made)
         return made
 
-    def correct(self, success: bool) -> Verdict:
+    def correct(self, success: bool) -> HumanVerdict:
         """The newest verdict was another one."""
         assert self.last is not None
         self._write({"correction": self.last.verdict, "success": success})
         return self._correct(self.last.verdict, success)
 
-    def take_back(self) -> Verdict:
+    def take_back(self) -> HumanVerdict:
         """The newest verdict does not count; its turn comes again."""
         assert self.last is not None
         last = self.last
@@ -198,9 +198,9 @@ class Journal:
     def _take(self, data: dict[str, Any], number: int) -> None:
         """One line of before."""
         if number == 1:
-            self._begin(strict.read(Setting, data["evaluation"], "the evaluation"))
+            self._begin(strict.read(CommonSetting, data["evaluation"], "the evaluation"))
         elif "verdict" in data:
-            self._take_verdict(strict.read(Verdict, data, "the verdict"))
+            self._take_verdict(strict.read(HumanVerdict, data, "the verdict"))
         elif "correction" in data:
             self._correct(data["correction"], data["success"])
         elif "taken_back" in data:
@@ -212,13 +212,13 @@ class Journal:
         else:
             raise ValueError("it says nothing that is known")
 
-    def _begin(self, before: Setting) -> None:
+    def _begin(self, before: CommonSetting) -> None:
         """
         Raises:
             UsageError: something differs that changes results.
         """
         now, then = replace(self.setting, order_seed=before.order_seed, edgevla=before.edgevla), before
-        for name in (f.name for f in fields(Setting)):
+        for name in (f.name for f in fields(CommonSetting)):
             if getattr(now, name) != getattr(then, name):
                 raise UsageError(
                     f"{self.path.parent} holds an evaluation with {_words(name, then)}, and now it is "
@@ -226,11 +226,11 @@ class Journal:
                 )
         self.setting = now
 
-    def _take_verdict(self, verdict: Verdict) -> None:
+    def _take_verdict(self, verdict: HumanVerdict) -> None:
         self.verdicts[verdict.round, verdict.place] = self.last = verdict
         self._numbers = verdict.verdict + 1
 
-    def _correct(self, number: int, success: bool) -> Verdict:
+    def _correct(self, number: int, success: bool) -> HumanVerdict:
         turn, old = self._find(number)
         new = replace(old, success=bool(success))
         self.verdicts[turn] = new
@@ -242,7 +242,7 @@ class Journal:
         del self.verdicts[turn]
         self.last = max(self.verdicts.values(), key=lambda v: v.verdict, default=None)
 
-    def _find(self, number: int) -> tuple[tuple[int, int], Verdict]:
+    def _find(self, number: int) -> tuple[tuple[int, int], HumanVerdict]:
         for turn, verdict in self.verdicts.items():
             if verdict.verdict == number:
                 return turn, verdict
@@ -258,7 +258,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _words(name: str, setting: Setting) -> str:
+def _words(name: str, setting: CommonSetting) -> str:
     value = getattr(setting, name)
     if name == "policies":
         return " and ".join(f"{p.name} ({p.way}, {p.sha256[:8]})" for p in value)

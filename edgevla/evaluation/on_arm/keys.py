@@ -20,20 +20,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from edgevla.errors import UsageError
-from edgevla.evaluation.on_arm.flow import Event
-from edgevla.monitor.keys import INSISTING, LONE_NS, STRAY_NS, Act, Keyboard
+from edgevla.evaluation.on_arm.flow import FlowEvent
+from edgevla.monitor.keys import INSISTING, LONE_NS, STRAY_NS, Intent, Keyboard
 
-NAMES: dict[str, Event] = {
-    "enter": Event.GO,
-    "space": Event.HOLD,
-    "s": Event.SUCCESS,
-    "y": Event.SUCCESS,
-    "f": Event.FAILURE,
-    "n": Event.FAILURE,
-    "u": Event.UNDO,
-    "r": Event.AGAIN,
-    "q": Event.QUIT,
-    "ctrl+r": Event.CLEAR,
+NAMES: dict[str, FlowEvent] = {
+    "enter": FlowEvent.GO,
+    "space": FlowEvent.HOLD,
+    "s": FlowEvent.SUCCESS,
+    "y": FlowEvent.SUCCESS,
+    "f": FlowEvent.FAILURE,
+    "n": FlowEvent.FAILURE,
+    "u": FlowEvent.UNDO,
+    "r": FlowEvent.AGAIN,
+    "q": FlowEvent.QUIT,
+    "ctrl+r": FlowEvent.CLEAR,
 }
 BYTES = {"\r": "enter", "\n": "enter", " ": "space", "\x12": "ctrl+r"}
 EMERGENCY = "eE\x05"
@@ -42,11 +42,11 @@ HELP = "keys: Enter begins and holds, s or y success, f or n failure, u back, q 
 STRAY = f"several keys at once are text: none was obeyed. {HELP}"
 ASLEEP_NS = 100_000_000
 """Longer between two reads, and the process was busy with something else."""
-Pressed = tuple[Event | None, str]
+Pressed = tuple[FlowEvent | None, str]
 """A key alone, or None and a sentence about what came instead."""
 
 
-class Typed:
+class TypedInput:
     """Bytes of a terminal with their times in, keys out; no terminal, no clock of its own."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -62,7 +62,7 @@ class Typed:
         acts = [*self._acts(text, self._clock()), *self._keyboard.due()] if text else self._keyboard.due()
         return [self._meant(act) for act in acts]
 
-    def _acts(self, text: str, now: int) -> Sequence[Act]:
+    def _acts(self, text: str, now: int) -> Sequence[Intent]:
         """text: what came at once; of a key that is held down the same character several times."""
         is_one = len(set(text)) == 1
         if text == F12 or (is_one and text[0] in EMERGENCY):
@@ -77,25 +77,25 @@ class Typed:
         if name in NAMES or is_text or acts:
             return acts
         what = text[0] if text[0].isprintable() else "this key"
-        return [Act("notice", f"{what} means nothing here; {HELP}")]
+        return [Intent("notice", f"{what} means nothing here; {HELP}")]
 
-    def _emergency(self, text: str, now: int) -> Sequence[Act]:
+    def _emergency(self, text: str, now: int) -> Sequence[Intent]:
         """At once; but a letter in the midst of text is none, unless it insists."""
         self._n_insisting += len(text)
         if text != F12 and now < self._text_until_ns and self._n_insisting < INSISTING:
-            return [Act("notice", STRAY)]
+            return [Intent("notice", STRAY)]
         return self._keyboard.key("f12", None, now)
 
     @staticmethod
-    def _meant(act: Act) -> Pressed:
+    def _meant(act: Intent) -> Pressed:
         if act.kind == "emergency":
-            return Event.STOP, ""
+            return FlowEvent.STOP, ""
         if act.kind == "command":
             return NAMES[act.text], ""
         return None, act.text
 
 
-class Lines:
+class PipedInput:
     """Keys as lines of a pipe, one at a time; after its end nobody is there to judge, so it ends."""
 
     def __init__(self) -> None:
@@ -110,13 +110,13 @@ class Lines:
             return [self._meant(self._lines.popleft())]
         if data is None and not self._has_ended:
             self._has_ended = True
-            return [(Event.QUIT, "")]
+            return [(FlowEvent.QUIT, "")]
         return []
 
     @staticmethod
     def _meant(line: str) -> Pressed:
         if line == "e":
-            return Event.STOP, ""
+            return FlowEvent.STOP, ""
         event = NAMES.get(line or "enter")
         return (event, "") if event is not None else (None, f"'{line[:40]}' means nothing here; {HELP}")
 
@@ -144,7 +144,7 @@ class Keys:
         if self.is_terminal and not _is_in_foreground(self._fd):
             raise UsageError("a person judges: it needs the terminal in the foreground; leave out the &")
         self._awake_ns, self._turned_ns = 0, time.monotonic_ns()
-        self._typed, self._lines = Typed(lambda: self._awake_ns), Lines()
+        self._typed, self._lines = TypedInput(lambda: self._awake_ns), PipedInput()
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Keys]:

@@ -16,8 +16,8 @@ from edgevla import __version__, strict
 from edgevla.dataset.layout import STATED
 from edgevla.dataset.stated import read_stated
 from edgevla.dataset.store import replace_json
-from edgevla.evaluation.episodes import Cell, Conditions, Episode
-from edgevla.evaluation.on_arm.journal import Journal, Verdict
+from edgevla.evaluation.episodes import Cell, Conditions, EpisodeResult
+from edgevla.evaluation.on_arm.journal import HumanVerdict, Journal
 from edgevla.evaluation.on_arm.rollouts import ROLLOUTS
 from edgevla.evaluation.on_arm.rounds import Rounds
 from edgevla.evaluation.verdict_info import as_json
@@ -27,7 +27,7 @@ INFO = "eval_info.json"
 
 
 @dataclass(frozen=True)
-class Judged:
+class Tally:
     """All verdicts that count, by policy."""
 
     journal: Journal
@@ -54,7 +54,7 @@ class Judged:
                 )
         return made
 
-    def of(self, policy: int) -> list[Verdict]:
+    def of(self, policy: int) -> list[HumanVerdict]:
         """Of one policy, round by round."""
         verdicts = self.journal.verdicts
         turns = [t for t in self.rounds.turns() if t.policy == policy]
@@ -83,10 +83,10 @@ class Judged:
         return Evaluated(conditions, self.results(), unit, self.rounds.n, (), machine, command, stopped)
 
 
-def _episode(v: Verdict, cell: str) -> Episode:
+def _episode(v: HumanVerdict, cell: str) -> EpisodeResult:
     f = v.figures
     chunk_ms = tuple(f.get("chunk_ms", ()))
-    return Episode(
+    return EpisodeResult(
         cell=cell,
         episode_ix=v.round,
         seed=v.round,
@@ -110,7 +110,7 @@ def _episode(v: Verdict, cell: str) -> Episode:
     )
 
 
-def write_info(judged: Judged, e: Evaluated, folder: Path) -> dict[str, Any]:
+def write_info(judged: Tally, e: Evaluated, folder: Path) -> dict[str, Any]:
     """Writes `eval_info.json`; what is in it. Policies without a verdict are not there."""
     journal = judged.journal
     info = {**as_json(e), "kind": "robot"}
@@ -135,7 +135,7 @@ def write_info(judged: Judged, e: Evaluated, folder: Path) -> dict[str, Any]:
     return info
 
 
-def _with_verdicts(judged: Judged) -> Sequence[int]:
+def _with_verdicts(judged: Tally) -> Sequence[int]:
     return [k for k in range(len(judged.journal.setting.policies)) if judged.of(k)]
 
 

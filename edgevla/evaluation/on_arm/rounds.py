@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Turn:
+class Attempt:
     """round: from 0; each is one placement of the scene. place: within the round, from 0. policy: index; hidden."""
 
     round: int
@@ -26,9 +26,11 @@ class Rounds:
     def __init__(self, n: int, n_policies: int, seed: int) -> None:
         self.n, self.n_policies, self.seed = n, n_policies, seed
 
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[Attempt]:
         """All of them, in the order in which they are run."""
-        return [Turn(r, place, policy) for r in range(self.n) for place, policy in enumerate(self.order(r))]
+        return [
+            Attempt(r, place, policy) for r in range(self.n) for place, policy in enumerate(self.order(r))
+        ]
 
     def order(self, number: int) -> tuple[int, ...]:
         """Indices of policies in the order of one round."""

@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from edgevla.errors import UsageError
-from edgevla.evaluation.on_arm.flow import Event, Flow, State
+from edgevla.evaluation.on_arm.flow import Flow, FlowEvent, FlowState
 from edgevla.evaluation.on_arm.journal import Journal
 from edgevla.evaluation.on_arm.keys import Pressed
 from edgevla.evaluation.on_arm.measures import Measures
-from edgevla.evaluation.on_arm.rounds import Rounds, Turn
+from edgevla.evaluation.on_arm.rounds import Attempt, Rounds
 from edgevla.messages import Action
 
 NS = 1e9
@@ -49,7 +49,7 @@ class StageLike(Protocol):
         ...
 
     def step(self) -> None: ...
-    def news(self) -> Event | None:
+    def news(self) -> FlowEvent | None:
         """The next thing that happened, or None."""
         ...
 
@@ -89,7 +89,7 @@ Say = Callable[[str, str], None]
 """(severity, sentence) -> shown to the person."""
 
 
-class Session:
+class ArmSession:
     """seconds: of an episode, at most. ring: a sound that the person hears, both hands full."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Session:
         self.rollouts: RolloutsLike | None = None
         self.must_start = False
         """Whether the person wants another deployment after one that has ended."""
-        self._told: State | None = None
+        self._told: FlowState | None = None
         self._why = ""
         self._is_open = False
         self._began_ns = self._halted_ns = 0
@@ -125,7 +125,7 @@ class Session:
     def attach(self, stage: StageLike, rollouts: RolloutsLike) -> None:
         """Another deployment, its arm held: it goes home first."""
         self.stage, self.rollouts, self.must_start = stage, rollouts, False
-        self.flow.state, self._told = State.WAITING, None
+        self.flow.state, self._told = FlowState.WAITING, None
         self._go_home()
 
     def detach(self, why: str) -> None:
@@ -138,7 +138,7 @@ class Session:
     def lose(self) -> None:
         """It has ended though nobody asked: what now is the person's to say."""
         self.must_start = False
-        self.flow.fire(Event.LOST)
+        self.flow.fire(FlowEvent.LOST)
 
     @property
     def is_complete(self) -> bool:
@@ -146,7 +146,7 @@ class Session:
         return self.turn is None
 
     @property
-    def turn(self) -> Turn | None:
+    def turn(self) -> Attempt | None:
         """The next one; None: all are judged."""
         return next(iter(self._left_turns()), None)
 
@@ -155,7 +155,7 @@ class Session:
         """Turns without a verdict."""
         return len(self._left_turns())
 
-    def _left_turns(self) -> list[Turn]:
+    def _left_turns(self) -> list[Attempt]:
         done = self.journal.verdicts
         return [t for t in self.rounds.turns() if (t.round, t.place) not in done]
 
@@ -173,35 +173,35 @@ class Session:
         for event, notice in pressed:
             self._press(event, notice)
             self._tell()
-        return self.flow.state is State.OVER
+        return self.flow.state is FlowState.OVER
 
     def _hear(self, stage: StageLike) -> None:
         if (news := stage.news()) is not None:
             self._why = "the emergency stop was pressed"
             self.flow.fire(news)
-        if self.flow.state is State.RUNNING:
+        if self.flow.state is FlowState.RUNNING:
             if stage.spoilt:
                 self._why = stage.spoilt
-                self.flow.fire(Event.SPOILT)
+                self.flow.fire(FlowEvent.SPOILT)
             elif self._clock() - self._began_ns >= self._seconds * NS:
-                self.flow.fire(Event.TIME_OVER)
+                self.flow.fire(FlowEvent.TIME_OVER)
 
     def _settle(self, stage: StageLike) -> None:
         """Whether the next episode may begin: the arm at home, its policy there, the last rollout saved."""
         turn = self.turn
-        if self.flow.state is State.WAITING and turn is not None:
+        if self.flow.state is FlowState.WAITING and turn is not None:
             stage.want(turn.policy)
-        if self.flow.state in (State.WAITING, State.READY, State.FINISHED) and stage.is_home:
+        if self.flow.state in (FlowState.WAITING, FlowState.READY, FlowState.FINISHED) and stage.is_home:
             self._save_rollout()
         is_settled = stage.is_home and not (turn and stage.missing())
-        if not is_settled or (self.flow.state is State.FINISHED and turn is not None):
-            self.flow.fire(Event.UNSETTLED)
+        if not is_settled or (self.flow.state is FlowState.FINISHED and turn is not None):
+            self.flow.fire(FlowEvent.UNSETTLED)
         elif turn is None:
-            self.flow.fire(Event.ALL_JUDGED)
+            self.flow.fire(FlowEvent.ALL_JUDGED)
         else:
-            self.flow.fire(Event.SETTLED)
+            self.flow.fire(FlowEvent.SETTLED)
 
-    def _press(self, event: Event | None, notice: str) -> None:
+    def _press(self, event: FlowEvent | None, notice: str) -> None:
         if event is not None:
             self._why = f"key {event.value}"
             notice = self.flow.fire(event)
@@ -334,29 +334,29 @@ class Session:
         self._told = state
         if text := self._words(state):
             self._say("info", text)
-        if state in (State.READY, State.ASKING, State.GONE, State.FINISHED):
+        if state in (FlowState.READY, FlowState.ASKING, FlowState.GONE, FlowState.FINISHED):
             self._ring()
 
-    def _words(self, state: State) -> str:
-        if state is State.READY:
+    def _words(self, state: FlowState) -> str:
+        if state is FlowState.READY:
             return self._prompt()
-        if state is State.WAITING:
+        if state is FlowState.WAITING:
             return "the arm moves home" if self.stage is not None and not self.stage.is_home else ""
-        if state is State.ASKING:
+        if state is FlowState.ASKING:
             over = (self._halted_ns - self._began_ns) / NS >= self._seconds
             why = f"{self._seconds:g} s are over" if over else "held"
             return f"{why}, the arm holds. Success? s or y: yes, f or n: no, u: it does not count"
-        if state is State.CORRECTING:
+        if state is FlowState.CORRECTING:
             last = self.journal.last
             assert last is not None
             what = f"{self._place(last.round, last.place)} was judged {_word(last.success)}"
             return f"{what}. s: success, f: failure, r: run it again, u: leave it as it is"
         return {
-            State.RUNNING: f"it runs, at most {self._seconds:g} s. s: success, f: failure, Enter: hold, e: stop",
-            State.HALTED: "the arm holds where it is; Enter moves it home, q ends",
-            State.FROZEN: "EMERGENCY STOP: the arm is frozen. ctrl+r clears it, e again lets the arm go, q ends",
-            State.FINISHED: "all episodes are judged. Enter ends, u takes the last verdict back",
-            State.OVER: "ending: the arm moves to rest and is released" if self.stage is not None else "",
+            FlowState.RUNNING: f"it runs, at most {self._seconds:g} s. s: success, f: failure, Enter: hold, e: stop",
+            FlowState.HALTED: "the arm holds where it is; Enter moves it home, q ends",
+            FlowState.FROZEN: "EMERGENCY STOP: the arm is frozen. ctrl+r clears it, e again lets the arm go, q ends",
+            FlowState.FINISHED: "all episodes are judged. Enter ends, u takes the last verdict back",
+            FlowState.OVER: "ending: the arm moves to rest and is released" if self.stage is not None else "",
         }.get(state, "")
 
     def _prompt(self) -> str:
@@ -376,12 +376,12 @@ class Session:
         minutes = self.n_left * sum(self._periods_ns) / len(self._periods_ns) / NS / 60
         return f" ({self.n_left} left, about {max(1, round(minutes))} min)"
 
-    def _turn(self) -> Turn:
+    def _turn(self) -> Attempt:
         turn = self.turn
         assert turn is not None
         return turn
 
-    def _name(self, turn: Turn) -> str:
+    def _name(self, turn: Attempt) -> str:
         return self._place(turn.round, turn.place)
 
     def _place(self, number: int, place: int) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 from edgevla.clock import NS_PER_S
 from edgevla.errors import WireError
-from edgevla.evaluation.on_arm.contestants import Contestants, Loader
-from edgevla.evaluation.on_arm.flow import Event as Turn
+from edgevla.evaluation.on_arm.contestants import Contestants, PolicyLoader
+from edgevla.evaluation.on_arm.flow import FlowEvent
 from edgevla.evaluation.on_arm.measures import Measures
 from edgevla.launch.supervisor import Supervisor
-from edgevla.messages import Action, BeginEpisode, Body, Chunk, Event, Heartbeat, Judged, State
+from edgevla.messages import Action, BeginEpisode, Chunk, Event, Heartbeat, Judged, MessageBody, State
 from edgevla.strict import write
 from edgevla.wire import Dealer, Inbox, Stream, endpoint
 
@@ -28,7 +28,7 @@ SPOILING = ("camera_lost", "camera_missing", "camera_failed", "inference_")
 """Codes of events after which a failure would be the machine's, not the policy's."""
 
 
-class Stage:
+class ArmStage:
     """One deployment, from where its supervisor watches on."""
 
     def __init__(self, supervisor: Supervisor, contestants: Contestants, may_lose_cameras: bool) -> None:
@@ -38,7 +38,7 @@ class Stage:
         robot = endpoint(supervisor.folder, "robot")
         policy = endpoint(supervisor.folder, "policy")
         eyes = [endpoint(supervisor.folder, name) for name in self.cameras]
-        streams: dict[type[Body], Stream] = {
+        streams: dict[type[MessageBody], Stream] = {
             State: (robot, 4096),
             Chunk: (policy, 256),
             Event: ([policy, *eyes], 256),
@@ -52,7 +52,7 @@ class Stage:
         self._ears = Inbox(supervisor.ctx, streams, supervisor.session)
         self._judged: Judged | None = None
         self._episode = -1
-        self.loader = Loader(supervisor, contestants)
+        self.loader = PolicyLoader(supervisor, contestants)
         self.mode = ""
         self.is_home = False
         self.counters: Mapping[str, int] = {}
@@ -136,13 +136,13 @@ class Stage:
             return
         self.spoilt = self.spoilt or event.text.partition(";")[0]
 
-    def news(self) -> Turn | None:
+    def news(self) -> FlowEvent | None:
         """What the arm has become, for whoever did not ask for it; the flow knows what it was."""
         if self.mode in ("", "idle", "stopped"):  # not known; or it ends, which its supervisor tells
             return None
         if self.mode == "emergency":
-            return Turn.FROZE
-        return Turn.HELD if self.mode == "paused" else Turn.CLEARED
+            return FlowEvent.FROZE
+        return FlowEvent.HELD if self.mode == "paused" else FlowEvent.CLEARED
 
     def missing(self) -> str:
         """What an episode cannot begin without, in words; empty: nothing."""

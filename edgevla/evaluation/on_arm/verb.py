@@ -20,13 +20,13 @@ from typing import Any
 from edgevla import __version__
 from edgevla.errors import EdgeVLAError, UsageError
 from edgevla.evaluation.on_arm.contestants import Contestants, without
-from edgevla.evaluation.on_arm.flow import State
-from edgevla.evaluation.on_arm.journal import EPISODES, Contestant, Journal, Setting
+from edgevla.evaluation.on_arm.flow import FlowState
+from edgevla.evaluation.on_arm.journal import EPISODES, CommonSetting, Contestant, Journal
 from edgevla.evaluation.on_arm.keys import Keys
 from edgevla.evaluation.on_arm.options import Trials, trials_from
 from edgevla.evaluation.on_arm.rollouts import ROLLOUTS, Rollouts, check_record, check_rollouts
 from edgevla.evaluation.on_arm.rounds import Rounds
-from edgevla.evaluation.on_arm.session import Session
+from edgevla.evaluation.on_arm.session import ArmSession
 from edgevla.execution.strategies import blended_by, drawn_by, kind_of
 from edgevla.launch.record_cli import obey_signals
 from edgevla.launch.screen import Screen, write
@@ -54,7 +54,7 @@ class OnArm:
         policies, self._hidden = named(contestants), contestants.hidden
         o = trials.options[0]
         load_profile(o.robot)  # a misspelt arm leaves no journal behind
-        setting = Setting(
+        setting = CommonSetting(
             policies=policies,
             robot=o.robot,
             task=o.task,
@@ -72,7 +72,7 @@ class OnArm:
         self.journal = Journal(self.folder, setting)
         check_rollouts(self.folder / ROLLOUTS, self.journal.rollouts)
         self.rounds = Rounds(trials.n, len(policies), self.journal.setting.order_seed)
-        self.session = Session(
+        self.session = ArmSession(
             self.journal,
             self.rounds,
             trials.seconds,
@@ -140,7 +140,7 @@ class OnArm:
             failure = _failure(summary)
             if summary.get("asked_by"):
                 return (1 if failure else 130 if summary.get("was_interrupted") else 0), failure
-            if self.session.flow.state is State.OVER:
+            if self.session.flow.state is FlowState.OVER:
                 return int(bool(failure)), failure
             if not self._starts_again(failure or "it was stopped"):
                 return int(bool(failure)), failure
@@ -158,13 +158,13 @@ class OnArm:
     @contextlib.contextmanager
     def _attached(self, supervisor: Any, contestants: Any) -> Iterator[None]:
         """Around the watching: the session moves the arm from here on."""
-        from edgevla.evaluation.on_arm.stage import Stage
+        from edgevla.evaluation.on_arm.stage import ArmStage
 
         o = self.trials.options[0]
         ctx, run_dir, session = supervisor.ctx, supervisor.folder, supervisor.session
         cameras, tell = list(contestants.cameras), self._tell_person
         with (
-            contextlib.closing(Stage(supervisor, contestants, o.may_lose_cameras)) as stage,
+            contextlib.closing(ArmStage(supervisor, contestants, o.may_lose_cameras)) as stage,
             contextlib.closing(
                 Rollouts(ctx, run_dir, session, self.folder, cameras, o.task, tell)
             ) as rollouts,
@@ -195,10 +195,10 @@ class OnArm:
 
     def _conclude(self, code: int, failure: str) -> int:
         """As a table and as JSON; the exit code."""
-        from edgevla.evaluation.on_arm.result import INFO, Judged, note_success, write_info
+        from edgevla.evaluation.on_arm.result import INFO, Tally, note_success, write_info
         from edgevla.evaluation.verdict_table import expected, tables
 
-        judged = Judged(self.journal, self.rounds)
+        judged = Tally(self.journal, self.rounds)
         is_complete = self.session.is_complete
         stopped = None if is_complete else "interrupted" if code == 130 else failure or "ended by the person"
         try:

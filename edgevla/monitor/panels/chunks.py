@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from edgevla.monitor.chunks import Seam, Track
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.panels.marks import joined, rate, title
-from edgevla.monitor.rates import Percentiles, percentiles
+from edgevla.monitor.rates import Spread, percentiles
 from edgevla.monitor.rows import OLD, Cell, Row, aged, clean, column, fitted
 from edgevla.monitor.standing import Standing
 
@@ -223,5 +223,5 @@ def _ms(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 9.95 else f"{ms:.1f}"
 
 
-def spread(p: Percentiles | None, digits: int) -> str:
+def spread(p: Spread | None, digits: int) -> str:
     return f"p50 {p.p50:.{digits}f} p99 {p.p99:.{digits}f} max {p.worst:.{digits}f}" if p else "-"

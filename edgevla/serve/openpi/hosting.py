@@ -18,8 +18,8 @@ from edgevla.joint_units import JointMap
 from edgevla.kinds import say
 from edgevla.manifest import Manifest
 from edgevla.serve.openpi.keys import (
+    CameraKey,
     Gripper,
-    Picture,
     Place,
     check_paths,
     fitted,
@@ -48,7 +48,7 @@ class HostedJoints:
 class HostedKeys:
     """The map of `serve --keys`. images: by the bundle's cameras. unused: what clients send and nobody looks at."""
 
-    images: dict[str, Picture] = field(default_factory=dict)
+    images: dict[str, CameraKey] = field(default_factory=dict)
     state: HostedJoints | None = None
     actions: HostedJoints = HostedJoints()
     prompt: str | tuple[str, ...] | None = None
@@ -71,7 +71,7 @@ def aloha(m: Manifest) -> HostedKeys:
     if strangers:
         raise BundleError(f"it looks through '{strangers[0]}', and ALOHA has {', '.join(ALOHA_CAMERAS)}")
     joints = HostedJoints("state", ALOHA_JOINTS, ("rad",) * 6 + ("unit",) + ("rad",) * 6 + ("unit",))
-    images = {name: Picture(("images", name), "chw") for name in seen}
+    images = {name: CameraKey(("images", name), "chw") for name in seen}
     unused = tuple(("images", name) for name in ALOHA_CAMERAS if name not in seen)
     return HostedKeys(images, joints if m.state is not None else None, joints, "prompt", None, unused)
 
@@ -90,7 +90,7 @@ def libero(m: Manifest) -> HostedKeys:
     sizes = (m.state.shape if m.state is not None else (0,), m.action.shape)
     if sizes != ((LIBERO_STATE,), (LIBERO_ACTIONS,)):
         raise BundleError(f"state and actions have {sizes[0][0]} and {sizes[1][0]} values, not 8 and 7")
-    images = {name: Picture(key, "hwc") for name, key in LIBERO_CAMERAS.items()}
+    images = {name: CameraKey(key, "hwc") for name, key in LIBERO_CAMERAS.items()}
     return HostedKeys(images, HostedJoints("observation/state"), HostedJoints(), "prompt")
 
 

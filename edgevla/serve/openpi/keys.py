@@ -47,7 +47,7 @@ class Gripper:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CameraKey:
     """One camera of openpi's side. layout: of the pixels, uint8 RGB."""
 
     key: str | tuple[str, ...]

@@ -31,7 +31,7 @@ LOOK_NS = 50 * NS_PER_MS
 """How soon `is_closing` is seen."""
 
 
-class Line:
+class OpenpiLine:
     """is_closing: ends every wait, from another thread."""
 
     def __init__(self, address: WsAddress, is_closing: threading.Event) -> None:

@@ -23,7 +23,7 @@ from edgevla.errors import BundleError, EngineError, WireError
 from edgevla.predictor import InferenceResult, RtcInputs, Wanted
 from edgevla.serve.openpi.address import WsAddress
 from edgevla.serve.openpi.declared import ServerMap
-from edgevla.serve.openpi.line import CONNECT_NS, Line
+from edgevla.serve.openpi.line import CONNECT_NS, OpenpiLine
 from edgevla.serve.openpi.packing import pack, unpack
 from edgevla.types import Observation
 
@@ -45,7 +45,7 @@ class OpenpiPolicy:
         self.manifest, self.sha256 = keys.manifest, keys.sha256
         self.counters: Counter[str] = Counter()
         self._server, self._keys = server, keys
-        self._line: Line | None = None
+        self._line: OpenpiLine | None = None
         self._left: str | None = None
         self._patience_ns = WARM_UP_NS
         self._is_closing, self._asking = threading.Event(), threading.Lock()
@@ -133,7 +133,7 @@ class OpenpiPolicy:
 
     # -- the server ---------------------------------------------------------------------------------------------------
 
-    def _joined(self, until_ns: int) -> tuple[Line, tuple[str, ...]]:
+    def _joined(self, until_ns: int) -> tuple[OpenpiLine, tuple[str, ...]]:
         """The line in use, or a new one; what there is to say about it.
 
         Raises:
@@ -152,12 +152,12 @@ class OpenpiPolicy:
                 break
         raise WireError(f"openpi server {self._server} {self._left}; looking for it", "timeout")
 
-    def _try(self, until_ns: int) -> Line | None:
+    def _try(self, until_ns: int) -> OpenpiLine | None:
         """
         Raises:
             WireError: who answers there speaks another protocol, or runs another policy than the map says.
         """
-        line = Line(self._server, self._is_closing)
+        line = OpenpiLine(self._server, self._is_closing)
         least_ns = max(CONNECT_NS, self._patience_ns // PATIENCE)
         said = line.open(min(until_ns, time.monotonic_ns() + least_ns))
         if said is None:

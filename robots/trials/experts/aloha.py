@@ -20,7 +20,7 @@ from ...profile import GripperMap, load_profile
 from ...units import finger_rad
 from . import viperx
 from .contract import Manner
-from .hands import ARMS, BASES_M, FACING, Hand, Seen, Wish
+from .hands import ARMS, BASES_M, FACING, Hand, ThingPoses, Wish
 
 LEAD_M = 0.012
 """How far ahead of the tool the goal is, at most; the servos turn it into a speed of about a fifth of a metre/s."""
@@ -40,11 +40,11 @@ class Script(Protocol):
     lifted: tuple[str, ...]
     noise_rad: float
 
-    def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
+    def wishes(self, seen: ThingPoses) -> tuple[Wish, Wish]:
         """Of the left and the right arm."""
         ...
 
-    def is_done(self, seen: Seen) -> bool: ...
+    def is_done(self, seen: ThingPoses) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class AlohaExpert:
         return (finger_rad(finger, g) - g.closed_rad) / (g.open_rad - g.closed_rad)
 
 
-def _seen(state: np.ndarray, things: np.ndarray) -> Seen:
+def _seen(state: np.ndarray, things: np.ndarray) -> ThingPoses:
     state, things = np.asarray(state, float), np.asarray(things, float)
     left, right = (Hand(k, state[arm][:6], float(state[arm][6])) for k, arm in enumerate(ARMS))
-    return Seen(left, right, things.reshape(-1, 7))
+    return ThingPoses(left, right, things.reshape(-1, 7))
 
 
 def make_expert(task: Task) -> AlohaExpert:

@@ -64,7 +64,7 @@ class Hand:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ThingPoses:
     """things: (n, 7), position and quaternion (w first) of each."""
 
     left: Hand

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .hands import CLOSED, DOWN, Funnel, Hand, Seen, Wish, nearest_turn, share, yaw_rad
+from .hands import CLOSED, DOWN, Funnel, Hand, ThingPoses, Wish, nearest_turn, share, yaw_rad
 
 LEFT_MEETS_M = np.array([-0.07, 0.5, 0.2])
 """Where the left tool brings the socket."""
@@ -30,7 +30,7 @@ class Insertion:
     lifted: tuple[str, ...] = ("red_peg", "socket-1")
     noise_rad: float = 0.006
 
-    def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
+    def wishes(self, seen: ThingPoses) -> tuple[Wish, Wish]:
         peg, socket = seen.things[0], seen.things[1]
         has_socket = seen.left.has(socket[:3], SOCKET_HELD)
         bring, pick = self._bring, self._pick
@@ -39,7 +39,7 @@ class Insertion:
             return left, self._pick(seen.right, peg, PEG_GRASP_M)
         return left, self._join(seen.right, peg, socket, has_socket)
 
-    def is_done(self, seen: Seen) -> bool:
+    def is_done(self, seen: ThingPoses) -> bool:
         peg, socket = seen.things[0, :3], seen.things[1, :3]
         return bool(np.linalg.norm(peg - socket) < 0.1) and float(min(peg[2], socket[2])) > 0.1
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .hands import CLOSED, DOWN, LEVEL, OPEN, Funnel, Hand, Seen, Wish, nearest_turn, share, yaw_rad
+from .hands import CLOSED, DOWN, LEVEL, OPEN, Funnel, Hand, ThingPoses, Wish, nearest_turn, share, yaw_rad
 
 MEET_M = np.array([0.0, 0.5, 0.2])
 WAIT_M = np.array([-0.12, 0.5, 0.2])
@@ -33,7 +33,7 @@ class TransferCube:
     lifted: tuple[str, ...] = ("red_box",)
     noise_rad: float = 0.015
 
-    def wishes(self, seen: Seen) -> tuple[Wish, Wish]:
+    def wishes(self, seen: ThingPoses) -> tuple[Wish, Wish]:
         cube = seen.things[0, :3]
         turned = nearest_turn(yaw_rad(seen.things[0, 3:]), np.pi / 2)
         if seen.left.has(cube, HELD):
@@ -43,7 +43,7 @@ class TransferCube:
             return self._take(seen.left, seen.right, cube), self._carry(seen.right, cube)
         return Wish(WAIT_M, LEVEL, 0.0, OPEN), self._pick(seen.right, cube, turned)
 
-    def is_done(self, seen: Seen) -> bool:
+    def is_done(self, seen: ThingPoses) -> bool:
         is_away = seen.right.tool_m[2] > AWAY_M[2] - 0.03
         return bool(is_away) and seen.left.has(seen.things[0, :3], HELD)
 

@@ -79,7 +79,7 @@ class Pinhole:
         return self.focal_px * local[..., :2] / depth[..., None] + centre, depth
 
 
-class Scene:
+class SceneCamera:
     """One camera's picture of the world. Keeps the empty table, which never changes, for fixed cameras."""
 
     def __init__(self, camera: str, width: int, height: int) -> None:
@@ -223,13 +223,13 @@ def _fixed(pixel: np.ndarray) -> tuple[int, int]:
 
 
 class ScenePainter:
-    """The painter of *follow the cube*: a `Scene` per camera and size."""
+    """The painter of *follow the cube*: a `SceneCamera` per camera and size."""
 
     def __init__(self) -> None:
-        self._scenes: dict[tuple[str, int, int], Scene] = {}
+        self._scenes: dict[tuple[str, int, int], SceneCamera] = {}
 
     def open(self, camera: str, width: int, height: int) -> None:
-        self._scenes[camera, width, height] = Scene(camera, width, height)
+        self._scenes[camera, width, height] = SceneCamera(camera, width, height)
 
     def draw(self, camera: str, width: int, height: int, world: messages.World) -> np.ndarray:
         scene = self._scenes[camera, width, height]

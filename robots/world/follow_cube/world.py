@@ -28,7 +28,7 @@ SETTLE_S = 1.5
 SHORTEST_STEP_NS = 4_000_000
 
 
-class Judge:
+class FollowCubeJudge:
     """Collects (time, distances) of one episode and gives the verdict.
 
     fps: how often success is counted for the rewards. place: x y of every cube when the episode began.
@@ -109,7 +109,7 @@ class FollowCube:
     def reset(self, episode: int, now_ns: int) -> None:
         self.episode = episode
         self._begin_ns = self._now_ns = now_ns
-        self.judge = Judge(self.task.fps, tuple(map(float, self.cubes_m[:, :2].ravel())))
+        self.judge = FollowCubeJudge(self.task.fps, tuple(map(float, self.cubes_m[:, :2].ravel())))
 
     def step(self, now_ns: int, joint_rad: np.ndarray) -> None:
         """Moves the cube, judges, and begins the next episode when due."""

@@ -41,7 +41,7 @@ Box = tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Scene:
+class AlohaScene:
     """file: below the assets. things: free bodies in the order of qpos, with where they begin. code: part of the place's
     random seed."""
 
@@ -51,8 +51,10 @@ class Scene:
 
 
 SCENES = {
-    "aloha/transfer_cube": Scene("bimanual_viperx_transfer_cube.xml", {"box": ((0.0, 0.2), (0.4, 0.6))}, 1),
-    "aloha/insertion": Scene(
+    "aloha/transfer_cube": AlohaScene(
+        "bimanual_viperx_transfer_cube.xml", {"box": ((0.0, 0.2), (0.4, 0.6))}, 1
+    ),
+    "aloha/insertion": AlohaScene(
         "bimanual_viperx_insertion.xml",
         {"peg": ((0.1, 0.2), (0.4, 0.6)), "socket": ((-0.2, -0.1), (0.4, 0.6))},
         2,
@@ -136,7 +138,7 @@ RULES = {
 BEST = 4
 
 
-class Judge:
+class AlohaJudge:
     """Counts one episode's rewards, once per policy step."""
 
     def __init__(self, task: Task, rules: Rules, at: np.ndarray) -> None:
@@ -172,7 +174,7 @@ class Judge:
 class AlohaWorld(Episodes):
     """One table with two arms."""
 
-    _judge: Judge
+    _judge: AlohaJudge
 
     def __init__(self, task: Task, seed: int, episode_s: float | None = None) -> None:
         self._scene = SCENES[task.name]
@@ -190,7 +192,7 @@ class AlohaWorld(Episodes):
 
     def lay_out(self) -> None:
         at = place(self.task.name, self.seed, self.episode)
-        self._judge = Judge(self.task, RULES[self.task.name], at)
+        self._judge = AlohaJudge(self.task, RULES[self.task.name], at)
         for name, (x, y) in zip(self._scene.things, at, strict=True):
             self.put_thing(name, (x, y, HEIGHT_M, 1, 0, 0, 0))
 

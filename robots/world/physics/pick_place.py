@@ -74,7 +74,7 @@ class Look:
         return lies and self.jaws_percent > OPEN_PERCENT
 
 
-class Judge:
+class PickPlaceJudge:
     """Counts one episode's rewards, once per policy step."""
 
     def __init__(self, task: Task, at: np.ndarray) -> None:
@@ -140,7 +140,7 @@ class Judge:
 class PickPlace(Episodes):
     """One table with one SO101."""
 
-    _judge: Judge
+    _judge: PickPlaceJudge
 
     def __init__(self, task: Task, seed: int, episode_s: float | None = None) -> None:
         profile = load_profile("so101")
@@ -177,7 +177,7 @@ class PickPlace(Episodes):
 
     def lay_out(self) -> None:
         block, goal = place(self.seed, self.episode)
-        self._judge = Judge(self.task, np.array([block, goal]))
+        self._judge = PickPlaceJudge(self.task, np.array([block, goal]))
         self.put_thing("block", (*block, REST_M, 1, 0, 0, 0))
         self.data.qpos[self._goal] = goal
 
