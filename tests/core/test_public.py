@@ -208,3 +208,29 @@ def test_a_silent_function_is_found(tmp_path: Path) -> None:
         "def drive(): ...\n"
     )
     assert [f.where for f in silent(source_of([path]))] == ["room.py:11 drive", "room.py:10 Car.turn"]
+
+
+# -- one word per idea ----------------------------------------------------------------------------------------
+
+
+def defined_twice(paths: list[Path]) -> dict[str, list[str]]:
+    """Public classes of a module that another module has under the same name -> the files."""
+    homes: dict[str, list[str]] = {}
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+                homes.setdefault(node.name, []).append(where)
+    return {name: files for name, files in homes.items() if len(files) > 1}
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    """Whoever greps for a class finds one. A name that is taken says too little: say what it is there."""
+    assert defined_twice(runtime_and_workstation()) == {}
+
+
+def test_a_name_that_is_taken_is_found(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text("class Plan: ...\nclass _Plan: ...\nclass Car:\n    class Wheel: ...\n")
+    other.write_text("class Plan: ...\nclass _Plan: ...\nclass Wheel: ...\n")
+    assert defined_twice([one, other]) == {"Plan": ["one.py", "other.py"]}
