@@ -99,6 +99,11 @@ def check_provider(bundle: Bundle, provider: str) -> None:
     """
     target = bundle.manifest.target.provider
     if bundle.manifest.is_quantised and provider != target:
+        if provider == "tensorrt" and "int4" in bundle.manifest.target.precision.values():
+            raise BundleError(
+                f"{bundle.folder} has weights of 4 bits for {target}, which TensorRT cannot run; "
+                "export it again with --precision fp16 --target tensorrt"
+            )
         raise BundleError(
             f"{bundle.folder} is quantised for {target} and cannot run on {provider}; "
             f"export it again with --target {provider}"

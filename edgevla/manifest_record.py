@@ -6,7 +6,7 @@ No inference depends on it. What the keys mean: docs/formats.md#keys-of-the-mani
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from edgevla.dataset.reading import DatasetReading
 
@@ -79,20 +79,22 @@ class Parity:
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """A layer that stays float32 in a bundle of lower precision. layer: graph and place in the network. alone: what it
-    costs when it alone is lowered, as a multiple of the rule's limit; null where time ran out before.
+    """A layer that is not lowered as far as a bundle's precision goes. layer: graph and place in the network. alone: what
+    it costs when it alone is lowered, as a multiple of the rule's limit; null where time ran out before. stored: what its
+    weights are instead; of int4 that may be 8 bits.
     """
 
     layer: str
     n_weights: int
     alone: float | None
+    stored: Literal["fp32", "int8"] = "fp32"
 
 
 @dataclass(frozen=True)
 class Lowered:
     """What the search for a lower precision found, on `n_samples` frames. n_layers, n_weights: that could be lowered.
 
-    kept: of them, what stays float32. parts: what each part of the network costs when it alone is lowered, and
+    kept: of them, what is not lowered as far. parts: what each part of the network costs when it alone is lowered, and
     everything: all of it, as multiples of the rule's limit. in_time: whether all was measured that there was to measure.
     """
 

@@ -40,7 +40,7 @@ from .certificate import certify
 from .draft import draft_manifest
 from .features import Meaning, decide
 from .lowering import GOALS, PrecisionLowering, is_static
-from .options import ExportOptions
+from .options import QUANTISED, ExportOptions
 from .parity import Comparison, chunk_ms, compare, measure
 from .samples import PolicyInput, dataset_samples, synthetic_samples
 from .search import SEARCH_S
@@ -158,10 +158,10 @@ def _compared(
     say(f"finding out what may be {options.precision} (up to {SEARCH_S / 60:.0f} minutes)")
     with contextlib.closing(PrecisionLowering(policy, bundle, samples, options, say)) as lowering:
         for goal in GOALS:
-            found = lowering.find(goal)
-            bundle = lowering.write(found)
+            outcome = lowering.find(goal)
+            bundle = lowering.write(outcome)
             runner, comparison, told = _against_torch(policy, bundle, samples, where, options, say)
-            if comparison.parity.passed or not found.in_time:
+            if comparison.parity.passed or not outcome.in_time:
                 break
     return bundle, runner, comparison, told
 
@@ -269,8 +269,10 @@ def _samples(
     say: Say,
 ) -> tuple[list[PolicyInput], str]:
     n = options.n_samples
-    if options.precision == "int8" and n < QUANTISED_SAMPLES:
-        say(f"int8 is judged on at least {QUANTISED_SAMPLES} samples: {QUANTISED_SAMPLES} instead of {n}")
+    if options.precision in QUANTISED and n < QUANTISED_SAMPLES:
+        say(
+            f"{options.precision} is judged on at least {QUANTISED_SAMPLES} samples: {QUANTISED_SAMPLES} instead of {n}"
+        )
         n = QUANTISED_SAMPLES
     if dataset is None:
         return synthetic_samples(policy, manifest, n, manifest.n_obs_steps, options.seed), "synthetic inputs"

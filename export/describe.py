@@ -35,6 +35,7 @@ from . import planner
 from .certified import certificate_words
 from .features import NOT_JOINTS
 from .planner import CPU_MEMORY_FACTOR, RUNTIME_BYTES
+from .verdict import kept_words
 
 Report = tuple[list[str], dict[str, Any], int]
 
@@ -275,8 +276,8 @@ def _export_sizes(weights: Mapping[str, Weight]) -> dict[str, dict[str, int]]:
         else:
             vectors += w.count
     out = {}
-    for precision, n_bytes in (("fp32", 4), ("fp16", 2), ("int8", 1)):
-        file = matrices * n_bytes + vectors * 4
+    for precision, n_bytes in (("fp32", 4), ("fp16", 2), ("int8", 1), ("int4", planner.BYTES["int4"])):
+        file = int(matrices * n_bytes) + vectors * 4
         # A CPU computes fp16 with widened weights.
         cpu = (
             (matrices * 4 + vectors * 4) * CPU_MEMORY_FACTOR
@@ -420,6 +421,8 @@ def _bundle_lines(folder: Path, m: Manifest) -> list[str]:
     for name, graph in m.graphs.items():
         takes = ", ".join(i.source or i.name for i in graph.inputs)
         lines.append(f"{name:<13} {graph.file}, {m.target.precision[name]}, takes {takes}")
+    if m.lowered is not None:
+        lines.append(f"precision     {kept_words(m)}")
     if m.prompt is not None:
         task = repr(m.prompt.default_task) if m.prompt.default_task else "none: deploy with --task"
         lines.append(f"prompt        {m.prompt.tokenizer.n_tokens} tokens, default task {task}")

@@ -6,7 +6,7 @@ was the rule before, is bad for a chunk that hardly moves and says nothing of an
 
     fp32        rounding alone; more is another computation
     fp16        a servo's step (360 / 4096 = 0.09 deg of a joint that goes 100 deg); seldom what play in its gears hides
-    int8        drives as well as float32, with room: benchmarks/results/precision.md
+    int8, int4  drives as well as float32, with room: benchmarks/results/precision.md
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ class Tolerance:
     most: float
 
 
-LIMITS = {"fp32": Tolerance(1e-5, 1e-5), "fp16": Tolerance(1e-3, 5e-3), "int8": Tolerance(2e-2, 6e-2)}
+LIMITS = {
+    "fp32": Tolerance(1e-5, 1e-5),
+    "fp16": Tolerance(1e-3, 5e-3),
+    "int8": Tolerance(2e-2, 6e-2),
+    "int4": Tolerance(2e-2, 6e-2),
+}
 
 
 def worst_share(error: np.ndarray, width: np.ndarray, limits: Tolerance) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -34,13 +34,13 @@ class GraphLayer:
         return f"{self.graph}/{self.name}"
 
 
-def layers_of(graph: str, model: ir.Model, products: Collection[str]) -> list[GraphLayer]:
-    """In the order of the graph. products: operations that are lowered."""
+def layers_of(graph: str, model: ir.Model, is_lowered: Callable[[ir.Node], bool]) -> list[GraphLayer]:
+    """In the order of the graph. is_lowered: whether a precision can lower a node."""
     nodes: dict[str, list[str]] = {}
     weights: Counter[str] = Counter()
     seen: set[str] = set()
     for node in model.graph:
-        if node.op_type not in products:
+        if not is_lowered(node):
             continue
         name = _layer(node)
         nodes.setdefault(name, []).append(str(node.name))

@@ -8,7 +8,7 @@ float32 graphs are torch's is for `parity.py` to say.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgevla.runner import BundlePolicy
 from edgevla.train.policies.base import Policy
 
 from . import trace
+from .blocks import Packer, is_packable
 from .draft import FLOAT_GRAPHS
 from .gate import LIMITS, worst_share
 from .half import HEAVY, is_half_context, to_half
@@ -40,6 +41,8 @@ SEARCHED = 16
 """Frames that the search measures on; the rule is then asked of all."""
 GOALS = (1.0, 0.7, 0.4)
 """Multiples of the limit that the search aims at, one after the other where other frames then differ more."""
+EIGHT_BIT_SHARE = 0.7
+"""Of int4: how much of that its layers in 8 bits may take."""
 CALLS_PER_SAMPLE = 4
 """Runs of a graph that calibration sees, per frame: of many denoise steps some of each time."""
 
@@ -62,6 +65,34 @@ class _Recorded:
         return self.graph.stack(arrays)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is not lowered as far as the precision goes. floats: layers that stay float32. eights: of int4, layers whose
+    weights take 8 bits.
+    """
+
+    floats: frozenset[GraphLayer]
+    eights: frozenset[GraphLayer] = frozenset()
+
+    def of(self, graph: str) -> Choice:
+        """What of it is in one graph."""
+        return Choice(
+            *(frozenset(k for k in s if k.graph in (graph, CONTEXT)) for s in (self.floats, self.eights))
+        )
+
+
+@dataclass(frozen=True)
+class LoweringOutcome:
+    """found: the search at the bundle's own precision. alone: what layers cost alone, by name, each at the precision that
+    was searched for when it was left out.
+    """
+
+    choice: Choice
+    found: SearchResult
+    alone: dict[str, float]
+    in_time: bool
+
+
 class PrecisionLowering:
     """bundle: float32, whose graphs will be replaced. Working files lie in a folder of it until `close`."""
 
@@ -75,7 +106,7 @@ class PrecisionLowering:
         self.folder.mkdir()
         self.names = [n for n in bundle.manifest.graphs if n not in FLOAT_GRAPHS]
         self._floats = {n: self._open(self._keep(n), g) for n, g in bundle.manifest.graphs.items()}
-        self.layers = self._layers(products(policy, options))
+        self.layers = self._layers(lowers(policy, options))
         places = np.unique(np.linspace(0, len(samples) - 1, min(SEARCHED, len(samples))).round().astype(int))
         self.samples = [(int(i), samples[i]) for i in places]
         self._quantizers: dict[str, Quantizer] = {}
@@ -88,18 +119,44 @@ class PrecisionLowering:
                 )
                 for n in self.names
             }
+        self._packers = {n: Packer(self._float(n)) for n in self.names} if options.precision == "int4" else {}
         self.reference = self._chunks(self._floats, bundle.manifest)
-        self._candidates: dict[str, tuple[frozenset[GraphLayer], Graph, GraphFile]] = {}
-        self.search = Search(self.layers, self.score, GOALS[0], say)
+        self._candidates: dict[str, tuple[Choice, Graph, GraphFile]] = {}
+        self._searches: dict[tuple[str, frozenset[GraphLayer]], Search] = {}
 
-    def find(self, goal: float) -> SearchResult:
+    def find(self, goal: float) -> LoweringOutcome:
         """
         Raises:
             ParityError: no layer may be lowered.
         """
-        self.search.goal = goal
-        found = self.search.run()
-        if len(found.kept) == len(self.layers):
+        precision = self.options.precision
+        if precision != "int4":
+            found = self._search(precision, self.layers, lambda kept: self.score(Choice(kept)), goal)
+            return LoweringOutcome(Choice(found.kept), found, found.layers, found.in_time)
+        every = frozenset(self.layers)
+        coarse = self._search(
+            "int8", self.layers, lambda kept: self.score(Choice(kept, every - kept)), EIGHT_BIT_SHARE * goal
+        )
+        floats = coarse.kept
+        rest = [layer for layer in self.layers if layer not in floats]
+        found = self._search(precision, rest, lambda kept: self.score(Choice(floats, kept)), goal)
+        alone = {**found.layers, **{str(k): coarse.layers[str(k)] for k in floats if str(k) in coarse.layers}}
+        return LoweringOutcome(Choice(floats, found.kept), found, alone, coarse.in_time and found.in_time)
+
+    def _search(
+        self,
+        precision: str,
+        layers: Sequence[GraphLayer],
+        score: Callable[[frozenset[GraphLayer]], float],
+        goal: float,
+    ) -> SearchResult:
+        """A search that goes on with what an earlier one for another goal has measured."""
+        search = self._searches.setdefault(
+            (precision, frozenset(layers)), Search(layers, score, goal, self.say)
+        )
+        search.goal = goal
+        found = search.run()
+        if len(found.kept) == len(layers):
             alone = found.layers or found.parts
             worst = sorted(alone, key=lambda name: -alone[name])[:3]
             said = "; ".join(f"{name} alone costs {alone[name]:.2g} times the limit" for name in worst)
@@ -109,18 +166,18 @@ class PrecisionLowering:
             )
         return found
 
-    def write(self, found: SearchResult) -> Bundle:
+    def write(self, outcome: LoweringOutcome) -> Bundle:
         """The bundle with its graphs lowered but for what was found to be kept."""
         m = self.bundle.manifest
         graphs, precision = dict(m.graphs), dict(m.target.precision)
         for name in self.names:
-            kept = self._of(name, found.kept)
+            kept = outcome.choice.of(name)
             for file in (f"{name}.onnx", f"{name}.onnx.data"):
                 (self.bundle.folder / file).unlink(missing_ok=True)
             graphs[name] = self._write(name, kept, self.bundle.folder)
-            precision[name] = "fp32" if self._is_whole(name, kept) else self.options.precision
+            precision[name] = self._precision(name, kept)
         m = replace(
-            m, graphs=graphs, target=replace(m.target, precision=precision), lowered=self._record(found)
+            m, graphs=graphs, target=replace(m.target, precision=precision), lowered=self._record(outcome)
         )
         files = tuple(
             f for f in list_files(self.bundle.folder) if not f.path.startswith(f"{self.folder.name}/")
@@ -132,17 +189,17 @@ class PrecisionLowering:
 
     # -- what a choice costs ----------------------------------------------------------------------------------
 
-    def score(self, kept: frozenset[GraphLayer]) -> float:
-        """How far the joints are from float32's with these layers kept, as a multiple of the limit."""
+    def score(self, choice: Choice) -> float:
+        """How far the joints are from float32's with this choice, as a multiple of the limit."""
         graphs, entries = dict(self._floats), dict(self.bundle.manifest.graphs)
         for name in self.names:
-            own = self._of(name, kept)
-            if not self._is_whole(name, own):
+            own = choice.of(name)
+            if self._precision(name, own) != "fp32":
                 graphs[name], entries[name] = self._candidate(name, own)
         chunks = self._chunks(graphs, replace(self.bundle.manifest, graphs=entries))
         return worst_share(np.abs(chunks.astype(np.float64) - self.reference), self.width, self.limits)
 
-    def _candidate(self, name: str, kept: frozenset[GraphLayer]) -> tuple[Graph, GraphFile]:
+    def _candidate(self, name: str, kept: Choice) -> tuple[Graph, GraphFile]:
         """The last one of each graph stays open: a search changes one graph at a time."""
         known = self._candidates.get(name)
         if known is None or known[0] != kept:
@@ -159,19 +216,22 @@ class PrecisionLowering:
 
     # -- files ------------------------------------------------------------------------------------------------
 
-    def _write(self, name: str, kept: frozenset[GraphLayer], folder: Path) -> GraphFile:
+    def _write(self, name: str, kept: Choice, folder: Path) -> GraphFile:
         entry = self.bundle.manifest.graphs[name]
-        keep = {node for layer in kept for node in layer.nodes}
+        keep = {node for layer in kept.floats for node in layer.nodes}
         if self.options.precision == "fp16":
             return self._write_half(name, entry, keep, folder)
         file = folder / f"{name}.onnx"
-        if self._is_whole(name, kept):
+        if self._precision(name, kept) == "fp32":
             source, data = self._float(name), None
             shutil.copyfile(source, file)
             if entry.data is not None:
                 data = f"{file.name}.data"
                 shutil.copyfile(source.with_name(data), folder / data)
             return replace(entry, file=file.name, data=data)
+        if self._packers:
+            written, data = self._packers[name].write(folder, name, self._bits(name, kept))
+            return replace(entry, file=written, data=data)
         self._quantizers[name].write(file, keep)
         has_data = (folder / f"{file.name}.data").is_file()
         return replace(entry, file=file.name, data=f"{file.name}.data" if has_data else None)
@@ -214,19 +274,26 @@ class PrecisionLowering:
 
     # -- layers, calibration, and what is told -----------------------------------------------------------------
 
-    def _layers(self, lowered: Collection[str]) -> list[GraphLayer]:
+    def _layers(self, is_lowered: Callable[[ir.Node], bool]) -> list[GraphLayer]:
         """A context is rounded on both of its sides or not at all, so its layer is one of every graph."""
-        layers = [layer for n in self.names for layer in layers_of(n, ir.load(self._float(n)), lowered)]
+        layers = [layer for n in self.names for layer in layers_of(n, ir.load(self._float(n)), is_lowered)]
         if self.options.precision == "fp16" and self._context():
             layers.append(GraphLayer(CONTEXT, CONTEXT, CONTEXT, (CONTEXT,), 0))
         return layers
 
-    def _of(self, name: str, kept: frozenset[GraphLayer]) -> frozenset[GraphLayer]:
-        return frozenset(layer for layer in kept if layer.graph in (name, CONTEXT))
+    def _precision(self, name: str, kept: Choice) -> str:
+        """The lowest of a graph's layers."""
+        lowered = [
+            layer for layer in self.layers if layer.graph in (name, CONTEXT) and layer not in kept.floats
+        ]
+        if not lowered:
+            return "fp32"
+        return "int8" if kept.eights.issuperset(lowered) else self.options.precision
 
-    def _is_whole(self, name: str, kept: frozenset[GraphLayer]) -> bool:
-        """Whether nothing of a graph is lowered."""
-        return all(layer in kept for layer in self.layers if layer.graph in (name, CONTEXT))
+    def _bits(self, name: str, kept: Choice) -> dict[str, int]:
+        """Of the nodes of an int4 graph."""
+        own = (layer for layer in self.layers if layer.graph == name and layer not in kept.floats)
+        return {node: 8 if layer in kept.eights else 4 for layer in own for node in layer.nodes}
 
     def _calls(self, samples: Sequence[PolicyInput]) -> dict[str, list[dict[str, np.ndarray]]]:
         """Inputs of each graph over all frames, and of its runs on one frame as many as are enough, in turn."""
@@ -241,21 +308,25 @@ class PrecisionLowering:
                 graph.calls.clear()
         return found
 
-    def _record(self, found: SearchResult) -> Lowered:
-        kept = [layer for layer in self.layers if layer in found.kept]
+    def _record(self, outcome: LoweringOutcome) -> Lowered:
+        found, choice = outcome.found, outcome.choice
+        kept = [layer for layer in self.layers if layer in choice.floats | choice.eights]
         return Lowered(
             n_layers=len(self.layers),
             n_weights=sum(layer.weights for layer in self.layers),
             kept=tuple(
                 KeptLayer(
-                    str(k), k.weights, _finite(found.layers[str(k)]) if str(k) in found.layers else None
+                    str(k),
+                    k.weights,
+                    _finite(outcome.alone[str(k)]) if str(k) in outcome.alone else None,
+                    "fp32" if k in choice.floats else "int8",
                 )
                 for k in kept
             ),
             parts={name: _finite(score) for name, score in found.parts.items()},
             everything=_finite(found.everything),
             n_samples=len(self.samples),
-            in_time=found.in_time,
+            in_time=outcome.in_time,
         )
 
 
@@ -264,11 +335,14 @@ def is_static(policy: Policy, options: ExportOptions) -> bool:
     return options.precision == "int8" and (bool(policy.trunks()) or options.target == "tensorrt")
 
 
-def products(policy: Policy, options: ExportOptions) -> Collection[str]:
-    """Operations that the precision lowers."""
-    if options.precision == "fp16":
-        return HEAVY
-    return ("MatMul", "Gemm", "Conv") if is_static(policy, options) else ("MatMul", "Gemm")
+def lowers(policy: Policy, options: ExportOptions) -> Callable[[ir.Node], bool]:
+    """Whether the precision lowers a node."""
+    if options.precision == "int4":
+        return is_packable
+    products = HEAVY if options.precision == "fp16" else {"MatMul", "Gemm"}
+    if is_static(policy, options):
+        products = products | {"Conv"}
+    return lambda node: node.op_type in products
 
 
 def _infer(runner: BundlePolicy, sample: PolicyInput, seq: int) -> np.ndarray:

@@ -12,7 +12,9 @@ from edgevla.errors import UsageError
 if TYPE_CHECKING:
     from edgevla.dataset.reading import DatasetReading
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+QUANTISED = ("int8", "int4")
+"""Judged on more frames, by the actions alone: a stage has no tolerance of its own."""
 MOST_BATCH = 64
 """As many as a policy server has robots (edgevla/serve/server.py)."""
 TARGETS = ("cpu", "cuda", "tensorrt")
@@ -58,6 +60,10 @@ class ExportOptions:
         if self.precision == "int8" and self.target == "cuda":
             raise UsageError(
                 "int8 for cuda is not supported: onnxruntime's CUDA kernels gain nothing; use fp16"
+            )
+        if self.precision == "int4" and self.target == "tensorrt":
+            raise UsageError(
+                "int4 for tensorrt is not supported: TensorRT knows no MatMulNBits; use fp16, or --target cuda"
             )
         for option, value in (("--samples", self.n_samples), ("--n-steps", self.n_steps)):
             if value is not None and value < 1:

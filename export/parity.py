@@ -23,6 +23,7 @@ from edgevla.runner import BundlePolicy, InferenceResult
 from edgevla.train.policies.base import Policy, TorchGraph
 
 from .gate import LIMITS, is_lost, usual_error
+from .options import QUANTISED
 from .samples import PolicyInput, action_range
 
 STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
@@ -155,7 +156,7 @@ def _as_spec(inputs: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, np.
 def precision_of_bundle(bundle: Bundle) -> str:
     """The coarsest of its graphs'."""
     found = set(bundle.manifest.target.precision.values())
-    return next((p for p in ("int8", "fp16") if p in found), "fp32")
+    return next((p for p in ("int4", "int8", "fp16") if p in found), "fp32")
 
 
 @dataclass
@@ -182,7 +183,7 @@ class _Worst:
             share = 1e-5
         errors = [min(e, NO_NUMBER) for _, e in sorted(self.errors.items())]
         per_step = tuple(errors) if name == "denoise" else None
-        tolerance = None if own == "int8" else share * max(1.0, self.largest)
+        tolerance = None if own in QUANTISED else share * max(1.0, self.largest)
         return Stage(max(errors, default=0.0), tolerance, per_step)
 
 

@@ -23,7 +23,10 @@ from edgevla.strict import nearest, read
 
 DEVICES = Path(__file__).with_name("devices.toml")
 THIS = "this"
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 21 / 32}
+"""Of a weight; of int4 with the scale and the zero point of its block."""
+COMPUTED_IN = {"cpu": "int8", "gpu": "fp16"}
+"""What 4-bit weights are multiplied in, at the fastest."""
 CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 """ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB of memory."""
 SYSTEM_BYTES = 2e9
@@ -129,7 +132,7 @@ def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> PlanSub
 
 
 def plans(subject: PlanSubject, on: Device) -> list[PrecisionPlan]:
-    return [_plan(subject, on, precision) for precision in BYTES if precision in on.peak]
+    return [_plan(subject, on, precision) for precision in BYTES if _peak(on, precision) is not None]
 
 
 def _plan(subject: PlanSubject, on: Device, precision: str) -> PrecisionPlan:
@@ -147,12 +150,18 @@ def _plan(subject: PlanSubject, on: Device, precision: str) -> PrecisionPlan:
     return PrecisionPlan(precision, ms, memory, memory + SYSTEM_BYTES <= on.memory * 1e9, works)
 
 
+def _peak(on: Device, precision: str) -> float | None:
+    return on.peak.get(COMPUTED_IN[on.processor] if precision == "int4" else precision)
+
+
 def _runs(subject: PlanSubject, graph: str) -> int:
     return subject.n_steps if graph == "denoise" else 1
 
 
 def _bound_ms(work: Work, on: Device, precision: str) -> float:
-    arithmetic = work.flops / (on.peak[precision] * 1e12)
+    peak = _peak(on, precision)
+    assert peak is not None
+    arithmetic = work.flops / (peak * 1e12)
     reading = work.weights * BYTES[precision] / (on.bandwidth * 1e9)
     return max(arithmetic, reading) * 1e3
 

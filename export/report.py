@@ -149,11 +149,12 @@ def _lowered(m: Manifest) -> str:
     out = f"<p>Precision: {html.escape(kept_words(m))}.</p>{_table(head, parts, numbers=[2], markup=[1])}"
     if found.kept:
         rows = [
-            [k.layer, f"{k.n_weights:,}", "not measured" if k.alone is None else f"{k.alone:.2g}"]
+            [k.layer, k.stored, f"{k.n_weights:,}", "not measured" if k.alone is None else f"{k.alone:.2g}"]
             for k in found.kept
         ]
-        head = ["stays float32", "weights", "alone, of the limit"]
-        out += f"<details><summary>All that stays float32</summary>{_table(head, rows, numbers=[1, 2])}</details>"
+        head = ["layer", "is", "weights", "alone, of the limit"]
+        summary = "All that is not lowered as far"
+        out += f"<details><summary>{summary}</summary>{_table(head, rows, numbers=[2, 3])}</details>"
     note = (
         f"Measured on {found.n_samples} frames, others may cost more; the grey bar is what the rule allows."
     )

@@ -110,7 +110,7 @@ def trace(
     model = program.model
     model.ir_version = IR_VERSION
     model.graph.name = f"{policy.policy_type}_{name}"
-    _drop_unused(model)
+    drop_unused(model)
     return model
 
 
@@ -176,7 +176,7 @@ def save(model: ir.Model, folder: Path, name: str) -> tuple[str, str | None]:
     return file, data
 
 
-def _drop_unused(model: ir.Model) -> None:
+def drop_unused(model: ir.Model) -> None:
     """Weights that this method does not use (the exporter lifts all of the module's)."""
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():

@@ -12,9 +12,9 @@ from edgevla.manifest_record import KeptLayer
 from edgevla.types import ACTION
 
 from .gate import percent
-from .parity import failures
 
 NAMED = 3
+_BY_BITS = ("int4", "int8", "fp16", "fp32")
 REACH_M, SERVO_STEP_DEG = 0.3, 360 / 4096
 """How far from a joint a difference is told in millimetres; a step of a 12-bit servo."""
 
@@ -102,28 +102,33 @@ def meaning_words(m: Manifest) -> str:
 
 def precision_words(m: Manifest) -> str:
     """`int8`, or `int8 and fp32` where some layers were kept."""
-    lower = [p for p in dict.fromkeys(m.target.precision.values()) if p != "fp32"]
-    kept = m.lowered is not None and bool(m.lowered.kept)
-    return " and ".join([*lower, *(["fp32"] if kept or not lower else [])])
+    lower = [p for p in m.target.precision.values() if p != "fp32"]
+    kept = [k.stored for k in m.lowered.kept] if m.lowered is not None else []
+    return " and ".join(dict.fromkeys(sorted([*lower, *kept], key=_BY_BITS.index))) or "fp32"
 
 
 def kept_words(m: Manifest) -> str:
-    """What of a lower precision stayed float32 and why; empty for float32 bundles.
+    """What was not lowered as far as the precision goes and why; empty for float32 bundles.
 
     `int8 but for 2 of 18 layers (3 % of the weights), which stay float32: encode/action_head (alone 2 times the limit)`
     """
     found = m.lowered
     if found is None:
         return ""
-    precision = next((p for p in m.target.precision.values() if p != "fp32"), "fp32")
+    precision = min(m.target.precision.values(), key=_BY_BITS.index)
     if not found.kept:
         return f"all {found.n_layers} layers are {precision}"
-    share = sum(k.n_weights for k in found.kept) / max(found.n_weights, 1)
-    worst = sorted(found.kept, key=lambda k: -(k.alone or 0.0))
-    named = "; ".join(map(cost_words, worst[:NAMED])) + ("; and others" if len(worst) > NAMED else "")
+    said = []
+    for stored, verb in (("int8", "take 8 bits"), ("fp32", "stay float32")):
+        kept = [k for k in found.kept if k.stored == stored]
+        if kept:
+            share = sum(k.n_weights for k in kept) / max(found.n_weights, 1)
+            worst = sorted(kept, key=lambda k: -(k.alone or 0.0))
+            named = "; ".join(map(cost_words, worst[:NAMED])) + ("; and others" if len(worst) > NAMED else "")
+            number = f"{len(kept)} of {found.n_layers} layers ({percent(share)} of the weights)"
+            said.append(f"{number}, which {verb}: {named}")
     late = "" if found.in_time else "; time ran out, so layers that were not measured are among them"
-    number = f"{len(found.kept)} of {found.n_layers} layers ({percent(share)} of the weights)"
-    return f"{precision} but for {number}, which stay float32: {named}{late}"
+    return f"{precision} but for {' and for '.join(said)}{late}"
 
 
 def cost_words(kept: KeptLayer) -> str:
@@ -133,6 +138,8 @@ def cost_words(kept: KeptLayer) -> str:
 
 def refusal(m: Manifest, is_lower_precision: bool) -> str:
     """Why nothing was written, and what can be done."""
+    from .parity import failures  # brings torch, which what a bundle says of itself does without
+
     assert m.parity is not None
     reason = "; ".join(failures(m.parity, m.action.names)[:3])
     return (

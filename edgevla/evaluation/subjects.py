@@ -112,7 +112,7 @@ def _open_checkpoint(path: str, dataset: Dataset, opening: Opening, say: Say) ->
 def _precision(manifest: Manifest) -> str:
     """The lowest of its graphs'."""
     found = set(manifest.target.precision.values())
-    return next((p for p in ("int8", "fp16", "bf16") if p in found), "fp32")
+    return next((p for p in ("int4", "int8", "fp16", "bf16") if p in found), "fp32")
 
 
 def _names(opened: Sequence[tuple[str, str, BundlePolicy]]) -> list[str]:
