@@ -79,9 +79,9 @@ class Parity:
 
 @dataclass(frozen=True)
 class KeptLayer:
-    """A layer that is not lowered as far as a bundle's precision goes. layer: graph and place in the network. alone: what
-    it costs when it alone is lowered, as a multiple of the rule's limit; null where time ran out before. stored: what its
-    weights are instead; of int4 that may be 8 bits.
+    """A layer that is not lowered as far as a bundle's precision goes. layer: graph and place in the network. alone:
+    what it costs when it alone is lowered, as a multiple of the rule's limit; null where time ran out before. stored:
+    what its weights are instead; of int4 that may be 8 bits.
     """
 
     layer: str

@@ -35,14 +35,12 @@ from .options import ExportOptions
 from .parity import NO_NUMBER
 from .quantize import Quantizer
 from .samples import PolicyInput, action_range
-from .search import Say, Search, SearchResult
+from .search import Choice, Choosing, LoweringOutcome, Say
 
 SEARCHED = 16
 """Frames that the search measures on; the rule is then asked of all."""
 GOALS = (1.0, 0.7, 0.4)
 """Multiples of the limit that the search aims at, one after the other where other frames then differ more."""
-EIGHT_BIT_SHARE = 0.7
-"""Of int4: how much of that its layers in 8 bits may take."""
 CALLS_PER_SAMPLE = 4
 """Runs of a graph that calibration sees, per frame: of many denoise steps some of each time."""
 
@@ -63,34 +61,6 @@ class _Recorded:
 
     def stack(self, arrays: Sequence[Any]) -> Any:
         return self.graph.stack(arrays)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is not lowered as far as the precision goes. floats: layers that stay float32. eights: of int4, layers whose
-    weights take 8 bits.
-    """
-
-    floats: frozenset[GraphLayer]
-    eights: frozenset[GraphLayer] = frozenset()
-
-    def of(self, graph: str) -> Choice:
-        """What of it is in one graph."""
-        return Choice(
-            *(frozenset(k for k in s if k.graph in (graph, CONTEXT)) for s in (self.floats, self.eights))
-        )
-
-
-@dataclass(frozen=True)
-class LoweringOutcome:
-    """found: the search at the bundle's own precision. alone: what layers cost alone, by name, each at the precision that
-    was searched for when it was left out.
-    """
-
-    choice: Choice
-    found: SearchResult
-    alone: dict[str, float]
-    in_time: bool
 
 
 class PrecisionLowering:
@@ -122,49 +92,23 @@ class PrecisionLowering:
         self._packers = {n: Packer(self._float(n)) for n in self.names} if options.precision == "int4" else {}
         self.reference = self._chunks(self._floats, bundle.manifest)
         self._candidates: dict[str, tuple[Choice, Graph, GraphFile]] = {}
-        self._searches: dict[tuple[str, frozenset[GraphLayer]], Search] = {}
+        self.search = Choosing(self.layers, self.score, options.precision == "int4", say)
 
     def find(self, goal: float) -> LoweringOutcome:
         """
         Raises:
             ParityError: no layer may be lowered.
         """
-        precision = self.options.precision
-        if precision != "int4":
-            found = self._search(precision, self.layers, lambda kept: self.score(Choice(kept)), goal)
-            return LoweringOutcome(Choice(found.kept), found, found.layers, found.in_time)
-        every = frozenset(self.layers)
-        coarse = self._search(
-            "int8", self.layers, lambda kept: self.score(Choice(kept, every - kept)), EIGHT_BIT_SHARE * goal
-        )
-        floats = coarse.kept
-        rest = [layer for layer in self.layers if layer not in floats]
-        found = self._search(precision, rest, lambda kept: self.score(Choice(floats, kept)), goal)
-        alone = {**found.layers, **{str(k): coarse.layers[str(k)] for k in floats if str(k) in coarse.layers}}
-        return LoweringOutcome(Choice(floats, found.kept), found, alone, coarse.in_time and found.in_time)
-
-    def _search(
-        self,
-        precision: str,
-        layers: Sequence[GraphLayer],
-        score: Callable[[frozenset[GraphLayer]], float],
-        goal: float,
-    ) -> SearchResult:
-        """A search that goes on with what an earlier one for another goal has measured."""
-        search = self._searches.setdefault(
-            (precision, frozenset(layers)), Search(layers, score, goal, self.say)
-        )
-        search.goal = goal
-        found = search.run()
-        if len(found.kept) == len(layers):
-            alone = found.layers or found.parts
+        outcome = self.search.run(goal)
+        if outcome.is_nothing_lowered:
+            alone = outcome.found.layers or outcome.found.parts
             worst = sorted(alone, key=lambda name: -alone[name])[:3]
             said = "; ".join(f"{name} alone costs {alone[name]:.2g} times the limit" for name in worst)
             raise ParityError(
                 f"nothing of {self.bundle.manifest.policy} can be {self.options.precision} within the rule: {said}. "
                 "Nothing was written; --precision fp32 loses nothing"
             )
-        return found
+        return outcome
 
     def write(self, outcome: LoweringOutcome) -> Bundle:
         """The bundle with its graphs lowered but for what was found to be kept."""

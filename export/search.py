@@ -4,6 +4,8 @@
     each part lowered alone           parts in the order of what they cost; the worst are kept until the rest passes
     each layer of those parts alone   in the order of what it costs; of them as few are kept as will do (bisection)
 
+4-bit weights are searched for twice: which layers bear 8 bits, and which of those bear 4.
+
 What a subset costs is asked of `score`, which runs real frames. Time is bounded: layers that nobody came to measure
 count as the worst, and are kept.
 """
@@ -14,12 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .layers import GraphLayer
+from .layers import CONTEXT, GraphLayer
 
 Score = Callable[[frozenset[GraphLayer]], float]
 """Kept layers -> how far the joints are from float32's, as a multiple of the rule's limit: up to 1 is accepted."""
 Say = Callable[[str], None]
 
+EIGHT_BIT_SHARE = 0.7
+"""How much of what is allowed the layers in 8 bits may take."""
 SEARCH_S = 900.0
 SAY_EVERY_S = 10.0
 
@@ -112,6 +116,77 @@ class Search:
         return SearchResult(
             kept, dict(self._parts), dict(self._alone), self._score(frozenset()), self._in_time
         )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is not lowered as far as the precision goes. floats: layers that stay float32. eights: of int4, layers whose
+    weights take 8 bits.
+    """
+
+    floats: frozenset[GraphLayer]
+    eights: frozenset[GraphLayer] = frozenset()
+
+    def of(self, graph: str) -> Choice:
+        """What of it is in one graph."""
+        floats, eights = (
+            frozenset(layer for layer in layers if layer.graph in (graph, CONTEXT))
+            for layers in (self.floats, self.eights)
+        )
+        return Choice(floats, eights)
+
+
+@dataclass(frozen=True)
+class LoweringOutcome:
+    """found: the last search, at the bundle's own precision. alone: what layers that are not lowered as far cost alone,
+    by name, at the precision that was searched for when they were left out.
+    """
+
+    choice: Choice
+    found: SearchResult
+    alone: dict[str, float]
+    in_time: bool
+    is_nothing_lowered: bool
+
+
+class Choosing:
+    """The search for one goal after another; what was measured is remembered. has_eights: int4."""
+
+    def __init__(
+        self, layers: Sequence[GraphLayer], score: Callable[[Choice], float], has_eights: bool, say: Say
+    ) -> None:
+        self.layers, self.score, self.has_eights, self.say = layers, score, has_eights, say
+        every = frozenset(layers)
+        self._coarse = Search(layers, lambda kept: score(Choice(kept, every - kept)), 1.0, say)
+        self._fine: dict[frozenset[GraphLayer], Search] = {}
+
+    def run(self, goal: float) -> LoweringOutcome:
+        if not self.has_eights:
+            return self._below(frozenset(), goal, None)
+        self._coarse.goal = EIGHT_BIT_SHARE * goal
+        coarse = self._coarse.run()
+        if len(coarse.kept) == len(self.layers):
+            return LoweringOutcome(Choice(coarse.kept), coarse, coarse.layers, coarse.in_time, True)
+        return self._below(coarse.kept, goal, coarse)
+
+    def _below(
+        self, floats: frozenset[GraphLayer], goal: float, coarse: SearchResult | None
+    ) -> LoweringOutcome:
+        """Among layers that are not float32 already."""
+        if floats not in self._fine:
+            rest = [layer for layer in self.layers if layer not in floats]
+
+            def score(kept: frozenset[GraphLayer]) -> float:
+                return self.score(Choice(floats, kept) if self.has_eights else Choice(kept))
+
+            self._fine[floats] = Search(rest, score, goal, self.say)
+        search = self._fine[floats]
+        search.goal = goal
+        found = search.run()
+        choice = Choice(floats, found.kept) if self.has_eights else Choice(found.kept)
+        alone = {**(coarse.layers if coarse is not None else {}), **found.layers}
+        in_time = found.in_time and (coarse is None or coarse.in_time)
+        return LoweringOutcome(choice, found, alone, in_time, len(found.kept) == len(search.layers))
 
 
 def _worst_first(names: Iterable[str], alone: dict[str, float]) -> list[str]:

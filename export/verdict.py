@@ -138,7 +138,7 @@ def cost_words(kept: KeptLayer) -> str:
 
 def refusal(m: Manifest, is_lower_precision: bool) -> str:
     """Why nothing was written, and what can be done."""
-    from .parity import failures  # brings torch, which what a bundle says of itself does without
+    from .parity import failures  # needs torch; what a bundle says of itself does not
 
     assert m.parity is not None
     reason = "; ".join(failures(m.parity, m.action.names)[:3])

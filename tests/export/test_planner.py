@@ -92,16 +92,19 @@ def test_the_bound_is_the_larger_of_arithmetic_and_reading() -> None:
     busy, heavy = Work(10**11, 10**6), Work(10**9, 10**9)
     assert planner.plans(subject(busy), SMALL)[0].ms["encode"] == pytest.approx(1000.0)
     assert planner.plans(subject(heavy), SMALL)[0].ms["encode"] == pytest.approx(400.0)
-    fp32, fp16, int8 = planner.plans(subject(heavy), SMALL)
+    fp32, fp16, int8, int4 = planner.plans(subject(heavy), SMALL)
     assert fp32.ms["denoise"] == pytest.approx(100.0), "ten runs"
     assert int8.ms["encode"] == pytest.approx(100.0)
-    assert (fp32.fits, fp16.fits, int8.fits) == (False, False, True), "fp16 is widened on a CPU"
+    assert int4.ms["encode"] == pytest.approx(65.6, rel=1e-3), "5.25 bits are read of each weight"
+    assert (fp32.fits, fp16.fits, int8.fits, int4.fits) == (False, False, True, True), (
+        "fp16 is widened on a CPU"
+    )
 
 
 def test_what_comes_too_late_is_said() -> None:
     long = subject(Work(10**11, 10**6), chunk_size=16)
     late = planner.plans(long, SMALL)
-    assert [plan.works for plan in late] == [()] * 3
+    assert [plan.works for plan in late] == [()] * 4
     said = list(planner.lines(long, SMALL, late))
     assert "sync only, and the arm waits between chunks (one plays 533 ms)" in said[4]
     assert planner.plans(subject(Work(10**9, 10**6)), SMALL)[0].works == ("ensemble", "async", "rtc")
@@ -135,7 +138,7 @@ def test_a_bundle_on_a_board_and_on_this_machine(bundle: Bundle, capsys: pytest.
     assert main(["inspect", str(bundle.folder), "--device", "this", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["planned"]
     assert planned["measured_ms"] > 0
-    assert [row["precision"] for row in planned["plans"]] == ["fp32", "fp16", "int8"]
+    assert [row["precision"] for row in planned["plans"]] == ["fp32", "fp16", "int8", "int4"]
 
 
 def test_a_bench_is_held_against_the_bound(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:

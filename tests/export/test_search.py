@@ -7,7 +7,7 @@ import pytest
 
 from edgevla.export.gate import Tolerance, is_lost, worst_share
 from edgevla.export.layers import GraphLayer, _parts
-from edgevla.export.search import Search
+from edgevla.export.search import Choice, Choosing, Search
 
 PARTS = {"vision": 6, "language": 6, "head": 2}
 LAYERS = [
@@ -124,3 +124,30 @@ def test_a_lost_cause_is_seen_as_early_as_it_is_certain() -> None:
     error[:] = 0
     error[0, 3, 1] = 0.11  # one action by more than 5 %
     assert is_lost(error, 64, WIDTH, RULE)
+
+
+# -- 4 bits, 8 bits, none -------------------------------------------------------------------------------------------
+
+
+def test_4_bits_where_they_pass_8_where_those_do_and_float32_where_neither_does() -> None:
+    eight = {"head.1": 2.0}
+    four = {"vision.2": 3.0, "language.4": 1.2, "head.1": 9.0}
+
+    def score(choice: Choice) -> float:
+        lowered = [layer for layer in LAYERS if layer not in choice.floats]
+        costs = [(eight, 0.001) if layer in choice.eights else (four, 0.01) for layer in lowered]
+        return sum(c.get(layer.name, small) for layer, (c, small) in zip(lowered, costs, strict=True))
+
+    outcome = Choosing(LAYERS, score, True, lambda _: None).run(1.0)
+    assert names(outcome.choice.floats) == {"head.1"}
+    assert names(outcome.choice.eights) == {"vision.2", "language.4"}
+    assert score(outcome.choice) <= 1.0
+    assert outcome.alone["encode/head.1"] == pytest.approx(2.0), "what broke the rule in 8 bits"
+    assert outcome.alone["encode/vision.2"] == pytest.approx(3.0 + 12 * 0.001)
+
+
+def test_a_policy_that_bears_no_4_bits_is_not_called_so() -> None:
+    def score(choice: Choice) -> float:
+        return sum(0.0 if layer in choice.floats | choice.eights else 2.0 for layer in LAYERS)
+
+    assert Choosing(LAYERS, score, True, lambda _: None).run(1.0).is_nothing_lowered
