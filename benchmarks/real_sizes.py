@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +34,17 @@ PREPACKED_BYTES = 4 << 30
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 
 
-def build(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
-    """Published dimensions, two cameras, six joints; weights uniform and small, norms about one: values stay finite."""
+def build(kind: str, folder: Path, dtype: str, other: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Published dimensions, two cameras, six joints; weights uniform and small, norms about one: values stay finite.
+    other: settings of the config in which it differs from what was published.
+    """
     import torch
 
     from edgevla.train.checkpoint import save_policy
     from edgevla.train.memory import without_init
 
     with without_init():
-        policy = published(kind, folder.parent, dtype)
+        policy = published(kind, folder.parent, dtype, other)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():
         bound = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.02
@@ -54,7 +56,7 @@ def build(kind: str, folder: Path, dtype: str) -> dict[str, Any]:
     return {"parameters": n, "weight_bytes": (folder / "model.safetensors").stat().st_size}
 
 
-def published(kind: str, scratch: Path, dtype: str) -> Policy:
+def published(kind: str, scratch: Path, dtype: str, other: Mapping[str, Any] | None = None) -> Policy:
     """The policy at its published dimensions before its weights are filled, with a byte tokenizer of its kind."""
     import numpy as np
 
@@ -77,6 +79,7 @@ def published(kind: str, scratch: Path, dtype: str) -> Policy:
         },
         output_features={"action": PolicyFeature("ACTION", (6,))},
         **settings(kind, dtype),
+        **(other or {}),
     )
     config.validate()
     six = {"mean": np.zeros(6), "std": np.ones(6), "q01": -np.ones(6), "q99": np.ones(6)}

@@ -79,6 +79,8 @@ class PrecisionLowering:
         self.layers = self._layers(lowers(policy, options))
         places = np.unique(np.linspace(0, len(samples) - 1, min(SEARCHED, len(samples))).round().astype(int))
         self.samples = [(int(i), samples[i]) for i in places]
+        if options.precision == "int4":  # guidance would hold chunks together that it lets drift apart
+            self.samples = [(i, replace(sample, rtc=None)) for i, sample in self.samples]
         self._quantizers: dict[str, Quantizer] = {}
         if options.precision == "int8":
             is_calibrated = is_static(policy, options)
