@@ -35,7 +35,7 @@ from result_kit import conditions  # noqa: E402
 RESULTS = Path(__file__).parent / "results" / "gpu_precision.md"
 GOLDENS = ROOT / "tests" / "fixtures" / "goldens"
 POLICIES = ("smolvla", "xvla", "groot", "pi0", "pi05")
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 SIZES = ("published", "middle", "tiny")
 MIDDLE: dict[str, dict[str, Any]] = {"smolvla": {"num_vlm_layers": 4, "resize_imgs_with_padding": (128, 128)}}
 """In what a middle size differs from the published one: for machines without a GPU."""

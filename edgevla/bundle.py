@@ -95,9 +95,14 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
 def check_provider(bundle: Bundle, provider: str) -> None:
     """
     Raises:
-        BundleError: files made for another target.
+        BundleError: files made for another target, or in a precision that the provider cannot run.
     """
     target = bundle.manifest.target.provider
+    if provider == "cpu" and "bf16" in bundle.manifest.target.precision.values():
+        raise BundleError(
+            f"{bundle.folder} is in bfloat16, which onnxruntime cannot run on a CPU; deploy it on {target}, or export "
+            "it again with --precision fp32 --target cpu"
+        )
     if bundle.manifest.is_quantised and provider != target:
         if provider == "tensorrt" and "int4" in bundle.manifest.target.precision.values():
             raise BundleError(

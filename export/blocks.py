@@ -77,9 +77,9 @@ class Packer:
             self._packed[key] = pack(matrix if is_transposed else matrix.T, bits)
         codes, scales, zeros = self._packed[key]
         stem = f"{weights.name}_{bits}bit"
-        shape = weights.shape
-        assert shape is not None
-        k, n = (int(d) for d in (reversed(shape) if is_transposed else shape))
+        assert weights.const_value is not None
+        rows, columns = weights.const_value.numpy().shape
+        k, n = (columns, rows) if is_transposed else (rows, columns)
         attributes = {"K": k, "N": n, "bits": bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
         parts = zip(("codes", "scales", "zeros"), (codes, scales, zeros), strict=True)
         read = [_constant(graph, f"{stem}_{part}", values) for part, values in parts]

@@ -20,11 +20,12 @@ from edgevla.dataset.facts import read_facts
 from edgevla.dataset.reading import DatasetReading
 from edgevla.engines import load_graph
 from edgevla.errors import EngineError, MissingExtraError, ParityError, UsageError
-from edgevla.graph import GraphSpec
+from edgevla.graph import Graph, GraphSpec
 from edgevla.manifest import (
     GraphFile,
     Manifest,
 )
+from edgevla.manifest_record import Latency
 from edgevla.runner import BundlePolicy
 from edgevla.session import is_alive
 from edgevla.train.account import account_of
@@ -38,6 +39,7 @@ from . import trace
 from .batches import compare_batches
 from .certificate import certify
 from .draft import draft_manifest
+from .emulate import emulated
 from .features import Meaning, decide
 from .lowering import GOALS, PrecisionLowering, is_static
 from .options import QUANTISED, ExportOptions
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from edgevla.dataset import Dataset
     from edgevla.dataset.facts import DatasetFacts
 
+EMULATED = "bfloat16 emulated on cpu by rounding float32"
 QUANTISED_SAMPLES = 64
 """Frames on which a quantised bundle is judged, at least."""
 
@@ -57,12 +60,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """bundle: at its final place. comparison, meaning: for those who print. speedup: eager median / exported median."""
+    """bundle: at its final place. comparison, meaning: for those who print. speedup: eager median / exported median;
+    None: not measured.
+    """
 
     bundle: Bundle
     comparison: Comparison
     meaning: Meaning
-    speedup: float
+    speedup: float | None
 
 
 def export_checkpoint(
@@ -126,11 +131,10 @@ def export_policy(
         if options.max_batch > 1:
             comparison = _batched(comparison, policy, runner, say)
         _judge(replace(bundle.manifest, parity=comparison.parity), options)
-        say("measuring latency")
-        latency = measure(policy, bundle, runner, samples[0], options.n_timed)
+        latency = _latency(policy, bundle, runner, comparison, options, say)
         manifest = replace(bundle.manifest, parity=comparison.parity, latency=latency)
         steps = manifest.schedule.n_steps if manifest.schedule is not None else 0
-        speedup = latency.eager_ms.p50 / max(chunk_ms(latency, steps), 1e-9)
+        speedup = None if latency is None else latency.eager_ms.p50 / max(chunk_ms(latency, steps), 1e-9)
         from .report import write_report
 
         write_report(scratch / "report.html", manifest, comparison, meaning, speedup)
@@ -201,6 +205,21 @@ def _certified(
     return replace(comparison, parity=replace(comparison.parity, pipeline=pipeline, passed=passed))
 
 
+def _latency(
+    policy: Policy,
+    bundle: Bundle,
+    runner: BundlePolicy,
+    comparison: Comparison,
+    options: ExportOptions,
+    say: Say,
+) -> Latency | None:
+    if EMULATED in comparison.parity.reference:
+        say("latency is not measured: an emulation says nothing of it")
+        return None
+    say("measuring latency")
+    return measure(policy, bundle, runner, comparison.samples[0], options.n_timed)
+
+
 def _batched(comparison: Comparison, policy: Policy, runner: BundlePolicy, say: Say) -> Comparison:
     """The comparison with what several observations in one inference do against each alone."""
     say(f"comparing up to {runner.manifest.batch.max} observations in one inference with each alone")
@@ -217,11 +236,24 @@ def _runner(bundle: Bundle, where: str, say: Say) -> tuple[BundlePolicy, str]:
     except (EngineError, MissingExtraError) as error:
         if provider == "cpu":
             raise
-        say(f"this machine cannot run {provider} ({error}); comparing and timing on its CPU instead")
-    graphs = {
-        n: load_graph(bundle.path(g.file), g, provider="cpu") for n, g in bundle.manifest.graphs.items()
-    }
-    return BundlePolicy(bundle, graphs=graphs), f"{where}; graphs run on cpu, {provider} not available"
+        if is_emulated := "bf16" in bundle.manifest.target.precision.values():
+            say(
+                f"this machine cannot run {provider} ({error}); comparing with its rounding emulated on the CPU"
+            )
+        else:
+            say(f"this machine cannot run {provider} ({error}); comparing and timing on its CPU instead")
+    graphs = {n: _on_the_cpu(bundle, n) for n in bundle.manifest.graphs}
+    how = EMULATED if is_emulated else "graphs run on cpu"
+    return BundlePolicy(bundle, graphs=graphs), f"{where}; {how}, {provider} not available"
+
+
+def _on_the_cpu(bundle: Bundle, name: str) -> Graph:
+    graph = bundle.manifest.graphs[name]
+    path = bundle.path(graph.file)
+    if bundle.manifest.target.precision[name] != "bf16":
+        return load_graph(path, graph, provider="cpu")
+    with tempfile.TemporaryDirectory(dir=bundle.folder) as folder:
+        return load_graph(emulated(path, Path(folder), name), graph, provider="cpu")
 
 
 def _tasks(trained: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ from edgevla.types import ENVIRONMENT_STATE, STATE, Observation
 from .parity import action_parity, precision_of_bundle
 from .samples import PolicyInput
 
-LOOSER = {"fp32": 3.0, "fp16": 3.0, "int8": 1.5, "int4": 1.5}
+LOOSER = {"fp32": 3.0, "fp16": 3.0, "bf16": 3.0, "int8": 1.5, "int4": 1.5}
 """Times the tolerance against torch: both sides scale the same numbers in another order, the network bends it, and no
 sample is guided here, which holds chunks together."""
 

@@ -159,7 +159,7 @@ def _summary(done: Exported, robot: str) -> list[str]:
         b = parity.batch
         verdict = "as each alone" if b.passed else "NOT as each alone (allowed by --allow-parity-failure)"
         lines.append(f"up to {b.size} observations in one inference: {verdict}, on {b.n_samples} samples")
-    if latency is not None:
+    if latency is not None and done.speedup is not None:
         lines.append(
             f"one chunk: {chunk_ms(latency, steps):.1f} ms, eager PyTorch {latency.eager_ms.p50:.1f} ms "
             f"({done.speedup:.2f} times as fast; {latency.machine})"
@@ -175,7 +175,7 @@ def _as_json(done: Exported) -> dict[str, Any]:
     return {
         "bundle": str(done.bundle.folder),
         "sha256": done.bundle.sha256,
-        "speedup": round(done.speedup, 3),
+        "speedup": None if done.speedup is None else round(done.speedup, 3),
         "warnings": list(done.meaning.warnings),
         "manifest": done.bundle.manifest.to_json(),
     }

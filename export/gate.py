@@ -5,7 +5,7 @@ A share of the range means the same for a shoulder in degrees and a gripper in p
 was the rule before, is bad for a chunk that hardly moves and says nothing of any joint. Needs no torch.
 
     fp32        rounding alone; more is another computation
-    fp16        a servo's step (360 / 4096 = 0.09 deg of a joint that goes 100 deg); seldom what play in its gears hides
+    fp16, bf16  a servo's step (360 / 4096 = 0.09 deg of a joint that goes 100 deg); seldom what play in its gears hides
     int8, int4  drives as well as float32, with room: benchmarks/results/precision.md
 """
 
@@ -29,6 +29,7 @@ class Tolerance:
 LIMITS = {
     "fp32": Tolerance(1e-5, 1e-5),
     "fp16": Tolerance(1e-3, 5e-3),
+    "bf16": Tolerance(1e-3, 5e-3),
     "int8": Tolerance(2e-2, 6e-2),
     "int4": Tolerance(2e-2, 6e-2),
 }

@@ -1,4 +1,4 @@
-"""Mixed precision: heavy operations in float16, everything delicate in float32, by what an operation is.
+"""Mixed precision: heavy operations in float16 or bfloat16 (half), what is delicate in float32, by what it is.
 
     heavy     MatMul, Gemm, Conv ...        weights stored half, inputs cast to half, output half
     neutral   Reshape, Add, Relu ...        half only when everything they read is half, tables not among it
@@ -13,14 +13,16 @@
 So the residual stream, positions and time stay float32 (a plain conversion loses 9 % of the velocity to the time
 table alone), and no list of a policy's node names is needed. x, tau, noise and actions are float32 at the door; of
 the context only large tensors (rank 3 and up: keys and values, features) are half. What error is left comes from the
-weights' own rounding, spread over all layers: benchmarks/results/half_parity.md.
+weights' own rounding, spread over all layers: benchmarks/results/half_parity.md. In bfloat16 the context is float32 too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -41,12 +43,32 @@ NEUTRAL = {
         "Tile",
     ),
 }
+BRAIN_NEUTRAL = frozenset(
+    {"Add", "Sub", "Mul", "Relu", "Identity", "Reshape", "Transpose", "Concat", "Slice", "Split"}
+    | {"Expand", "Squeeze", "Unsqueeze", "Flatten"}
+)
+"""Of bfloat16 what ONNX Runtime's CUDA provider lists (its docs/OperatorKernels.md); convolutions are not among it."""
 EXACT = {"Sin", "Cos", "Round", "Floor", "Ceil"}
 DOOR_ELEMENTS = 1 << 20
 """Products with more weights than this are half wherever they stand."""
 TABLE_ELEMENTS = 1 << 20
 """Embedding tables above this are stored half; smaller ones (positions) stay float32."""
-LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A type of two bytes. heavy, neutral: operations that take it."""
+
+    type: ir.DataType
+    numpy: Any
+    heavy: frozenset[str]
+    neutral: frozenset[str]
+
+
+FORMS = {
+    "fp16": Form(HALF, np.float16, frozenset(HEAVY), frozenset(NEUTRAL)),
+    "bf16": Form(ir.DataType.BFLOAT16, ml_dtypes.bfloat16, frozenset({"MatMul", "Gemm"}), BRAIN_NEUTRAL),
+}
 
 
 def is_half_context(shape: Sequence[int], dtype: str) -> bool:
@@ -55,17 +77,22 @@ def is_half_context(shape: Sequence[int], dtype: str) -> bool:
 
 
 def to_half(
-    model: ir.Model, half_inputs: Sequence[str], half_outputs: Sequence[str], keep: Collection[str] = ()
+    model: ir.Model,
+    half_inputs: Sequence[str],
+    half_outputs: Sequence[str],
+    keep: Collection[str] = (),
+    form: Form = FORMS["fp16"],
 ) -> None:
-    """Rewrites a float32 model in place. half_inputs, half_outputs: graph values that become float16. keep: names of
+    """Rewrites a float32 model in place. half_inputs, half_outputs: graph values that become half. keep: names of
     nodes that stay float32 although they are heavy.
     """
-    _Rewrite(model, keep).run(set(half_inputs), set(half_outputs))
+    _Rewrite(model, keep, form).run(set(half_inputs), set(half_outputs))
 
 
 class _Rewrite:
-    def __init__(self, model: ir.Model, keep: Collection[str]) -> None:
+    def __init__(self, model: ir.Model, keep: Collection[str], form: Form) -> None:
         self.graph = model.graph
+        self.form, self.half = form, form.type
         self._named = {node for node in model.graph if node.name in keep}
         self._casts: dict[tuple[int, ir.DataType], ir.Value] = {}
         self._constants: dict[int, ir.Value] = {}
@@ -75,13 +102,15 @@ class _Rewrite:
         self._kept = self._exact() | self._door(half_inputs, half_outputs) | self._named
         for value in self.graph.inputs:
             if value.name in half_inputs:
-                value.dtype = HALF
+                value.dtype = self.half
         for node in list(self.graph):
             if node in self._kept:
                 self._keep_float(node)
             elif node.op_type == "Gather":
                 self._gather(node)
-            elif node.op_type in HEAVY or (node.op_type in NEUTRAL and self._reads_half_only(node)):
+            elif node.op_type in self.form.heavy or (
+                node.op_type in self.form.neutral and self._reads_half_only(node)
+            ):
                 self._make_half(node)
             else:
                 self._keep_float(node)
@@ -111,7 +140,7 @@ class _Rewrite:
             if not read:
                 fixed.update(node.outputs)
             elif all(value in near for value in read):
-                if node.op_type not in HEAVY:
+                if node.op_type not in self.form.heavy:
                     near.update(node.outputs)
                 elif _is_small(node):
                     door.add(node)
@@ -122,7 +151,7 @@ class _Rewrite:
             if node in seen:
                 continue
             seen.add(node)
-            if node.op_type not in HEAVY:
+            if node.op_type not in self.form.heavy:
                 waiting += _producers(node.inputs)
             elif _is_small(node):
                 door.add(node)
@@ -132,37 +161,42 @@ class _Rewrite:
 
     def _reads_half_only(self, node: ir.Node) -> bool:
         read = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        floats = [v for v in read if v.dtype in (HALF, FLOAT)]
+        floats = [v for v in read if v.dtype in (self.half, FLOAT)]
         constants = [v for v in node.inputs if v is not None and v.is_initializer() and v.dtype == FLOAT]
         if any(_is_table(v) for v in constants):
             return False
-        return bool(floats) and all(v.dtype == HALF for v in floats) and all(map(_fits, constants))
+        return bool(floats) and all(v.dtype == self.half for v in floats) and all(map(self._fits, constants))
 
     def _make_half(self, node: ir.Node) -> None:
         for i, value in enumerate(node.inputs):
             if value is None or value.dtype != FLOAT:
                 continue
-            new = self._half_constant(value) if value.is_initializer() else self._cast(value, HALF, node)
+            new = self._half_constant(value) if value.is_initializer() else self._cast(value, self.half, node)
             node.replace_input_with(i, new)
         for output in node.outputs:
             if output.dtype in (FLOAT, None):
-                output.dtype = HALF
+                output.dtype = self.half
 
     def _keep_float(self, node: ir.Node) -> None:
         for i, value in enumerate(node.inputs):
-            if value is not None and value.dtype == HALF and node.op_type != "Cast":
+            if value is not None and value.dtype == self.half and node.op_type != "Cast":
                 node.replace_input_with(i, self._cast(value, FLOAT, node))
 
     def _gather(self, node: ir.Node) -> None:
         """A large table is stored half and its rows are widened; a half tensor is picked from as it is."""
         data = node.inputs[0]
         assert data is not None
-        if data.is_initializer() and data.dtype == FLOAT and _size(data) > TABLE_ELEMENTS and _fits(data):
+        if (
+            data.is_initializer()
+            and data.dtype == FLOAT
+            and _size(data) > TABLE_ELEMENTS
+            and self._fits(data)
+        ):
             node.replace_input_with(0, self._half_constant(data))
-            node.outputs[0].dtype = HALF
+            node.outputs[0].dtype = self.half
             self._replace_uses(node.outputs[0], self._cast(node.outputs[0], FLOAT, node, after=True))
-        elif data.dtype == HALF:
-            node.outputs[0].dtype = HALF
+        elif data.dtype == self.half:
+            node.outputs[0].dtype = self.half
 
     # -- values -------------------------------------------------------------------------------------------
 
@@ -170,11 +204,11 @@ class _Rewrite:
         if id(value) not in self._constants:
             assert value.const_value is not None
             name = f"{value.name}_half"
-            array = value.const_value.numpy().astype(np.float16)
+            array = value.const_value.numpy().astype(self.form.numpy)
             new = ir.Value(
                 name=name,
                 shape=value.shape,
-                type=ir.TensorType(HALF),
+                type=ir.TensorType(self.half),
                 const_value=ir.Tensor(array, name=name),
             )
             self.graph.register_initializer(new)
@@ -187,7 +221,7 @@ class _Rewrite:
         if key not in self._casts:
             cast = ir.node("Cast", [value], attributes={"to": to.value})
             out = cast.outputs[0]
-            out.name = f"{value.name}_{'half' if to == HALF else 'float'}"
+            out.name = f"{value.name}_{'half' if to == self.half else 'float'}"
             out.dtype, out.shape = to, value.shape
             producer = value.producer()
             if after or producer is not None:
@@ -206,8 +240,8 @@ class _Rewrite:
 
     def _fix_outputs(self, half_outputs: set[str]) -> None:
         for i, value in enumerate(self.graph.outputs):
-            wanted = HALF if value.name in half_outputs else FLOAT
-            if value.dtype not in (HALF, FLOAT) or value.dtype == wanted:
+            wanted = self.half if value.name in half_outputs else FLOAT
+            if value.dtype not in (self.half, FLOAT) or value.dtype == wanted:
                 continue
             name = value.name
             value.name = f"{name}_inner"
@@ -223,6 +257,14 @@ class _Rewrite:
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():
                 del self.graph.initializers[name]
+
+    def _fits(self, value: ir.Value) -> bool:
+        """Whether a constant can be half at all: masks of -1e9 and the like cannot be float16."""
+        if value.const_value is None:
+            return False
+        values = value.const_value.numpy().astype(np.float32)
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(values.astype(self.form.numpy).astype(np.float32)).all())
 
 
 def _producers(values: Iterable[ir.Value | None]) -> list[ir.Node]:
@@ -241,10 +283,3 @@ def _size(value: ir.Value) -> int:
 def _is_table(value: ir.Value) -> bool:
     """Positions added, or turned by (RoPE that was computed once); a bias or a scale has one axis."""
     return value.shape is not None and sum(n != 1 for n in value.shape) > 1
-
-
-def _fits(value: Any) -> bool:
-    """Whether a constant can be half at all: masks of -1e9 and the like cannot."""
-    return value.const_value is not None and bool(
-        np.all(np.abs(value.const_value.numpy().astype(np.float32)) <= LARGEST)
-    )

@@ -28,8 +28,9 @@ from edgevla.train.policies.base import Policy
 from . import trace
 from .blocks import Packer, is_packable
 from .draft import FLOAT_GRAPHS
+from .emulate import emulated
 from .gate import LIMITS, worst_share
-from .half import HEAVY, is_half_context, to_half
+from .half import FORMS, is_half_context, to_half
 from .layers import CONTEXT, GraphLayer, layers_of
 from .options import ExportOptions
 from .parity import NO_NUMBER
@@ -151,7 +152,10 @@ class PrecisionLowering:
         if known is None or known[0] != kept:
             self._candidates.pop(name, None)
             entry = self._write(name, kept, self.folder)
-            graph = self._open(self.folder / str(entry.file), entry)
+            path = self.folder / str(entry.file)
+            if self.options.precision == "bf16":
+                path = emulated(path, self.folder, f"{name}.emulated")
+            graph = self._open(path, entry)
             self._candidates[name] = (kept, graph, entry)
         return self._candidates[name][1:]
 
@@ -165,7 +169,7 @@ class PrecisionLowering:
     def _write(self, name: str, kept: Choice, folder: Path) -> GraphFile:
         entry = self.bundle.manifest.graphs[name]
         keep = {node for layer in kept.floats for node in layer.nodes}
-        if self.options.precision == "fp16":
+        if self.options.precision in FORMS:
             return self._write_half(name, entry, keep, folder)
         file = folder / f"{name}.onnx"
         if self._precision(name, kept) == "fp32":
@@ -187,7 +191,7 @@ class PrecisionLowering:
         inputs = [i.name for i in entry.inputs if (i.source or "").removeprefix("context:") in half]
         outputs = [o.name for o in entry.outputs if name == "encode" and o.name in half]
         model = ir.load(self._float(name))
-        to_half(model, inputs, outputs, keep)
+        to_half(model, inputs, outputs, keep, FORMS[self.options.precision])
         file, data = trace.save(model, folder, name)
         return replace(
             entry,
@@ -198,6 +202,8 @@ class PrecisionLowering:
         )
 
     def _context(self) -> set[str]:
+        if self.options.precision == "bf16":  # numpy knows no bfloat16, and a context may come to the host
+            return set()
         outputs = self.bundle.manifest.graphs["encode"].outputs
         return {o.name for o in outputs if o.name != "x" and is_half_context(o.shape, o.dtype)}
 
@@ -285,9 +291,10 @@ def lowers(policy: Policy, options: ExportOptions) -> Callable[[ir.Node], bool]:
     """Whether the precision lowers a node."""
     if options.precision == "int4":
         return is_packable
-    products = HEAVY if options.precision == "fp16" else {"MatMul", "Gemm"}
+    form = FORMS.get(options.precision)
+    products = {"MatMul", "Gemm"} if form is None else set(form.heavy)
     if is_static(policy, options):
-        products = products | {"Conv"}
+        products.add("Conv")
     return lambda node: node.op_type in products
 
 

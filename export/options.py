@@ -12,7 +12,7 @@ from edgevla.errors import UsageError
 if TYPE_CHECKING:
     from edgevla.dataset.reading import DatasetReading
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 QUANTISED = ("int8", "int4")
 """Judged on more frames, by the actions alone: a stage has no tolerance of its own."""
 MOST_BATCH = 64
@@ -60,6 +60,10 @@ class ExportOptions:
         if self.precision == "int8" and self.target == "cuda":
             raise UsageError(
                 "int8 for cuda is not supported: onnxruntime's CUDA kernels gain nothing; use fp16"
+            )
+        if self.precision == "bf16" and self.target == "cpu":
+            raise UsageError(
+                "bf16 for cpu is not supported: onnxruntime's CPU kernels know no bfloat16; use fp32, or --target cuda"
             )
         if self.precision == "int4" and self.target == "tensorrt":
             raise UsageError(

@@ -26,7 +26,7 @@ from .gate import LIMITS, is_lost, usual_error
 from .options import QUANTISED
 from .samples import PolicyInput, action_range
 
-STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2}
+STAGE_SHARE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
 """Tolerance of a stage's outputs, as a share of their largest value."""
 NO_NUMBER = 1e30
 """Stands for an error that is infinite or NaN, which JSON does not know."""
@@ -156,7 +156,7 @@ def _as_spec(inputs: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, np.
 def precision_of_bundle(bundle: Bundle) -> str:
     """The coarsest of its graphs'."""
     found = set(bundle.manifest.target.precision.values())
-    return next((p for p in ("int4", "int8", "fp16") if p in found), "fp32")
+    return next((p for p in ("int4", "int8", "bf16", "fp16") if p in found), "fp32")
 
 
 @dataclass

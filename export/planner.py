@@ -23,10 +23,10 @@ from edgevla.strict import nearest, read
 
 DEVICES = Path(__file__).with_name("devices.toml")
 THIS = "this"
-BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "int4": 21 / 32}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int4": 21 / 32}
 """Of a weight; of int4 with the scale and the zero point of its block."""
-COMPUTED_IN = {"cpu": "int8", "gpu": "fp16"}
-"""What 4-bit weights are multiplied in, at the fastest."""
+COMPUTED_IN = {"cpu": {"int4": "int8"}, "gpu": {"int4": "fp16", "bf16": "fp16"}}
+"""Whose peak counts for precisions that a device names no peak of."""
 CPU_MEMORY_FACTOR, RUNTIME_BYTES = 2.0, 60 << 20
 """ONNX Runtime on a CPU packs weights a second time; measured for ACT, 139 MB file -> 359 MB of memory."""
 SYSTEM_BYTES = 2e9
@@ -151,7 +151,7 @@ def _plan(subject: PlanSubject, on: Device, precision: str) -> PrecisionPlan:
 
 
 def _peak(on: Device, precision: str) -> float | None:
-    return on.peak.get(COMPUTED_IN[on.processor] if precision == "int4" else precision)
+    return on.peak.get(COMPUTED_IN[on.processor].get(precision, precision))
 
 
 def _runs(subject: PlanSubject, graph: str) -> int:

@@ -44,7 +44,7 @@ MOST_TIMES = 1.6
 
 
 def write_report(
-    path: Path, manifest: Manifest, comparison: Comparison, meaning: Meaning, speedup: float
+    path: Path, manifest: Manifest, comparison: Comparison, meaning: Meaning, speedup: float | None
 ) -> None:
     """The page for people; what programs need is in the manifest."""
     m = manifest
@@ -170,10 +170,12 @@ def _bar(score: float) -> str:
 # -- speed -------------------------------------------------------------------------------------------------------
 
 
-def _latency(m: Manifest, speedup: float) -> str:
+def _latency(m: Manifest, speedup: float | None) -> str:
     """Measured beside the least time that this machine's arithmetic and memory allow."""
     latency = m.latency
-    assert latency is not None
+    if latency is None or speedup is None:
+        why = "the export's machine cannot run this bundle; one that can measures it with <code>edgevla bench</code>"
+        return f"<p class=note>Not measured: {why}.</p>"
     steps = m.schedule.n_steps if m.schedule is not None else 0
     bounds = dict(_bounds(m))
     rows = [

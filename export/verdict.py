@@ -14,7 +14,7 @@ from edgevla.types import ACTION
 from .gate import percent
 
 NAMED = 3
-_BY_BITS = ("int4", "int8", "fp16", "fp32")
+_BY_BITS = ("int4", "int8", "bf16", "fp16", "fp32")
 REACH_M, SERVO_STEP_DEG = 0.3, 360 / 4096
 """How far from a joint a difference is told in millimetres; a step of a 12-bit servo."""
 

@@ -162,17 +162,18 @@ def _providers(provider: str, path: Path, spec: GraphSpec, options: EngineOption
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(cache),
-        "trt_fp16_enable": "1" if _is_half(path) else "0",
+        "trt_fp16_enable": "1" if _is_in(path, "fp16") else "0",
+        "trt_bf16_enable": "1" if _is_in(path, "bf16") else "0",
         **_batch_profile(spec, options.max_batch),
         **options.provider_options,
     }
     return [(PROVIDER_NAMES["tensorrt"], tensorrt), cuda]
 
 
-def _is_half(path: Path) -> bool:
-    """Whether the bundle beside the graph was exported in fp16, so that TensorRT may use fp16 kernels."""
+def _is_in(path: Path, precision: str) -> bool:
+    """Whether the bundle beside the graph was exported in a precision, so that TensorRT may use its kernels."""
     manifest = path.parent / "manifest.json"
-    return manifest.is_file() and '"fp16"' in manifest.read_text()
+    return manifest.is_file() and f'"{precision}"' in manifest.read_text()
 
 
 def _found(values: Sequence[Any]) -> Found:
