@@ -49,7 +49,7 @@ class Packer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._packed: dict[tuple[str, bool, int], Blocks] = {}
+        self._packed: dict[str, Blocks] = {}
         self._tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def write(self, folder: Path, name: str, bits: Mapping[str, int]) -> tuple[str, str | None]:
@@ -69,17 +69,14 @@ class Packer:
     def _pack_product(self, graph: ir.Graph, node: ir.Node, bits: int) -> None:
         x, weights, *rest = node.inputs
         assert weights is not None
-        is_transposed = node.op_type == "Gemm" and _number(node, "transB", 0.0) != 0.0
-        key = (str(weights.name), is_transposed, bits)
-        if key not in self._packed:
-            assert weights.const_value is not None
-            matrix = weights.const_value.numpy()
-            self._packed[key] = pack(matrix if is_transposed else matrix.T, bits)
-        codes, scales, zeros = self._packed[key]
-        stem = f"{weights.name}_{bits}bit"
         assert weights.const_value is not None
-        rows, columns = weights.const_value.numpy().shape
-        k, n = (columns, rows) if is_transposed else (rows, columns)
+        is_transposed = node.op_type == "Gemm" and _number(node, "transB", 0.0) != 0.0
+        matrix = weights.const_value.numpy() if is_transposed else weights.const_value.numpy().T
+        stem = f"{weights.name}_{'rows' if is_transposed else 'columns'}_{bits}bit"
+        if stem not in self._packed:
+            self._packed[stem] = pack(matrix, bits)
+        codes, scales, zeros = self._packed[stem]
+        n, k = matrix.shape
         attributes = {"K": k, "N": n, "bits": bits, "block_size": BLOCK, "accuracy_level": ACCURACY_LEVEL}
         parts = zip(("codes", "scales", "zeros"), (codes, scales, zeros), strict=True)
         read = [_constant(graph, f"{stem}_{part}", values) for part, values in parts]

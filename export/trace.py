@@ -172,6 +172,8 @@ def save(model: ir.Model, folder: Path, name: str) -> tuple[str, str | None]:
 
     file = f"{name}.onnx"
     data = f"{file}.data" if weight_bytes(model) > LARGE_BYTES else None
+    if data is None:  # what still lies in another graph's file would be left there
+        ir.external_data.load_to_model(model)
     ir.save(model, folder / file, external_data=data)
     return file, data
 

@@ -60,8 +60,8 @@ def test_a_weight_is_off_by_at_most_a_step_and_zero_is_exact(bits: int, k: int) 
     assert np.all(found[matrix == 0] == 0)
 
 
-def graph_of(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Embeddings, a MatMul and a Gemm with a bias."""
+def graph_of(folder: Path, has_data: bool) -> tuple[Path, dict[str, np.ndarray]]:
+    """Embeddings, a MatMul and a Gemm with a bias; with its weights in a file of their own."""
     rng = np.random.default_rng(1)
     weights = {
         "table": rng.standard_normal((60, WIDTH), dtype=np.float32),
@@ -81,31 +81,39 @@ def graph_of(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS, OUT])
     graph = helper.make_graph(nodes, "small", [tokens], [y], initializers)
     opsets = [helper.make_opsetid("", trace.OPSET)]
-    onnx.save(
-        helper.make_model(graph, opset_imports=opsets, ir_version=trace.IR_VERSION), folder / "float.onnx"
-    )
-    return folder / "float.onnx", weights
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=trace.IR_VERSION)
+    file = folder / "float.onnx"
+    onnx.save(model, file, save_as_external_data=has_data, location="float.onnx.data", size_threshold=0)
+    return file, weights
 
 
 @pytest.mark.parametrize("bits", [{"product": 4, "gemm": 8, "embed": 4}, {"gemm": 4}])
+@pytest.mark.parametrize("had_data", [False, True])
 @pytest.mark.parametrize("has_data", [False, True])
 @pytest.mark.parametrize("prepack", [False, True])
 def test_the_engine_computes_with_what_was_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Mapping[str, int], has_data: bool, prepack: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bits: Mapping[str, int],
+    had_data: bool,
+    has_data: bool,
+    prepack: bool,
 ) -> None:
+    """Weights in a file of their own before, and after: a large graph may become a small one."""
     monkeypatch.setattr(blocks, "TABLE_ELEMENTS", 100)
     monkeypatch.setattr(trace, "LARGE_BYTES", 0 if has_data else 1 << 30)
-    source, weights = graph_of(tmp_path)
+    source, weights = graph_of(tmp_path, had_data)
     assert [n.name for n in ir.load(source).graph if is_packable(n)] == ["embed", "product", "gemm"]
     packer = Packer(source)
     packer.write(tmp_path, "again", dict.fromkeys(bits, 8))  # what is remembered is not mixed up
-    file, data = packer.write(tmp_path, "packed", bits)
+    (tmp_path / "packed").mkdir()
+    file, data = packer.write(tmp_path / "packed", "packed", bits)
     assert data == ("packed.onnx.data" if has_data else None)
-    assert (tmp_path / "packed.onnx.data").is_file() == has_data
+    assert (tmp_path / "packed/packed.onnx.data").is_file() == has_data
     tokens = np.array([[3, 59, 0, 7, 3]])
-    found = load_graph(tmp_path / file, SPEC, options=EngineOptions(prepack=prepack)).run({"tokens": tokens})[
-        "y"
-    ]
+    found = load_graph(tmp_path / "packed" / file, SPEC, options=EngineOptions(prepack=prepack)).run(
+        {"tokens": tokens}
+    )["y"]
     first, second, table = weights["first"].T, weights["second"], weights["table"]
     if "product" in bits:
         first = unpacked(*pack(first, bits["product"]), bits["product"], WIDTH)
@@ -116,7 +124,8 @@ def test_the_engine_computes_with_what_was_packed(
     expected = table[tokens[0]] @ first.T @ second.T + weights["bias"]
     assert np.abs(found - expected).max() < ENGINE_ROUNDING * expected.std()
     kinds = {
-        i.name: i.data_type for i in onnx.load(tmp_path / file, load_external_data=False).graph.initializer
+        i.name: i.data_type
+        for i in onnx.load(tmp_path / "packed" / file, load_external_data=False).graph.initializer
     }
     assert kinds.pop("bias") == TensorProto.FLOAT
     assert "second" not in kinds

@@ -20,7 +20,7 @@ from edgevla.engines import load_graph
 from edgevla.errors import ParityError
 from edgevla.export import lowering
 from edgevla.export.build import export_checkpoint
-from edgevla.export.half import HALF, to_half
+from edgevla.export.half import FORMS, HALF, Form, to_half
 from edgevla.export.options import ExportOptions
 from edgevla.export.trace import IR_VERSION, OPSET
 from edgevla.graph import GraphSpec, TensorSpec
@@ -59,10 +59,14 @@ class Angles(nn.Module):
 
 
 def round_angles(
-    model: ir.Model, half_inputs: Sequence[str], half_outputs: Sequence[str], keep: Collection[str] = ()
+    model: ir.Model,
+    half_inputs: Sequence[str],
+    half_outputs: Sequence[str],
+    keep: Collection[str] = (),
+    form: Form = FORMS["fp16"],
 ) -> None:
     """What a converter does that halves everything: sines of rounded angles."""
-    to_half(model, half_inputs, half_outputs, keep)
+    to_half(model, half_inputs, half_outputs, keep, form)
     for node in list(model.graph):
         if node.op_type in ("Sin", "Cos"):
             value = node.inputs[0]
