@@ -128,7 +128,7 @@ def kept_words(m: Manifest) -> str:
             number = f"{len(kept)} of {found.n_layers} layers ({percent(share)} of the weights)"
             said.append(f"{number}, which {verb}: {named}")
     late = "" if found.in_time else "; time ran out, so layers that were not measured are among them"
-    return f"{precision} but for {' and for '.join(said)}{late}"
+    return f"{precision} but for {'; and for '.join(said)}{late}"
 
 
 def cost_words(kept: KeptLayer) -> str:
