@@ -47,7 +47,7 @@ BRAIN_NEUTRAL = frozenset(
     {"Add", "Sub", "Mul", "Relu", "Identity", "Reshape", "Transpose", "Concat", "Slice", "Split"}
     | {"Expand", "Squeeze", "Unsqueeze", "Flatten"}
 )
-"""Of bfloat16 what ONNX Runtime's CUDA provider lists (its docs/OperatorKernels.md); convolutions are not among it."""
+"""Of bfloat16 what ONNX Runtime's CUDA provider has by its list of kernels; convolutions are not among it."""
 EXACT = {"Sin", "Cos", "Round", "Floor", "Ceil"}
 DOOR_ELEMENTS = 1 << 20
 """Products with more weights than this are half wherever they stand."""
