@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.layout import (
     EPISODES_GLOB,
+    SCRATCH,
     FeatureInfo,
     Findings,
     Info,
@@ -266,7 +267,7 @@ def clean_after_crash(root: Path) -> Found:
     Raises:
         DatasetError: the dataset is damaged beyond that.
     """
-    shutil.rmtree(root / ".recording", ignore_errors=True)
+    shutil.rmtree(root / SCRATCH, ignore_errors=True)
     for leftover in root.rglob("*.tmp"):
         leftover.unlink()
     info = read_info(root)
