@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
 
 class Interruption:
-    """While open, the first of some signals is remembered instead of ending the process; the second does end it.
+    """While open, the first SIGINT or SIGTERM is remembered instead of ending the process; the second does end it."""
 
-    tell: is called with each, from the signal's handler.
-    """
-
-    def __init__(
-        self,
-        numbers: Collection[int] = (signal.SIGINT, signal.SIGTERM),
-        tell: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self._numbers, self._tell = numbers, tell
+    def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        for number in self._numbers:
+        for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._remember)
             except ValueError:  # not in the main thread: whoever runs us handles signals
@@ -32,7 +23,6 @@ class Interruption:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._tell(number)
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number

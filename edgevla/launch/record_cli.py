@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from edgevla.errors import UsageError, WireError
-from edgevla.interruption import Interruption
+from edgevla.launch.asked import Steps
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
 from edgevla.launch.record_place import (
@@ -221,17 +221,34 @@ def _record(
 
 @contextlib.contextmanager
 def _signals_heard(session: RecordSession, led: Led | None) -> Iterator[None]:
-    """What ends the recording does not tear it: the arm goes to rest at once, and the open episode is kept meanwhile."""
+    """What ends the recording does not tear it: the arm goes to rest at once, and the open episode is kept meanwhile.
 
-    def tell(number: int) -> None:
+    A second Ctrl-C freezes the arm, a third lets go of it and gives up saving; where there is no arm, the second does.
+    """
+    names = {int(s): s.name for s in signal.Signals} | {int(signal.SIGINT): "Ctrl-C"}
+    steps = Steps()
+
+    def hear(number: int, _: object) -> None:
+        is_press = number in (signal.SIGINT, signal.SIGQUIT)
+        if session.asked_by and not is_press:  # kernel and shell both tell that a terminal has closed
+            return
+        step = steps.press(time.monotonic_ns())
+        if step is None:
+            return
+        session.asked_by = session.asked_by or names.get(number, f"signal {number}")
         if led is not None:
-            led.ask_to_end(again=bool(session.asked_by))
-        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        session.asked_by = session.asked_by or name
+            led.ask_to_end(again=step > 1)
+        if step > (1 if led is None else 2):
+            raise KeyboardInterrupt
 
-    ours = [number for number in ENDS if signal.getsignal(number) is signal.default_int_handler]
-    with Interruption(ours, tell):
+    before = {n: signal.getsignal(n) for n in ENDS if signal.getsignal(n) is signal.default_int_handler}
+    for number in before:
+        signal.signal(number, hear)
+    try:
         yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _count(n: int) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from edgevla.dataset import DatasetWriter, open_dataset
 from edgevla.dataset.room import SPARE, episode_room
 from edgevla.dataset.stated import read_stated
 from edgevla.errors import DatasetError
+from edgevla.launch import record_cli
 from edgevla.launch.record_screen import RecordScreen
 from edgevla.launch.record_session import RecordSession
 from edgevla.messages import State
@@ -117,6 +121,34 @@ def test_an_episode_without_rows_ends_without_a_word(recorded: Recorded) -> None
     assert "SIGTERM ended the recording" in (said := recorded.said())
     assert "!" not in said
     assert recorded.session.n_kept == 0
+
+
+def test_whatever_asks_for_the_end_a_second_ctrl_c_freezes_the_arm_and_only_a_third_gives_up(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    now = iter([1.0, 1.01, 2.0, 4.0])
+    led: Any = SimpleNamespace(ask_to_end=lambda again: asked.append(again))
+    monkeypatch.setattr(record_cli.time, "monotonic_ns", lambda: round(next(now) * NS_PER_S))
+    monkeypatch.setattr(record_cli, "ENDS", frozenset({signal.SIGHUP, signal.SIGINT}))
+    before = [signal.signal(n, signal.default_int_handler) for n in (signal.SIGHUP, signal.SIGINT)]
+    try:
+        with record_cli._signals_heard(recorded.session, led):
+            for number, said in [
+                (signal.SIGHUP, [False]),
+                (signal.SIGHUP, [False]),  # kernel and shell
+                (signal.SIGINT, [False]),  # a wrapper's, of the same press
+                (signal.SIGINT, [False, True]),
+            ]:
+                signal.raise_signal(number)
+                assert asked == said
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGHUP, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+    assert asked == [False, True, True]
+    assert recorded.session.asked_by == "SIGHUP"
 
 
 def test_no_episode_begins_without_room_and_little_room_is_said(
