@@ -1,6 +1,7 @@
-"""Does LeRobot read what we write? Its own classes open our checkpoints, their pipelines, and our data set.
+"""Does LeRobot read what we write? Its own classes open our checkpoints, their pipelines, and our data sets.
 
-Two steps, for LeRobot needs an environment of its own (tried with 0.5.1, and with 0.6.1 on Python 3.12; several GB):
+Two steps, for LeRobot needs an environment of its own (tried with 0.5.1, and with 0.6.1 on Python 3.12; several GB; the
+data sets with 0.4.4, too):
 
     python benchmarks/lerobot_reads_ours.py write WORK     # ours: demonstrations, every policy trained for two steps
     python3.12 -m venv LEROBOT && LEROBOT/bin/pip install 'lerobot[dataset,diffusion,pi,smolvla,xvla]==0.6.1'
@@ -8,7 +9,7 @@ Two steps, for LeRobot needs an environment of its own (tried with 0.5.1, and wi
 
 `read` prints a line per thing and ends with 1 when one failed: configuration (it refuses unknown keys) and pipelines of
 all policies; the networks of ACT and Diffusion with every key in its place; the data set's columns, and where its videos
-lie.
+lie; every frame of a recording with corrections by hand, as `edgevla record --policy --leader` writes it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,33 @@ WHOLE = ("act", "diffusion")
 """Their networks are built from the configuration alone; the others want a published backbone."""
 
 
+def write_corrected(root: Path) -> None:
+    """Two episodes with every column of a recording in which a person may take over."""
+    from types import SimpleNamespace
+
+    from edgevla.dataset import DatasetWriter
+    from edgevla.nodes.recording import features_of
+    from edgevla.robots.profile import load_profile
+
+    joints: Any = load_profile("so101").joints
+    camera: Any = SimpleNamespace(name="front", height=48, width=64)
+    features = features_of(joints, [camera], has_leader=True)
+    rng = np.random.default_rng(0)
+    with DatasetWriter(root, fps=30, features=features, robot_type="so101", joint_units="degrees") as writer:
+        for _ in range(2):
+            for k in range(40):
+                pose = rng.normal(size=len(joints)).astype(np.float32)
+                row = {"observation.state": pose, "action": pose, "intervention": 10 <= k < 25}
+                row |= {"camera_age_ms.front": 5.0, "observation.images.front": picture(k)}
+                writer.add_frame(row, "wave")
+            writer.save_episode()
+
+
+def picture(k: int) -> np.ndarray:
+    """One colour, which tells the row."""
+    return np.full((48, 64, 3), 20 + 5 * k, np.uint8)
+
+
 def write(work: Path) -> None:
     import torch
 
@@ -35,6 +63,8 @@ def write(work: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "story"))
     from every_policy import BACKBONES, run_verb, train_words
 
+    if not (work / "corrected").exists():
+        write_corrected(work / "corrected")
     if (work / "columns.npz").exists():
         return
     demonstrate(work / "data", DemonstrationPlan("follow_cube", 3, n_steps=40))
@@ -103,6 +133,18 @@ def read_data(work: Path) -> str:
     return f"{data.num_episodes} episodes, {data.num_frames} frames, {len(videos)} cameras"
 
 
+def read_corrected(work: Path) -> str:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    data = LeRobotDataset("ours/corrected", root=work / "corrected", video_backend="pyav")
+    for index in range(len(data)):
+        row, k = data[index], index % 40
+        np.testing.assert_equal(bool(row["intervention"]), 10 <= k < 25, f"row {index}: intervention")
+        seen = 255 * float(row["observation.images.front"].mean())
+        np.testing.assert_allclose(seen, picture(k).mean(), atol=4, err_msg=f"row {index}: picture")
+    return f"{data.num_episodes} episodes, {len(data)} frames, every picture in its row"
+
+
 CHECKS: dict[str, Any] = {"config": read_config, "pipelines": read_pipelines}
 
 
@@ -118,6 +160,7 @@ def read(work: Path) -> int:
     tasks = [(f"{name}: {what}", check, (work, name)) for name in names for what, check in CHECKS.items()]
     tasks += [(f"{name}: network", read_whole, (work, name)) for name in names if name in WHOLE]
     tasks.append(("data set", read_data, (work,)))
+    tasks.append(("data set with corrections by hand", read_corrected, (work,)))
     for title, check, given in tasks:
         try:
             print(f"ok      {title}: {check(*given)}")

@@ -15,7 +15,7 @@ import sys
 from typing import NoReturn
 
 from edgevla import __version__
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import EdgeVLAError, MissingExtraError, UsageError
 from edgevla.strict import nearest
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -194,7 +194,7 @@ def _missing_module(error: ModuleNotFoundError) -> str:
     module = (error.name or "").split(".")[0]
     extra = EXTRA_OF_MODULE.get(module)
     if extra is None:
-        return (
-            f"the Python module '{module}' is missing; reinstall with: pip install --force-reinstall edgevla"
-        )
-    return f'{module} is not installed. Install it with: pip install "edgevla[{extra}]"'
+        from edgevla.extras import reinstall_words
+
+        return f"the Python module '{module}' is missing; reinstall with: {reinstall_words()}"
+    return str(MissingExtraError(extra, module))

@@ -4,6 +4,8 @@
     bundle = "bundles/act"
     port = "/dev/ttyACM0"                  # or one per bus: ["left=/dev/ttyACM0", "right=/dev/ttyACM1"]
     calibration = "my_arm"
+    leader_port = "/dev/ttyACM1"           # of the leader arm, where --leader names one
+    leader_calibration = "my_leader"
     [camera]
     front = 0
     wrist = "/dev/video2"
@@ -26,28 +28,38 @@ from edgevla.errors import ConfigError
 from edgevla.strict import Mismatch, read
 
 NAME = "edgevla.toml"
+TAKEN = "from "
+"""Begins the line that says what was taken."""
 OF_THE_ARM = ("port", "calibration", "camera")
+OF_THE_LEADER = ("leader_port", "leader_calibration")
 TAKES: dict[str, tuple[str, ...]] = {
-    "deploy": ("robot", "bundle", *OF_THE_ARM),
-    "teleop": ("robot", "port", "calibration"),
+    "deploy": ("robot", "bundle", *OF_THE_ARM, *OF_THE_LEADER),
+    "teleop": ("robot", *OF_THE_ARM, *OF_THE_LEADER),
+    "record": ("robot",),  # the rest is taken by the teleop or deploy that it starts
     "replay": ("robot", "port", "calibration"),
     "calibrate": ("robot", "port"),
     "setup-motors": ("robot", "port"),
     "doctor": ("port", "calibration"),  # without a robot it looks at the machine
 }
 """Verb -> what it takes from the file, where its command line does not say it."""
-INSTEAD = {"port": "sim", "calibration": "sim", "camera": "sim", "bundle": "policy"}
+INSTEAD = {"bundle": "policy"} | dict.fromkeys((*OF_THE_ARM, *OF_THE_LEADER), "sim")
 """Key -> the option that stands in its place: with it nothing is taken."""
+ONLY_WITH = dict.fromkeys(OF_THE_LEADER, "leader")
+"""Key -> the option without which it has no meaning."""
+ONLY_VERB_WITH = {"record": "leader"}
+"""Verb -> the option without which it takes nothing: what runs already has its own arm."""
 
 
 @dataclass(frozen=True)
 class Usual:
-    """What a file says. port: one, or `[BUS=]PATH` of several. camera: name -> source."""
+    """What a file says. port, leader_port: one, or `[BUS=]PATH` of several. camera: name -> source."""
 
     robot: str | None = None
     bundle: str | None = None
     port: str | tuple[str, ...] | None = None
     calibration: str | None = None
+    leader_port: str | tuple[str, ...] | None = None
+    leader_calibration: str | None = None
     camera: dict[str, str | int] = field(default_factory=dict)
 
     def words(self, key: str) -> str | list[str] | None:
@@ -55,7 +67,7 @@ class Usual:
         value = getattr(self, key)
         if key == "camera":
             return [f"{name}={source}" for name, source in value.items()] or None
-        if key == "port" and value is not None:
+        if key.endswith("port") and value is not None:
             return [value] if isinstance(value, str) else list(value)
         said: str | None = value
         return said
@@ -94,6 +106,8 @@ def add_argument(verb: str, parser: argparse.ArgumentParser) -> None:
 def parse(verb: str, parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, completed by the file; what was taken is said on stderr, first of all.
 
+    `camera_from_file`, where there is a file, holds those cameras that nobody typed.
+
     Raises:
         UsageError: as the parser. ConfigError: as `load`.
     """
@@ -108,13 +122,22 @@ def parse(verb: str, parser: argparse.ArgumentParser, argv: Sequence[str]) -> ar
     for action in actions.values():  # so that it shows what was typed
         action.default, action.required = None, False
     args = parser.parse_args(argv)
-    taken = dict(_taken(args, actions, usual))
+    needed = ONLY_VERB_WITH.get(verb)
+    is_meant = needed is None or getattr(args, needed)
+    taken = dict(_taken(args, actions, usual)) if is_meant else {}
     for dest, default in kept.items():
         if getattr(args, dest) is None:
             setattr(args, dest, default)
+    typed = getattr(args, "camera", None) or ()
+    args.camera_from_file = [text for text in taken.get("camera", ()) if text not in typed]
     vars(args).update(taken)
     if taken:
-        print(f"edgevla {verb}: from {path}: {_shown(taken, actions, usual)}", file=sys.stderr)
+        print(f"edgevla {verb}: {TAKEN}{path}: {_shown(taken, actions, usual)}", file=sys.stderr)
+    if verb == "record" and is_meant and usual.bundle and args.policy is None:
+        print(
+            f"edgevla {verb}: {usual.bundle} of {path} does not drive here: a person does, or --policy",
+            file=sys.stderr,
+        )
     return args
 
 
@@ -137,6 +160,8 @@ def _taken(
     for dest in actions:
         typed, said = getattr(args, dest), usual.words(dest)
         if (dest != "robot" and not is_same_robot) or getattr(args, INSTEAD.get(dest, ""), None):
+            continue
+        if dest in ONLY_WITH and not getattr(args, ONLY_WITH[dest]):
             continue
         if typed is None:
             yield dest, said

@@ -60,9 +60,13 @@ class MissingExtraError(EdgeVLAError):
     """`MissingExtraError("cpu", "onnxruntime")`: the one place that says which extra to install."""
 
     def __init__(self, extra: str, module: str, why: str = "") -> None:
+        from edgevla.extras import (
+            install_words,  # the guardian imports this module: nothing that it never needs
+        )
+
         reason = f" ({why})" if why else ""
         super().__init__(
-            f'{module} is not installed{reason}. Install it with: pip install "edgevla[{extra}]"',
+            f"{module} is not installed{reason}. Install it with: {install_words(extra)}",
             extra=extra,
             module=module,
         )

@@ -19,6 +19,7 @@ from edgevla.dataset.facts import DatasetFacts, read_facts
 from edgevla.dataset.still import still_sentences, still_values
 from edgevla.errors import BundleError, CheckpointError
 from edgevla.execution.commit import future_words, rtc_words
+from edgevla.extras import install_words
 from edgevla.manifest import Manifest
 from edgevla.seam_methods import seam_words
 from edgevla.train.account import account_of
@@ -333,7 +334,7 @@ def _checkpoint_lines(folder: Path, d: Mapping[str, Any]) -> list[str]:
     if trained is None and not d["problems"]:
         lines.append(
             "whether settings and weights are the network's, and what training would change, is known where torch is: "
-            'pip install "edgevla[train]"'
+            f"{install_words('train')}"
         )
     lines += [f"not sound: {problem}" for problem in d["problems"]]
     if not d["problems"]:

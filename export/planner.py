@@ -16,6 +16,7 @@ from typing import Any, Literal
 from edgevla.bundle import Bundle
 from edgevla.errors import UsageError
 from edgevla.execution import in_time
+from edgevla.extras import install_words
 from edgevla.manifest import Manifest
 from edgevla.manifest_record import Work
 from edgevla.robots.toml_tables import tomllib
@@ -122,7 +123,7 @@ def subject_of_checkpoint(folder: Path, base: str, fps: float | None) -> PlanSub
     except ModuleNotFoundError as error:
         raise UsageError(
             f"--device counts a checkpoint's arithmetic with torch, and {error.name} is not installed: "
-            'pip install "edgevla[train]", or ask about a bundle'
+            f"{install_words('train')}, or ask about a bundle"
         ) from None
     policy = load_policy(folder, base=base)
     kinds = ("sync", "ensemble", "async", *(["rtc"] if policy.rtc_kind is not None else []))

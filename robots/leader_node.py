@@ -36,7 +36,13 @@ WARM_UPS = 20
 
 
 def check_pair(leader: Profile, follower: Profile) -> None:
-    """Raises ConfigError when the two arms do not have the same joints in the same units."""
+    """
+    Raises:
+        ConfigError: they are not a leader and a follower, or have not the same joints in the same units.
+    """
+    for profile, kind, option in ((leader, "leader", "--leader"), (follower, "follower", "--robot")):
+        if profile.kind != kind:
+            raise ConfigError(f"{option}: {profile.name} is a {profile.kind} arm, not a {kind}")
     names = [[joint.name for joint in profile.joints] for profile in (leader, follower)]
     if names[0] != names[1]:
         raise ConfigError(
@@ -116,8 +122,6 @@ def main() -> int:
 def _run(args: argparse.Namespace) -> int:
     stopping = stop_when_asked()
     profile = load_profile(args.leader)
-    if profile.kind != "leader":
-        raise ConfigError(f"{profile.name} is a {profile.kind}, not a leader arm")
     ports = open_ports(profile, args.port, "--leader-port")
     leader = Robot(profile, ports, find_calibration(profile, args.calibration), say=tell_at_once)
     ctx = zmq.Context()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from edgevla.arguments import Start
 from edgevla.cameras import CameraSettings
 from edgevla.descriptions import AboutPolicy
-from edgevla.errors import BusError
+from edgevla.errors import BusError, UsageError
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import DirectSource, SupervisorLike
 from edgevla.vocabulary import NONE
@@ -17,6 +18,7 @@ from edgevla.vocabulary import NONE
 from .describe import about_camera
 from .leader_node import check_pair
 from .links import Driver
+from .ports import choose_ports, is_same_line
 from .profile import Profile
 from .rollout import held_actions
 
@@ -68,11 +70,30 @@ class LeaderArm:
         return str(links)
 
 
+def check_arms(leader: LeaderArm, follower: Profile, options: DeployOptions) -> None:
+    """What profiles and ports tell of the two arms, before a process is started.
+
+    Raises:
+        ConfigError: one does not fit the other. UsageError: both are on one line.
+    """
+    check_pair(leader.profile, follower)
+    if options.is_sim:
+        return
+    with contextlib.suppress(BusError):  # a port that nobody can guess is told by the process that opens it
+        lines = choose_ports(follower, options.ports)
+        for bus, port in choose_ports(leader.profile, leader.ports, "--leader-port").items():
+            if same := [name for name, other in lines.items() if is_same_line(port, other)]:
+                raise UsageError(
+                    f"{port} is the line of the leader's bus '{bus}' and of the follower's '{same[0]}'; each arm has an "
+                    "adapter of its own: name them with --leader-port and --port"
+                )
+
+
 class LeaderSource(DirectSource):
     """fps: how often the leader's pose is taken.
 
     Raises:
-        ConfigError: the two arms do not fit.
+        ConfigError, UsageError: the two arms do not fit.
     """
 
     def __init__(
@@ -82,11 +103,11 @@ class LeaderSource(DirectSource):
         options: DeployOptions,
         fps: float | None = None,
     ) -> None:
-        check_pair(leader.profile, follower)
+        check_arms(leader, follower, options)
         self._leader = leader
-        self._fps = float(fps or follower.rates.record_hz)
         self._settings = _camera_settings(follower, options)
-        super().__init__(f"leader {leader.profile.name}", [camera.name for camera in self._settings])
+        rate = float(fps or follower.rates.record_hz)
+        super().__init__(f"leader {leader.profile.name}", rate, [camera.name for camera in self._settings])
 
     def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         for camera in self._settings:
@@ -94,10 +115,10 @@ class LeaderSource(DirectSource):
         return self._settings
 
     def start(self, run: SupervisorLike) -> float:
-        return self._leader.start(run, self._fps, "policy")
+        return self._leader.start(run, self.fps, "policy")
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
-        return self.direct_arguments(run, self._fps, held_actions(self._fps), latency_ms)
+        return self.direct_arguments(run, held_actions(self.fps), latency_ms)
 
 
 def _camera_settings(follower: Profile, options: DeployOptions) -> list[CameraSettings]:

@@ -12,8 +12,7 @@ from edgevla.execution import Execution
 from edgevla.launch.deployment import DeployOptions
 from edgevla.launch.sources import PolicySource, SupervisorLike
 
-from .leader_node import check_pair
-from .leader_source import LeaderArm
+from .leader_source import LeaderArm, check_arms
 from .profile import load_profile
 
 
@@ -21,14 +20,14 @@ class LedSource:
     """The policy's source, with the leader's process beside it. It is the policy's in all else.
 
     Raises:
-        ConfigError: the two arms do not fit.
+        ConfigError, UsageError: the two arms do not fit.
     """
 
     def __init__(self, policy: PolicySource, options: DeployOptions) -> None:
         assert options.leader is not None, "whoever has none takes the policy's source as it is"
         self._policy = policy
         self._arm = LeaderArm(load_profile(options.leader), options.leader_ports, options.leader_calibration)
-        check_pair(self._arm.profile, load_profile(options.robot))
+        check_arms(self._arm, load_profile(options.robot), options)
         self._leader_ms = 0.0
 
     @property
@@ -42,6 +41,10 @@ class LedSource:
     @property
     def cameras(self) -> Sequence[str]:
         return self._policy.cameras
+
+    @property
+    def fps(self) -> float:
+        return self._policy.fps
 
     @property
     def execution(self) -> Execution:

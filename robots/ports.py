@@ -50,11 +50,16 @@ def choose_ports(profile: Profile, texts: Sequence[str], option: str = "--port")
         ports[name] = found[0]
     for name, port in ports.items():
         for other in ports:
-            if other != name and os.path.realpath(ports[other]) == os.path.realpath(port):
+            if other != name and is_same_line(ports[other], port):
                 raise UsageError(
                     f"buses '{other}' and '{name}' are both on {port}; each has an adapter of its own"
                 )
     return ports
+
+
+def is_same_line(one: str, other: str) -> bool:
+    """Whether two ports are one adapter, whatever links lead there."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def open_ports(profile: Profile, texts: Sequence[str], option: str = "--port") -> dict[str, SerialPort]:

@@ -23,6 +23,7 @@ from edgevla.vocabulary import NONE, camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.launch.deployment import DeployOptions
+    from edgevla.launch.supervisor import Say
 
     from .profile import Profile
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--camera", action="append", default=[], metavar="NAME=SOURCE",
         help=camera_help("a device, image folder or video"))  # fmt: skip
     add_duration(parser)
+    options.add_recording(parser)
     add(
         "--fps",
         type=Number(0, 10_000, above=True),
@@ -61,21 +63,25 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--fps {args.fps:g} must be above 0 and at most {most}, the rate of {follower.name}"
         )
-    wanted = _options(args, follower)
+    shown = Screen(to_stderr=args.json)
+    wanted = _options(args, follower, shown)
     arm = LeaderArm(leader, args.leader_port, args.leader_calibration)
     source = LeaderSource(arm, follower, wanted, args.fps)
-    shown = Screen(to_stderr=args.json)
     return report(args, carry_out(Supervisor(wanted, source, shown)), shown)
 
 
-def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
+def _options(args: argparse.Namespace, follower: Profile, say: Say) -> DeployOptions:
     from edgevla.launch.deployment import DeployOptions
 
     cameras = pairs(args.camera, "--camera")
-    for name in cameras:
-        if name not in {camera.name for camera in follower.cameras}:
-            known = ", ".join(camera.name for camera in follower.cameras) or "none"
-            raise UsageError(f"--camera {name}=...: {follower.name} has no such camera; it has {known}")
+    from_file = pairs(getattr(args, "camera_from_file", ()), "--camera")
+    known = [camera.name for camera in follower.cameras]
+    for name in [name for name in cameras if name not in known]:
+        why = f"{follower.name} has no such camera; it has {', '.join(known) or 'none'}"
+        if name not in from_file:
+            raise UsageError(f"--camera {name}=...: {why}")
+        del cameras[name]
+        say("warning", "teleop", f"camera {name} of edgevla.toml is left out: {why}")
     if args.sim and follower.world and task_named(default_task(follower.world)).has_physics:
         # Four pictures of physics are more than a small machine draws beside two arms: those that are asked for.
         cameras = {camera.name: NONE for camera in follower.cameras} | cameras
@@ -91,4 +97,5 @@ def _options(args: argparse.Namespace, follower: Profile) -> DeployOptions:
         calibration=args.calibration,
         sim_task=default_task(follower.world) if follower.world and is_looked_at else None,
         sim_trace=args.sim_trace,
+        recording=args.recorded_into,
     )

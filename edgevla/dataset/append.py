@@ -6,13 +6,22 @@ it was, how fast and through which cameras. Episodes that differ would be read w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgevla.dataset.layout import EPISODES_GLOB, INFO, STATED, FeatureInfo, read_info, short_name
+from edgevla.dataset.cells import feature_infos, with_bookkeeping
+from edgevla.dataset.encode import choose_codec
+from edgevla.dataset.layout import EPISODES_GLOB, INFO, STATED, FeatureInfo, Findings, read_info, short_name
+from edgevla.dataset.open import read_all
 from edgevla.dataset.stated import read_stated
+from edgevla.dataset.whole import kept_still
 from edgevla.errors import DatasetError
+
+SAME_RATE = 1e-5
+"""A robot's grid is whole nanoseconds: 29.97 Hz on one arm and on another differ beyond the sixth digit."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,38 @@ def check_joining(root: Path, here: DatasetKind) -> None:
         )
 
 
+def check_recording(
+    root: Path,
+    *,
+    fps: float,
+    features: Mapping[str, Mapping[str, Any]],
+    robot_type: str | None,
+    joint_units: str | None,
+    also_called: Sequence[str],
+) -> None:
+    """Whether `DatasetWriter(root, resume=True, ...)` would take such episodes: better known before an arm moves.
+
+    Raises:
+        DatasetError: it would not; names every difference to the episodes that are there.
+    """
+    infos = feature_infos(with_bookkeeping(features), root / INFO)
+    check_joining(root, DatasetKind(fps, infos, robot_type, joint_units, also_called))
+    if sizes := [f.hwc[:2] for f in infos.values() if f.dtype == "video"]:
+        choose_codec("auto", sizes, fps)
+
+
+def check_resumable(root: Path) -> None:
+    """Whether the dataset in `root`, if there is one, can be gone on with now. Nothing is changed.
+
+    Raises:
+        DatasetError: another recording into it is running, or it is damaged.
+    """
+    if (root / INFO).exists():
+        with kept_still(root, is_changed=True):
+            if existing_kind(root) is not None:
+                read_all(root, Findings())
+
+
 def differences(there: DatasetKind, here: DatasetKind, what: str = "this recording") -> Iterator[str]:
     """Why episodes of `here` do not belong to `there`, each a clause. what: how `here` is called in it."""
     if there.joint_units != here.joint_units:
@@ -69,7 +110,7 @@ def differences(there: DatasetKind, here: DatasetKind, what: str = "this recordi
     names = {here.robot_type, *here.also_called}
     if there.robot_type and here.robot_type and there.robot_type not in names:
         yield f"its robot is {there.robot_type}, that of {what} is {here.robot_type}"
-    if there.fps != here.fps:
+    if not math.isclose(there.fps, here.fps, rel_tol=SAME_RATE):
         yield f"it has {there.fps:g} fps, {what} {here.fps:g}"
     yield from _features(there.features, here.features, what)
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.cut import Stretch, cut_video, stretch_of
-from edgevla.dataset.layout import INFO, STATED, V3_DATA, V3_EPISODES, V3_VIDEO
+from edgevla.dataset.layout import INFO, SCRATCH, STATED, V3_DATA, V3_EPISODES, V3_VIDEO
 from edgevla.dataset.source import COUNTING, ChosenEpisodes
 from edgevla.dataset.stated import Stated
 from edgevla.dataset.store import MIB, episode_table, replace_json, write_parquet, write_tasks
@@ -42,7 +42,7 @@ OURS = (
     STATED,
 )
 """What is written anew, or (images) is left over from a recording. Anything else is taken along."""
-PASSING = (".recording", ".cache")
+PASSING = (SCRATCH, ".cache")
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,13 @@ class Assembly:
         }
         success = [s for part in self.parts for s in _chosen(part.source.stated.success, part)]
         has_success = any(one.success for one in said)
-        return replace(said[0], repeated_pictures=repeated, success=tuple(success) if has_success else ())
+        cut_off = [bool(c) for part in self.parts for c in _chosen(part.source.stated.cut_off, part)]
+        return replace(
+            said[0],
+            repeated_pictures=repeated,
+            success=tuple(success) if has_success else (),
+            cut_off=tuple(cut_off),
+        )
 
     def _take_along(self) -> None:
         """The dataset's card, subtasks and whatever else lies in the first source's folder."""

@@ -17,7 +17,7 @@ from edgevla.dataset import stats as statistics
 from edgevla.dataset.check_stats import check_stats
 from edgevla.dataset.depth import deep_gray_video
 from edgevla.dataset.facts import feature_names, state_units
-from edgevla.dataset.layout import STATED, Episode, Finding, Findings, relative_files
+from edgevla.dataset.layout import SCRATCH, STATED, Episode, Finding, Findings, relative_files
 from edgevla.dataset.open import read_all
 from edgevla.dataset.pictures import check_pictures
 from edgevla.dataset.reader import Dataset
@@ -359,20 +359,23 @@ def _check_pictures(dataset: Dataset, camera: str, findings: Findings) -> None:
 
 def _stated(root: Path, findings: Findings) -> Stated:
     try:
-        return read_stated(root)
+        stated = read_stated(root)
     except DatasetError as error:
         findings.error(f"{error}; correct it, or remove the file", file=STATED)
         return Stated()
+    for number in stated.cut_off_episodes:
+        findings.warn("the recording was ended while it was open, so it may lack its end", episode=number)
+    return stated
 
 
 # -- the rest -----------------------------------------------------------------------------------------------
 
 
 def _check_leftovers(root: Path, findings: Findings) -> None:
-    if (root / ".recording").is_dir() or relative_files(root, "**/*.tmp"):
+    if (root / SCRATCH).is_dir() or relative_files(root, "**/*.tmp"):
         findings.warn(
             "scratch files of a killed recording are left; they are ignored, and removed when it is resumed",
-            file=".recording",
+            file=SCRATCH,
         )
 
 

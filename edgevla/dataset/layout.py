@@ -22,6 +22,8 @@ log = logging.getLogger("edgevla.dataset")
 INFO = "meta/info.json"
 STATED = "meta/edgevla.json"
 """Ours: joint units and zero convention, which LeRobot's own files have no place for."""
+SCRATCH = ".recording"
+"""Folder of an episode that is being recorded; what is in it counts for nothing."""
 
 EPISODES_GLOB = "meta/episodes/*/*.parquet"
 

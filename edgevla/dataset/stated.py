@@ -6,6 +6,7 @@ One JSON object, all of it optional:
     repeated_pictures  camera -> one entry per episode: how many rows show the picture of the row before to the last bit,
                        and how many of them in a row at most; null for an episode that somebody else recorded
     success            per episode whether a person judged it a success; null where nobody did, or took it back
+    cut_off            per episode whether the recording was ended while it was open, and kept it as it was
 """
 
 from __future__ import annotations
@@ -40,21 +41,33 @@ class Stated:
     repeated_pictures: Mapping[str, Sequence[Repeated | None]] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
     success: Sequence[bool | None] = ()
+    cut_off: Sequence[bool] = ()
 
-    def with_episode(self, episode: int, repeated: Mapping[str, Repeated]) -> Stated:
-        """After the pictures of one more episode; what was noted beyond it belongs to a save that failed."""
+    def with_episode(
+        self, episode: int, repeated: Mapping[str, Repeated], is_cut_off: bool = False
+    ) -> Stated:
+        """After one more episode and its pictures; what was noted beyond it belongs to a save that failed."""
         lists = {}
         for camera, new in repeated.items():
             known = list(self.repeated_pictures.get(camera, ()))[:episode]
             lists[camera] = [*known, *[None] * (episode - len(known)), new]
-        return replace(self, repeated_pictures={**self.repeated_pictures, **lists})
+        cut_off = list(self.cut_off)[:episode]
+        if is_cut_off:
+            cut_off += [False] * (episode - len(cut_off)) + [True]
+        return replace(self, repeated_pictures={**self.repeated_pictures, **lists}, cut_off=tuple(cut_off))
+
+    @property
+    def cut_off_episodes(self) -> list[int]:
+        """Numbers of those that were open when their recording ended."""
+        return [number for number, is_cut_off in enumerate(self.cut_off) if is_cut_off]
 
     def to_json(self) -> dict[str, Any]:
         """What stands in `meta/edgevla.json`."""
         units = {"joint_units": self.joint_units} if self.joint_units else {}
         noted = {"repeated_pictures": strict.write(self.repeated_pictures)} if self.repeated_pictures else {}
         judged = {"success": list(self.success)} if self.success else {}
-        return {**self.others, **units, **noted, **judged}
+        ended = {"cut_off": list(self.cut_off)} if any(self.cut_off) else {}
+        return {**self.others, **units, **noted, **judged, **ended}
 
 
 def read_stated(root: Path) -> Stated:
@@ -71,12 +84,13 @@ def read_stated(root: Path) -> Stated:
         units = data.pop("joint_units", None)
         noted = data.pop("repeated_pictures", {})
         success = strict.read(list[bool | None], data.pop("success", []), "success")
+        cut_off = strict.read(list[bool], data.pop("cut_off", []), "cut_off")
         repeated = {str(camera): [_one(camera, r) for r in of_each] for camera, of_each in noted.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path} is not readable: {error}", file=STATED) from error
     if units is not None and units not in get_args(JointUnits):
         raise DatasetError(f"{path} says joint_units = '{units}'; known: degrees, range100", file=STATED)
-    return Stated(units, repeated, data, tuple(success))
+    return Stated(units, repeated, data, tuple(success), tuple(cut_off))
 
 
 def _one(camera: str, data: Any) -> Repeated | None:

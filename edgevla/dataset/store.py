@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from edgevla.dataset import stats as statistics
 from edgevla.dataset.layout import (
     EPISODES_GLOB,
+    SCRATCH,
     FeatureInfo,
     Findings,
     Info,
@@ -69,7 +70,7 @@ class FileSeries:
     def __init__(self, root: Path, template: str, chunks_size: int, limit_mb: float) -> None:
         self.root, self.template, self.chunks_size = root, template, chunks_size
         self.limit = limit_mb * MIB
-        numbers = [natural(p.relative_to(root))[-2:] for p in self._existing()]
+        numbers = [natural(p.relative_to(root).with_suffix(""))[-2:] for p in self._existing()]  # no .mp4
         chunk, file = max(numbers) if numbers else (0, -1)
         self._number = chunk * chunks_size + file
         """Number of the newest file, counted through all chunks."""
@@ -266,7 +267,7 @@ def clean_after_crash(root: Path) -> Found:
     Raises:
         DatasetError: the dataset is damaged beyond that.
     """
-    shutil.rmtree(root / ".recording", ignore_errors=True)
+    shutil.rmtree(root / SCRATCH, ignore_errors=True)
     for leftover in root.rglob("*.tmp"):
         leftover.unlink()
     info = read_info(root)

@@ -27,6 +27,7 @@ from edgevla.dataset.encode import EpisodeEncoder, choose_codec, join_videos
 from edgevla.dataset.layout import (
     BOOKKEEPING,
     INFO,
+    SCRATCH,
     STATED,
     V3_DATA,
     V3_EPISODES,
@@ -43,8 +44,6 @@ from edgevla.dataset.store import (
     write_tasks,
 )
 from edgevla.errors import DatasetError, UsageError
-
-SCRATCH = ".recording"
 
 
 class DatasetWriter:
@@ -147,8 +146,10 @@ class DatasetWriter:
         self._task_names.append(task)
         self._length += 1
 
-    def save_episode(self) -> int:
+    def save_episode(self, is_cut_off: bool = False) -> int:
         """Completes the open episode on disk and returns its number.
+
+        is_cut_off: noted with it, for one that nobody meant to end here.
 
         Raises:
             UsageError: no frames. DatasetError: encoding or writing failed, or the encoder hangs; the dataset is as
@@ -176,7 +177,7 @@ class DatasetWriter:
         stats = self._episode_stats(columns)
         if tasks != self.tasks:
             write_tasks(self.root, tasks)
-        self._commit(row, stats, tasks)
+        self._commit(row, stats, tasks, is_cut_off)
         return self.n_episodes - 1
 
     def discard_episode(self) -> None:
@@ -276,14 +277,16 @@ class DatasetWriter:
             f"videos/{camera}/to_timestamp": (start + self._length) / self.fps,
         }
 
-    def _commit(self, row: dict[str, Any], stats: statistics.Stats, tasks: dict[str, int]) -> None:
+    def _commit(
+        self, row: dict[str, Any], stats: statistics.Stats, tasks: dict[str, int], is_cut_off: bool
+    ) -> None:
         self._episodes.append(episode_table(row, stats, self.features), self._episodes_place)
         self._stats = statistics.merge([s for s in (self._stats, stats) if s])
         self.tasks = tasks
         self.n_episodes += 1
         self.n_frames += self._length
-        if self._repeats:
-            self._stated = self._stated.with_episode(self.n_episodes - 1, self.repeated)
+        if self._repeats or is_cut_off:
+            self._stated = self._stated.with_episode(self.n_episodes - 1, self.repeated, is_cut_off)
             replace_json(self.root / STATED, self._stated.to_json())
         replace_json(self.root / "meta/stats.json", statistics.to_json(self._stats))
         self._write_info()

@@ -18,6 +18,7 @@ from edgevla.digests import cache_folder
 from edgevla.engines.options import EngineOptions, to_numpy
 from edgevla.engines.signature import Found, check_signature
 from edgevla.errors import EngineError, MissingExtraError
+from edgevla.extras import install_words
 from edgevla.graph import GraphSpec, batched
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _session(
             raise EngineError(NO_GPU_WHEEL, provider=provider)
         raise EngineError(
             f"this onnxruntime has no {provider} provider; replace it: pip uninstall onnxruntime, then "
-            "pip install 'edgevla[gpu]'",
+            f"{install_words('gpu')}",
             provider=provider,
         )
     if provider != "cpu" and hasattr(onnxruntime, "preload_dlls"):

@@ -22,7 +22,7 @@ from edgevla.dataset.layout import read_info
 from edgevla.dataset.reader import Dataset, open_dataset
 from edgevla.dataset.reading import DatasetReading
 from edgevla.dataset.reading_options import reading_of
-from edgevla.errors import UsageError
+from edgevla.errors import MissingExtraError, UsageError
 from edgevla.evaluation.fits import check_rows, check_same_joints, sources_of
 from edgevla.evaluation.info import as_json
 from edgevla.evaluation.overlap import Overlaps
@@ -147,7 +147,7 @@ class OnDataset:
         try:
             written = write_pictures(evaluation, folder, self.args.pages)
         except ModuleNotFoundError:
-            self.say('no pictures: matplotlib is not installed. Install it with: pip install "edgevla[eval]"')
+            self.say(f"no pictures: {MissingExtraError('eval', 'matplotlib')}")
             return []
         n = len(written) - 1
         every = (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevla.errors import UsageError
+from edgevla.errors import MissingExtraError, UsageError
 from edgevla.flight.findings import RunFinding, find, numbered
 from edgevla.flight.frames import Glimpse, glimpses
 from edgevla.flight.frames import told as told_glimpses
@@ -159,7 +159,7 @@ def _draw(
     try:
         write_picture(run, found, place, at_ns, shown)
     except ModuleNotFoundError:
-        return 'no picture: matplotlib is not installed. Install it with: pip install "edgevla[eval]"'
+        return f"no picture: {MissingExtraError('eval', 'matplotlib')}"
     except (OSError, ValueError) as error:
         print(f"no picture: {place}: {error}; --picture PNG takes another place", file=sys.stderr)
         return ""

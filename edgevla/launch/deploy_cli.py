@@ -122,6 +122,7 @@ def add_leader(group: argparse._ArgumentGroup) -> None:
         "who drives")  # fmt: skip
     add("--leader-port", action="append", default=[], metavar="[BUS=]PATH", help="serial port of the leader")
     add("--leader-calibration", metavar="ID|FILE", help="LeRobot calibration of the leader")
+    options.add_recording(group)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -237,6 +238,7 @@ def options_from(args: argparse.Namespace) -> Any:
         leader=args.leader,
         leader_ports=args.leader_port,
         leader_calibration=args.leader_calibration,
+        recording=args.recorded_into,
     )
 
 
@@ -246,7 +248,10 @@ def check_leader(args: argparse.Namespace) -> None:
         UsageError: options of a leader arm that is not there, or is emulated.
     """
     if args.shadow and args.leader is not None:
-        raise UsageError("--shadow moves nothing, and --leader is there to move: leave one of them out")
+        raise UsageError(
+            "--shadow moves nothing, and --leader is there to move: leave one of them out. What the policy would have "
+            "done where a leader moved the arm: edgevla record with --leader, then edgevla eval BUNDLE --dataset"
+        )
     for name in ("leader_port", "leader_calibration"):
         option = f"--{name.replace('_', '-')}"
         if getattr(args, name) and args.leader is None:

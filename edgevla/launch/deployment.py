@@ -32,6 +32,7 @@ class DeployOptions:
 
     has_stand_in: with is_sim, only the servos are emulated; cameras are the robot's own (`--dry-run`).
     is_shadow: nothing is sent to the arm. leader: profile of a leader arm by which a person may take the policy's place.
+    recording: the dataset that this run will be recorded into; one that would not take it is refused before torque.
     """
 
     robot: str
@@ -59,6 +60,7 @@ class DeployOptions:
     leader: str | None = None
     leader_ports: Sequence[str] = ()
     leader_calibration: str | None = None
+    recording: Path | None = None
 
     @property
     def drivers(self) -> list[str]:

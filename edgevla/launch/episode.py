@@ -21,13 +21,12 @@ class EpisodeSource(DirectSource):
     """
 
     def __init__(self, dataset: str, episode: int, joint_units: str | None = None) -> None:
-        super().__init__(f"episode {episode} of {dataset}")
         self._dataset, self._episode, self._joint_units = dataset, episode, joint_units
         opened = open_dataset(dataset)
         if not 0 <= episode < opened.n_episodes:
             raise UsageError(f"{dataset} has no episode {episode}; it has 0 to {opened.n_episodes - 1}")
         check_units(opened.root, joint_units)
-        self._fps = float(opened.info.fps)
+        super().__init__(f"episode {episode} of {dataset}", float(opened.info.fps))
 
     def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         load_episode(self._dataset, self._episode, run.robot, self._joint_units)
@@ -47,4 +46,4 @@ class EpisodeSource(DirectSource):
         return run.await_ready("policy", "policy", AboutPolicy, READY_S, EdgeVLAError).latency_ms
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
-        return self.direct_arguments(run, self._fps, CHUNK_SIZE, latency_ms)
+        return self.direct_arguments(run, CHUNK_SIZE, latency_ms)

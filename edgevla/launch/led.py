@@ -21,6 +21,7 @@ from pathlib import Path
 
 import zmq
 
+from edgevla.config_file import TAKEN
 from edgevla.errors import BusError, WireError
 from edgevla.messages import State
 from edgevla.serve.transport import is_served
@@ -106,7 +107,8 @@ class Led:
         """Shows what it has said since; while it runs, only what somebody must know."""
         while self._lines:
             line = self._lines.popleft()
-            if line.startswith(self._own_error):
+            is_own = line.startswith(self._own_error)
+            if is_own and not line.startswith(f"{self._own_error}{TAKEN}"):
                 self._error = line.removeprefix(self._own_error)
             elif not self._is_running or "! " in line:
                 self._say(line)
@@ -115,14 +117,19 @@ class Led:
     def is_alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def ask_to_end(self, again: bool = False) -> None:
+        """The arm to rest; again: frozen, as by a second Ctrl-C. Does not wait: `end` does."""
+        if self.is_alive:
+            assert self._process is not None
+            self._process.send_signal(signal.SIGINT if again else signal.SIGTERM)
+
     def end(self) -> None:
         """The arm to rest and released. Ctrl-C meanwhile is passed on, and freezes the arm."""
         process = self._process
         if process is None:
             return
         was_running, self._is_running = self._is_running, False
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        self.ask_to_end()
         until = time.monotonic() + REST_S
         while process.poll() is None:
             try:
@@ -158,11 +165,11 @@ class Led:
 
 def command(args: argparse.Namespace) -> tuple[str, list[str]]:
     """The verb that starts the arms, and its options, for what was said to `record`."""
-    words = [f"--leader={args.leader}", f"--robot={args.robot}"]
+    words = [f"--leader={args.leader}", f"--robot={args.robot}", f"--recorded-into={args.output}"]
     words += [f"--leader-port={text}" for text in args.leader_port]
     words += [f"--port={text}" for text in args.port]
     words += [f"--camera={text}" for text in args.camera]
-    for name in ("leader_calibration", "calibration", "fps", "log"):
+    for name in ("leader_calibration", "calibration", "fps", "log", "config"):
         if (value := getattr(args, name)) is not None:
             words.append(f"--{name.replace('_', '-')}={value}")
     words += ["--sim"] if args.sim else []

@@ -77,6 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the summary as JSON on stdout")
 
 
+def add_recording(group: argparse._ActionsContainer) -> None:
+    """The option `--recorded-into`, of a verb with a leader arm."""
+    group.add_argument(
+        "--recorded-into",
+        metavar="DATASET",
+        type=Path,
+        help="refuse, before torque, what could not be recorded into this dataset; edgevla record --leader says it",
+    )
+
+
 def log_place(args: argparse.Namespace) -> Path | None:
     """Where the run leaves its folder; None: nowhere."""
     if args.log is None:

@@ -8,7 +8,8 @@ Keys: r record   k keep   d discard   a again (discard, and record anew)   p pau
 left out)   n next task   q quit. With --policy also t: you take over with the leader arm; t again: the policy goes on.
 The column `intervention` tells for every row who drove. Without a terminal the same letters are read as lines. With
 --episodes and --seconds it works by itself. A kept episode is on disk at once; a recording that is killed loses at
-most the open one, and recording into the same folder later goes on (--resume: up to --episodes in all).
+most the open one, and recording into the same folder later goes on (--resume: up to --episodes in all). With an
+episode open, q asks what shall become of it; Ctrl-C, a signal or an arm that ends keep it, noted as cut off.
 """
 
 from __future__ import annotations
@@ -21,15 +22,22 @@ import select
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from edgevla.errors import UsageError, WireError
+from edgevla.launch.asked import Steps
 from edgevla.launch.attach import add_run_dir, attach
 from edgevla.launch.options import SECONDS, YEAR_S, Number, check_texts, whole
+from edgevla.launch.record_place import (
+    check_dataset,
+    check_place,
+    check_who_drove,
+    episodes_there,
+    told_before,
+)
 from edgevla.launch.record_screen import RecordScreen
 from edgevla.nodes.vitals import ENDS
 from edgevla.vocabulary import NONE, camera_help, pairs
@@ -37,6 +45,7 @@ from edgevla.words import check_task
 
 if TYPE_CHECKING:
     from edgevla.launch.led import Led
+    from edgevla.launch.record_session import RecordSession
 
 PAUSE_S = 2.0
 NO_PAUSE = (
@@ -52,6 +61,7 @@ OF_THE_ARM = (
     "sim",
     "fps",
     "log",
+    "config",
 )
 """Options of the arm that --leader starts."""
 
@@ -131,13 +141,16 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     stream = sys.stderr if args.json else sys.stdout
     screen = RecordScreen(stream, has_bell=args.bell)
-    _check_place(args.output)
+    check_place(args.output)
+    check_dataset(args.output)
     if args.leader is not None:
-        _check_who_drove(args.output, args.policy is not None)
-    n_there = _n_there(args.output) if args.resume else 0
+        check_who_drove(args.output, args.policy is not None)
+    n_there = episodes_there(args.output) if args.resume else 0
     if args.episodes is not None and n_there >= args.episodes:
         screen.say(f"{args.output} holds {n_there} episodes already, and {args.episodes} were wanted")
         return 0
+    for sentence in told_before(args.output):
+        screen.say(sentence)
     obey_signals(lambda: screen.say(NO_PAUSE))
     if args.leader is None:
         return _record(args, screen, attach(args), n_there)
@@ -187,7 +200,7 @@ def _record(
         # A robot that is not ready yet is no reason to end: `record` says so, and checks again.
         with contextlib.suppress(UsageError, WireError):
             node.check_output()
-        with keys(screen.say) as read_key:
+        with keys(screen.say) as read_key, _signals_heard(session, led):
             session.run(read_key)
     finally:
         screen.close()
@@ -201,64 +214,45 @@ def _record(
         then = f". Next: edgevla inspect {shlex.quote(str(args.output))}" if session.n_kept else ""
         by_hand = f", {session.corrections}" if session.corrections is not None and session.n_kept else ""
         screen.say(f"{_count(session.n_kept)} kept{by_hand}{then}")
+    if session.asked_by:
+        raise KeyboardInterrupt
     return 0 if led is None or led.is_alive else 1
+
+
+@contextlib.contextmanager
+def _signals_heard(session: RecordSession, led: Led | None) -> Iterator[None]:
+    """What ends the recording does not tear it: the arm goes to rest at once, and the open episode is kept meanwhile.
+
+    A second Ctrl-C freezes the arm, a third lets go of it and gives up saving; where there is no arm, the second does.
+    """
+    names = {int(s): s.name for s in signal.Signals} | {int(signal.SIGINT): "Ctrl-C"}
+    steps = Steps()
+
+    def hear(number: int, _: object) -> None:
+        is_press = number in (signal.SIGINT, signal.SIGQUIT)
+        if session.asked_by and not is_press:  # kernel and shell both tell that a terminal has closed
+            return
+        step = steps.press(time.monotonic_ns())
+        if step is None:
+            return
+        session.asked_by = session.asked_by or names.get(number, f"signal {number}")
+        if led is not None:
+            led.ask_to_end(again=step > 1)
+        if step > (1 if led is None else 2):
+            raise KeyboardInterrupt
+
+    before = {n: signal.getsignal(n) for n in ENDS if signal.getsignal(n) is signal.default_int_handler}
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _count(n: int) -> str:
     return f"{n} episode{'s' * (n != 1)}"
-
-
-def _check_place(output: Path) -> None:
-    """Before an arm moves, not when the first episode begins.
-
-    Raises:
-        DatasetError: nothing can be written there.
-    """
-    from edgevla.errors import DatasetError
-
-    place = output.absolute()
-    if place.exists() and not place.is_dir():
-        raise DatasetError(f"{output} is a file; name a folder to record into", file=str(output))
-    if place.is_dir() and any(place.iterdir()) and not (place / "meta/info.json").exists():
-        raise DatasetError(
-            f"{output} is not empty and not a dataset; record into a new folder", file=str(output)
-        )
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise DatasetError(
-            f"{there} takes no files: {error.strerror or error}; record into another folder", file=str(there)
-        ) from error
-
-
-def _check_who_drove(output: Path, has_policy: bool) -> None:
-    """Before an arm starts: the dataset in `output` has the column `intervention` just where this recording has.
-
-    Raises:
-        DatasetError: only one of them has it, or the dataset cannot be appended to.
-    """
-    from edgevla.dataset.append import existing_kind
-    from edgevla.dataset.layout import INTERVENTION
-    from edgevla.errors import DatasetError
-
-    there = existing_kind(output)
-    if there is None or (INTERVENTION in there.features) == has_policy:
-        return
-    if has_policy:
-        why = f"it lacks the column '{INTERVENTION}', which a recording with --policy has"
-    else:
-        why = f"it has the column '{INTERVENTION}', which a recording without --policy lacks"
-    raise DatasetError(f"{output} cannot be appended to: {why}; record into another folder", file=str(output))
-
-
-def _n_there(output: Path) -> int:
-    """Episodes of the dataset in `output`; none where nothing was kept yet."""
-    from edgevla.dataset.append import existing_kind
-    from edgevla.dataset.open import listed_episodes
-
-    return 0 if existing_kind(output) is None else len(listed_episodes(output))
 
 
 def obey_signals(refuse: Callable[[], None]) -> None:

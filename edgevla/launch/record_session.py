@@ -3,11 +3,13 @@
 resetting --r, or the countdown's end--> recording --k, or full--> kept
                                          |   \\--d, a-----------> discarded (a: and recorded anew)
                                          p: what happens until the next p is left out
+With an episode open, q asks first. Whatever else ends the recording then keeps it, noted as cut off.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -36,6 +38,8 @@ KEYS_HELP = "keys: r record, k keep, d discard, a again, p pause, n next task, q
 TAKEOVER_HELP = "t: you take over with the leader arm, and again: the policy goes on"
 COUNTED_S = 3
 """The last seconds of a countdown are heard."""
+ROOM_S = 1.0
+"""How often the room on the disk is looked at while an episode is open."""
 FOREVER = float("inf")
 
 
@@ -63,7 +67,11 @@ class RecordSession:
         self._n_rung = COUNTED_S + 1
         self._tasks = [args.task or "", *args.next_task]
         self._before: Mapping[str, int] = {}
-        self._must_quit = False
+        self._must_quit = self._is_leaving = False
+        """_is_leaving: q was pressed while an episode was open, and what becomes of it is not said yet."""
+        self.asked_by = ""
+        """The signal that asked for the end; empty: none did."""
+        self._room_due_s = 0.0
 
     @property
     def is_recording(self) -> bool:
@@ -75,21 +83,50 @@ class RecordSession:
         return self.args.episodes is not None and self._n_there + self.n_kept >= self.args.episodes
 
     def run(self, read_key: Callable[[float], str | None]) -> None:
-        """Until q, the wanted number of episodes, or the deployment's end."""
+        """Until q, a signal, the wanted number of episodes, or the deployment's end."""
         self._screen.say(KEYS_HELP)
         if self._takeover is not None:
             self._screen.say(TAKEOVER_HELP)
-        while not self._must_quit and self._is_alive():
+        while not (self._must_quit or self.asked_by) and self._is_alive():
             key = read_key(0.02)
             if key is not None and key in KEYS:
                 self._obey(KEYS[key])
-            self.node.step(time.monotonic_ns())
+            self._step()
             self._by_clock()
             if self._is_done:
                 return
             self._screen.show(self.line())
-        if not self._is_alive():
-            self._screen.say("the deployment has ended; an episode that was open is discarded")
+        if self.asked_by:
+            self._end_open(f"{self.asked_by} ended the recording")
+        elif not self._must_quit:
+            self._end_open("the deployment has ended")
+
+    def _step(self) -> None:
+        try:
+            self.node.step(time.monotonic_ns())
+        except (DatasetError, OSError) as error:
+            if not self.is_recording:
+                raise
+            raise _lost(error) from error
+
+    def _end_open(self, why: str) -> None:
+        """Nobody said what becomes of the open episode: it is kept, for it cannot be had again."""
+        self._screen.say(why)
+        if not self.is_recording:
+            return
+        try:
+            self._keep_cut_off()
+        except UsageError:
+            pass  # it has no rows yet
+        except (EdgeVLAError, OSError) as error:
+            self._screen.say(f"! {_lost(error)}")
+
+    def _keep_cut_off(self) -> None:
+        self._end_episode("keep", is_cut_off=True)
+        number = self.node.recording.writer.n_episodes - 1 if self.node.recording is not None else 0
+        root = shlex.quote(str(self.args.output))
+        self._screen.say(f"! episode {number} was open and is kept as it was: edgevla dataset {root} delete {number} "
+            "removes it")  # fmt: skip
 
     # -- the clock ----------------------------------------------------------------------------------------
 
@@ -98,6 +135,11 @@ class RecordSession:
         if self.is_recording:
             if recording is not None and recording.is_full:
                 self._obey("keep")
+            elif time.monotonic() >= self._room_due_s:
+                self._room_due_s = time.monotonic() + ROOM_S
+                if self.node.lacks_room():
+                    self._screen.say("! the disk is nearly full: the episode ends here")
+                    self._keep_cut_off()
             return
         if self._is_held or self._due_s == FOREVER:
             return
@@ -129,6 +171,7 @@ class RecordSession:
         seconds = recording.writer.n_open_frames / (self.node.fps or 1.0)
         length = f" of {clock(self.args.seconds)}" if self.args.seconds else ""
         word = "PAUSED" if recording.is_paused else "REC"
+        word = f"LEAVE? q discards, k keeps | {word}" if self._is_leaving else word
         gone = left_out(recording.counters, self._before)
         rows = f"{recording.writer.n_open_frames} rows" + (f" ({gone})" if gone else "")
         return f"{word} {clock(seconds)}{length} | {rows} | {count} | {recording.label or 'no task'}"
@@ -149,19 +192,15 @@ class RecordSession:
             self._screen.say(f"! {error}")
         except (EdgeVLAError, OSError) as error:
             if word == "keep":
-                raise DatasetError(
-                    f"the open episode is lost: {str(error).rstrip('.')}. Those that were kept before are whole. "
-                    "Check the room on the disk, then go on with the same command and --resume"
-                ) from error
+                raise _lost(error) from error
             if self.is_recording or isinstance(error, DatasetError | OSError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._screen.say(f"! {error}")
 
     def _do(self, word: str) -> None:
+        was_leaving, self._is_leaving = self._is_leaving and self.is_recording, False
         if word == "quit":
-            if self.is_recording:
-                self._end_episode("discard")
-            self._must_quit = True
+            self._quit(was_leaving)
         elif word == "pause":
             self._pause()
         elif word == "next_task":
@@ -170,6 +209,7 @@ class RecordSession:
             self._take_over()
         elif word in ("keep", "discard"):
             self._end_episode(word)
+            self._must_quit = was_leaving
         else:
             if word == "again" and self.is_recording:
                 self._end_episode("discard")
@@ -178,11 +218,27 @@ class RecordSession:
             self._before = Counter(self.node.recording.counters)
             self._screen.ring()
 
-    def _end_episode(self, word: str) -> None:
+    def _quit(self, was_leaving: bool) -> None:
+        """With an episode open only a second press: what is thrown away cannot be had again."""
+        if not self.is_recording:
+            self._must_quit = True
+        elif was_leaving:
+            self._end_episode("discard")
+            self._must_quit = True
+        else:
+            self._is_leaving = True
+            recording = self.node.recording
+            number = recording.writer.n_episodes if recording is not None else 0
+            raise UsageError(f"episode {number} is open: q again discards it and ends, k keeps it and ends")
+
+    def _end_episode(self, word: str, is_cut_off: bool = False) -> None:
         recording, is_open = self.node.recording, self.is_recording
         if is_open and word == "keep":
             self._screen.say("saving the episode ...")
-        text = self.node.obey(word)
+        if is_cut_off and recording is not None:
+            text = self.node.keep(recording, is_cut_off=True)
+        else:
+            text = self.node.obey(word)
         if word == "keep" and recording is not None:
             n_rows = recording.counters["rows"] - self._before.get("rows", 0)
             gone = left_out(recording.counters, self._before)
@@ -233,3 +289,10 @@ class RecordSession:
             "n_discarded": self.n_discarded,
             "counters": {k: int(v) for k, v in (recording.counters if recording else {}).items()},
         }
+
+
+def _lost(error: Exception) -> DatasetError:
+    return DatasetError(
+        f"the open episode is lost: {str(error).rstrip('.')}. Those that were kept before are whole. Check the room on "
+        "the disk, then go on with the same command and --resume"
+    )

@@ -110,6 +110,11 @@ class ActionSource(Protocol):
         ...
 
     @property
+    def fps(self) -> float:
+        """Rate of its actions."""
+        ...
+
+    @property
     def execution(self) -> Execution:
         """How its chunks are carried out; final after `start_arguments`."""
         ...
@@ -291,21 +296,18 @@ class DirectSource:
 
     bundle: str | None = None
 
-    def __init__(self, name: str, cameras: Sequence[str] = ()) -> None:
-        self.name, self.cameras = name, cameras
+    def __init__(self, name: str, fps: float, cameras: Sequence[str] = ()) -> None:
+        self.name, self.fps, self.cameras = name, fps, cameras
         self.about = _about(name)
         self.execution: Execution = Async(every=1)
 
     def prepare(self, run: SupervisorLike) -> None:
         """Nothing."""
 
-    def direct_arguments(self, run: SupervisorLike, fps: float, chunk_size: int, latency_ms: float) -> Start:
-        """What the robot is told with `start` where there is no policy.
-
-        fps: of the actions; latency_ms: of the source.
-        """
+    def direct_arguments(self, run: SupervisorLike, chunk_size: int, latency_ms: float) -> Start:
+        """What the robot is told with `start` where there is no policy. latency_ms: of the source."""
         return Start(
-            fps=fps,
+            fps=self.fps,
             chunk_size=chunk_size,
             n_action_steps=1,
             execution=self.execution,

@@ -5,8 +5,7 @@
 Where the actions come from (a policy, a leader arm, a recording) is its `ActionSource`. It holds nothing of the arm;
 it keeps one end of a pipe whose closing tells guardian and loop that it has gone. Whatever fails in it, `end` is walked
 step by step, and each step whether the one before went well or not.
-`edgevla/` never imports the robot's code: it names modules as strings (`processes.py`), and learns the robot from its
-`describe`.
+`edgevla/` never imports the robot's code: it names modules as strings (`processes.py`), and the robot tells of itself.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
 from edgevla.launch.processes import camera_args, emulator_args, guardian_args
+from edgevla.launch.recorded import check_recorded
 from edgevla.launch.runlog import RunLog, open_log
 from edgevla.launch.sources import ActionSource
 from edgevla.messages import Action, Chunk, Event, Heartbeat, Message, MessageBody, ServoHealth, State
@@ -109,6 +109,7 @@ class Supervisor:
         self._cameras = self.source.fit(self)
         self._listen()
         self._start_cameras()
+        check_recorded(self.options, self.robot, self._cameras, self.source.fps)
         latency_ms = self.source.start(self)
         return self.source.start_arguments(self, latency_ms)
 

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zmq
 
@@ -28,14 +28,21 @@ from edgevla.descriptions import About, AboutCameraNode, AboutRecorder, AboutRob
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
 from edgevla.look import Glance
 from edgevla.messages import Frame, MessageBody, Severity, State
-from edgevla.nodes.recording import FRAMES, STATES, Recording, Writer, features_of, joint_units_of
+from edgevla.nodes.recording import FRAMES, STATES, Recording, Writer, kind_of
 from edgevla.nodes.vitals import heartbeat, is_orphan, stop_when_asked
 from edgevla.wire import CommandClient, CommandServer, Inbox, Publisher, Stream, endpoint, run_dir
+
+if TYPE_CHECKING:
+    from edgevla.dataset.room import EpisodeRoom
 
 HEARTBEAT_NS = NS_PER_S // 5
 NO_TASK = ", without a task: its rows carry an empty instruction (--task, or set one in the monitor)"
 REMEMBERED = 16
 """Earlier episodes whose first pictures are looked at again."""
+USUAL_S = 60.0
+"""Length of an episode, as long as there is none and nobody says it."""
+WARNED_EPISODES = 4
+"""Where the disk takes no more than about so many, it is said."""
 A = TypeVar("A", bound=About)
 
 
@@ -76,6 +83,7 @@ class RecorderNode:
         self._server.about = AboutRecorder("recorder", str(output), tuple(self.cameras))
         self.recording: Recording | None = None
         self._state: State | None = None
+        self._room: EpisodeRoom | None = None
         self._heartbeat_ns = 0
 
     def step(self, now_ns: int) -> None:
@@ -125,13 +133,22 @@ class RecorderNode:
         if self.recording is None or not self.recording.is_recording:
             raise UsageError(f"there is no episode to {action}: none is being recorded")
         if action == "keep":
-            still = self.recording.still(self._fps_of_grid)
-            text = f"episode {self.recording.keep()} kept in {self.output}" + (
-                f"; but {still}" if still else ""
-            )
-        else:
-            text = f"episode discarded ({self.recording.discard()} rows)"
-        self._publisher.event("info", f"episode_{action}", text)
+            return self.keep(self.recording)
+        text = f"episode discarded ({self.recording.discard()} rows)"
+        self._publisher.event("info", "episode_discard", text)
+        return text
+
+    def keep(self, recording: Recording, is_cut_off: bool = False) -> str:
+        """The open episode of `recording` saved; a sentence. is_cut_off: it ends because the recording does.
+
+        Raises:
+            UsageError: it has no rows. DatasetError: it could not be saved, and is forgotten.
+        """
+        still = recording.still(self._fps_of_grid)
+        text = f"episode {recording.keep(is_cut_off)} kept in {self.output}" + (
+            f"; but {still}" if still else ""
+        )
+        self._publisher.event("info", "episode_keep", text)
         return text
 
     def pause(self) -> str:
@@ -181,11 +198,43 @@ class RecorderNode:
         if state is not None and state.is_shadow:
             raise UsageError("a shadow run sends nothing to the arm, so there are no actions to record")
         recording = self.prepare()
+        self._find_room(recording)
         recording.begin(label)
         task = self._robot_task() or label
         text = f"recording episode {recording.writer.n_episodes}" + (f": {task}" if task else NO_TASK)
         self._publisher.event("info", "episode_begins", text)
         return text
+
+    def _find_room(self, recording: Recording) -> None:
+        """Before an episode begins: whether the disk takes it, and soon no more.
+
+        Raises:
+            UsageError: it does not.
+        """
+        from edgevla.dataset.room import episode_room, free_bytes, in_words
+
+        writer = recording.writer
+        self._room = episode_room(self.output, writer.features, writer.n_frames)
+        usual = writer.n_frames / writer.n_episodes if writer.n_episodes else USUAL_S * self._fps_of_grid
+        n_rows = recording.longest or round(usual)
+        free, needed = free_bytes(self.output), self._room.to_record(n_rows)
+        if free < needed:
+            raise UsageError(
+                f"no room for an episode: {in_words(free)} are free where {self.output} is, and one of "
+                f"{n_rows / self._fps_of_grid:.0f} s may need {in_words(needed)}; make room, then press r again"
+            )
+        if free < WARNED_EPISODES * needed:
+            n_more = 1 + int((free - needed) / (n_rows * self._room.per_row))
+            text = f"{in_words(free)} are free where {self.output} is: room for about {n_more} episodes"
+            recording.news.append(("warning", "disk", text))
+
+    def lacks_room(self) -> bool:
+        """Whether the open episode had better be saved now, while the disk still takes it."""
+        from edgevla.dataset.room import free_bytes
+
+        if self.recording is None or self._room is None:
+            return False
+        return free_bytes(self.output) < self._room.to_save(self.recording.writer.n_open_frames)
 
     def prepare(self) -> Recording:
         """The dataset opened, which takes a moment the first time.
@@ -206,12 +255,9 @@ class RecorderNode:
         Raises:
             DatasetError: they may not; names every difference. UsageError: robot or cameras do not answer yet.
         """
-        from edgevla.dataset.append import DatasetKind, check_joining
-        from edgevla.dataset.cells import feature_infos, with_bookkeeping
+        from edgevla.dataset.append import check_recording
 
-        kind = self._kind()
-        features = feature_infos(with_bookkeeping(kind.pop("features")), self.output)
-        check_joining(self.output, DatasetKind(features=features, **kind))
+        check_recording(self.output, **self._kind())
 
     def _seen_before(self) -> dict[str, list[Glance]]:
         """Per camera: first pictures of episodes that are in `output` already."""
@@ -237,13 +283,7 @@ class RecorderNode:
         """What all episodes of this robot have in common, as `DatasetWriter` takes it."""
         robot = self._describe("robot", AboutRobot)
         cameras = [self._describe(f"camera/{name}", AboutCameraNode) for name in self.cameras]
-        return {
-            "fps": self._fps(),
-            "features": features_of(robot.joints, cameras, self._has_leader),
-            "robot_type": robot.robot,
-            "joint_units": joint_units_of(robot.joints),
-            "also_called": robot.lerobot_types,
-        }
+        return kind_of(robot, cameras, self._fps(), self._has_leader)
 
     def _describe(self, node: str, cls: type[A]) -> A:
         client = CommandClient(self._ctx, endpoint(self._folder, node, "commands"), self._session, "recorder")
@@ -264,8 +304,7 @@ class RecorderNode:
             time.sleep(0.01)
         if state.body.mode == "idle":  # its grid is that of the first policy or leader
             raise UsageError("the robot is not started yet; try again in a moment")
-        fps = NS_PER_S / state.body.step_ns
-        return round(fps) if abs(fps - round(fps)) < 0.01 else fps
+        return NS_PER_S / state.body.step_ns
 
     def _beat(self) -> None:
         recording = self.recording

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgevla.clock import NS_PER_MS
-from edgevla.descriptions import AboutCamera, AboutCameraNode, AboutJoint
+from edgevla.descriptions import AboutCamera, AboutCameraNode, AboutJoint, AboutRobot
 from edgevla.errors import DatasetError
 from edgevla.look import Glance, arrangement, glance, look_of, nothing
 from edgevla.messages import Frame, Message, Severity, State
 from edgevla.nodes.assembler import frame_pixels
 
 if TYPE_CHECKING:
+    from edgevla.cameras import CameraSettings
+    from edgevla.dataset.layout import FeatureInfo
     from edgevla.dataset.stated import Repeated
 
 PATIENCE_NS = 60 * NS_PER_MS
@@ -38,6 +40,8 @@ class Writer(Protocol):
     """The part of `edgevla.dataset.writer.DatasetWriter` that recording needs."""
 
     n_episodes: int
+    n_frames: int
+    features: dict[str, FeatureInfo]
 
     @property
     def n_open_frames(self) -> int:
@@ -53,8 +57,8 @@ class Writer(Protocol):
         """One row. frame: feature -> value; task: its instruction."""
         ...
 
-    def save_episode(self) -> int:
-        """Completes the open episode; its number."""
+    def save_episode(self, is_cut_off: bool = False) -> int:
+        """Completes the open episode; its number. is_cut_off: noted with it."""
         ...
 
     def discard_episode(self) -> None:
@@ -65,9 +69,11 @@ class Writer(Protocol):
 
 
 def features_of(
-    joints: Sequence[AboutJoint], cameras: Sequence[AboutCamera | AboutCameraNode], has_leader: bool = False
+    joints: Sequence[AboutJoint],
+    cameras: Sequence[AboutCamera | AboutCameraNode | CameraSettings],
+    has_leader: bool = False,
 ) -> dict[str, Any]:
-    """Features as LeRobot names them, from the `describe` of robot and cameras.
+    """Features as LeRobot names them, from what robot and cameras are.
 
     has_leader: whether a person may take the policy's place, which every row then tells.
     """
@@ -84,6 +90,22 @@ def features_of(
     if has_leader:
         features[INTERVENTION] = {"dtype": "bool", "shape": (1,), "names": None}
     return features
+
+
+def kind_of(
+    robot: AboutRobot,
+    cameras: Sequence[AboutCamera | AboutCameraNode | CameraSettings],
+    fps: float,
+    has_leader: bool,
+) -> dict[str, Any]:
+    """What all episodes of this robot have in common, as `DatasetWriter` takes it. fps: of the robot's grid."""
+    return {
+        "fps": round(fps) if abs(fps - round(fps)) < 0.01 else fps,
+        "features": features_of(robot.joints, cameras, has_leader),
+        "robot_type": robot.robot,
+        "joint_units": joint_units_of(robot.joints),
+        "also_called": robot.lerobot_types,
+    }
 
 
 def joint_units_of(joints: Sequence[AboutJoint]) -> str | None:
@@ -280,8 +302,8 @@ class Recording:
             self._n_paused = 0 if missing > 0 else self._n_paused
         self._grid = (state.t0_ns, index)
 
-    def keep(self) -> int:
-        """Ends the episode and saves it; its number.
+    def keep(self, is_cut_off: bool = False) -> int:
+        """Ends the episode and saves it; its number. is_cut_off: nobody meant it to end here.
 
         Raises:
             UsageError: nothing was recorded. DatasetError: it could not be saved, and is forgotten.
@@ -291,7 +313,7 @@ class Recording:
             while self.waiting:
                 self._row(self.waiting.popleft())
             n_repeated = sum(found.n for found in self.writer.repeated.values())
-            number = self.writer.save_episode()
+            number = self.writer.save_episode(is_cut_off)
         except DatasetError:
             self.discard()
             raise

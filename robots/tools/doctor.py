@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgevla.errors import BusError, CalibrationError, EngineError, UsageError
+from edgevla.extras import install_words
 
 if TYPE_CHECKING:
     from ..bus.servo_bus import ServoBus
@@ -103,7 +104,7 @@ def environment() -> list[Check]:
     for extra, modules in EXTRAS.items():
         lacks = [m for m in modules if importlib.util.find_spec(m) is None]
         text = f"not installed ({', '.join(lacks)})" if lacks else "installed"
-        checks.append(Check("ok", f"extra {extra}", text, f'pip install "edgevla[{extra}]"' if lacks else ""))
+        checks.append(Check("ok", f"extra {extra}", text, install_words(extra) if lacks else ""))
     cameras = sorted(str(p) for p in Path("/dev").glob("video*"))
     checks.append(Check("ok", "cameras", ", ".join(cameras) or "none"))
     checks += _serial_ports()
@@ -138,11 +139,11 @@ def _engines() -> Check:
     if len(there) > 1:
         return Check(
             "fail", "engine", "onnxruntime and onnxruntime-gpu overwrite each other in one environment",
-            "pip uninstall both, then install one: edgevla[cpu] or edgevla[gpu]",
+            f"pip uninstall both, then install one: {install_words('cpu')}, or [gpu]",
         )  # fmt: skip
     names = [f"{n} {v}" for n, v in there.items()] + (["tensorrt"] if has_tensorrt else [])
     if not names:
-        return Check("warn", "engine", "none: bundles cannot run here", 'pip install "edgevla[cpu]"')
+        return Check("warn", "engine", "none: bundles cannot run here", install_words("cpu"))
     return Check("ok", "engine", ", ".join(names))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgevla.board import BoardReader
+from edgevla.extras import install_words
 
 from .checkup import Check
 
@@ -186,7 +187,7 @@ def _environment() -> Iterator[Check]:
     if shows:
         yield Check("ok", "environment", f"{sys.prefix}, with the system's packages")
     else:
-        step = "make it anew: python3 -m venv --system-site-packages, then install edgevla[jetson] in it"
+        step = f"make it anew: python3 -m venv --system-site-packages, and in it: {install_words('jetson')}"
         yield Check("fail", "environment", f"{sys.prefix} does not show JetPack's TensorRT", step)
 
 

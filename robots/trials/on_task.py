@@ -18,7 +18,7 @@ from typing import Any
 
 from edgevla import __version__
 from edgevla.engines.options import n_cores
-from edgevla.errors import EdgeVLAError, UsageError
+from edgevla.errors import EdgeVLAError, MissingExtraError, UsageError
 from edgevla.evaluation.episodes import (
     EPISODES,
     EXPERT_EXECUTION,
@@ -204,7 +204,7 @@ class OnTask:
 
             drawn.append(write_picture(e, folder).name)
         except ModuleNotFoundError:
-            self.say('no picture: matplotlib is not installed. Install it with: pip install "edgevla[eval]"')
+            self.say(f"no picture: {MissingExtraError('eval', 'matplotlib')}")
         n_videos = sum(bool(episode.video) for r in e.results for episode in r.episodes)
         return drawn + ([f"{n_videos} videos"] if n_videos else [])
 

@@ -10,6 +10,10 @@ import pytest
 
 from edgevla.cli import VERBS, _parser_for, main
 from edgevla.config_file import TAKES, parse
+from edgevla.errors import UsageError
+from edgevla.launch.led import command
+from edgevla.robots.profile import load_profile
+from edgevla.robots.teleop import _options
 
 ARM = """
 robot = "so101"
@@ -93,6 +97,46 @@ def test_what_stands_in_its_place_keeps_it_out(given: Given) -> None:
 def test_doctor_without_a_robot_still_looks_at_the_machine(given: Given) -> None:
     assert (given("doctor").robot, given("doctor").port) == (None, [])
     assert given("doctor", "--robot", "so101").port == ["/dev/arm"]
+
+
+LEADER = 'leader_port = "/dev/lead"\nleader_calibration = "hers"\n' + ARM
+
+
+def test_the_leader_s_keys_count_where_there_is_a_leader(given: Given) -> None:
+    led = given("deploy", "--leader", "so101_leader", says=LEADER)
+    assert (led.leader_port, led.leader_calibration) == (["/dev/lead"], "hers")
+    alone = given("deploy", says=LEADER)
+    assert (alone.leader_port, alone.leader_calibration) == ([], None)
+    led = given("teleop", "--leader", "so101_leader", "--leader-port", "/dev/b", "--sim", says=LEADER)
+    assert (led.leader_port, led.leader_calibration, led.port) == (["/dev/b"], None, [])
+
+
+def test_a_recording_takes_its_robot_and_says_what_does_not_drive(
+    given: Given, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest is taken by what it starts, from the same file."""
+    assert given("record", "set").robot is None
+    assert capsys.readouterr().err == "", "what runs already has its own arm"
+    args = given("record", "set", "--leader", "so101_leader")
+    assert (args.robot, args.port, args.camera, args.policy) == ("so101", [], [], None)
+    assert "bundles/act of edgevla.toml does not drive here" in capsys.readouterr().err
+    assert command(given("record", "set", "--leader", "so101_leader", "--config", "edgevla.toml"))[1][-1] == (
+        "--config=edgevla.toml"
+    )
+
+
+def test_teleoperation_leaves_out_a_camera_that_only_the_file_has(given: Given) -> None:
+    args = given("teleop", "--leader", "so101_leader")
+    heard: list[str] = []
+
+    def tell(*words: str) -> None:
+        heard.append(" ".join(words))
+
+    assert _options(args, load_profile("so101"), tell).cameras == {"front": "0"}
+    assert "camera wrist of edgevla.toml is left out: so101 has no such camera" in heard[0]
+    typed = given("teleop", "--leader", "so101_leader", "--camera", "wrist=w.mp4")
+    with pytest.raises(UsageError, match=r"--camera wrist=.*no such camera"):
+        _options(typed, load_profile("so101"), tell)
 
 
 def test_where_nobody_sits_only_a_named_file_counts(given: Given, tmp_path: Path) -> None:

@@ -135,6 +135,18 @@ def test_resume_appends(tmp_path: Path) -> None:
     assert open_dataset(root).tasks == ["pick the cube", "place the cube"]
 
 
+def test_resumed_again_and_again_no_episode_s_pictures_are_overwritten(tmp_path: Path) -> None:
+    """The 4 of `.mp4` was taken for a file's number: the third resume wrote over the second's video."""
+    root = tmp_path / "set"
+    lengths = [4, 5, 3, 6, 4]
+    kit.record(root, lengths[:1])
+    for n in range(1, len(lengths)):
+        kit.record(root, lengths[n : n + 1], resume=True)
+    assert sorted(p.name for p in root.rglob("*.mp4")) == [f"file-00{n}.mp4" for n in range(5)]
+    assert _codes(root) == _expected(lengths)
+    assert check_dataset(root) == []
+
+
 def test_a_second_recording_into_the_same_folder_is_refused(tmp_path: Path) -> None:
     """It would take the open episode of the first for leftovers."""
     root = tmp_path / "set"

@@ -132,7 +132,7 @@ def world(monkeypatch, own_runtime):
 
 class Source(DirectSource):
     def __init__(self):
-        super().__init__("a source")
+        super().__init__("a source", 30.0)
 
     def fit(self, run):
         return []
@@ -142,7 +142,7 @@ class Source(DirectSource):
         return 1.0
 
     def start_arguments(self, run, latency_ms):
-        return self.direct_arguments(run, 30.0, 30, latency_ms)
+        return self.direct_arguments(run, 30, latency_ms)
 
 
 class Trap:

@@ -20,6 +20,7 @@ from deployment_kit import Terminal
 from edgevla.cli import main
 from edgevla.dataset import check_dataset, open_dataset
 from edgevla.errors import DatasetError
+from edgevla.launch.led import Led
 from edgevla.launch.record_screen import RecordScreen
 from edgevla.launch.record_session import RecordSession
 from edgevla.nodes.vitals import ENDS, STOPS
@@ -103,6 +104,26 @@ def test_killed_in_the_second_episode_it_loses_only_that_and_is_resumed(window, 
     assert dataset.episodes[1].length == 30
 
 
+@pytest.mark.realtime
+@pytest.mark.timeout(300)
+def test_ctrl_c_brings_the_arm_to_rest_and_keeps_the_open_episode(window, tmp_path, pictures):
+    root = tmp_path / "waves"
+    words = [*FAST, f"--camera=front={pictures}", "--task=wave", f"--log={tmp_path / 'log'}"]
+    window.type(f"{sys.executable} -m edgevla record {root} {' '.join(words)}; echo code=$?\n")
+    window.wait_for("keys: r record", timeout_s=90)
+    window.type("r")
+    window.wait_for("REC 0:01 |")
+    window.type("\x03")
+    window.wait_for("Ctrl-C ended the recording")
+    window.wait_for(f"! episode 0 was open and is kept as it was: edgevla dataset {root} delete 0 removes it")
+    window.wait_for("code=130", timeout_s=90)
+    assert descendants(window) == []
+    assert open_dataset(root).episodes[0].length > 15
+    summary = json.loads((tmp_path / "log/latest/summary.json").read_text())
+    assert (summary["asked_by"], summary["final_mode"]) == ("SIGTERM", "stopped")
+    assert summary["emergency_stops"] == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -131,6 +152,23 @@ def test_a_pair_that_does_not_fit_is_the_recording_s_own_sentence(capfd, tmp_pat
     said = capfd.readouterr()
     assert "edgevla record: so101_leader cannot lead aloha" in said.err
     assert "cannot lead" not in said.out
+
+
+def test_what_the_arm_s_process_took_from_a_file_is_shown_and_is_no_error():
+    args = {"leader": "l", "robot": "r", "output": "set", "policy": None, "sim": False, "leader_port": []}
+    args |= {
+        "port": [],
+        "camera": [],
+        "leader_calibration": None,
+        "calibration": None,
+        "fps": None,
+        "log": None,
+    }
+    heard = []
+    led = Led(argparse.Namespace(**args, config=None), heard.append)
+    led._lines += ["edgevla teleop: from edgevla.toml: --port /dev/arm", "edgevla teleop: no arm answers"]
+    assert led._last_words() == "no arm answers"
+    assert heard == ["edgevla teleop: from edgevla.toml: --port /dev/arm"]
 
 
 @pytest.mark.parametrize(

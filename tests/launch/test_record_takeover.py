@@ -120,15 +120,14 @@ def test_a_leader_that_cannot_be_had_is_refused(capsys, tmp_path, words, said):
 def test_what_is_started_for_a_policy_is_a_deployment():
     said = {"leader": "l", "robot": "r", "leader_port": [], "port": ["p"], "camera": [], "sim": False}
     said |= {"leader_calibration": None, "calibration": None, "fps": None, "log": None, "task": "wave"}
+    said |= {"output": "set", "config": "my.toml"}
+    common = ["--leader=l", "--robot=r", "--recorded-into=set", "--port=p", "--config=my.toml"]
 
     def started(policy):
         return command(argparse.Namespace(**said, policy=policy))
 
-    assert started(None) == ("teleop", ["--leader=l", "--robot=r", "--port=p"])
-    assert started("b/act") == (
-        "deploy",
-        ["--leader=l", "--robot=r", "--port=p", "--task=wave", "--", "b/act"],
-    )
+    assert started(None) == ("teleop", common)
+    assert started("b/act") == ("deploy", [*common, "--task=wave", "--", "b/act"])
     assert started("tcp://h:1/act")[1][-1] == "--policy=tcp://h:1/act"
 
 

@@ -4,10 +4,15 @@ import os
 import re
 import signal
 import sys
+import time
 
+import numpy as np
 import psutil
 import pytest
 from deployment_kit import Terminal
+
+from edgevla.dataset import open_dataset
+from edgevla.dataset.stated import read_stated
 
 pytestmark = pytest.mark.realtime
 
@@ -45,3 +50,38 @@ def test_however_it_ends_the_keyboard_is_as_it_was(window, number):
     modes = window.output_path.read_text().rpartition("stty -a")[2]
     for mode in ("icanon", "echo", "isig"):
         assert re.search(rf"(?<!-)\b{mode}\b", modes), modes
+
+
+def test_q_asks_first_a_signal_keeps_and_the_next_recording_tells(window, tmp_path):
+    root = tmp_path / "dataset"
+    window.type("r")
+    window.wait_for("REC 0:00 |")
+    window.type("q")
+    window.wait_for("! episode 0 is open: q again discards it and ends, k keeps it and ends")
+    window.wait_for("LEAVE? q discards, k keeps | REC")
+    time.sleep(1.0)  # sooner, it would be the same press
+    window.type("q")
+    window.wait_for("episode discarded (")
+    window.wait_for("code=0")
+
+    start = f"{sys.executable} -m edgevla record {root}; echo code=$?\n"
+    window.type(start)
+    window.wait_for("keys: r record", n=2)
+    n_before = window.output_path.read_text(errors="replace").count("| REC 0:01 |")
+    window.type("r")
+    window.wait_for("REC 0:01 |", n=n_before + 1)
+    recorder(window).send_signal(signal.SIGTERM)
+    window.wait_for(f"! episode 0 was open and is kept as it was: edgevla dataset {root} delete 0 removes it")
+    window.wait_for("1 episode kept")
+    window.wait_for("code=130")
+    dataset = open_dataset(root)
+    assert dataset.episodes[0].length > 15
+    assert np.isfinite(dataset.columns["action"]).all()
+    assert read_stated(root).cut_off_episodes == [0]
+    (root / ".recording").mkdir()
+    window.type(start)
+    window.wait_for("! the recording before was killed: if an episode was open then, it is lost")
+    window.wait_for("! cut off, because their recording ended: episode 0. To remove")
+    window.wait_for("keys: r record", n=3)
+    window.type("q")
+    window.wait_for("code=0", n=2)

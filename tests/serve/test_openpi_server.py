@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 from edgevla.bundle import load_bundle
 from edgevla.cli import main
 from edgevla.errors import BundleError, ConfigError, WireError
+from edgevla.extras import install_words
 from edgevla.manifest import Manifest
 from edgevla.runner import BundlePolicy
 from edgevla.serve.hosted import Hosted
@@ -379,7 +380,7 @@ def test_what_cannot_be_served_is_said_at_once(flow, capsys, words, sentence):
 def test_without_the_extra_it_is_named(flow, keys, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "websockets", None)
     code = main(["serve", str(flow), "--protocol=openpi", f"--keys={keys}"])
-    assert (code, 'pip install "edgevla[openpi]"' in capsys.readouterr().err) == (1, True)
+    assert (code, install_words("openpi") in capsys.readouterr().err) == (1, True)
 
 
 def test_a_message_of_a_stranger_is_short(flow, tmp_path):

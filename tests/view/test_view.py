@@ -12,6 +12,7 @@ from small_sets import TOP, make
 
 from edgevla.cli import main
 from edgevla.dataset.reader import open_dataset
+from edgevla.extras import install_words
 from edgevla.flight.moments import Seen, save
 from edgevla.flight.reader import load
 from edgevla.types import Observation
@@ -138,7 +139,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["view", str(make(tmp_path / "cube")), "-o", str(tmp_path / "out")]) == 1
-    assert 'pip install "edgevla[eval]"' in capsys.readouterr().err
+    assert install_words("eval") in capsys.readouterr().err
 
 
 # -- pictures of runs ---------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_a_missing_extra_is_named_and_an_older_file_stays(tmp_path, monkeypatch,
     path = tmp_path / "x"
     path.write_text("mine")
     assert main(["view", str(make(tmp_path / "cube")), option, str(path)]) == 1
-    assert f'pip install "edgevla[{module}]"' in capsys.readouterr().err
+    assert install_words(module) in capsys.readouterr().err
     assert path.read_text() == "mine"
 
 

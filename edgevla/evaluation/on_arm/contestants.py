@@ -91,6 +91,7 @@ class Contestants:
         self.current = first
         self.execution: Execution = self.sources[first].execution
         self._check_rate()
+        self.fps = self.sources[first].fps
 
     def prepare(self, run: SupervisorLike) -> None:
         for k, source in enumerate(self.sources):
