@@ -26,7 +26,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgevla.errors import UsageError, WireError
 from edgevla.launch.attach import add_run_dir
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from edgevla.serve.transport import Address
 
 INTERRUPTED = 130
+PicturesBy = Literal["auto", "blocks", "kitty"]
+PICTURES: tuple[PicturesBy, ...] = ("auto", "blocks", "kitty")
+VARIABLE = "EDGEVLA_PICTURES"
 ESCAPE_MS = "50"
 """How long Textual waits whether Escape begins a sequence: less than from Escape to the next key of a hasty hand."""
 
@@ -54,16 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", metavar="tcp://HOST:PORT[/NAME][,...]",
         help="show there also the robots of these policy servers; off this machine with the key of `edgevla pair`",
     )  # fmt: skip
+    parser.add_argument(
+        "--pictures", choices=PICTURES,
+        help="of cameras: by the graphics of Kitty or Ghostty, or in half blocks; default: what $EDGEVLA_PICTURES "
+        "says, else auto, which asks the terminal",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     check_texts(args)
+    pictures = pictures_of(args)
     servers = servers_of(args)
     check_terminal()
     is_page = args.fleet or bool(servers) or (args.run_dir is None and len(deployments()) > 1)
     folder = None if is_page else find_deployment(args.run_dir)
     os.environ.setdefault("ESCDELAY", ESCAPE_MS)
-    app = show(folder, servers)
+    app = show(folder, servers, pictures)
     if app.failure is not None and args.verbose:
         raise app.failure
     if app.reason:
@@ -89,10 +98,26 @@ def servers_of(args: argparse.Namespace) -> tuple[Address, ...]:
     return introduced(addresses(args.policy, "--policy"), "--policy")
 
 
-def show(folder: Path | None, servers: Sequence[Address] = ()) -> KeyboardApp:
+def pictures_of(args: argparse.Namespace) -> PicturesBy:
+    """How pictures are drawn.
+
+    Raises:
+        UsageError: the environment says what is none of the ways.
+    """
+    said = args.pictures or os.environ.get(VARIABLE) or "auto"
+    found = next((way for way in PICTURES if way == said), None)
+    if found is None:
+        raise UsageError(f"{VARIABLE}={said}: expected one of {', '.join(PICTURES)}")
+    return found
+
+
+def show(
+    folder: Path | None, servers: Sequence[Address] = (), pictures: PicturesBy = "blocks"
+) -> KeyboardApp:
     """One screen after the other; the one that was left.
 
-    folder: of the deployment to begin with; None: all of them. servers: whose robots are among them.
+    folder: of the deployment to begin with; None: all of them. servers: whose robots are among them. pictures: how those
+    of cameras are drawn.
 
     Raises:
         WireError: `folder` describes no deployment.
@@ -108,7 +133,7 @@ def show(folder: Path | None, servers: Sequence[Address] = ()) -> KeyboardApp:
     left: KeyboardApp | None = None
     while True:
         if cockpit is not None:
-            app = MonitorApp(cockpit, has_fleet=not cockpit.is_ours)
+            app = MonitorApp(cockpit, has_fleet=not cockpit.is_ours, pictures=pictures)
             _run(app, left)
             if not app.goes_back:
                 return app

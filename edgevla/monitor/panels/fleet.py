@@ -62,13 +62,14 @@ def _line(line: Deployed | Far, number: int, is_chosen: bool, width: int, now_ns
     if isinstance(line, Far):
         told = line.told
         standing, name, bundle = line.standing(now_ns), line.name, told.policy
-        age_ns, ran_ns, said = line.asked_ns(now_ns), line.since_ns(told.joined_ms, now_ns), far_words(line)
-        is_over = line.has_left
+        age_ns, said, is_over = line.asked_ns(now_ns), far_words(line), line.has_left
+        runs_for = clock(line.since_ns(told.joined_ms, now_ns))
     else:
         model = line.model
         standing, name, bundle = model.standing(now_ns), model.robot, model.bundle
         age_ns = None if model.state_ns is None else now_ns - model.state_ns
-        ran_ns, said = model.outside.ran_ns, _worst(line)
+        said, ran_ns = _worst(line), model.outside.ran_ns
+        runs_for = "-" if ran_ns is None else clock(ran_ns)
         is_over = line.listener is None and standing.style != ALARM
     key = f"{number + 1}" if number < 9 else " "
     age = "-" if age_ns is None else duration(age_ns)
@@ -82,7 +83,7 @@ def _line(line: Deployed | Far, number: int, is_chosen: bool, width: int, now_ns
         (column(age, AGE), "" if standing.is_live else "red"),
     ]
     if width >= WITH_CLOCK:
-        cells.append((column(clock(ran_ns) if ran_ns is not None else "-", CLOCK), ""))
+        cells.append((column(runs_for, CLOCK), ""))
     if width >= WITH_BUNDLE:
         cells.append((column(clean(bundle), BUNDLE - 1) + " ", ""))
     cells += said
