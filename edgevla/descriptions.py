@@ -119,10 +119,49 @@ class AboutServer:
 
 
 @dataclass(frozen=True)
-class AskedAbout:
-    """What a `describe` to a policy server may ask for: one of its policies, by name."""
+class ServedRobot:
+    """A robot of a policy server, as that one knows it: what the arm does, only its own machine can say.
 
+    id: tells it from the others, also after a restart of the server. robot: what it calls itself. machine: the name by
+    which its machine was paired; empty where they talk without keys. policy: its name there. joined_ms, asked_ms: so
+    long ago; asked_ms None: it has asked nothing yet. per_s: requests per second lately, None: not known. buffered_ms:
+    so long the arm had actions when it asked last; chunk_ms: so long a whole chunk lasts. answer_ms: from a request's
+    arrival to its answer, the newest. is_guided: it asked with committed actions (`rtc`). outcome: of its newest
+    request: empty while that waits, `answered`, `expired` or the code of a refusal, whose sentence is in `words`.
+    """
+
+    id: str
+    robot: str
+    machine: str
     policy: str
+    task: str
+    is_connected: bool
+    joined_ms: float
+    asked_ms: float | None
+    per_s: float | None
+    buffered_ms: float
+    chunk_ms: float
+    answer_ms: float | None
+    is_guided: bool
+    outcome: str
+    words: str
+
+
+@dataclass(frozen=True)
+class AboutRobots:
+    """The robots that a policy server serves now. is_draining: it is going down."""
+
+    node: Literal["serve"]
+    is_draining: bool
+    robots: tuple[ServedRobot, ...]
+
+
+@dataclass(frozen=True)
+class AskedAbout:
+    """What a `describe` to a policy server may ask for: one of its policies, by name; or its robots (`AboutRobots`)."""
+
+    policy: str = ""
+    robots: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +197,7 @@ class AboutEmulator:
     joints: tuple[str, ...]
 
 
-About = AboutRobot | AboutPolicy | AboutServer | AboutCameraNode | AboutRecorder | AboutEmulator
+About = AboutRobot | AboutPolicy | AboutServer | AboutRobots | AboutCameraNode | AboutRecorder | AboutEmulator
 
 
 def write_robot(robot: AboutRobot, path: Path) -> None:

@@ -18,6 +18,7 @@ from edgevla.arguments import Arguments, SetTask
 from edgevla.board import BoardReader
 from edgevla.messages import Action
 from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
+from edgevla.monitor.graphics import PicturesBy
 from edgevla.monitor.keys import Intent, Keyboard
 from edgevla.monitor.layout import Boxes, Content, arrange
 from edgevla.monitor.model import MonitorModel
@@ -101,8 +102,8 @@ class MonitorApp(KeyboardApp):
     goes_back: whether that key ended it.
     """
 
-    def __init__(self, link: Link, has_fleet: bool = False) -> None:
-        super().__init__()
+    def __init__(self, link: Link, has_fleet: bool = False, pictures: PicturesBy = "blocks") -> None:
+        super().__init__(pictures)
         self.link = link
         self.model = MonitorModel(link.robot, link.bundle, cameras=link.cameras)
         self._keys: dict[str, Callable[[], object]] = {
@@ -130,7 +131,7 @@ class MonitorApp(KeyboardApp):
             self._keys["b"] = self._to_fleet
         self.keyboard = Keyboard(self._keys, search_key="/", views=self._views)
         self._panels = {name: Panel(id=name) for name in PANELS}
-        self._cameras = [CameraView(name) for name in self.model.cameras]
+        self._cameras = [CameraView(name, i, self.graphics) for i, name in enumerate(self.model.cameras)]
         self._turn, self._word = 0, ""
         self._board = BoardReader()
         self._enlarged: int | None = None

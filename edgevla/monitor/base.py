@@ -13,6 +13,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from textual import events
 from textual.app import App
 
+from edgevla.monitor.graphics import Graphics, PicturesBy
 from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Intent, Keyboard
 from edgevla.monitor.terminal import TerminalClosed, TerminalDriver
 
@@ -39,7 +40,7 @@ def or_leave(method: Callable[Concatenate[S, P], None]) -> Callable[Concatenate[
 class KeyboardApp(App[None]):
     """reason: why the screen was left, to be said afterwards. failure: the exception that made it, a mistake of ours.
 
-    asked_to_leave: why and with which exit code, since somebody did by `leave_soon`.
+    asked_to_leave: why and with which exit code, since somebody did by `leave_soon`. pictures: how they are drawn.
     """
 
     CSS_PATH = "monitor.tcss"
@@ -47,8 +48,9 @@ class KeyboardApp(App[None]):
     AUTO_FOCUS = None
     keyboard: Keyboard
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: PicturesBy = "blocks") -> None:
         super().__init__(driver_class=TerminalDriver, ansi_color=True)
+        self.graphics = Graphics(pictures)
         self.reason = ""
         self.is_left = False
         self.failure: Exception | None = None

@@ -3,6 +3,9 @@
 Attaches to the deployment of this user; where several run, a page shows a line for each: up, down and Enter (or its
 number) open one, and b comes back. No key of that page acts on a robot. Leaving the monitor leaves the robot as it is.
 
+  edgevla monitor --policy tcp://HOST:PORT    the page, with the robots that a policy server serves on other machines:
+                                              how often they ask, how long their actions last, what they are answered
+
   e        emergency stop: the arm freezes; once more, after a pause, lets go (F12 and ctrl+e: also while typing)
   ctrl+r   clears the emergency stop: the arm is paused, and moves when it is resumed
   space    pause, resume        h  home        s  stop: to rest, then released
@@ -23,7 +26,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgevla.errors import UsageError, WireError
 from edgevla.launch.attach import add_run_dir
@@ -32,9 +35,15 @@ from edgevla.nodes.vitals import ENDS
 from edgevla.session import deployments, find_deployment
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgevla.monitor.base import KeyboardApp
+    from edgevla.serve.transport import Address
 
 INTERRUPTED = 130
+PicturesBy = Literal["auto", "blocks", "kitty"]
+PICTURES: tuple[PicturesBy, ...] = ("auto", "blocks", "kitty")
+VARIABLE = "EDGEVLA_PICTURES"
 ESCAPE_MS = "50"
 """How long Textual waits whether Escape begins a sequence: less than from Escape to the next key of a hasty hand."""
 
@@ -44,17 +53,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fleet", action="store_true", help="begin with the page of all deployments, however many run"
     )
+    parser.add_argument(
+        "--policy", metavar="tcp://HOST:PORT[/NAME][,...]",
+        help="show there also the robots of these policy servers; off this machine with the key of `edgevla pair`",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pictures", choices=PICTURES,
+        help="of cameras: by the graphics of Kitty or Ghostty, or in half blocks; default: what $EDGEVLA_PICTURES "
+        "says, else auto, which asks the terminal",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     check_texts(args)
-    if args.fleet and args.run_dir is not None:
-        raise UsageError("--fleet shows all deployments and --run-dir names one; leave one of them out")
+    pictures = pictures_of(args)
+    servers = servers_of(args)
     check_terminal()
-    is_page = args.fleet or (args.run_dir is None and len(deployments()) > 1)
+    is_page = args.fleet or bool(servers) or (args.run_dir is None and len(deployments()) > 1)
     folder = None if is_page else find_deployment(args.run_dir)
     os.environ.setdefault("ESCDELAY", ESCAPE_MS)
-    app = show(folder)
+    app = show(folder, servers, pictures)
     if app.failure is not None and args.verbose:
         raise app.failure
     if app.reason:
@@ -63,23 +81,59 @@ def run(args: argparse.Namespace) -> int:
     return app.return_code or 0
 
 
-def show(folder: Path | None) -> KeyboardApp:
-    """One screen after the other; the one that was left. folder: of the deployment to begin with; None: all of them.
+def servers_of(args: argparse.Namespace) -> tuple[Address, ...]:
+    """Policy servers whose robots are to be shown, with the keys they are known by.
+
+    Raises:
+        UsageError: options that exclude each other, no such addresses, or this machine is not paired with one of them.
+    """
+    for option, is_given in (("--fleet", args.fleet), ("--policy", args.policy is not None)):
+        if is_given and args.run_dir is not None:
+            raise UsageError(f"{option} shows all deployments and --run-dir names one; leave one of them out")
+    if args.policy is None:
+        return ()
+    from edgevla.serve.authority import introduced
+    from edgevla.serve.transport import addresses
+
+    return introduced(addresses(args.policy, "--policy"), "--policy")
+
+
+def pictures_of(args: argparse.Namespace) -> PicturesBy:
+    """How pictures are drawn.
+
+    Raises:
+        UsageError: the environment says what is none of the ways.
+    """
+    said = args.pictures or os.environ.get(VARIABLE) or "auto"
+    found = next((way for way in PICTURES if way == said), None)
+    if found is None:
+        raise UsageError(f"{VARIABLE}={said}: expected one of {', '.join(PICTURES)}")
+    return found
+
+
+def show(
+    folder: Path | None, servers: Sequence[Address] = (), pictures: PicturesBy = "blocks"
+) -> KeyboardApp:
+    """One screen after the other; the one that was left.
+
+    folder: of the deployment to begin with; None: all of them. servers: whose robots are among them. pictures: how those
+    of cameras are drawn.
 
     Raises:
         WireError: `folder` describes no deployment.
     """
     from edgevla.monitor.app import MonitorApp
+    from edgevla.monitor.elsewhere import Elsewhere
     from edgevla.monitor.fleet import Fleet
     from edgevla.monitor.fleet_app import FleetApp
     from edgevla.monitor.link import DeploymentLink
 
-    fleet, at, notice = Fleet(), folder, ""
+    fleet, at, notice = Fleet([Elsewhere(server) for server in servers]), folder, ""
     cockpit = None if folder is None else DeploymentLink(folder)
     left: KeyboardApp | None = None
     while True:
         if cockpit is not None:
-            app = MonitorApp(cockpit, has_fleet=not cockpit.is_ours)
+            app = MonitorApp(cockpit, has_fleet=not cockpit.is_ours, pictures=pictures)
             _run(app, left)
             if not app.goes_back:
                 return app

@@ -1,4 +1,5 @@
-"""All deployments of this user on this machine, as they come and go: what is known of each. No screen.
+"""All deployments of this user on this machine, and robots elsewhere, as they come and go: what is known of each. No
+screen.
 
 One that has ended stays, with what was last known of it, until the same robot runs again.
 """
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from edgevla.errors import WireError
 from edgevla.messages import Event, ServoHealth, Severity, State
+from edgevla.monitor.elsewhere import Elsewhere, Far
 from edgevla.monitor.link import Listener
 from edgevla.monitor.model import MonitorModel
 from edgevla.monitor.said import Sentence
@@ -29,6 +31,11 @@ class Deployed:
     folder: Path
     model: MonitorModel
     listener: Listener | None
+
+    @property
+    def key(self) -> object:
+        """By which it is found again among all lines."""
+        return self.folder
 
     @property
     def worst(self) -> Sentence | None:
@@ -55,9 +62,10 @@ class Deployed:
 class Fleet:
     """lines: in the order in which they were found; a robot that runs again takes the place of its ended line.
 
-    find: run directories of all that run.
+    servers: policy servers whose robots are shown too. find: run directories of all that run.
     """
 
+    servers: Sequence[Elsewhere] = ()
     find: Callable[[], Sequence[Path]] = deployments
     lines: list[Deployed] = field(default_factory=list)
     _found_ns: int | None = None
@@ -69,6 +77,13 @@ class Fleet:
             self._compare(list(self.find()))
         for line in self.lines:
             line.look()
+        for server in self.servers:
+            server.look()
+
+    @property
+    def all_lines(self) -> list[Deployed | Far]:
+        """Of this machine, then of each server."""
+        return [*self.lines, *(line for server in self.servers for line in server.lines)]
 
     @property
     def running(self) -> list[Deployed]:
@@ -80,6 +95,8 @@ class Fleet:
             assert line.listener is not None
             line.listener.close()
             self.lines.remove(line)
+        for server in self.servers:
+            server.close()
         self._found_ns = None
 
     def _compare(self, found: list[Path]) -> None:

@@ -1,5 +1,5 @@
-"""The screen that shows all deployments; choosing one ends it. It asks nothing of a robot: a list whose lines come and
-go is no place for keys that act on one of them.
+"""The screen that shows all deployments; choosing one of this machine ends it. It asks nothing of a robot: a list whose
+lines come and go is no place for keys that act on one of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from textual import events
 from textual.app import ComposeResult
 
 from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
+from edgevla.monitor.elsewhere import Far
 from edgevla.monitor.fleet import Deployed, Fleet
 from edgevla.monitor.keys import Intent, Keyboard
 from edgevla.monitor.layout import Box
@@ -22,6 +23,8 @@ from edgevla.monitor.rows import Panel
 REFRESH_S = 0.25
 NOTICE_NS = 6_000_000_000
 STEERS_NOTHING = f"{NOTHING_ACTS}: open its cockpit with Enter, and press e there"
+IS_FAR = "{name} runs on another machine: it is {asked} there (ssh -t HOST edgevla monitor), or by its power switch"
+"""Of a robot that only its policy server tells of."""
 
 
 class FleetApp(KeyboardApp):
@@ -34,7 +37,7 @@ class FleetApp(KeyboardApp):
         super().__init__()
         self.fleet = seen
         self.chosen: Path | None = None
-        self._at: Path | None = opened
+        self._at: object = opened
         self._commands: dict[str, Callable[[], object]] = {
             "enter": self._open,
             "q": lambda: self.leave(""),
@@ -78,23 +81,22 @@ class FleetApp(KeyboardApp):
 
     def _stay(self, row: int) -> None:
         """Where the chosen line has gone, what stands in its place is chosen: its robot, if that runs again."""
-        lines = self.fleet.lines
-        if lines and all(line.folder != self._at for line in lines):
-            self._at = lines[min(row, len(lines) - 1)].folder
+        lines = self.fleet.all_lines
+        if lines and all(line.key != self._at for line in lines):
+            self._at = lines[min(row, len(lines) - 1)].key
 
     def _show(self) -> None:
         now, (width, height) = time.monotonic_ns(), self.size
         self._panels["fleet"].stand(Box(0, 0, width, max(0, height - 1)))
         self._panels["keys"].stand(Box(0, height - 1, width, 1))
-        lines = self.fleet.lines
-        self._panels["fleet"].show(fleet(lines, self._index, width, height - 1, now))
+        self._panels["fleet"].show(fleet(self.fleet, self._index, width, height - 1, now))
         notice = self._notice if now - self._notice_ns < NOTICE_NS else ""
         self._panels["keys"].show([fleet_keys(notice, width)])
 
     @property
     def _index(self) -> int:
         """Of the chosen line; of the first one where none was chosen yet."""
-        return next((i for i, line in enumerate(self.fleet.lines) if line.folder == self._at), 0)
+        return next((i for i, line in enumerate(self.fleet.all_lines) if line.key == self._at), 0)
 
     # -- keys ----------------------------------------------------------------------------------------------------
 
@@ -102,25 +104,35 @@ class FleetApp(KeyboardApp):
     def do(self, acts: Iterable[Intent]) -> None:
         for act in acts:
             if act.kind == "emergency":
-                self._say(STEERS_NOTHING)
+                line = self._chosen_line
+                self._say(STEERS_NOTHING if not isinstance(line, Far) else _is_far(line, "stopped"))
             elif act.kind == "notice":
                 self._say(act.text)
             else:
                 {**self._commands, **self._views}[act.text]()
 
     def _move(self, by: int) -> None:
-        lines = self.fleet.lines
+        lines = self.fleet.all_lines
         if lines:
-            self._at = lines[min(len(lines) - 1, max(0, self._index + by))].folder
+            self._at = lines[min(len(lines) - 1, max(0, self._index + by))].key
             self._show()
 
+    @property
+    def _chosen_line(self) -> Deployed | Far | None:
+        """None where there is no line at all."""
+        lines = self.fleet.all_lines
+        return lines[self._index] if lines else None
+
     def _open(self, number: int | None = None) -> None:
-        lines: list[Deployed] = self.fleet.lines
+        lines = self.fleet.all_lines
         index = self._index if number is None else number
         if index >= len(lines):
             return
         line = lines[index]
-        self._at = line.folder
+        self._at = line.key
+        if isinstance(line, Far):
+            self._say(_is_far(line, "steered"))
+            return
         if line.listener is None:
             self._say(f"{line.model.robot} has ended: there is nothing to open")
             return
@@ -130,3 +142,7 @@ class FleetApp(KeyboardApp):
     def _say(self, notice: str) -> None:
         self._notice, self._notice_ns = notice, time.monotonic_ns()
         self._show()
+
+
+def _is_far(line: Far, asked: str) -> str:
+    return IS_FAR.format(name=line.name, asked=asked)

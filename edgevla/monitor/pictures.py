@@ -1,4 +1,4 @@
-"""Thumbnails in half blocks: two pixels per character, upper and lower.
+"""Thumbnails in half blocks: two pixels per character, upper and lower; or by the terminal's own graphics.
 
 Pictures are most of what a monitor writes. So a cell is drawn anew only when it has changed visibly (a sensor's noise
 is no change), colours are rounded so that neighbours share one, and a row's escape codes are made once.
@@ -16,6 +16,7 @@ from rich.style import Style
 from textual.geometry import Region
 from textual.strip import Strip
 
+from edgevla.monitor.graphics import FIRST_ID, MOST_CELLS, Graphics, placeholders
 from edgevla.monitor.rows import Lines, Row, clean, fitted, style_of
 
 VISIBLE = 12
@@ -33,12 +34,17 @@ def decoded(jpeg: bytes) -> np.ndarray | None:
     return None if image is None else np.ascontiguousarray(image[..., ::-1])
 
 
+def extent(image: np.ndarray, width: int, height: int) -> tuple[int, int]:
+    """Columns and rows of the largest picture of `width` x `height` cells, which are twice as high as wide."""
+    scale = min(width / image.shape[1], 2 * height / image.shape[0])
+    return max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale) // 2)
+
+
 def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (rows, columns, 2, 3): the largest picture of `width` x `height` cells, not distorted."""
     import cv2
 
-    scale = min(width / image.shape[1], 2 * height / image.shape[0])
-    columns, rows = max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale) // 2)
+    columns, rows = extent(image, width, height)
     small = cv2.resize(image, (columns, 2 * rows), interpolation=cv2.INTER_AREA)
     return small.reshape(rows, 2, columns, 3).transpose(0, 2, 1, 3)
 
@@ -86,6 +92,22 @@ def _style(colours: bytes) -> Style:
     return Style(color=Color.from_rgb(*colours[:3]), bgcolor=Color.from_rgb(*colours[3:]))
 
 
+class KittyPicture:
+    """One picture by the terminal's graphics. Two numbers take turns, so that the old one stays until the new one is
+    there. index: of the camera."""
+
+    def __init__(self, graphics: Graphics, index: int) -> None:
+        self._graphics, self._numbers = graphics, (FIRST_ID + 2 * index, FIRST_ID + 2 * index + 1)
+        self.strips: list[Strip] = []
+
+    def show(self, image: np.ndarray, width: int, height: int) -> None:
+        """uint8 (H, W, 3) RGB, as large as `width` x `height` cells allow; lines of `width` cells name it."""
+        columns, rows = extent(image, min(width, MOST_CELLS), min(height, MOST_CELLS))
+        number, _ = self._numbers = self._numbers[::-1]
+        self._graphics.send(number, image, columns, rows)
+        self.strips = placeholders(number, columns, rows, width)
+
+
 def shaded(cells: np.ndarray, width: int) -> list[Strip]:
     """uint8 (rows, columns, 2, 3) without colours: one of five shades per character."""
     levels = (cells.mean(axis=(2, 3)) * len(SHADES) / 256).astype(int)
@@ -96,10 +118,10 @@ def shaded(cells: np.ndarray, width: int) -> list[Strip]:
 class CameraView(Lines):
     """One camera: its name, and its newest picture. An old picture is grey, and its age stands beside the name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, index: int, graphics: Graphics) -> None:
         super().__init__()
-        self.camera = name
-        self._blocks = HalfBlocks()
+        self.camera, self._index, self._graphics = name, index, graphics
+        self._blocks: HalfBlocks | KittyPicture = HalfBlocks()
         self._title: Row = ()
         self._shown: tuple[object, ...] = ()
         self._is_readable = True
@@ -114,10 +136,12 @@ class CameraView(Lines):
         if self.box is None or self.box.width < 1 or self.box.height < 2:
             return
         width, height = self.box.width, self.box.height
-        shown = (jpeg, is_old, width, height)
+        is_graphic = self._graphics.is_on(self.app.console.color_system)
+        shown = (jpeg, is_old, width, height, is_graphic and self._graphics.n_begun)
         if shown != self._shown:
             if shown[2:] != self._shown[2:]:
-                self._blocks, self._title = HalfBlocks(), ()
+                self._blocks = KittyPicture(self._graphics, self._index) if is_graphic else HalfBlocks()
+                self._title = ()
                 self.refresh()
             self._shown = shown
             self._draw(jpeg, is_old, width, height - 1)
@@ -143,7 +167,10 @@ class CameraView(Lines):
             return
         if is_old:
             image = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
-        if os.environ.get("NO_COLOR"):
+        if isinstance(self._blocks, KittyPicture):
+            self._blocks.show(image, width, height)
+            self.refresh(Region(0, 1, width, height))
+        elif os.environ.get("NO_COLOR"):
             self._blocks.strips = shaded(fit(image, width, height), width)
             self.refresh(Region(0, 1, width, height))
         elif regions := self._blocks.show(fit(image, width, height), width):

@@ -21,6 +21,8 @@ from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from edgevla.monitor.graphics import Graphics
+
 PATIENCE_S = 0.1
 SOON_S = 0.02
 """After a key another look is taken soon: a lone Escape shows itself by what does not follow."""
@@ -35,6 +37,7 @@ class TerminalDriver(LinuxDriver):
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
+        self._graphics: Graphics = app.graphics
         self._file = _Output()  # type: ignore[assignment]
         self._awake_s = 0.0
 
@@ -52,6 +55,11 @@ class TerminalDriver(LinuxDriver):
         with contextlib.suppress(termios.error):
             termios.tcflush(self.fileno, termios.TCIFLUSH)
         super().start_application_mode()
+        self._graphics.begin(self.write)
+
+    def stop_application_mode(self) -> None:
+        self._graphics.end()
+        super().stop_application_mode()
 
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
@@ -68,7 +76,11 @@ class TerminalDriver(LinuxDriver):
                     self.send_message(TerminalClosed())
                     return
                 read_s = self._awake_s
-                self._deliver(parser.feed(decoder.decode(data)), read_s)
+                typed = self._graphics.answers.feed(decoder.decode(data), now)
+            else:
+                typed = self._graphics.answers.due(now)
+            if typed:
+                self._deliver(parser.feed(typed), read_s)
             self._deliver(parser.tick(), read_s)
 
     def _deliver(self, events: Iterable[Message], read_s: float) -> None:

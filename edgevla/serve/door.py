@@ -31,11 +31,15 @@ SOURCE = "serve"
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a message: the way back to him, and what he said. key: his, where robots are paired; or empty."""
+    """Whoever sent a message: the way back to him, and what he said. key: his, where robots are paired; or empty.
+
+    fd: the file number of his connection.
+    """
 
     peer: bytes
     asked: Message[MessageBody]
     key: str = ""
+    fd: int = -1
 
     @property
     def session(self) -> bytes:
@@ -46,6 +50,11 @@ class Caller:
     def identity(self) -> tuple[str, bytes]:
         """Of the robot: nobody gets into another one's session without its key."""
         return self.key, self.session
+
+    @property
+    def who(self) -> str:
+        """As the gate knows him."""
+        return self.key or self.peer.hex()
 
 
 class Door:
@@ -109,14 +118,15 @@ class Door:
         """
         key = str(peer.get("User-Id")) if self._authority is not None else ""
         who = key or peer.bytes.hex()
-        self.gate.heard(int(peer.get(zmq.SRCFD)), who)
+        fd = int(peer.get(zmq.SRCFD))
+        self.gate.heard(fd, who)
         if self._authority is not None and self._authority.name_of(key) is None:
             self.gate.throw_out(who)
             self.counters["not_paired"] += 1
         elif not self._messages.allows(who, now_ns):
             self.counters["rate"] += 1
         else:
-            caller = Caller(peer.bytes, decode([part.buffer for part in parts], None), key)
+            caller = Caller(peer.bytes, decode([part.buffer for part in parts], None), key, fd)
             if not isinstance(caller.asked.body, Join | Describe) or self._greetings.allows(who, now_ns):
                 return [caller]
             self.counters["rate"] += 1

@@ -18,6 +18,8 @@ from zmq.utils.monitor import recv_monitor_message
 from edgevla.clock import NS_PER_S
 
 MOST_CONNECTIONS, MOST_PER_KEY = 256, 8
+MOST_LINES_PER_KEY = 12
+"""Connections: its deployments', and those of who looks at them, which must not cost a robot its own."""
 MESSAGES_PER_S, MESSAGES_AT_ONCE = 1000, 2000
 GREETINGS_PER_S, GREETINGS_AT_ONCE = 10, 40
 """Joins and descriptions: each is answered at length."""
@@ -70,8 +72,12 @@ class Gate:
         self._open.pop(fd, None)
         self._open[fd] = who
         own = [fd for fd, one in self._open.items() if one == who]
-        if len(own) > MOST_PER_KEY:
+        if len(own) > MOST_LINES_PER_KEY:
             self._close(own[0], "too_many_of_one")
+
+    def is_open(self, fd: int, who: str) -> bool:
+        """Whether the connection in which it spoke is still there."""
+        return self._open.get(fd) == who
 
     def throw_out(self, who: str) -> None:
         """Closes all its connections."""

@@ -22,7 +22,7 @@ import zmq
 from edgevla import strict
 from edgevla.clock import NS_PER_MS, NS_PER_S
 from edgevla.codec import encode
-from edgevla.descriptions import AboutRobot, AboutServer, AskedAbout
+from edgevla.descriptions import AboutRobot, AboutRobots, AboutServer, AskedAbout
 from edgevla.errors import BundleError, EdgeVLAError, EngineError, WireError
 from edgevla.messages import Describe, Header, Message, MessageBody
 from edgevla.predictor import InferenceResult
@@ -31,6 +31,7 @@ from edgevla.serve.door import SOURCE, Caller, Door
 from edgevla.serve.gate import MOST_PER_KEY
 from edgevla.serve.hosted import Hosted
 from edgevla.serve.metrics import Metrics
+from edgevla.serve.roster import Guest
 from edgevla.serve.turns import Turn, Turns
 from edgevla.server_messages import Answer, Join, Refusal, Reply, Request, ServerTimes, Stages
 from edgevla.strict import Mismatch, nearest
@@ -46,13 +47,6 @@ DRAINING = "is going down; the arm holds until a policy server answers again"
 
 Note = Callable[..., None]
 """(kind, **fields): one line of the log."""
-
-
-@dataclass
-class _Robot:
-    name: str
-    sha256: str
-    heard_ns: int
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class PolicyServer:
         _check_descriptions([self._about, *(h.about_policy() for h in hosted)])
         self._note, self._wake = note, wake
         self._authority = authority
-        self._robots: dict[tuple[str, bytes], _Robot] = {}
+        self._robots: dict[tuple[str, bytes], Guest] = {}
         self._turns: Turns[_Job] = Turns()
         self._worker = ThreadPoolExecutor(1, "inference")
         self._running: Future[_Done] | None = None
@@ -119,6 +113,7 @@ class PolicyServer:
             self._hear(caller, now_ns)
         self._collect()
         for late in self._turns.expire(now_ns):
+            self._tell_guest(late.what.caller, "expired")
             self._became("expired", late)
         if self._running is None and (turns := self._turns.next(self._joins)):
             self._running = self._worker.submit(_infer, turns)
@@ -149,33 +144,46 @@ class PolicyServer:
         elif isinstance(body, Join):
             self._on_join(caller, body, now_ns)
         elif isinstance(body, Describe):
-            self._on_describe(caller, body)
+            self._on_describe(caller, body, now_ns)
         else:
             self.door.counters["type"] += 1
 
-    def _on_describe(self, caller: Caller, body: Describe) -> None:
+    def _on_describe(self, caller: Caller, body: Describe, now_ns: int) -> None:
         if body.about is None:
             self.door.answer(caller, Describe(strict.write(self._about)))
             return
         try:
-            name = strict.read(AskedAbout, body.about, "describe").policy
+            asked = strict.read(AskedAbout, body.about, "describe")
         except Mismatch as error:
             self.door.ack(caller, False, str(error)[:MOST_WORDS])
             return
-        if name in self._by_name:
+        name = asked.policy
+        if asked.robots:
+            self.door.answer(caller, Describe(strict.write(self._about_robots(now_ns))))
+        elif name in self._by_name:
             self.door.answer(caller, Describe(strict.write(self._by_name[name].about_policy())))
         else:
             have = ", ".join(self._by_name)
             words = f"no policy '{name[:80]}' here; there are {have}{nearest(name, self._by_name)}"
             self.door.ack(caller, False, words)
 
+    def _about_robots(self, now_ns: int) -> AboutRobots:
+        def machine(key: str) -> str:
+            return "" if self._authority is None else self._authority.name_of(key) or ""
+
+        found = [
+            guest.about(now_ns, identity, machine(identity[0]), self.door.gate)
+            for identity, guest in self._robots.items()
+        ]
+        return AboutRobots("serve", self.is_draining, tuple(found))
+
     def _on_join(self, caller: Caller, join: Join, now_ns: int) -> None:
         reason = self._why_not(caller, join)[:MOST_WORDS]
         if not reason:
-            name = self._by_sha256[join.policy].name
-            robot = str(join.robot["robot"])
-            self._robots[caller.identity] = _Robot(robot, join.policy, now_ns)
-            self._note("join", robot=robot, policy=name, **self._who(caller))
+            hosted = self._by_sha256[join.policy]
+            guest = Guest(str(join.robot["robot"]), hosted, caller.fd, caller.who, now_ns, now_ns)
+            self._robots[caller.identity] = guest
+            self._note("join", robot=guest.name, policy=hosted.name, **self._who(caller))
         else:
             self._note("join_refused", reason=reason, **self._who(caller))
         self.metrics.count("joins_total", outcome="refused" if reason else "admitted")
@@ -205,12 +213,12 @@ class PolicyServer:
         robot, hosted = self._robots.get(caller.identity), self._by_sha256.get(request.policy)
         if self.is_draining:
             self._refuse(caller, request, "draining", DRAINING)
-        elif robot is None or hosted is None or robot.sha256 != request.policy:
+        elif robot is None or hosted is None or robot.hosted is not hosted:
             self._refuse(caller, request, "not_joined", "this robot has not joined for this policy")
         elif wrong := hosted.check(request, caller.asked.payloads):
             self._refuse(caller, request, "unfit", f"the request has {wrong}")
         else:
-            robot.heard_ns = now_ns
+            robot.asks(request, caller, now_ns)
             empty_ns = now_ns + round(request.buffered_ms * NS_PER_MS)
             expires_ns = now_ns + round(request.budget_ms * NS_PER_MS)
             job = _Job(caller, request, hosted)
@@ -281,6 +289,7 @@ class PolicyServer:
         self.door.answer(job.caller, Reply(job.request.request_id, answer, None), [result.actions])
         wait_ns, spent_ns = done.started_ns - turn.arrived_ns, done.done_ns - done.started_ns
         self.metrics.observe("wait_seconds", wait_ns / NS_PER_S, policy=job.hosted.name)
+        self._tell_guest(job.caller, "answered", spent_ns=done.done_ns - turn.arrived_ns)
         self._became(
             "answered",
             turn,
@@ -292,8 +301,14 @@ class PolicyServer:
     def _refuse(self, caller: Caller, request: Request, code: str, text: str) -> None:
         text = text[:MOST_WORDS]
         self.door.answer(caller, Reply(request.request_id, None, Refusal(code, text)))
+        self._tell_guest(caller, code, text)
         self._count(caller, code)
         self._note("refused", request_id=request.request_id, code=code, text=text, **self._who(caller))
+
+    def _tell_guest(self, caller: Caller, outcome: str, words: str = "", spent_ns: int | None = None) -> None:
+        """To be shown to whoever looks."""
+        if (guest := self._robots.get(caller.identity)) is not None:
+            guest.is_told(outcome, words, spent_ns)
 
     def _became(self, outcome: str, turn: Turn[_Job], **fields: Any) -> None:
         job = turn.what

@@ -226,7 +226,11 @@ class Watcher:
                     data = os.read(self.master, 65536)
                     with self._lock:
                         self.raw += data
-                        self._stream.feed(data)
+                        self._stream.feed(self.heard(data))
+
+    def heard(self, data: bytes) -> bytes:
+        """What of it is text and cursor, for pyte; a terminal that can more takes the rest."""
+        return data
 
     @property
     def screen(self) -> str:

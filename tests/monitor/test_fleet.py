@@ -159,7 +159,7 @@ def test_no_size_breaks_a_row_and_the_chosen_line_is_in_view(place):
         assert [line.model.robot for line in seen.lines] == [f"arm{n}" for n in range(7)]
         for width, height in ((20, 3), (40, 8), (59, 13), (80, 23), (200, 59)):
             for chosen in range(7):
-                rows = fleet(seen.lines, chosen, width, height, time.monotonic_ns())
+                rows = fleet(seen, chosen, width, height, time.monotonic_ns())
                 assert len(rows) <= max(height, 3)
                 texts = ["".join(text for text, _ in fitted(row, width)) for row in rows]
                 assert any(f"❯{chosen + 1}" in text for text in texts)

@@ -182,11 +182,13 @@ def test_a_session_belongs_to_its_key(paired_with, arm, stranger):
 def test_one_key_has_so_many_connections_and_deployments_and_no_more(paired_with, stranger):
     server, keys = paired_with("kitchen")
     guests = [
-        stranger(server.endpoint, f"guest {i:2}".encode(), to(server, keys["kitchen"])) for i in range(9)
+        stranger(server.endpoint, f"guest {i:2}".encode(), to(server, keys["kitchen"])) for i in range(13)
     ]
     assert [guest.join(server).is_accepted for guest in guests[:8]] == [True] * 8
     refused = guests[8].join(server)
     assert refused == Ack(0, False, "it serves 8 deployments of this machine already")
+    assert server.server.door.gate.closed["too_many_of_one"] == 0, "four more may look"
+    assert [guest.join(server).is_accepted for guest in guests[9:]] == [False] * 4
     assert server.server.door.gate.closed["too_many_of_one"] == 1
 
 
