@@ -12,11 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +27,7 @@ MAX_PATH_BYTES = 100
 MAX_ROOT_BYTES = 60
 """Leaves 40 bytes for session, node and stream."""
 NOTE = "deployment.json"
+CAMERAS_OPEN = "cameras_open"
 EMERGENCY_STOP = b"emergency_stop"
 OVERRIDE = "EDGEVLA_RUNTIME_DIR"
 SERVICES = Path("/run/edgevla")
@@ -38,7 +36,7 @@ SERVICES = Path("/run/edgevla")
 
 def new_session() -> bytes:
     """8 random bytes that every message of a deployment carries."""
-    return secrets.token_bytes(8)
+    return os.urandom(8)  # `secrets` would load OpenSSL into every process
 
 
 def _told(name: str, below: str = "") -> list[Path]:
@@ -55,6 +53,8 @@ def _known() -> Path:
 
 
 def _temporary() -> list[Path]:
+    import tempfile  # half a dozen modules that the guardian, which looks for nothing, has no use for
+
     return [Path(tempfile.gettempdir()) / _known().name, _known()]
 
 
@@ -132,6 +132,8 @@ def announce(folder: Path) -> None:
 
 def remove_run_dir(folder: Path) -> None:
     """The folder, all in it, and the link to it."""
+    import shutil
+
     shutil.rmtree(folder, ignore_errors=True)
     link = _known() / folder.name
     with contextlib.suppress(OSError):
@@ -316,6 +318,16 @@ def _none_runs() -> str:
 
 
 # -- what is made before the robot's processes begin -----------------------------------------------------------
+
+
+def note_cameras_open(folder: Path) -> None:
+    """Every camera of the deployment has shown a picture; stays true when one is lost afterwards."""
+    (folder / CAMERAS_OPEN).touch()
+
+
+def are_cameras_open(folder: Path) -> bool:
+    """What `note_cameras_open` has noted."""
+    return (folder / CAMERAS_OPEN).exists()
 
 
 def write_preparing(folder: Path, text: str) -> None:
