@@ -104,7 +104,7 @@ class LeaderSource(DirectSource):
         fps: float | None = None,
     ) -> None:
         check_arms(leader, follower, options)
-        self._leader = leader
+        self._leader, self._latency_ms = leader, 0.0
         self._settings = _camera_settings(follower, options)
         rate = float(fps or follower.rates.record_hz)
         super().__init__(f"leader {leader.profile.name}", rate, [camera.name for camera in self._settings])
@@ -114,8 +114,11 @@ class LeaderSource(DirectSource):
             run.say("info", "teleop", f"camera {camera.name}: {camera.source}")
         return self._settings
 
-    def start(self, run: SupervisorLike) -> float:
-        return self._leader.start(run, self.fps, "policy")
+    def spawn(self, run: SupervisorLike) -> None:
+        self._latency_ms = self._leader.start(run, self.fps, "policy")
+
+    def ready(self, run: SupervisorLike) -> float:
+        return self._latency_ms
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         return self.direct_arguments(run, held_actions(self.fps), latency_ms)

@@ -60,10 +60,13 @@ class LedSource:
     def fit(self, run: SupervisorLike) -> list[CameraSettings]:
         return self._policy.fit(run)
 
-    def start(self, run: SupervisorLike) -> float:
+    def spawn(self, run: SupervisorLike) -> None:
         """The leader first: whether it answers is known at once."""
         self._leader_ms = self._arm.start(run, self._policy.fps, "leader")
-        return self._policy.start(run)
+        self._policy.spawn(run)
+
+    def ready(self, run: SupervisorLike) -> float:
+        return self._policy.ready(run)
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         return replace(self._policy.start_arguments(run, latency_ms), leader_ms=self._leader_ms)

@@ -33,7 +33,7 @@ class EpisodeSource(DirectSource):
         write_robot(run.robot, run.folder / "robot.json")
         return []
 
-    def start(self, run: SupervisorLike) -> float:
+    def spawn(self, run: SupervisorLike) -> None:
         words = [
             "edgevla.nodes.replay",
             f"--dataset={self._dataset}",
@@ -43,6 +43,8 @@ class EpisodeSource(DirectSource):
         words += [f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--joint-units={self._joint_units}"] if self._joint_units else []
         run.spawn("policy", words)
+
+    def ready(self, run: SupervisorLike) -> float:
         return run.await_ready("policy", "policy", AboutPolicy, READY_S, EdgeVLAError).latency_ms
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:

@@ -37,6 +37,11 @@ def guardian_args(o: DeployOptions, folder: Path, alive_fd: int) -> list[str]:
     return args + ([f"--calibration={calibration}"] if calibration else [])
 
 
+def camera_child(is_sim: bool) -> str:
+    """Name of the process that has the real cameras, or the simulated ones."""
+    return "sim_camera" if is_sim else "camera"
+
+
 def camera_args(
     cameras: Sequence[CameraSettings], is_sim: bool, o: DeployOptions, folder: Path, session: bytes
 ) -> list[str]:

@@ -92,7 +92,8 @@ class SupervisorLike(Protocol):
 
 
 class ActionSource(Protocol):
-    """One source, loaded. The supervisor calls `prepare`, `fit`, `start`, `start_arguments` in this order, once each."""
+    """One source, loaded. The supervisor calls, once each and in this order, `prepare`, `fit`, `spawn`, `ready`,
+    `start_arguments`."""
 
     @property
     def name(self) -> str:
@@ -140,8 +141,12 @@ class ActionSource(Protocol):
         """
         ...
 
-    def start(self, run: SupervisorLike) -> float:
-        """Starts the process `policy` and waits until it is ready; its latency in ms, measured warm."""
+    def spawn(self, run: SupervisorLike) -> None:
+        """Starts the process `policy`, while the cameras open."""
+        ...
+
+    def ready(self, run: SupervisorLike) -> float:
+        """Waits until that process is ready; its latency in ms, measured warm."""
         ...
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
@@ -215,12 +220,8 @@ class PolicySource:
             run.say("warning", "deploy", warning)
         return settings
 
-    def start(self, run: SupervisorLike) -> float:
-        self.spawn(run)
-        return self.greet(run, run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError))
-
     def spawn(self, run: SupervisorLike) -> None:
-        """Starts the process; it answers once the policy is loaded and warm."""
+        """Starts the process; it answers once the policy is loaded and warm, and the cameras are open."""
         o = run.options
         words = [POLICY, *self._where(o), *run.place, f"--robot-json={run.folder / 'robot.json'}"]
         words += [f"--seed={o.seed}", f"--inject-delay-ms={o.inject_delay_ms}"]
@@ -228,6 +229,9 @@ class PolicySource:
         words += [f"--observations={o.observations_s}"]
         words += ["--allow-lost-cameras"] if o.may_lose_cameras else []
         run.spawn("policy", words)
+
+    def ready(self, run: SupervisorLike) -> float:
+        return self.greet(run, run.await_ready("policy", "policy", AboutPolicy, POLICY_READY_S, EngineError))
 
     def greet(self, run: SupervisorLike, about: AboutPolicy) -> float:
         """Says what the process told of itself; its latency in ms.

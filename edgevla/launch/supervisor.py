@@ -1,6 +1,6 @@
 """The supervisor: starts the nodes in order, waits for readiness (never for time), restarts what may be, ends all.
 
-    engines -> emulator -> guardian + control loop -> fit -> cameras -> policy (warm) -> start -> watch -> stop
+    engines -> emulator -> guardian + control loop -> fit -> cameras, policy -> start -> watch -> stop
 
 Where the actions come from (a policy, a leader arm, a recording) is its `ActionSource`. It holds nothing of the arm;
 it keeps one end of a pipe whose closing tells guardian and loop that it has gone. Whatever fails in it, `end` is walked
@@ -31,7 +31,7 @@ from edgevla.launch.asked import NOT_ON, SHADOW, TO_REST, UNTOUCHED, StopSignals
 from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
-from edgevla.launch.processes import camera_args, emulator_args, guardian_args
+from edgevla.launch.processes import camera_args, camera_child, emulator_args, guardian_args
 from edgevla.launch.recorded import check_recorded
 from edgevla.launch.runlog import RunLog, open_log
 from edgevla.launch.sources import ActionSource
@@ -43,6 +43,7 @@ from edgevla.session import (
     began,
     deployments,
     new_session,
+    note_cameras_open,
     remove_run_dir,
     run_dir,
     tell_guardian,
@@ -107,10 +108,12 @@ class Supervisor:
         except NotWaited:
             raise AskedToStop from None
         self._cameras = self.source.fit(self)
-        self._listen()
-        self._start_cameras()
         check_recorded(self.options, self.robot, self._cameras, self.source.fps)
-        latency_ms = self.source.start(self)
+        self._listen()
+        self._spawn_cameras()
+        self.source.spawn(self)  # loads while the cameras open
+        self._await_cameras()
+        latency_ms = self.source.ready(self)
         return self.source.start_arguments(self, latency_ms)
 
     def start(self) -> None:
@@ -150,7 +153,7 @@ class Supervisor:
         """How often the process of each camera (`camera/NAME`) has ended so far."""
         found = {}
         for camera in self._cameras:
-            child = self.children[_camera_child(camera.source == "sim")]
+            child = self.children[camera_child(camera.source == "sim")]
             found[f"camera/{camera.name}"] = child.n_starts - child.is_alive
         return found
 
@@ -360,15 +363,17 @@ class Supervisor:
             if sentence not in self._said_at_once:
                 self.say("warning", "robot", sentence)
 
-    def _start_cameras(self) -> None:
+    def _spawn_cameras(self) -> None:
         for is_sim in (True, False):
-            chosen = [c for c in self._cameras if (c.source == "sim") is is_sim]
-            if not chosen:
-                continue
-            name = _camera_child(is_sim)
-            self.spawn(name, camera_args(chosen, is_sim, self.options, self.folder, self.session))
-            for camera in chosen:
-                self.await_ready(name, f"camera/{camera.name}", AboutCameraNode, CAMERAS_READY_S, CameraError)
+            if chosen := [c for c in self._cameras if (c.source == "sim") is is_sim]:
+                args = camera_args(chosen, is_sim, self.options, self.folder, self.session)
+                self.spawn(camera_child(is_sim), args)
+
+    def _await_cameras(self) -> None:
+        for camera in self._cameras:
+            name, node = camera_child(camera.source == "sim"), f"camera/{camera.name}"
+            self.await_ready(name, node, AboutCameraNode, CAMERAS_READY_S, CameraError)
+        note_cameras_open(self.folder)
 
     def await_ready(
         self, child_name: str, node: str, cls: type[A], limit_s: float, error: type[EdgeVLAError]
@@ -494,7 +499,3 @@ class Supervisor:
         for fd in (write, read):
             if fd >= 0:
                 os.close(fd)
-
-
-def _camera_child(is_sim: bool) -> str:
-    return "sim_camera" if is_sim else "camera"

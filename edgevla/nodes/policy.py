@@ -39,6 +39,7 @@ from edgevla.serve.authority import introduced
 from edgevla.serve.pictures import encoding
 from edgevla.serve.remote import RemotePolicy, look_up
 from edgevla.serve.transport import addresses
+from edgevla.session import are_cameras_open
 from edgevla.types import STATE, Observation
 from edgevla.wire import CommandServer, Inbox, Publisher, Router, Stream, endpoint
 
@@ -400,6 +401,8 @@ def _run(args: argparse.Namespace) -> int:
             witness=_witness(args, policy),
         )
         closing.callback(node.close)
+        while not (are_cameras_open(args.run_dir) or is_orphan() or stopping.wait(0.01)):
+            pass  # loaded by now; a look before would find nothing wrong with a camera that is still silent
         first_look = node.first_look([c.name for c in robot.cameras if c.source == "sim"])
         while (seen := first_look.step(time.monotonic_ns())) is None and not stopping.wait(0.02):
             pass

@@ -137,8 +137,10 @@ class Source(DirectSource):
     def fit(self, run):
         return []
 
-    def start(self, run):
+    def spawn(self, run):
         run.spawn("policy", [])
+
+    def ready(self, run):
         return 1.0
 
     def start_arguments(self, run, latency_ms):
@@ -213,7 +215,7 @@ def test_a_run_in_which_nothing_fails(world):
 
 
 def test_what_cannot_begin_is_an_error_and_nothing_is_left(world, monkeypatch):
-    monkeypatch.setattr(Source, "start", lambda *_: (_ for _ in ()).throw(OSError(2, "no engine")))
+    monkeypatch.setattr(Source, "ready", lambda *_: (_ for _ in ()).throw(OSError(2, "no engine")))
     with pytest.raises(OSError, match="no engine"):
         run(world, contextlib.nullcontext())
     assert world.commands == []
@@ -224,13 +226,13 @@ def test_what_cannot_begin_is_an_error_and_nothing_is_left(world, monkeypatch):
 def test_who_is_asked_to_end_while_the_last_process_answers_does_not_switch_the_arm_on(
     world, monkeypatch, ask
 ):
-    start = Source.start
+    ready = Source.ready
 
     def asked_meanwhile(self, supervisor):
         ask(supervisor.asked)
-        return start(self, supervisor)
+        return ready(self, supervisor)
 
-    monkeypatch.setattr(Source, "start", asked_meanwhile)
+    monkeypatch.setattr(Source, "ready", asked_meanwhile)
     _, summary, said = run(world, contextlib.nullcontext())
     assert world.commands == []
     assert not summary["was_on"]

@@ -1,19 +1,27 @@
 """Before an arm moves: what the policy's first look at the cameras finds, how long it waits, and who says it."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
+import zmq
+from deployment_kit import SO101
 
 from edgevla import strict
+from edgevla.descriptions import AboutCamera, AboutJoint, AboutPolicy, AboutRobot, write_robot
+from edgevla.errors import WireError
 from edgevla.look import glance, look_of
 from edgevla.messages import Frame, Header, Message
-from edgevla.nodes.first_look import FirstLook
+from edgevla.nodes.first_look import PATIENCE_NS, FirstLook
 from edgevla.robots.world.follow_cube.scene import SceneCamera
+from edgevla.session import new_session, note_cameras_open, remove_run_dir, run_dir
+from edgevla.wire import CommandClient, endpoint
 
 MS = 1_000_000
 SIZE = (160, 120)
@@ -179,3 +187,43 @@ def test_a_black_camera_is_refused_and_a_frozen_one_said_before_the_arm_is_power
     done = deploy(bundle, profile, f"--camera=front={still}")
     said = done.stdout + done.stderr
     assert said.index("has shown the same picture for 1 s, to the last bit") < said.index("running"), said
+
+
+def test_a_policy_that_is_loaded_before_the_cameras_are_open_waits_for_them(bundle, tmp_path):
+    """Its look at cameras that are still silent would find nothing wrong with them."""
+    session = new_session()
+    folder = run_dir(session)
+    joints = tuple(
+        AboutJoint(name.removesuffix(".pos"), unit, low, high, 90.0, name == "gripper.pos", None, None)
+        for name, (unit, low, high) in SO101.items()
+    )
+    camera = AboutCamera("front", "sim", 48, 64, 30.0, True, "exact")
+    write_robot(AboutRobot("robot", "so101", joints, (camera,), 120.0, (), ()), folder / "robot.json")
+    words = [f"--bundle={bundle}", f"--run-dir={folder}", f"--session={session.hex()}"]
+    words += [f"--robot-json={folder / 'robot.json'}"]
+    ctx = zmq.Context()
+    client = CommandClient(ctx, endpoint(folder, "policy", "commands"), session, "supervisor")
+    process = subprocess.Popen([sys.executable, "-m", "edgevla.nodes.policy", *words])
+
+    def ask(timeout_s):
+        with contextlib.suppress(WireError):
+            return client.describe(AboutPolicy, timeout_s)
+
+    try:
+        until = time.monotonic() + 60
+        while not (folder / "policy.commands").exists():
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert ask(PATIENCE_NS / 1e9 + 1) is None
+        note_cameras_open(folder)
+        while (about := ask(1)) is None:
+            assert time.monotonic() < until
+            assert process.poll() is None
+        assert about.node == "policy"
+    finally:
+        process.kill()
+        process.wait()
+        client.close()
+        ctx.term()
+        remove_run_dir(folder)

@@ -106,8 +106,11 @@ class Contestants:
         write_robot(robot, run.folder / "robot.json")
         return list(merged.values())
 
-    def start(self, run: SupervisorLike) -> float:
-        return self.sources[self.current].start(self.quiet(run, self.current))
+    def spawn(self, run: SupervisorLike) -> None:
+        self.sources[self.current].spawn(self.quiet(run, self.current))
+
+    def ready(self, run: SupervisorLike) -> float:
+        return self.sources[self.current].ready(self.quiet(run, self.current))
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
         """Of the current policy; the arm is held until it is told to move."""
