@@ -1,6 +1,6 @@
 """What the processes of a simulated deployment hold.
 
-    python benchmarks/deploy_memory.py WORK [--python ROBOT/bin/python] [--runs 3]
+    python benchmarks/deploy_memory.py WORK [--python ROBOT/bin/python] [--runs 3] [--tree NAME=FOLDER ...]
 
 A hand-made bundle of a few nodes drives an emulated SO-101 with one camera. Memory is PSS (/proc/PID/smaps_rollup:
 shared pages are divided among those who share them, also with other programs: on a busy machine take an environment
@@ -9,7 +9,9 @@ The state is that of a robot after a boot: EdgeVLA is compiled already (a run be
 libraries are read from the disk. A library that was only just written lies in the kernel's memory in large pieces, of
 which a process is given more than it uses: OpenCV 35 MB instead of 10. Anonymous memory (heap, stacks, relocated
 pointers) is what the kernel cannot take back.
---python: another environment's, to measure what a robot has installed. Results: benchmarks/results/deploy_memory.md.
+--python: another environment's, to measure what a robot has installed. --tree: other sources of EdgeVLA than the
+environment has, by turns, so that a change is compared with what was before it.
+Results: benchmarks/results/deploy_memory.md.
 """
 
 from __future__ import annotations
@@ -99,8 +101,14 @@ def forget_libraries(python: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def run(work: Path, python: str) -> dict[str, tuple[float, float]]:
-    started = Started(work, python, SECONDS)
+def trees_of(texts: list[str]) -> dict[str, Path | None]:
+    """`--tree`: name -> folder; without one, what is installed."""
+    pairs = [text.split("=", 1) for text in texts]
+    return {name: Path(folder).resolve() for name, folder in pairs} or {"as installed": None}
+
+
+def run(work: Path, python: str, tree: Path | None) -> dict[str, tuple[float, float]]:
+    started = Started(work, python, SECONDS, tree)
     time.sleep(3)
     held = held_mb(started)
     started.wait()
@@ -114,20 +122,27 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--tree", action="append", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()
     work = args.work.resolve()
     if not (work / "bundle").exists():
         make_bundle(work / "bundle")
-    Started(work, args.python, 1).wait()
+    trees = trees_of(args.tree)
+    for tree in trees.values():
+        Started(work, args.python, 1, tree).wait()
     forget_libraries(args.python)
-    runs = [run(work, args.python) for _ in range(args.runs)]
-    names = sorted({name for held in runs for name in held}, key=lambda n: -runs[0].get(n, (0, 0))[0])
-    rows = [(name, [held.get(name, (0.0, 0.0)) for held in runs]) for name in names]
-    beside = [[held[name] for name in held if name != "policy"] for held in runs]
+    runs = [
+        (f"{name} {i + 1}", run(work, args.python, tree))
+        for i in range(args.runs)
+        for name, tree in trees.items()
+    ]
+    names = sorted({name for _, held in runs for name in held}, key=lambda n: -runs[0][1].get(n, (0, 0))[0])
+    rows = [(name, [held.get(name, (0.0, 0.0)) for _, held in runs]) for name in names]
+    beside = [[held[name] for name in held if name != "policy"] for _, held in runs]
     sums = [(sum(pss for pss, _ in row), sum(anonymous for _, anonymous in row)) for row in beside]
     rows.append(("**all but the policy**", sums))
     text = "# Memory of a simulated deployment\n\n" + conditions("deploy_memory.py", args.runs < 3)
-    text += f"\n\n| PSS, MB (of it anonymous) | {' | '.join(f'run {i + 1}' for i in range(len(runs)))} |\n"
+    text += f"\n\n| PSS, MB (of it anonymous) | {' | '.join(name for name, _ in runs)} |\n"
     text += f"| --- |{' ---: |' * len(runs)}\n"
     for name, found in rows:
         text += f"| {name} | {' | '.join(f'{pss:.0f} ({anonymous:.0f})' for pss, anonymous in found)} |\n"

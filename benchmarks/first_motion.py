@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests" / "runtime")]
-from deploy_memory import Started  # noqa: E402
+from deploy_memory import Started, trees_of  # noqa: E402
 from deployment_kit import make_bundle  # noqa: E402
 from result_kit import conditions  # noqa: E402
 
@@ -43,8 +43,7 @@ def main() -> None:
     work = args.work.resolve()
     if not (work / "bundle").exists():
         make_bundle(work / "bundle")
-    pairs = [text.split("=", 1) for text in args.tree]
-    trees = {name: Path(folder).resolve() for name, folder in pairs} or {"as installed": None}
+    trees = trees_of(args.tree)
     for tree in trees.values():
         run(work, args.python, tree)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in trees}
