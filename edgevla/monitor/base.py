@@ -14,8 +14,8 @@ from textual import events
 from textual.app import App
 
 from edgevla.monitor.graphics import Graphics, PicturesBy
-from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Intent, Keyboard
-from edgevla.monitor.terminal import TerminalClosed, TerminalDriver
+from edgevla.monitor.keys import LONE_NS, SETTLE_NS, Intent, Keyboard, is_emergency
+from edgevla.monitor.terminal import TerminalClosed, TerminalDriver, TypedBetween
 
 INTERRUPTED = 130
 P = ParamSpec("P")
@@ -41,6 +41,8 @@ class KeyboardApp(App[None]):
     """reason: why the screen was left, to be said afterwards. failure: the exception that made it, a mistake of ours.
 
     asked_to_leave: why and with which exit code, since somebody did by `leave_soon`. pictures: how they are drawn.
+    follows: the screen that gave way to this one. unheard: keys that were typed and not obeyed; once the screen is left,
+    an emergency key among them is the next one's to obey.
     """
 
     CSS_PATH = "monitor.tcss"
@@ -55,6 +57,8 @@ class KeyboardApp(App[None]):
         self.is_left = False
         self.failure: Exception | None = None
         self.asked_to_leave: tuple[str, int] | None = None
+        self.follows: KeyboardApp | None = None
+        self.unheard: list[events.Key] = []
         self._loop_of_app: asyncio.AbstractEventLoop | None = None
 
     def do(self, acts: Iterable[Intent]) -> None:
@@ -71,6 +75,9 @@ class KeyboardApp(App[None]):
         """Keys and pastes go no further; the rest is Textual's."""
         at_ns = int(event.time * 1e9)
         if isinstance(event, events.Key):
+            if not self.is_left:
+                with contextlib.suppress(ValueError):
+                    self.unheard.remove(event)
             self.typed(lambda: self.keyboard.key(event.key, event.character, at_ns))
         elif isinstance(event, events.Paste):
             self.typed(lambda: self.keyboard.paste(event.text, at_ns))
@@ -85,12 +92,23 @@ class KeyboardApp(App[None]):
         for wait_ns in (LONE_NS, SETTLE_NS):
             loop.call_later(wait_ns / 1e9 + 0.001, lambda: self.do(self.keyboard.due()))
 
+    @or_leave
+    def obey_emergency_among(self, missed: Iterable[events.Key]) -> None:
+        """Nothing else that was typed before this screen was there is obeyed."""
+        if any(is_emergency(event.key, event.character) for event in missed):
+            self.do(self.keyboard.missed_emergency())
+
+    def on_typed_between(self, message: TypedBetween) -> None:
+        self.obey_emergency_among(message.keys)
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """From now on `leave_soon` works at once; whoever asked before is obeyed now."""
         self._loop_of_app = asyncio.get_running_loop()
         self._leave_as_asked()
+        if self.follows is not None:
+            self.obey_emergency_among(self.follows.unheard)
 
     def leave(self, reason: str, code: int = 0) -> None:
         """Gives the terminal back; the first reason counts. From the app's own thread."""

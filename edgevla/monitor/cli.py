@@ -15,7 +15,7 @@ number) open one, and b comes back. No key of that page acts on a robot. Leaving
   q        leave (ctrl+c too; in `edgevla deploy --monitor` ctrl+c is the deployment's: rest, freeze, let go)
 
 A key that is held down is one press. What is pasted outside of the task, or typed before there is a screen, is obeyed by
-nobody.
+nobody; e, typed while the page gives way to a cockpit, stops the robot of that cockpit.
 """
 
 from __future__ import annotations
@@ -150,8 +150,9 @@ def show(
 
 
 def _run(app: KeyboardApp, before: KeyboardApp | None) -> None:
-    """A signal that came while one screen gave way to the next one ends that one."""
+    """A signal that came while one screen gave way to the next one ends that one; an emergency key is obeyed by it."""
     obey_signals(app)
+    app.follows = before
     if before is not None and before.asked_to_leave is not None:
         app.leave_soon(*before.asked_to_leave)
     app.run(mouse=False)

@@ -15,7 +15,7 @@ from textual.app import ComposeResult
 from edgevla.monitor.base import INTERRUPTED, KeyboardApp, or_leave
 from edgevla.monitor.elsewhere import Far
 from edgevla.monitor.fleet import Deployed, Fleet
-from edgevla.monitor.keys import Intent, Keyboard
+from edgevla.monitor.keys import EMERGENCY, Intent, Keyboard
 from edgevla.monitor.layout import Box
 from edgevla.monitor.panels.fleet import NOTHING_ACTS, fleet, fleet_keys
 from edgevla.monitor.rows import Panel
@@ -103,7 +103,9 @@ class FleetApp(KeyboardApp):
     @or_leave
     def do(self, acts: Iterable[Intent]) -> None:
         for act in acts:
-            if act.kind == "emergency":
+            if act.kind == "emergency" and self.chosen is not None:
+                self.unheard.append(events.Key(EMERGENCY[0], None))  # the cockpit's that opens
+            elif act.kind == "emergency":
                 line = self._chosen_line
                 self._say(STEERS_NOTHING if not isinstance(line, Far) else _is_far(line, "stopped"))
             elif act.kind == "notice":

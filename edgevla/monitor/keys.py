@@ -40,6 +40,11 @@ FULL_WORDS = (
 STRAY_WORDS = "text came where none belongs: no key in it was obeyed; for a task press t first"
 
 
+def is_emergency(name: str, character: str | None) -> bool:
+    """Whether a key, as `Keyboard.key` has it, is an emergency press where no text is typed."""
+    return name in (*EMERGENCY, *EMERGENCY_ON_MAIN) or (character or "").lower() in EMERGENCY_ON_MAIN
+
+
 @dataclass(frozen=True)
 class Intent:
     """What is to be done. text: the command's key, the task, the words to search, or the sentence of a notice."""
@@ -137,6 +142,10 @@ class Keyboard:
         if self.field is not None:
             return acts + self._into_field(key, character, at_ns)
         return acts + self._on_main(key, at_ns, is_fast)
+
+    def missed_emergency(self) -> list[Intent]:
+        """A press from before this screen was there; while the key stays down, the same press goes on."""
+        return self._press_emergency(0)
 
     def paste(self, text: str, at_ns: int) -> list[Intent]:
         """Text that the terminal itself calls pasted."""

@@ -10,20 +10,28 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import select
+import signal
 import sys
 import termios
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Key
 from textual.message import Message
 
 from edgevla.monitor.graphics import Graphics
 
+if TYPE_CHECKING:
+    from edgevla.monitor.base import KeyboardApp
+
 PATIENCE_S = 0.1
+ANSWERED = re.compile(r"\x1b[P_\]].*?(?:\x1b\\|\x07|\Z)", re.DOTALL)
+"""Strings of a terminal: its name, its colours."""
 SOON_S = 0.02
 """After a key another look is taken soon: a lone Escape shows itself by what does not follow."""
 
@@ -32,8 +40,18 @@ class TerminalClosed(Message):
     """Nobody will type any more."""
 
 
+class TypedBetween(Message):
+    """Keys that came after one screen had ended and before the next one could obey them."""
+
+    def __init__(self, keys: list[Key]) -> None:
+        super().__init__()
+        self.keys = keys
+
+
 class TerminalDriver(LinuxDriver):
     """Textual's driver for Linux and macOS, hardened."""
+
+    _app: KeyboardApp
 
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
@@ -51,9 +69,11 @@ class TerminalDriver(LinuxDriver):
         return super()._get_terminal_size()
 
     def start_application_mode(self) -> None:
-        """What was typed before there was a screen was typed blind, for the shell perhaps: no key of it is obeyed."""
-        with contextlib.suppress(termios.error):
-            termios.tcflush(self.fileno, termios.TCIFLUSH)
+        """What was typed before there was a screen was typed blind, for the shell perhaps: no key of it is obeyed.
+        Where this screen follows another one it was typed for the monitor, and is searched for an emergency key."""
+        if self._app.follows is None:
+            with contextlib.suppress(termios.error):
+                termios.tcflush(self.fileno, termios.TCIFLUSH)
         super().start_application_mode()
         self._graphics.begin(self.write)
 
@@ -61,8 +81,22 @@ class TerminalDriver(LinuxDriver):
         self._graphics.end()
         super().stop_application_mode()
 
+    def disable_input(self) -> None:
+        """As Textual does it, which throws away what was typed meanwhile."""
+        if self.exit_event.is_set():
+            return
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        self._disable_mouse_support()
+        self.exit_event.set()
+        if self._key_thread is not None:
+            self._key_thread.join()
+        self.exit_event.clear()
+        self._app.unheard += _keys(self.fileno)
+
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
+        if self._app.follows is not None and (keys := _keys(self.fileno)):
+            self.send_message(TypedBetween(keys))
         turned, read_s = time.monotonic(), self._awake_s
         while not self.exit_event.is_set():
             wait_s = SOON_S if self._awake_s - read_s < PATIENCE_S else PATIENCE_S
@@ -86,6 +120,8 @@ class TerminalDriver(LinuxDriver):
     def _deliver(self, events: Iterable[Message], read_s: float) -> None:
         for event in events:
             event.time = read_s
+            if isinstance(event, Key):
+                self._app.unheard.append(event)
             self.process_message(event)
 
 
@@ -94,6 +130,15 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # the kernel has hung up, or this is no terminal of ours any more
         return b""
+
+
+def _keys(descriptor: int) -> list[Key]:
+    """All that have been typed and not been read yet; what the terminal itself answers late is no key."""
+    data = b""
+    while select.select([descriptor], [], [], 0)[0] and (more := _read(descriptor)):
+        data += more
+    typed = ANSWERED.sub("", data.decode("utf-8", "replace"))
+    return [event for event in XTermParser().feed(typed) if isinstance(event, Key)]
 
 
 class _Output:

@@ -165,3 +165,68 @@ def test_no_size_breaks_a_row_and_the_chosen_line_is_in_view(place):
                 assert any(f"❯{chosen + 1}" in text for text in texts)
     finally:
         seen.close()
+
+
+GIVEN_BACK, TAKEN = b"\x1b[?1049l", b"\x1b[?1049h"
+"""What the monitor writes when it leaves the terminal, and when it draws on it."""
+PRESS_THERE = "and press e there"
+
+
+def open_first(watcher, when):
+    """Key 1 on the page, and until its screen has gone (`when`: GIVEN_BACK) or the cockpit's begins (TAKEN)."""
+    n = watcher.raw.count(when)
+    press(watcher, "1")
+    until = time.monotonic() + 15
+    while watcher.raw.count(when) == n:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def back_to_page(watcher, robot):
+    robot.heard.clear()
+    robot.mode = "running"
+    press(watcher, "b")
+    watcher.wait_for("robots on this machine")
+    wait_for_line(watcher, "kitchen", "RUNNING")
+
+
+def test_no_gap_between_page_and_cockpit_swallows_an_emergency_key(place, monitor):
+    """Every other key that is typed there was typed blind, and moves nothing."""
+    kitchen, lab = place("kitchen"), place("lab")
+    watcher = monitor("robots on this machine")
+    wait_for_line(watcher, "kitchen", "RUNNING")
+    for when in (GIVEN_BACK, TAKEN):
+        open_first(watcher, when)
+        watcher.write("e")
+        kitchen.wait_for("emergency_stop")
+        watcher.wait_for("shoulder_pan")
+        time.sleep(0.3)
+        assert kitchen.actions() == ["emergency_stop"]
+        back_to_page(watcher, kitchen)
+    for gap_s in (0.075, 0.09, 0.11):  # the page is about to go
+        press(watcher, "1")
+        time.sleep(gap_s)
+        watcher.write("e")
+        watcher.wait_until(
+            lambda: "emergency_stop" in kitchen.actions() or PRESS_THERE in watcher.screen, "swallowed"
+        )
+        if kitchen.heard:
+            watcher.wait_for("shoulder_pan")
+            back_to_page(watcher, kitchen)
+    open_first(watcher, GIVEN_BACK)
+    watcher.write("h")
+    watcher.wait_for("shoulder_pan")
+    time.sleep(0.3)
+    assert (kitchen.heard, lab.heard) == ([], [])
+
+
+def test_a_key_on_the_page_is_no_emergency_of_the_cockpit_that_is_opened_afterwards(place, monitor):
+    kitchen, _ = place("kitchen"), place("lab")
+    watcher = monitor("robots on this machine")
+    wait_for_line(watcher, "kitchen", "RUNNING")
+    press(watcher, "e")
+    watcher.wait_for(PRESS_THERE)
+    open_first(watcher, TAKEN)
+    watcher.wait_for("shoulder_pan")
+    time.sleep(0.3)
+    assert kitchen.heard == []
