@@ -78,12 +78,10 @@ def load(path: Path) -> Usual:
     Raises:
         ConfigError: no such file, no TOML, an unknown key or a value of another kind; names file and key.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from edgevla.toml import load_toml
+
     try:
-        data = tomllib.loads(path.read_text())
+        data = load_toml(path)
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: there is no such file") from None
     except (OSError, ValueError) as error:

@@ -19,8 +19,8 @@ from edgevla.execution import in_time
 from edgevla.extras import install_words
 from edgevla.manifest import Manifest
 from edgevla.manifest_record import Work
-from edgevla.robots.toml_tables import tomllib
 from edgevla.strict import nearest, read
+from edgevla.toml import load_toml
 
 DEVICES = Path(__file__).with_name("devices.toml")
 THIS = "this"
@@ -93,7 +93,7 @@ def device(name: str) -> Device:
 
 
 def devices() -> dict[str, Device]:
-    data = tomllib.loads(DEVICES.read_text(encoding="utf-8"))
+    data = load_toml(DEVICES)
     return {name: read(Device, table, f"{DEVICES.name}, {name}") for name, table in data.items()}
 
 

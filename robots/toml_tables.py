@@ -7,7 +7,6 @@ sentence, and the nearest known key behind it. No numpy here.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +15,7 @@ from edgevla import kinds
 from edgevla.errors import ConfigError
 from edgevla.kinds import Kind, Mismatch, nearest, nearest_word, say
 from edgevla.strict import record
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgevla.toml import load_toml
 
 T = TypeVar("T")
 _MISSING = object()
@@ -32,15 +27,12 @@ TEXTS = kinds.sequence(tuple, [Kind(TEXT, TEXT)], is_open=True).read
 def read_toml(path: Path) -> Table:
     """The root table. Raises ConfigError when the file is missing or is not TOML."""
     try:
-        return Table(path, "", tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        return Table(path, "", load_toml(path))
     except FileNotFoundError:
         raise ConfigError(f"profile {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"profile {path} cannot be read: {error}") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # of the parser; it has no word of its own for absurd numbers
+    except ValueError as error:
         raise ConfigError(f"profile {path} is not valid TOML: {error}") from error
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,8 @@ from typing import Any, Literal
 from edgevla.dataset.chosen import parse_episodes
 from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, nearest, read
+from edgevla.toml import load_toml
 from edgevla.vocabulary import TaskFrom
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 OWN_CONFIG = "edgevla-train.toml"
 RECIPES = Path(__file__).parent / "recipes"
@@ -216,8 +211,8 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return load_toml(path)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,7 @@ from edgevla.robots.calibration import nominal
 from edgevla.robots.emulator.robot import EmulatedRobot
 from edgevla.robots.profile import PROFILES_DIR, load_profile
 from edgevla.robots.toml_tables import Table
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgevla.toml import tomllib
 
 HUGE = 1 << 20_000
 """More digits than Python prints: TOML writes such a number in hexadecimal."""

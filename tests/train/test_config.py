@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from edgevla.errors import ConfigError, UsageError
 from edgevla.strict import Mismatch, read
+from edgevla.toml import tomllib
 from edgevla.train.config import (
     TrainConfig,
     recipe_names,
     split_episodes,
     to_toml,
-    tomllib,
 )
 
 

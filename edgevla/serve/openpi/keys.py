@@ -9,7 +9,6 @@ openpi has no manifest: which key holds the state, in which order and unit, and 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,12 +23,8 @@ from edgevla.joint_units import JointMap, joint_map, joint_name
 from edgevla.kinds import Mismatch
 from edgevla.manifest import UNITS
 from edgevla.strict import nearest, read
+from edgevla.toml import load_toml
 from edgevla.types import Feature
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 T = TypeVar("T")
 Place = tuple[str, ...]
@@ -60,10 +55,10 @@ def read_toml(path: Path, cls: type[T]) -> T:
         ConfigError: no such file, no TOML, or it says something wrong.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = load_toml(path)
     except FileNotFoundError:
         raise ConfigError(f"the map {path} does not exist; docs/openpi.md shows one") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"the map {path} is not valid TOML: {error}") from error
     try:
         return read(cls, data, f"{path}:")
