@@ -12,14 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from edgevla.nodes.vitals import END, PARENT
+from edgevla.nodes.vitals import END, ONE_BLAS_THREAD, PARENT
 
 SENTENCES_KEPT = 40
 RESTART_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 HEALTHY_S = 20.0
-ONE_BLAS_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
-"""No process here multiplies large matrices with numpy, whose threads, one per core, spin while they wait for work:
-40 ms of processor time in every start."""
 
 
 class Child:

@@ -29,6 +29,7 @@ from edgevla.launch import options
 from edgevla.launch.foreground import carry_out, report
 from edgevla.launch.options import Number, add_duration, whole
 from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
+from edgevla.nodes.vitals import use_one_blas_thread
 from edgevla.simulated import TASKS, task_named
 from edgevla.vocabulary import camera_help, pairs
 
@@ -126,6 +127,7 @@ def add_leader(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    use_one_blas_thread()
     from edgevla.launch.supervisor import Supervisor
 
     shown = Screen(to_stderr=args.json)

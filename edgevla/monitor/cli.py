@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Literal
 from edgevla.errors import UsageError, WireError
 from edgevla.launch.attach import add_run_dir
 from edgevla.launch.options import check_texts
-from edgevla.nodes.vitals import ENDS
+from edgevla.nodes.vitals import ENDS, use_one_blas_thread
 from edgevla.session import deployments, find_deployment
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    use_one_blas_thread()
     check_texts(args)
     pictures = pictures_of(args)
     servers = servers_of(args)
