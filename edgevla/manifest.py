@@ -20,6 +20,7 @@ from edgevla.manifest_record import Latency, Lowered, Parity, Provenance, Work
 from edgevla.policy import Schedule
 from edgevla.strict import Mismatch, nearest, read, write
 from edgevla.types import ACTION, STATE, CameraAge, Feature, named_features
+from edgevla.vocabulary import WeightKind
 
 SCHEMA = 1
 UNITS = ("deg", "rad", "range100", "percent", "unit", "m", "raw")
@@ -108,10 +109,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class RtcSupport:
-    """max_delay: actions, the longest committed beginning that a `trained` policy was shown; None: it was shown none."""
+    """weights, guidance_end, max_guidance: what a deployment uses that says nothing else. max_delay: actions, the
+    longest committed beginning that a `trained` policy was shown; None: it was shown none."""
 
     mode: Literal["guided", "inpaint", "trained"]
-    weights: str
+    weights: WeightKind
     guidance_end: int
     max_guidance: float
     max_delay: int | None = None

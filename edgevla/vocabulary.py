@@ -17,9 +17,11 @@ T = TypeVar("T")
 
 IMAGES = "observation.images."
 NONE = "none"
+"""The source of a camera that is left out."""
 TaskFrom = Literal["task", "subtask"]
 """What the instruction of a frame is."""
-"""The source of a camera that is left out."""
+WeightKind = Literal["zeros", "ones", "linear", "exp"]
+"""How the guidance of `rtc` fades over a chunk."""
 BASE_HELP = "of an adapter (LoRA): where the policy that it belongs to lies, if not where the adapter says"
 
 

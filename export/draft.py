@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgevla import __version__
 from edgevla.checkpoints import run_name
@@ -30,6 +30,7 @@ from edgevla.train.adapters import chain
 from edgevla.train.policies.base import Policy
 from edgevla.train.weight_files import weights_sha256
 from edgevla.types import ACTION, STATE
+from edgevla.vocabulary import WeightKind
 
 from . import trace
 from .features import Meaning
@@ -154,9 +155,23 @@ def _rtc(policy: Policy, graphs: Mapping[str, GraphSpec]) -> RtcSupport | None:
     own = policy.config.rtc_settings
     return RtcSupport(
         policy.rtc_kind,  # type: ignore[arg-type]
-        str(own.get("prefix_attention_schedule") or "linear").lower(),
+        fade(own.get("prefix_attention_schedule") or "linear"),
         int(own.get("execution_horizon") or 10),
         float(own.get("max_guidance_weight") or 10.0),
+    )
+
+
+def fade(said: object) -> WeightKind:
+    """
+    Raises:
+        CheckpointError: guidance would fade as nobody here knows.
+    """
+    for known in get_args(WeightKind):
+        if known == str(said).lower():
+            return known  # type: ignore[no-any-return]
+    raise CheckpointError(
+        f"rtc_config.prefix_attention_schedule of the checkpoint is '{said}'; known are "
+        f"{', '.join(get_args(WeightKind))}. Correct its config.json"
     )
 
 

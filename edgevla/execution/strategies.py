@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 
 from edgevla.errors import UsageError
 from edgevla.strict import Mismatch, OneOf, Within
+from edgevla.vocabulary import WeightKind
 
 Steps = Annotated[int, Within(1, 100_000)]
 """Grid moments, or rows of a chunk."""
 Blend = Annotated[int, Within(0, 100_000)]
 MOST_DRAWN = 64
 Drawn = Annotated[int, Within(1, MOST_DRAWN)]
-WeightKind = Literal["zeros", "ones", "linear", "exp"]
 LAUNCHES_PER_S = 10
 """Where `every` is not given, a new chunk is asked for at most this often: fresh enough, and a core stays free."""
 HIGHEST_HZ = 1000

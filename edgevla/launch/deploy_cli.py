@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from edgevla.errors import BusError, EdgeVLAError, UsageError, WireError
 from edgevla.launch import options
@@ -31,7 +31,7 @@ from edgevla.launch.options import Number, add_duration, whole
 from edgevla.launch.screen import MonitorWindow, Screen, check_terminal
 from edgevla.nodes.vitals import use_one_blas_thread
 from edgevla.simulated import TASKS, task_named
-from edgevla.vocabulary import camera_help, pairs
+from edgevla.vocabulary import WeightKind, camera_help, pairs
 
 if TYPE_CHECKING:
     from edgevla.launch.deployment import DeployOptions
@@ -112,7 +112,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     add("--select", type=whole(2, 64), metavar="N",
         help="async: draw N chunks per inference, take the one nearest to the one before")  # fmt: skip
     add("--guidance-end", type=whole(0, 100_000), metavar="N", help="rtc: step where guidance ends")
-    add("--rtc-weights", choices=("zeros", "ones", "linear", "exp"), help="rtc: how guidance fades")
+    add("--rtc-weights", choices=get_args(WeightKind), help="rtc: how guidance fades; default: the bundle's")
     add("--max-guidance", type=Number(0, 1e6), help="rtc: largest guidance weight")
 
 

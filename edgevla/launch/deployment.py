@@ -129,6 +129,8 @@ def chosen_execution(manifest: Manifest, options: DeployOptions) -> Execution:
         base.setdefault("decay", manifest.execution.ensemble_decay)
     if kind == "sync":
         base.setdefault("n_action_steps", manifest.n_action_steps)
+    if kind == "rtc" and manifest.rtc is not None and manifest.rtc.mode != "trained":
+        base.setdefault("weights", manifest.rtc.weights)
     if kind in KINDS and kind not in manifest.execution.allowed:
         allowed = ", ".join(manifest.execution.allowed)
         why = f": {FUTURE_INSTEAD}" if manifest.future_offset else ""

@@ -137,6 +137,20 @@ def test_a_single_denoise_step_is_not_guided(make_bundle):
     assert "rtc" not in kinds_allowed(m, DeployOptions("so101", n_steps=1))
 
 
+def test_guidance_fades_as_the_checkpoint_said_unless_a_person_says_otherwise(make_bundle):
+    m = load_bundle(make_bundle("flow")).manifest
+    m = Manifest.from_json({**m.to_json(), "rtc": {**m.to_json()["rtc"], "weights": "exp"}})
+    asked = [{"kind": "rtc"}, {"kind": "rtc", "every": 3}, {"kind": "rtc", "weights": "ones"}]
+    found = [chosen_execution(m, DeployOptions("so101", execution=execution)) for execution in asked]
+    assert [execution.weights for execution in found] == ["exp", "exp", "ones"]
+
+
+def test_a_fade_that_nobody_knows_is_refused_with_the_bundle(make_bundle):
+    told = load_bundle(make_bundle("flow")).manifest.to_json()
+    with pytest.raises(BundleError, match=r"weights.*'cubic'.*linear"):
+        Manifest.from_json({**told, "rtc": {**told["rtc"], "weights": "cubic"}})
+
+
 def test_one_line_says_what_a_bundle_can_do_at_seams_and_what_it_lacks(make_bundle):
     act = seam_words(load_bundle(make_bundle("act")).manifest)
     assert act.startswith("blend (--blend N); not select (act draws no noise")

@@ -13,6 +13,7 @@ import pytest
 from edgevla.cli import main
 from edgevla.errors import CheckpointError
 from edgevla.export.describe import describe_checkpoint
+from edgevla.export.draft import fade
 from edgevla.train.header import read_header
 from edgevla.train.policies import POLICIES
 
@@ -129,3 +130,13 @@ def test_a_bundle_is_described_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "[train]" in done.stdout
+
+
+@pytest.mark.parametrize(("said", "meant"), [("LINEAR", "linear"), ("exp", "exp")])
+def test_guidance_fades_in_the_bundle_as_lerobot_s_words_say(said: str, meant: str) -> None:
+    assert fade(said) == meant
+
+
+def test_a_fade_of_guidance_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"'COSINE'; known are zeros, ones, linear, exp"):
+        fade("COSINE")
