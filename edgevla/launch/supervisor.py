@@ -151,11 +151,8 @@ class Supervisor:
 
     def camera_losses(self) -> Mapping[str, int]:
         """How often the process of each camera (`camera/NAME`) has ended so far."""
-        found = {}
-        for camera in self._cameras:
-            child = self.children[camera_child(camera.source == "sim")]
-            found[f"camera/{camera.name}"] = child.n_starts - child.is_alive
-        return found
+        children = {c.name: self.children[camera_child(c.source == "sim")] for c in self._cameras}
+        return {f"camera/{name}": child.n_starts - child.is_alive for name, child in children.items()}
 
     def stop_when(self, is_over: Callable[[], bool]) -> None:
         """Another reason for `watch` to return, such as the monitor's end."""
