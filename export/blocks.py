@@ -24,6 +24,8 @@ BLOCK = 32
 LEAST_WEIGHTS = 1024
 """Products with fewer weights are not worth it."""
 ACCURACY_LEVEL = 4
+MAPPED_BYTES = 1 << 24
+"""Graphs with more weights keep them in a file of their own: mapped, they are not held a second time."""
 ROWS_AT_ONCE = 1 << 12
 DOMAIN = "com.microsoft"
 
@@ -64,7 +66,7 @@ class Packer:
             else:
                 self._pack_product(model.graph, node, bits[str(node.name)])
         trace.drop_unused(model)
-        return trace.save(model, folder, name)
+        return trace.save(model, folder, name, MAPPED_BYTES)
 
     def _pack_product(self, graph: ir.Graph, node: ir.Node, bits: int) -> None:
         x, weights, *rest = node.inputs

@@ -166,12 +166,16 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def save(model: ir.Model, folder: Path, name: str) -> tuple[str, str | None]:
+def save(model: ir.Model, folder: Path, name: str, large_bytes: int | None = None) -> tuple[str, str | None]:
     """Writes `<name>.onnx`, with `<name>.onnx.data` beside it where weights are large; returns both names."""
     import onnx_ir as ir
 
     file = f"{name}.onnx"
-    data = f"{file}.data" if weight_bytes(model) > LARGE_BYTES else None
+    data = (
+        f"{file}.data"
+        if weight_bytes(model) > (LARGE_BYTES if large_bytes is None else large_bytes)
+        else None
+    )
     if data is None:  # what still lies in another graph's file would be left there
         ir.external_data.load_to_model(model)
     ir.save(model, folder / file, external_data=data)

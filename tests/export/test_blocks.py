@@ -101,7 +101,7 @@ def test_the_engine_computes_with_what_was_packed(
 ) -> None:
     """Weights in a file of their own before, and after: a large graph may become a small one."""
     monkeypatch.setattr(blocks, "TABLE_ELEMENTS", 100)
-    monkeypatch.setattr(trace, "LARGE_BYTES", 0 if has_data else 1 << 30)
+    monkeypatch.setattr(blocks, "MAPPED_BYTES", 0 if has_data else 1 << 30)
     source, weights = graph_of(tmp_path, had_data)
     assert [n.name for n in ir.load(source).graph if is_packable(n)] == ["embed", "product", "gemm"]
     packer = Packer(source)
