@@ -161,11 +161,13 @@ def _compared(
         return bundle, *_against_torch(policy, bundle, samples, where, options, say)
     say(f"finding out what may be {options.precision} (up to {SEARCH_S / 60:.0f} minutes)")
     with contextlib.closing(PrecisionLowering(policy, bundle, samples, options, say)) as lowering:
-        for goal in GOALS:
+        for i, goal in enumerate(GOALS):
             outcome = lowering.find(goal)
-            bundle = lowering.write(outcome)
+            if i > 0 and outcome.is_nothing_lowered:
+                break  # no room is left: what was found before is judged, by what it does
+            bundle = lowering.write(lowering.require(outcome))
             runner, comparison, told = _against_torch(policy, bundle, samples, where, options, say)
-            if comparison.parity.passed or not outcome.in_time:
+            if comparison.parity.passed or not outcome.in_time or outcome.is_nothing_lowered:
                 break
     return bundle, runner, comparison, told
 

@@ -98,20 +98,27 @@ class PrecisionLowering:
         self.search = Choosing(self.layers, self.score, options.precision == "int4", say)
 
     def find(self, goal: float) -> LoweringOutcome:
-        """
+        return self.search.run(goal)
+
+    def require(self, outcome: LoweringOutcome) -> LoweringOutcome:
+        """The outcome if something is lowered; all of it lowered where a bundle that breaks the rule is asked for.
+
         Raises:
             ParityError: no layer may be lowered.
         """
-        outcome = self.search.run(goal)
-        if outcome.is_nothing_lowered:
-            alone = outcome.found.layers or outcome.found.parts
-            worst = sorted(alone, key=lambda name: -alone[name])[:3]
-            said = "; ".join(f"{name} alone costs {alone[name]:.2g} times the limit" for name in worst)
+        if not outcome.is_nothing_lowered:
+            return outcome
+        m, precision = self.bundle.manifest, self.options.precision
+        refused = f"nothing of {m.policy} can be {precision} within the rule: {_costs(outcome)}"
+        if not self.options.allow_parity_failure:
             raise ParityError(
-                f"nothing of {self.bundle.manifest.policy} can be {self.options.precision} within the rule: {said}. "
-                "Nothing was written; --precision fp32 loses nothing"
+                f"{refused}. Nothing was written; --precision fp32 loses nothing, and --allow-parity-failure writes it "
+                f"all in {precision}"
             )
-        return outcome
+        self.say(f"{refused}; all of it is {precision}, as --allow-parity-failure asks")
+        everything = Choice(frozenset())
+        found = replace(outcome.found, kept=frozenset(), everything=self.score(everything))
+        return replace(outcome, choice=everything, found=found, is_nothing_lowered=False)
 
     def write(self, outcome: LoweringOutcome) -> Bundle:
         """The bundle with its graphs lowered but for what was found to be kept."""
@@ -303,6 +310,16 @@ def _infer(runner: BundlePolicy, sample: PolicyInput, seq: int) -> np.ndarray:
     return runner.infer(
         sample.observation, grid_index=sample.grid_index, past=sample.past, rtc=sample.rtc, chunk_seq=seq
     ).actions
+
+
+def _costs(outcome: LoweringOutcome) -> str:
+    """The worst of what broke the rule, or that nobody came to measure it."""
+    alone = outcome.found.layers or outcome.found.parts
+    worst = sorted(alone, key=lambda name: -alone[name])[:3]
+    said = [f"{name} alone costs {alone[name]:.2g} times the limit" for name in worst]
+    if not outcome.in_time:
+        said.append("time ran out, and what was not measured may not be lowered")
+    return "; ".join(said)
 
 
 def _finite(score: float) -> float:

@@ -16,10 +16,11 @@ from onnx import TensorProto
 from edgevla.bundle import load_bundle
 from edgevla.engines.table import TableGraph
 from edgevla.errors import BundleError, ParityError, UsageError
-from edgevla.export import lowering, trt_check
+from edgevla.export import build, lowering, trt_check
 from edgevla.export.build import Exported, export_checkpoint
 from edgevla.export.gate import LIMITS, Tolerance, percent
 from edgevla.export.options import ExportOptions
+from edgevla.export.search import Choice, LoweringOutcome, SearchResult
 from edgevla.export.verdict import kept_words, on_the_arm, rule
 from edgevla.runner import BundlePolicy
 from edgevla.train.checkpoint import load_policy, save_policy
@@ -154,6 +155,42 @@ def test_a_policy_that_may_not_be_lowered_at_all_is_refused_by_its_layers(
     ):
         export_checkpoint(run_folder, tmp_path / "bundle", options)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_of_which_nothing_may_be_lowered_is_written_if_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowering.PrecisionLowering, "score", lambda self, choice: 2.0)
+    monkeypatch.setattr(build, "QUANTISED_SAMPLES", 2)
+    monkeypatch.setitem(LIMITS, "int4", Tolerance(1e-7, 2e-7))
+    options = ExportOptions(precision="int4", n_steps=1, allow_parity_failure=True, **RAW)  # type: ignore[arg-type]
+    said: list[str] = []
+    m = export_checkpoint(SMOLVLA, tmp_path / "bundle", options, said.append).bundle.manifest
+    assert m.parity is not None
+    assert not m.parity.passed
+    assert m.lowered is not None
+    assert kept_words(m) == f"all {m.lowered.n_layers} layers are int4"
+    assert any("all of it is int4, as --allow-parity-failure asks" in line for line in said)
+
+
+def test_where_a_stricter_search_finds_nothing_the_first_bundle_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search's frames pass, others fail, and nothing passes with more room: it is written where that is allowed."""
+    monkeypatch.setattr(lowering.PrecisionLowering, "score", lambda self, choice: 0.8)
+    monkeypatch.setattr(build, "QUANTISED_SAMPLES", 2)
+    monkeypatch.setitem(LIMITS, "int8", Tolerance(1e-7, 2e-7))
+    options = ExportOptions(precision="int8", n_steps=1, allow_parity_failure=True, **RAW)  # type: ignore[arg-type]
+    m = export_checkpoint(SMOLVLA, tmp_path / "bundle", options).bundle.manifest
+    assert m.parity is not None
+    assert not m.parity.passed
+    assert "int8" in m.target.precision.values()
+
+
+def test_a_search_that_ran_out_of_time_says_so_where_it_refuses() -> None:
+    found = SearchResult(frozenset(), {}, {}, 3.0, in_time=False)
+    outcome = LoweringOutcome(Choice(frozenset()), found, {}, in_time=False, is_nothing_lowered=True)
+    assert lowering._costs(outcome) == "time ran out, and what was not measured may not be lowered"
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])
