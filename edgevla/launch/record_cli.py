@@ -334,9 +334,13 @@ def keys(say: Callable[[str], None]) -> Iterator[Callable[[float], str | None]]:
     before = termios.tcgetattr(stream)
     try:
         tty.setcbreak(stream)
+        modes = termios.tcgetattr(stream)
+        modes[0] &= ~termios.IXON  # Ctrl-S would stop the terminal, and with it whoever writes to it
+        termios.tcsetattr(stream, termios.TCSANOW, modes)
         yield TypedKeys(stream.fileno(), KEYS, say).read
     finally:
-        termios.tcsetattr(stream, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the terminal has closed
+            termios.tcsetattr(stream, termios.TCSADRAIN, before)
 
 
 class _Lines:

@@ -1,14 +1,18 @@
 """What a person sees while recording: sentences, and below them one line that is drawn anew, with clock and counts.
 
-Without a terminal there are only the sentences.
+Without a terminal there are only the sentences; once nobody can read them (a closed terminal, the end of a pipe), nothing:
+what is recorded does not depend on it.
 """
 
 from __future__ import annotations
 
+import select
 import shutil
 import time
 from collections.abc import Mapping
 from typing import TextIO
+
+from edgevla.progress import tell
 
 REDRAW_S = 0.2
 CLEAR = "\r\x1b[K"
@@ -40,6 +44,8 @@ class RecordScreen:
         now = time.monotonic()
         if not self._has_line or (self._shown and now - self._drawn_s < REDRAW_S):
             return
+        if not select.select([], [self._stream], [], 0)[1]:  # a stalled ssh: waiting would cost rows
+            return
         line = line[: shutil.get_terminal_size().columns - 1]
         if line != self._shown:
             self._write(CLEAR + line)
@@ -55,8 +61,7 @@ class RecordScreen:
             self._shown = ""
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        tell(text, self._stream, end="")
 
 
 def clock(seconds: float) -> str:

@@ -193,7 +193,7 @@ class RecordSession:
         except (EdgeVLAError, OSError) as error:
             if word == "keep":
                 raise _lost(error) from error
-            if self.is_recording or isinstance(error, DatasetError | OSError):
+            if isinstance(error, DatasetError | OSError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._screen.say(f"! {error}")
 

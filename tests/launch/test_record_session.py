@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from edgevla.clock import NS_PER_S
 from edgevla.dataset import DatasetWriter, open_dataset
 from edgevla.dataset.room import SPARE, episode_room
 from edgevla.dataset.stated import read_stated
-from edgevla.errors import DatasetError
+from edgevla.errors import DatasetError, WireError
 from edgevla.launch import record_cli
 from edgevla.launch.record_screen import RecordScreen
 from edgevla.launch.record_session import RecordSession
@@ -205,3 +206,29 @@ def test_the_room_of_an_episode_follows_from_those_that_are_there(tmp_path: Path
     assert seen.per_row > 2 * guessed.per_row
     assert seen.to_record(20) > SPARE + 3 * size, "its own, the copy, and what is copied with it"
     assert SPARE + 2 * size < seen.to_save(20) < seen.to_record(20)
+
+
+def test_what_is_recorded_does_not_depend_on_whether_somebody_reads_what_is_said(recorded: Recorded) -> None:
+    """`edgevla record ... | tee log`: Ctrl-C ends tee, too, and a terminal that closes takes no more words."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as nobody:
+        recorded.session._screen = RecordScreen(nobody, has_bell=True)
+        recorded.session._obey("record")
+        recorded.rows(5)
+        recorded.session.asked_by = "Ctrl-C"
+        recorded.run()
+    assert read_stated(recorded.root).cut_off_episodes == [0]
+    assert open_dataset(recorded.root).n_frames == 5
+
+
+def test_a_robot_that_does_not_answer_a_key_ends_no_episode(recorded: Recorded) -> None:
+    def press(is_led: bool) -> str:
+        raise WireError("robot did not answer 'lead' within 1 s")
+
+    recorded.session._takeover = SimpleNamespace(press=press)  # type: ignore[assignment]
+    recorded.session._obey("record")
+    recorded.rows(5)
+    recorded.run("t", "k")
+    assert "! robot did not answer 'lead' within 1 s" in recorded.said()
+    assert open_dataset(recorded.root).n_frames == 5
