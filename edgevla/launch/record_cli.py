@@ -182,6 +182,8 @@ def _record(
     screen.say(f"recording {deployment.robot} into {args.output}; cameras: {names}")
     if n_there:
         screen.say(f"{_count(n_there)} there already")
+    elif args.resume:
+        screen.say(f"{args.output} holds no episode yet: this is its first recording")
 
     def is_alive() -> bool:
         if led is not None:

@@ -163,7 +163,13 @@ def test_no_episode_begins_without_room_and_little_room_is_said(
     free["bytes"] = 2 * SPARE
     recorded.session._obey("record")
     recorded.rows(5)
-    assert "! 134 MB are free where" in recorded.said()
+    assert "are free where" not in recorded.said(), "there is room for a thousand"
+    recorded.session._obey("discard")
+    recorded.node.recording.longest = 400_000  # type: ignore[union-attr]
+    recorded.session._obey("record")
+    recorded.rows(5)
+    assert "! 134 MB are free where" in (said := recorded.said())
+    assert "room for about 1 episode" in said
     free["bytes"] = SPARE // 2
     recorded.lives = 3
     recorded.run()
@@ -188,6 +194,35 @@ def test_a_disk_that_is_full_after_all_loses_the_open_episode_in_words(
     with pytest.raises(DatasetError, match=r"open episode is lost: .*No space left.*before are whole"):
         recorded.run()
     assert open_dataset(recorded.root).n_episodes == 1
+
+
+def test_a_disk_that_is_full_at_once_is_said_in_the_same_words(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.session._obey("record")
+    recorded.rows(5)
+    recorded.session._obey("keep")
+    recorded.session._obey("record")
+    recorded.rows(5)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recorded.node, "lacks_room", lambda: True)
+    monkeypatch.setattr(recorded.node, "keep", fails)
+    with pytest.raises(DatasetError, match=r"open episode is lost: .*No space left.*before are whole"):
+        recorded.run()
+    assert open_dataset(recorded.root).n_episodes == 1
+
+
+def test_the_clock_does_not_repeat_what_was_refused_all_the_time(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevla.dataset.room.free_bytes", lambda _: SPARE // 2)
+    recorded.session.args.seconds, recorded.session.args.pause = 1.0, 0.0
+    recorded.session._due_s, recorded.lives = time.monotonic(), 20
+    recorded.run()
+    assert recorded.said().count("! no room for an episode") == 1
 
 
 def test_the_room_of_an_episode_follows_from_those_that_are_there(tmp_path: Path) -> None:
