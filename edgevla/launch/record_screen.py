@@ -1,7 +1,7 @@
 """What a person sees while recording: sentences, and below them one line that is drawn anew, with clock and counts.
 
-Without a terminal there are only the sentences; once nobody can read them (a closed terminal, the end of a pipe), nothing:
-what is recorded does not depend on it.
+Without a terminal there are only the sentences; once nobody can read them (a closed terminal, the end of a pipe),
+nothing: what is recorded does not depend on it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import shutil
 import time
+import unicodedata
 from collections.abc import Mapping
 from typing import TextIO
 
@@ -46,7 +47,7 @@ class RecordScreen:
             return
         if not select.select([], [self._stream], [], 0)[1]:  # a stalled ssh: waiting would cost rows
             return
-        line = line[: shutil.get_terminal_size().columns - 1]
+        line = fitted(line, shutil.get_terminal_size().columns - 1)
         if line != self._shown:
             self._write(CLEAR + line)
             self._shown, self._drawn_s = line, now
@@ -62,6 +63,15 @@ class RecordScreen:
 
     def _write(self, text: str) -> None:
         tell(text, self._stream, end="")
+
+
+def fitted(line: str, n_cells: int) -> str:
+    """As much of it as one line of a terminal holds, where a Chinese character takes two cells."""
+    for at, character in enumerate(line):
+        n_cells -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if n_cells < 0:
+            return line[:at]
+    return line
 
 
 def clock(seconds: float) -> str:

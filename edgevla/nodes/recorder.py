@@ -225,7 +225,8 @@ class RecorderNode:
             )
         n_more = 1 + int((free - needed) / (n_rows * self._room.per_row))
         if n_more < WARNED_EPISODES:
-            text = f"{in_words(free)} are free where {self.output} is: room for about {n_more} episode{'s' * (n_more != 1)}"
+            episodes = f"{n_more} episode{'s' * (n_more != 1)}"
+            text = f"{in_words(free)} are free where {self.output} is: room for about {episodes}"
             recording.news.append(("warning", "disk", text))
 
     def lacks_room(self) -> bool:

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import zmq
 
+from edgevla.cli import main
 from edgevla.clock import NS_PER_S
 from edgevla.dataset import DatasetWriter, open_dataset
 from edgevla.dataset.room import SPARE, episode_room
 from edgevla.dataset.stated import read_stated
 from edgevla.errors import DatasetError, WireError
 from edgevla.launch import record_cli
-from edgevla.launch.record_screen import RecordScreen
+from edgevla.launch.record_screen import RecordScreen, fitted
 from edgevla.launch.record_session import RecordSession
 from edgevla.messages import State
 from edgevla.nodes.recorder import RecorderNode
@@ -225,6 +226,12 @@ def test_the_clock_does_not_repeat_what_was_refused_all_the_time(
     assert recorded.said().count("! no room for an episode") == 1
 
 
+def test_the_line_fits_the_terminal_in_whatever_script_the_task_is() -> None:
+    assert fitted("REC 0:12 | cube", 8) == "REC 0:12"
+    assert fitted("REC | 把立方体放进碗里", 11) == "REC | 把立", "two cells each"
+    assert fitted("REC | 把", 8) == "REC | 把"
+
+
 def test_the_room_of_an_episode_follows_from_those_that_are_there(tmp_path: Path) -> None:
     camera = {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
     noise = np.random.default_rng(0)
@@ -267,3 +274,15 @@ def test_a_robot_that_does_not_answer_a_key_ends_no_episode(recorded: Recorded) 
     recorded.run("t", "k")
     assert "! robot did not answer 'lead' within 1 s" in recorded.said()
     assert open_dataset(recorded.root).n_frames == 5
+
+
+def test_the_check_names_the_episode_that_was_cut_off(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_cut_off in (False, True):
+        recorded.session._obey("record")
+        recorded.rows(5)
+        assert recorded.node.recording is not None
+        recorded.node.keep(recorded.node.recording, is_cut_off)
+    main(["dataset", str(recorded.root), "check"])
+    assert "warning: episode 1: the recording was ended while it was open" in capsys.readouterr().out
