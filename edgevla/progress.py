@@ -56,10 +56,11 @@ class ProgressLine:
 
 
 def tell(text: str, out: TextIO, end: str = "\n") -> None:
-    """Prints at once. Where whoever listened is gone (`| head`), long work goes on, and is told to nobody."""
+    """Prints at once. Where whoever listened is gone (`| head`, a closed terminal, a full disk), long work goes on,
+    and is told to nobody."""
     try:
         print(text, end=end, file=out, flush=True)
-    except BrokenPipeError:
+    except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, out.fileno())
         os.close(nowhere)

@@ -364,7 +364,8 @@ def _stated(root: Path, findings: Findings) -> Stated:
         findings.error(f"{error}; correct it, or remove the file", file=STATED)
         return Stated()
     for number in stated.cut_off_episodes:
-        findings.warn("the recording was ended while it was open, so it may lack its end", episode=number)
+        text = f"episode {number}: the recording was ended while it was open, so it may lack its end"
+        findings.warn(text, episode=number)
     return stated
 
 

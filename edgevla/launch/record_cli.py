@@ -182,6 +182,8 @@ def _record(
     screen.say(f"recording {deployment.robot} into {args.output}; cameras: {names}")
     if n_there:
         screen.say(f"{_count(n_there)} there already")
+    elif args.resume:
+        screen.say(f"{args.output} holds no episode yet: this is its first recording")
 
     def is_alive() -> bool:
         if led is not None:
@@ -334,9 +336,13 @@ def keys(say: Callable[[str], None]) -> Iterator[Callable[[float], str | None]]:
     before = termios.tcgetattr(stream)
     try:
         tty.setcbreak(stream)
+        modes = termios.tcgetattr(stream)
+        modes[0] &= ~termios.IXON  # Ctrl-S would stop the terminal, and with it whoever writes to it
+        termios.tcsetattr(stream, termios.TCSANOW, modes)
         yield TypedKeys(stream.fileno(), KEYS, say).read
     finally:
-        termios.tcsetattr(stream, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the terminal has closed
+            termios.tcsetattr(stream, termios.TCSADRAIN, before)
 
 
 class _Lines:

@@ -24,6 +24,7 @@ class TypedKeys:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._fd, self._say, self._clock = fd, say, clock
+        self._has_ended = False
         self._keyboard = Keyboard(letters, clock, field_key="", stray_words=STRAY)
 
     def read(self, seconds: float) -> str | None:
@@ -31,9 +32,7 @@ class TypedKeys:
 
         Past Python's buffer, in which keys that were typed while an episode was saved would wait for one more.
         """
-        text = ""
-        if select.select([self._fd], [], [], seconds)[0]:
-            text = os.read(self._fd, 4096).decode(errors="replace")
+        text = self._bytes(seconds).decode(errors="replace")
         found = None
         for act in [*self._typed(text), *self._keyboard.due()]:
             if act.kind == "command":
@@ -41,6 +40,20 @@ class TypedKeys:
             elif act.kind == "notice":
                 self._say(f"! {act.text}")
         return found
+
+    def _bytes(self, seconds: float) -> bytes:
+        """What came; a terminal that has closed has no more keys."""
+        if self._has_ended:
+            time.sleep(seconds)
+            return b""
+        if not select.select([self._fd], [], [], seconds)[0]:
+            return b""
+        try:
+            read = os.read(self._fd, 4096)
+        except OSError:
+            read = b""
+        self._has_ended = not read
+        return read
 
     def _typed(self, text: str) -> list[Intent]:
         """text: what came at once; of a key that is held down the same character several times."""

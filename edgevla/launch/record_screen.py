@@ -1,14 +1,19 @@
 """What a person sees while recording: sentences, and below them one line that is drawn anew, with clock and counts.
 
-Without a terminal there are only the sentences.
+Without a terminal there are only the sentences; once nobody can read them (a closed terminal, the end of a pipe),
+nothing: what is recorded does not depend on it.
 """
 
 from __future__ import annotations
 
+import select
 import shutil
 import time
+import unicodedata
 from collections.abc import Mapping
 from typing import TextIO
+
+from edgevla.progress import tell
 
 REDRAW_S = 0.2
 CLEAR = "\r\x1b[K"
@@ -40,7 +45,9 @@ class RecordScreen:
         now = time.monotonic()
         if not self._has_line or (self._shown and now - self._drawn_s < REDRAW_S):
             return
-        line = line[: shutil.get_terminal_size().columns - 1]
+        if not select.select([], [self._stream], [], 0)[1]:  # a stalled ssh: waiting would cost rows
+            return
+        line = fitted(line, shutil.get_terminal_size().columns - 1)
         if line != self._shown:
             self._write(CLEAR + line)
             self._shown, self._drawn_s = line, now
@@ -55,8 +62,16 @@ class RecordScreen:
             self._shown = ""
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        tell(text, self._stream, end="")
+
+
+def fitted(line: str, n_cells: int) -> str:
+    """As much of it as one line of a terminal holds, where a Chinese character takes two cells."""
+    for at, character in enumerate(line):
+        n_cells -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if n_cells < 0:
+            return line[:at]
+    return line
 
 
 def clock(seconds: float) -> str:

@@ -40,6 +40,8 @@ COUNTED_S = 3
 """The last seconds of a countdown are heard."""
 ROOM_S = 1.0
 """How often the room on the disk is looked at while an episode is open."""
+REFUSED_S = 5.0
+"""The clock tries again so much later to begin an episode that was refused."""
 FOREVER = float("inf")
 
 
@@ -116,13 +118,16 @@ class RecordSession:
             return
         try:
             self._keep_cut_off()
-        except UsageError:
-            pass  # it has no rows yet
-        except (EdgeVLAError, OSError) as error:
-            self._screen.say(f"! {_lost(error)}")
+        except DatasetError as error:
+            self._screen.say(f"! {error}")
 
     def _keep_cut_off(self) -> None:
-        self._end_episode("keep", is_cut_off=True)
+        try:
+            self._end_episode("keep", is_cut_off=True)
+        except UsageError:
+            return  # it has no rows yet
+        except (EdgeVLAError, OSError) as error:
+            raise _lost(error) from error
         number = self.node.recording.writer.n_episodes - 1 if self.node.recording is not None else 0
         root = shlex.quote(str(self.args.output))
         self._screen.say(f"! episode {number} was open and is kept as it was: edgevla dataset {root} delete {number} "
@@ -147,6 +152,8 @@ class RecordSession:
         if left_s <= 0:
             self._wait_anew()
             self._obey("record")
+            if not self.is_recording:  # refused, and why is said: not as often as the loop goes round
+                self._due_s = max(self._due_s, time.monotonic() + REFUSED_S)
         elif left_s < self._n_rung - 1:
             self._n_rung -= 1
             self._screen.ring()
@@ -193,7 +200,7 @@ class RecordSession:
         except (EdgeVLAError, OSError) as error:
             if word == "keep":
                 raise _lost(error) from error
-            if self.is_recording or isinstance(error, DatasetError | OSError):
+            if isinstance(error, DatasetError | OSError):
                 raise  # the dataset cannot be written: nothing more to do here
             self._screen.say(f"! {error}")
 

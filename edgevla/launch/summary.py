@@ -30,9 +30,10 @@ def describe_summary(s: Mapping[str, Any]) -> str:
     # Live ages are the oldest camera's, so these are too.
     worst = {name: max(age[name] for age in ages) for name in ("p50", "p99")} if ages else None
     trained = f"; in training p50 {worst['p50']:.2f}  p99 {worst['p99']:.2f}" if worst else ""
+    driver = "leader" if (s.get("bundle") or "").startswith("leader ") else "policy"
     lines = [f"EMERGENCY STOP {stop['words']}" for stop in s["emergency_stops"]]
     lines += [
-        f"ran {s['duration_s']} s: {s['ticks_running']} ticks under the policy, {s['inferences']} inferences",
+        f"ran {s['duration_s']} s: {s['ticks_running']} ticks under the {driver}, {s['inferences']} inferences",
         line("lateness", s["lateness_ms"], "ms") + f"; {s['deadline_misses']} deadlines missed",
         line("inference", s["inference_ms"], "ms"),
         line("image age", s["image_age_ms"], "ms") + trained,
@@ -61,7 +62,7 @@ def describe_summary(s: Mapping[str, Any]) -> str:
             "every chunk begins where it stands, which is a jump back"
         )
     elif s["clipped_share"] > RED_LINE:
-        wanted = "the policy wanted" if s["inferences"] else "it was told"
+        wanted = f"the {driver} wanted" if s["inferences"] else "it was told"
         lines.append(
             f"RED: safety changed {s['clipped_share']:.1%} of the goals (limit {RED_LINE:.0%}): the arm did not do what "
             f"{wanted}; {clipped or 'edgevla inspect tells more'}"

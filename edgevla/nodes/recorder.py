@@ -223,9 +223,10 @@ class RecorderNode:
                 f"no room for an episode: {in_words(free)} are free where {self.output} is, and one of "
                 f"{n_rows / self._fps_of_grid:.0f} s may need {in_words(needed)}; make room, then press r again"
             )
-        if free < WARNED_EPISODES * needed:
-            n_more = 1 + int((free - needed) / (n_rows * self._room.per_row))
-            text = f"{in_words(free)} are free where {self.output} is: room for about {n_more} episodes"
+        n_more = 1 + int((free - needed) / (n_rows * self._room.per_row))
+        if n_more < WARNED_EPISODES:
+            episodes = f"{n_more} episode{'s' * (n_more != 1)}"
+            text = f"{in_words(free)} are free where {self.output} is: room for about {episodes}"
             recording.news.append(("warning", "disk", text))
 
     def lacks_room(self) -> bool:

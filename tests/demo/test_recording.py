@@ -28,7 +28,7 @@ class Store:
     def add_frame(self, frame, task) -> None:
         self.rows.append((frame, task))
 
-    def save_episode(self) -> int:
+    def save_episode(self, is_cut_off: bool = False) -> int:
         self.rows = []
         self.n_episodes += 1
         return self.n_episodes - 1
@@ -113,7 +113,7 @@ def test_a_picture_that_stood_still_is_said_when_the_episode_is_kept():
 
 def test_an_episode_that_is_not_saved_is_no_memory():
     class Full(Store):
-        def save_episode(self) -> int:
+        def save_episode(self, is_cut_off: bool = False) -> int:
             raise DatasetError("no room")
 
     recording = Recording(Full(), ["front"])

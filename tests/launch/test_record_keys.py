@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 from collections.abc import Iterator
 
 import pytest
@@ -75,3 +76,13 @@ def test_a_key_that_is_held_down_is_one_press(hand: Hand) -> None:
 def test_different_letters_one_after_the_other_are_all_obeyed(hand: Hand) -> None:
     assert hand.type("rpk", ms_between=120) == "rpk"
     assert hand.type("r") == "r"
+
+
+def test_a_terminal_that_has_closed_has_no_more_keys() -> None:
+    master, terminal = pty.openpty()
+    keys = TypedKeys(terminal, KEYS, lambda _: None)
+    os.close(master)
+    try:
+        assert [keys.read(0), keys.read(0)] == [None, None]
+    finally:
+        os.close(terminal)

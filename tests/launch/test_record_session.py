@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ import numpy as np
 import pytest
 import zmq
 
+from edgevla.cli import main
 from edgevla.clock import NS_PER_S
 from edgevla.dataset import DatasetWriter, open_dataset
 from edgevla.dataset.room import SPARE, episode_room
 from edgevla.dataset.stated import read_stated
-from edgevla.errors import DatasetError
+from edgevla.errors import DatasetError, WireError
 from edgevla.launch import record_cli
-from edgevla.launch.record_screen import RecordScreen
+from edgevla.launch.record_screen import RecordScreen, fitted
 from edgevla.launch.record_session import RecordSession
 from edgevla.messages import State
 from edgevla.nodes.recorder import RecorderNode
@@ -162,7 +164,13 @@ def test_no_episode_begins_without_room_and_little_room_is_said(
     free["bytes"] = 2 * SPARE
     recorded.session._obey("record")
     recorded.rows(5)
-    assert "! 134 MB are free where" in recorded.said()
+    assert "are free where" not in recorded.said(), "there is room for a thousand"
+    recorded.session._obey("discard")
+    recorded.node.recording.longest = 400_000  # type: ignore[union-attr]
+    recorded.session._obey("record")
+    recorded.rows(5)
+    assert "! 134 MB are free where" in (said := recorded.said())
+    assert "room for about 1 episode" in said
     free["bytes"] = SPARE // 2
     recorded.lives = 3
     recorded.run()
@@ -189,6 +197,41 @@ def test_a_disk_that_is_full_after_all_loses_the_open_episode_in_words(
     assert open_dataset(recorded.root).n_episodes == 1
 
 
+def test_a_disk_that_is_full_at_once_is_said_in_the_same_words(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.session._obey("record")
+    recorded.rows(5)
+    recorded.session._obey("keep")
+    recorded.session._obey("record")
+    recorded.rows(5)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recorded.node, "lacks_room", lambda: True)
+    monkeypatch.setattr(recorded.node, "keep", fails)
+    with pytest.raises(DatasetError, match=r"open episode is lost: .*No space left.*before are whole"):
+        recorded.run()
+    assert open_dataset(recorded.root).n_episodes == 1
+
+
+def test_the_clock_does_not_repeat_what_was_refused_all_the_time(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgevla.dataset.room.free_bytes", lambda _: SPARE // 2)
+    recorded.session.args.seconds, recorded.session.args.pause = 1.0, 0.0
+    recorded.session._due_s, recorded.lives = time.monotonic(), 20
+    recorded.run()
+    assert recorded.said().count("! no room for an episode") == 1
+
+
+def test_the_line_fits_the_terminal_in_whatever_script_the_task_is() -> None:
+    assert fitted("REC 0:12 | cube", 8) == "REC 0:12"
+    assert fitted("REC | 把立方体放进碗里", 11) == "REC | 把立", "two cells each"
+    assert fitted("REC | 把", 8) == "REC | 把"
+
+
 def test_the_room_of_an_episode_follows_from_those_that_are_there(tmp_path: Path) -> None:
     camera = {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channels"]}
     noise = np.random.default_rng(0)
@@ -205,3 +248,41 @@ def test_the_room_of_an_episode_follows_from_those_that_are_there(tmp_path: Path
     assert seen.per_row > 2 * guessed.per_row
     assert seen.to_record(20) > SPARE + 3 * size, "its own, the copy, and what is copied with it"
     assert SPARE + 2 * size < seen.to_save(20) < seen.to_record(20)
+
+
+def test_what_is_recorded_does_not_depend_on_whether_somebody_reads_what_is_said(recorded: Recorded) -> None:
+    """`edgevla record ... | tee log`: Ctrl-C ends tee, too, and a terminal that closes takes no more words."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as nobody:
+        recorded.session._screen = RecordScreen(nobody, has_bell=True)
+        recorded.session._obey("record")
+        recorded.rows(5)
+        recorded.session.asked_by = "Ctrl-C"
+        recorded.run()
+    assert read_stated(recorded.root).cut_off_episodes == [0]
+    assert open_dataset(recorded.root).n_frames == 5
+
+
+def test_a_robot_that_does_not_answer_a_key_ends_no_episode(recorded: Recorded) -> None:
+    def press(is_led: bool) -> str:
+        raise WireError("robot did not answer 'lead' within 1 s")
+
+    recorded.session._takeover = SimpleNamespace(press=press)  # type: ignore[assignment]
+    recorded.session._obey("record")
+    recorded.rows(5)
+    recorded.run("t", "k")
+    assert "! robot did not answer 'lead' within 1 s" in recorded.said()
+    assert open_dataset(recorded.root).n_frames == 5
+
+
+def test_the_check_names_the_episode_that_was_cut_off(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for is_cut_off in (False, True):
+        recorded.session._obey("record")
+        recorded.rows(5)
+        assert recorded.node.recording is not None
+        recorded.node.keep(recorded.node.recording, is_cut_off)
+    main(["dataset", str(recorded.root), "check"])
+    assert "warning: episode 1: the recording was ended while it was open" in capsys.readouterr().out

@@ -85,3 +85,13 @@ def test_q_asks_first_a_signal_keeps_and_the_next_recording_tells(window, tmp_pa
     window.wait_for("keys: r record", n=3)
     window.type("q")
     window.wait_for("code=0", n=2)
+
+
+def test_a_window_that_is_closed_leaves_the_open_episode(window, tmp_path):
+    window.type("r")
+    window.wait_for("REC 0:01 |")
+    process = recorder(window)
+    window.close()
+    process.wait(60)
+    assert open_dataset(tmp_path / "dataset").episodes[0].length > 15
+    assert read_stated(tmp_path / "dataset").cut_off_episodes == [0]

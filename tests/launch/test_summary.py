@@ -108,6 +108,13 @@ def test_a_limit_that_has_no_words_yet_is_named_as_it_is():
     assert clipped_words({"clipped_torque_elbow_flex": 10}, {}, 100) == "torque elbow_flex 10.0%"
 
 
+def test_a_leader_is_not_called_a_policy():
+    made = {**summary(ticks_clipped=60), "speed_caps": CAPS, "bundle": "leader so101_leader"}
+    words = describe_summary(made)
+    assert "1000 ticks under the leader" in words
+    assert "policy" not in words
+
+
 def test_emergency_stops_come_first():
     log = RunLog(None)
     event = Event("warning", "mode_emergency", "emergency", {})
