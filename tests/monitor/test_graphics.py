@@ -11,9 +11,9 @@ from monitor_kit import Robot, Watcher
 
 from edgevla.cli import main
 from edgevla.monitor.graphics import (
-    AWAITED_S,
     FIRST_ID,
     HELD_S,
+    NAMED_S,
     NUMERALS,
     PLACEHOLDER,
     Answers,
@@ -25,6 +25,13 @@ GRAPHICS = re.compile(rb"\x1b_G([^;\x1b]*)(?:;([^\x1b]*))?\x1b\\")
 CUT = re.compile(rb"\x1b(_[^\x1b]*\x1b?|\[[^a-zA-Z]*)?\Z")
 """A sequence of which the end has not come yet."""
 ASKED = {b"\x1b[>0q": "\x1bP>|{name}\x1b\\", b"\x1b[c": "\x1b[?62;c"}
+
+SAID = (
+    "\x1b]11;rgb:1e1e/2222/eeee\x1b\\",
+    "\x1b]11;rgb:1e1e/2222/eeee\x07",
+    "\x1b_Gi=16;ENOSPC:no room, else\x1b\\",
+    "\x1bP1+r544e=hse\x1b\\",
+)
 
 
 class Kitty(Watcher):
@@ -168,8 +175,45 @@ def test_keys_go_through_between_answers_and_an_escape_that_is_none_is_only_late
     assert answers.feed("\x1b[?62;22c", 1.4) == ""
     assert answers.is_over.is_set()
     assert answers.feed("\x1b", 1.5) == "\x1b"
-    answers.ask(2.0)
-    assert answers.feed("\x1b", 2.0 + AWAITED_S) == "\x1b", "it took too long"
+
+
+def test_an_answer_that_is_late_or_stalls_is_taken_out_whole():
+    answers = Answers()
+    answers.ask(0.0)
+    assert answers.feed("\x1bP>|ghost", 20.0) == ""
+    assert answers.due(20.0 + NAMED_S / 2) == "", "no hand types this: it may take its time"
+    assert answers.feed("ty hse\x1b", 20.0 + NAMED_S / 2) == ""
+    assert answers.feed("\\x\x1b[?6", 20.6) == "x"
+    assert answers.feed("2;c", 20.6) == ""
+    assert (answers.name, answers.is_over.is_set()) == ("ghostty hse", True)
+    assert answers.feed("\x1bP>|ghost", 30.0) == ""
+    assert answers.due(30.0 + NAMED_S) == "\x1bP>|ghost", "it never ended"
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_no_string_of_a_terminal_is_keys_and_no_key_is_taken_for_one(said):
+    for cut in range(2, len(said)):
+        answers = Answers()
+        assert answers.feed(f"a{said[:cut]}", 1.0) == "a"
+        assert answers.feed(f"{said[cut:]}b", 1.05) == "b"
+        assert answers.name == ""
+    for key in ("\x1b[24~", "\x05", "\x1be", "\x1b"):  # whoever stops the arm waits for no string
+        answers = Answers()
+        assert answers.feed("\x1b]" + key, 1.0).endswith(key) or answers.due(1.0 + HELD_S).endswith(key)
+    assert answers.feed("\x1b]e", 2.0) == ""
+    assert answers.due(2.0 + HELD_S) == "\x1b]e"
+
+
+def test_what_a_terminal_says_unasked_asks_nothing_of_a_robot(robot, seen):
+    """A colour that another program asked for, an error of the graphics: both contain an `e`, which is a key."""
+    watcher = seen(robot, "--pictures=kitty", terminal=Watcher)
+    for said in SAID:
+        watcher.write(said)
+        time.sleep(0.1)
+    watcher.write("h")
+    robot.wait_for("home")
+    assert robot.actions() == ["home"]
+    assert "text came where none belongs" not in watcher.screen
 
 
 def test_only_terminals_with_placeholders_are_taken():
