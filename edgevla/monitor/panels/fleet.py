@@ -43,8 +43,12 @@ def fleet(seen: Fleet, chosen: int, width: int, height: int, now_ns: int) -> lis
         n += len(server.lines)
     has_detail = bool(lines) and height >= LEAST
     room = max(1, height - len(rows) - (DETAIL if has_detail else 0))
+    is_cut = len(body) > room > 2
+    room -= is_cut
     first = max(0, min(at - room + 1, len(body) - room)) if at >= room else 0
     rows += body[first : first + room]
+    if is_cut:
+        rows.append(((f" … {first} rows above, {len(body) - first - room} below", OLD),))
     if has_detail:
         rows += [()] * (height - DETAIL - len(rows))
         rows += _detail(lines[chosen], width, now_ns)
