@@ -93,6 +93,14 @@ class TerminalDriver(LinuxDriver):
         self.exit_event.clear()
         self._app.unheard += _keys(self.fileno)
 
+    def _sigcont_application(self, *_: object) -> None:
+        """After a SIGSTOP the terminal is still ours; begun a second time, it would be given back as we have made it."""
+        if self._graphics.write is not None:
+            self.suspend_application_mode()
+            self._must_signal_resume = True
+        if self._must_signal_resume:
+            super()._sigcont_application()
+
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
         if self._app.follows is not None and (keys := _keys(self.fileno)):
