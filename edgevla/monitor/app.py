@@ -110,7 +110,7 @@ class MonitorApp(KeyboardApp):
             "space": self._pause,
             "q": self._quit,
             "ctrl+c": self._interrupt,
-            "ctrl+l": lambda: self.screen.refresh(),
+            "ctrl+l": self._draw_anew,
             "m": self._save,
             **({"l": self._change_driver} if link.has_leader else {}),
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
@@ -326,6 +326,10 @@ class MonitorApp(KeyboardApp):
         self.link.interrupt()
         self.model.say("stop", f"ctrl+c: {STEPS[min(self._n_interrupts, len(STEPS) - 1)]}")
         self._n_interrupts += 1
+
+    def _draw_anew(self) -> None:
+        self.graphics.forget()
+        self.screen.refresh()
 
     def _quit(self) -> None:
         self.leave("" if self.link.is_ours else f"left; {self.how_it_stands()}")

@@ -130,8 +130,8 @@ class Answers:
 class Graphics:
     """Pictures of one screen. by: `auto` where the terminal can, else half blocks.
 
-    answers: of the terminal. write: to it; None while it is not ours. n_begun: how often it became ours: each time it
-    has no picture yet.
+    answers: of the terminal. write: to it; None while it is not ours. n_begun: how often it became ours, or was
+    cleared: each time it has no picture yet.
     """
 
     def __init__(self, by: PicturesBy = "blocks") -> None:
@@ -147,6 +147,10 @@ class Graphics:
         self.n_begun += 1
         if self._by == "auto" and not self.answers.name:
             write(self.answers.ask(time.monotonic()))
+
+    def forget(self) -> None:
+        """Pictures are sent anew: whoever has cleared the terminal has cleared them from its memory."""
+        self.n_begun += 1
 
     def end(self) -> None:
         """It will be somebody else's: no picture stays in its memory, and no answer is on its way."""
