@@ -185,6 +185,7 @@ class MonitorApp(KeyboardApp):
                 box = self._boxes[name]
                 self._panels[name].show(rows(model, standing, box.width, box.height, now))
         self._panels["keys"].show([self._named_keys(standing)])
+        self.graphics.look()
         for phase, camera in enumerate(self._cameras):
             if camera.box is not None and self._is_due("camera", phase):
                 camera.show(phase + 1, *picture(model, camera.camera, camera.room, now))

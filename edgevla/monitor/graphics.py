@@ -131,7 +131,7 @@ class Graphics:
     """Pictures of one screen. by: `auto` where the terminal can, else half blocks.
 
     answers: of the terminal. write: to it; None while it is not ours. n_begun: how often it became ours, or was
-    cleared: each time it has no picture yet.
+    cleared: each time it has no picture yet. keeps_up: whether it has taken all that was written before this `look`.
     """
 
     def __init__(self, by: PicturesBy = "blocks") -> None:
@@ -139,14 +139,20 @@ class Graphics:
         self.answers = Answers()
         self.write: Callable[[str], None] | None = None
         self.n_begun = 0
+        self.keeps_up = True
+        self._is_behind: Callable[[], bool] = lambda: False
         self._shown: set[int] = set()
 
-    def begin(self, write: Callable[[str], None]) -> None:
-        """The terminal is ours from now on."""
-        self.write = write
+    def begin(self, write: Callable[[str], None], is_behind: Callable[[], bool]) -> None:
+        """The terminal is ours from now on. is_behind: whether it has something left to take."""
+        self.write, self._is_behind = write, is_behind
         self.n_begun += 1
         if self._by == "auto" and not self.answers.name:
             write(self.answers.ask(time.monotonic()))
+
+    def look(self) -> None:
+        """Before pictures are drawn. A line that is too slow for them gets fewer: whoever waits for it obeys no key."""
+        self.keeps_up = not self._is_behind()
 
     def forget(self) -> None:
         """Pictures are sent anew: whoever has cleared the terminal has cleared them from its memory."""

@@ -5,6 +5,7 @@ import re
 import time
 
 import cv2
+import monitor_kit
 import numpy as np
 import pytest
 from monitor_kit import Robot, Watcher
@@ -231,3 +232,35 @@ def test_lines_of_a_picture_number_their_cells_and_are_as_wide_as_all_others():
     assert [line.cell_length for line in lines] == [10, 10]
     assert lines[1].text == "".join(f"{PLACEHOLDER}{NUMERALS[1]}{NUMERALS[x]}" for x in range(3)) + " " * 7
     assert len(set(NUMERALS)) == 160
+
+
+class Slow(Watcher):
+    """A terminal behind a narrow line, once it has a rate. bytes_per_s: of that line."""
+
+    bytes_per_s = 0
+
+    def heard(self, data):
+        if self.bytes_per_s:
+            time.sleep(len(data) / self.bytes_per_s)
+        return GRAPHICS.sub(b"", data)
+
+
+@pytest.mark.realtime
+def test_pictures_on_a_line_too_narrow_for_them_do_not_hold_back_an_emergency_stop(seen, monkeypatch):
+    noise = np.random.default_rng(0)
+
+    def picture(_):
+        image = cv2.GaussianBlur(noise.integers(0, 256, (120, 160, 3), dtype=np.uint8), (9, 9), 0)
+        return np.asarray(cv2.imencode(".jpg", image)[1]).reshape(-1)
+
+    monkeypatch.setattr(monitor_kit, "jpeg", picture)
+    robot = Robot(cameras=["front", "wrist", "left", "right"])
+    try:
+        watcher = seen(robot, "--pictures=kitty", terminal=Slow, size=(120, 40))
+        watcher.bytes_per_s = 10_000
+        time.sleep(5)  # all that the monitor may have written ahead is full
+        watcher.write("e")
+        robot.wait_for("emergency_stop", 1.5)
+        watcher.bytes_per_s = 0
+    finally:
+        robot.close()
