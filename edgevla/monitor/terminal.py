@@ -99,11 +99,15 @@ class TerminalDriver(LinuxDriver):
 
     def _sigcont_application(self, *_: object) -> None:
         """After a SIGSTOP the terminal is still ours; begun a second time, it would be given back as we have made it."""
-        if self._graphics.write is not None:
+        n_heard, is_ours = len(self._app.unheard), self._graphics.write is not None
+        if is_ours:
             self.suspend_application_mode()
             self._must_signal_resume = True
         if self._must_signal_resume:
             super()._sigcont_application()
+        if is_ours and (keys := self._app.unheard[n_heard:]):
+            del self._app.unheard[n_heard:]
+            self.send_message(TypedBetween(keys))
 
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
