@@ -110,7 +110,7 @@ class MonitorApp(KeyboardApp):
             "space": self._pause,
             "q": self._quit,
             "ctrl+c": self._interrupt,
-            "ctrl+l": lambda: self.screen.refresh(),
+            "ctrl+l": self._draw_anew,
             "m": self._save,
             **({"l": self._change_driver} if link.has_leader else {}),
             **{key: partial(self._steer, action) for key, action in SENT_BY.items()},
@@ -185,6 +185,7 @@ class MonitorApp(KeyboardApp):
                 box = self._boxes[name]
                 self._panels[name].show(rows(model, standing, box.width, box.height, now))
         self._panels["keys"].show([self._named_keys(standing)])
+        self.graphics.look()
         for phase, camera in enumerate(self._cameras):
             if camera.box is not None and self._is_due("camera", phase):
                 camera.show(phase + 1, *picture(model, camera.camera, camera.room, now))
@@ -326,6 +327,10 @@ class MonitorApp(KeyboardApp):
         self.link.interrupt()
         self.model.say("stop", f"ctrl+c: {STEPS[min(self._n_interrupts, len(STEPS) - 1)]}")
         self._n_interrupts += 1
+
+    def _draw_anew(self) -> None:
+        self.graphics.forget()
+        self.screen.refresh()
 
     def _quit(self) -> None:
         self.leave("" if self.link.is_ours else f"left; {self.how_it_stands()}")

@@ -23,8 +23,8 @@ from edgevla.monitor.rows import Panel
 REFRESH_S = 0.25
 NOTICE_NS = 6_000_000_000
 STEERS_NOTHING = f"{NOTHING_ACTS}: open its cockpit with Enter, and press e there"
-IS_FAR = "{name} runs on another machine: it is {asked} there (ssh -t HOST edgevla monitor), or by its power switch"
-"""Of a robot that only its policy server tells of."""
+IS_FAR = "only its own machine {asks} it: ssh -t HOST edgevla monitor{or_else}"
+"""Of a robot that its policy server tells of: which machine that is, a server without keys does not know."""
 
 
 class FleetApp(KeyboardApp):
@@ -107,7 +107,11 @@ class FleetApp(KeyboardApp):
                 self.unheard.append(events.Key(EMERGENCY[0], None))  # the cockpit's that opens
             elif act.kind == "emergency":
                 line = self._chosen_line
-                self._say(STEERS_NOTHING if not isinstance(line, Far) else _is_far(line, "stopped"))
+                self._say(
+                    STEERS_NOTHING
+                    if not isinstance(line, Far)
+                    else IS_FAR.format(asks="stops", or_else=", or its power switch")
+                )
             elif act.kind == "notice":
                 self._say(act.text)
             else:
@@ -133,7 +137,7 @@ class FleetApp(KeyboardApp):
         line = lines[index]
         self._at = line.key
         if isinstance(line, Far):
-            self._say(_is_far(line, "steered"))
+            self._say(IS_FAR.format(asks="steers", or_else=""))
             return
         if line.listener is None:
             self._say(f"{line.model.robot} has ended: there is nothing to open")
@@ -144,7 +148,3 @@ class FleetApp(KeyboardApp):
     def _say(self, notice: str) -> None:
         self._notice, self._notice_ns = notice, time.monotonic_ns()
         self._show()
-
-
-def _is_far(line: Far, asked: str) -> str:
-    return IS_FAR.format(name=line.name, asked=asked)

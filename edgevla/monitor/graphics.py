@@ -26,11 +26,17 @@ from edgevla.monitor.cli import PicturesBy
 
 ASKING = "\x1b[>0q\x1b[c"
 """Name and version; and what every terminal answers, so that it is known when no more will come."""
-ANSWER = re.compile(r"\x1bP>\|(?P<name>[^\x1b]{0,200})\x1b\\|\x1b\[\?[\d;]*c")
-BEGUN = re.compile(r"\x1b(P(>(\|[^\x1b]{0,200}\x1b?)?)?|\[(\?[\d;]*)?)?\Z")
-"""The first part of an answer, where a read ended in it."""
-AWAITED_S, HELD_S = 5.0, 0.1
-"""How long answers may take, and how long their second part may: a lone Escape looks like the first."""
+NAMED = "\x1bP>|"
+ANSWER = re.compile(
+    r"\x1b(?:P>\|(?P<name>[^\x1b\x07]*)|[PX\]^_][^\x1b\x07]*)(?:\x1b\\|\x07)|\x1b\[\?[\d;]*(?P<last>c)"
+)
+"""And every other string that a terminal says: no finger types one, and an `e` in an error of its graphics is no key."""
+BEGUN = re.compile(r"\x1b(?:(?P<string>[PX\]^_][^\x00-\x1f]{0,4000}\x1b?)|\[(?:\?[\d;]*)?)?\Z")
+"""The first part of one, where a read ended in it."""
+AWAITED_S = 5.0
+"""How long answers may be on their way when the terminal is given back."""
+HELD_S, NAMED_S = 0.1, 1.0
+"""How long a second part may take: a lone Escape looks like the first one; what begins with NAMED, no hand types."""
 LEAVING_S = 0.3
 """Who leaves at once waits so long for answers, which else were typed into the shell."""
 PLACEHOLDER = "\U0010eeee"
@@ -78,7 +84,8 @@ class Answers:
     def __init__(self) -> None:
         self.name = ""
         self.is_over = threading.Event()
-        self._asked_s = self._read_s = -AWAITED_S
+        self._asked_s: float | None = None
+        self._read_s = 0.0
         self._held = ""
 
     def ask(self, now_s: float) -> str:
@@ -90,14 +97,19 @@ class Answers:
     def feed(self, text: str, now_s: float) -> str:
         """What was typed. The begin of an answer is kept back until the rest has come, or does not come."""
         text, self._held, self._read_s = ANSWER.sub(self._take, self._held + text), "", now_s
-        begun = BEGUN.search(text) if now_s - self._asked_s < AWAITED_S else None
-        if begun is not None and not self.is_over.is_set():
+        begun = BEGUN.search(text)
+        if begun is not None and (begun["string"] or self._is_awaited):
             text, self._held = text[: begun.start()], begun[0]
         return text
 
+    @property
+    def _is_awaited(self) -> bool:
+        return self._asked_s is not None and not self.is_over.is_set()
+
     def due(self, now_s: float) -> str:
         """What was kept back and is no answer."""
-        if not self._held or now_s - self._read_s < HELD_S:
+        patience_s = NAMED_S if self._held.startswith(NAMED) else HELD_S
+        if not self._held or now_s - self._read_s < patience_s:
             return ""
         text, self._held = self._held, ""
         return text
@@ -105,21 +117,21 @@ class Answers:
     def _take(self, found: re.Match[str]) -> str:
         if found["name"] is not None:
             self.name = found["name"]
-        else:
+        elif found["last"]:
             self.is_over.set()
         return ""
 
     def wait(self, now_s: float) -> None:
         """Before the terminal is given back."""
-        if now_s - self._asked_s < AWAITED_S:
+        if self._asked_s is not None and now_s - self._asked_s < AWAITED_S:
             self.is_over.wait(LEAVING_S)
 
 
 class Graphics:
     """Pictures of one screen. by: `auto` where the terminal can, else half blocks.
 
-    answers: of the terminal. write: to it; None while it is not ours. n_begun: how often it became ours: each time it
-    has no picture yet.
+    answers: of the terminal. write: to it; None while it is not ours. n_begun: how often it became ours, or was
+    cleared: each time it has no picture yet. keeps_up: whether it has taken all that was written before this `look`.
     """
 
     def __init__(self, by: PicturesBy = "blocks") -> None:
@@ -127,14 +139,24 @@ class Graphics:
         self.answers = Answers()
         self.write: Callable[[str], None] | None = None
         self.n_begun = 0
+        self.keeps_up = True
+        self._is_behind: Callable[[], bool] = lambda: False
         self._shown: set[int] = set()
 
-    def begin(self, write: Callable[[str], None]) -> None:
-        """The terminal is ours from now on."""
-        self.write = write
+    def begin(self, write: Callable[[str], None], is_behind: Callable[[], bool]) -> None:
+        """The terminal is ours from now on. is_behind: whether it has something left to take."""
+        self.write, self._is_behind = write, is_behind
         self.n_begun += 1
         if self._by == "auto" and not self.answers.name:
             write(self.answers.ask(time.monotonic()))
+
+    def look(self) -> None:
+        """Before pictures are drawn. A line that is too slow for them gets fewer: whoever waits for it obeys no key."""
+        self.keeps_up = not self._is_behind()
+
+    def forget(self) -> None:
+        """Pictures are sent anew: whoever has cleared the terminal has cleared them from its memory."""
+        self.n_begun += 1
 
     def end(self) -> None:
         """It will be somebody else's: no picture stays in its memory, and no answer is on its way."""

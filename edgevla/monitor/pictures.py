@@ -138,8 +138,9 @@ class CameraView(Lines):
         width, height = self.box.width, self.box.height
         is_graphic = self._graphics.is_on(self.app.console.color_system)
         shown = (jpeg, is_old, width, height, is_graphic and self._graphics.n_begun)
-        if shown != self._shown:
-            if shown[2:] != self._shown[2:]:
+        is_other = shown[2:] != self._shown[2:]
+        if is_other or (shown != self._shown and (self._graphics.keeps_up or not is_graphic)):
+            if is_other:
                 self._blocks = KittyPicture(self._graphics, self._index) if is_graphic else HalfBlocks()
                 self._title = ()
                 self.refresh()

@@ -56,7 +56,7 @@ class TerminalDriver(LinuxDriver):
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
         self._graphics: Graphics = app.graphics
-        self._file = _Output()  # type: ignore[assignment]
+        self._file: _Output = _Output()  # type: ignore[assignment]
         self._awake_s = 0.0
 
     def _get_terminal_size(self) -> tuple[int, int]:
@@ -75,7 +75,11 @@ class TerminalDriver(LinuxDriver):
             with contextlib.suppress(termios.error):
                 termios.tcflush(self.fileno, termios.TCIFLUSH)
         super().start_application_mode()
-        self._graphics.begin(self.write)
+        self._graphics.begin(self.write, lambda: self._file.is_behind)
+
+    def write(self, data: str) -> None:
+        self._file.n_asked += len(data)
+        super().write(data)
 
     def stop_application_mode(self) -> None:
         self._graphics.end()
@@ -92,6 +96,18 @@ class TerminalDriver(LinuxDriver):
             self._key_thread.join()
         self.exit_event.clear()
         self._app.unheard += _keys(self.fileno)
+
+    def _sigcont_application(self, *_: object) -> None:
+        """After a SIGSTOP the terminal is still ours; begun a second time, it would be given back as we have made it."""
+        n_heard, is_ours = len(self._app.unheard), self._graphics.write is not None
+        if is_ours:
+            self.suspend_application_mode()
+            self._must_signal_resume = True
+        if self._must_signal_resume:
+            super()._sigcont_application()
+        if is_ours and (keys := self._app.unheard[n_heard:]):
+            del self._app.unheard[n_heard:]
+            self.send_message(TypedBetween(keys))
 
     def run_input_thread(self) -> None:
         parser, decoder = XTermParser(), codecs.getincrementaldecoder("utf-8")("replace")
@@ -142,7 +158,18 @@ def _keys(descriptor: int) -> list[Key]:
 
 
 class _Output:
-    """Writes past Python's buffers; what nobody can read any more is left out."""
+    """Writes past Python's buffers; what nobody can read any more is left out.
+
+    n_asked, n_written: characters.
+    """
+
+    def __init__(self) -> None:
+        self.n_asked = self.n_written = 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the terminal has not taken all of it yet."""
+        return self.n_written < self.n_asked
 
     def write(self, text: str) -> None:
         left = text.encode(sys.__stderr__.encoding, "replace")  # type: ignore[union-attr]
@@ -151,6 +178,7 @@ class _Output:
                 left = left[os.write(self.fileno(), left) :]
         except OSError:
             pass
+        self.n_written += len(text)
 
     def flush(self) -> None:
         pass

@@ -19,6 +19,8 @@ ASK_S = 0.5
 PATIENCE_NS = 4 * NS_PER_S
 """Keys take several ways there and back; a server that has gone is noticed earlier, by the beats."""
 
+NOBODY_YET = "; does `edgevla serve` run there, at this port?"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -51,7 +53,7 @@ class Lookout:
                 line = ServerLine(ctx, self.server, new_session(), "monitor", self._is_closing)
                 try:
                     self._ask_by(line)
-                    why = line.barred or f"does not answer{line.hint}"
+                    why = line.barred or f"does not answer{line.hint or self._doubt}"
                 except UsageError as error:
                     why = f"tells nothing of its robots; is it an older EdgeVLA? ({error})"
                 except EdgeVLAError as error:
@@ -62,6 +64,11 @@ class Lookout:
                 self._is_closing.wait(ASK_S)
         finally:
             ctx.destroy(linger=0)
+
+    @property
+    def _doubt(self) -> str:
+        """Who has never answered may be somebody else."""
+        return NOBODY_YET if self.report.about is None else ""
 
     def _ask_by(self, line: ServerLine) -> None:
         """Until the server does not answer any more, or nobody looks."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import zmq
 from monitor_kit import Watcher
+from rich.cells import cell_len
 from test_fleet import line_of, press, wait_for_line
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))
@@ -23,9 +25,13 @@ from edgevla.cli import main
 from edgevla.descriptions import AboutRobots, ServedRobot
 from edgevla.errors import WireError
 from edgevla.monitor.elsewhere import STALE_NS, Far
+from edgevla.monitor.fleet_app import IS_FAR, STEERS_NOTHING
+from edgevla.monitor.panels.elsewhere import far_words
+from edgevla.monitor.panels.fleet import fleet_keys
+from edgevla.monitor.rows import OLD
 from edgevla.monitor.standing import ALARM
 from edgevla.serve.keys import KeyPair, machine_keys
-from edgevla.serve.lookout import Report
+from edgevla.serve.lookout import Lookout, Report
 from edgevla.serve.paired import keep, revoke
 from edgevla.serve.transport import Address
 
@@ -170,9 +176,9 @@ def test_what_is_no_key_of_theirs_says_so_and_a_server_that_hangs_is_lost_too(si
     watcher = page()
     wait_for_line(watcher, "kitchen", "SERVED")
     press(watcher, "\r")
-    watcher.wait_for("kitchen runs on another machine: it is steered there (ssh -t HOST edgevla monitor)")
+    watcher.wait_for("only its own machine steers it: ssh -t HOST edgevla monitor")
     press(watcher, "e")
-    watcher.wait_for("kitchen runs on another machine: it is stopped there")
+    watcher.wait_for("only its own machine stops it: ssh -t HOST edgevla monitor, or its power switch")
     os.kill(site.server.process.pid, signal.SIGSTOP)
     try:
         wait_for_line(watcher, "kitchen", "LOST")
@@ -223,3 +229,26 @@ def test_only_what_is_of_now_and_answered_is_green(word, changes, report):
     assert standing.word == word
     assert ("green" in standing.style) == (word == "SERVED") == standing.is_live
     assert (standing.style == ALARM) == (word == "LOST")
+    assert (far_words(Far(Address("tcp://gpu:1"), TOLD, now, made), standing)[0][1] == OLD) == (
+        word != "SERVED"
+    ), "figures of then look as if they were of now"
+
+
+def test_what_is_said_below_the_lines_fits_a_small_terminal():
+    asked = [
+        IS_FAR.format(asks="stops", or_else=", or its power switch"),
+        IS_FAR.format(asks="steers", or_else=""),
+        STEERS_NOTHING,
+    ]
+    for said in ("", *asked):
+        assert sum(cell_len(text) for text, _ in fleet_keys(said, 80)) <= 80, said
+
+
+def test_an_address_where_something_else_listens_is_doubted():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        lookout = Lookout(Address(f"tcp://127.0.0.1:{silent.getsockname()[1]}"))
+        until = time.monotonic() + 30
+        while not lookout.report.why_not and time.monotonic() < until:
+            time.sleep(0.05)
+        lookout.close()
+    assert lookout.report.why_not == "does not answer; does `edgevla serve` run there, at this port?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -163,6 +164,10 @@ def test_no_size_breaks_a_row_and_the_chosen_line_is_in_view(place):
                 assert len(rows) <= max(height, 3)
                 texts = ["".join(text for text, _ in fitted(row, width)) for row in rows]
                 assert any(f"❯{chosen + 1}" in text for text in texts)
+                n_shown = sum(text.startswith(" ") and "  arm" in text for text in texts)
+                left_out = [re.search(r"(\d+) rows above, (\d+) below", text) for text in texts]
+                counts = [int(n) for found in left_out if found for n in found.groups()]
+                assert height == 3 or n_shown + sum(counts) == 7, texts
     finally:
         seen.close()
 

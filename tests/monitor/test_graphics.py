@@ -5,15 +5,16 @@ import re
 import time
 
 import cv2
+import monitor_kit
 import numpy as np
 import pytest
 from monitor_kit import Robot, Watcher
 
 from edgevla.cli import main
 from edgevla.monitor.graphics import (
-    AWAITED_S,
     FIRST_ID,
     HELD_S,
+    NAMED_S,
     NUMERALS,
     PLACEHOLDER,
     Answers,
@@ -25,6 +26,13 @@ GRAPHICS = re.compile(rb"\x1b_G([^;\x1b]*)(?:;([^\x1b]*))?\x1b\\")
 CUT = re.compile(rb"\x1b(_[^\x1b]*\x1b?|\[[^a-zA-Z]*)?\Z")
 """A sequence of which the end has not come yet."""
 ASKED = {b"\x1b[>0q": "\x1bP>|{name}\x1b\\", b"\x1b[c": "\x1b[?62;c"}
+
+SAID = (
+    "\x1b]11;rgb:1e1e/2222/eeee\x1b\\",
+    "\x1b]11;rgb:1e1e/2222/eeee\x07",
+    "\x1b_Gi=16;ENOSPC:no room, else\x1b\\",
+    "\x1bP1+r544e=hse\x1b\\",
+)
 
 
 class Kitty(Watcher):
@@ -109,6 +117,9 @@ def test_kitty_shows_pictures_in_cells_and_keeps_none_of_them(robot, seen):
     watcher.wait_until(lambda: PLACEHOLDER not in watcher.screen, "a picture is left on the page of keys")
     watcher.write("?")
     watcher.wait_until(lambda: PLACEHOLDER in watcher.screen, "the picture did not come back")
+    watcher.images.clear()  # as a terminal does that is cleared; the scripted cameras show the same picture all the time
+    watcher.write("\x0c")
+    watcher.wait_until(lambda: len(set(watcher.images)) >= 2, "ctrl+l did not send the pictures again")
     time.sleep(0.4)
     watcher.write("q")
     assert watcher.wait_for_end() == 0
@@ -168,8 +179,45 @@ def test_keys_go_through_between_answers_and_an_escape_that_is_none_is_only_late
     assert answers.feed("\x1b[?62;22c", 1.4) == ""
     assert answers.is_over.is_set()
     assert answers.feed("\x1b", 1.5) == "\x1b"
-    answers.ask(2.0)
-    assert answers.feed("\x1b", 2.0 + AWAITED_S) == "\x1b", "it took too long"
+
+
+def test_an_answer_that_is_late_or_stalls_is_taken_out_whole():
+    answers = Answers()
+    answers.ask(0.0)
+    assert answers.feed("\x1bP>|ghost", 20.0) == ""
+    assert answers.due(20.0 + NAMED_S / 2) == "", "no hand types this: it may take its time"
+    assert answers.feed("ty hse\x1b", 20.0 + NAMED_S / 2) == ""
+    assert answers.feed("\\x\x1b[?6", 20.6) == "x"
+    assert answers.feed("2;c", 20.6) == ""
+    assert (answers.name, answers.is_over.is_set()) == ("ghostty hse", True)
+    assert answers.feed("\x1bP>|ghost", 30.0) == ""
+    assert answers.due(30.0 + NAMED_S) == "\x1bP>|ghost", "it never ended"
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_no_string_of_a_terminal_is_keys_and_no_key_is_taken_for_one(said):
+    for cut in range(2, len(said)):
+        answers = Answers()
+        assert answers.feed(f"a{said[:cut]}", 1.0) == "a"
+        assert answers.feed(f"{said[cut:]}b", 1.05) == "b"
+        assert answers.name == ""
+    for key in ("\x1b[24~", "\x05", "\x1be", "\x1b"):  # whoever stops the arm waits for no string
+        answers = Answers()
+        assert answers.feed("\x1b]" + key, 1.0).endswith(key) or answers.due(1.0 + HELD_S).endswith(key)
+    assert answers.feed("\x1b]e", 2.0) == ""
+    assert answers.due(2.0 + HELD_S) == "\x1b]e"
+
+
+def test_what_a_terminal_says_unasked_asks_nothing_of_a_robot(robot, seen):
+    """A colour that another program asked for, an error of the graphics: both contain an `e`, which is a key."""
+    watcher = seen(robot, "--pictures=kitty", terminal=Watcher)
+    for said in SAID:
+        watcher.write(said)
+        time.sleep(0.1)
+    watcher.write("h")
+    robot.wait_for("home")
+    assert robot.actions() == ["home"]
+    assert "text came where none belongs" not in watcher.screen
 
 
 def test_only_terminals_with_placeholders_are_taken():
@@ -184,3 +232,35 @@ def test_lines_of_a_picture_number_their_cells_and_are_as_wide_as_all_others():
     assert [line.cell_length for line in lines] == [10, 10]
     assert lines[1].text == "".join(f"{PLACEHOLDER}{NUMERALS[1]}{NUMERALS[x]}" for x in range(3)) + " " * 7
     assert len(set(NUMERALS)) == 160
+
+
+class Slow(Watcher):
+    """A terminal behind a narrow line, once it has a rate. bytes_per_s: of that line."""
+
+    bytes_per_s = 0
+
+    def heard(self, data):
+        if self.bytes_per_s:
+            time.sleep(len(data) / self.bytes_per_s)
+        return GRAPHICS.sub(b"", data)
+
+
+@pytest.mark.realtime
+def test_pictures_on_a_line_too_narrow_for_them_do_not_hold_back_an_emergency_stop(seen, monkeypatch):
+    noise = np.random.default_rng(0)
+
+    def picture(_):
+        image = cv2.GaussianBlur(noise.integers(0, 256, (120, 160, 3), dtype=np.uint8), (9, 9), 0)
+        return np.asarray(cv2.imencode(".jpg", image)[1]).reshape(-1)
+
+    monkeypatch.setattr(monitor_kit, "jpeg", picture)
+    robot = Robot(cameras=["front", "wrist", "left", "right"])
+    try:
+        watcher = seen(robot, "--pictures=kitty", terminal=Slow, size=(120, 40))
+        watcher.bytes_per_s = 10_000
+        time.sleep(5)  # all that the monitor may have written ahead is full
+        watcher.write("e")
+        robot.wait_for("emergency_stop", 1.5)
+        watcher.bytes_per_s = 0
+    finally:
+        robot.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from rich.cells import cell_len
 
 from edgevla.monitor.layout import Box, Content, arrange
+from edgevla.monitor.panels.keys import help_page
 
 ONE_ARM = Content((6,), 6, 1)
 ROBOTS = {
@@ -67,3 +69,11 @@ def test_one_camera_enlarged_has_the_screen_but_for_the_events() -> None:
 
 def test_help_has_the_screen_and_the_state_stays() -> None:
     assert set(placed(80, 24, Content((6,), 6, 1, is_help=True))) == {"header", "keys", "help"}
+
+
+def test_the_page_of_keys_fits_a_small_terminal() -> None:
+    """Below two rows of the header, above the row of keys; what is cut off cannot be scrolled to."""
+    rows = help_page(80)
+    assert len(rows) <= 24 - 3
+    for row in rows:
+        assert sum(cell_len(text) for text, _ in row) <= 80, row

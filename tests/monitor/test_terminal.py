@@ -292,6 +292,26 @@ def test_a_stopped_and_continued_monitor_obeys_keys_again(robot, watch):
     robot.wait_for("pause")
 
 
+def test_whoever_stops_it_without_a_word_gets_the_terminal_back_all_the_same(robot, watch):
+    watcher = watch(robot)
+    process = psutil.Process(watcher.process.pid)
+    for _ in range(2):
+        n_threads = process.num_threads()
+        watcher.process.send_signal(signal.SIGSTOP)
+        watcher.wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "it does not stop")
+        n_begun = watcher.raw.count(b"\x1b[?1049h")
+        watcher.process.send_signal(signal.SIGCONT)
+        watcher.wait_until(lambda n=n_begun: watcher.raw.count(b"\x1b[?1049h") > n, "it does not go on")
+        watcher.wait_for("shoulder_pan")
+        watcher.wait_until(lambda n=n_threads: process.num_threads() <= n, "somebody reads keys beside it")
+    watcher.write("h")
+    robot.wait_for("home")
+    watcher.write("q")
+    assert watcher.wait_for_end() == 0
+    watcher.assert_sane()
+    assert robot.actions() == ["home"]
+
+
 def test_a_deployment_that_runs_is_not_asked_for_without_a_terminal(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "edgevla", "monitor"], capture_output=True, stdin=subprocess.DEVNULL

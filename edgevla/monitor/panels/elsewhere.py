@@ -6,11 +6,11 @@ from edgevla.clock import NS_PER_MS
 from edgevla.monitor.elsewhere import Elsewhere, Far, lost_words
 from edgevla.monitor.panels.events import wrapped
 from edgevla.monitor.panels.marks import rate, title
-from edgevla.monitor.rows import Cell, Row, clean
-from edgevla.monitor.standing import ALARM, duration
+from edgevla.monitor.rows import OLD, Cell, Row, clean
+from edgevla.monitor.standing import ALARM, Standing, duration
 
 NOBODY = "it serves no robot now; one that joins is shown at once"
-STEERED = "by its own machine: ssh -t HOST edgevla monitor; nothing here reaches it"
+STEERED = "by its own machine alone: ssh -t HOST edgevla monitor"
 
 
 def server_rows(server: Elsewhere, width: int, now_ns: int) -> list[Row]:
@@ -28,9 +28,9 @@ def server_rows(server: Elsewhere, width: int, now_ns: int) -> list[Row]:
     return rows if server.lines else [*rows, ((f" {NOBODY}", "dim italic"),)]
 
 
-def far_words(line: Far) -> list[Cell]:
-    """Behind the columns: how it is served."""
-    return [(" · ".join([clean(line.told.robot), *_figures(line)]), "")]
+def far_words(line: Far, standing: Standing) -> list[Cell]:
+    """Behind the columns: how it is served; grey where that is not of now."""
+    return [(" · ".join([clean(line.told.robot), *_figures(line)]), "" if standing.is_live else OLD)]
 
 
 def far_facts(line: Far) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ WITH_CLOCK, WITH_BUNDLE = 80, 100
 """From so many columns on."""
 DETAIL, LEAST = 9, 14
 """Rows of the part about the chosen one, and of the screen from which on it is there."""
-KEYS = (("up down", "choose"), ("Enter", "opens its cockpit"), ("q", "leave"))
+KEYS = (("up down", "choose"), ("Enter", "opens it"), ("q", "leave"))
 NOTHING_ACTS = "no key here acts on a robot"
 EMPTY = "no deployment runs; one that begins is shown at once"
 
@@ -43,8 +43,12 @@ def fleet(seen: Fleet, chosen: int, width: int, height: int, now_ns: int) -> lis
         n += len(server.lines)
     has_detail = bool(lines) and height >= LEAST
     room = max(1, height - len(rows) - (DETAIL if has_detail else 0))
+    is_cut = len(body) > room > 2
+    room -= is_cut
     first = max(0, min(at - room + 1, len(body) - room)) if at >= room else 0
     rows += body[first : first + room]
+    if is_cut:
+        rows.append(((f" … {first} rows above, {len(body) - first - room} below", OLD),))
     if has_detail:
         rows += [()] * (height - DETAIL - len(rows))
         rows += _detail(lines[chosen], width, now_ns)
@@ -62,7 +66,7 @@ def _line(line: Deployed | Far, number: int, is_chosen: bool, width: int, now_ns
     if isinstance(line, Far):
         told = line.told
         standing, name, bundle = line.standing(now_ns), line.name, told.policy
-        age_ns, said, is_over = line.asked_ns(now_ns), far_words(line), line.has_left
+        age_ns, said, is_over = line.asked_ns(now_ns), far_words(line, standing), line.has_left
         runs_for = clock(line.since_ns(told.joined_ms, now_ns))
     else:
         model = line.model

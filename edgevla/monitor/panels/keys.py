@@ -16,34 +16,27 @@ HELP = (
     ("the arm", (
         ("e", "emergency stop: the arm freezes; once more, after a pause, lets go"),
         ("F12 ctrl+e", "the same, also while you type"),
-        ("ctrl+r", "clears the emergency stop: the arm is paused, and moves when it is resumed"),
+        ("ctrl+r", "clears the emergency stop; the arm is paused until it is resumed"),
         ("space", "pause; resume only what is paused"),
-        ("l", "under `deploy --leader`: you take over with the leader arm; again: the policy goes on"),
-        ("h", "home"),
-        ("s", "stop: to rest, then released"),
-        ("t", "type or paste a task; Enter sends it, Escape leaves, up brings the last one back"),
+        ("l", "with `deploy --leader`: you take over; again: the policy goes on"),
+        ("h  s", "home; s, stop: to rest, then released"),
+        ("t", "type or paste a task: Enter sends, Escape leaves, up: the last one"),
     )),
     ("the view", (
         ("c  1 to 9", "one camera large; again, or Escape: all parts"),
         ("/", "search the events; Enter keeps what was found, Escape shows all"),
         ("up down", "scroll the events by one; PageUp, PageDown by ten; End: the newest"),
         ("?", "this page"),
-        ("m", "saves this moment for good: what the policy saw and answered in the last 30 seconds"),
+        ("m", "saves this moment: what the policy saw and answered in the last 30 s"),
         ("ctrl+l", "draws the screen anew"),
-        ("q  b", "leave; b: to all robots; the robot stays as it is, unless `deploy --monitor` started this monitor"),
+        ("q  b", "leave; b: all robots. Only `deploy --monitor` ends with its monitor"),
         ("ctrl+c", "leaves; under `deploy --monitor`: to rest, emergency stop, let go"),
     )),
 )  # fmt: skip
 SIGNS = (
     ("joints", "● present, ┃ goal (red: safety changed it), the last ten seconds"),
-    (
-        "chunks",
-        "╌ asked, ░ skipped, █ done, ─ to come, │ now; seam: how far the goals bend where a chunk takes over",
-    ),
-    (
-        "servos",
-        "worst first; on: torque, ? nobody knows; rates are of the last five seconds, a line's own apart",
-    ),
+    ("chunks", "╌ asked, ░ skipped, █ done, ─ to come, │ now; seam: the goals' bend"),
+    ("servos", "worst first; on: torque, ?: nobody knows; rates are of the last 5 s"),
 )
 
 
