@@ -89,6 +89,15 @@ def to_half(
     _Rewrite(model, keep, form).run(set(half_inputs), set(half_outputs))
 
 
+def always_float(
+    model: ir.Model, half_inputs: Collection[str], half_outputs: Collection[str], form: Form
+) -> set[str]:
+    """Names of the nodes that `to_half` leaves in float32 whatever is asked: what is exact, and the door."""
+    return {
+        str(node.name) for node in _Rewrite(model, (), form).never_half(set(half_inputs), set(half_outputs))
+    }
+
+
 class _Rewrite:
     def __init__(self, model: ir.Model, keep: Collection[str], form: Form) -> None:
         self.graph = model.graph
@@ -99,7 +108,7 @@ class _Rewrite:
         self._kept: set[ir.Node] = set()
 
     def run(self, half_inputs: set[str], half_outputs: set[str]) -> None:
-        self._kept = self._exact() | self._door(half_inputs, half_outputs) | self._named
+        self._kept = self.never_half(half_inputs, half_outputs) | self._named
         for value in self.graph.inputs:
             if value.name in half_inputs:
                 value.dtype = self.half
@@ -118,6 +127,9 @@ class _Rewrite:
         self._drop_unused()
 
     # -- what stays float32 whatever it is ----------------------------------------------------------------
+
+    def never_half(self, half_inputs: set[str], half_outputs: set[str]) -> set[ir.Node]:
+        return self._exact() | self._door(half_inputs, half_outputs)
 
     def _exact(self) -> set[ir.Node]:
         """Everything that leads to an angle or to a whole number."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -34,13 +34,15 @@ class GraphLayer:
         return f"{self.graph}/{self.name}"
 
 
-def layers_of(graph: str, model: ir.Model, is_lowered: Callable[[ir.Node], bool]) -> list[GraphLayer]:
-    """In the order of the graph. is_lowered: whether a precision can lower a node."""
+def layers_of(
+    graph: str, model: ir.Model, is_lowered: Callable[[ir.Node], bool], but: Collection[str] = ()
+) -> list[GraphLayer]:
+    """In the order of the graph. is_lowered: whether a precision can lower a node. but: nodes that it leaves."""
     nodes: dict[str, list[str]] = {}
     weights: Counter[str] = Counter()
     seen: set[str] = set()
     for node in model.graph:
-        if not is_lowered(node):
+        if not is_lowered(node) or node.name in but:
             continue
         name = _layer(node)
         nodes.setdefault(name, []).append(str(node.name))

@@ -30,7 +30,7 @@ from .blocks import Packer, is_packable
 from .draft import FLOAT_GRAPHS
 from .emulate import emulated
 from .gate import LIMITS, worst_share
-from .half import FORMS, is_half_context, to_half
+from .half import FORMS, always_float, is_half_context, to_half
 from .layers import CONTEXT, GraphLayer, layers_of
 from .options import ExportOptions
 from .parity import NO_NUMBER
@@ -109,6 +109,11 @@ class PrecisionLowering:
         if not outcome.is_nothing_lowered:
             return outcome
         m, precision = self.bundle.manifest, self.options.precision
+        if not self.layers:
+            raise ParityError(
+                f"nothing of {m.policy} can be {precision}: what it has are small products at inputs and outputs, which "
+                "stay float32. Nothing was written; --precision fp32 loses nothing"
+            )
         refused = f"nothing of {m.policy} can be {precision} within the rule: {_costs(outcome)}"
         if not self.options.allow_parity_failure:
             raise ParityError(
@@ -194,9 +199,7 @@ class PrecisionLowering:
         return replace(entry, file=file.name, data=f"{file.name}.data" if has_data else None)
 
     def _write_half(self, name: str, entry: GraphFile, keep: set[str], folder: Path) -> GraphFile:
-        half = set() if CONTEXT in keep else self._context()
-        inputs = [i.name for i in entry.inputs if (i.source or "").removeprefix("context:") in half]
-        outputs = [o.name for o in entry.outputs if name == "encode" and o.name in half]
+        inputs, outputs = self._half_ends(name, set() if CONTEXT in keep else self._context())
         model = ir.load(self._float(name))
         to_half(model, inputs, outputs, keep, FORMS[self.options.precision])
         file, data = trace.save(model, folder, name)
@@ -207,6 +210,12 @@ class PrecisionLowering:
             inputs=tuple(replace(i, dtype="float16") if i.name in inputs else i for i in entry.inputs),
             outputs=tuple(replace(o, dtype="float16") if o.name in outputs else o for o in entry.outputs),
         )
+
+    def _half_ends(self, name: str, half: set[str]) -> tuple[list[str], list[str]]:
+        """Inputs and outputs of a graph that are half. half: names of the context that is."""
+        entry = self.bundle.manifest.graphs[name]
+        inputs = [i.name for i in entry.inputs if (i.source or "").removeprefix("context:") in half]
+        return inputs, [o.name for o in entry.outputs if name == "encode" and o.name in half]
 
     def _context(self) -> set[str]:
         if self.options.precision == "bf16":  # numpy knows no bfloat16, and a context may come to the host
@@ -235,10 +244,18 @@ class PrecisionLowering:
 
     def _layers(self, is_lowered: Callable[[ir.Node], bool]) -> list[GraphLayer]:
         """A context is rounded on both of its sides or not at all, so its layer is one of every graph."""
-        layers = [layer for n in self.names for layer in layers_of(n, ir.load(self._float(n)), is_lowered)]
+        layers: list[GraphLayer] = []
+        for name in self.names:
+            model = ir.load(self._float(name))
+            layers += layers_of(name, model, is_lowered, self._always_float(name, model))
         if self.options.precision == "fp16" and self._context():
             layers.append(GraphLayer(CONTEXT, CONTEXT, CONTEXT, (CONTEXT,), 0))
         return layers
+
+    def _always_float(self, name: str, model: ir.Model) -> set[str]:
+        """Nodes that would be called lowered and are not."""
+        form = FORMS.get(self.options.precision)
+        return set() if form is None else always_float(model, *self._half_ends(name, self._context()), form)
 
     def _precision(self, name: str, kept: Choice) -> str:
         """The lowest of a graph's layers."""

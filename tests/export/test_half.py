@@ -20,7 +20,8 @@ from edgevla.engines import load_graph
 from edgevla.errors import ParityError
 from edgevla.export import lowering
 from edgevla.export.build import export_checkpoint
-from edgevla.export.half import FORMS, HALF, Form, to_half
+from edgevla.export.half import FORMS, HALF, Form, always_float, to_half
+from edgevla.export.layers import layers_of
 from edgevla.export.options import ExportOptions
 from edgevla.export.trace import IR_VERSION, OPSET
 from edgevla.graph import GraphSpec, TensorSpec
@@ -118,6 +119,23 @@ def test_angles_of_positions_and_times_are_exact(tmp_path: Path) -> None:
     worse_turned, worse_time = differences(tmp_path, round_angles)
     assert worse_turned > 10 * turned
     assert worse_time > 0.1
+
+
+def test_a_layer_is_what_becomes_half(tmp_path: Path) -> None:
+    """The first and the last product never do: they are called neither lowered nor kept."""
+    found: set[str] = set()
+
+    def rewrite(model: ir.Model, half_inputs: Sequence[str], half_outputs: Sequence[str]) -> None:
+        floats = always_float(model, half_inputs, half_outputs, FORMS["fp16"])
+        layers = layers_of("denoise", model, lambda node: node.op_type == "MatMul", floats)
+        found.update(name for layer in layers for name in layer.nodes)
+        to_half(model, half_inputs, half_outputs)
+        products = [node for node in model.graph if node.op_type == "MatMul"]
+        assert {node.name for node in products if node.outputs[0].dtype == HALF} == found
+        assert len(products) == 3
+
+    differences(tmp_path, rewrite)
+    assert len(found) == 1
 
 
 def test_a_time_table_in_half_does_not_pass_as_a_bundle(
