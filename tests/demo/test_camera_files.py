@@ -79,9 +79,7 @@ def test_without_pyav_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     path = write_video(tmp_path / "front.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.delitem(sys.modules, "edgevla.dataset.video", raising=False)
-    with pytest.raises(
-        CameraError, match=r'PyAV is not installed.*pip install "edgevla\[record\]"'
-    ) as caught:
+    with pytest.raises(CameraError, match=r'PyAV is not installed.*pip install .*\[record\]"') as caught:
         source_of(path)
     assert str(path) in str(caught.value)
 
