@@ -115,19 +115,22 @@ def run(work: Path, python: str, tree: Path | None) -> dict[str, tuple[float, fl
     return held
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
+def asked(doc: str | None, runs: int) -> tuple[argparse.Namespace, dict[str, Path | None]]:
+    """The command line, and its trees; WORK holds a bundle. runs: how many by default."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=lambda text: Path(text).resolve())
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=FOLDER")
     args = parser.parse_args()
-    work = args.work.resolve()
-    if not (work / "bundle").exists():
-        make_bundle(work / "bundle")
-    trees = trees_of(args.tree)
+    if not (args.work / "bundle").exists():
+        make_bundle(args.work / "bundle")
+    return args, trees_of(args.tree)
+
+
+def main() -> None:
+    args, trees = asked(__doc__, 3)
+    work = args.work
     for tree in trees.values():
         Started(work, args.python, 1, tree).wait()
     forget_libraries(args.python)

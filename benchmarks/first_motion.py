@@ -11,15 +11,13 @@ before it under the same load. Results: benchmarks/results/first_motion.md.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "tests" / "runtime")]
-from deploy_memory import Started, trees_of  # noqa: E402
-from deployment_kit import make_bundle  # noqa: E402
+from deploy_memory import Started, asked  # noqa: E402
 from result_kit import conditions  # noqa: E402
 
 
@@ -32,18 +30,8 @@ def run(work: Path, python: str, tree: Path | None) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--runs", type=int, default=11)
-    parser.add_argument("--tree", action="append", default=[], metavar="NAME=FOLDER")
-    args = parser.parse_args()
-    work = args.work.resolve()
-    if not (work / "bundle").exists():
-        make_bundle(work / "bundle")
-    trees = trees_of(args.tree)
+    args, trees = asked(__doc__, 11)
+    work = args.work
     for tree in trees.values():
         run(work, args.python, tree)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in trees}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
-import re
 import select
 import signal
 import sys
@@ -24,14 +23,12 @@ from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Key
 from textual.message import Message
 
-from edgevla.monitor.graphics import Graphics
+from edgevla.monitor.graphics import Answers, Graphics
 
 if TYPE_CHECKING:
     from edgevla.monitor.base import KeyboardApp
 
 PATIENCE_S = 0.1
-ANSWERED = re.compile(r"\x1b[P_\]].*?(?:\x1b\\|\x07|\Z)", re.DOTALL)
-"""Strings of a terminal: its name, its colours."""
 SOON_S = 0.02
 """After a key another look is taken soon: a lone Escape shows itself by what does not follow."""
 
@@ -153,7 +150,7 @@ def _keys(descriptor: int) -> list[Key]:
     data = b""
     while select.select([descriptor], [], [], 0)[0] and (more := _read(descriptor)):
         data += more
-    typed = ANSWERED.sub("", data.decode("utf-8", "replace"))
+    typed = Answers().feed(data.decode("utf-8", "replace"), time.monotonic())
     return [event for event in XTermParser().feed(typed) if isinstance(event, Key)]
 
 

@@ -180,6 +180,10 @@ def test_no_episode_begins_without_room_and_little_room_is_said(
     assert open_dataset(recorded.root).n_frames == 5
 
 
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_a_disk_that_is_full_after_all_loses_the_open_episode_in_words(
     recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,10 +192,7 @@ def test_a_disk_that_is_full_after_all_loses_the_open_episode_in_words(
     recorded.session._obey("keep")
     recorded.session._obey("record")
 
-    def fails(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(recorded.node, "step", fails)
+    monkeypatch.setattr(recorded.node, "step", no_space)
     with pytest.raises(DatasetError, match=r"open episode is lost: .*No space left.*before are whole"):
         recorded.run()
     assert open_dataset(recorded.root).n_episodes == 1
@@ -206,11 +207,8 @@ def test_a_disk_that_is_full_at_once_is_said_in_the_same_words(
     recorded.session._obey("record")
     recorded.rows(5)
 
-    def fails(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(recorded.node, "lacks_room", lambda: True)
-    monkeypatch.setattr(recorded.node, "keep", fails)
+    monkeypatch.setattr(recorded.node, "keep", no_space)
     with pytest.raises(DatasetError, match=r"open episode is lost: .*No space left.*before are whole"):
         recorded.run()
     assert open_dataset(recorded.root).n_episodes == 1
