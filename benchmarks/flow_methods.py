@@ -158,7 +158,7 @@ def against(cells: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]]) ->
     """p of the exact McNemar test over the pairs of all seeds that both have; "-" of `async` itself."""
     theirs = {cell["training_seed"]: cell for cell in plain}
     pairs = [(theirs[cell["training_seed"]], cell) for cell in cells if cell["training_seed"] in theirs]
-    if not pairs or all(first is second for first, second in pairs):
+    if not pairs or all(first == second for first, second in pairs):
         return "-"
     first, second = (
         [bool(episode["success"]) for pair in pairs for episode in pair[i]["per_episode"]] for i in (0, 1)
