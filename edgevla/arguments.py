@@ -27,7 +27,7 @@ class Start:
     arm gets its torque and stays where it is, until `resume` or `home`. most_drawn: chunks that one inference can draw.
     trained_delay: actions, the most that `rtc` may commit; None: it guides. leader_ms: how long a leader arm takes to
     answer, which may take the policy's place; None: there is none. future_offset: steps, the farthest ahead that the
-    policy takes a state from.
+    policy takes a state from. is_shadow: the leader arm moves the arm all along, the policy is only compared with it.
     """
 
     fps: float
@@ -48,6 +48,7 @@ class Start:
     trained_delay: UInt | None = None
     leader_ms: float | None = None
     future_offset: UInt = 0
+    is_shadow: bool = False
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ class State(MessageBody):
     goal: what was sent, NaN before the first. limited_by: bits of `safety.Reason` per joint. chunk_seq: `request_id`
     of the newest chunk that `wanted` is from; action_index: within it. task: the instruction in force; empty: none.
     is_led: a person drives by the leader arm, in the policy's place; its chunks have no number here. is_shadow: nothing
-    is sent, whatever is wanted.
+    of what is wanted is sent. Both: `goal` is the leader's; `wanted`, its chunk and `limited_by` are of the policy that
+    looks on.
     """
 
     tick: UInt

@@ -7,6 +7,7 @@ and the last goal is always one that the servos were really given. What it may d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -83,6 +84,12 @@ class Body:
         self._period_ns = plan.period_ns
         self.filter = self._make_filter(plan)
         self.filter.begin(goal)
+
+    def filter_in_thought(self, plan: Plan) -> SafetyFilter:
+        """What would bend the goals of a plan that is followed in thought, beside the one that moves the arm."""
+        made = self._make_filter(replace(plan, leader_ms=None))
+        made.begin(self.robot.present_goal())
+        return made
 
     def switch_off(self) -> Sequence[str]:
         """Torque off on every servo; the motors for which it could not be confirmed."""

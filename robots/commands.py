@@ -22,6 +22,7 @@ from .ending import Ending, Kind
 from .lease import TERMINATED_GRACE_S
 from .links import PARKED, RELEASED, RUNNING, STOPPING, Driver, Links
 from .modes import NodeEvent, NodeState, StateMachine
+from .onlooker import Onlooker
 from .rescue import unconfirmed
 from .rollout import Plan, Rollout, led, plan_from
 from .telling import Teller
@@ -68,6 +69,8 @@ class Commands:
         """Of whoever drives."""
         self._policy: Rollout | None = None
         """The policy's own, while a leader drives."""
+        self.onlooker: Onlooker | None = None
+        """The policy, where it is only compared with what the leader does."""
         self._wants_new_grid = False
         self._ending: Ending | None = None
         self._presses = Presses()
@@ -201,7 +204,7 @@ class Commands:
         # Servo by servo, so longer than a running loop may be silent; and whoever dies in between leaves torque on.
         self._links.lease(RELEASED if body.robot.is_shadow else STOPPING)
         try:
-            body.energise(plan)
+            body.energise(_driving(plan))
         except BusError:
             self.machine.fire(
                 NodeEvent.RELEASED, "torque is off"
@@ -219,15 +222,17 @@ class Commands:
     def _change_plan(self, _: str, start: Start) -> NodeState | None:
         """Another policy goes on from where the arm is held; its torque stays on."""
         plan = plan_from(start, self.body.robot.max_hz, len(self.body.profile.joints))
-        self.body.follow(plan)
+        self.body.follow(_driving(plan))
         return self._follow(plan, start)
 
     def _follow(self, plan: Plan, start: Start) -> NodeState | None:
         first = 0 if self.rollout is None else self.rollout.next_request
-        if self._policy is not None:
-            self._policy = None
-            self._links.turn_to("policy")
+        self._policy = self.onlooker = None
         self.rollout = self._new_rollout(plan, first)
+        if plan.is_shadow:
+            self._policy = self.rollout
+            self.onlooker = Onlooker(self._policy, self.body)
+            self.rollout = self._new_rollout(_driving(plan), first)
         self._restart("", None)
         return NodeState.PAUSED if start.is_held else None
 
@@ -247,6 +252,10 @@ class Commands:
         self._drive(self._new_rollout(led(plan, plan.leader_ms), self.rollout.next_request), "leader")
 
     def _hand_back(self, _: str, __: Arguments | None) -> None:
+        if self.onlooker is not None:
+            raise UsageError(
+                "the policy only looks on in a shadow run, and the leader drives; start without --shadow to take turns"
+            )
         if self._policy is not None:
             policy, self._policy = self._policy, None
             self._drive(policy, "policy")
@@ -257,14 +266,15 @@ class Commands:
         rollout.restart(self.rollout.next_request)
         rollout.task, rollout.answered_ns = self.rollout.task, self._clock.now_ns()
         self.rollout = rollout
-        self._links.turn_to(driver)
         self.body.follow(rollout.plan)
         self._links.event("info", "driver", f"the {driver} drives")
 
     def _restart(self, _: str, __: Arguments | None) -> None:
         """A new grid: chunks of before are nobody's, and its first goal may be far away."""
-        if self.rollout is not None:
-            self.rollout.restart()
+        for rollout in self._under_way:
+            rollout.restart()
+        if self.onlooker is not None:
+            self.onlooker.approach()
         self._wants_new_grid = True
         self.body.approach()
 
@@ -272,8 +282,14 @@ class Commands:
         self._restart(reason, arguments)
 
     def _halt(self, _: str, __: Arguments | None) -> None:
-        if self.rollout is not None:
-            self.rollout.forget()
+        for rollout in self._under_way:
+            rollout.forget()
+
+    @property
+    def _under_way(self) -> list[Rollout]:
+        """Those whose chunks count now."""
+        looking_on = None if self.onlooker is None else self.onlooker.rollout
+        return [rollout for rollout in (self.rollout, looking_on) if rollout is not None]
 
     def _go_home(self, _: str, __: Arguments | None) -> None:
         if self.body.robot.is_shadow:
@@ -282,13 +298,15 @@ class Commands:
 
     def _set_task(self, _: str, arguments: SetTask) -> None:
         assert self.rollout is not None
-        self.rollout.task = arguments.task
+        for rollout in self._under_way:
+            rollout.task = arguments.task
         self._links.event("info", "task", f"task: {arguments.task}")
 
     def _set_execution(self, _: str, execution: Execution) -> None:
         assert self.rollout is not None
-        plan, executor = self.rollout.plan, self.rollout.executor
-        if self._policy is not None:
+        rollout = self.rollout if self.onlooker is None else self.onlooker.rollout
+        plan, executor = rollout.plan, rollout.executor
+        if self._policy is not None and self.onlooker is None:
             raise UsageError("the leader drives; hand back to the policy first, its execution is as it was")
         if kind_of(execution) not in plan.allowed:
             raise UsageError(f"this bundle allows {', '.join(plan.allowed)}, not {kind_of(execution)}")
@@ -399,3 +417,8 @@ class Commands:
     def _show(self, mode: Mode, reason: str) -> None:
         severity: Severity = "warning" if mode in ("holding", "emergency") else "info"
         self._links.event(severity, f"mode_{mode}", f"{mode}{': ' + reason if reason else ''}")
+
+
+def _driving(plan: Plan) -> Plan:
+    """That of whoever moves the arm."""
+    return led(plan, plan.leader_ms) if plan.is_shadow and plan.leader_ms is not None else plan

@@ -1,4 +1,5 @@
-"""A policy, and a leader arm by which a person may take its place: the source of `edgevla deploy --leader`."""
+"""A policy, and a leader arm by which a person may take its place, or with `--shadow` has it all along: the source of
+`edgevla deploy --leader`."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ class LedSource:
         self._policy = policy
         self._arm = LeaderArm(load_profile(options.leader), options.leader_ports, options.leader_calibration)
         check_arms(self._arm, load_profile(options.robot), options)
-        self._leader_ms = 0.0
+        self._leader_ms, self._is_shadow = 0.0, options.is_shadow
 
     @property
     def name(self) -> str:
@@ -69,4 +70,5 @@ class LedSource:
         return self._policy.ready(run)
 
     def start_arguments(self, run: SupervisorLike, latency_ms: float) -> Start:
-        return replace(self._policy.start_arguments(run, latency_ms), leader_ms=self._leader_ms)
+        policy_s = self._policy.start_arguments(run, latency_ms)
+        return replace(policy_s, leader_ms=self._leader_ms, is_shadow=self._is_shadow)

@@ -31,12 +31,8 @@ class Links(Protocol):
         """The chunks that came since the last call."""
         ...
 
-    def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        """Asks for the chunk of the grid moment at `observed_ns`; whether somebody is there to hear it."""
-        ...
-
-    def turn_to(self, driver: Driver) -> None:
-        """Whom `ask` asks from now on; the policy at first."""
+    def ask(self, driver: Driver, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        """Asks for the chunk of the grid moment at `observed_ns`; whether the driver is there to hear."""
         ...
 
     def publish(self, body: MessageBody, observed_ns: int | None = None) -> None:

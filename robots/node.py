@@ -25,10 +25,11 @@ from edgevla.nodes.vitals import heartbeat
 from .arm import EXCHANGE_SHARE, Reading, Robot
 from .body import Body
 from .commands import Commands
-from .links import Links
+from .links import Driver, Links
 from .modes import NodeEvent, NodeState
+from .onlooker import Onlooker
 from .profile import Profile
-from .rollout import Plan
+from .rollout import Plan, Rollout
 from .safety import CLIPPING, Judgement, Level, Reason
 from .telling import Teller
 
@@ -108,6 +109,10 @@ class ControlLoop:
         sent = None if self.robot.is_shadow else goal
         reading = self._exchange(sent, tick)
         findings = self._judge(sent)
+        if (
+            self._commands.onlooker is not None
+        ):  # the leader's goal was sent; what is told is what the policy wants
+            decided, bits = self._look_on(self._commands.onlooker, tick)
         self._ask(tick, reading, goal)
         self._tell(tick, reading, decided, sent, bits, findings)
 
@@ -132,18 +137,22 @@ class ControlLoop:
         self.counters["takeovers"] = self._commands.n_takeovers
 
     def _take_chunks(self, tick: Tick) -> None:
-        rollout = self._commands.rollout
+        onlooker = self._commands.onlooker
         for message in self.links.chunks():
+            rollout, last_goal = self._commands.rollout, self._body.filter.last_goal
+            who = self._commands.driver
+            if onlooker is not None and message.source == "policy":
+                rollout, last_goal, who = onlooker.rollout, onlooker.last_goal, "policy"
             answered_ns = 0 if rollout is None else rollout.answered_ns
-            receipt = None if rollout is None else rollout.take(message, tick, self._body.filter.last_goal)
+            receipt = None if rollout is None else rollout.take(message, tick, last_goal)
             if receipt is None:
-                self.counters["chunks_of_before"] += 1
+                self._count_of(who, "chunks_of_before")
                 continue
-            self.counters[f"chunks_{receipt.reason}"] += 1
-            self.counters["actions_skipped"] += receipt.n_skipped if receipt.is_taken else 0
+            self._count_of(who, f"chunks_{receipt.reason}")
+            self._count_of(who, "actions_skipped", receipt.n_skipped if receipt.is_taken else 0)
             if answered_ns and tick.deadline_ns - answered_ns > SILENT_POLICY_NS:
-                self.links.event("info", "policy_back", f"the {self._commands.driver} answers again")
-                self._teller.again("policy_silent")
+                self.links.event("info", "policy_back", f"the {who} answers again")
+                self._teller.again("policy_silent" if who == self._commands.driver else "shadow_silent")
             if receipt.reason == "damaged":
                 self._teller.once(
                     "warning", "chunk_damaged", "a chunk with NaN or of another size was dropped"
@@ -155,6 +164,26 @@ class ControlLoop:
                     f"a chunk came {receipt.delay_steps} steps after its observation, later than the committed "
                     "actions that it goes on from; it was dropped",
                 )
+
+    def _count_of(self, who: Driver, name: str, n: int = 1) -> None:
+        """Where a policy looks on, the figures of chunks are the policy's, and the leader's have names of their own."""
+        is_beside = self._commands.onlooker is not None and who == "leader"
+        self.counters[f"leader_{name}" if is_beside else name] += n
+
+    def _look_on(self, onlooker: Onlooker, tick: Tick) -> tuple[Goal, np.ndarray]:
+        """What the policy wants at this tick, and what safety would have done to it."""
+        if self.machine.state not in RUN_STATES or self.wants_new_grid:
+            return Goal(None), np.zeros(len(self.profile.joints), np.uint16)
+        goal, bits = onlooker.goal_at(tick, self._is_stale)
+        self.counters["ticks_starved"] += onlooker.rollout.is_starved
+        if not onlooker.is_approaching:
+            self._count_clips(bits)
+        silent_ns = tick.deadline_ns - max(onlooker.rollout.answered_ns, self._t0_ns)
+        if silent_ns > SILENT_POLICY_NS and onlooker.rollout.is_starved:
+            words = "the policy does not answer, so there is nothing to compare; the leader goes on moving the arm"
+            self._teller.once("warning", "shadow_silent", words)
+            return Goal(None), bits
+        return goal, bits
 
     def _decide(self, tick: Tick) -> Goal:
         """What is wanted at this tick, before safety."""
@@ -171,7 +200,7 @@ class ControlLoop:
         if silent_ns:
             self._approach_after(silent_ns, goal)
         self.counters["ticks_running"] += 1
-        self.counters["ticks_starved"] += rollout.is_starved
+        self._count_of(self._commands.driver, "ticks_starved", rollout.is_starved)
         self.counters["ticks_led"] += self._commands.driver == "leader"
         return goal
 
@@ -197,7 +226,8 @@ class ControlLoop:
     def _make_safe(self, decided: Goal) -> tuple[np.ndarray | None, np.ndarray]:
         state = self.machine.state
         goal, bits = self._body.bend(decided.wanted, is_slow=state in (NodeState.HOMING, NodeState.ENDING))
-        if state is NodeState.RUNNING and not self._body.is_approaching:
+        is_counted = self._commands.onlooker is None and not self._body.is_approaching
+        if state is NodeState.RUNNING and is_counted:
             self._count_clips(bits)
         return goal, bits
 
@@ -238,21 +268,38 @@ class ControlLoop:
         return findings
 
     def _ask(self, tick: Tick, reading: Reading, goal: np.ndarray | None) -> None:
-        """One `infer` when the strategy wants a chunk; again when the deadline passed without one."""
-        now, rollout = self.clock.now_ns(), self._commands.rollout
+        """Whoever drives, and a policy that looks on."""
+        rollout, onlooker = self._commands.rollout, self._commands.onlooker
         if rollout is None:
             return
-        self.counters["infer_expired"] += rollout.give_up_late_requests(now)
+        asked: list[tuple[Driver, Rollout]] = [(self._commands.driver, rollout)]
+        asked += [] if onlooker is None else [("policy", onlooker.rollout)]
+        for who, each in asked:
+            self._count_of(who, "infer_expired", each.give_up_late_requests(self.clock.now_ns()))
         if self.machine.state not in RUN_STATES:
             return
         self._hold_or_run(tick)
-        if self._is_stale or self.wants_new_grid or not rollout.executor.wants_chunk(tick.number):
+        if self._is_stale or self.wants_new_grid:
             return
-        ahead, state = 0, reading.position
-        if not self.robot.is_shadow:  # there the arm does not go where its goals lead
+        for who, each in asked:
+            is_followed = not self.robot.is_shadow and each is rollout
+            self._ask_for_chunk(who, each, tick, reading, goal if is_followed else None)
+
+    def _ask_for_chunk(
+        self, who: Driver, rollout: Rollout, tick: Tick, reading: Reading, goal: np.ndarray | None
+    ) -> None:
+        """One `infer` when the strategy wants a chunk; again when the deadline passed without one.
+
+        goal: what was sent; None where nothing of its chunks is. Then the arm does not go where they lead: each is asked
+        for from where the arm is, and no chunk is bound by the one before, of which nothing is done.
+        """
+        if not rollout.executor.wants_chunk(tick.number):
+            return
+        ahead, state, rtc = 0, reading.position, None
+        if goal is not None:
             ahead, state = rollout.executor.state_for(tick.number, reading.position, goal)
-        rtc = rollout.executor.committed(tick.number, goal)
-        deadline = rollout.deadline_ns(now)
+            rtc = rollout.executor.committed(tick.number, goal)
+        deadline = rollout.deadline_ns(self.clock.now_ns())
         request = Infer(
             request_id=rollout.next_request,
             grid_index=tick.number // rollout.plan.ticks_per_step,
@@ -264,11 +311,11 @@ class ControlLoop:
             buffered_ns=rollout.buffered_ns(tick),
             ahead=ahead,
         )
-        if not self.links.ask(request, () if rtc is None else (rtc[0],), tick.deadline_ns):
-            self.counters["infer_unsent"] += 1
+        if not self.links.ask(who, request, () if rtc is None else (rtc[0],), tick.deadline_ns):
+            self._count_of(who, "infer_unsent")
             return
         rollout.has_asked(tick, deadline)
-        self.counters["infer_sent"] += 1
+        self._count_of(who, "infer_sent")
 
     def _hold_or_run(self, tick: Tick) -> None:
         rollout = self._commands.rollout
@@ -316,13 +363,13 @@ class ControlLoop:
             wanted=decided.wanted,
             goal=nothing if goal is None else goal,
             limited_by=bits,
-            chunk_seq=None if is_led else decided.chunk_seq,
+            chunk_seq=decided.chunk_seq if self._commands.onlooker is not None or not is_led else None,
             action_index=decided.action_index,
             n_actions_left=decided.n_left,
             reason=self.machine.reason,
             task="" if self._commands.rollout is None else self._commands.rollout.task,
             is_led=is_led,
-            is_shadow=self.robot.is_shadow,
+            is_shadow=self.robot.is_shadow or self._commands.onlooker is not None,
         )
         self.links.publish(state, reading.observed_ns)
         self.links.lease(self._commands.lease)

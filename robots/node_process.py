@@ -58,7 +58,6 @@ class ZmqLinks:
         self._dealers = {
             name: Dealer(self._ctx, endpoint(folder, name, "infer"), session, "robot") for name in drivers
         }
-        self._asked: Driver = "policy"
         self._inbox = Inbox(self._ctx, {Chunk: ([endpoint(folder, name) for name in drivers], 8)}, session)
         self._lease_fd, self._watched = lease_fd, dict(watched)
         self.must_end = False
@@ -88,11 +87,8 @@ class ZmqLinks:
     def chunks(self) -> Sequence[Message[Chunk]]:
         return self._inbox.drain(Chunk)
 
-    def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        return self._dealers[self._asked].send(request, payloads, observed_ns) is not None
-
-    def turn_to(self, driver: Driver) -> None:
-        self._asked = driver
+    def ask(self, driver: Driver, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        return self._dealers[driver].send(request, payloads, observed_ns) is not None
 
     def publish(self, body: MessageBody, observed_ns: int | None = None) -> None:
         self._publisher.send(body, (), observed_ns)

@@ -38,6 +38,7 @@ class Plan:
     trained_delay: int | None = None
     leader_ms: float | None = None
     future_offset: int = 0
+    is_shadow: bool = False
 
     @property
     def step_ns(self) -> int:
@@ -83,6 +84,10 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         raise ConfigError(
             f"n_action_steps {start.n_action_steps} is not within the chunk of {start.chunk_size}"
         )
+    if start.is_shadow and start.leader_ms is None:
+        raise ConfigError(
+            "a leader arm shall move the arm beside the policy, and none belongs to this deployment"
+        )
     limit_hz = servo_hz if max_hz is None else min(servo_hz, max_hz)
     return Plan(
         fps=fps,
@@ -102,6 +107,7 @@ def plan_from(start: Start, servo_hz: float, n_joints: int) -> Plan:
         trained_delay=start.trained_delay,
         leader_ms=start.leader_ms,
         future_offset=start.future_offset,
+        is_shadow=start.is_shadow,
     )
 
 

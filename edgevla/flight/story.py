@@ -64,7 +64,7 @@ def _seam(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     else:
         words += f": within chunk {x['chunks'][1]}, between its actions {int(x['action'])} and {int(x['action']) + 1}"
     held = [name for bit, name in CLIPPED_BY.items() if x["bits"] & bit]
-    if held and np.isfinite(x["sent"]):
+    if held and np.isfinite(x["sent"]) and not run.about.get("is_shadow"):
         words += f"; {held[0]} let {amount(run, f.joint, x['sent'])} of it through"
     elif held:
         words += f"; {held[0]} held it back"
@@ -92,7 +92,8 @@ def _clip(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
 
 def _stale(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
     after = f" after chunk {x['chunk']}" if x["chunk"] >= 0 else ""
-    return f"no fresh action{after}: the arm kept its last goal for {_spent(f)}"
+    then = "the policy wanted nothing" if run.about.get("is_shadow") else "the arm kept its last goal"
+    return f"no fresh action{after}: {then} for {_spent(f)}"
 
 
 def _unread(run: Run, f: RunFinding, x: dict[str, Any]) -> str:
@@ -166,7 +167,8 @@ def heading(run: Run) -> list[str]:
         lines.append(f"  {about['bundle']} ({str(about.get('policy_sha256'))[:12]}), {kind}")
     lines.append(f"  {run.n_ticks} ticks, {len(run.notes.get('chunk', []))} chunks")
     if about.get("is_shadow"):
-        lines.append("  SHADOW: nothing was sent to the arm; what safety did is what it would have done")
+        by_whom = "a leader arm moved the arm" if about.get("is_led") else "nothing was sent to the arm"
+        lines.append(f"  SHADOW: {by_whom}; what safety did is what it would have done to the policy's goals")
     if run.is_old:
         lines.append(
             "  a log in lines of an earlier EdgeVLA: policy steps only, so jumps within them are not seen"

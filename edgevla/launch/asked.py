@@ -22,6 +22,7 @@ REFUSED = (
 TO_REST = "the arm moves to rest and is released"
 NOT_ON = "the arm has not been switched on"
 SHADOW = "SHADOW: nothing is sent to the arm; in thought"
+LED_SHADOW = "SHADOW: the leader moves the arm, gone to slowly first; in thought"
 UNTOUCHED = "the arm was never touched, and is as it is"
 
 

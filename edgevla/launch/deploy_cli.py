@@ -6,6 +6,7 @@
   edgevla deploy --policy tcp://127.0.0.1:5599/act --robot so101 ...        a policy that `edgevla serve` runs
   edgevla deploy --policy ws://127.0.0.1:8000 --keys map.toml --robot ...   one that an openpi server runs
   edgevla deploy bundles/act --robot so101 --shadow ...   what it would do, beside an arm that nobody touches
+  edgevla deploy bundles/act --robot so101 --shadow --leader so101_leader ...   the same; you move it by a leader arm
   edgevla deploy bundles/act --robot so101 --leader so101_leader ...        with a leader arm, to take over by hand
 
 Ctrl-C stops in order: the arm moves to its rest pose and is released. A second Ctrl-C is an emergency stop (the arm
@@ -84,8 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sim-task", metavar="NAME",
         help=f"with --sim: the simulated task: {', '.join(TASKS)} (default: the robot's first)")  # fmt: skip
     add("--shadow", action="store_true",
-        help="everything runs but the arm: nothing is written into its servos, it stays limp. Move it by hand: monitor, "
-        "log and summary hold what the policy would do against what the arm does")  # fmt: skip
+        help="everything runs but the arm: nothing is written into its servos, it stays limp. Move it by hand (with "
+        "--leader: by a leader arm, which it follows): monitor, log and summary hold what the policy would do against "
+        "what the arm does")  # fmt: skip
     add("--dry-run", action="store_true",
         help="check all that is checked before torque, say what would be done, and end; an emulated arm stands in for "
         "the real one, whose port is not opened")  # fmt: skip
@@ -249,11 +251,6 @@ def check_leader(args: argparse.Namespace) -> None:
     Raises:
         UsageError: options of a leader arm that is not there, or is emulated.
     """
-    if args.shadow and args.leader is not None:
-        raise UsageError(
-            "--shadow moves nothing, and --leader is there to move: leave one of them out. What the policy would have "
-            "done where a leader moved the arm: edgevla record with --leader, then edgevla eval BUNDLE --dataset"
-        )
     for name in ("leader_port", "leader_calibration"):
         option = f"--{name.replace('_', '-')}"
         if getattr(args, name) and args.leader is None:

@@ -31,7 +31,8 @@ class DeployOptions:
     """What the command line says. execution: options of `--execution`; ports: `[BUS=]PATH`; cameras: name -> source.
 
     has_stand_in: with is_sim, only the servos are emulated; cameras are the robot's own (`--dry-run`).
-    is_shadow: nothing is sent to the arm. leader: profile of a leader arm by which a person may take the policy's place.
+    is_shadow: nothing that the policy wants is sent to the arm. leader: profile of a leader arm by which a person may
+    take the policy's place; in a shadow run a person has it all along.
     recording: the dataset that this run will be recorded into; one that would not take it is refused before torque.
     """
 
@@ -61,6 +62,11 @@ class DeployOptions:
     leader_ports: Sequence[str] = ()
     leader_calibration: str | None = None
     recording: Path | None = None
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing at all is sent to the arm."""
+        return self.is_shadow and self.leader is None
 
     @property
     def drivers(self) -> list[str]:

@@ -32,7 +32,7 @@ def guardian_args(o: DeployOptions, folder: Path, alive_fd: int) -> list[str]:
     ports = [str(folder / PORTS)] if o.is_sim else o.ports
     args = [GUARDIAN, f"--robot={o.robot}", f"--alive-fd={alive_fd}", *(f"--port={text}" for text in ports)]
     calibration = "nominal" if o.is_sim else o.calibration
-    args += ["--shadow"] if o.is_shadow else []
+    args += ["--shadow"] if o.is_untouched else []
     args += ["--has-leader"] if o.leader is not None else []
     return args + ([f"--calibration={calibration}"] if calibration else [])
 

@@ -1,4 +1,5 @@
-"""A shadow run in figures: what the policy would have commanded, against where the arm went by other hands."""
+"""A shadow run in figures: what the policy would have commanded, against what was done by other hands: where they
+carried the arm, or the goals by which a leader arm moved it (which the arm itself trails)."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class Shadow:
         self._n += 1
         if self._n % self._stride:
             return
-        self._rows.append((state.wanted - state.position).astype(np.float32))
+        done = np.where(np.isfinite(state.goal), state.goal, state.position)
+        self._rows.append((state.wanted - done).astype(np.float32))
         if len(self._rows) >= MOST_KEPT:
             self._rows, self._stride = self._rows[::2], 2 * self._stride
 

@@ -43,7 +43,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         f"  {'clipped':<16} {s['clipped_share']:.2%} of ticks" + (f": {clipped}" if clipped else ""),
     ]
     if shadow := s.get("shadow"):
-        lines[0] = f"SHADOW, nothing was sent to the arm: {lines[0]}"
+        by_whom = "a leader arm moved it" if s["led_share"] else "nothing was sent to the arm"
+        lines[0] = f"SHADOW, {by_whom}: {lines[0]}"
         lines += words(shadow)
     if s.get("takeovers"):
         lines.append(f"  {'led by hand':<16} {s['takeovers']} times, {s['led_share']:.1%} of the time")
@@ -58,8 +59,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
     if s["clipped_share"] > RED_LINE and shadow:
         lines.append(
-            f"safety would have changed {s['clipped_share']:.1%} of the goals. Where the arm is not carried along, "
-            "every chunk begins where it stands, which is a jump back"
+            f"safety would have changed {s['clipped_share']:.1%} of the policy's goals. Where the arm is not carried "
+            "along, every chunk begins where it stands, which is a jump back"
         )
     elif s["clipped_share"] > RED_LINE:
         wanted = f"the {driver} wanted" if s["inferences"] else "it was told"

@@ -27,7 +27,7 @@ from edgevla.errors import BusError, CameraError, EdgeVLAError, UsageError, Wire
 from edgevla.execution import execution_to
 from edgevla.flight.moments import is_saving
 from edgevla.flight.witness import LINK
-from edgevla.launch.asked import NOT_ON, SHADOW, TO_REST, UNTOUCHED, StopSignals
+from edgevla.launch.asked import LED_SHADOW, NOT_ON, SHADOW, TO_REST, UNTOUCHED, StopSignals
 from edgevla.launch.board_watch import BoardWatch
 from edgevla.launch.children import Child, how, without_prefix
 from edgevla.launch.deployment import DeployOptions, execution_words, speed_caps
@@ -131,7 +131,8 @@ class Supervisor:
                 raise BusError(self._guardian_s_end()) from error
             raise
         self._is_running = True
-        what = f"{SHADOW if self.options.is_shadow else 'running'} {self.source.name} on {self.robot.robot}, "
+        in_thought = SHADOW if self.options.is_untouched else LED_SHADOW
+        what = f"{in_thought if self.options.is_shadow else 'running'} {self.source.name} on {self.robot.robot}, "
         what += f"execution {execution_words(self.source.execution, arguments.trained_delay)}"
         self.say("info", "deploy", "the arm has its torque, and holds" if arguments.is_held else what)
 
@@ -231,7 +232,7 @@ class Supervisor:
     def _await_release(self) -> None:
         """Until the arm is released; the loop, which outlives a killed guardian, may still hold it."""
         guardian = self.children.get("robot")
-        if guardian is not None and self._is_start_sent and not self.options.is_shadow:
+        if guardian is not None and self._is_start_sent and not self.options.is_untouched:
             self._await_rest(guardian)
 
     def _end_robot(self) -> None:
@@ -290,7 +291,7 @@ class Supervisor:
         if step > 1:
             # A signal interrupts anywhere, also inside a socket's call. The guardian's datagram needs no socket of ours.
             tell_guardian(self.folder)
-        if not self._is_start_sent or self.options.is_shadow:
+        if not self._is_start_sent or self.options.is_untouched:
             again = " already" if step > 1 else ""
             self.say("info", "deploy", f"stopping{again}: {UNTOUCHED if self._is_start_sent else NOT_ON}")
         elif step == 1:
@@ -352,7 +353,7 @@ class Supervisor:
         args = [*guardian_args(self.options, self.folder, self._alive_read), *self.place]
         self.spawn("robot", args, [self._alive_read])
         robot = self.about_robot = self.await_ready("robot", "robot", AboutRobot, ROBOT_READY_S, BusError)
-        told = {"is_shadow": True} if self.options.is_shadow else {}
+        told = {"is_shadow": True, "is_led": not self.options.is_untouched} if self.options.is_shadow else {}
         self.log.know(robot, {**self.source.about, **told, "execution": execution_to(self.source.execution)})
         ports = ", ".join(f"{bus.name} {bus.port}" for bus in robot.buses)
         self.say("info", "deploy", f"robot {robot.robot} answers: {len(robot.joints)} joints, {ports}")

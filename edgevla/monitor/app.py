@@ -214,8 +214,9 @@ class MonitorApp(KeyboardApp):
 
     def _named_keys(self, standing: Standing) -> Row:
         leaves = "stop and leave" if self.link.is_ours else "leave"
-        is_led = self.model.state is not None and self.model.state.is_led
-        driver = ("hand back" if is_led else "take over") if self.link.has_leader else ""
+        state = self.model.state
+        can_change = self.link.has_leader and not (state is not None and state.is_shadow)
+        driver = ("hand back" if state is not None and state.is_led else "take over") if can_change else ""
         is_close = self._is_help or self._enlarged is not None or bool(self.model.said.words)
         return keys(
             self.model,

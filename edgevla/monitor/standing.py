@@ -29,6 +29,7 @@ TAKEN = {
 ALARM = "bold white on red"
 LED = "the leader drives, not the policy"
 SHADOW = "nothing is sent to the arm; ┃ is what the policy would do"
+LED_SHADOW = "the leader moves the arm; ┃ is what the policy would do"
 SWITCH_OFF = "switch the arm's power off"
 
 
@@ -52,7 +53,7 @@ class Heard:
     age_ns: of its newest state, None before the first. on: names of the servos that had torque in its newest health,
     None before the first. has_released: whether it said that it is done with the arm. is_unconfirmed: and that it could
     not confirm it of all. is_led: whether a person drives by the leader arm, in the policy's place.
-    is_shadow: whether nothing is sent to the arm.
+    is_shadow: whether nothing that the policy wants is sent to the arm.
     """
 
     mode: str = ""
@@ -126,7 +127,8 @@ def _speaking(heard: Heard) -> Standing:
         word, style = ("SHADOW", "bold blue") if heard.is_shadow else ("LED BY HAND", "bold magenta")
     elif heard.is_shadow:
         word = f"SHADOW {word}"
-    more = [SHADOW] if heard.is_shadow else [LED] if heard.is_led else []
+    shadow = LED_SHADOW if heard.is_led else SHADOW
+    more = [shadow] if heard.is_shadow else [LED] if heard.is_led else []
     reason = [heard.reason] if heard.reason and (heard.mode != "running" or not more) else []
     return Standing(word, style, "; ".join([*reason, *more]), is_live=True)
 

@@ -195,7 +195,7 @@ class RecorderNode:
         if self.recording is not None and self.recording.is_recording:
             raise UsageError("an episode is already being recorded; keep or discard it first")
         state = self._newest_state()
-        if state is not None and state.is_shadow:
+        if state is not None and state.is_shadow and not state.is_led:
             raise UsageError("a shadow run sends nothing to the arm, so there are no actions to record")
         recording = self.prepare()
         self._find_room(recording)

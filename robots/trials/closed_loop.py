@@ -56,7 +56,6 @@ class DirectLinks:
     def __init__(self, policy: Policy, delays: Delays, look: Callable[[], Mapping[str, np.ndarray]]) -> None:
         self.policy, self.delays, self.look = policy, delays, look
         self.leader: Policy | None = None
-        self.driver: Driver = "policy"
         self.tick = 0
         self.is_policy_dead = False
         self.states: list[State] = []
@@ -89,16 +88,16 @@ class DirectLinks:
         """Ticks are counted from 0 again: what is under way belongs to no one."""
         self._coming.clear()
 
-    def ask(self, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
-        driver = self.leader if self.driver == "leader" else None if self.is_policy_dead else self.policy
-        if driver is None:
+    def ask(self, driver: Driver, request: Infer, payloads: Sequence[np.ndarray], observed_ns: int) -> bool:
+        answers = self.leader if driver == "leader" else None if self.is_policy_dead else self.policy
+        if answers is None:
             return False
-        asked = self._through_the_wire(request, payloads, observed_ns)
+        asked = self._through_the_wire("robot", request, payloads, observed_ns)
         seen = Observation(asked.body.state, dict(self.look()), task=asked.body.task)
         rtc = asked.body.rtc
         told = None if rtc is None else (asked.payloads[0], rtc.weights, rtc.max_guidance, rtc.select)
         more = {} if told is None else {"rtc": told}
-        actions = np.asarray(driver(seen, **more), np.float32)
+        actions = np.asarray(answers(seen, **more), np.float32)
         delay = self.delays(self.n_inferences)
         self.n_inferences += 1
         if delay is None:
@@ -106,15 +105,14 @@ class DirectLinks:
         answer = answer_to(
             asked.body, "lockstep", len(actions), 0, is_guided=rtc is not None and rtc.select == 1
         )
-        message = self._through_the_wire(answer, [actions], observed_ns)
+        message = self._through_the_wire(driver, answer, [actions], observed_ns)
         self._coming.append((self.tick + delay, message))
         return True
 
-    def turn_to(self, driver: Driver) -> None:
-        self.driver = driver
-
-    def _through_the_wire(self, body: B, payloads: Sequence[np.ndarray], observed_ns: int) -> Message[B]:
-        header = Header(SESSION, "robot", self.n_inferences, observed_ns, observed_ns)
+    def _through_the_wire(
+        self, source: str, body: B, payloads: Sequence[np.ndarray], observed_ns: int
+    ) -> Message[B]:
+        header = Header(SESSION, source, self.n_inferences, observed_ns, observed_ns)
         return cast("Message[B]", decode(encode(Message(header, body, payloads)), SESSION))
 
     def publish(self, body: MessageBody, observed_ns: int | None = None) -> None:

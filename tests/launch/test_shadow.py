@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +56,15 @@ def test_a_long_run_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < float(found["a"]["rms"]) <= 2.0
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--shadow", "--leader=so101_leader"], "leave one of them out"),
-        (["--shadow", "--dry-run"], "leave out --shadow"),
-    ],
-)
-def test_what_a_shadow_does_not_go_with_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], said: str
-) -> None:
-    assert main(["deploy", str(tmp_path), "--robot=so101", *words]) == 2
-    assert said in capsys.readouterr().err
+def test_where_a_leader_moves_the_arm_its_goals_are_what_was_done() -> None:
+    made = Shadow()
+    led = replace(state(0, (13.0, 10.0)), goal=np.array([12.0, 14.0], np.float32), is_led=True)
+    made.take(led)
+    found = made.figures(["pan", "grip"], ["deg", "percent"])
+    assert found is not None
+    assert (found["pan"]["rms"], found["grip"]["rms"]) == (1.0, 4.0)
+
+
+def test_a_rehearsal_has_no_shadow(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["deploy", str(tmp_path), "--robot=so101", "--shadow", "--dry-run"]) == 2
+    assert "leave out --shadow" in capsys.readouterr().err

@@ -53,6 +53,9 @@ def test_a_shadow_is_called_so(mode: str, word: str) -> None:
     said = standing(Heard(mode, "", 0, is_shadow=True), guardian=guardian("watching"))
     assert said.word == word
     assert "nothing is sent to the arm" in said.sentence
+    by_leader = standing(Heard(mode, "", 0, is_shadow=True, is_led=True), guardian=guardian("watching"))
+    assert by_leader.word == word
+    assert "the leader moves the arm; ┃ is what the policy would do" in by_leader.sentence
 
 
 def test_a_silence_is_lost_after_half_a_second_and_says_how_long() -> None:

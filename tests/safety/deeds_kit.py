@@ -88,7 +88,6 @@ class Loop:
         links = SimpleNamespace(
             event=lambda severity, code, text, **more: self.events.append((severity, code, text)),
             lease=self.leases.append,
-            turn_to=lambda driver: self.arm.did.append(f"ask the {driver}"),
         )
         self.teller = Teller(links, self.clock, Counter())
         self.commands = Commands(self.arm, links, self.clock, self.teller)

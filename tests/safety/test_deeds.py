@@ -219,7 +219,7 @@ def led(**changes):
 def test_a_leader_takes_the_policy_s_place_on_the_same_grid():
     loop = led()
     policy = loop.commands._policy
-    assert loop.did() == ["ask the leader", "follow 30"]
+    assert loop.did() == ["follow 30"]
     assert loop.commands.driver == "leader"
     assert not loop.commands.wants_new_grid
     assert loop.told("driver") == [("info", "the leader drives")]
@@ -240,7 +240,7 @@ def test_a_hand_back_is_to_the_same_plan_and_nothing_asked_before_counts():
     loop.did()
     loop.after(3)
     assert loop.obey("hand_back") == (True, "")
-    assert loop.did() == ["ask the policy", "follow 30"]
+    assert loop.did() == ["follow 30"]
     assert loop.commands.rollout is policy
     assert (policy._first_request, policy.next_request, policy._has_flowed) == (19, 19, False)
     assert policy.answered_ns == loop.clock.now_ns()
@@ -282,7 +282,7 @@ def test_another_policy_s_plan_is_the_policy_s_to_drive(is_led):
     loop.obey("pause")
     loop.did()
     assert loop.obey("start", replace(START, fps=20.0)) == (True, "")
-    assert loop.did() == ["follow 20", *(["ask the policy"] if is_led else []), "approach"]
+    assert loop.did() == ["follow 20", "approach"]
     assert (loop.commands.driver, loop.commands._policy) == ("policy", None)
 
 
