@@ -60,6 +60,7 @@ class LeaderArm:
             str(self.profile.path),
             f"--link={links}/",
             f"--sway={SIM_SWAY}",
+            "--end-with-parent",
         ]
         emulator = run.spawn("leader_emulator", words)
         until = time.monotonic() + READY_S

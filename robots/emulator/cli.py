@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--session", help="deployment whose sockets carry world and faults (16 hex digits)")
     parser.add_argument(
+        "--end-with-parent", action="store_true", help="end soon after the process that started it has died",
+    )  # fmt: skip
+    parser.add_argument(
         "--world", metavar="TASK", help=f"simulated task whose world to publish: {', '.join(TASKS)}"
     )
 

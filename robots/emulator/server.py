@@ -362,10 +362,11 @@ def make_server(args: argparse.Namespace, out: TextIO) -> tuple[Server, Callable
         link = WorldLink(robot, bytes.fromhex(args.session))
         link.on_fault = apply
         server.on_turn.append(link.turn)
-        server.on_turn.append(OrphanWatch(server).turn)
         close = link.close
     else:
         server.on_turn.append(lambda now: step_at_leisure(robot, now))
+    if args.session is not None or args.end_with_parent:
+        server.on_turn.append(OrphanWatch(server).turn)
     if faults is not None:
         server.on_turn.append(faults.turn)
     if trace is not None:  # after what brings the arm up to the time

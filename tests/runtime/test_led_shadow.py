@@ -206,7 +206,9 @@ def test_a_deployment_follows_the_leader_and_says_what_the_policy_would_have_don
         assert time.monotonic() < until, run.output
         time.sleep(0.2)
     assert all(np.isfinite(e["goal"]).all() for e in rows)
-    assert max(abs(rows[-1]["goal"][0] - e["goal"][0]) for e in rows) > 0.5, "the leader sways, the arm follows"
+    assert max(abs(rows[-1]["goal"][0] - e["goal"][0]) for e in rows) > 0.5, (
+        "the leader sways, the arm follows"
+    )
     os.kill(run.process.pid, signal.SIGINT)
     assert run.wait_for_end(60) == 130
     assert "stopping: the arm moves to rest and is released" in run.output
@@ -215,3 +217,12 @@ def test_a_deployment_follows_the_leader_and_says_what_the_policy_would_have_don
     assert summary["shadow"]["shoulder_pan.pos"]["rms"] > 0
     assert (summary["led_share"], summary["takeovers"]) == (1.0, 0)
     assert run.left_over() == []
+
+
+@pytest.mark.realtime
+@pytest.mark.timeout(180)
+def test_a_program_that_is_killed_leaves_no_process_behind_not_even_the_leader_s_emulator(deploy):
+    run = deploy("--shadow", "--leader=so101_leader")
+    run.wait_for("SHADOW: the leader moves the arm", timeout_s=60)
+    os.kill(run.process.pid, signal.SIGKILL)
+    assert run.left_over(60) == []
