@@ -10,7 +10,8 @@ import select
 import shutil
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
 from edgevla.progress import tell
@@ -40,6 +41,11 @@ class RecordScreen:
         self._write(f"{CLEAR if self._shown else ''}{text}\n")
         self._shown = ""
 
+    @property
+    def n_cells(self) -> int:
+        """Of the line at the bottom."""
+        return shutil.get_terminal_size().columns - 1
+
     def show(self, line: str) -> None:
         """The line at the bottom, a few times a second at most, cut where the terminal ends."""
         now = time.monotonic()
@@ -47,7 +53,7 @@ class RecordScreen:
             return
         if not select.select([], [self._stream], [], 0)[1]:  # a stalled ssh: waiting would cost rows
             return
-        line = fitted(line, shutil.get_terminal_size().columns - 1)
+        line = fitted(line, self.n_cells)
         if line != self._shown:
             self._write(CLEAR + line)
             self._shown, self._drawn_s = line, now
@@ -68,10 +74,34 @@ class RecordScreen:
 def fitted(line: str, n_cells: int) -> str:
     """As much of it as one line of a terminal holds, where a Chinese character takes two cells."""
     for at, character in enumerate(line):
-        n_cells -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        n_cells -= _cells(character)
         if n_cells < 0:
             return line[:at]
     return line
+
+
+def _cells(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of the line at the bottom. short: what is left of it where all is too long; empty: nothing."""
+
+    text: str
+    short: str
+
+
+def joined(parts: Sequence[Part], shortened: Sequence[Part], n_cells: int) -> str:
+    """All parts in one line, those without a text left out. shortened: which of them give way to the others, the first
+    first, as long as the line is longer than `n_cells`."""
+
+    def line(short: Sequence[Part]) -> str:
+        texts = [part.short if any(part is one for one in short) else part.text for part in parts]
+        return " | ".join(filter(None, texts))
+
+    tried = (line(shortened[:n]) for n in range(len(shortened)))
+    return next((text for text in tried if _cells(text) <= n_cells), line(shortened))
 
 
 def clock(seconds: float) -> str:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.arguments import SetTask
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
-from edgevla.launch.record_screen import RecordScreen, clock, left_out
+from edgevla.launch.record_screen import Part, RecordScreen, clock, joined, left_out
 
 if TYPE_CHECKING:
     from edgevla.launch.takeover import Takeover
     from edgevla.nodes.recorder import RecorderNode
-    from edgevla.nodes.recording import Corrections
+    from edgevla.nodes.recording import Corrections, Recording
 
 KEYS = {
     "r": "record",
@@ -67,6 +67,8 @@ class RecordSession:
         self._due_s = time.monotonic() + args.pause if args.seconds else FOREVER
         self._is_held = False
         self._n_rung = COUNTED_S + 1
+        self._refusal = ""
+        """Why the clock could not begin an episode; empty: it could, or somebody has pressed a key since."""
         self._tasks = [args.task or "", *args.next_task]
         self._before: Mapping[str, int] = {}
         self._must_quit = self._is_leaving = False
@@ -97,7 +99,7 @@ class RecordSession:
             self._by_clock()
             if self._is_done:
                 return
-            self._screen.show(self.line())
+            self._screen.show(self.line(self._screen.n_cells))
         if self.asked_by:
             self._end_open(f"{self.asked_by} ended the recording")
         elif not self._must_quit:
@@ -151,7 +153,7 @@ class RecordSession:
         left_s = self._due_s - time.monotonic()
         if left_s <= 0:
             self._wait_anew()
-            self._obey("record")
+            self._obey("record", is_by_clock=True)
             if not self.is_recording:  # refused, and why is said: not as often as the loop goes round
                 self._due_s = max(self._due_s, time.monotonic() + REFUSED_S)
         elif left_s < self._n_rung - 1:
@@ -163,46 +165,61 @@ class RecordSession:
         if self.args.seconds:
             self._due_s, self._n_rung = time.monotonic() + self.args.pause, COUNTED_S + 1
 
-    def line(self) -> str:
-        """The state in one line."""
+    def line(self, n_cells: int = 1000) -> str:
+        """The state in one line. Where it is longer than that many cells, what matters least is shortened first: state
+        and count are seen on every terminal."""
         wanted = f"/{self.args.episodes}" if self.args.episodes is not None else ""
-        count = f"{self._n_there + self.n_kept}{wanted} kept"
-        if self.n_discarded:
-            count += f", {self.n_discarded} discarded"
+        kept = f"{self._n_there + self.n_kept}{wanted} kept"
+        count = Part(f"{kept}, {self.n_discarded} discarded" if self.n_discarded else kept, kept)
+        driver, leave, rows = Part("", ""), Part("", ""), Part("", "")
         if self._takeover is not None:
-            count = f"{'YOU drive' if self.node.is_led else 'policy drives'} | {count}"
-        if not self.is_recording:
-            return f"{self._waiting()} | {count} | {self._tasks[0] or 'no task'}"
+            driver = Part("YOU drive" if self.node.is_led else "policy drives", "")
+        state, task = self._waiting(), Part(self._tasks[0] or "no task", "")
         recording = self.node.recording
-        assert recording is not None
-        seconds = recording.writer.n_open_frames / (self.node.fps or 1.0)
-        length = f" of {clock(self.args.seconds)}" if self.args.seconds else ""
-        word = "PAUSED" if recording.is_paused else "REC"
-        word = f"LEAVE? q discards, k keeps | {word}" if self._is_leaving else word
-        gone = left_out(recording.counters, self._before)
-        rows = f"{recording.writer.n_open_frames} rows" + (f" ({gone})" if gone else "")
-        return f"{word} {clock(seconds)}{length} | {rows} | {count} | {recording.label or 'no task'}"
+        if self.is_recording and recording is not None:
+            state, task = self._under_way(recording), Part(recording.label or "no task", "")
+            gone = left_out(recording.counters, self._before)
+            rows = Part(f"{recording.writer.n_open_frames} rows" + (f" ({gone})" if gone else ""), "")
+            leave = Part("LEAVE? q discards, k keeps", "LEAVE? q, k") if self._is_leaving else leave
+        return joined(
+            [leave, state, rows, driver, count, task], [task, rows, count, state, leave, driver], n_cells
+        )
 
-    def _waiting(self) -> str:
+    def _under_way(self, recording: Recording) -> Part:
+        seconds = recording.writer.n_open_frames / (self.node.fps or 1.0)
+        word = f"{'PAUSED' if recording.is_paused else 'REC'} {clock(seconds)}"
+        return Part(f"{word} of {clock(self.args.seconds)}" if self.args.seconds else word, word)
+
+    def _waiting(self) -> Part:
         if not self.args.seconds:
-            return "reset: r records"
+            return Part("reset: r records", "r records")
         if self._is_held:
-            return "reset: held, p goes on"
-        return f"reset: {max(0.0, self._due_s - time.monotonic()):.0f} s"
+            return Part("reset: held, p goes on", "held")
+        seconds = f"{max(0.0, self._due_s - time.monotonic()):.0f} s"
+        if self._refusal:
+            return Part(f"refused, again in {seconds}", f"refused, {seconds}")
+        return Part(f"reset: {seconds}", f"reset: {seconds}")
 
     # -- keys ---------------------------------------------------------------------------------------------
 
-    def _obey(self, word: str) -> None:
+    def _obey(self, word: str, is_by_clock: bool = False) -> None:
+        before, self._refusal = self._refusal, ""
         try:
             self._do(word)
         except UsageError as error:
-            self._screen.say(f"! {error}")
+            self._refuse(str(error), before, is_by_clock)
         except (EdgeVLAError, OSError) as error:
             if word == "keep":
                 raise _lost(error) from error
             if isinstance(error, DatasetError | OSError):
                 raise  # the dataset cannot be written: nothing more to do here
-            self._screen.say(f"! {error}")
+            self._refuse(str(error), before, is_by_clock)
+
+    def _refuse(self, why: str, before: str, is_by_clock: bool) -> None:
+        """The clock tries again and again; that the answer is the same is no news. before: its last refusal."""
+        self._refusal = why if is_by_clock else ""
+        if why != before or not is_by_clock:
+            self._screen.say(f"! {why}")
 
     def _do(self, word: str) -> None:
         was_leaving, self._is_leaving = self._is_leaving and self.is_recording, False

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -222,6 +222,31 @@ def test_the_clock_does_not_repeat_what_was_refused_all_the_time(
     recorded.session._due_s, recorded.lives = time.monotonic(), 20
     recorded.run()
     assert recorded.said().count("! no room for an episode") == 1
+    monkeypatch.setattr("edgevla.launch.record_session.REFUSED_S", 0.0)
+    recorded.session._due_s, recorded.lives = time.monotonic(), 20
+    recorded.run()
+    assert recorded.said().count("! no room for an episode") == 0, "it is the same as before"
+    assert recorded.session.line().startswith("refused, again in 0 s | 0 kept")
+    recorded.session._obey("record")
+    recorded.session._obey("record")
+    assert recorded.said().count("! no room for an episode") == 2, "a key is answered each time"
+
+
+def test_count_state_and_driver_are_seen_on_a_narrow_terminal(recorded: Recorded) -> None:
+    session, args = recorded.session, recorded.session.args
+    args.episodes, args.seconds, session.n_kept, session.n_discarded = 50, 20.0, 12, 3
+    session._takeover = cast("Any", object())
+    session._obey("record")
+    recorded.rows(12)
+    assert session.line() == ("REC 0:01 of 0:20 | 12 rows | policy drives | 12/50 kept, 3 discarded | wave")
+    assert session.line(39) == "REC 0:01 | policy drives | 12/50 kept"
+    session._is_leaving = True
+    assert session.line(39) == "LEAVE? q, k | REC 0:01 | 12/50 kept"
+    assert session.line(70) == "LEAVE? q discards, k keeps | REC 0:01 | policy drives | 12/50 kept"
+    session._is_leaving = False
+    session._obey("discard")
+    session._is_held = True
+    assert session.line(39) == "held | policy drives | 12/50 kept"
 
 
 def test_the_line_fits_the_terminal_in_whatever_script_the_task_is() -> None:
