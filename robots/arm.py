@@ -24,7 +24,7 @@ from .bus.adapters import set_latency_timer
 from .bus.port import Port
 from .bus.reads import BlockRead, finish
 from .bus.servo_bus import ServoBus, cable_hint
-from .calibration import Calibration, adopted
+from .calibration import Calibration, adopted, refuse_other_kind
 from .health import ServoCondition
 from .profile import Profile
 from .rescue import Rescue
@@ -153,7 +153,9 @@ class Robot:
         lines = self.buses
         if self.profile.is_calibrated_by_file:
             if self.calibration is None:
-                self.calibration = adopted(self.profile, handshake.held_calibration(lines, self.profile))
+                held = handshake.held_calibration(lines, self.profile)
+                refuse_other_kind(self.profile, held, handshake.port_names(lines))
+                self.calibration = adopted(self.profile, held)
             else:
                 handshake.check_calibration(lines, self.profile, self.calibration)
         for line in self._lines:

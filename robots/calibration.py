@@ -6,6 +6,7 @@ angle is wrong by the difference, so a difference stops the arm before it moves.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from .profile import Bus, Joint, Profile
 MAX_OFFSET = 2047
 LAST_TICK = 4095
 REGISTER_OF = {"homing_offset": "homing_offset", "range_min": "min_position", "range_max": "max_position"}
+KIND_FOLDERS = {"follower": "robots", "leader": "teleoperators"}
 LEAST_RANGE = 100
 CENTRE_TICK, TURN = 2048, 4096
 REACH_TOLERANCE = 0.005
@@ -63,7 +65,7 @@ def folders() -> list[Path]:
 
 def candidates(profile: Profile, bus: Bus, calibration_id: str | None) -> list[Path]:
     """All files that could calibrate this bus, newest naming first. Without an id LeRobot wrote `None.json`."""
-    kind = "robots" if profile.kind == "follower" else "teleoperators"
+    kind = KIND_FOLDERS[profile.kind]
     name = f"{calibration_id}{bus.calibration_suffix}.json"
     return [root / kind / t / name for root in folders() for t in profile.lerobot_types]
 
@@ -277,6 +279,41 @@ def differences(calibration: Calibration, held: Mapping[str, Mapping[str, int]])
             if wanted != found:
                 lines.append(f"{name}: {key} is {wanted} in the file, {found} in the servo")
     return lines
+
+
+def refuse_other_kind(profile: Profile, held: Mapping[str, Mapping[str, int]], port: str) -> None:
+    """held: as `differences`. port: where the arm is, for the sentence.
+
+    Raises:
+        CalibrationError: a leader arm stands where a follower should, or the other way round: its servos hold, to the
+            tick, what the calibration file of one says, and that of no arm of the kind that was asked for.
+    """
+    other = "leader" if profile.kind == "follower" else "follower"
+    path = _file_of(profile, KIND_FOLDERS[other], held)
+    if path is not None and _file_of(profile, KIND_FOLDERS[profile.kind], held) is None:
+        raise CalibrationError(
+            f"{profile.name} on {port}: this arm is a {other}, its servos hold what {path} says. Were the two ports "
+            "exchanged? Give --port the follower's, --leader-port the leader's. The arm was not moved"
+        )
+
+
+def _file_of(profile: Profile, folder: str, held: Mapping[str, Mapping[str, int]]) -> Path | None:
+    """A calibration below `folder` that says of one bus what its servos hold."""
+    for bus in profile.buses:
+        prefix = f"{bus.name}_" if bus.calibration_suffix else ""
+        wanted = {
+            motor.name.removeprefix(prefix): [held[motor.name][name] for name in REGISTER_OF.values()]
+            for motor in bus.motors
+        }
+        for path in (path for root in folders() for path in sorted((root / folder).glob("*/*.json"))):
+            with contextlib.suppress(
+                CalibrationError
+            ):  # another robot's, or damaged: it says nothing of this arm
+                entries = read_file(path)
+                said = {name: [getattr(entry, key) for key in REGISTER_OF] for name, entry in entries.items()}
+                if said == wanted:
+                    return path
+    return None
 
 
 def adopted(profile: Profile, held: Mapping[str, Mapping[str, int]]) -> Calibration:

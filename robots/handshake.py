@@ -14,7 +14,7 @@ from .bus.reads import finish
 from .bus.registers import Block
 from .bus.report import SHARED, what_it_says
 from .bus.servo_bus import ServoBus, cable_hint
-from .calibration import REGISTER_OF, Calibration, differences
+from .calibration import REGISTER_OF, Calibration, differences, refuse_other_kind
 from .profile import Bus, Limits, Motor, Profile
 from .rescue import Rescue, full_torque, unconfirmed
 
@@ -138,13 +138,18 @@ def check_calibration(lines: Mapping[str, ServoBus], profile: Profile, calibrati
     """Raises CalibrationError with every register in which file and servos differ."""
     held = held_calibration(lines, profile, calibration)
     if lines_differ := differences(calibration, held):
-        port = ", ".join(line.port.name for line in lines.values())
+        port = port_names(lines)
+        refuse_other_kind(profile, held, port)
         raise CalibrationError(
             f"{profile.name} on {port}: calibration {calibration.source} differs from what the servos hold: "
             + "; ".join(lines_differ)
             + f". The arm was not moved. If the file is right: edgevla calibrate --robot {profile.name} --write; "
             "if the servos are: --adopt (with the arm's --id, where it has one)"
         )
+
+
+def port_names(lines: Mapping[str, ServoBus]) -> str:
+    return ", ".join(line.port.name for line in lines.values())
 
 
 def held_calibration(

@@ -33,6 +33,14 @@ from .rollout import held_actions
 BUDGET_NS = 12 * NS_PER_MS
 STALE_US = 100_000
 WARM_UPS = 20
+STILL_NS, MOVED_SHARE = 5 * NS_PER_S, 0.01
+"""A leader that nobody has moved by this share of a joint's range, so long after it was asked first."""
+
+
+STILL = (
+    f"the leader has not moved in its first {STILL_NS // NS_PER_S} s. If the arm in your hands is stiff, it has the "
+    "follower's torque: stop, and exchange --port and --leader-port"
+)
 
 
 def check_pair(leader: Profile, follower: Profile) -> None:
@@ -69,6 +77,12 @@ class LeaderNode(StandIn):
         super().__init__(ctx, folder, session, "the leader", node)
         self._leader, self._fps, self._name = leader, fps, f"leader {leader.profile.name}"
         self._told_ns = 0
+        low, high = leader.limits()
+        self._least_move = MOVED_SHARE * np.abs(high - low)
+        self._first: tuple[int, np.ndarray] | None = None
+        """When it was asked first, and its pose then."""
+        self._is_looked_at = False
+        """Whether it has moved, or it was said that it has not."""
 
     def warm_up(self) -> None:
         """Measures how long a reading takes, then is ready."""
@@ -90,10 +104,25 @@ class LeaderNode(StandIn):
             self.counters["leader_stale"] += 1
             self._tell(f"the leader has not been read for {age_us / 1000:.0f} ms; the follower holds")
             return
-        actions = np.tile(self._leader.present_goal().astype(np.float32), (held_actions(self._fps), 1))
+        pose = self._leader.present_goal().astype(np.float32)
+        self._look_for_a_hand(pose, begun)
+        actions = np.tile(pose, (held_actions(self._fps), 1))
         timing = replace(NO_TIME, encode=time.monotonic_ns() - begun)
         age_ns = age_us * 1000
         self.send_chunk(request, actions, self._name, self._fps, state_age_ns=age_ns, timing_ns=timing)
+
+    def _look_for_a_hand(self, pose: np.ndarray, now_ns: int) -> None:
+        """Whether it has moved at all; what a person should hear where it has not: then it may be the wrong arm."""
+        if self._is_looked_at:
+            return
+        if self._first is None:
+            self._first = now_ns, pose
+        since_ns, first = self._first
+        is_moved = bool((np.abs(pose - first) > self._least_move).any())
+        if is_moved or now_ns - since_ns > STILL_NS:
+            self._is_looked_at = True
+            if not is_moved:
+                self.publisher.event("warning", "leader_still", STILL)
 
     def _tell(self, text: str) -> None:
         now = time.monotonic_ns()

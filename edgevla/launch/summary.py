@@ -59,8 +59,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
         lines.append(f"  {'lost or refused':<16} " + ", ".join(f"{k} {v}" for k, v in s["losses"].items()))
     if s["clipped_share"] > RED_LINE and shadow:
         lines.append(
-            f"safety would have changed {s['clipped_share']:.1%} of the policy's goals. Where the arm is not carried "
-            "along, every chunk begins where it stands, which is a jump back"
+            f"safety would have changed {s['clipped_share']:.1%} of the policy's goals. Where the arm does not go as "
+            "the policy wants, every chunk begins where it stands, which is a jump back"
         )
     elif s["clipped_share"] > RED_LINE:
         wanted = f"the {driver} wanted" if s["inferences"] else "it was told"

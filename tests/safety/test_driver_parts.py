@@ -26,11 +26,12 @@ class Bench:
         self.line = self.lines[0]
         names = (
             "energised", "let_down", "pulse_ms", "check_motors", "held_calibration", "check_calibration", "check_health",
-            "configure", "align_shadows", "probe_joined", "weaker", "others_on",
+            "configure", "align_shadows", "probe_joined", "weaker", "others_on", "port_names",
         )  # fmt: skip
         steps = {name: self.step(name) for name in names}
         monkeypatch.setattr(module, "handshake", SimpleNamespace(SLOW_ADAPTER_MS=3.0, **steps))
         monkeypatch.setattr(module, "adopted", self.step("adopted"))
+        monkeypatch.setattr(module, "refuse_other_kind", self.step("refuse_other_kind"))
         monkeypatch.setattr(module, "set_latency_timer", lambda name: None)
         monkeypatch.setattr(module, "finish", lambda reads, clock: self.clock.advance(MS))
         for line in self.lines:
@@ -87,7 +88,8 @@ def test_without_a_file_what_the_servos_hold_is_taken(bench):
     made = bench(adopted=held)
     made.robot.calibration = None
     made.robot.connect()
-    assert "held_calibration" in made.order
+    at = made.order.index("held_calibration")
+    assert made.order[at : at + 4] == ["held_calibration", "port_names", "refuse_other_kind", "adopted"]
     assert made.robot.calibration is held
     made = bench(TWO)
     made.robot.connect()
