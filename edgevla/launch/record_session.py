@@ -68,7 +68,7 @@ class RecordSession:
         self._is_held = False
         self._n_rung = COUNTED_S + 1
         self._refusal = ""
-        """Why the clock could not begin an episode; empty: it could, or somebody has pressed a key since."""
+        """Why no episode could be begun when it was tried last; empty: it could."""
         self._tasks = [args.task or "", *args.next_task]
         self._before: Mapping[str, int] = {}
         self._must_quit = self._is_leaving = False
@@ -203,23 +203,23 @@ class RecordSession:
     # -- keys ---------------------------------------------------------------------------------------------
 
     def _obey(self, word: str, is_by_clock: bool = False) -> None:
-        before, self._refusal = self._refusal, ""
         try:
             self._do(word)
         except UsageError as error:
-            self._refuse(str(error), before, is_by_clock)
+            self._refuse(word, str(error), is_by_clock)
         except (EdgeVLAError, OSError) as error:
             if word == "keep":
                 raise _lost(error) from error
             if isinstance(error, DatasetError | OSError):
                 raise  # the dataset cannot be written: nothing more to do here
-            self._refuse(str(error), before, is_by_clock)
+            self._refuse(word, str(error), is_by_clock)
 
-    def _refuse(self, why: str, before: str, is_by_clock: bool) -> None:
-        """The clock tries again and again; that the answer is the same is no news. before: its last refusal."""
-        self._refusal = why if is_by_clock else ""
-        if why != before or not is_by_clock:
+    def _refuse(self, word: str, why: str, is_by_clock: bool) -> None:
+        """A key is answered each time. The clock tries again and again, and the same answer is no news."""
+        if why != self._refusal or not is_by_clock:
             self._screen.say(f"! {why}")
+        if word in ("record", "again") and not self.is_recording:
+            self._refusal = why
 
     def _do(self, word: str) -> None:
         was_leaving, self._is_leaving = self._is_leaving and self.is_recording, False
@@ -238,6 +238,7 @@ class RecordSession:
             if word == "again" and self.is_recording:
                 self._end_episode("discard")
             self._screen.say(self.node.obey("record"))
+            self._refusal = ""
             assert self.node.recording is not None
             self._before = Counter(self.node.recording.counters)
             self._screen.ring()

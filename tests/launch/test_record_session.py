@@ -230,6 +230,10 @@ def test_the_clock_does_not_repeat_what_was_refused_all_the_time(
     recorded.session._obey("record")
     recorded.session._obey("record")
     assert recorded.said().count("! no room for an episode") == 2, "a key is answered each time"
+    recorded.session._obey("keep")
+    recorded.session._due_s, recorded.lives = time.monotonic(), 20
+    recorded.run()
+    assert recorded.said().count("! no room for an episode") == 0, "and the clock still has no news"
 
 
 def test_count_state_and_driver_are_seen_on_a_narrow_terminal(recorded: Recorded) -> None:
