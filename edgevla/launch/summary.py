@@ -44,7 +44,8 @@ def describe_summary(s: Mapping[str, Any]) -> str:
     ]
     if shadow := s.get("shadow"):
         by_whom = "a leader arm moved it" if s["led_share"] else "nothing was sent to the arm"
-        lines[0] = f"SHADOW, {by_whom}: {lines[0]}"
+        n_stops = len(s["emergency_stops"])
+        lines[n_stops] = f"SHADOW, {by_whom}: {lines[n_stops]}"
         lines += words(shadow)
     if s.get("takeovers"):
         lines.append(f"  {'led by hand':<16} {s['takeovers']} times, {s['led_share']:.1%} of the time")

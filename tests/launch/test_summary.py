@@ -1,5 +1,7 @@
 """The summary's words: emergency stops first, what safety changed by joint and limit."""
 
+import pytest
+
 from edgevla.board import Board
 from edgevla.descriptions import AboutJoint, AboutRobot
 from edgevla.launch.deployment import TRAINED_SPEED_MARGIN, speed_caps
@@ -123,6 +125,19 @@ def test_emergency_stops_come_first():
     assert words.startswith(
         "EMERGENCY STOP at 2.0 s: the arm was frozen, and the stop was latched until the end\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("n_led", "by_whom"), [(0, "nothing was sent to the arm"), (1000, "a leader arm moved it")]
+)
+def test_a_shadow_s_summary_says_who_moved_the_arm_after_the_stops(n_led, by_whom):
+    shadow = {"pan": {"rms": 1.0, "p95": 2.0, "unit": "deg"}}
+    stop = {"words": "at 2.0 s"}
+    made = {**summary(ticks_clipped=60, ticks_led=n_led), "shadow": shadow, "emergency_stops": [stop]}
+    first, second, *more = describe_summary(made).splitlines()
+    assert first == "EMERGENCY STOP at 2.0 s"
+    assert second.startswith(f"SHADOW, {by_whom}: ran ")
+    assert "safety would have changed 6.0% of the policy's goals" in more[-1]
 
 
 def test_the_machine_s_health_is_told_with_what_it_does_not_tell_left_out():
