@@ -85,18 +85,18 @@ def _cells(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
+class LinePart:
     """Of the line at the bottom. short: what is left of it where all is too long; empty: nothing."""
 
     text: str
     short: str
 
 
-def joined(parts: Sequence[Part], shortened: Sequence[Part], n_cells: int) -> str:
+def joined(parts: Sequence[LinePart], shortened: Sequence[LinePart], n_cells: int) -> str:
     """All parts in one line, those without a text left out. shortened: which of them give way to the others, the first
     first, as long as the line is longer than `n_cells`."""
 
-    def line(short: Sequence[Part]) -> str:
+    def line(short: Sequence[LinePart]) -> str:
         texts = [part.short if any(part is one for one in short) else part.text for part in parts]
         return " | ".join(filter(None, texts))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgevla.arguments import SetTask
 from edgevla.errors import DatasetError, EdgeVLAError, UsageError
-from edgevla.launch.record_screen import Part, RecordScreen, clock, joined, left_out
+from edgevla.launch.record_screen import LinePart, RecordScreen, clock, joined, left_out
 
 if TYPE_CHECKING:
     from edgevla.launch.takeover import Takeover
@@ -170,35 +170,35 @@ class RecordSession:
         and count are seen on every terminal."""
         wanted = f"/{self.args.episodes}" if self.args.episodes is not None else ""
         kept = f"{self._n_there + self.n_kept}{wanted} kept"
-        count = Part(f"{kept}, {self.n_discarded} discarded" if self.n_discarded else kept, kept)
-        driver, leave, rows = Part("", ""), Part("", ""), Part("", "")
+        count = LinePart(f"{kept}, {self.n_discarded} discarded" if self.n_discarded else kept, kept)
+        driver, leave, rows = LinePart("", ""), LinePart("", ""), LinePart("", "")
         if self._takeover is not None:
-            driver = Part("YOU drive" if self.node.is_led else "policy drives", "")
-        state, task = self._waiting(), Part(self._tasks[0] or "no task", "")
+            driver = LinePart("YOU drive" if self.node.is_led else "policy drives", "")
+        state, task = self._waiting(), LinePart(self._tasks[0] or "no task", "")
         recording = self.node.recording
         if self.is_recording and recording is not None:
-            state, task = self._under_way(recording), Part(recording.label or "no task", "")
+            state, task = self._under_way(recording), LinePart(recording.label or "no task", "")
             gone = left_out(recording.counters, self._before)
-            rows = Part(f"{recording.writer.n_open_frames} rows" + (f" ({gone})" if gone else ""), "")
-            leave = Part("LEAVE? q discards, k keeps", "LEAVE? q, k") if self._is_leaving else leave
+            rows = LinePart(f"{recording.writer.n_open_frames} rows" + (f" ({gone})" if gone else ""), "")
+            leave = LinePart("LEAVE? q discards, k keeps", "LEAVE? q, k") if self._is_leaving else leave
         return joined(
             [leave, state, rows, driver, count, task], [task, rows, count, state, leave, driver], n_cells
         )
 
-    def _under_way(self, recording: Recording) -> Part:
+    def _under_way(self, recording: Recording) -> LinePart:
         seconds = recording.writer.n_open_frames / (self.node.fps or 1.0)
         word = f"{'PAUSED' if recording.is_paused else 'REC'} {clock(seconds)}"
-        return Part(f"{word} of {clock(self.args.seconds)}" if self.args.seconds else word, word)
+        return LinePart(f"{word} of {clock(self.args.seconds)}" if self.args.seconds else word, word)
 
-    def _waiting(self) -> Part:
+    def _waiting(self) -> LinePart:
         if not self.args.seconds:
-            return Part("reset: r records", "r records")
+            return LinePart("reset: r records", "r records")
         if self._is_held:
-            return Part("reset: held, p goes on", "held")
+            return LinePart("reset: held, p goes on", "held")
         seconds = f"{max(0.0, self._due_s - time.monotonic()):.0f} s"
         if self._refusal:
-            return Part(f"refused, again in {seconds}", f"refused, {seconds}")
-        return Part(f"reset: {seconds}", f"reset: {seconds}")
+            return LinePart(f"refused, again in {seconds}", f"refused, {seconds}")
+        return LinePart(f"reset: {seconds}", f"reset: {seconds}")
 
     # -- keys ---------------------------------------------------------------------------------------------
 
