@@ -338,7 +338,9 @@ def test_leaving_a_terminal_that_takes_nothing_ends_the_deployment_all_the_same(
     watcher = watch_as_deploy(robot)
     termios.tcflow(watcher.slave, termios.TCOOFF)
     watcher.write("q")
-    (monitor,) = [p for p in psutil.Process(watcher.process.pid).children(recursive=True) if "monitor" in p.cmdline()]
+    (monitor,) = [
+        p for p in psutil.Process(watcher.process.pid).children(recursive=True) if "monitor" in p.cmdline()
+    ]
     psutil.wait_procs([monitor], timeout=30)
     assert not monitor.is_running() or monitor.status() == psutil.STATUS_ZOMBIE
     termios.tcflow(watcher.slave, termios.TCOON)
