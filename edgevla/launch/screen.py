@@ -5,13 +5,17 @@ Without a terminal (a pipe, a unit's journal) the same lines come as they happen
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections import deque
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgevla.errors import UsageError
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 MARKS = {"warning": "! ", "error": "!! ", "stop": "!! ", "info": "", "log": ""}
 LINES_KEPT = 500
 MONITOR_ENDS_S = 3.0
+PATIENCE_S = 0.5
 QUIET = (
     "".join(f"\x1b[?{mode}l" for mode in (1000, 1002, 1003, 1006, 1015, 1004, 2004, 2026, 2048))
     + "\x1b[?7h\x1b[?25h\x1b[0m"
@@ -67,14 +72,52 @@ class Screen:
 def write(stream: TextIO | None, line: str, end: str = "\n") -> None:
     """Past the stream's buffer: Ctrl-C's sentence may come while another is being written, and a buffer refuses that.
 
-    Nothing is raised when the terminal has gone: the arm still has to be brought to rest.
+    Nothing is raised when the terminal has gone, and one that takes nothing (Ctrl-S, a pipe that nobody reads) is waited
+    for `PATIENCE_S` once: the arm still has to be brought to rest.
     """
     if stream is None:  # closed by whoever started us
         return
-    left = (line + end).encode(stream.encoding or "utf-8", "replace")
     with contextlib.suppress(OSError, ValueError):
-        while left:
-            left = left[os.write(stream.fileno(), left) :]
+        _outlet().write(stream.fileno(), (line + end).encode(stream.encoding or "utf-8", "replace"))
+
+
+class _Outlet:
+    """Writes lines in a thread of its own, in their order. What was not taken is waited for when the process ends."""
+
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[tuple[int, bytes, threading.Event]] = SimpleQueue()
+        self._is_stuck = False
+        threading.Thread(target=self._run, daemon=True, name="screen").start()
+        atexit.register(self._await_all)
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        """Returns once it is written, or at once where what came before has not been taken yet. A signal's handler
+        may come between any two lines: it waits for an event of its own."""
+        if self._is_stuck and self._lines.qsize() >= LINES_KEPT:
+            return  # it is in the log
+        is_written = threading.Event()
+        self._lines.put((descriptor, data, is_written))
+        if not self._is_stuck:
+            self._is_stuck = not is_written.wait(PATIENCE_S)
+
+    def _run(self) -> None:
+        while True:
+            descriptor, left, is_written = self._lines.get()
+            with contextlib.suppress(OSError):
+                while left:
+                    left = left[os.write(descriptor, left) :]
+            is_written.set()
+            self._is_stuck = not self._lines.empty()
+
+    def _await_all(self) -> None:
+        is_written = threading.Event()
+        self._lines.put((-1, b"", is_written))
+        is_written.wait()
+
+
+@functools.cache
+def _outlet() -> _Outlet:
+    return _Outlet()
 
 
 class MonitorWindow(contextlib.AbstractContextManager[None]):

@@ -169,8 +169,10 @@ class MonitorApp(KeyboardApp):
             self.leave(
                 "the deployment's supervisor has died; the arm is held, parked and released by itself", 1
             )
-        self._show(now)
-        self._turn += 1
+        self.graphics.look()
+        if self.graphics.keeps_up:
+            self._show(now)
+            self._turn += 1
 
     def _is_due(self, what: str, phase: int = 0) -> bool:
         return (self._turn + phase) % TURNS.get(what, 1) == 0

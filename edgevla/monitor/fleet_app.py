@@ -77,7 +77,9 @@ class FleetApp(KeyboardApp):
         row = self._index
         self.fleet.look(time.monotonic_ns())
         self._stay(row)
-        self._show()
+        self.graphics.look()
+        if self.graphics.keeps_up:
+            self._show()
 
     def _stay(self, row: int) -> None:
         """Where the chosen line has gone, what stands in its place is chosen: its robot, if that runs again."""

@@ -151,7 +151,7 @@ class Graphics:
             write(self.answers.ask(time.monotonic()))
 
     def look(self) -> None:
-        """Before pictures are drawn. A line that is too slow for them gets fewer: whoever waits for it obeys no key."""
+        """Before anything is drawn: a line that is too slow for all of it gets fewer screens, not late ones."""
         self.keeps_up = not self._is_behind()
 
     def forget(self) -> None:

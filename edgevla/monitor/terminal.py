@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import functools
 import os
+import queue
 import select
 import signal
 import sys
 import termios
+import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 PATIENCE_S = 0.1
 SOON_S = 0.02
 """After a key another look is taken soon: a lone Escape shows itself by what does not follow."""
+
+
+LEAVING_S = 1.0
+"""So long the end waits for a terminal that has not taken everything yet."""
 
 
 class TerminalClosed(Message):
@@ -53,12 +60,12 @@ class TerminalDriver(LinuxDriver):
     def __init__(self, app: Any, **options: Any) -> None:
         super().__init__(app, **options)
         self._graphics: Graphics = app.graphics
-        self._file: _Output = _Output()  # type: ignore[assignment]
+        self._file: _Output = _output()  # type: ignore[assignment]
         self._awake_s = 0.0
 
     def _get_terminal_size(self) -> tuple[int, int]:
         """What the terminal says. COLUMNS and LINES, which shells leave in the environment, know of no resizing."""
-        for descriptor in (_Output().fileno(), self.fileno):
+        for descriptor in (_stderr(), self.fileno):
             with contextlib.suppress(OSError):
                 size = os.get_terminal_size(descriptor)
                 if size.columns > 0 and size.lines > 0:
@@ -81,6 +88,10 @@ class TerminalDriver(LinuxDriver):
     def stop_application_mode(self) -> None:
         self._graphics.end()
         super().stop_application_mode()
+
+    def close(self) -> None:
+        super().close()
+        self._file.await_written(LEAVING_S)
 
     def disable_input(self) -> None:
         """As Textual does it, which throws away what was typed meanwhile."""
@@ -155,13 +166,17 @@ def _keys(descriptor: int) -> list[Key]:
 
 
 class _Output:
-    """Writes past Python's buffers; what nobody can read any more is left out.
+    """Writes past Python's buffers, in a thread of its own: a terminal that takes nothing (Ctrl-S in an outer one, a
+    line that has stalled, text that is being selected) must not hold back the keys. What nobody can read any more is
+    left out.
 
     n_asked, n_written: characters.
     """
 
     def __init__(self) -> None:
         self.n_asked = self.n_written = 0
+        self._texts: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True, name="terminal").start()
 
     @property
     def is_behind(self) -> bool:
@@ -169,16 +184,38 @@ class _Output:
         return self.n_written < self.n_asked
 
     def write(self, text: str) -> None:
-        left = text.encode(sys.__stderr__.encoding, "replace")  # type: ignore[union-attr]
-        try:
-            while left:
-                left = left[os.write(self.fileno(), left) :]
-        except OSError:
-            pass
-        self.n_written += len(text)
+        self._texts.put(text)
+
+    def await_written(self, most_s: float) -> None:
+        """All that was asked so far, or `most_s`."""
+        is_written = threading.Event()
+        self._texts.put(is_written)
+        is_written.wait(most_s)
 
     def flush(self) -> None:
         pass
 
     def fileno(self) -> int:
-        return sys.__stderr__.fileno()  # type: ignore[union-attr]
+        return _stderr()
+
+    def _run(self) -> None:
+        while True:
+            text = self._texts.get()
+            if isinstance(text, threading.Event):
+                text.set()
+                continue
+            left = text.encode(sys.__stderr__.encoding, "replace")  # type: ignore[union-attr]
+            with contextlib.suppress(OSError):
+                while left:
+                    left = left[os.write(_stderr(), left) :]
+            self.n_written += len(text)
+
+
+@functools.cache
+def _output() -> _Output:
+    """One for all screens that follow one another: what the one left unwritten comes before the next."""
+    return _Output()
+
+
+def _stderr() -> int:
+    return sys.__stderr__.fileno()  # type: ignore[union-attr]

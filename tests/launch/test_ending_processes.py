@@ -243,6 +243,22 @@ def test_without_a_terminal_lines_come_as_they_happen_and_plain(deploy):
     assert f"log: {(run.log_path / 'run.flight').resolve()}" in run.output
 
 
+def test_a_terminal_that_takes_nothing_does_not_keep_the_arm_from_its_rest(deploy):
+    """Ctrl-S is typed in every shell by mistake: it stops what is shown, and must not stop who watches the arm."""
+    run = deploy(in_terminal=True)
+    run.wait_for(RUNNING)
+    run.terminal.type("\x13")
+    os.kill(run.process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while torque(run) != OFF:
+        assert time.monotonic() < deadline, "nobody brought the arm to rest"
+        time.sleep(0.1)
+    run.terminal.type("\x11")
+    run.wait_for("asked to terminate: the arm moves to rest")
+    run.wait_for_end()
+    assert_ended(run, "rest")
+
+
 @pytest.mark.parametrize(("options", "code"), [([], 1), (["--unattended"], 75)])
 def test_a_port_that_is_not_there_yet_may_be_tried_again_by_a_unit(bundle, own_runtime, options, code):
     words = ["deploy", str(bundle), "--robot=so101", "--port=/dev/ttyNOTHERE", *options]

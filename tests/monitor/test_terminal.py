@@ -318,3 +318,29 @@ def test_a_deployment_that_runs_is_not_asked_for_without_a_terminal(tmp_path):
     )
     assert done.returncode == 2
     assert b"needs a terminal" in done.stderr
+
+
+@pytest.mark.realtime
+def test_a_terminal_that_takes_nothing_does_not_hold_back_an_emergency_stop(robot, watch):
+    """A line has stalled, an outer terminal was stopped: nothing can be drawn, and keys still come."""
+    watcher = watch(robot)
+    termios.tcflow(watcher.slave, termios.TCOOFF)
+    for _ in range(40):  # more than may wait in any queue
+        watcher.write("?")
+        time.sleep(0.1)
+    watcher.write("e")
+    robot.wait_for("emergency_stop", 5)
+    termios.tcflow(watcher.slave, termios.TCOON)
+    watcher.wait_for("EMERGENCY")
+
+
+def test_leaving_a_terminal_that_takes_nothing_ends_the_deployment_all_the_same(robot, watch_as_deploy):
+    watcher = watch_as_deploy(robot)
+    termios.tcflow(watcher.slave, termios.TCOOFF)
+    watcher.write("q")
+    (monitor,) = [
+        p for p in psutil.Process(watcher.process.pid).children(recursive=True) if "monitor" in p.cmdline()
+    ]
+    psutil.wait_procs([monitor], timeout=30)
+    assert not monitor.is_running() or monitor.status() == psutil.STATUS_ZOMBIE
+    termios.tcflow(watcher.slave, termios.TCOON)
