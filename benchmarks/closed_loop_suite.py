@@ -31,9 +31,10 @@ from closed_loop_picture import draw
 RESULTS = Path(__file__).parent / "results"
 DELAYS_MS = (0, 100, 200, 300, 500)
 DELAYS_OF = {"fp32": DELAYS_MS, "int8": (0, 200)}
+SEAM_DELAYS_MS = (0, 200, 500)
 CONTROLS = ("none", "black", "zero-state", "misaligned")
 CONTROL_DELAY_MS = 200
-BLENDS = (0, 5, 10)
+BLENDS = (0, 10)
 PICTURE = Path(__file__).parents[1] / "docs" / "closed-loop.png"
 
 
@@ -82,7 +83,7 @@ class Suite:
             more = ["--execution", _listed(study.executions), "--delay-ms", _listed(DELAYS_OF[precision])]
             self.evaluate([str(bundle), *words, *more], f"{name}-{seed}-{precision}")
         words = [str(bundles["fp32"]), *words, "--execution", "async"]
-        more = ["--blend", _listed(BLENDS), "--delay-ms", _listed(DELAYS_MS)]
+        more = ["--blend", _listed(BLENDS), "--delay-ms", _listed(SEAM_DELAYS_MS)]
         self.evaluate([*words, *more], f"{name}-{seed}-seams")
         if seed == 0:
             more = ["--delay-ms", str(CONTROL_DELAY_MS), "--control", _listed(CONTROLS)]

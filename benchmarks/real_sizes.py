@@ -32,11 +32,14 @@ MAX_ABS = {"float32": 1e-3, "bfloat16": 0.1}
 """What graphs (float32) and torch may differ by, in robot units of a spread of about 1; bfloat16 has 8 bits."""
 PREPACKED_BYTES = 4 << 30
 CAMERAS = ("observation.images.front", "observation.images.wrist")
+SIZE = (480, 640)
 
 
-def build(kind: str, folder: Path, dtype: str, other: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def build(
+    kind: str, folder: Path, dtype: str, other: Mapping[str, Any] | None = None, size: tuple[int, int] = SIZE
+) -> dict[str, Any]:
     """Published dimensions, two cameras, six joints; weights uniform and small, norms about one: values stay finite.
-    other: settings of the config in which it differs from what was published.
+    other: settings of the config in which it differs from what was published. size: of pictures, height and width.
     """
     import torch
 
@@ -44,7 +47,7 @@ def build(kind: str, folder: Path, dtype: str, other: Mapping[str, Any] | None =
     from edgevla.train.memory import without_init
 
     with without_init():
-        policy = published(kind, folder.parent, dtype, other)
+        policy = published(kind, folder.parent, dtype, other, size)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():
         bound = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.02
@@ -56,7 +59,9 @@ def build(kind: str, folder: Path, dtype: str, other: Mapping[str, Any] | None =
     return {"parameters": n, "weight_bytes": (folder / "model.safetensors").stat().st_size}
 
 
-def published(kind: str, scratch: Path, dtype: str, other: Mapping[str, Any] | None = None) -> Policy:
+def published(
+    kind: str, scratch: Path, dtype: str, other: Mapping[str, Any] | None = None, size: tuple[int, int] = SIZE
+) -> Policy:
     """The policy at its published dimensions before its weights are filled, with a byte tokenizer of its kind."""
     import numpy as np
 
@@ -72,11 +77,10 @@ def published(kind: str, scratch: Path, dtype: str, other: Mapping[str, Any] | N
     }
     write_byte_tokenizer(tokenizer, **special.get(kind, {"adds_bos": True}))
     cls = policy_class(kind)
+    features = {name: PolicyFeature("VISUAL", (3, *size)) for name in CAMERAS}
+    features["observation.state"] = PolicyFeature("STATE", (6,))
     config = cls.Config(
-        input_features={
-            **{name: PolicyFeature("VISUAL", (3, 480, 640)) for name in CAMERAS},
-            "observation.state": PolicyFeature("STATE", (6,)),
-        },
+        input_features=features,
         output_features={"action": PolicyFeature("ACTION", (6,))},
         **settings(kind, dtype),
         **(other or {}),
@@ -84,7 +88,10 @@ def published(kind: str, scratch: Path, dtype: str, other: Mapping[str, Any] | N
     config.validate()
     six = {"mean": np.zeros(6), "std": np.ones(6), "q01": -np.ones(6), "q99": np.ones(6)}
     six |= {"min": -np.ones(6), "max": np.ones(6)}
-    processors = cls.default_processors(config, {"observation.state": six, "action": six})
+    pixel = {"mean": np.full((3, 1, 1), 0.5), "std": np.full((3, 1, 1), 0.25)}
+    pixel |= {"min": np.zeros((3, 1, 1)), "max": np.ones((3, 1, 1))}
+    stats = {"observation.state": six, "action": six, **dict.fromkeys(CAMERAS, pixel)}
+    processors = cls.default_processors(config, stats)
     if kind == "groot":
         from edgevla.train.policies.groot_config import PUBLISHED_VLM
 
@@ -101,9 +108,9 @@ def settings(kind: str, dtype: str) -> dict[str, Any]:
     """Where the published checkpoint differs from the config's defaults."""
     if kind == "smolvla":
         return {"pad_language_to": "max_length"}
-    if kind == "act":
+    if kind in ("act", "diffusion"):
         return {"pretrained_backbone_weights": None}
-    if kind in ("diffusion", "groot"):
+    if kind == "groot":
         return {}
     if kind != "xvla":
         return {"dtype": dtype}

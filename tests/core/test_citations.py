@@ -23,8 +23,6 @@ FOLDERS = ("edgevla", "robots", "train", "export", "tests", "benchmarks", "examp
 KINDS = {".py", ".toml", ".md"}
 NOT_OURS = {
     "FILE.md": "what the user names, in a usage line",
-    "benchmarks/results/closed_loop_suite.md": "takes hours; whoever runs the suite writes it",
-    "benchmarks/results/flow_methods.md": "takes hours; whoever runs the comparison writes it",
     "benchmarks/results/gpu_precision.md": "needs a GPU; whoever has one writes it",
 }
 """Names that are no page of the repository, and why."""
