@@ -295,15 +295,17 @@ def test_a_stopped_and_continued_monitor_obeys_keys_again(robot, watch):
 def test_whoever_stops_it_without_a_word_gets_the_terminal_back_all_the_same(robot, watch):
     watcher = watch(robot)
     process = psutil.Process(watcher.process.pid)
-    for _ in range(2):
-        n_threads = process.num_threads()
+    counts = []
+    for _ in range(3):
         watcher.process.send_signal(signal.SIGSTOP)
         watcher.wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "it does not stop")
         n_begun = watcher.raw.count(b"\x1b[?1049h")
         watcher.process.send_signal(signal.SIGCONT)
         watcher.wait_until(lambda n=n_begun: watcher.raw.count(b"\x1b[?1049h") > n, "it does not go on")
         watcher.wait_for("shoulder_pan")
-        watcher.wait_until(lambda n=n_threads: process.num_threads() <= n, "somebody reads keys beside it")
+        if counts:  # after the first time, since what draws begins with the first screen
+            watcher.wait_until(lambda: process.num_threads() <= counts[0], "somebody reads keys beside it")
+        counts.append(process.num_threads())
     watcher.write("h")
     robot.wait_for("home")
     watcher.write("q")
