@@ -67,9 +67,9 @@ def test_requests_leave_only_at_grid_moments():
     seen = []
     ask = loop.links.ask
 
-    def spy(request, payloads, observed_ns):
+    def spy(driver, request, payloads, observed_ns):
         seen.append((request.grid_index, loop.links.tick))
-        return ask(request, payloads, observed_ns)
+        return ask(driver, request, payloads, observed_ns)
 
     loop.links.ask = spy
     loop.run(1.0)
