@@ -56,6 +56,7 @@ class Side:
     """A process that infers a chunk for each line."""
 
     def __init__(self, command: list[str]) -> None:
+        self._command = " ".join(command)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -80,7 +81,7 @@ class Side:
     def _said(self) -> str:
         assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):
-            raise SystemExit(f"it ended: {' '.join(map(str, self.process.args))}")  # type: ignore[union-attr]
+            raise SystemExit(f"it has ended; run it by hand to see why: {self._command}")
         return line
 
 
