@@ -13,6 +13,7 @@ from edgevla.execution import Sync
 from edgevla.robots.commands import Commands
 from edgevla.robots.modes import NodeState
 from edgevla.robots.profile import load_profile
+from edgevla.robots.safety import Caps, SafetyFilter
 from edgevla.robots.telling import Teller
 
 PROFILE = load_profile("so101")
@@ -29,7 +30,10 @@ class Arm:
     """A `Body` without an arm."""
 
     def __init__(self, profile=PROFILE):
-        self.profile, self.robot = profile, SimpleNamespace(max_hz=60.0, is_cut_off=False, is_shadow=False)
+        self.profile = profile
+        self.robot = SimpleNamespace(
+            max_hz=60.0, is_cut_off=False, is_shadow=False, present_goal=lambda: np.full(D, 7.0, np.float32)
+        )
         self.did = []
         self.is_torque_on = self.is_reduced = self.is_shadowing = False
         self.last_goal = np.zeros(D, np.float32)
@@ -46,6 +50,12 @@ class Arm:
 
     def follow(self, plan):
         self.did.append(f"follow {plan.fps:g}")
+
+    def filter_in_thought(self, plan):
+        assert plan.is_shadow
+        made = SafetyFilter(Caps(*(np.full(D, x, np.float32) for x in (-100.0, 100.0, 60.0, 6.0))), 1 / 60)
+        made.begin(self.robot.present_goal())
+        return made
 
     def switch_off(self):
         self.did.append("off")

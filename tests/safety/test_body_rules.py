@@ -145,6 +145,22 @@ def test_where_there_is_a_leader_arm_a_near_goal_is_gone_to_slowly_too(leader_ms
         body.approach()
 
 
+def test_a_filter_in_thought_has_the_policy_s_own_caps_and_begins_where_the_arm_is():
+    body, robot, _ = make()
+    before = body.filter
+    robot.did.clear()
+    robot.at[:] = 4.0
+    made = body.filter_in_thought(plan(trained_speed=(10.0,) * D, leader_ms=4.0))
+    assert made is not before
+    assert body.filter is before
+    assert robot.did == []
+    np.testing.assert_array_equal(made.last_goal, robot.at)
+    np.testing.assert_allclose(made.caps.speed[:K], 15.0)
+    _, bits = made.allow(made.last_goal + 0.2 * made.caps.speed)
+    assert bits[0] == Reason.RATE, "no leader's slow start"
+    assert list(body.last_goal) == [10] * D
+
+
 def test_another_plan_is_followed_from_where_the_goal_is_and_no_servo_is_told():
     body, robot, _ = make()
     body.bend(np.full(D, 10.3, np.float32), is_slow=False)

@@ -1,11 +1,14 @@
 """The table's hands, one by one: what each deed does to an arm that writes down what is done to it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from deeds_kit import START, Loop, chunk_is_there, parked
+from deeds_kit import START, D, Loop, chunk_is_there, parked
 
 from edgevla.arguments import SetTask
+from edgevla.clock import NS_PER_S
 from edgevla.execution import Async, Rtc, Sync
 from edgevla.robots.commands import COMMANDS
 from edgevla.robots.links import PARKED, RELEASED, RUNNING, STOPPING
@@ -293,6 +296,93 @@ def test_a_paused_arm_stays_paused_whoever_shall_drive():
     assert (loop.state, loop.commands.driver) == (NodeState.PAUSED, "leader")
     loop.obey("hand_back")
     assert (loop.state, loop.commands.driver) == (NodeState.PAUSED, "policy")
+
+
+# -- a policy that looks on ----------------------------------------------------------------------------------------
+
+
+def looked_on():
+    loop = Loop()
+    assert loop.obey("start", replace(START, leader_ms=40.0, is_shadow=True)) == (True, "")
+    return loop
+
+
+def test_in_a_shadow_run_with_a_leader_the_leader_drives_and_the_policy_has_a_plan_of_its_own():
+    loop = looked_on()
+    assert loop.did() == ["energise", "approach"]
+    policy, leader = loop.commands.onlooker.rollout, loop.commands.rollout
+    assert loop.commands.driver == "leader"
+    assert policy is loop.commands._policy
+    assert policy is not leader
+    assert (policy.plan.execution, leader.plan.execution) == (Sync(), Async(every=1))
+    assert (leader.plan.latency_ms, loop.commands.n_takeovers) == (40.0, 0)
+    np.testing.assert_array_equal(loop.commands.onlooker.last_goal, np.full(D, 7.0))
+
+
+def test_a_policy_that_looks_on_needs_a_leader():
+    is_accepted, reason = Loop().obey("start", replace(START, is_shadow=True))
+    assert (is_accepted, "none belongs to this deployment" in reason) == (False, True)
+
+
+def test_nobody_hands_back_to_a_policy_that_only_looks_on():
+    loop = looked_on()
+    rollout = loop.commands.rollout
+    loop.did()
+    is_accepted, reason = loop.obey("hand_back")
+    assert (is_accepted, "start without --shadow" in reason) == (False, True)
+    assert loop.obey("lead") == (True, "")
+    assert (loop.did(), loop.commands.driver, loop.commands.n_takeovers) == ([], "leader", 0)
+    assert loop.commands.rollout is rollout
+
+
+def test_task_and_execution_are_also_those_of_a_policy_that_looks_on():
+    loop = looked_on()
+    policy, leader = loop.commands.onlooker.rollout, loop.commands.rollout
+    assert loop.obey("set_task", SetTask("put it down")) == (True, "")
+    assert (policy.task, leader.task) == ("put it down", "put it down")
+    assert loop.obey("set_execution", Async(every=3)) == (True, "")
+    assert (policy.executor.execution, leader.executor.execution) == (Async(every=3), Async(every=1))
+
+
+def test_a_pause_is_one_for_a_policy_that_looks_on_too():
+    loop = looked_on()
+    for rollout in (loop.commands.onlooker.rollout, loop.commands.rollout):
+        rollout._has_flowed = True
+    loop.commands.onlooker._filter.allow(np.zeros(D, np.float32))
+    loop.commands.onlooker._filter.allow(np.zeros(D, np.float32))
+    loop.obey("pause")
+    assert loop.obey("resume") == (True, "")
+    assert not loop.commands.onlooker.rollout._has_flowed
+    assert not loop.commands.rollout._has_flowed
+    np.testing.assert_array_equal(loop.commands.onlooker.last_goal, np.full(D, 7.0))
+    assert loop.commands.onlooker.is_approaching
+
+
+def test_a_plan_without_a_shadow_ends_the_looking_on():
+    loop = looked_on()
+    loop.obey("pause")
+    assert loop.obey("start", replace(START, leader_ms=40.0)) == (True, "")
+    assert (loop.commands.onlooker, loop.commands.driver) == (None, "policy")
+
+
+@pytest.mark.parametrize("silence_s", [0.1, 5.0])
+def test_a_policy_that_was_silent_is_thought_of_from_where_the_arm_is(silence_s):
+    """Its goals are bent from one to the next; after a silence, as if the arm were led back to them."""
+    loop = looked_on()
+    onlooker, policy = loop.commands.onlooker, loop.commands.onlooker.rollout
+    policy._has_flowed, policy._starved_from_ns = True, loop.clock.now_ns()
+    onlooker._filter.allow(np.full(D, 7.0, np.float32))
+    wanted = np.full(D, 90.0, np.float32)
+    policy.executor = SimpleNamespace(
+        execution=Async(), goal_at=lambda _: SimpleNamespace(wanted=wanted, is_starved=False)
+    )
+    onlooker._filter.allow(np.full(D, 7.0, np.float32))
+    onlooker._filter.last_goal = np.full(D, 50.0, np.float32)
+    tick = SimpleNamespace(number=3, deadline_ns=loop.clock.now_ns() + round(silence_s * NS_PER_S))
+    goal, bits = onlooker.goal_at(tick, is_held=False)
+    assert goal.wanted is wanted
+    assert bits.any()
+    assert (onlooker.last_goal[0] < 20.0) == (silence_s > 2.0)
 
 
 # -- a shadow run --------------------------------------------------------------------------------------------------
