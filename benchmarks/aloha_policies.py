@@ -120,7 +120,8 @@ class Study:
     # -- what it came to --------------------------------------------------------------------------------------------
 
     def section(self, seeds: list[int]) -> str:
-        """Markdown."""
+        """Markdown; of those seeds that are through."""
+        seeds = [seed for seed in seeds if (self.evaluation(seed) / "eval_info.json").exists()]
         info = json.loads((self.demos / "meta/info.json").read_text())
         lines = [
             f"## {self.task}",
@@ -131,7 +132,7 @@ class Study:
             "| training seed | hours of one core | bare gym-aloha | through servos, bus, filter | failures |",
             "| --- | --- | --- | --- | --- |",
         ]
-        lines += [self._row(seed) for seed in seeds if (self.evaluation(seed) / "eval_info.json").exists()]
+        lines += [self._row(seed) for seed in seeds]
         lines += ["", f"Curve: success of {N_CURVE} on bare gym-aloha, places of seed {CURVE_SEED}.", ""]
         steps = sorted({int(c.name) for seed in seeds for c in self.curve(self.run(seed))})
         lines += ["| seed | " + " | ".join(map(str, steps)) + " |", "| --- |" + " --- |" * len(steps)]
