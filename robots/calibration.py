@@ -306,9 +306,8 @@ def _file_of(profile: Profile, folder: str, held: Mapping[str, Mapping[str, int]
             for motor in bus.motors
         }
         for path in (path for root in folders() for path in sorted((root / folder).glob("*/*.json"))):
-            with contextlib.suppress(
-                CalibrationError
-            ):  # another robot's, or damaged: it says nothing of this arm
+            # Another robot's file, or a damaged one, says nothing of this arm.
+            with contextlib.suppress(CalibrationError):
                 entries = read_file(path)
                 said = {name: [getattr(entry, key) for key in REGISTER_OF] for name, entry in entries.items()}
                 if said == wanted:

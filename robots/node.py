@@ -109,10 +109,9 @@ class ControlLoop:
         sent = None if self.robot.is_shadow else goal
         reading = self._exchange(sent, tick)
         findings = self._judge(sent)
-        if (
-            self._commands.onlooker is not None
-        ):  # the leader's goal was sent; what is told is what the policy wants
-            decided, bits = self._look_on(self._commands.onlooker, tick)
+        if (onlooker := self._commands.onlooker) is not None:
+            # The leader's goal was sent; what is told is what the policy wants.
+            decided, bits = self._look_on(onlooker, tick)
         self._ask(tick, reading, goal)
         self._tell(tick, reading, decided, sent, bits, findings)
 
